@@ -1,0 +1,71 @@
+//! Reads that the store answers at once: from memory, and from the page cache.
+
+use std::hint::black_box;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use sha1::{Digest, Sha1};
+use torrentfs::metainfo::{InfoHash, Lengths, PieceHashes};
+use torrentfs::store::{Cache, CacheConfig, Lookup, StoredFile, TorrentSpec, TorrentStore};
+
+const PIECE_LEN: u32 = 1 << 20;
+const PIECES: u32 = 32;
+/// What the kernel asks for at once.
+const READ: usize = 128 << 10;
+
+/// A store that has all pieces, with room in memory for `memory` bytes of them.
+fn filled(dir: &std::path::Path, memory: u64) -> (Arc<Cache>, Arc<TorrentStore>, Lengths) {
+    let content = |piece: u32| vec![piece as u8; PIECE_LEN as usize];
+    let total = u64::from(PIECE_LEN) * u64::from(PIECES);
+    let lengths = Lengths::new(total, PIECE_LEN.into()).expect("sizes of a torrent");
+    let hashes = (0..PIECES).map(|piece| Sha1::digest(content(piece)).into()).collect();
+    let config = CacheConfig { dir: dir.to_owned(), disk_limit: None, memory };
+    let cache = Cache::open(config).expect("a new directory");
+    let spec = TorrentSpec {
+        info_hash: InfoHash([1; 20]),
+        lengths,
+        files: vec![StoredFile { path: PathBuf::from("file"), offset: 0, len: total, pad: false }],
+        hashes: PieceHashes::v1(hashes),
+        verify: false,
+        progress: None,
+    };
+    let store = cache.add(spec, Box::new(|_| {})).expect("a new torrent");
+    for piece in lengths.iter() {
+        let mut buffer = cache.buffer(PIECE_LEN as usize);
+        buffer.copy_from_slice(&content(piece.get()));
+        store.put(store.verify(piece, buffer.freeze()).expect("the right bytes"));
+    }
+    store.flush();
+    (cache, store, lengths)
+}
+
+fn hits(c: &mut Criterion) {
+    let mut group = c.benchmark_group("store");
+    group.throughput(Throughput::Bytes(READ as u64));
+    for (name, memory) in [("128 KiB from memory", 64 << 20), ("128 KiB from the page cache", 0)] {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let (cache, store, lengths) = filled(dir.path(), memory);
+        let mut out = vec![0; READ];
+        let mut at = 0;
+        group.bench_function(name, |b| {
+            b.iter(|| {
+                let piece = lengths.piece_at(at).expect("within the torrent");
+                let begin = (at - lengths.offset_of(piece)) as u32;
+                assert_eq!(store.read_now(piece, begin, black_box(&mut out)), Lookup::Hit);
+                at = (at + READ as u64) % lengths.total();
+            });
+        });
+        store.close();
+        cache.close();
+    }
+    group.finish();
+}
+
+criterion_group! {
+    name = benches;
+    config = Criterion::default().warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2)).sample_size(30);
+    targets = hits
+}
+criterion_main!(benches);

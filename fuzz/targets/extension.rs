@@ -1,0 +1,11 @@
+//! A peer's extension handshake: what was understood of it reads the same once it is written.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use torrentfs::wire::ExtensionHandshake;
+
+fuzz_target!(|bytes: &[u8]| {
+    let Ok(handshake) = ExtensionHandshake::decode(bytes) else { return };
+    assert_eq!(ExtensionHandshake::decode(&handshake.encode()), Ok(handshake));
+});

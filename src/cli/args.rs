@@ -1,0 +1,497 @@
+//! The command line: what can be said and what is said by default. What a subcommand does is in its own file.
+
+use std::ffi::OsString;
+use std::fmt::Display;
+use std::path::PathBuf;
+use std::process::{ExitCode, Termination};
+use std::str::FromStr;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use clap::{ArgAction, Args, Parser, Subcommand};
+
+use super::network::{NetworkArgs, NetworkFlags};
+use super::options::{MountOptions, Options};
+
+const MIB: u64 = 1 << 20;
+/// How long a read may wait without progress.
+const READ_TIMEOUT: Duration = Duration::from_secs(120);
+/// Bytes of all cached torrents on disk.
+const CACHE_SIZE: u64 = 20 << 30;
+/// Bytes of pieces in memory.
+const MEMORY: u64 = 128 * MIB;
+/// Below, nothing sensible fits.
+const LEAST_SIZE: u64 = MIB;
+
+const AFTER_HELP: &str = "\
+Examples:
+  torrentfs demo
+  torrentfs mount film.torrent /mnt/film
+  torrentfs mount 'magnet:?xt=urn:btih:...' /mnt/film
+  torrentfs mount --on-demand --cache-size 5GiB linux.torrent ~/iso
+  torrentfs unmount /mnt/film
+
+Exit codes:
+  0  done
+  1  failed in a way not named below
+  2  the command line makes no sense
+  3  the torrent cannot be read or fetched, is malformed or is of a kind not supported
+  4  the mountpoint cannot be used, or FUSE is not available
+  5  a port or the cache directory cannot be used";
+
+const AFTER_MOUNT_HELP: &str = "\
+SIZE is a number with a unit: 512MiB, 20GiB, 500MB. RATE is a SIZE for a second.
+TIME is a number with a unit: 90s, 2min, 1h.
+
+Examples:
+  torrentfs mount film.torrent /mnt/film
+  torrentfs mount -f film.torrent /mnt/film    (Ctrl-C unmounts)
+  torrentfs mount 'magnet:?xt=urn:btih:...' /mnt/film
+  torrentfs mount https://example.org/film.torrent /mnt/film
+  torrentfs mount --on-demand --cache-size 5GiB linux.torrent ~/iso
+  torrentfs mount -o allow_other,cache_size=5GiB film.torrent /mnt/film
+  torrentfs mount --peer 192.168.1.5:51413 film.torrent /mnt/film
+
+Options of -o, separated by commas (\\, stands for a comma in a value):
+  allow_other    other users may read, too; unless root does it, this needs
+                 user_allow_other in /etc/fuse.conf
+  uid=N, gid=N   the files' owner and group, by number
+  umask=OCTAL    permissions that the files do not have
+  noexec         no file may be executed
+  ro             always so
+  Every flag above by its name, with _ or -: -o on_demand,read_timeout=5min";
+
+/// What the exit status means; the help tells users. Stable.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Exit {
+    /// Done.
+    Success = 0,
+    /// Failed in a way that has no code of its own.
+    Failure = 1,
+    /// The command line makes no sense. The parser exits with this by itself.
+    Usage = 2,
+    /// The torrent cannot be read, is malformed or is of a kind not supported.
+    Torrent = 3,
+    /// The mountpoint cannot be used, or FUSE is not available.
+    Mountpoint = 4,
+    /// A port or the cache directory cannot be used.
+    Resource = 5,
+}
+
+impl Termination for Exit {
+    fn report(self) -> ExitCode {
+        ExitCode::from(self as u8)
+    }
+}
+
+/// Mount torrents as filesystems: files can be read at once, while they are still being fetched.
+#[derive(Parser, Clone, Debug)]
+#[command(name = "torrentfs", version, after_help = AFTER_HELP, max_term_width = 110)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+
+    /// Tell more; twice: everything
+    #[arg(short, long, action = ArgAction::Count, global = true, display_order = 100, conflicts_with = "quiet")]
+    pub verbose: u8,
+
+    /// Tell only of errors
+    #[arg(short, long, global = true, display_order = 101)]
+    pub quiet: bool,
+}
+
+/// The subcommands.
+#[derive(Subcommand, Clone, Debug)]
+pub enum Command {
+    /// Show a torrent's files in a directory
+    #[command(after_help = AFTER_MOUNT_HELP, args_override_self = true)]
+    Mount(Box<MountCommand>),
+
+    /// Take a mounted torrent away again; what was fetched stays in the cache
+    #[command(visible_alias = "umount")]
+    Unmount {
+        /// Where it is mounted
+        mountpoint: PathBuf,
+    },
+
+    /// See it work: a whole swarm on this machine, with sample music and video, mounted
+    ///
+    /// Makes a sample library and a torrent of it, starts a tracker and throttled seeders on loopback, and mounts the
+    /// torrent. Nothing leaves this machine. Ctrl-C takes everything away again.
+    #[command(args_override_self = true)]
+    Demo(DemoArgs),
+}
+
+/// `torrentfs mount`, as given. [`MountArgs`] is what is meant.
+#[derive(Args, Clone, Debug)]
+pub struct MountCommand {
+    /// A .torrent file, its http(s) URL, a magnet link (in quotes), or an info hash
+    #[arg(value_name = "SOURCE")]
+    source: OsString,
+
+    /// An existing directory
+    #[arg(value_name = "MOUNTPOINT")]
+    mountpoint: PathBuf,
+
+    #[command(flatten)]
+    flags: Flags,
+
+    /// Options as mount(8) and fstab pass them; see below
+    #[arg(short = 'o', value_name = "OPTIONS", action = ArgAction::Append, value_parser = Options::from_str)]
+    options: Vec<Options>,
+}
+
+/// What can be said as a flag and as an option of `-o` alike. `None`: not said.
+#[derive(Args, Clone, Debug, Default, PartialEq)]
+pub(super) struct Flags {
+    /// Stay in the terminal instead of going to the background
+    #[arg(short, long)]
+    foreground: bool,
+
+    /// Fetch only what is read and what will be next; without it, all that fits the cache
+    #[arg(long)]
+    on_demand: bool,
+
+    /// A read that gets no data for so long fails with an I/O error; 0: waits for ever [default: 120s]
+    #[arg(long, value_name = "TIME", value_parser = patience)]
+    read_timeout: Option<Bound<Duration>>,
+
+    /// Where fetched pieces are kept [default: torrentfs in the user's cache directory]
+    #[arg(long, value_name = "DIR", help_heading = "Cache")]
+    cache_dir: Option<PathBuf>,
+
+    /// What the cache may take on disk, all torrents together, or "unlimited"; the least recently used goes first
+    /// [default: 20GiB]
+    #[arg(long, value_name = "SIZE", value_parser = cache_size, help_heading = "Cache")]
+    cache_size: Option<Bound<u64>>,
+
+    /// What pieces kept in memory may take [default: 128MiB]
+    #[arg(long, value_name = "SIZE", value_parser = memory, help_heading = "Cache")]
+    memory: Option<u64>,
+
+    /// Check the hash of every piece found in the cache before it is used
+    #[arg(long, help_heading = "Cache")]
+    verify: bool,
+
+    #[command(flatten)]
+    network: NetworkFlags,
+}
+
+impl Flags {
+    /// These, and what they leave open from `under`.
+    pub(super) fn over(self, under: Self) -> Self {
+        Self {
+            foreground: self.foreground || under.foreground,
+            on_demand: self.on_demand || under.on_demand,
+            read_timeout: self.read_timeout.or(under.read_timeout),
+            cache_dir: self.cache_dir.or(under.cache_dir),
+            cache_size: self.cache_size.or(under.cache_size),
+            memory: self.memory.or(under.memory),
+            verify: self.verify || under.verify,
+            network: self.network.over(under.network),
+        }
+    }
+}
+
+/// What `torrentfs mount` is to do: flags and `-o` in one, defaults filled in.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MountArgs {
+    /// A `.torrent` file, a URL, a magnet link or an info hash; not yet looked at.
+    pub source: OsString,
+    /// Where to mount.
+    pub mountpoint: PathBuf,
+    /// Do not become a daemon.
+    pub foreground: bool,
+    /// No background filling.
+    pub on_demand: bool,
+    /// How long a read may wait without progress; `None`: for ever.
+    pub read_timeout: Option<Duration>,
+    /// `None`: the user's cache directory.
+    pub cache_dir: Option<PathBuf>,
+    /// Bytes on disk, all torrents together; `None`: unlimited.
+    pub cache_size: Option<u64>,
+    /// Bytes of pieces in memory.
+    pub memory: u64,
+    /// Check every cached piece.
+    pub verify: bool,
+    /// How peers are found and reached.
+    pub network: NetworkArgs,
+    /// Permissions and owner of the files.
+    pub options: MountOptions,
+}
+
+impl From<MountCommand> for MountArgs {
+    /// Flags beat `-o`, and a later `-o` beats an earlier one.
+    fn from(command: MountCommand) -> Self {
+        let given = command.options.into_iter().reduce(|earlier, later| later.over(earlier)).unwrap_or_default();
+        let flags = command.flags.over(given.flags);
+        Self {
+            source: command.source,
+            mountpoint: command.mountpoint,
+            foreground: flags.foreground,
+            on_demand: flags.on_demand,
+            read_timeout: flags.read_timeout.map_or(Some(READ_TIMEOUT), |bound| bound.0),
+            cache_dir: flags.cache_dir,
+            cache_size: flags.cache_size.map_or(Some(CACHE_SIZE), |bound| bound.0),
+            memory: flags.memory.unwrap_or(MEMORY),
+            verify: flags.verify,
+            network: flags.network.into(),
+            options: given.mount,
+        }
+    }
+}
+
+/// `torrentfs demo`.
+#[derive(Args, Clone, Debug, PartialEq)]
+pub struct DemoArgs {
+    /// Where to mount [default: a new temporary directory]
+    pub mountpoint: Option<PathBuf>,
+
+    /// What each of the seeders gives in a second at most
+    #[arg(long, value_name = "RATE", default_value = "2MiB", value_parser = some_rate)]
+    pub rate: u64,
+
+    /// End by itself after so long [default: on Ctrl-C]
+    #[arg(long = "for", value_name = "TIME", value_parser = duration)]
+    pub time: Option<Duration>,
+
+    /// Read every file through the mount, compare it with the original, and end: 0 if all is the same, else 1
+    #[arg(long, conflicts_with = "time")]
+    pub check: bool,
+}
+
+/// A limit; `None`: there is none.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Bound<T>(pub Option<T>);
+
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    if let Ok(seconds) = text.parse() {
+        return Ok(Duration::from_secs(seconds));
+    }
+    humantime::parse_duration(text).map_err(|_| "expected a time such as 90s, 2min or 1h".to_owned())
+}
+
+pub(super) fn patience(text: &str) -> Result<Bound<Duration>, String> {
+    duration(text).map(|time| Bound(Some(time).filter(|time| !time.is_zero())))
+}
+
+fn bytes(text: &str, example: impl Display) -> Result<u64, String> {
+    text.parse::<ByteSize>().map(|size| size.as_u64()).map_err(|_| format!("expected a {example}"))
+}
+
+fn memory(text: &str) -> Result<u64, String> {
+    match bytes(text, "size such as 512MiB or 20GiB")? {
+        size @ LEAST_SIZE.. => Ok(size),
+        _ => Err("expected at least 1MiB".into()),
+    }
+}
+
+fn cache_size(text: &str) -> Result<Bound<u64>, String> {
+    match text {
+        "unlimited" => Ok(Bound(None)),
+        _ => memory(text).map(|size| Bound(Some(size))),
+    }
+}
+
+pub(super) fn rate(text: &str) -> Result<Bound<u64>, String> {
+    if text == "unlimited" {
+        return Ok(Bound(None));
+    }
+    let size = bytes(text.strip_suffix("/s").unwrap_or(text), "rate such as 500KB or 2MiB, for a second")?;
+    Ok(Bound(Some(size).filter(|size| *size > 0)))
+}
+
+fn some_rate(text: &str) -> Result<u64, String> {
+    rate(text)?.0.ok_or_else(|| "expected a rate above 0, such as 2MiB".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::network::ListenPort;
+    use super::*;
+    use clap::CommandFactory;
+    use clap::error::ErrorKind;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split(' '))
+    }
+
+    fn mount(flags: &str) -> MountArgs {
+        match parse(format!("torrentfs mount a.torrent /mnt {flags}").trim_end()) {
+            Ok(Cli { command: Command::Mount(command), .. }) => (*command).into(),
+            other => panic!("{flags}: {other:?}"),
+        }
+    }
+
+    fn fault(line: &str) -> String {
+        let error = parse(line).unwrap_err();
+        assert_eq!(error.exit_code(), Exit::Usage as i32);
+        error.to_string()
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn defaults() {
+        let expected = MountArgs {
+            source: "a.torrent".into(),
+            mountpoint: "/mnt".into(),
+            foreground: false,
+            on_demand: false,
+            read_timeout: Some(Duration::from_secs(120)),
+            cache_dir: None,
+            cache_size: Some(20 << 30),
+            memory: 128 << 20,
+            verify: false,
+            network: NetworkArgs::default(),
+            options: MountOptions::default(),
+        };
+        assert_eq!(mount(""), expected);
+        assert_eq!(mount("-o rw,nosuid"), expected);
+        let nodes = mount("--dht-bootstrap a:1 --dht-bootstrap [::1]:2").network.dht.unwrap();
+        assert_eq!(nodes, ["a:1", "[::1]:2"]);
+    }
+
+    #[test]
+    fn every_flag_has_its_meaning_and_so_has_the_option_of_its_name() {
+        let expected = MountArgs {
+            foreground: true,
+            on_demand: true,
+            read_timeout: Some(Duration::from_secs(300)),
+            cache_dir: Some("/var/c".into()),
+            cache_size: Some(1 << 30),
+            memory: 64 << 20,
+            verify: true,
+            network: NetworkArgs {
+                port: ListenPort::Exactly(0),
+                route: crate::route::Route {
+                    proxy: Some("socks5://me:secret@10.0.0.1:1080".parse().unwrap()),
+                    bind: crate::route::Bind::Address([127, 0, 0, 1].into()),
+                },
+                peers: vec![([10, 0, 0, 1], 80).into(), "[::1]:81".parse().unwrap()],
+                download_limit: Some(2 << 20),
+                upload_limit: Some(500_000),
+                upload: false,
+                seed: crate::session::SeedLimits { ratio: Some(1.5), time: Some(Duration::from_secs(3600)) },
+                dht: None,
+                lsd: false,
+                port_mapping: None,
+                utp: false,
+                encryption: crate::net::Encryption::Require,
+                blocklist: Some("/etc/blocked".into()),
+                pex: false,
+                metadata_timeout: Some(Duration::from_secs(60)),
+            },
+            ..mount("")
+        };
+        let flags = "--foreground --on-demand --read-timeout 5min --cache-dir /var/c --cache-size 1GiB --memory 64MiB \
+                     --verify --port 0 --bind 127.0.0.1 --peer 10.0.0.1:80 --peer [::1]:81 --download-limit 2MiB/s \
+                     --upload-limit 500KB --no-upload --no-dht --no-lsd --no-utp --no-port-mapping --encryption require --proxy socks5://me:secret@10.0.0.1:1080 --blocklist /etc/blocked --no-pex \
+                     --metadata-timeout 1min --seed-ratio 1.5 --seed-time 1h";
+        assert_eq!(mount(flags), expected);
+        let options = flags.replace(" --", ",").replace(' ', "=").replacen("--", "", 1);
+        assert_eq!(mount(&format!("-o {options}")), expected);
+        let options = options.replace('-', "_");
+        let (first, second) = options.split_at(options.find("verify").unwrap());
+        let halves = format!("-o {} -o {}", first.trim_end_matches(','), second);
+        assert_eq!(mount(&halves), expected);
+    }
+
+    #[test]
+    fn every_flag_can_be_an_option() {
+        let command = Cli::command();
+        let mount = command.find_subcommand("mount").unwrap();
+        for name in mount.get_arguments().filter(|arg| !arg.is_global_set()).filter_map(|arg| arg.get_long()) {
+            let known = Options::from_str(name).is_ok() || Options::from_str(name).unwrap_err().contains("value");
+            assert!(known, "{name}");
+        }
+    }
+
+    #[test]
+    fn flags_beat_options_and_later_ones_earlier_ones() {
+        let args = mount("--cache-size 2GiB -o cache_size=1GiB,memory=2MiB -o memory=3MiB,uid=5");
+        assert_eq!((args.cache_size, args.memory, args.options.uid), (Some(2 << 30), 3 << 20, Some(5)));
+        assert_eq!(mount("--memory 2MiB --memory 3MiB").memory, 3 << 20);
+        let args = mount("--peer 1.1.1.1:1 -o peer=2.2.2.2:2,peer=3.3.3.3:3");
+        assert_eq!(args.network.peers.len(), 3);
+    }
+
+    #[test]
+    fn no_limit_can_be_said() {
+        let args = mount("--cache-size unlimited --read-timeout 0 --download-limit 0 --upload-limit unlimited");
+        assert_eq!(args, MountArgs { cache_size: None, read_timeout: None, ..mount("") });
+        assert_eq!(mount("--read-timeout 90").read_timeout, Some(Duration::from_secs(90)));
+    }
+
+    #[test]
+    fn nonsense_is_refused_with_its_name_and_an_example() {
+        for (flags, part) in [
+            ("--cache-size much", "'much' for '--cache-size <SIZE>': expected a size such as 512MiB"),
+            ("--cache-size 5KiB", "at least 1MiB"),
+            ("--memory 0", "at least 1MiB"),
+            ("--read-timeout soon", "expected a time such as 90s"),
+            ("--read-timeout=-1s", "expected a time such as 90s"),
+            ("--download-limit fast", "expected a rate such as 500KB"),
+            ("--port 65536", "65536 is not in 0..=65535"),
+            ("--port x", "invalid value 'x'"),
+            ("--dht-bootstrap here", "expected HOST:PORT"),
+            ("--encryption maybe", "expected prefer, require or off"),
+            ("--proxy ftp://a", "SOCKS5"),
+            ("--seed-ratio some", "a number such as 1.5"),
+            ("--peer 1.2.3.4", "invalid socket address"),
+            ("--on-demnd", "--on-demand"),
+            ("extra", "unexpected argument 'extra'"),
+            ("-o cache_sise=1GiB", "cache_size"),
+        ] {
+            let error = fault(&format!("torrentfs mount a.torrent /mnt {flags}"));
+            assert!(error.contains(part), "{flags}: {error}");
+        }
+        assert!(fault("torrentfs mount a.torrent").contains("MOUNTPOINT"));
+        assert!(fault("torrentfs unmount").contains("MOUNTPOINT"));
+        assert!(fault("torrentfs frobnicate").contains("frobnicate"));
+        assert!(fault("torrentfs unmount -v -q /mnt").contains("--quiet"));
+    }
+
+    #[test]
+    fn other_commands() {
+        let cli = parse("torrentfs -vv umount /mnt").unwrap();
+        assert_eq!(cli.verbose, 2);
+        assert!(matches!(cli.command, Command::Unmount { mountpoint } if mountpoint.as_os_str() == "/mnt"));
+        assert!(parse("torrentfs unmount /mnt -q").unwrap().quiet);
+
+        let demo = |flags: &str| match parse(format!("torrentfs demo {flags}").trim_end()).unwrap().command {
+            Command::Demo(args) => args,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(demo(""), DemoArgs { mountpoint: None, rate: 2 << 20, time: None, check: false });
+        assert_eq!(
+            demo("/mnt --rate 1MB --for 5s"),
+            DemoArgs {
+                mountpoint: Some("/mnt".into()),
+                rate: 1_000_000,
+                time: Some(Duration::from_secs(5)),
+                check: false
+            }
+        );
+        assert!(demo("--check").check);
+        assert!(fault("torrentfs demo --check --for 5s").contains("--for"));
+        assert!(fault("torrentfs demo --rate 0").contains("above 0"));
+    }
+
+    #[test]
+    fn help_has_examples_and_the_exit_codes() {
+        let help = parse("torrentfs --help").unwrap_err();
+        assert_eq!((help.kind(), help.exit_code()), (ErrorKind::DisplayHelp, 0));
+        let help = help.to_string();
+        assert!(help.contains("torrentfs mount film.torrent /mnt/film"));
+        for exit in [Exit::Success, Exit::Failure, Exit::Usage, Exit::Torrent, Exit::Mountpoint, Exit::Resource] {
+            assert!(help.contains(&format!("\n  {}  ", exit as u8)), "{exit:?}");
+        }
+        assert!(parse("torrentfs mount --help").unwrap_err().to_string().contains("allow_other"));
+    }
+}

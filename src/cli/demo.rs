@@ -1,0 +1,302 @@
+//! `torrentfs demo`: a whole swarm on loopback, mounted through the ordinary path.
+
+use std::fs;
+use std::io::{self, IsTerminal, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use bytesize::ByteSize;
+
+use super::args::{DemoArgs, Exit, MountArgs};
+use super::log::{self, Verbosity};
+use super::network::{ListenPort, NetworkArgs};
+use super::options::MountOptions;
+use super::service::{self, Service, Signals};
+use super::source::Source;
+use super::{Failure, sample};
+use crate::metainfo::{Metainfo, NewFile, NewTorrent, hash_pieces};
+use crate::net::{self, Limits, PortChoice};
+use crate::route::{Bind, Route};
+use crate::session::{Session, SessionConfig, Torrent, TorrentOptions};
+use crate::store::{Cache, CacheConfig};
+use crate::tracker::{self, Tracker};
+
+const NAME: &str = "torrentfs-demo";
+const PIECE_LEN: u32 = 128 * 1024;
+const SEEDERS: usize = 2;
+const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+/// Shows it, or checks it and ends.
+pub(super) fn run(args: DemoArgs, verbosity: Verbosity) -> Result<(), Failure> {
+    log::to_stderr(verbosity);
+    let dir = Scratch::new().map_err(|error| failed("make a temporary directory", error))?;
+    service::runtime()?.block_on(demonstrate(&args, &dir.0))
+}
+
+async fn demonstrate(args: &DemoArgs, dir: &Path) -> Result<(), Failure> {
+    let mut signals = Signals::listen()?;
+    let stage = tokio::select! {
+        stage = Stage::set(args, dir) => stage?,
+        _ = signals.any() => return Ok(()),
+    };
+    let Stage { library, files, torrent_file, metainfo, tracker, seeders } = stage;
+    let total = metainfo.layout.lengths().total();
+
+    let mountpoint = match &args.mountpoint {
+        Some(mountpoint) => mountpoint.clone(),
+        None => dir.join("mnt"),
+    };
+    fs::create_dir_all(&mountpoint).map_err(|error| failed("make the mount point", error))?;
+    let mount_args = MountArgs {
+        source: torrent_file.into(),
+        mountpoint,
+        foreground: true,
+        on_demand: false,
+        read_timeout: Some(Duration::from_secs(60)),
+        cache_dir: Some(dir.join("cache")),
+        cache_size: None,
+        memory: 64 << 20,
+        verify: false,
+        network: NetworkArgs {
+            port: ListenPort::Exactly(0),
+            route: Route { bind: Bind::Address(LOOPBACK), ..Route::default() },
+            dht: None,
+            lsd: false,
+            port_mapping: None,
+            ..NetworkArgs::default()
+        },
+        options: MountOptions::default(),
+    };
+    let cache = service::open_cache(&mount_args)?;
+    let service = Service::start(&mount_args, Source::Torrent(Box::new(metainfo)), cache, &|| true).await?;
+    let root = service.mounted.path().join(NAME);
+    let shown = root.display();
+    println!("mounted at {shown}, {} to come", ByteSize(total));
+
+    let outcome = if args.check {
+        tokio::select! {
+            outcome = check(&service, &root, &library, &files) => outcome,
+            _ = signals.any() => Err(cut_short()),
+        }
+    } else {
+        println!("try, in another terminal:");
+        println!("  ls -lR {shown}");
+        println!("  ffplay {shown}/video/waves.y4m    (or mpv, vlc; seek as you like)");
+        println!("  cp -r {shown} /tmp/    (a copy of what is not here yet)");
+        println!("Ctrl-C ends it and takes everything away again");
+        let end = async {
+            match args.time {
+                Some(time) => tokio::time::sleep(time).await,
+                None => std::future::pending().await,
+            }
+        };
+        let ended = tokio::select! {
+            ended = service.ended() => ended,
+            _ = signals.any() => Ok(()),
+            () = end => Ok(()),
+            () = show_progress(&service.torrent, total) => Ok(()),
+        };
+        if io::stdout().is_terminal() {
+            println!();
+        }
+        ended
+    };
+    let stopped = service.stop().await;
+    for (session, torrent, cache) in seeders {
+        session.remove(&torrent).await;
+        let _ = tokio::task::spawn_blocking(move || cache.close()).await;
+    }
+    tracker.stop(Duration::from_secs(1)).await;
+    outcome.and(stopped)
+}
+
+/// What is there before the mount: the library, a torrent of it, a tracker and seeders.
+struct Stage {
+    library: PathBuf,
+    files: Vec<NewFile>,
+    torrent_file: PathBuf,
+    metainfo: Metainfo,
+    tracker: Tracker,
+    seeders: Vec<(Session, Arc<Torrent>, Arc<Cache>)>,
+}
+
+impl Stage {
+    async fn set(args: &DemoArgs, dir: &Path) -> Result<Self, Failure> {
+        println!("making a sample library: music, a clip, texts");
+        let library = dir.join("library").join(NAME);
+        let generated = library.clone();
+        let files = tokio::task::spawn_blocking(move || {
+            fs::create_dir_all(&generated)?;
+            sample::write(&generated, sample::Scale::default())
+        });
+        let files = files
+            .await
+            .map_err(io::Error::other)
+            .flatten()
+            .map_err(|error| failed("make the sample library", error))?;
+
+        let loopback = SocketAddr::new(LOOPBACK, 0);
+        let tracker = Tracker::bind(loopback, tracker::Limits::default()).await;
+        let (tracker, addr) = tracker.map_err(|error| failed("start a tracker", error))?;
+        let announce = format!("http://{addr}/announce");
+        let torrent = make_torrent(&library, &files, &announce)?;
+        let torrent_file = dir.join("demo.torrent");
+        fs::write(&torrent_file, &torrent).map_err(|error| failed("write the torrent", error))?;
+        let metainfo = Metainfo::parse(&torrent).map_err(|error| failed("read the torrent", error))?;
+        println!("tracker at {announce}; {SEEDERS} seeders of {}/s each", ByteSize(args.rate));
+
+        let mut seeders = Vec::new();
+        for n in 0..SEEDERS {
+            seeders.push(seed(&dir.join(format!("seeder-{n}")), &library, &metainfo, args.rate).await?);
+        }
+        Ok(Self { library, files, torrent_file, metainfo, tracker, seeders })
+    }
+}
+
+fn make_torrent(library: &Path, files: &[NewFile], announce: &str) -> Result<Vec<u8>, Failure> {
+    let make = || -> io::Result<Vec<u8>> {
+        let mut content: Box<dyn io::Read> = Box::new(io::empty());
+        for file in files {
+            content = Box::new(io::Read::chain(content, fs::File::open(path_of(library, file))?));
+        }
+        let (hashes, _) = hash_pieces(content, PIECE_LEN)?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let torrent = NewTorrent {
+            name: NAME.into(),
+            piece_len: PIECE_LEN,
+            files: files.to_vec(),
+            trackers: vec![vec![announce.into()]],
+            private: false,
+            creation_date: i64::try_from(now.as_secs()).ok(),
+            comment: Some("made by torrentfs demo".into()),
+            created_by: Some(concat!("torrentfs ", env!("CARGO_PKG_VERSION")).into()),
+        };
+        torrent.build(&hashes).map_err(io::Error::other)
+    };
+    make().map_err(|error| failed("make the torrent", error))
+}
+
+/// A seeder of our own engine: its cache is filled with the library before it starts, and checked.
+async fn seed(
+    dir: &Path,
+    library: &Path,
+    metainfo: &Metainfo,
+    rate: u64,
+) -> Result<(Session, Arc<Torrent>, Arc<Cache>), Failure> {
+    let data = dir.join(metainfo.info_hash.to_string()).join("data").join(NAME);
+    for file in metainfo.layout.files() {
+        // The first component is the torrent's name, the library itself.
+        let relative: PathBuf = file.path.iter().skip(1).collect();
+        let to = data.join(&relative);
+        let copied = to
+            .parent()
+            .map_or(Ok(()), fs::create_dir_all)
+            .and_then(|()| fs::copy(library.join(&relative), &to).map(drop));
+        copied.map_err(|error| failed("give a seeder the library", error))?;
+    }
+    let cache = Cache::open(CacheConfig { dir: dir.into(), disk_limit: None, memory: 1 << 20 });
+    let cache = cache.map_err(|error| Failure::new(Exit::Resource, error))?;
+    let session = Session::start(SessionConfig {
+        net: net::Config {
+            port: PortChoice::Exactly(0),
+            route: Route { bind: Bind::Address(LOOPBACK), ..Route::default() },
+            ..net::Config::default()
+        },
+        limits: Arc::new(Limits::new(0, rate)),
+        ..SessionConfig::new(cache.clone())
+    });
+    let session = session.map_err(|error| Failure::new(Exit::Resource, error))?;
+    let options = TorrentOptions { verify: true, ..TorrentOptions::default() };
+    let torrent = session.add(metainfo.clone(), options).await;
+    let torrent = torrent.map_err(|error| Failure::new(Exit::Resource, error))?;
+    Ok((session, torrent, cache))
+}
+
+/// A line that changes on a terminal, a line now and then elsewhere. Never ends.
+async fn show_progress(torrent: &Torrent, total: u64) {
+    let terminal = io::stdout().is_terminal();
+    let pieces = torrent.metainfo().layout.lengths().pieces();
+    let mut complete = false;
+    loop {
+        let stats = torrent.stats();
+        let part = f64::from(stats.have) / f64::from(pieces);
+        let line = format!(
+            "{:>3.0} % of {}, {}/s from {} peers",
+            100.0 * part,
+            ByteSize(total),
+            ByteSize(stats.down_rate),
+            stats.peers
+        );
+        if terminal {
+            print!("\r\x1b[K{line}");
+        } else if !complete {
+            println!("{line}");
+        }
+        let _ = io::stdout().flush();
+        complete = stats.have == pieces;
+        tokio::time::sleep(Duration::from_secs(if terminal { 1 } else { 5 })).await;
+    }
+}
+
+fn path_of(dir: &Path, file: &NewFile) -> PathBuf {
+    dir.join(file.path.iter().collect::<PathBuf>())
+}
+
+/// Reads every file through the mount and compares it with the original.
+async fn check(service: &Service, root: &Path, library: &Path, files: &[NewFile]) -> Result<(), Failure> {
+    let (root, library, files) = (root.to_owned(), library.to_owned(), files.to_owned());
+    let begin = Instant::now();
+    let compared = tokio::task::spawn_blocking(move || {
+        let mut bytes = 0;
+        for file in &files {
+            let (got, expected) = (fs::read(path_of(&root, file))?, fs::read(path_of(&library, file))?);
+            if got != expected {
+                return Err(io::Error::other(format!("{} differs", file.path.join("/"))));
+            }
+            bytes += got.len() as u64;
+        }
+        Ok((files.len(), bytes))
+    });
+    let compared = tokio::select! {
+        compared = compared => compared.map_err(io::Error::other).flatten(),
+        ended = service.ended() => return ended.and(Err(cut_short())),
+    };
+    let (files, bytes) = compared.map_err(|error| failed("read the mount", error))?;
+    println!(
+        "read {files} files, {} through the mount in {:.1?}: all as they were made",
+        ByteSize(bytes),
+        begin.elapsed()
+    );
+    Ok(())
+}
+
+fn cut_short() -> Failure {
+    Failure::new(Exit::Failure, "ended before everything was read")
+}
+
+fn failed(what: &str, error: impl std::fmt::Display) -> Failure {
+    Failure::new(Exit::Failure, format!("cannot {what}: {error}"))
+}
+
+/// A directory that goes with its owner.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new() -> io::Result<Self> {
+        let name = format!("torrentfs-demo-{}-{:08x}", std::process::id(), rand::random::<u32>());
+        let dir = std::env::temp_dir().join(name);
+        // `create_dir` fails on what is there already, so nobody else's directory is used or removed.
+        fs::create_dir(&dir)?;
+        Ok(Self(dir))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.0) {
+            tracing::warn!("cannot remove {}: {error}", self.0.display());
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! The command line: arguments to calls, errors to words. One file a subcommand.
+
+pub mod args;
+mod demo;
+mod log;
+mod mount;
+pub mod network;
+pub mod options;
+mod resolve;
+mod sample;
+mod service;
+mod source;
+
+use std::fmt;
+
+use clap::Parser;
+
+use crate::fs::unmount_path;
+use args::{Cli, Command, Exit};
+use log::Verbosity;
+
+/// Runs the program; what it returns is the exit status.
+pub fn run() -> Exit {
+    let cli = Cli::try_parse().unwrap_or_else(|error| refuse(&error));
+    let verbosity = Verbosity::new(cli.verbose, cli.quiet);
+    let outcome = match cli.command {
+        Command::Mount(command) => mount::run((*command).into(), verbosity),
+        Command::Unmount { mountpoint } => {
+            log::to_stderr(verbosity);
+            unmount_path(&mountpoint).map_err(|error| Failure::new(Exit::Mountpoint, error))
+        }
+        Command::Demo(args) => demo::run(args, verbosity),
+    };
+    match outcome {
+        Ok(()) => Exit::Success,
+        Err(failure) => {
+            eprintln!("torrentfs: {failure}");
+            failure.exit
+        }
+    }
+}
+
+/// Shows the parser's message and ends, as [`Cli::parse`] would. A magnet link without quotes is cut by the shell at its
+/// first `&`, and what follows is gone: then the missing mountpoint is not the fault to speak of.
+fn refuse(error: &clap::Error) -> ! {
+    let unquoted = |arg: std::ffi::OsString| arg.to_string_lossy().to_ascii_lowercase().starts_with("magnet:");
+    if error.kind() == clap::error::ErrorKind::MissingRequiredArgument && std::env::args_os().any(unquoted) {
+        eprintln!("torrentfs: the magnet link may be cut short: put it in quotes, for the shell ends it at each '&'");
+    }
+    error.exit()
+}
+
+/// Why the program fails: a line for people and a code for scripts.
+#[derive(Debug)]
+struct Failure {
+    exit: Exit,
+    message: String,
+}
+
+impl Failure {
+    fn new(exit: Exit, message: impl fmt::Display) -> Self {
+        // One line, whatever a file name or a server put into it.
+        let message = message.to_string().replace(|c: char| c.is_control(), " ");
+        Self { exit, message }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}

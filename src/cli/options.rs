@@ -1,0 +1,257 @@
+//! `-o` as mount(8) and fstab pass it: options that belong to mounting, and every flag of `mount` by its name.
+
+use std::str::FromStr;
+
+use clap::{CommandFactory, Parser};
+
+use super::args::Flags;
+
+/// Accepted and without effect here: fstab's own words, what a read-only mount without devices and set-user-id is
+/// anyway, and what asks for less than we do.
+const IGNORED: &[&str] = &[
+    "_netdev",
+    "async",
+    "atime",
+    "auto",
+    "default_permissions",
+    "defaults",
+    "dev",
+    "diratime",
+    "dirsync",
+    "exec",
+    "group",
+    "lazytime",
+    "loud",
+    "mand",
+    "noatime",
+    "noauto",
+    "nodev",
+    "nodiratime",
+    "nofail",
+    "nogroup",
+    "nolazytime",
+    "nomand",
+    "noowner",
+    "norelatime",
+    "nostrictatime",
+    "nosuid",
+    "nouser",
+    "nousers",
+    "owner",
+    "relatime",
+    "ro",
+    "rw",
+    "silent",
+    "strictatime",
+    "suid",
+    "sync",
+    "user",
+    "users",
+];
+
+/// Those with a meaning of their own; the rest are flags.
+const OWN: &[&str] = &["allow_other", "gid", "noexec", "uid", "umask"];
+
+/// What mounting itself takes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MountOptions {
+    /// Other users may read, too.
+    pub allow_other: bool,
+    /// No file may be executed.
+    pub noexec: bool,
+    /// Owner of the files; `None`: who mounts.
+    pub uid: Option<u32>,
+    /// Group of the files; `None`: that of who mounts.
+    pub gid: Option<u32>,
+    /// Permission bits that files and directories do not have.
+    pub umask: Option<u16>,
+}
+
+/// One `-o` in full.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Options {
+    pub flags: Flags,
+    pub mount: MountOptions,
+}
+
+impl Options {
+    /// These, and what they leave open from `under`.
+    pub fn over(self, under: Self) -> Self {
+        Self {
+            flags: self.flags.over(under.flags),
+            mount: MountOptions {
+                allow_other: self.mount.allow_other || under.mount.allow_other,
+                noexec: self.mount.noexec || under.mount.noexec,
+                uid: self.mount.uid.or(under.mount.uid),
+                gid: self.mount.gid.or(under.mount.gid),
+                umask: self.mount.umask.or(under.mount.umask),
+            },
+        }
+    }
+}
+
+/// The flags alone, to be read from options written as flags.
+#[derive(Parser)]
+#[command(no_binary_name = true, disable_help_flag = true, args_override_self = true)]
+struct FlagsOnly {
+    #[command(flatten)]
+    flags: Flags,
+}
+
+impl FromStr for Options {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let known = FlagsOnly::command();
+        let flags: Vec<&str> = known.get_arguments().filter_map(|arg| arg.get_long()).collect();
+        let mut mount = MountOptions::default();
+        let mut given = Vec::new();
+        for option in split(text) {
+            let (name, value) = match option.split_once('=') {
+                Some((name, value)) => (name, Some(value)),
+                None => (option.as_str(), None),
+            };
+            let flag = name.replace('_', "-");
+            match (name, value) {
+                ("allow_other", None) => mount.allow_other = true,
+                ("noexec", None) => mount.noexec = true,
+                ("uid", Some(id)) => mount.uid = Some(number(name, id, 10, u32::MAX - 1)?),
+                ("gid", Some(id)) => mount.gid = Some(number(name, id, 10, u32::MAX - 1)?),
+                ("umask", Some(mask)) => mount.umask = Some(number(name, mask, 8, 0o777)? as u16),
+                ("uid" | "gid" | "umask", None) => return Err(format!("option {name} needs a value")),
+                ("allow_other" | "noexec", Some(_)) => return Err(format!("option {name} takes no value")),
+                ("comment", Some(_)) => {}
+                (name, _) if name.starts_with("x-") || name.starts_with("X-") => {}
+                (name, None) if IGNORED.contains(&name) => {}
+                _ if flags.contains(&flag.as_str()) => {
+                    given.push(value.map_or_else(|| format!("--{flag}"), |value| format!("--{flag}={value}")));
+                }
+                _ => return Err(unknown(name, flags.iter().copied().chain(OWN.iter().copied()))),
+            }
+        }
+        let flags = FlagsOnly::try_parse_from(given).map_err(|error| first_line(&error))?.flags;
+        Ok(Self { flags, mount })
+    }
+}
+
+/// At commas; a backslash takes the next character as it is. Empty parts are no options.
+fn split(text: &str) -> Vec<String> {
+    let mut parts = vec![String::new()];
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            ',' => parts.push(String::new()),
+            // A backslash at the end stands for itself.
+            '\\' => parts.last_mut().into_iter().for_each(|part| part.push(chars.next().unwrap_or('\\'))),
+            _ => parts.last_mut().into_iter().for_each(|part| part.push(c)),
+        }
+    }
+    parts.retain(|part| !part.is_empty());
+    parts
+}
+
+fn number(name: &str, text: &str, radix: u32, max: u32) -> Result<u32, String> {
+    let digits = !text.is_empty() && text.chars().all(|c| c.is_digit(radix));
+    let number = u32::from_str_radix(text, radix).ok().filter(|number| digits && *number <= max);
+    let kind = if radix == 8 { "an octal number up to 777" } else { "a number" };
+    number.ok_or_else(|| format!("option {name} takes {kind}, not {text:?}"))
+}
+
+fn unknown<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> String {
+    let written = name.replace('_', "-");
+    let distance = |known: &str| distance(&written, &known.replace('_', "-"));
+    match known.min_by_key(|known| distance(known)).filter(|nearest| distance(nearest) <= 1 + nearest.len() / 4) {
+        Some(nearest) => format!("unknown option {name:?}; did you mean {:?}?", nearest.replace('-', "_")),
+        None => format!("unknown option {name:?}; `torrentfs mount --help` lists them"),
+    }
+}
+
+/// Of the parser's message, which speaks of a flag: `--cache-size` is plain enough for `cache_size`.
+fn first_line(error: &clap::Error) -> String {
+    let text = error.to_string();
+    text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned()
+}
+
+/// Levenshtein's: insertions, deletions and substitutions from one to the other.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let substitution = diagonal + usize::from(x != *y);
+            diagonal = row[j + 1];
+            row[j + 1] = substitution.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mount(text: &str) -> MountOptions {
+        Options::from_str(text).unwrap().mount
+    }
+
+    #[test]
+    fn options_of_mounting() {
+        assert_eq!(
+            mount("allow_other,noexec,uid=1000,gid=0,umask=027"),
+            MountOptions { allow_other: true, noexec: true, uid: Some(1000), gid: Some(0), umask: Some(0o027) }
+        );
+        let later =
+            Options::from_str("uid=2,allow_other").unwrap().over(Options::from_str("uid=1,gid=1").unwrap()).mount;
+        assert_eq!(later, MountOptions { allow_other: true, uid: Some(2), gid: Some(1), ..MountOptions::default() });
+    }
+
+    #[test]
+    fn what_fstab_says_is_ignored() {
+        let all = IGNORED.join(",");
+        for text in
+            ["", ",,", "rw,nosuid,nodev,relatime,user", "x-systemd.automount,X-mount.mkdir=755,comment=x=y", &all]
+        {
+            assert_eq!(Options::from_str(text), Ok(Options::default()), "{text}");
+        }
+        assert!(IGNORED.is_sorted());
+    }
+
+    #[test]
+    fn refusals_name_the_option() {
+        for (text, message) in [
+            ("ro,allow_others", r#"unknown option "allow_others"; did you mean "allow_other"?"#),
+            ("cache_sise=1GiB", r#"unknown option "cache_sise"; did you mean "cache_size"?"#),
+            ("noexecute", r#"unknown option "noexecute"; `torrentfs mount --help` lists them"#),
+            ("remount", r#"unknown option "remount"; `torrentfs mount --help` lists them"#),
+            ("uid=root", r#"option uid takes a number, not "root""#),
+            ("uid=+1", r#"option uid takes a number, not "+1""#),
+            ("gid=4294967295", r#"option gid takes a number, not "4294967295""#),
+            ("umask=888", r#"option umask takes an octal number up to 777, not "888""#),
+            ("umask=1000", r#"option umask takes an octal number up to 777, not "1000""#),
+            ("umask", "option umask needs a value"),
+            ("allow_other=1", "option allow_other takes no value"),
+            ("memory=much", "invalid value 'much' for '--memory <SIZE>': expected a size such as 512MiB or 20GiB"),
+            ("memory", "a value is required for '--memory <SIZE>' but none was supplied"),
+            ("verify=yes", "unexpected value 'yes' for '--verify' found; no more were expected"),
+            ("help", r#"unknown option "help"; `torrentfs mount --help` lists them"#),
+        ] {
+            assert_eq!(Options::from_str(text).unwrap_err(), message);
+        }
+    }
+
+    #[test]
+    fn a_backslash_saves_a_comma() {
+        assert_eq!(split(r"a=b\,c,d\\,,e\"), ["a=b,c", r"d\", r"e\"]);
+    }
+
+    #[test]
+    fn distances() {
+        for (a, b, expected) in
+            [("", "abc", 3), ("abc", "", 3), ("abc", "abc", 0), ("kitten", "sitting", 3), ("ab", "ba", 2)]
+        {
+            assert_eq!(distance(a, b), expected);
+        }
+    }
+}

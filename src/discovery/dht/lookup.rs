@@ -1,0 +1,222 @@
+//! One search towards a point: ever closer nodes are asked, until the closest have answered. Pure.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use super::address;
+use super::krpc::{Contact, NodeId};
+use super::table::K;
+use crate::discovery::is_local;
+
+/// Queries under way at a time, not counting those that take long.
+const ALPHA: usize = 4;
+/// A query unanswered for so long makes room for another; its answer still counts.
+const SLOW: Duration = Duration::from_millis(700);
+/// Nodes kept in mind; the farthest are left out.
+const MAX_CANDIDATES: usize = 100;
+/// Nodes asked at most. A network in which so many do not lead there is lying.
+const MAX_ASKED: usize = 120;
+
+#[derive(Debug, PartialEq)]
+enum State {
+    Fresh,
+    Asked(Instant),
+    Answered(Option<Vec<u8>>),
+    Failed,
+}
+
+#[derive(Debug)]
+struct Candidate {
+    /// `None`: a bare address, not heard of yet.
+    id: Option<NodeId>,
+    addr: SocketAddr,
+    state: State,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Lookup {
+    pub target: NodeId,
+    /// Bare addresses first, then the closest first.
+    candidates: Vec<Candidate>,
+    asked: usize,
+}
+
+impl Lookup {
+    pub fn new(target: NodeId) -> Self {
+        Self { target, candidates: Vec::new(), asked: 0 }
+    }
+
+    /// A node that may be asked. One place an address on the internet; at home programs share one.
+    pub fn add(&mut self, id: Option<NodeId>, addr: SocketAddr) {
+        let same = |candidate: &Candidate| {
+            candidate.addr == addr
+                || (!is_local(addr.ip()) && address::subscriber(candidate.addr.ip()) == address::subscriber(addr.ip()))
+        };
+        if self.candidates.iter().any(same) {
+            return;
+        }
+        self.insert(Candidate { id, addr, state: State::Fresh });
+        if self.candidates.len() > MAX_CANDIDATES
+            && let Some(at) = self.candidates.iter().rposition(|candidate| candidate.state == State::Fresh)
+        {
+            self.candidates.remove(at);
+        }
+    }
+
+    fn insert(&mut self, new: Candidate) {
+        let distance = |id: Option<NodeId>| id.map(|id| id.distance(&self.target));
+        let at = self.candidates.partition_point(|candidate| distance(candidate.id) <= distance(new.id));
+        self.candidates.insert(at, new);
+    }
+
+    /// The next node to ask now. It counts as asked.
+    pub fn next(&mut self, now: Instant) -> Option<(Option<NodeId>, SocketAddr)> {
+        if self.asked >= MAX_ASKED || self.under_way(now) >= ALPHA {
+            return None;
+        }
+        let at = self.relevant().find(|at| self.candidates[*at].state == State::Fresh)?;
+        self.asked += 1;
+        let candidate = &mut self.candidates[at];
+        candidate.state = State::Asked(now);
+        Some((candidate.id, candidate.addr))
+    }
+
+    fn under_way(&self, now: Instant) -> usize {
+        let is_quick = |asked: Instant| now.saturating_duration_since(asked) < SLOW;
+        self.candidates.iter().filter(|candidate| matches!(candidate.state, State::Asked(at) if is_quick(at))).count()
+    }
+
+    /// Those before the K-th that has answered: what is beyond does not matter.
+    fn relevant(&self) -> impl Iterator<Item = usize> {
+        let answered = |(_, candidate): &(usize, &Candidate)| matches!(candidate.state, State::Answered(_));
+        let end = self.candidates.iter().enumerate().filter(answered).nth(K - 1);
+        0..end.map_or(self.candidates.len(), |(at, _)| at)
+    }
+
+    /// The node has answered. Its token lets us announce to it.
+    pub fn answered(&mut self, contact: Contact, token: Option<Vec<u8>>) {
+        if let Some(at) = self.candidates.iter().position(|candidate| candidate.addr == contact.addr) {
+            self.candidates.remove(at);
+            self.insert(Candidate { id: Some(contact.id), addr: contact.addr, state: State::Answered(token) });
+        }
+    }
+
+    /// The node did not answer, or not well.
+    pub fn failed(&mut self, addr: SocketAddr) {
+        if let Some(candidate) = self.candidates.iter_mut().find(|candidate| candidate.addr == addr) {
+            candidate.state = State::Failed;
+        }
+    }
+
+    /// How many have answered.
+    pub fn answers(&self) -> usize {
+        self.candidates.iter().filter(|candidate| matches!(candidate.state, State::Answered(_))).count()
+    }
+
+    /// Nobody is left to ask or to wait for.
+    pub fn is_done(&self) -> bool {
+        let may_ask = self.asked < MAX_ASKED;
+        !self.relevant().any(|at| match self.candidates[at].state {
+            State::Fresh => may_ask,
+            State::Asked(_) => true,
+            State::Answered(_) | State::Failed => false,
+        })
+    }
+
+    /// When a slow query will make room for another.
+    pub fn wakeup(&self, now: Instant) -> Option<Instant> {
+        let asked = |candidate: &Candidate| match candidate.state {
+            State::Asked(at) => Some(at + SLOW).filter(|slow| *slow > now),
+            _ => None,
+        };
+        self.candidates.iter().filter_map(asked).min()
+    }
+
+    /// The closest nodes that gave a token, at most [`K`].
+    pub fn tokens(self) -> impl Iterator<Item = (Contact, Vec<u8>)> {
+        let token = |candidate: Candidate| match candidate.state {
+            State::Answered(Some(token)) => Some((Contact { id: candidate.id?, addr: candidate.addr }, token)),
+            _ => None,
+        };
+        self.candidates.into_iter().filter_map(token).take(K)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TARGET: NodeId = NodeId([0; 20]);
+
+    fn node(n: u8) -> Contact {
+        Contact { id: NodeId([n; 20]), addr: ([8, 8, 8, n], 1).into() }
+    }
+
+    fn lookup(nodes: impl IntoIterator<Item = u8>) -> Lookup {
+        let mut lookup = Lookup::new(TARGET);
+        nodes.into_iter().for_each(|n| lookup.add(Some(node(n).id), node(n).addr));
+        lookup
+    }
+
+    #[test]
+    fn a_few_at_a_time_the_closest_first() {
+        let (mut lookup, now) = (lookup([9, 1, 5, 7, 3, 8]), Instant::now());
+        let asked: Vec<_> = std::iter::from_fn(|| lookup.next(now)).map(|(_, addr)| addr).collect();
+        assert_eq!(asked, [1, 3, 5, 7].map(|n| node(n).addr));
+        // A slow one makes room, and may still answer.
+        assert_eq!(lookup.wakeup(now), Some(now + SLOW));
+        assert_eq!(lookup.next(now + SLOW).unwrap().1, node(8).addr);
+        lookup.answered(node(1), None);
+        assert_eq!(lookup.answers(), 1);
+    }
+
+    #[test]
+    fn it_ends_with_the_closest_eight() {
+        let (mut lookup, now) = (lookup(1..50), Instant::now());
+        lookup.failed(node(2).addr);
+        let mut asked = 0;
+        while let Some((id, addr)) = lookup.next(now) {
+            asked += 1;
+            let token = (id != Some(node(3).id)).then(|| b"t".to_vec());
+            lookup.answered(Contact { id: id.unwrap(), addr }, token);
+        }
+        assert!(lookup.is_done());
+        assert_eq!(asked, K);
+        let announce: Vec<_> = lookup.tokens().map(|(contact, _)| contact).collect();
+        assert_eq!(announce, [1, 4, 5, 6, 7, 8, 9].map(node));
+    }
+
+    #[test]
+    fn bare_addresses_go_first_and_find_their_place() {
+        let (mut lookup, now) = (lookup([1, 2]), Instant::now());
+        lookup.add(None, node(9).addr);
+        assert_eq!(lookup.next(now), Some((None, node(9).addr)));
+        lookup.answered(node(9), None);
+        assert_eq!(lookup.candidates.iter().map(|c| c.addr).collect::<Vec<_>>(), [1, 2, 9].map(|n| node(n).addr));
+        assert!(!lookup.is_done());
+        [1, 2].into_iter().for_each(|n| lookup.failed(node(n).addr));
+        assert!(lookup.is_done());
+    }
+
+    #[test]
+    fn it_ends_though_every_answer_names_more() {
+        let (mut lookup, now) = (Lookup::new(TARGET), Instant::now());
+        let mut n = u32::MAX;
+        let mut asked = 0;
+        lookup.add(Some(NodeId([0xff; 20])), ([8, 8, 8, 8], 1).into());
+        while let Some((id, addr)) = lookup.next(now) {
+            asked += 1;
+            // Ever closer, and failing each time it is asked again.
+            for _ in 0..20 {
+                n -= 0x1_0001;
+                let mut closer = [0; 20];
+                closer[..4].copy_from_slice(&n.to_be_bytes());
+                lookup.add(Some(NodeId(closer)), (std::net::Ipv4Addr::from(n), 1).into());
+            }
+            lookup.answered(Contact { id: id.unwrap(), addr }, None);
+            assert!(lookup.candidates.len() <= MAX_CANDIDATES);
+        }
+        assert!(lookup.is_done() && asked <= MAX_ASKED, "{asked}");
+    }
+}

@@ -1,0 +1,452 @@
+//! The announcer over real sockets: against servers that misbehave, written by hand, and against our own tracker.
+
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use super::udp::tests::{ANNOUNCE, CONNECT, Fake, ONE_PEER as ONE_UDP_PEER};
+use super::udp::{self, UdpLimits};
+use super::*;
+use crate::route::{Bind, Route};
+use crate::tracker::{Limits, Tracker};
+
+const ONE_PEER: &[u8] = b"d8:intervali1800e5:peers6:\x7f\0\0\x01\x1a\xe1e";
+const FOREVER: Duration = Duration::from_secs(3600);
+
+/// What a server does with a request.
+#[derive(Clone)]
+pub(super) enum Manner {
+    /// 200 and this body.
+    Body(Vec<u8>),
+    /// These bytes, whatever they are, and the end.
+    Raw(Vec<u8>),
+    /// Says nothing, for ever.
+    Hang,
+    /// A sound beginning, then a byte now and then, for ever.
+    Drip,
+    /// No end of bytes.
+    Flood,
+}
+
+/// A server with one manner. Ends when dropped.
+pub(super) struct Server {
+    pub(super) addr: SocketAddr,
+    /// Paths and queries of the requests so far.
+    pub(super) requests: watch::Receiver<Vec<String>>,
+    task: JoinHandle<()>,
+}
+
+impl Server {
+    pub(super) async fn start(manner: Manner) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let (log, requests) = watch::channel(Vec::new());
+        let log = Arc::new(log);
+        let task = tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                tokio::spawn(serve(stream, manner.clone(), log.clone()));
+            }
+        });
+        Self { addr, requests, task }
+    }
+
+    pub(super) fn url(&self) -> String {
+        format!("http://{}/announce?passkey=secret", self.addr)
+    }
+
+    /// Waits for the `n`th request, from 0, and yields its query.
+    pub(super) async fn request(&mut self, n: usize) -> String {
+        self.requests.wait_for(|requests| requests.len() > n).await.unwrap()[n].clone()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+pub(super) async fn serve(mut stream: TcpStream, manner: Manner, log: Arc<watch::Sender<Vec<String>>>) -> Option<()> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.ok()?);
+    }
+    let head = String::from_utf8(head).unwrap();
+    log.send_modify(|requests| requests.push(head.split(' ').nth(1).unwrap().to_owned()));
+    match manner {
+        Manner::Raw(bytes) => stream.write_all(&bytes).await.ok()?,
+        Manner::Body(body) => {
+            let head = format!("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
+            stream.write_all(&[head.as_bytes(), &body].concat()).await.ok()?;
+        }
+        Manner::Hang => std::future::pending().await,
+        Manner::Drip => {
+            stream.write_all(b"HTTP/1.1 200 OK\r\n\r\nd8:interval").await.ok()?;
+            loop {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                stream.write_all(b"i").await.ok()?;
+            }
+        }
+        Manner::Flood => {
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 104857600\r\n\r\n").await.ok()?;
+            loop {
+                stream.write_all(&[b'd'; 4096]).await.ok()?;
+            }
+        }
+    }
+    Some(())
+}
+
+fn announce(tiers: Vec<Vec<String>>) -> Announce {
+    Announce {
+        info_hash: InfoHash([0xfe; 20]),
+        peer_id: PeerId(*b"-TF0100-abcdefghijkl"),
+        port: 6999.into(),
+        tiers,
+        key: 7,
+    }
+}
+
+fn client(total: Duration) -> HttpClient {
+    HttpClient::with_limits(HttpLimits { connect: total, total, body: 64 << 10, redirects: 3 }).unwrap()
+}
+
+fn spawn(tiers: Vec<Vec<String>>, total: Duration) -> (Announcer, mpsc::Receiver<Vec<SocketAddr>>, Arc<Transferred>) {
+    let (sender, peers) = mpsc::channel(1);
+    let transferred = Arc::new(Transferred::default());
+    transferred.left.store(1000, Ordering::Relaxed);
+    (Announcer::spawn(announce(tiers), transferred.clone(), client(total), sender), peers, transferred)
+}
+
+/// Waits until the first tracker has an outcome.
+async fn outcome(announcer: &Announcer) -> Result<Answer, AnnounceError> {
+    loop {
+        if let Some(last) = announcer.status().remove(0).last {
+            return last;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+async fn fault_of(manner: Manner) -> AnnounceError {
+    let server = Server::start(manner).await;
+    let (announcer, _peers, _) = spawn(vec![vec![server.url()]], Duration::from_millis(500));
+    let fault = outcome(&announcer).await.unwrap_err();
+    let line = fault.to_string();
+    assert!(!line.contains('\n') && !line.contains("secret"), "{line}");
+    let status = &announcer.status()[0];
+    assert!(status.next_announce.is_some() && !format!("{status:?}").contains("secret"));
+    fault
+}
+
+pub(super) fn raw(text: &str) -> Manner {
+    Manner::Raw(text.as_bytes().to_vec())
+}
+
+#[tokio::test]
+async fn a_tracker_that_does_not_answer_is_given_up() {
+    let expected = AnnounceError::Timeout(Duration::from_millis(500));
+    assert_eq!(fault_of(Manner::Hang).await, expected);
+    assert_eq!(fault_of(Manner::Drip).await, expected);
+}
+
+#[tokio::test]
+async fn an_answer_without_end_is_cut_off() {
+    assert_eq!(fault_of(Manner::Flood).await, AnnounceError::TooLong(64 << 10));
+}
+
+#[tokio::test]
+async fn what_is_no_trackers_answer_is_a_fault() {
+    for body in ["<html>sold</html>", "", "garbage", "d8:interval"] {
+        let fault = fault_of(Manner::Body(body.into())).await;
+        assert!(matches!(fault, AnnounceError::Garbage(_)), "{body}: {fault:?}");
+    }
+    assert!(matches!(fault_of(raw("no HTTP at all\r\n\r\n")).await, AnnounceError::Transport(_)));
+    assert!(matches!(fault_of(raw("")).await, AnnounceError::Transport(_)));
+    assert!(matches!(
+        fault_of(raw("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nd")).await,
+        AnnounceError::Transport(_)
+    ));
+}
+
+#[tokio::test]
+async fn http_errors_are_told_and_a_reason_beside_them_wins() {
+    let fault = fault_of(raw("HTTP/1.1 404 Not Found\r\ncontent-length: 4\r\n\r\ngone")).await;
+    assert_eq!(fault, AnnounceError::Status("404 Not Found".into()));
+    let fault =
+        fault_of(raw("HTTP/1.1 403 Forbidden\r\ncontent-length: 27\r\n\r\nd14:failure reason4:nopee\r\n")).await;
+    assert_eq!(fault, AnnounceError::Refused { reason: "nope".into(), retry: Retry::BackOff });
+}
+
+#[tokio::test]
+async fn nobody_at_home() {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    drop(listener);
+    for scheme in ["http", "https"] {
+        let (announcer, _peers, _) = spawn(vec![vec![format!("{scheme}://{addr}/announce")]], FOREVER);
+        let fault = outcome(&announcer).await.unwrap_err().to_string();
+        assert!(fault.starts_with("cannot connect: ") && fault.contains("refused"), "{fault}");
+    }
+}
+
+#[tokio::test]
+async fn tls_to_what_has_none_is_a_fault() {
+    let server = Server::start(raw("HTTP/1.1 200 OK\r\n\r\n")).await;
+    let client = client(Duration::from_secs(1));
+    let url = format!("https://{}/announce", server.addr).parse().unwrap();
+    let fault = client.get(url, Purpose::Announce).await.unwrap_err();
+    assert!(matches!(fault, AnnounceError::Connect(_) | AnnounceError::Timeout(_)), "{fault:?}");
+}
+
+#[tokio::test]
+async fn redirects_are_followed_so_far() {
+    let goal = Server::start(Manner::Body(ONE_PEER.to_vec())).await;
+    let to = |place: &str| raw(&format!("HTTP/1.1 302 Found\r\nlocation: {place}\r\ncontent-length: 0\r\n\r\n"));
+    let start = Server::start(to(&format!("http://{}/announce.php", goal.addr))).await;
+    let (announcer, mut peers, _) = spawn(vec![vec![start.url()]], FOREVER);
+    assert_eq!(peers.recv().await.unwrap().len(), 1);
+    assert_eq!(outcome(&announcer).await.unwrap().peers, 1);
+
+    assert_eq!(fault_of(to("/announce")).await, AnnounceError::Redirect("too many times"));
+    assert_eq!(fault_of(to("ftp://127.0.0.1/")).await, AnnounceError::Redirect("to what is not HTTP"));
+    assert_eq!(fault_of(to("http://[")).await, AnnounceError::Redirect("to nowhere"));
+    assert_eq!(
+        fault_of(raw("HTTP/1.1 302 Found\r\ncontent-length: 0\r\n\r\n")).await,
+        AnnounceError::Status("302 Found".into())
+    );
+}
+
+#[tokio::test]
+async fn the_next_tracker_steps_in() {
+    let bad = Server::start(Manner::Body(b"<html>".to_vec())).await;
+    let good = Server::start(Manner::Body(ONE_PEER.to_vec())).await;
+    let tiers = vec![vec!["wss://127.0.0.1:1/".into()], vec![bad.url()], vec![good.url()]];
+    let (announcer, mut peers, _) = spawn(tiers, FOREVER);
+    assert_eq!(peers.recv().await.unwrap(), ["127.0.0.1:6881".parse().unwrap()]);
+    let outcomes: Vec<bool> = announcer.status().iter().map(|status| matches!(status.last, Some(Ok(_)))).collect();
+    assert_eq!(outcomes, [false, false, true]);
+    assert_eq!(announcer.status()[0].last, Some(Err(AnnounceError::Scheme("wss".into()))));
+}
+
+#[tokio::test]
+async fn the_life_of_a_download_as_the_tracker_hears_it() {
+    let mut server = Server::start(Manner::Body(ONE_PEER.to_vec())).await;
+    let (announcer, _peers, transferred) = spawn(vec![vec![server.url()]], FOREVER);
+    let first = server.request(0).await;
+    for part in
+        ["/announce?passkey=secret&info_hash=%FE%FE", "peer_id=-TF0100-abcdefghijkl", "left=1000", "event=started"]
+    {
+        assert!(first.contains(part), "{first}");
+    }
+    transferred.left.store(0, Ordering::Relaxed);
+    transferred.downloaded.store(1000, Ordering::Relaxed);
+    announcer.completed();
+    let second = server.request(1).await;
+    assert!(second.contains("downloaded=1000&left=0&") && second.contains("event=completed"), "{second}");
+    announcer.stop(FOREVER).await;
+    let third = server.request(2).await;
+    assert!(third.contains("event=stopped"), "{third}");
+    assert_eq!(server.requests.borrow().len(), 3);
+}
+
+#[tokio::test]
+async fn a_farewell_waits_no_longer_than_it_may() {
+    let mut server = Server::start(Manner::Hang).await;
+    let (announcer, _peers, _) = spawn(vec![vec![server.url()]], FOREVER);
+    server.request(0).await;
+    announcer.stop(Duration::from_millis(50)).await;
+    // Only a tracker that may count us hears of our leave.
+    let (announcer, _peers, _) = spawn(vec![vec!["http://127.0.0.1:1/announce".into()]], FOREVER);
+    outcome(&announcer).await.unwrap_err();
+    announcer.stop(FOREVER).await;
+}
+
+#[tokio::test]
+async fn dropping_it_ends_its_task() {
+    let mut server = Server::start(Manner::Hang).await;
+    let (announcer, mut peers, _) = spawn(vec![vec![server.url()]], FOREVER);
+    server.request(0).await;
+    drop(announcer);
+    assert_eq!(peers.recv().await, None);
+}
+
+#[tokio::test]
+async fn a_session_that_takes_nothing_holds_nothing_up() {
+    let server = Server::start(Manner::Body(ONE_PEER.to_vec())).await;
+    let (sender, mut peers) = mpsc::channel(1);
+    sender.try_send(Vec::new()).unwrap();
+    let tiers = vec![vec![server.url()]];
+    let announcer = Announcer::spawn(announce(tiers), Arc::default(), client(FOREVER), sender);
+    outcome(&announcer).await.unwrap();
+    assert_eq!(peers.recv().await.unwrap(), []);
+    assert_eq!(peers.recv().await.unwrap().len(), 1);
+    announcer.stop(FOREVER).await;
+}
+
+#[tokio::test]
+async fn with_our_own_tracker_peers_meet_and_part() {
+    let (tracker, addr) = Tracker::bind(([127, 0, 0, 1], 0).into(), Limits::default()).await.unwrap();
+    let url = format!("http://{addr}/announce");
+    let start = |port: u16, left: u64| {
+        let (sender, peers) = mpsc::channel(4);
+        let transferred = Transferred { left: left.into(), ..Transferred::default() };
+        let mut announce = announce(vec![vec![url.clone()]]);
+        announce.port = port.into();
+        (Announcer::spawn(announce, Arc::new(transferred), client(FOREVER), sender), peers)
+    };
+    let (seed, _seed_peers) = start(7001, 0);
+    let answer = outcome(&seed).await.unwrap();
+    assert_eq!((answer.seeders, answer.leechers, answer.peers), (Some(1), Some(0), 0));
+    assert_eq!(seed.external_ip(), Some([127, 0, 0, 1].into()));
+
+    let (leecher, mut peers) = start(7002, 5);
+    assert_eq!(peers.recv().await.unwrap(), ["127.0.0.1:7001".parse().unwrap()]);
+    seed.stop(FOREVER).await;
+    let (other, mut peers) = start(7003, 5);
+    assert_eq!(peers.recv().await.unwrap(), ["127.0.0.1:7002".parse().unwrap()]);
+    assert_eq!(outcome(&other).await.unwrap().seeders, Some(0));
+    drop((leecher, other));
+    tracker.stop(FOREVER).await;
+}
+
+/// Trackers over UDP that are soon given up.
+fn by_udp(tiers: Vec<Vec<String>>) -> (Announcer, mpsc::Receiver<Vec<SocketAddr>>, Arc<Transferred>) {
+    let (sender, peers) = mpsc::channel(1);
+    let transferred = Arc::new(Transferred { left: 1000.into(), ..Transferred::default() });
+    let client = TrackerClient::with_udp(client(FOREVER), udp::tests::LIMITS);
+    (Announcer::spawn(announce(tiers), transferred.clone(), client, sender), peers, transferred)
+}
+
+#[tokio::test]
+async fn the_life_of_a_download_as_a_udp_tracker_hears_it() {
+    let (log, mut told) = watch::channel(Vec::new());
+    let mut last = None;
+    let fake = Fake::start("127.0.0.1", move |asked| {
+        // Each is lost once.
+        if last != Some((asked.action, asked.transaction)) {
+            last = Some((asked.action, asked.transaction));
+            return vec![];
+        }
+        if asked.action == ANNOUNCE {
+            let number = |at: usize| u64::from_be_bytes(asked.datagram[at..at + 8].try_into().unwrap());
+            // Event, then left and downloaded.
+            log.send_modify(|told: &mut Vec<_>| told.push((asked.datagram[83], number(64), number(56))));
+        }
+        vec![asked.good(ONE_UDP_PEER)]
+    })
+    .await;
+    let (announcer, mut peers, transferred) = by_udp(vec![vec![fake.url().into()]]);
+    assert_eq!(peers.recv().await.unwrap(), ["127.0.0.1:6881".parse().unwrap()]);
+    let answer = outcome(&announcer).await.unwrap();
+    assert_eq!((answer.seeders, answer.leechers, answer.peers), (Some(9), Some(5), 1));
+    transferred.left.store(0, Ordering::Relaxed);
+    transferred.downloaded.store(1000, Ordering::Relaxed);
+    announcer.completed();
+    told.wait_for(|told| told.len() == 2).await.unwrap();
+    announcer.stop(FOREVER).await;
+    assert_eq!(*told.borrow(), [(2, 1000, 0), (1, 0, 1000), (3, 0, 1000)]);
+}
+
+#[tokio::test]
+async fn trackers_of_all_kinds_stand_in_for_each_other() {
+    let silent = Fake::start("127.0.0.1", |_| vec![]).await;
+    let refusing = Server::start(Manner::Body(b"d14:failure reason2:noe".to_vec())).await;
+    let good = Fake::good().await;
+    let tiers = vec![vec![silent.url().into()], vec![refusing.url()], vec![good.url().into()]];
+    let client = TrackerClient::with_udp(client(FOREVER), UdpLimits::default());
+    let (sender, mut peers) = mpsc::channel(1);
+    let announcer = Announcer::spawn(announce(tiers), Arc::default(), client, sender);
+    assert_eq!(peers.recv().await.unwrap(), ["127.0.0.1:6881".parse().unwrap()]);
+    assert_eq!(silent.actions(), [CONNECT]);
+    let status = announcer.status();
+    assert!(status[0].announcing && matches!(status[1].last, Some(Err(AnnounceError::Refused { .. }))));
+    // The silent one may count us, too, but keeps nobody for long.
+    timeout(Duration::from_secs(20), announcer.stop(FOREVER)).await.unwrap();
+    assert_eq!(good.actions(), [CONNECT, ANNOUNCE, ANNOUNCE]);
+}
+
+#[tokio::test]
+async fn behind_a_proxy_no_datagram_leaves() {
+    let fake = Fake::good().await;
+    let proxy = Server::start(Manner::Body(ONE_PEER.to_vec())).await;
+    let route = Route { proxy: Some(format!("http://{}", proxy.addr).parse().unwrap()), bind: Bind::Anywhere };
+    let tiers = vec![vec![fake.url().into()], vec!["http://tracker.example/announce".into()]];
+    let (sender, mut peers) = mpsc::channel(1);
+    let announcer = Announcer::spawn(announce(tiers), Arc::default(), TrackerClient::new(route).unwrap(), sender);
+    assert_eq!(announcer.status()[0].last, Some(Err(AnnounceError::NotThroughProxy)));
+    assert_eq!(peers.recv().await.unwrap().len(), 1);
+    announcer.stop(FOREVER).await;
+    assert!(fake.actions().is_empty());
+    assert!(proxy.requests.borrow().iter().all(|url| url.starts_with("http://tracker.example/announce?")));
+}
+
+#[tokio::test]
+async fn trackers_are_scraped_once_in_a_while() {
+    let body = [b"d5:filesd20:".as_slice(), &[0xfe; 20], b"d8:completei4eee8:intervali1800e5:peers0:e"].concat();
+    let server = Server::start(Manner::Body(body)).await;
+    let fake = Fake::good().await;
+    for url in [server.url(), fake.url().into()] {
+        let (announcer, _peers, _) = by_udp(vec![vec![url], vec!["http://127.0.0.1:1/announce".into()]]);
+        assert!(announcer.scrape(FOREVER).await.is_empty(), "nobody has answered yet");
+        outcome(&announcer).await.unwrap();
+        for _ in 0..2 {
+            let scraped = announcer.scrape(FOREVER).await;
+            assert_eq!(scraped.len(), 1);
+            assert!(matches!(scraped[0].counts, Ok(Scrape { seeders: Some(1 | 4), .. })), "{:?}", scraped[0]);
+        }
+    }
+    let paths = server.requests.borrow().clone();
+    assert_eq!(paths.len(), 2, "{paths:?}");
+    assert!(paths[1].starts_with("/scrape?passkey=secret&info_hash=%FE%FE"), "{paths:?}");
+    assert_eq!(fake.actions().len(), 3);
+}
+
+/// Collects log lines.
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_fault_is_one_line_in_the_log_without_secrets() {
+    let lines = Lines::default();
+    let writer = lines.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::WARN)
+        .with_ansi(false)
+        .with_writer(move || writer.clone())
+        .finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let fault = fault_of(Manner::Body(b"d14:failure reason8:no\n\x1b[31me".to_vec())).await;
+    assert!(matches!(fault, AnnounceError::Refused { .. }), "{fault:?}");
+    let log = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+    assert_eq!(log.lines().count(), 1, "{log}");
+    assert!(log.contains("announce failed: refused: no [31m") && !log.contains("secret"), "{log}");
+}
+
+#[test]
+fn words_from_outside_stay_on_one_line() {
+    assert_eq!(printable(b"  un\x1b[31mregistered\r\ntorrent\0 ", 100), "un [31mregistered torrent");
+    assert_eq!(printable("a\u{202e}b".as_bytes(), 100), "a b");
+    assert_eq!(printable(b"abcdef", 4), "abc…");
+    assert_eq!(printable(&[b'x'; 1 << 20], 200).chars().count(), 200);
+    assert_eq!(printable(b"\xff\xfe", 10), "\u{fffd}\u{fffd}");
+}

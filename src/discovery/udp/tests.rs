@@ -1,0 +1,341 @@
+//! Against trackers on loopback that lose, repeat, reorder and lie.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::*;
+use crate::discovery::Retry;
+use crate::discovery::url::Event;
+use crate::wire::PeerId;
+
+pub(in crate::discovery) const CONNECT: u8 = 0;
+pub(in crate::discovery) const ANNOUNCE: u8 = 1;
+pub(in crate::discovery) const SCRAPE: u8 = 2;
+
+/// Seldom reached: what is not lost is answered at once.
+pub(in crate::discovery) const LIMITS: UdpLimits = UdpLimits {
+    resolve: Duration::from_secs(10),
+    retry: Duration::from_millis(300),
+    tries: 3,
+    grace: Duration::from_secs(5),
+    id_life: Duration::from_secs(60),
+};
+
+/// A request as the tracker sees it.
+pub(in crate::discovery) struct Asked<'a> {
+    /// How many came before, of any kind.
+    pub(in crate::discovery) n: usize,
+    pub(in crate::discovery) action: u8,
+    pub(in crate::discovery) transaction: [u8; 4],
+    pub(in crate::discovery) datagram: &'a [u8],
+}
+
+impl Asked<'_> {
+    fn reply(&self, body: &[u8]) -> Vec<u8> {
+        [&[0, 0, 0, self.action], self.transaction.as_slice(), body].concat()
+    }
+
+    /// What a good tracker says; `peers` is for an announce.
+    pub(in crate::discovery) fn good(&self, peers: &[u8]) -> Vec<u8> {
+        self.reply(&match self.action {
+            CONNECT => b"connection id"[..8].to_vec(),
+            ANNOUNCE => [b"\0\0\x07\x08\0\0\0\x05\0\0\0\x09", peers].concat(),
+            _ => b"\0\0\0\x01\0\0\0\x02\0\0\0\x03".to_vec(),
+        })
+    }
+}
+
+pub(in crate::discovery) const ONE_PEER: &[u8] = b"\x7f\0\0\x01\x1a\xe1";
+
+/// A tracker with a manner: the datagrams that it sends for each that it gets. Ends when dropped.
+pub(in crate::discovery) struct Fake {
+    pub(in crate::discovery) addr: SocketAddr,
+    /// Actions and sources of all requests so far.
+    pub(in crate::discovery) asked: watch::Receiver<Vec<(u8, SocketAddr)>>,
+    task: JoinHandle<()>,
+}
+
+impl Fake {
+    pub(in crate::discovery) async fn start(
+        host: &str,
+        mut manner: impl FnMut(Asked) -> Vec<Vec<u8>> + Send + 'static,
+    ) -> Self {
+        let socket = UdpSocket::bind((host, 0)).await.unwrap();
+        let addr = socket.local_addr().unwrap();
+        let (log, asked) = watch::channel(Vec::new());
+        let task = tokio::spawn(async move {
+            let mut buffer = [0; 9000];
+            for n in 0.. {
+                let (len, from) = socket.recv_from(&mut buffer).await.unwrap();
+                let datagram = &buffer[..len];
+                let action = datagram[11];
+                log.send_modify(|log: &mut Vec<_>| log.push((action, from)));
+                for reply in manner(Asked { n, action, transaction: datagram[12..16].try_into().unwrap(), datagram }) {
+                    socket.send_to(&reply, from).await.unwrap();
+                }
+            }
+        });
+        Self { addr, asked, task }
+    }
+
+    pub(in crate::discovery) async fn good() -> Self {
+        Self::start("127.0.0.1", |asked| vec![asked.good(ONE_PEER)]).await
+    }
+
+    pub(in crate::discovery) fn url(&self) -> Url {
+        format!("udp://{}/announce?passkey=x", self.addr).parse().unwrap()
+    }
+
+    pub(in crate::discovery) fn actions(&self) -> Vec<u8> {
+        self.asked.borrow().iter().map(|(action, _)| *action).collect()
+    }
+}
+
+impl Drop for Fake {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+fn client() -> UdpClient {
+    UdpClient::new(Bind::Anywhere, LIMITS)
+}
+
+async fn announce(client: &UdpClient, url: &Url) -> Result<Reply, AnnounceError> {
+    let announce = Announce {
+        info_hash: InfoHash([0xaa; 20]),
+        peer_id: PeerId([0xbb; 20]),
+        port: 6881.into(),
+        tiers: Vec::new(),
+        key: 7,
+    };
+    let query = Query { event: Some(Event::Started), uploaded: 1, downloaded: 2, left: 3, tracker_id: None };
+    client.announce(url, &announce, &query).await
+}
+
+/// What comes of an announce to a tracker with this manner.
+async fn outcome(manner: impl FnMut(Asked) -> Vec<Vec<u8>> + Send + 'static) -> Result<Reply, AnnounceError> {
+    let fake = Fake::start("127.0.0.1", manner).await;
+    announce(&client(), &fake.url()).await
+}
+
+fn peer(text: &str) -> SocketAddr {
+    text.parse().unwrap()
+}
+
+#[tokio::test]
+async fn one_connection_serves_many_requests_and_then_no_more() {
+    let fake = Fake::start("127.0.0.1", |asked| {
+        assert!(asked.action == CONNECT || asked.datagram[..8] == b"connection id"[..8]);
+        assert!(asked.action != ANNOUNCE || asked.datagram.ends_with(b"\x02\x13/announce?passkey=x"));
+        vec![asked.good(ONE_PEER)]
+    })
+    .await;
+    let client = client();
+    let reply = announce(&client, &fake.url()).await.unwrap();
+    assert_eq!((reply.peers, reply.interval), (vec![peer("127.0.0.1:6881")], Some(Duration::from_secs(1800))));
+    announce(&client.clone(), &fake.url()).await.unwrap();
+    let counts = client.scrape(&fake.url(), InfoHash([0xaa; 20])).await.unwrap();
+    assert_eq!(counts, Scrape { seeders: Some(1), downloads: Some(2), leechers: Some(3) });
+    assert_eq!(fake.actions(), [CONNECT, ANNOUNCE, ANNOUNCE, SCRAPE]);
+    let sources: Vec<SocketAddr> = fake.asked.borrow().iter().map(|(_, from)| *from).collect();
+    assert!(sources.iter().all(|source| *source == sources[0]), "{sources:?}");
+
+    // An id that is too old is not used.
+    let fake = Fake::good().await;
+    let client = UdpClient::new(Bind::Anywhere, UdpLimits { id_life: Duration::from_millis(500), ..LIMITS });
+    announce(&client, &fake.url()).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    announce(&client, &fake.url()).await.unwrap();
+    assert!(fake.actions().iter().filter(|action| **action == CONNECT).count() >= 2);
+}
+
+#[tokio::test]
+async fn what_is_lost_is_sent_again() {
+    // The first of each kind; the id still counts.
+    let reply = outcome(|asked| if matches!(asked.n, 0 | 2) { vec![] } else { vec![asked.good(ONE_PEER)] }).await;
+    assert_eq!(reply.unwrap().peers, [peer("127.0.0.1:6881")]);
+}
+
+#[tokio::test]
+async fn silence_ends() {
+    for silent_at in [CONNECT, ANNOUNCE] {
+        let sent = Arc::new(AtomicUsize::new(0));
+        let count = sent.clone();
+        let outcome = outcome(move |asked| {
+            if asked.action != silent_at {
+                return vec![asked.good(b"")];
+            }
+            count.fetch_add(1, Ordering::Relaxed);
+            vec![]
+        });
+        // 1 + 2 + 4 times the first wait.
+        assert_eq!(outcome.await, Err(AnnounceError::Timeout(Duration::from_millis(2100))));
+        assert_eq!(sent.load(Ordering::Relaxed), 3);
+    }
+    assert_eq!(UdpLimits::default().total(), Duration::from_secs(45));
+}
+
+#[tokio::test]
+async fn nobody_at_home_is_told_at_once() {
+    let fake = Fake::good().await;
+    let url = fake.url();
+    fake.task.abort();
+    let _ = timeout(Duration::from_secs(10), fake.asked.clone().wait_for(|_| false)).await;
+    let fault = announce(&UdpClient::new(Bind::Anywhere, UdpLimits::default()), &url).await.unwrap_err().to_string();
+    assert!(fault.starts_with("cannot connect: ") && fault.contains("refused"), "{fault}");
+}
+
+#[tokio::test]
+async fn replies_to_others_count_for_nothing() {
+    let reply = outcome(|asked| {
+        let good = asked.good(ONE_PEER);
+        let mut other = asked.good(b"\x09\x09\x09\x09\x09\x09");
+        other[7] ^= 1;
+        // Of another transaction, too short, an error to somebody else; twice what counts.
+        vec![other.clone(), good[..7].to_vec(), vec![], [b"\0\0\0\x03", &other[4..]].concat(), good.clone(), good]
+    });
+    assert_eq!(reply.await.unwrap().peers, [peer("127.0.0.1:6881")]);
+}
+
+#[tokio::test]
+async fn only_the_address_that_was_asked_may_answer() {
+    let (liar, tracker) =
+        (UdpSocket::bind("127.0.0.2:0").await.unwrap(), UdpSocket::bind("127.0.0.1:0").await.unwrap());
+    let url = format!("udp://{}/announce", tracker.local_addr().unwrap()).parse().unwrap();
+    let task = tokio::spawn(async move {
+        let mut buffer = [0; 500];
+        loop {
+            let (len, from) = tracker.recv_from(&mut buffer).await.unwrap();
+            let datagram = &buffer[..len];
+            let asked =
+                Asked { n: 0, action: datagram[11], transaction: datagram[12..16].try_into().unwrap(), datagram };
+            liar.send_to(&asked.good(b"\x09\x09\x09\x09\x09\x09"), from).await.unwrap();
+            tracker.send_to(&asked.good(ONE_PEER), from).await.unwrap();
+        }
+    });
+    assert_eq!(announce(&client(), &url).await.unwrap().peers, [peer("127.0.0.1:6881")]);
+    task.abort();
+}
+
+#[tokio::test]
+async fn nonsense_is_a_fault() {
+    let garbage = |outcome: Result<Reply, AnnounceError>| {
+        assert!(matches!(outcome, Err(AnnounceError::Garbage(_))), "{outcome:?}");
+    };
+    garbage(outcome(|asked| vec![asked.reply(b"short")]).await);
+    garbage(outcome(|asked| vec![if asked.action == CONNECT { asked.good(b"") } else { asked.reply(b"short") }]).await);
+    garbage(outcome(|asked| vec![[&[0, 0, 0, 9], asked.transaction.as_slice(), b"what?"].concat()]).await);
+    garbage(outcome(|_| vec![b"flood".to_vec(); 2 * MAX_STRAY]).await);
+}
+
+#[tokio::test]
+async fn a_reply_of_any_length_costs_no_more_than_it_may() {
+    let reply = outcome(|asked| vec![asked.good(&ONE_PEER.repeat(10_000))]).await.unwrap();
+    assert!((100..=MAX_PEERS).contains(&reply.peers.len()), "{}", reply.peers.len());
+}
+
+#[tokio::test]
+async fn a_refusal_is_told_in_the_trackers_words() {
+    let refuse = |asked: Asked| {
+        let refusal = [&[0, 0, 0, 3], asked.transaction.as_slice(), b"not\x1b[31m registered\r\n"].concat();
+        vec![if asked.action == CONNECT { asked.good(b"") } else { refusal }]
+    };
+    let expected = AnnounceError::Refused { reason: "not [31m registered".into(), retry: Retry::BackOff };
+    assert_eq!(outcome(refuse).await, Err(expected));
+}
+
+#[tokio::test]
+async fn a_tracker_that_forgot_its_ids_is_connected_to_anew() {
+    // It gives ids 0, 1, 2, … and knows only the last; in between it is started anew.
+    let mut id = 0u8;
+    let fake = Fake::start("127.0.0.1", move |asked| {
+        let known = [b"id     ".as_slice(), &[id]].concat();
+        vec![match asked.action {
+            CONNECT => asked.reply(&known),
+            _ if asked.datagram[..8] != known => [&[0, 0, 0, 3], asked.transaction.as_slice(), b"who?"].concat(),
+            _ => {
+                id += 1;
+                asked.good(ONE_PEER)
+            }
+        }]
+    })
+    .await;
+    let client = client();
+    announce(&client, &fake.url()).await.unwrap();
+    announce(&client, &fake.url()).await.unwrap();
+    assert_eq!(fake.actions(), [CONNECT, ANNOUNCE, ANNOUNCE, CONNECT, ANNOUNCE]);
+}
+
+#[tokio::test]
+async fn over_ipv6_peers_are_ipv6() {
+    let six = [&[0u8; 15], b"\x01\x1a\xe1".as_slice()].concat();
+    let fake = Fake::start("::1", move |asked| vec![asked.good(&six)]).await;
+    assert_eq!(announce(&client(), &fake.url()).await.unwrap().peers, [peer("[::1]:6881")]);
+}
+
+#[tokio::test]
+async fn both_families_are_asked_and_a_dead_one_is_waited_for_but_briefly() {
+    let six = [&[0u8; 15], b"\x01\x1a\xe1".as_slice()].concat();
+    let four = Fake::good().await;
+    let other = Fake::start("::1", move |asked| vec![asked.good(&six)]).await;
+    let request = Request::scrape(InfoHash([0; 20]));
+    let family: fn(&[u8], bool) -> Result<bool, AnnounceError> = |_, v6| Ok(v6);
+    let mut families = client().ask(vec![four.addr, other.addr], request.clone(), family).await.unwrap();
+    families.sort();
+    assert_eq!(families, [false, true]);
+
+    let dead = Fake::start("::1", |_| vec![]).await;
+    let limits = UdpLimits { retry: Duration::from_secs(60), grace: Duration::from_millis(50), ..LIMITS };
+    let client = UdpClient::new(Bind::Anywhere, limits);
+    let answers = timeout(Duration::from_secs(20), client.ask(vec![dead.addr, four.addr], request, family)).await;
+    assert_eq!(answers.unwrap(), Ok(vec![false]));
+
+    let answer = |text: &str, seeders| {
+        let answer = super::super::Answer { seeders, peers: 1, ..Default::default() };
+        Reply { peers: vec![peer(text)], interval: Some(Duration::from_secs(60)), answer, ..Reply::default() }
+    };
+    let both = [answer("1.2.3.4:5", Some(3)), answer("[::1]:5", Some(2))].into_iter().fold(Reply::default(), merge);
+    assert_eq!((both.peers.len(), both.answer.peers, both.answer.seeders), (2, 2, Some(3)));
+}
+
+#[tokio::test]
+async fn it_leaves_from_where_it_is_bound_to() {
+    let fake = Fake::good().await;
+    let bound = |text: &str| UdpClient::new(text.parse().unwrap(), LIMITS);
+    announce(&bound("127.0.0.9"), &fake.url()).await.unwrap();
+    assert_eq!(fake.asked.borrow()[0].1.ip(), IpAddr::from([127, 0, 0, 9]));
+    announce(&bound("lo"), &fake.url()).await.unwrap();
+    for (nowhere, words) in [("::1", "family"), ("no-such-if", "No such device"), ("192.0.2.1", "assign")] {
+        let fault = announce(&bound(nowhere), &fake.url()).await.unwrap_err().to_string();
+        assert!(fault.starts_with("cannot connect: ") && fault.contains(words), "{fault}");
+    }
+}
+
+#[tokio::test]
+async fn a_name_that_leads_into_the_local_network_is_asked_only_for_announces() {
+    let fake = Fake::good().await;
+    let client = client();
+    let to = |path: &str| format!("udp://localhost:{}{path}", fake.addr.port()).parse::<Url>().unwrap();
+    assert_eq!(announce(&client, &to("/admin")).await, Err(AnnounceError::Local));
+    let found = client.addresses(&to("/announce")).await.unwrap();
+    assert!(!found.is_empty() && found.iter().all(|addr| addr.ip().is_loopback()));
+    let nowhere = client.addresses(&"udp://no-such-name.invalid:80/announce".parse().unwrap()).await;
+    assert!(matches!(nowhere, Err(AnnounceError::Connect(_))), "{nowhere:?}");
+}
+
+#[tokio::test]
+async fn connections_kept_are_bounded() {
+    let client = client();
+    for n in 0..MAX_KEPT as u16 + 5 {
+        let addr = SocketAddr::from(([127, 0, 0, 1], 1000 + n));
+        let mut connection = Connection::open(addr, &Bind::Anywhere).await.unwrap();
+        connection.id = Some((ConnectionId(1), Instant::now()));
+        client.keep(addr, connection);
+    }
+    assert_eq!(client.lock().len(), MAX_KEPT);
+    let addr = SocketAddr::from(([127, 0, 0, 1], 1000));
+    assert!(client.take(addr).is_some() && client.take(addr).is_none());
+}

@@ -1,0 +1,235 @@
+//! Tracker URLs: what can be asked, what may be shown, and the announce query.
+
+use std::fmt::{self, Write};
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
+use reqwest::Url;
+
+use super::local::{self, Purpose};
+use super::{Announce, AnnounceError, printable};
+
+/// Longer URLs are refused.
+const MAX_URL: usize = 4096;
+/// A path segment this long is taken for a passkey.
+const PASSKEY_LEN: usize = 16;
+/// Peers asked for in one announce.
+pub(super) const NUM_WANT: u32 = 100;
+
+/// All but the unreserved characters of RFC 3986: raw bytes survive.
+pub(super) const RAW: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// The URL of a tracker. May hold a passkey, so `Display` and `Debug` mask what looks like one: user names,
+/// the query, long path segments. [`TrackerUrl::as_str`] has the whole.
+#[derive(Clone, PartialEq, Eq)]
+pub struct TrackerUrl {
+    text: String,
+    parsed: Result<Url, AnnounceError>,
+}
+
+impl TrackerUrl {
+    /// Reads what stands in the metainfo. Never fails: what cannot be asked is kept, to be shown with its reason.
+    pub(super) fn new(text: &str) -> Self {
+        Self { text: text.to_owned(), parsed: parse(text) }
+    }
+
+    /// As in the metainfo, secrets included.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// The URL to ask, or why it cannot be.
+    pub(super) fn usable(&self) -> Result<&Url, &AnnounceError> {
+        self.parsed.as_ref()
+    }
+}
+
+fn parse(text: &str) -> Result<Url, AnnounceError> {
+    if text.len() > MAX_URL {
+        return Err(AnnounceError::NotAUrl);
+    }
+    let mut url = Url::parse(text).map_err(|_| AnnounceError::NotAUrl)?;
+    url.set_fragment(None);
+    match url.scheme() {
+        _ if url.host_str().is_none_or(str::is_empty) => Err(AnnounceError::NotAUrl),
+        "udp" if url.port().is_none_or(|port| port == 0) => Err(AnnounceError::NoPort),
+        "http" | "https" | "udp" if local::says_local(&url) && !local::may_be_local(&url, Purpose::Announce) => {
+            Err(AnnounceError::Local)
+        }
+        "http" | "https" | "udp" => Ok(url),
+        scheme => Err(AnnounceError::Scheme(printable(scheme.as_bytes(), 20))),
+    }
+}
+
+impl fmt::Display for TrackerUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Ok(url) = Url::parse(&self.text) else {
+            // No telling where a secret would be.
+            return f.write_str(&printable(self.text.as_bytes(), 12));
+        };
+        write!(f, "{}://{}", url.scheme(), url.host_str().unwrap_or_default())?;
+        if let Some(port) = url.port() {
+            write!(f, ":{port}")?;
+        }
+        for segment in url.path_segments().into_iter().flatten() {
+            f.write_char('/')?;
+            f.write_str(if segment.len() >= PASSKEY_LEN { "***" } else { segment })?;
+        }
+        if url.query().is_some() { f.write_str("?***") } else { Ok(()) }
+    }
+}
+
+impl fmt::Debug for TrackerUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// `event` of an announce; a plain one has none.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Event {
+    Started,
+    Completed,
+    Stopped,
+}
+
+/// What varies from one announce to the next.
+pub(super) struct Query<'a> {
+    pub event: Option<Event>,
+    pub uploaded: u64,
+    pub downloaded: u64,
+    pub left: u64,
+    pub tracker_id: Option<&'a [u8]>,
+}
+
+/// The whole URL of an announce: the tracker's own query is kept, ours comes after it.
+pub(super) fn announce_url(tracker: &Url, announce: &Announce, query: &Query) -> Url {
+    let mut text = match tracker.query() {
+        Some(own) if !own.is_empty() => format!("{own}&"),
+        _ => String::new(),
+    };
+    let num_want = if query.event == Some(Event::Stopped) { 0 } else { NUM_WANT };
+    // Writing to a `String` cannot fail.
+    let _ = write!(
+        text,
+        "info_hash={}&peer_id={}&port={}&uploaded={}&downloaded={}&left={}&compact=1&no_peer_id=1&numwant={num_want}&key={:08x}",
+        percent_encode(&announce.info_hash.0, RAW),
+        percent_encode(&announce.peer_id.0, RAW),
+        announce.port.get(),
+        query.uploaded,
+        query.downloaded,
+        query.left,
+        announce.key,
+    );
+    if let Some(event) = query.event {
+        text.push_str(match event {
+            Event::Started => "&event=started",
+            Event::Completed => "&event=completed",
+            Event::Stopped => "&event=stopped",
+        });
+    }
+    if let Some(id) = query.tracker_id {
+        let _ = write!(text, "&trackerid={}", percent_encode(id, RAW));
+    }
+    let mut url = tracker.clone();
+    url.set_query(Some(&text));
+    url
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metainfo::InfoHash;
+    use crate::wire::PeerId;
+    use proptest::prelude::*;
+
+    fn announce(info_hash: [u8; 20]) -> Announce {
+        Announce {
+            info_hash: InfoHash(info_hash),
+            peer_id: PeerId(*b"-TF0100-abc ~\x00\xff&=%+#"),
+            port: 6881.into(),
+            tiers: Vec::new(),
+            key: 0xbeef,
+        }
+    }
+
+    fn url(tracker: &str, event: Option<Event>, tracker_id: Option<&[u8]>) -> String {
+        let query = Query { event, uploaded: 1, downloaded: 2, left: 3, tracker_id };
+        let tracker = TrackerUrl::new(tracker);
+        announce_url(
+            tracker.usable().unwrap(),
+            &announce(*b"\x12\x34\x56\x78\x9a\xbc\xde\xf1#Eg\x89\xab\xcd\xef\x124Vx\x9a"),
+            &query,
+        )
+        .into()
+    }
+
+    #[test]
+    fn query_is_written_in_full() {
+        assert_eq!(
+            url("http://t.example/announce", Some(Event::Started), None),
+            "http://t.example/announce?info_hash=%124Vx%9A%BC%DE%F1%23Eg%89%AB%CD%EF%124Vx%9A\
+             &peer_id=-TF0100-abc%20~%00%FF%26%3D%25%2B%23&port=6881&uploaded=1&downloaded=2&left=3\
+             &compact=1&no_peer_id=1&numwant=100&key=0000beef&event=started"
+        );
+    }
+
+    #[test]
+    fn own_query_is_kept_and_the_fragment_is_not() {
+        let text = url("https://t.example:8443/a.php?passkey=s%26c&x=%20#frag", None, Some(b"a b\xff"));
+        assert!(text.starts_with("https://t.example:8443/a.php?passkey=s%26c&x=%20&info_hash=%124Vx"), "{text}");
+        assert!(text.ends_with("&key=0000beef&trackerid=a%20b%FF"), "{text}");
+        assert!(url("http://t/?", None, None).starts_with("http://t/?info_hash="));
+    }
+
+    #[test]
+    fn stopped_wants_no_peers() {
+        assert!(url("http://t/", Some(Event::Stopped), None).contains("&numwant=0&"));
+    }
+
+    #[test]
+    fn only_http_and_udp_can_be_asked() {
+        for sound in ["http://t.example/", "udp://t.example:80/announce", "udp://t.example:80", "udp://[::1]:80/"] {
+            assert!(TrackerUrl::new(sound).usable().is_ok(), "{sound}");
+        }
+        let fault = |text: &str| TrackerUrl::new(text).usable().unwrap_err().clone();
+        for portless in ["udp://t.example/announce", "udp://t.example:0/"] {
+            assert_eq!(fault(portless), AnnounceError::NoPort);
+        }
+        for local in
+            ["http://127.0.0.1/admin", "https://localhost/", "udp://[fe80::1]:80/x", "http://10.1.1.1/?announce"]
+        {
+            assert_eq!(fault(local), AnnounceError::Local, "{local}");
+        }
+        assert_eq!(fault("wss://t.example"), AnnounceError::Scheme("wss".into()));
+        for nonsense in ["", "tracker", "http://", "file:///etc/passwd", "dht:", "http://[::1", "udp://:80"] {
+            assert_eq!(fault(nonsense), AnnounceError::NotAUrl, "{nonsense}");
+        }
+        assert_eq!(fault(&format!("http://t/{}", "a".repeat(MAX_URL))), AnnounceError::NotAUrl);
+    }
+
+    #[test]
+    fn secrets_are_masked() {
+        for (text, shown) in [
+            ("http://t.example/announce", "http://t.example/announce"),
+            ("https://u:p@t.example:8443/0123456789abcdef/announce?k=1", "https://t.example:8443/***/announce?***"),
+            ("udp://t.example:1337", "udp://t.example:1337"),
+            ("nonsense-with-a-secret", "nonsense-wi…"),
+        ] {
+            let url = TrackerUrl::new(text);
+            assert_eq!(url.to_string(), shown);
+            assert_eq!(format!("{url:?}"), shown);
+            assert_eq!(url.as_str(), text);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_hash_survives(hash: [u8; 20]) {
+            let query = Query { event: None, uploaded: 0, downloaded: 0, left: 0, tracker_id: None };
+            let url = announce_url(&Url::parse("http://t/").unwrap(), &announce(hash), &query);
+            let text = url.query().unwrap();
+            let value = text.strip_prefix("info_hash=").unwrap().split('&').next().unwrap();
+            prop_assert_eq!(percent_encoding::percent_decode_str(value).collect::<Vec<_>>(), hash);
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! The kernel's list of mounts, `/proc/self/mountinfo` (proc_pid_mountinfo(5)), read without touching any filesystem in
+//! it: a dead or hanging mount does not hang its reader.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+/// The filesystem type of our mounts.
+pub const FSTYPE: &str = "fuse.torrentfs";
+
+/// One mount.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mount {
+    /// Names the mount while it is there.
+    pub id: u64,
+    /// The mount that it lies on.
+    pub parent: u64,
+    /// The filesystem's device number, major and minor.
+    pub device: (u32, u32),
+    /// Where it is.
+    pub path: PathBuf,
+    /// The filesystem type, with its subtype.
+    pub fstype: String,
+    /// Options of the filesystem, separated by commas.
+    pub options: String,
+}
+
+impl Mount {
+    /// Whether it is one of ours.
+    pub fn is_torrentfs(&self) -> bool {
+        self.fstype == FSTYPE
+    }
+
+    /// The user who mounted it, as FUSE knows it.
+    pub fn owner(&self) -> Option<u32> {
+        self.options.split(',').find_map(|option| option.strip_prefix("user_id="))?.parse().ok()
+    }
+}
+
+/// Every mount that this process sees.
+pub fn mounts() -> io::Result<Vec<Mount>> {
+    let text = fs::read("/proc/self/mountinfo")?;
+    Ok(text.split(|byte| *byte == b'\n').filter_map(parse).collect())
+}
+
+/// The mount at exactly this path that is on top, which is the one that the path leads to.
+pub fn mount_at(path: &Path) -> io::Result<Option<Mount>> {
+    Ok(topmost(mounts()?, path))
+}
+
+fn topmost(mounts: Vec<Mount>, path: &Path) -> Option<Mount> {
+    let here: Vec<_> = mounts.into_iter().filter(|mount| mount.path == path).collect();
+    here.iter().find(|mount| here.iter().all(|other| other.parent != mount.id)).cloned()
+}
+
+/// One line: id, parent, device, root, path, mount options, optional fields, `-`, type, source, filesystem options.
+fn parse(line: &[u8]) -> Option<Mount> {
+    let mut fields = line.split(|byte| *byte == b' ');
+    let mut text = || fields.next().and_then(|field| std::str::from_utf8(field).ok());
+    let (id, parent) = (text()?.parse().ok()?, text()?.parse().ok()?);
+    let (major, minor) = text()?.split_once(':')?;
+    let device = (major.parse().ok()?, minor.parse().ok()?);
+    let path = PathBuf::from(OsString::from_vec(unescape(fields.nth(1)?)));
+    fields.find(|field| *field == b"-")?;
+    let fstype = String::from_utf8_lossy(fields.next()?).into_owned();
+    let options = String::from_utf8_lossy(fields.nth(1)?).into_owned();
+    Some(Mount { id, parent, device, path, fstype, options })
+}
+
+/// The kernel writes space, tab, newline and backslash as `\` and three octal digits.
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let (mut plain, mut rest) = (Vec::with_capacity(field.len()), field);
+    while let [first, tail @ ..] = rest {
+        let octal = match rest {
+            [b'\\', a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', tail @ ..] => {
+                Some(((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'), tail))
+            }
+            _ => None,
+        };
+        let (byte, tail) = octal.unwrap_or((*first, tail));
+        plain.push(byte);
+        rest = tail;
+    }
+    plain
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LINES: &str = r"22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
+40 22 0:41 / /mnt/a\040b\134c ro,nosuid,nodev,noatime shared:7 master:2 - fuse.torrentfs torrentfs ro,user_id=1000,group_id=100
+41 40 0:42 / /mnt/a\040b\134c rw - tmpfs none rw
+not a mount
+";
+
+    fn all() -> Vec<Mount> {
+        LINES.lines().filter_map(|line| parse(line.as_bytes())).collect()
+    }
+
+    #[test]
+    fn reads_what_the_kernel_writes() {
+        let mounts = all();
+        assert_eq!(mounts.len(), 3);
+        assert_eq!(
+            mounts[1],
+            Mount {
+                id: 40,
+                parent: 22,
+                device: (0, 41),
+                path: r"/mnt/a b\c".into(),
+                fstype: FSTYPE.to_owned(),
+                options: "ro,user_id=1000,group_id=100".to_owned(),
+            }
+        );
+        assert!(mounts[1].is_torrentfs() && !mounts[2].is_torrentfs());
+        assert_eq!((mounts[1].owner(), mounts[2].owner()), (Some(1000), None));
+    }
+
+    #[test]
+    fn the_mount_on_top_is_the_one_seen() {
+        let mut mounts = all();
+        assert_eq!(topmost(mounts.clone(), Path::new(r"/mnt/a b\c")).unwrap().id, 41);
+        mounts.reverse();
+        assert_eq!(topmost(mounts.clone(), Path::new(r"/mnt/a b\c")).unwrap().id, 41);
+        assert_eq!(topmost(mounts, Path::new("/mnt")), None);
+        assert_eq!(mount_at(Path::new("/")).unwrap().unwrap().path, Path::new("/"));
+    }
+}

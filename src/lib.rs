@@ -1,0 +1,78 @@
+//! torrentfs: a FUSE filesystem that streams torrents.
+//!
+//! # The way of a read
+//!
+//! ```text
+//! kernel ─ read(ino, offset, size) ─▶ fs ─▶ layout: which pieces ─▶ store: in memory? on disk? ─▶ reply
+//!                                     │                                    │ no
+//!                                     └ reader position ─▶ swarm: this piece is wanted NOW, the next ones soon
+//!                                                           │
+//!                   peers ◀─ request ─ picker ◀─────────────┘
+//!                     └─ blocks ─▶ partial piece ─▶ hash ─▶ store ─▶ wake the waiting reads ─▶ reply
+//! ```
+//!
+//! # Map
+//!
+//! Imports point down this list, never up (`tests/layers.rs` checks it).
+//!
+//! | module | owns | knows nothing of |
+//! |---|---|---|
+//! | [`cli`] | arguments to calls, errors to words; one file a subcommand | how anything works |
+//! | [`fs`] | the tree of inodes, the answering of reads, the FUSE mount | peers, trackers |
+//! | [`session`] | the driver: owns each torrent's `Swarm`, turns its actions into I/O | the wire format |
+//! | [`webseed`] | HTTP servers as peers that have everything (BEP 19, 17) | picking, choking |
+//! | [`net`] | connections, the listener, rate limits: dumb pipes of messages | picking, choking |
+//! | [`discovery`] | trackers, the DHT, local discovery: they yield peer addresses | everything else |
+//! | [`portmap`] | our port at the home router (UPnP, NAT-PMP, PCP) | everything else |
+//! | [`tracker`] | our own HTTP tracker: who is in which swarm | everything else |
+//! | [`route`] | by which way everything leaves: proxy, address, interface | everything else |
+//! | [`store`] | the LRU piece cache: memory tier, disk tier, what survives a restart | the network, FUSE |
+//! | [`swarm`] | sans-io: picker, readers, choker, per-peer state | tokio, sockets, files, the clock |
+//! | [`wire`] | sans-io: handshake and message codecs | as above |
+//! | [`metainfo`] | bencode guard, `.torrent`, piece ↔ file layout | as above |
+//! | `sys` | system calls that the standard library has not: the only `unsafe` code | everything else |
+//!
+//! Who uses the program reads `README.md`. Beside `src/`: `tests/` (the layers, simulated swarms in virtual time, real
+//! mounts, real peers, trouble), `benches/`, `fuzz/`.
+//!
+//! # Invariants
+//!
+//! 1. Bytes reach a reader only from a piece whose hash was checked. There is no exception and no switch.
+//! 2. A piece is in exactly one state: missing, partial, checking, have. One enum, not several bitfields.
+//! 3. A piece is in the store before its waiters wake; a waiter looks in the store again after it registers.
+//! 4. Every FUSE request is answered: with data, with an error by its deadline, or at shutdown. Never a short reply
+//!    before the end of file, never a dropped one.
+//! 5. The task that owns a [`Swarm`](swarm::Swarm) never waits on a peer or on a disk; a FUSE thread never waits on either.
+//!    Every queue is bounded; a full queue to a peer drops that peer, not the engine.
+//! 6. Pieces in a reader's window are pinned. Background fetching stops at the cache's capacity and never evicts a
+//!    pinned piece.
+//! 7. BitTorrent has no "un-have": a request for an evicted piece is rejected (fast extension) or left choked, and a
+//!    peer is never blamed for our eviction.
+//! 8. What a peer, tracker or file sent is bounded before it is believed: depth, length, count, rate.
+//!
+//! # Glossary
+//!
+//! - **metainfo**: the content of a `.torrent` file. **info hash**: SHA-1 of its raw `info` value; the torrent's name
+//!   on the network.
+//! - **piece**: the unit that is hashed and cached (16 KiB to some MiB). **block**: the unit that is requested (16 KiB).
+//! - **partial**: a piece of which some blocks have arrived; its bytes are seen by no reader.
+//! - **choke / unchoke**: a peer refuses / serves our requests. **interested**: we want something it has.
+//! - **reader**: one open file handle; it has a **window** of pieces that it will need soon.
+//! - **urgent**: wanted by a reader, by a deadline. **background**: the rest, rarest first.
+//! - **end-game**: when all that is missing is already requested, it is requested from more than one peer.
+
+pub mod cli;
+pub mod discovery;
+pub mod fs;
+pub mod metainfo;
+pub mod net;
+pub mod portmap;
+pub mod route;
+pub mod session;
+pub mod store;
+pub mod swarm;
+#[allow(unsafe_code)]
+mod sys;
+pub mod tracker;
+pub mod webseed;
+pub mod wire;

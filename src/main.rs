@@ -1,0 +1,7 @@
+//! The `torrentfs` command.
+
+use torrentfs::cli::args::Exit;
+
+fn main() -> Exit {
+    torrentfs::cli::run()
+}

@@ -1,0 +1,220 @@
+//! Magnet links (BEP 9): a torrent by its info hash, with hints where to find it.
+
+use percent_encoding::percent_decode_str;
+
+use super::{InfoHash, Metainfo, MetainfoError, names};
+
+/// The most kept of trackers, web seeds and peers.
+const MAX_SOURCES: usize = 128;
+/// The longest value kept, in bytes.
+const MAX_VALUE: usize = 4096;
+
+/// What a magnet link, or a bare info hash, says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Magnet {
+    /// `xt`: the torrent.
+    pub info_hash: InfoHash,
+    /// `dn`: what to call it until its metadata is here. Made printable.
+    pub name: Option<String>,
+    /// `tr`: trackers, each a tier of its own.
+    pub trackers: Vec<String>,
+    /// `ws`: web seeds (BEP 19).
+    pub web_seeds: Vec<String>,
+    /// `x.pe`: peers, as `host:port`; not yet looked up.
+    pub peers: Vec<String>,
+}
+
+/// Why a link names no torrent. Each is one line.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MagnetError {
+    /// It does not begin with `magnet:?`.
+    #[error("it is no magnet link")]
+    NotAMagnet,
+    /// No `xt` of BitTorrent.
+    #[error("the magnet link names no torrent (no xt=urn:btih:…)")]
+    NoTorrent,
+    /// An info hash of the wrong length or with wrong characters.
+    #[error("the magnet link's info hash {0:?} is neither 40 hexadecimal nor 32 base32 digits")]
+    BadHash(String),
+    /// Only a v2 hash.
+    #[error("the magnet link is of BitTorrent v2 alone, which is not supported yet; use a v1 or hybrid link")]
+    V2Only,
+}
+
+impl From<InfoHash> for Magnet {
+    fn from(info_hash: InfoHash) -> Self {
+        Self { info_hash, name: None, trackers: Vec::new(), web_seeds: Vec::new(), peers: Vec::new() }
+    }
+}
+
+impl Magnet {
+    /// Reads a link. Parameters that are not known, or not sound, are passed over.
+    pub fn parse(link: &str) -> Result<Self, MagnetError> {
+        let query =
+            link.split_at_checked("magnet:?".len()).filter(|(scheme, _)| scheme.eq_ignore_ascii_case("magnet:?"));
+        let (_, query) = query.ok_or(MagnetError::NotAMagnet)?;
+        let mut hash = None;
+        let mut fault = MagnetError::NoTorrent;
+        let (mut name, mut trackers, mut web_seeds, mut peers) = (None, Vec::new(), Vec::new(), Vec::new());
+        for (key, value) in query.split('&').filter_map(|pair| pair.split_once('=')) {
+            let Ok(value) = percent_decode_str(value).decode_utf8() else { continue };
+            let value = value.trim();
+            // `tr.1`, `tr.2`: numbered, as some write them; but `x.pe` is a name.
+            let key = match key.rsplit_once('.') {
+                Some((key, number)) if number.bytes().all(|byte| byte.is_ascii_digit()) => key,
+                _ => key,
+            };
+            match key.to_ascii_lowercase().as_str() {
+                "xt" => match torrent(value) {
+                    Ok(found) => hash = hash.or(found),
+                    Err(error) => fault = error,
+                },
+                "dn" if !value.is_empty() => name = Some(names::readable(value.replace('+', " ").as_bytes(), 255)),
+                "tr" => keep(&mut trackers, value),
+                "ws" => keep(&mut web_seeds, value),
+                "x.pe" => keep(&mut peers, value),
+                _ => {}
+            }
+        }
+        let info_hash = hash.ok_or(fault)?;
+        Ok(Self { info_hash, name, trackers, web_seeds, peers })
+    }
+
+    /// A `.torrent` file of this link and the metadata that its info hash names (which the caller has checked).
+    pub fn torrent(&self, info: &[u8]) -> Vec<u8> {
+        let string = |text: &str| format!("{}:{text}", text.len());
+        let mut out = b"d".to_vec();
+        if !self.trackers.is_empty() {
+            let tiers: String = self.trackers.iter().map(|url| format!("l{}e", string(url))).collect();
+            out.extend_from_slice(format!("13:announce-listl{tiers}e").as_bytes());
+        }
+        out.extend_from_slice(b"4:info");
+        out.extend_from_slice(info);
+        if !self.web_seeds.is_empty() {
+            let seeds: String = self.web_seeds.iter().map(|url| string(url)).collect();
+            out.extend_from_slice(format!("8:url-listl{seeds}e").as_bytes());
+        }
+        out.push(b'e');
+        out
+    }
+
+    /// The torrent of this link, by its metadata.
+    pub fn metainfo(&self, info: &[u8]) -> Result<Metainfo, MetainfoError> {
+        Metainfo::parse(&self.torrent(info))
+    }
+}
+
+impl Metainfo {
+    /// Takes in what a link to this torrent says beside what is known: trackers as further tiers, web seeds.
+    pub fn adopt(&mut self, magnet: &Magnet) {
+        for url in &magnet.trackers {
+            if !self.trackers.iter().flatten().any(|known| known == url) {
+                self.trackers.push(vec![url.clone()]);
+            }
+        }
+        for url in &magnet.web_seeds {
+            keep(&mut self.web_seeds, url);
+        }
+    }
+}
+
+/// The info hash of an `xt`; `None` if it names something else.
+fn torrent(urn: &str) -> Result<Option<InfoHash>, MagnetError> {
+    let named = |prefix: &str| {
+        urn.split_at_checked(prefix.len()).filter(|(start, _)| start.eq_ignore_ascii_case(prefix)).map(|(_, rest)| rest)
+    };
+    if named("urn:btmh:").is_some() {
+        return Err(MagnetError::V2Only);
+    }
+    let Some(digits) = named("urn:btih:") else { return Ok(None) };
+    let base32 = || {
+        let bytes = data_encoding::BASE32.decode(digits.to_ascii_uppercase().as_bytes()).ok()?;
+        <[u8; 20]>::try_from(bytes).ok().map(InfoHash)
+    };
+    let hash = digits.parse().ok().or_else(base32);
+    hash.map(Some).ok_or_else(|| MagnetError::BadHash(names::readable(digits.as_bytes(), 64)))
+}
+
+/// Each once, and not too many or too long.
+fn keep(list: &mut Vec<String>, value: &str) {
+    let sound = !value.is_empty() && value.len() <= MAX_VALUE && !value.contains(char::is_control);
+    if sound && list.len() < MAX_SOURCES && !list.iter().any(|known| known == value) {
+        list.push(value.to_owned());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const HEX: &str = "c12fe1c06bba254a9dc9f519b335aa7c1367a88a";
+
+    #[test]
+    fn all_that_a_link_may_say() {
+        let link = format!(
+            "magnet:?xt=urn:btih:{HEX}&dn=A+film%20%5B1%5D&tr=udp%3A%2F%2Fa%3A1%2Fannounce&tr.2=http://b/announce\
+             &tr=http://b/announce&ws=http%3A%2F%2Fc%2F&x.pe=10.0.0.1:6881&x.pe=%5B::1%5D:1&xl=5&so=0-2&bad"
+        );
+        let expected = Magnet {
+            info_hash: HEX.parse().unwrap(),
+            name: Some("A film [1]".into()),
+            trackers: vec!["udp://a:1/announce".into(), "http://b/announce".into()],
+            web_seeds: vec!["http://c/".into()],
+            peers: vec!["10.0.0.1:6881".into(), "[::1]:1".into()],
+        };
+        assert_eq!(Magnet::parse(&link), Ok(expected));
+    }
+
+    #[test]
+    fn hashes_in_hex_and_base32() {
+        let hash: InfoHash = HEX.parse().unwrap();
+        let base32 = data_encoding::BASE32.encode(&hash.0);
+        for digits in [HEX.to_owned(), HEX.to_ascii_uppercase(), base32.clone(), base32.to_ascii_lowercase()] {
+            let link = format!("MAGNET:?XT=URN:BTIH:{digits}");
+            assert_eq!(Magnet::parse(&link), Ok(Magnet::from(hash)), "{link}");
+        }
+        let both = format!("magnet:?xt=urn:btmh:1220abcd&xt.1=urn:btih:{HEX}");
+        assert_eq!(Magnet::parse(&both).unwrap().info_hash, hash, "a hybrid by its v1 half");
+    }
+
+    #[test]
+    fn refusals_name_the_fault() {
+        for (link, fault) in [
+            ("http://a", MagnetError::NotAMagnet),
+            ("magnet", MagnetError::NotAMagnet),
+            ("magnet:?", MagnetError::NoTorrent),
+            ("magnet:?dn=x", MagnetError::NoTorrent),
+            ("magnet:?xt=urn:sha1:abc", MagnetError::NoTorrent),
+            ("magnet:?xt=urn:btih:123", MagnetError::BadHash("123".into())),
+            ("magnet:?xt=urn:btmh:1220caf1", MagnetError::V2Only),
+        ] {
+            assert_eq!(Magnet::parse(link), Err(fault), "{link}");
+        }
+    }
+
+    #[test]
+    fn a_torrent_made_of_a_link_and_metadata_is_the_torrent() {
+        let info = format!("d6:lengthi5e4:name1:t12:piece lengthi16384e6:pieces20:{}e", "h".repeat(20));
+        let mut magnet = Magnet::from(InfoHash::of(info.as_bytes()));
+        magnet.trackers = vec!["http://a/announce".into(), "udp://b:1".into()];
+        magnet.web_seeds = vec!["http://c/".into()];
+        let mut read = magnet.metainfo(info.as_bytes()).unwrap();
+        assert_eq!(read.info_hash, magnet.info_hash);
+        assert_eq!(read.trackers, [["http://a/announce"], ["udp://b:1"]]);
+        assert_eq!(read.web_seeds, ["http://c/"]);
+        let before = read.trackers.clone();
+        read.adopt(&magnet);
+        assert_eq!(read.trackers, before);
+        magnet.trackers.push("http://d/announce".into());
+        read.adopt(&magnet);
+        assert_eq!(read.trackers.last().unwrap(), &["http://d/announce"]);
+    }
+
+    proptest! {
+        #[test]
+        fn strangers_do_no_harm(link in "(magnet:\\?)?([a-z.]{1,4}=[!-~é]{0,50}&?){0,5}") {
+            let _ = Magnet::parse(&link);
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! The sockets that peers call.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::TcpListener;
+
+use super::utp::Utp;
+use crate::route::Bind;
+
+/// Ports from the system that are tried until one is free for TCP and UDP.
+const TRIES: usize = 8;
+
+/// Which port to listen on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PortChoice {
+    /// This one or none. With 0, any that is free.
+    Exactly(u16),
+    /// The customary ones (6881 to 6889), else any that is free.
+    Customary,
+}
+
+/// One port: TCP on IPv4 and, where the machine has it, on IPv6, and uTP on the same ones.
+pub struct Sockets {
+    pub(super) tcp: Vec<TcpListener>,
+    pub(super) utp: Option<Arc<Utp>>,
+    /// Why there is no uTP though it was wanted.
+    pub(super) utp_missing: Option<io::Error>,
+    port: u16,
+}
+
+impl Sockets {
+    /// Listens on `bind`. With `utp`, a port is chosen that is free for UDP too; if
+    /// there is none, TCP has to do.
+    pub(super) fn open(choice: PortChoice, bind: &Bind, utp: bool) -> io::Result<Self> {
+        let ports: Vec<u16> = match choice {
+            PortChoice::Exactly(0) => vec![0; TRIES],
+            PortChoice::Exactly(port) => vec![port],
+            PortChoice::Customary => (6881..=6889).chain([0; TRIES]).collect(),
+        };
+        let mut tcp_alone = None;
+        let mut refused = None;
+        for port in ports {
+            let (port, tcp) = match open_tcp(port, bind) {
+                Ok(opened) => opened,
+                Err(error) => {
+                    refused = Some(error);
+                    continue;
+                }
+            };
+            if !utp {
+                return Ok(Self { tcp, utp: None, utp_missing: None, port });
+            }
+            match Utp::bind(port, bind) {
+                Ok(utp) => return Ok(Self { tcp, utp: Some(Arc::new(utp)), utp_missing: None, port }),
+                // Kept open, so that the system gives another port the next time.
+                Err(error) => {
+                    let _ = tcp_alone.get_or_insert(Self { tcp, utp: None, utp_missing: Some(error), port });
+                }
+            }
+        }
+        tcp_alone.ok_or_else(|| refused.unwrap_or_else(|| io::ErrorKind::AddrInUse.into()))
+    }
+
+    /// Nobody calls: no port at all.
+    pub(super) fn none() -> Self {
+        Self { tcp: Vec::new(), utp: None, utp_missing: None, port: 0 }
+    }
+
+    /// The port it listens on; 0: none.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Why there is no uTP though it was wanted: its UDP port is taken, mostly.
+    pub fn utp_missing(&self) -> Option<&io::Error> {
+        self.utp_missing.as_ref()
+    }
+}
+
+fn open_tcp(port: u16, bind: &Bind) -> io::Result<(u16, Vec<TcpListener>)> {
+    let first = listen(SocketAddr::new(bind.address().unwrap_or(Ipv4Addr::UNSPECIFIED.into()), port), bind)?;
+    let port = first.local_addr()?.port();
+    let mut listeners = vec![first];
+    if bind.address().is_none() {
+        // A machine without IPv6 is an ordinary machine.
+        listeners.extend(listen((Ipv6Addr::UNSPECIFIED, port).into(), bind));
+    }
+    Ok((port, listeners))
+}
+
+fn listen(addr: SocketAddr, bind: &Bind) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+    if addr.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    // A restart must not wait for the old connections' TIME_WAIT.
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    bind.tie(&socket)?;
+    socket.bind(&addr.into())?;
+    socket.listen(128)?;
+    TcpListener::from_std(socket.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use super::*;
+
+    const LOOPBACK: Bind = Bind::Address(IpAddr::V4(Ipv4Addr::LOCALHOST));
+
+    #[tokio::test]
+    async fn an_exact_port_in_use_is_an_error_and_a_customary_one_is_not() {
+        let first = Sockets::open(PortChoice::Customary, &LOOPBACK, true).unwrap();
+        assert!(first.utp.is_some());
+        assert!(Sockets::open(PortChoice::Exactly(first.port()), &LOOPBACK, true).is_err());
+        let second = Sockets::open(PortChoice::Customary, &LOOPBACK, true).unwrap();
+        assert_ne!(first.port(), second.port());
+    }
+
+    #[tokio::test]
+    async fn without_its_udp_port_it_has_tcp_alone_and_says_why() {
+        let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let port = udp.local_addr().unwrap().port();
+        let sockets = Sockets::open(PortChoice::Exactly(port), &LOOPBACK, true).unwrap();
+        assert_eq!((sockets.port(), sockets.utp.is_none(), sockets.tcp.len()), (port, true, 1));
+        assert_eq!(sockets.utp_missing().unwrap().kind(), io::ErrorKind::AddrInUse);
+        // Nobody asked for it: nothing to say.
+        drop(sockets);
+        assert!(Sockets::open(PortChoice::Exactly(port), &LOOPBACK, false).unwrap().utp_missing().is_none());
+    }
+
+    #[tokio::test]
+    async fn both_families_have_one_port() {
+        let sockets = Sockets::open(PortChoice::Exactly(0), &Bind::Anywhere, true).unwrap();
+        let ports: Vec<u16> = sockets.tcp.iter().map(|tcp| tcp.local_addr().unwrap().port()).collect();
+        assert!(ports.iter().all(|port| *port == sockets.port()));
+        let utp = sockets.utp.as_ref().unwrap();
+        assert_eq!(utp.endpoints().count(), ports.len());
+        assert!(utp.endpoints().all(|endpoint| endpoint.bind_addr().port() == sockets.port()));
+    }
+}

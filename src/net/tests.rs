@@ -1,0 +1,419 @@
+//! Two ends on loopback: who reaches whom, and how.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+
+use super::*;
+use crate::metainfo::InfoHash;
+use crate::route::{Bind, Proxy, Route};
+use crate::wire::{Handshake, Message, PeerId};
+
+const HERE: InfoHash = InfoHash([7; 20]);
+const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+fn handshake(id: u8) -> Handshake {
+    Handshake::new(HERE, PeerId([id; 20]))
+}
+
+fn config(encryption: Encryption) -> Config {
+    Config {
+        port: PortChoice::Exactly(0),
+        route: route(Bind::Address(LOOPBACK), None),
+        encryption,
+        ..Config::default()
+    }
+}
+
+/// Has one torrent and hands its callers on.
+struct Torrents(mpsc::UnboundedSender<Handshaken>);
+
+impl Host for Torrents {
+    fn find(&self, matches: &dyn Fn(&InfoHash) -> bool) -> Option<Handshake> {
+        matches(&HERE).then(|| handshake(2))
+    }
+
+    fn welcome(&self, caller: Handshaken) {
+        let _ = self.0.send(caller);
+    }
+}
+
+/// Somebody who is called.
+struct Called {
+    addr: SocketAddr,
+    callers: mpsc::UnboundedReceiver<Handshaken>,
+    _dialer: Dialer,
+    _listener: Listener,
+}
+
+fn called(encryption: Encryption, transports: &[Transport]) -> Called {
+    let (dialer, mut sockets) = config(encryption).open().unwrap();
+    let addr = SocketAddr::new(LOOPBACK, sockets.port());
+    if !transports.contains(&Transport::Tcp) {
+        sockets.tcp.clear();
+    }
+    if !transports.contains(&Transport::Utp) {
+        sockets.utp = None;
+    }
+    let (heard, callers) = mpsc::unbounded_channel();
+    let listener = Listener::start(sockets, &config(encryption), Arc::new(Torrents(heard)));
+    Called { addr, callers, _dialer: dialer, _listener: listener }
+}
+
+fn dialer(encryption: Encryption) -> Dialer {
+    config(encryption).open().unwrap().0
+}
+
+#[tokio::test]
+async fn every_policy_calls_every_policy_over_both_transports() {
+    use Encryption::{Off, Prefer, Require};
+    for transport in [Transport::Tcp, Transport::Utp] {
+        for (ours, theirs, encrypted) in [
+            (Prefer, Prefer, Some(false)),
+            (Prefer, Require, Some(true)),
+            (Prefer, Off, Some(false)),
+            (Require, Prefer, Some(true)),
+            (Require, Require, Some(true)),
+            (Require, Off, None),
+            (Off, Prefer, Some(false)),
+            (Off, Require, None),
+            (Off, Off, Some(false)),
+        ] {
+            let what = format!("{ours:?} calls {theirs:?} over {transport}");
+            let mut called = called(theirs, &[transport]);
+            let reached = dialer(ours).connect(called.addr, &handshake(1)).await;
+            let Some(encrypted) = encrypted else {
+                assert!(reached.is_err(), "{what}");
+                continue;
+            };
+            let reached = reached.unwrap_or_else(|error| panic!("{what}: {error}"));
+            let caller = called.callers.recv().await.unwrap();
+            for (peer, id) in [(&reached, 2), (&caller, 1)] {
+                assert_eq!(peer.theirs, handshake(id), "{what}");
+                assert_eq!((peer.stream.transport(), peer.stream.encrypted()), (transport, encrypted), "{what}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_kind_of_stream_carries_messages_both_ways() {
+    for (transport, encryption) in [
+        (Transport::Tcp, Encryption::Off),
+        (Transport::Tcp, Encryption::Require),
+        (Transport::Utp, Encryption::Off),
+        (Transport::Utp, Encryption::Require),
+    ] {
+        let mut called = called(encryption, &[transport]);
+        let dialer = dialer(encryption);
+        let reached = dialer.connect(called.addr, &handshake(1)).await.unwrap();
+        let caller = called.callers.recv().await.unwrap();
+        let limits = Arc::new(Limits::new(0, 0));
+        let (heard, mut inbox) = mpsc::channel(64);
+        let ends = [(reached, 0_u8), (caller, 1)]
+            .map(|(peer, key)| Connection::start(peer, 1_000, limits.clone(), key, heard.clone()));
+        let block = |piece: u32| {
+            let data: Vec<u8> = (0..16_384).map(|n| (n * 31 + piece) as u8).collect();
+            Message::Piece { piece, begin: 0, data: Bytes::from(data) }
+        };
+        let said: Vec<Message> = (0..100).flat_map(|piece| [Message::Have(piece), block(piece)]).collect();
+        for end in &ends {
+            end.outbox().send(said.clone()).unwrap();
+        }
+        let mut heard = [Vec::new(), Vec::new()];
+        while heard.iter().any(|end| end.len() < said.len()) {
+            match inbox.recv().await.unwrap() {
+                (end, Incoming::Messages(messages)) => heard[usize::from(end)].extend(messages),
+                (_, Incoming::Sent(_)) => {}
+                (end, Incoming::Closed(why)) => panic!("{end} over {transport}: {why}"),
+            }
+        }
+        // Small messages pass the blocks; each kind keeps its order.
+        for end in heard {
+            for blocks in [true, false] {
+                let only = |all: &[Message]| -> Vec<Message> {
+                    all.iter().filter(|m| matches!(m, Message::Piece { .. }) == blocks).cloned().collect()
+                };
+                assert!(only(&end) == only(&said), "{transport}, {encryption:?}");
+            }
+        }
+        let [ours, _theirs] = ends;
+        drop(ours);
+        while !matches!(inbox.recv().await.unwrap(), (1, Incoming::Closed(_))) {}
+    }
+}
+
+/// Passes TCP on to `to`; how many callers there were.
+async fn relay(to: SocketAddr) -> (SocketAddr, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind((LOOPBACK, 0)).await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let callers = Arc::new(AtomicUsize::new(0));
+    let count = callers.clone();
+    tokio::spawn(async move {
+        while let Ok((mut near, _)) = listener.accept().await {
+            count.fetch_add(1, Ordering::Relaxed);
+            tokio::spawn(async move {
+                let mut far = TcpStream::connect(to).await.unwrap();
+                let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+            });
+        }
+    });
+    (addr, callers)
+}
+
+#[tokio::test]
+async fn what_worked_for_an_address_is_tried_first_the_next_time() {
+    let called = called(Encryption::Require, &[Transport::Tcp]);
+    let (addr, callers) = relay(called.addr).await;
+    let dialer = dialer(Encryption::Prefer);
+    assert!(dialer.connect(addr, &handshake(1)).await.unwrap().stream.encrypted());
+    assert_eq!(callers.load(Ordering::Relaxed), 2, "plaintext, then encrypted");
+    assert!(dialer.connect(addr, &handshake(1)).await.unwrap().stream.encrypted());
+    assert_eq!(callers.load(Ordering::Relaxed), 3, "encrypted at once");
+}
+
+#[tokio::test]
+async fn utp_wins_where_tcp_connects_and_says_nothing() {
+    let (_dialer, mut sockets) = config(Encryption::Prefer).open().unwrap();
+    let addr = SocketAddr::new(LOOPBACK, sockets.port());
+    // The kernel connects callers; nobody takes them up.
+    let silent = std::mem::take(&mut sockets.tcp);
+    let (heard, _callers) = mpsc::unbounded_channel();
+    let _listener = Listener::start(sockets, &config(Encryption::Prefer), Arc::new(Torrents(heard)));
+    let dialer = dialer(Encryption::Prefer);
+    assert_eq!(dialer.connect(addr, &handshake(1)).await.unwrap().stream.transport(), Transport::Utp);
+    // And the next time it is first: no need to wait for TCP to fail.
+    let begin = Instant::now();
+    assert_eq!(dialer.connect(addr, &handshake(1)).await.unwrap().stream.transport(), Transport::Utp);
+    assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+    drop(silent);
+}
+
+#[tokio::test]
+async fn who_is_not_there_is_told_for_both_transports() {
+    let port = TcpListener::bind((LOOPBACK, 0)).await.unwrap().local_addr().unwrap().port();
+    let begin = Instant::now();
+    let error = dialer(Encryption::Prefer).connect(SocketAddr::new(LOOPBACK, port), &handshake(1)).await.unwrap_err();
+    assert!(matches!(&error, DialError::Both { tcp, .. } if matches!(**tcp, DialError::Unreachable(_))), "{error}");
+    assert!(begin.elapsed() < Duration::from_secs(20));
+}
+
+#[tokio::test]
+async fn another_torrent_is_refused_under_any_policy() {
+    for encryption in [Encryption::Off, Encryption::Require] {
+        let called = called(encryption, &[Transport::Tcp]);
+        let ours = Handshake::new(InfoHash([8; 20]), PeerId([1; 20]));
+        assert!(dialer(encryption).connect(called.addr, &ours).await.is_err());
+    }
+}
+
+#[tokio::test]
+async fn a_key_that_begins_like_the_protocol_is_still_a_key() {
+    let called = called(Encryption::Prefer, &[Transport::Tcp]);
+    let mut caller = TcpStream::connect(called.addr).await.unwrap();
+    let mut key = [0x5A; 96];
+    key[..9].copy_from_slice(b"\x13BitTorre");
+    // In two parts: the first one could be either.
+    caller.write_all(&key[..9]).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    caller.write_all(&key[9..]).await.unwrap();
+    caller.read_exact(&mut [0; 96]).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_said_behind_a_handshake_is_heard() {
+    let mut called = called(Encryption::Off, &[Transport::Tcp]);
+    let mut caller = TcpStream::connect(called.addr).await.unwrap();
+    let mut bytes = handshake(1).encode().to_vec();
+    bytes.extend([0, 0, 0, 1, 2]);
+    caller.write_all(&bytes).await.unwrap();
+    let peer = called.callers.recv().await.unwrap();
+    let (heard, mut inbox) = mpsc::channel(4);
+    let _connection = Connection::start(peer, 1, Arc::new(Limits::new(0, 0)), (), heard);
+    let Some(((), Incoming::Messages(messages))) = inbox.recv().await else { panic!("closed") };
+    assert_eq!(messages, [Message::Interested]);
+}
+
+#[tokio::test]
+async fn silent_callers_of_one_network_do_not_take_every_place() {
+    let called = called(Encryption::Prefer, &[Transport::Tcp]);
+    let mut silent = Vec::new();
+    for _ in 0..40 {
+        silent.push(TcpStream::connect(called.addr).await.unwrap());
+    }
+    // The later ones are let go at once.
+    let mut last = silent.pop().unwrap();
+    let hung_up = tokio::time::timeout(Duration::from_secs(5), last.read(&mut [0; 1])).await.unwrap();
+    assert!(matches!(hung_up, Ok(0) | Err(_)));
+    // A caller from elsewhere finds a place.
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.1.1.1:0".parse().unwrap()).unwrap();
+    let mut other = socket.connect(called.addr).await.unwrap();
+    other.write_all(&handshake(1).encode()).await.unwrap();
+    let mut answer = [0; 68];
+    tokio::time::timeout(Duration::from_secs(5), other.read_exact(&mut answer)).await.unwrap().unwrap();
+    assert_eq!(Handshake::decode(&answer).unwrap(), handshake(2));
+}
+
+#[tokio::test]
+async fn ipv6_is_reached_over_both() {
+    let ip = IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1_u16]);
+    if std::net::UdpSocket::bind((ip, 0)).is_err() {
+        eprintln!("left out: no IPv6 on this machine");
+        return;
+    }
+    let v6 = Config { route: route(Bind::Address(ip), None), ..config(Encryption::Prefer) };
+    for transport in [Transport::Tcp, Transport::Utp] {
+        let (dialer, mut sockets) = v6.open().unwrap();
+        let addr = SocketAddr::new(ip, sockets.port());
+        if transport == Transport::Utp {
+            sockets.tcp.clear();
+        }
+        let (heard, _callers) = mpsc::unbounded_channel();
+        let _listener = Listener::start(sockets, &config(Encryption::Prefer), Arc::new(Torrents(heard)));
+        assert_eq!(dialer.connect(addr, &handshake(1)).await.unwrap().stream.transport(), transport);
+    }
+}
+
+#[tokio::test]
+async fn noise_on_the_port_hurts_nobody() {
+    let called = called(Encryption::Prefer, &[Transport::Tcp, Transport::Utp]);
+    let mut rng = StdRng::seed_from_u64(1);
+    // Over UDP: anything, and openings, resets and data of connections that are none.
+    let udp = tokio::net::UdpSocket::bind((LOOPBACK, 0)).await.unwrap();
+    for n in 0..2_000 {
+        let mut packet = vec![0; rng.random_range(0..200)];
+        rng.fill(&mut packet[..]);
+        if n % 2 == 0
+            && let Some(kind) = packet.first_mut()
+        {
+            *kind = (n / 2 % 5) as u8 * 16 + 1;
+        }
+        udp.send_to(&packet, called.addr).await.unwrap();
+    }
+    // Over TCP: enough of it is hung up on.
+    let mut tcp = TcpStream::connect(called.addr).await.unwrap();
+    let mut bytes = [0; 2_000];
+    rng.fill(&mut bytes[..]);
+    tcp.write_all(&bytes).await.unwrap();
+    let hung_up = tokio::time::timeout(Duration::from_secs(5), tcp.read_to_end(&mut Vec::new())).await;
+    assert!(hung_up.is_ok(), "still listening");
+    let dialer = dialer(Encryption::Prefer);
+    assert!(dialer.connect(called.addr, &handshake(1)).await.is_ok());
+    let endpoint = dialer.utp.as_ref().unwrap().toward(called.addr).unwrap();
+    // Openings among the noise took places; they are free again when nobody answers.
+    let end = Instant::now() + Duration::from_secs(20);
+    while utp::connect(endpoint, called.addr).await.is_err() {
+        assert!(Instant::now() < end, "no place for an honest caller");
+    }
+}
+
+fn route(bind: Bind, proxy: Option<Proxy>) -> Route {
+    Route { proxy, bind }
+}
+
+/// A SOCKS5 proxy without a login that answers every request with `reply` (0: it connects); how often it was asked.
+async fn proxy(reply: u8) -> (Proxy, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind((LOOPBACK, 0)).await.unwrap();
+    let proxy = format!("socks5://{}", listener.local_addr().unwrap()).parse().unwrap();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = asked.clone();
+    tokio::spawn(async move {
+        while let Ok((mut near, _)) = listener.accept().await {
+            let count = count.clone();
+            tokio::spawn(async move {
+                let mut methods = [0; 3];
+                near.read_exact(&mut methods).await.unwrap();
+                assert_eq!(methods, [5, 1, 0]);
+                near.write_all(&[5, 0]).await.unwrap();
+                let mut request = [0; 10];
+                near.read_exact(&mut request).await.unwrap();
+                let [5, 1, 0, 1, a, b, c, d, high, low] = request else { panic!("{request:?}") };
+                count.fetch_add(1, Ordering::Relaxed);
+                near.write_all(&[5, reply, 0, 1, 0, 0, 0, 0, 0, 0]).await.unwrap();
+                if reply == 0 {
+                    let to = SocketAddr::from(([a, b, c, d], u16::from_be_bytes([high, low])));
+                    let mut far = TcpStream::connect(to).await.unwrap();
+                    let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+                }
+            });
+        }
+    });
+    (proxy, asked)
+}
+
+#[tokio::test]
+async fn through_a_proxy_goes_everything() {
+    let called = called(Encryption::Require, &[Transport::Tcp, Transport::Utp]);
+    let (proxy, asked) = proxy(0).await;
+    let (dialer, sockets) =
+        Config { route: route(Bind::Address(LOOPBACK), Some(proxy)), ..config(Encryption::Prefer) }.open().unwrap();
+    assert_eq!((sockets.port(), sockets.tcp.len(), sockets.utp.is_none()), (0, 0, true), "nobody calls us");
+    let reached = dialer.connect(called.addr, &handshake(1)).await.unwrap();
+    assert_eq!((reached.stream.transport(), reached.stream.encrypted()), (Transport::Tcp, true));
+    assert_eq!(asked.load(Ordering::Relaxed), 2, "plaintext, then encrypted");
+}
+
+#[tokio::test]
+async fn a_proxy_that_refuses_is_not_gone_around() {
+    let called = called(Encryption::Prefer, &[Transport::Tcp, Transport::Utp]);
+    let through = |proxy| {
+        Config { route: route(Bind::Address(LOOPBACK), Some(proxy)), ..config(Encryption::Prefer) }.open().unwrap().0
+    };
+    // Host unreachable: the peer's fault.
+    let (unreachable, asked) = proxy(4).await;
+    let error = through(unreachable).connect(called.addr, &handshake(1)).await.unwrap_err();
+    assert!(matches!(error, DialError::Unreachable(_)), "{error}");
+    assert_eq!(asked.load(Ordering::Relaxed), 1);
+    // Command not supported: the proxy's.
+    let (useless, _) = proxy(7).await;
+    let error = through(useless).connect(called.addr, &handshake(1)).await.unwrap_err();
+    assert!(matches!(error, DialError::Proxy(_)), "{error}");
+    // Nobody there.
+    let gone =
+        format!("socks5://127.0.0.1:{}", TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port());
+    let error = through(gone.parse().unwrap()).connect(called.addr, &handshake(1)).await.unwrap_err();
+    assert!(matches!(error, DialError::Proxy(_)), "{error}");
+}
+
+#[tokio::test]
+async fn the_blocklist_holds_both_ways_from_the_moment_it_is_set() {
+    let list = Arc::new(Blocklist::default());
+    let config = Config { blocklist: list.clone(), ..config(Encryption::Prefer) };
+    let (dialer, sockets) = config.open().unwrap();
+    let addr = SocketAddr::new(LOOPBACK, sockets.port());
+    let (heard, _callers) = mpsc::unbounded_channel();
+    let _listener = Listener::start(sockets, &config, Arc::new(Torrents(heard)));
+    let elsewhere = super::tests::dialer(Encryption::Prefer);
+    assert!(dialer.connect(addr, &handshake(1)).await.is_ok());
+    assert!(elsewhere.connect(addr, &handshake(1)).await.is_ok());
+    list.replace(Ranges::read(&b"loopback:127.0.0.0-127.0.0.255"[..]).unwrap());
+    assert!(matches!(dialer.connect(addr, &handshake(1)).await, Err(DialError::Blocked)));
+    assert!(elsewhere.connect(addr, &handshake(1)).await.is_err(), "neither over TCP nor over uTP");
+    list.replace(Ranges::default());
+    assert!(dialer.connect(addr, &handshake(1)).await.is_ok());
+}
+
+#[tokio::test]
+async fn an_interface_is_kept_to() {
+    let bound = |name: &str| Config { route: route(name.parse().unwrap(), None), ..config(Encryption::Prefer) };
+    let refused = bound("no-such-device").open().err().unwrap();
+    assert_eq!(refused.raw_os_error(), Some(libc::ENODEV), "{refused}");
+    let config = bound("lo");
+    let (dialer, sockets) = config.open().unwrap();
+    let addr = SocketAddr::new(LOOPBACK, sockets.port());
+    let (heard, _callers) = mpsc::unbounded_channel();
+    let _listener = Listener::start(sockets, &config, Arc::new(Torrents(heard)));
+    assert!(dialer.connect(addr, &handshake(1)).await.is_ok());
+    // An address that is not on it cannot be reached from it.
+    let error = dialer.connect("192.0.2.1:1".parse().unwrap(), &handshake(1)).await.unwrap_err();
+    assert!(matches!(error, DialError::Both { .. }), "{error}");
+}

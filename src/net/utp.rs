@@ -1,0 +1,177 @@
+//! uTP sockets (BEP 29): one for IPv4 and one for IPv6, on the port number of the TCP listener.
+//!
+//! `librqbit-utp` does the protocol. Here are its limits, its UDP sockets, and what it leaves out: an opening packet
+//! that is lost is sent again, and an error of the UDP socket (there are passing ones) does not end all connections.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use librqbit_dualstack_sockets::PollSendToVectored;
+use librqbit_utp::{SocketOpts, UtpSocket, UtpSocketUdp, UtpStream};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::UdpSocket;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use crate::route::Bind;
+
+/// Connections of one socket. Each costs its two buffers at most, and next to nothing while it is idle.
+const MAX_STREAMS: NonZeroUsize = NonZeroUsize::new(100).unwrap();
+
+/// What may be received and not yet taken by us: a peer 50 ms away can send 10 MB/s.
+const RECEIVE_BUFFER: NonZeroUsize = NonZeroUsize::new(512 << 10).unwrap();
+
+/// What may be sent and not yet acknowledged. It begins small and grows with use.
+const SEND_BUFFER: NonZeroUsize = NonZeroUsize::new(512 << 10).unwrap();
+
+/// All connections share the kernel's buffer; it gives as much as it may.
+const KERNEL_BUFFER: usize = 4 << 20;
+
+/// How long each opening packet is waited for: a peer that answers has a round trip of less than a second.
+const OPENINGS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(2)];
+
+/// A peer that owes an acknowledgement for this long is gone.
+const SILENCE_LIMIT: Duration = Duration::from_secs(20);
+
+/// Pause after an error of the UDP socket.
+const RECEIVE_PAUSE: Duration = Duration::from_millis(20);
+
+/// uTP of one port number.
+pub(super) struct Utp {
+    v4: Option<Arc<Endpoint>>,
+    v6: Option<Arc<Endpoint>>,
+    cancel: CancellationToken,
+}
+
+/// One UDP socket with its connections.
+pub(super) type Endpoint = UtpSocket<Udp, Environment>;
+
+/// The crate has no public name for its clock and randomness.
+type Environment = <UtpSocketUdp as Inner>::Environment;
+
+/// Gives that type a name.
+pub(super) trait Inner {
+    type Environment;
+}
+
+impl<T, E> Inner for UtpSocket<T, E> {
+    type Environment = E;
+}
+
+impl Utp {
+    /// Binds `port` on `bind`; of every address IPv4 must succeed, IPv6 may be missing.
+    pub(super) fn bind(port: u16, bind: &Bind) -> io::Result<Self> {
+        let cancel = CancellationToken::new();
+        let open = |ip: IpAddr| endpoint(SocketAddr::new(ip, port), bind, cancel.clone()).map(Some);
+        let (v4, v6) = match bind.address() {
+            Some(ip @ IpAddr::V4(_)) => (open(ip)?, None),
+            Some(ip @ IpAddr::V6(_)) => (None, open(ip)?),
+            None => (open(Ipv4Addr::UNSPECIFIED.into())?, open(Ipv6Addr::UNSPECIFIED.into()).unwrap_or(None)),
+        };
+        Ok(Self { v4, v6, cancel })
+    }
+
+    /// Its sockets.
+    pub(super) fn endpoints(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
+        self.v4.iter().chain(&self.v6)
+    }
+
+    /// The socket that reaches `addr`.
+    pub(super) fn toward(&self, addr: SocketAddr) -> Option<&Arc<Endpoint>> {
+        if addr.is_ipv4() { self.v4.as_ref() } else { self.v6.as_ref() }
+    }
+}
+
+impl Drop for Utp {
+    fn drop(&mut self) {
+        self.cancel.cancel();
+    }
+}
+
+/// Calls `addr`. A refusal is not told from silence: uTP has none that the crate hears.
+pub(super) async fn connect(endpoint: &Arc<Endpoint>, addr: SocketAddr) -> io::Result<UtpStream> {
+    for limit in OPENINGS {
+        if let Ok(ended) = timeout(limit, endpoint.connect(addr)).await {
+            return ended.map_err(io::Error::other);
+        }
+    }
+    Err(io::ErrorKind::TimedOut.into())
+}
+
+/// How long [`connect`] takes at most.
+pub(super) const CONNECT_LIMIT: Duration = Duration::from_secs(3);
+
+fn endpoint(addr: SocketAddr, bind: &Bind, cancel: CancellationToken) -> io::Result<Arc<Endpoint>> {
+    let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
+    if addr.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    // The kernel caps them without an error.
+    socket.set_recv_buffer_size(KERNEL_BUFFER)?;
+    socket.set_send_buffer_size(KERNEL_BUFFER)?;
+    socket.set_nonblocking(true)?;
+    bind.tie(&socket)?;
+    socket.bind(&addr.into())?;
+    let udp =
+        Udp { addr: socket.local_addr()?.as_socket().unwrap_or(addr), socket: UdpSocket::from_std(socket.into())? };
+    let options = SocketOpts {
+        vsock_rx_bufsize_bytes: Some(RECEIVE_BUFFER),
+        vsock_tx_bufsize_bytes_max: Some(SEND_BUFFER),
+        // Requests are small and urgent.
+        disable_nagle: true,
+        cancellation_token: cancel,
+        remote_inactivity_timeout: Some(SILENCE_LIMIT),
+        max_live_vsocks: Some(MAX_STREAMS),
+        dont_wait_for_lastack: true,
+        ..SocketOpts::default()
+    };
+    UtpSocket::new_with_opts(udp, Environment::default(), options).map_err(io::Error::other)
+}
+
+/// A UDP socket that outlives its errors.
+pub(super) struct Udp {
+    socket: UdpSocket,
+    addr: SocketAddr,
+}
+
+impl librqbit_utp::Transport for Udp {
+    async fn recv_from(&self, buf: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
+        loop {
+            match self.socket.recv_from(buf).await {
+                Ok(received) => return Ok(received),
+                // The network went down, memory was short, a router said no: one of the connections feels it.
+                Err(error) => {
+                    tracing::trace!("UDP socket {}: {error}", self.addr);
+                    tokio::time::sleep(RECEIVE_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    async fn send_to(&self, buf: &[u8], target: SocketAddr) -> io::Result<usize> {
+        self.socket.send_to(buf, target).await
+    }
+
+    fn poll_send_to(&self, cx: &mut Context<'_>, buf: &[u8], target: SocketAddr) -> Poll<io::Result<usize>> {
+        self.socket.poll_send_to(cx, buf, target)
+    }
+
+    fn bind_addr(&self) -> SocketAddr {
+        self.addr
+    }
+}
+
+impl PollSendToVectored for Udp {
+    fn poll_send_to_vectored(
+        &self,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+        target: SocketAddr,
+    ) -> Poll<io::Result<usize>> {
+        self.socket.poll_send_to_vectored(cx, bufs, target)
+    }
+}

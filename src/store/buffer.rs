@@ -1,0 +1,146 @@
+//! Buffers of a piece's size that go round instead of being freed.
+//!
+//! A stream of a gigabyte would otherwise allocate, page-fault and free a gigabyte. The pool keeps a few spare MiB only:
+//! what is in use is bounded by those who use it (the memory tier, the driver's partial pieces).
+
+use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+
+use super::lock;
+
+/// Spare bytes kept; a single larger buffer is kept too, up to [`MAX_SPARE_BUFFER`].
+const MAX_SPARE: usize = 8 << 20;
+const MAX_SPARE_BUFFER: usize = 32 << 20;
+
+#[derive(Default)]
+pub(super) struct BufferPool {
+    spare: Mutex<Spare>,
+    in_use: AtomicU64,
+}
+
+#[derive(Default)]
+struct Spare {
+    buffers: Vec<Box<[u8]>>,
+    bytes: usize,
+}
+
+impl BufferPool {
+    /// A buffer of `len` bytes whose content is unspecified (zeros, or some old piece).
+    pub fn buffer(self: &Arc<Self>, len: usize) -> PieceBuf {
+        let spare = {
+            let mut spare = lock(&self.spare);
+            // The last piece of a torrent is shorter than the rest and may take a full-size buffer.
+            let found = spare.buffers.iter().rposition(|spare| spare.len() >= len && spare.len() / 2 <= len);
+            found.map(|at| {
+                let buffer = spare.buffers.swap_remove(at);
+                spare.bytes -= buffer.len();
+                buffer
+            })
+        };
+        let buffer = spare.unwrap_or_else(|| vec![0; len].into_boxed_slice());
+        self.in_use.fetch_add(buffer.len() as u64, Relaxed);
+        PieceBuf { buffer, len, pool: Arc::clone(self) }
+    }
+
+    /// Bytes of all buffers that are out, wherever they are.
+    pub fn in_use(&self) -> u64 {
+        self.in_use.load(Relaxed)
+    }
+
+    fn give_back(&self, buffer: Box<[u8]>) {
+        self.in_use.fetch_sub(buffer.len() as u64, Relaxed);
+        let len = buffer.len();
+        if len == 0 || len > MAX_SPARE_BUFFER {
+            return;
+        }
+        let mut spare = lock(&self.spare);
+        spare.bytes += len;
+        spare.buffers.push(buffer);
+        // The oldest go first: torrents of other piece lengths leave buffers that fit nobody.
+        while spare.bytes > MAX_SPARE && spare.buffers.len() > 1 {
+            spare.bytes -= spare.buffers.remove(0).len();
+        }
+    }
+}
+
+/// A writable buffer for one piece. Dropped, it (or the [`Bytes`] made of it) goes back to the pool.
+pub struct PieceBuf {
+    buffer: Box<[u8]>,
+    len: usize,
+    pool: Arc<BufferPool>,
+}
+
+impl PieceBuf {
+    /// Makes it shareable, without a copy.
+    pub fn freeze(self) -> Bytes {
+        Bytes::from_owner(self)
+    }
+}
+
+impl Deref for PieceBuf {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.buffer[..self.len]
+    }
+}
+
+impl DerefMut for PieceBuf {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.buffer[..self.len]
+    }
+}
+
+impl AsRef<[u8]> for PieceBuf {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl std::fmt::Debug for PieceBuf {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "PieceBuf({} bytes)", self.len)
+    }
+}
+
+impl Drop for PieceBuf {
+    fn drop(&mut self) {
+        self.pool.give_back(std::mem::take(&mut self.buffer));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_go_round() {
+        let pool = Arc::new(BufferPool::default());
+        let mut buffer = pool.buffer(1 << 20);
+        buffer[5] = 9;
+        let place = buffer.as_ptr();
+        let frozen = buffer.freeze();
+        assert_eq!((frozen.len(), frozen[5], pool.in_use()), (1 << 20, 9, 1 << 20));
+        let slice = frozen.slice(4..6);
+        drop(frozen);
+        assert_eq!(pool.in_use(), 1 << 20, "a slice keeps it out");
+        drop(slice);
+        assert_eq!(pool.in_use(), 0);
+        let shorter = pool.buffer((1 << 20) - 7);
+        assert_eq!((shorter.as_ptr(), shorter.len()), (place, (1 << 20) - 7));
+    }
+
+    #[test]
+    fn spare_bytes_are_bounded() {
+        let pool = Arc::new(BufferPool::default());
+        let many: Vec<_> = (0..40).map(|n| pool.buffer((1 << 20) + n * 1000)).collect();
+        drop(many);
+        drop(pool.buffer(100 << 20));
+        let spare = lock(&pool.spare);
+        assert!(spare.bytes <= MAX_SPARE);
+        assert_eq!(spare.bytes, spare.buffers.iter().map(|b| b.len()).sum::<usize>());
+        assert!(!spare.buffers.is_empty());
+    }
+}

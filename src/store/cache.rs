@@ -1,0 +1,443 @@
+//! The cache as a whole: its directory, its limits, its keeper.
+
+use std::fs::{self, DirBuilder, File, TryLockError};
+use std::io::{Read, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, Weak};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::buffer::{BufferPool, PieceBuf};
+use super::files::Handles;
+use super::handle::TorrentStore;
+use super::health::{DiskError, Gate, Health};
+use super::ledger::{Ledger, Parked, Victim, on_disk};
+use super::memory::{Lost, Memory};
+use super::state::Saved;
+use super::torrent::{Save, Torrent};
+use super::{CacheConfig, EvictionSink, StoreError, TorrentSpec, Usage, lock, start};
+use crate::metainfo::{InfoHash, PieceIndex};
+
+/// Between two rounds of the keeper.
+const ROUND: Duration = Duration::from_secs(1);
+/// Pieces that are only in memory, tried in one round at most.
+const RETRIES: usize = 16;
+/// Files looked at to size a directory without a readable state file.
+const MAX_SIZED: usize = 1 << 20;
+
+/// The piece cache of one directory, shared by all torrents.
+///
+/// Dropped without [`Cache::close`] it is as after a kill: what is on the disk is hashed again before it is served.
+pub struct Cache {
+    pub(super) dir: PathBuf,
+    disk_limit: Option<u64>,
+    pub(super) memory: Memory,
+    pub(super) pool: Arc<BufferPool>,
+    pub(super) handles: Handles,
+    pub(super) health: Health,
+    /// Counts uses; see `Pieces::touch`.
+    pub(super) clock: AtomicU64,
+    ledger: Mutex<Ledger>,
+    /// Held while a parked torrent is removed and while one is taken up, so that the two do not meet.
+    parking: Mutex<()>,
+    /// Dropped, it ends the keeper.
+    keeper: Mutex<Option<(Sender<()>, JoinHandle<()>)>>,
+    /// Keeps other processes out for as long as it is open.
+    lock_file: Mutex<Option<File>>,
+}
+
+/// How far a piece may go to find room on the disk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Reserve {
+    /// What is free under the limit.
+    Free,
+    /// And the place of older pieces.
+    Evict,
+    /// And beyond the limit: it is pinned.
+    Insist,
+}
+
+impl Cache {
+    /// Where it keeps everything. Others may put files of theirs there, by names that are no info hashes.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Takes a directory, made if it is not there, and counts what it holds. Blocking.
+    pub fn open(config: CacheConfig) -> Result<Arc<Cache>, StoreError> {
+        let cache = Self::open_unkept(config)?;
+        let (stop, stopped) = channel();
+        let weak = Arc::downgrade(&cache);
+        let keeper = std::thread::Builder::new().name("store".into()).spawn(move || keep(&weak, &stopped));
+        let keeper = keeper.map_err(io_error("start a thread for", &cache.dir))?;
+        *lock(&cache.keeper) = Some((stop, keeper));
+        Ok(cache)
+    }
+
+    /// [`Self::open`] without the keeper: whoever calls this calls [`Self::round`].
+    pub(super) fn open_unkept(config: CacheConfig) -> Result<Arc<Cache>, StoreError> {
+        let dir = config.dir;
+        make_dir(&dir)?;
+        let lock_file = take_lock(&dir)?;
+        let (parked, clock) = count(&dir)?;
+        Ok(Arc::new(Self {
+            dir,
+            disk_limit: config.disk_limit,
+            memory: Memory::new(config.memory),
+            pool: Arc::default(),
+            handles: Handles::new(),
+            health: Health::default(),
+            clock: AtomicU64::new(clock.saturating_add(1)),
+            ledger: Mutex::new(Ledger::new(parked)),
+            parking: Mutex::default(),
+            keeper: Mutex::default(),
+            lock_file: Mutex::new(Some(lock_file)),
+        }))
+    }
+
+    /// Takes up a torrent with what the directory has of it. Blocking: reads its state, looks at its files, and hashes
+    /// them all if asked to or if there is data without a state. `evicted` may be called before this returns.
+    pub fn add(self: &Arc<Self>, torrent: TorrentSpec, evicted: EvictionSink) -> Result<Arc<TorrentStore>, StoreError> {
+        let info_hash = torrent.info_hash;
+        let id = {
+            let mut ledger = lock(&self.ledger);
+            if ledger.closed {
+                return Err(StoreError::Closed);
+            }
+            if !ledger.names.insert(info_hash) {
+                return Err(StoreError::Already(info_hash));
+            }
+            ledger.next_id += 1;
+            ledger.next_id
+        };
+        let parked = {
+            let _parking = lock(&self.parking);
+            lock(&self.ledger).parked.remove(&info_hash)
+        };
+        let home = self.dir.join(info_hash.to_string());
+        match make_dir(&home).and_then(|()| start::load(self, torrent, id, home, evicted)) {
+            Ok(torrent) => {
+                let torrent = Arc::new(torrent);
+                let mut ledger = lock(&self.ledger);
+                if ledger.closed {
+                    return Err(StoreError::Closed);
+                }
+                ledger.active += torrent.bytes_on_disk();
+                ledger.torrents.push(Arc::clone(&torrent));
+                drop(ledger);
+                Ok(Arc::new(TorrentStore::new(Arc::clone(self), torrent)))
+            }
+            Err(error) => {
+                let mut ledger = lock(&self.ledger);
+                ledger.names.remove(&info_hash);
+                ledger.parked.extend(parked.map(|parked| (info_hash, parked)));
+                Err(error)
+            }
+        }
+    }
+
+    /// A buffer for a piece. Its content is unspecified until it is written.
+    pub fn buffer(&self, len: usize) -> PieceBuf {
+        self.pool.buffer(len)
+    }
+
+    /// Has the disk keep everything, data and state. Blocking.
+    pub fn flush(&self) {
+        for torrent in self.torrents() {
+            self.note(torrent.save(&self.handles, &self.clock, Save::Synced));
+        }
+    }
+
+    /// Closes every torrent cleanly and ends the keeper. Blocking; nothing is put or evicted afterwards.
+    pub fn close(&self) {
+        lock(&self.ledger).closed = true;
+        if let Some((stop, keeper)) = lock(&self.keeper).take() {
+            drop(stop);
+            // A keeper that panicked has said so already; and it may be itself that drops the last handle.
+            if keeper.thread().id() != std::thread::current().id() {
+                let _ = keeper.join();
+            }
+        }
+        for torrent in self.torrents() {
+            self.close_torrent(&torrent);
+        }
+        drop(lock(&self.lock_file).take());
+    }
+
+    /// What it holds now.
+    pub fn usage(&self) -> Usage {
+        Usage {
+            disk: lock(&self.ledger).bytes(),
+            disk_limit: self.disk_limit,
+            memory: self.memory.used(),
+            memory_limit: self.memory.limit(),
+            buffers: self.pool.in_use(),
+            fault: self.health.fault(),
+        }
+    }
+
+    /// Bytes that can be added without evicting a piece of an open torrent.
+    pub(super) fn room(&self) -> u64 {
+        if self.health.fault().is_some() {
+            return 0;
+        }
+        self.disk_limit.map_or(u64::MAX, |limit| limit.saturating_sub(lock(&self.ledger).active))
+    }
+
+    pub(super) fn torrents(&self) -> Vec<Arc<Torrent>> {
+        lock(&self.ledger).torrents.clone()
+    }
+
+    /// Reports a failure of the disk, if it is one.
+    pub(super) fn note<T>(&self, result: Result<T, DiskError>) -> Option<T> {
+        result.map_err(|error| self.health.report(&self.dir, &error, Instant::now())).ok()
+    }
+
+    pub(super) fn tell(lost: Vec<Lost>) {
+        lost.into_iter().for_each(|(pieces, piece)| pieces.tell(piece));
+    }
+
+    /// Brings a piece that is in memory, marked as being written, to the disk if that takes it.
+    pub(super) fn write_behind(&self, torrent: &Torrent, piece: PieceIndex, bytes: &[u8], new: bool) -> bool {
+        let pinned = torrent.pieces.word(piece).pinned();
+        let reserve = match (pinned, new) {
+            (true, _) => Reserve::Insist,
+            (false, true) => Reserve::Evict,
+            (false, false) => Reserve::Free,
+        };
+        let on_disk = self.try_disk(torrent, piece, bytes, reserve);
+        Self::tell(self.memory.settle(&torrent.pieces, piece, on_disk));
+        on_disk
+    }
+
+    fn try_disk(&self, torrent: &Torrent, piece: PieceIndex, bytes: &[u8], reserve: Reserve) -> bool {
+        let len = bytes.len() as u64;
+        let begun = Instant::now();
+        let gate = self.health.gate(begun);
+        match gate {
+            Gate::Open => {}
+            Gate::Full if reserve == Reserve::Insist => self.replace(len),
+            Gate::Full | Gate::Failing => return false,
+        }
+        if !self.reserve(len, reserve) {
+            return false;
+        }
+        let mut written = torrent.write(&self.handles, piece, bytes);
+        match &written {
+            Ok(_) if gate == Gate::Open => self.health.well(begun),
+            Err(error) if gate == Gate::Open && reserve == Reserve::Insist && error.is_full() => {
+                self.health.report(&self.dir, error, Instant::now());
+                self.replace(len);
+                written = torrent.write(&self.handles, piece, bytes);
+            }
+            _ => {}
+        }
+        let on_disk = self.note(written).unwrap_or(false);
+        if !on_disk {
+            let mut ledger = lock(&self.ledger);
+            ledger.active = ledger.active.saturating_sub(len);
+        }
+        on_disk
+    }
+
+    /// Counts `len` bytes as used, making room for them as far as allowed. False: there is none.
+    fn reserve(&self, len: u64, reserve: Reserve) -> bool {
+        let mut victims = Vec::new();
+        let reserved = loop {
+            let mut ledger = lock(&self.ledger);
+            let over = |ledger: &Ledger| self.disk_limit.is_some_and(|limit| ledger.bytes() + len > limit);
+            if over(&ledger) && !ledger.parked.is_empty() {
+                drop(ledger);
+                self.remove_oldest_parked();
+                continue;
+            }
+            let hopeless = reserve == Reserve::Evict && self.disk_limit.is_some_and(|limit| len > limit);
+            while reserve != Reserve::Free && !hopeless && over(&ledger) {
+                match ledger.evict() {
+                    Some(victim) => victims.push(victim),
+                    None => break,
+                }
+            }
+            let reserved = reserve == Reserve::Insist || !over(&ledger);
+            ledger.active += if reserved { len } else { 0 };
+            break reserved;
+        };
+        self.see_off(victims);
+        reserved
+    }
+
+    /// Frees about `len` bytes of what was used longest ago.
+    fn replace(&self, len: u64) {
+        let mut freed = self.remove_oldest_parked();
+        let mut victims = Vec::new();
+        while freed < len {
+            let Some((torrent, piece)) = lock(&self.ledger).evict() else { break };
+            freed += u64::from(torrent.lengths.len_of(piece));
+            victims.push((torrent, piece));
+        }
+        self.see_off(victims);
+    }
+
+    fn see_off(&self, victims: Vec<Victim>) {
+        for (torrent, piece) in victims {
+            self.note(torrent.leave(&self.handles, &self.memory, piece));
+        }
+    }
+
+    /// Drops a piece whose bytes on the disk are wrong, gone or unreadable, pinned or not.
+    pub(super) fn discard(&self, torrent: &Torrent, piece: PieceIndex) {
+        let taken = {
+            let mut ledger = lock(&self.ledger);
+            let open = ledger.torrents.iter().any(|open| open.pieces.id == torrent.pieces.id);
+            open && ledger.take(torrent, piece, on_disk)
+        };
+        if taken {
+            self.note(torrent.leave(&self.handles, &self.memory, piece));
+        }
+    }
+
+    /// Removes the parked torrent used longest ago and returns how many bytes it had.
+    fn remove_oldest_parked(&self) -> u64 {
+        let _parking = lock(&self.parking);
+        let (info_hash, parked) = {
+            let mut ledger = lock(&self.ledger);
+            let Some(oldest) = ledger.oldest_parked() else { return 0 };
+            let Some(parked) = ledger.parked.remove(&oldest) else { return 0 };
+            (oldest, parked)
+        };
+        let home = self.dir.join(info_hash.to_string());
+        tracing::info!("dropping {info_hash} from the cache: not in use, and its {} bytes are needed", parked.bytes);
+        self.note(fs::remove_dir_all(&home).map_err(DiskError::new("remove", home)));
+        parked.bytes
+    }
+
+    /// Syncs and closes one torrent; what it has stays in the directory.
+    pub(super) fn close_torrent(&self, torrent: &Torrent) {
+        if torrent.shut() {
+            if let Err(error) = torrent.save(&self.handles, &self.clock, Save::Closed) {
+                tracing::warn!("{error}; the torrent's pieces will be checked again when it is next used");
+                let _ = torrent.save(&self.handles, &self.clock, Save::Hint);
+            }
+            self.forget(torrent);
+        }
+    }
+
+    /// Takes a torrent off the books, without I/O.
+    pub(super) fn forget(&self, torrent: &Torrent) {
+        let last_use = torrent.lengths.iter().map(|piece| torrent.pieces.last_use(piece)).max().unwrap_or(0);
+        {
+            let mut ledger = lock(&self.ledger);
+            let bytes = torrent.bytes_on_disk();
+            ledger.names.remove(&torrent.info_hash);
+            ledger.torrents.retain(|other| other.pieces.id != torrent.pieces.id);
+            ledger.active = ledger.active.saturating_sub(bytes);
+            ledger.parked.insert(torrent.info_hash, Parked { bytes, last_use });
+        }
+        self.memory.remove_torrent(torrent.pieces.id);
+        self.handles.close(torrent.pieces.id);
+    }
+
+    /// One round of the keeper: says what changed, keeps to the limit, tries again what the disk did not take.
+    pub(super) fn round(&self, now: Instant) {
+        for torrent in self.torrents() {
+            torrent.start_writeback(&self.handles);
+            if self.health.gate(now) == Gate::Open {
+                self.note(torrent.save_hint(&self.handles, &self.clock, now));
+            }
+        }
+        self.reserve(0, Reserve::Evict);
+        if self.memory.only_here() > 0 && self.health.gate(now) == Gate::Open {
+            for (pieces, piece, bytes) in self.memory.claim_only(RETRIES) {
+                match self.torrents().iter().find(|torrent| torrent.pieces.id == pieces.id) {
+                    Some(torrent) => self.write_behind(torrent, piece, &bytes, false),
+                    None => {
+                        Self::tell(self.memory.settle(&pieces, piece, false));
+                        false
+                    }
+                };
+            }
+        }
+    }
+}
+
+/// The keeper's life: a round a second until the cache is closed or dropped.
+fn keep(cache: &Weak<Cache>, stopped: &std::sync::mpsc::Receiver<()>) {
+    while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(ROUND) {
+        let Some(cache) = cache.upgrade() else { break };
+        cache.round(Instant::now());
+    }
+}
+
+pub(super) fn io_error(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> StoreError {
+    let path = path.to_owned();
+    move |source| StoreError::Io { action, path, source }
+}
+
+pub(super) fn make_dir(dir: &Path) -> Result<(), StoreError> {
+    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io_error("make directory", dir))
+}
+
+/// Only one process at a time may count and evict in a directory.
+fn take_lock(dir: &Path) -> Result<File, StoreError> {
+    let path = dir.join("lock");
+    let mut options = File::options();
+    let opened = options.read(true).write(true).create(true).truncate(false).open(&path);
+    let mut file = opened.map_err(io_error("open", &path))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut pid = String::new();
+            let _ = (&file).take(20).read_to_string(&mut pid);
+            let pid = pid.trim();
+            let known = !pid.is_empty() && pid.bytes().all(|byte| byte.is_ascii_digit());
+            let holder = if known { format!("process {pid}") } else { "another process".into() };
+            return Err(StoreError::InUse { dir: dir.to_owned(), holder });
+        }
+        Err(TryLockError::Error(source)) => return Err(io_error("lock", &path)(source)),
+    }
+    let written = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
+    written.map_err(io_error("write", &path))?;
+    Ok(file)
+}
+
+/// Counts what every torrent in the directory has, and finds the latest use.
+fn count(dir: &Path) -> Result<(std::collections::HashMap<InfoHash, Parked>, u64), StoreError> {
+    let mut parked = std::collections::HashMap::new();
+    let mut clock = 0;
+    for entry in fs::read_dir(dir).map_err(io_error("read directory", dir))? {
+        let entry = entry.map_err(io_error("read directory", dir))?;
+        let Some(info_hash) = entry.file_name().to_str().and_then(|name| name.parse::<InfoHash>().ok()) else {
+            continue;
+        };
+        let home = entry.path();
+        let found = match Saved::load(&home.join("state")) {
+            Ok(Some(saved)) if saved.info_hash == info_hash => {
+                clock = clock.max(saved.clock);
+                Parked { bytes: saved.bytes, last_use: saved.last_use }
+            }
+            _ => Parked { bytes: size_of(home), last_use: 0 },
+        };
+        parked.insert(info_hash, found);
+    }
+    Ok((parked, clock))
+}
+
+/// Bytes that the files below a directory take.
+fn size_of(dir: PathBuf) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let (mut dirs, mut bytes, mut seen) = (vec![dir], 0, 0);
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
+            seen += 1;
+            match entry.metadata() {
+                Ok(about) if about.is_dir() && seen < MAX_SIZED => dirs.push(entry.path()),
+                Ok(about) if about.is_file() => bytes += about.blocks() * 512,
+                _ => {}
+            }
+        }
+    }
+    bytes
+}

@@ -1,0 +1,379 @@
+//! The data files of a torrent: sparse, laid out as the torrent lays them out, made on their first write.
+//!
+//! Every opening walks down from the torrent's directory one component at a time and follows no symbolic link, so no
+//! name and no link planted there leads outside. Pad files are not stored: they are zeros (BEP 47).
+
+use std::ffi::OsStr;
+use std::fs::{File, Metadata};
+use std::io;
+use std::ops::Range;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Component, Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+
+use lru::LruCache;
+
+use super::health::DiskError;
+use super::pieces::{Pieces, State};
+use super::{StoreError, StoredFile, lock};
+use crate::sys::file as sys;
+
+/// Open files at most, over all torrents.
+const MAX_OPEN: usize = 128;
+
+/// The open files of all torrents, by torrent and file.
+pub(super) struct Handles(Mutex<LruCache<(u32, usize), Handle>>);
+
+#[derive(Clone)]
+struct Handle {
+    file: Arc<File>,
+    in_memory: bool,
+}
+
+impl Handles {
+    pub fn new() -> Self {
+        Self(Mutex::new(LruCache::unbounded()))
+    }
+
+    fn get(&self, key: (u32, usize)) -> Option<Handle> {
+        lock(&self.0).get(&key).cloned()
+    }
+
+    fn put(&self, key: (u32, usize), handle: Handle) {
+        let old = {
+            let mut handles = lock(&self.0);
+            handles.put(key, handle);
+            if handles.len() > MAX_OPEN { handles.pop_lru() } else { None }
+        };
+        drop(old); // closing is I/O: not under the lock
+    }
+
+    /// Closes a torrent's files.
+    pub fn close(&self, torrent: u32) {
+        let mut handles = lock(&self.0);
+        let keys: Vec<_> = handles.iter().map(|(key, _)| *key).filter(|key| key.0 == torrent).collect();
+        let closed: Vec<_> = keys.iter().filter_map(|key| handles.pop(key)).collect();
+        drop(handles);
+        drop(closed);
+    }
+}
+
+/// What tells whether a file was changed behind our back. All zeros: it is not there.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub(super) struct Stamp {
+    pub size: u64,
+    /// Nanoseconds since 1970, as the next.
+    pub modified: i64,
+    pub changed: i64,
+}
+
+/// One file's part of a range of the torrent.
+struct Span {
+    file: usize,
+    /// Where in the file.
+    at: u64,
+    /// Which bytes of the caller's buffer.
+    part: Range<usize>,
+}
+
+/// How a read that must not wait ended.
+pub(super) enum Cached {
+    Read,
+    WouldWait,
+}
+
+pub(super) struct Files {
+    pieces: Arc<Pieces>,
+    /// The torrent's directory; the files are in `data` below it.
+    home: PathBuf,
+    files: Vec<StoredFile>,
+    /// Which file each was when it was last looked at; 0: not yet.
+    inodes: Box<[AtomicU64]>,
+    /// Held while a file is given its length.
+    sizing: Mutex<()>,
+    /// Makes every write fail with this `errno`, once it is not 0; and every read, if it is `EIO`.
+    #[cfg(test)]
+    pub broken: std::sync::atomic::AtomicI32,
+}
+
+impl Files {
+    /// Checks that the files tile the torrent and that each path is a plain relative one.
+    pub fn new(pieces: Arc<Pieces>, home: PathBuf, files: Vec<StoredFile>) -> Result<Self, StoreError> {
+        let mut at = 0u64;
+        for file in &files {
+            let plain = file.path.components().all(|part| matches!(part, Component::Normal(_)));
+            if !file.pad && (!plain || file.path.as_os_str().is_empty()) {
+                return Err(StoreError::Unsafe { path: file.path.clone() });
+            }
+            if file.offset != at {
+                return Err(StoreError::Layout { path: file.path.clone() });
+            }
+            at = at.checked_add(file.len).ok_or_else(|| StoreError::Layout { path: file.path.clone() })?;
+        }
+        if at != pieces.lengths.total() {
+            return Err(StoreError::Layout { path: files.last().map(|file| file.path.clone()).unwrap_or_default() });
+        }
+        Ok(Self {
+            pieces,
+            home,
+            inodes: files.iter().map(|_| AtomicU64::new(0)).collect(),
+            files,
+            sizing: Mutex::default(),
+            #[cfg(test)]
+            broken: Default::default(),
+        })
+    }
+
+    pub fn all(&self) -> &[StoredFile] {
+        &self.files
+    }
+
+    fn path(&self, file: usize) -> PathBuf {
+        self.data().join(&self.files[file].path)
+    }
+
+    /// Where the files are.
+    pub fn data(&self) -> PathBuf {
+        self.home.join("data")
+    }
+
+    fn spans(&self, range: Range<u64>) -> impl Iterator<Item = Span> {
+        let first = self.files.partition_point(|file| file.offset + file.len <= range.start);
+        let start = range.start;
+        let inside = move |(file, stored): (usize, &StoredFile)| {
+            let from = stored.offset.max(start);
+            let to = (stored.offset + stored.len).min(range.end);
+            let part = (from - start) as usize..(to.max(from) - start) as usize;
+            Span { file, at: from - stored.offset, part }
+        };
+        let end = start + (range.end - start);
+        let rest = self.files.iter().enumerate().skip(first);
+        rest.take_while(move |(_, stored)| stored.offset < end).map(inside).filter(|span| !span.part.is_empty())
+    }
+
+    /// Which stored files hold any byte of the range.
+    pub fn touching(&self, range: Range<u64>) -> impl Iterator<Item = usize> {
+        self.spans(range).map(|span| span.file).filter(|file| !self.files[*file].pad)
+    }
+
+    /// Fills `out` with the torrent's bytes from `start` on, waiting for the disk.
+    pub fn read(&self, handles: &Handles, start: u64, out: &mut [u8]) -> Result<(), DiskError> {
+        for Span { file, at, part } in self.spans(start..start + out.len() as u64) {
+            let out = &mut out[part];
+            if self.files[file].pad {
+                out.fill(0);
+                continue;
+            }
+            let handle = self.handle(handles, file, false)?;
+            let read = self.trouble(true).and_then(|()| handle.file.read_exact_at(out, at));
+            read.map_err(|error| {
+                if error.kind() == io::ErrorKind::UnexpectedEof {
+                    self.suspect(file);
+                }
+                self.failed("read", file)(error)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// As [`Self::read`], from what is in the page cache.
+    pub fn read_cached(&self, handles: &Handles, start: u64, out: &mut [u8]) -> io::Result<Cached> {
+        for Span { file, at, part } in self.spans(start..start + out.len() as u64) {
+            let out = &mut out[part];
+            if self.files[file].pad {
+                out.fill(0);
+                continue;
+            }
+            // Opening waits for the disk.
+            let Some(handle) = handles.get((self.pieces.id, file)) else { return Ok(Cached::WouldWait) };
+            self.trouble(true)?;
+            match sys::read_cached(&handle.file, out, at) {
+                Ok(Some(count)) if count == out.len() => {}
+                Ok(_) => return Ok(Cached::WouldWait),
+                Err(error) if error.kind() == io::ErrorKind::Unsupported && handle.in_memory => {
+                    handle.file.read_exact_at(out, at)?;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Unsupported => return Ok(Cached::WouldWait),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Cached::Read)
+    }
+
+    /// Writes the torrent's bytes from `start` on. Bytes of pad files go nowhere.
+    pub fn write(&self, handles: &Handles, start: u64, bytes: &[u8]) -> Result<(), DiskError> {
+        for Span { file, at, part } in self.spans(start..start + bytes.len() as u64) {
+            if !self.files[file].pad {
+                let handle = self.handle(handles, file, true)?;
+                let written = self.trouble(false).and_then(|()| handle.file.write_all_at(&bytes[part], at));
+                written.map_err(self.failed("write to", file))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives a range back to the filesystem. Blocks that it shares with its neighbours are zeroed within it but stay.
+    pub fn punch(&self, handles: &Handles, range: Range<u64>) -> Result<(), DiskError> {
+        for Span { file, at, part } in self.spans(range).filter(|span| !self.files[span.file].pad) {
+            match self.handle(handles, file, false) {
+                Ok(handle) => {
+                    let punched = sys::punch_hole(&handle.file, at, part.len() as u64);
+                    punched.map_err(self.failed("free a part of", file))?;
+                }
+                Err(error) if error.is_gone() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Has the disk keep these files' content. Many files: has it keep the whole filesystem's.
+    pub fn sync(&self, handles: &Handles, files: impl ExactSizeIterator<Item = usize>) -> Result<(), DiskError> {
+        if files.len() > MAX_OPEN / 2 {
+            let failed = || DiskError::new("sync", &self.home);
+            return File::open(&self.home).and_then(|home| sys::sync_filesystem(&home)).map_err(failed());
+        }
+        for file in files {
+            match self.handle(handles, file, false) {
+                Ok(handle) => handle.file.sync_data().map_err(self.failed("sync", file))?,
+                Err(error) if error.is_gone() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts the writing of dirty pages, so that a later sync is short. Only a hint: errors show up in that sync.
+    pub fn start_writeback(&self, handles: &Handles, file: usize) {
+        if let Some(handle) = handles.get((self.pieces.id, file)) {
+            let _ = sys::start_writeback(&handle.file);
+        }
+    }
+
+    /// What the file looks like now.
+    pub fn stamp(&self, file: usize) -> Stamp {
+        let nanoseconds = |seconds: i64, rest: i64| seconds.saturating_mul(1_000_000_000).saturating_add(rest);
+        match self.path(file).symlink_metadata() {
+            Ok(about) if about.is_file() => {
+                self.recognise(file, &about);
+                Stamp {
+                    size: about.len(),
+                    modified: nanoseconds(about.mtime(), about.mtime_nsec()),
+                    changed: nanoseconds(about.ctime(), about.ctime_nsec()),
+                }
+            }
+            _ => Stamp::default(),
+        }
+    }
+
+    fn handle(&self, handles: &Handles, file: usize, write: bool) -> Result<Handle, DiskError> {
+        let key = (self.pieces.id, file);
+        if let Some(handle) = handles.get(key) {
+            if write {
+                let sized = handle.file.metadata().and_then(|about| self.size(file, &handle.file, &about));
+                sized.map_err(self.failed("look at", file))?;
+            }
+            return Ok(handle);
+        }
+        let opened = self.open(file, write).and_then(|opened| {
+            let about = opened.metadata()?;
+            if !about.is_file() {
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+            }
+            self.recognise(file, &about);
+            if write {
+                self.size(file, &opened, &about)?;
+            }
+            Ok(Handle { in_memory: sys::is_in_memory(&opened)?, file: Arc::new(opened) })
+        });
+        let handle = opened.map_err(|error| {
+            if error.kind() == io::ErrorKind::NotFound {
+                self.suspect(file);
+            }
+            self.failed("open", file)(error)
+        })?;
+        handles.put(key, handle.clone());
+        Ok(handle)
+    }
+
+    /// Gives a new file its whole length at once, as a hole. One that has lost some of it since was cut by somebody
+    /// else; what we had there must not come back as zeros.
+    fn size(&self, file: usize, opened: &File, about: &Metadata) -> io::Result<()> {
+        let len = self.files[file].len;
+        if about.len() == len {
+            return Ok(());
+        }
+        let _turn = lock(&self.sizing);
+        if opened.metadata()?.len() == len {
+            return Ok(()); // somebody else of us was first
+        }
+        self.suspect(file);
+        opened.set_len(len)
+    }
+
+    /// Notes which file it is. Another one than before is a stranger's.
+    fn recognise(&self, file: usize, about: &Metadata) {
+        let before = self.inodes[file].swap(about.ino(), SeqCst);
+        if before != 0 && before != about.ino() {
+            self.suspect(file);
+        }
+    }
+
+    /// Somebody else changed the file: whatever we have of it is to be hashed again before it is served.
+    fn suspect(&self, file: usize) {
+        let StoredFile { path, offset, len, .. } = &self.files[file];
+        let of_file = self.pieces.lengths.pieces_in(&(*offset..offset + len));
+        let doubted = of_file.filter(|piece| self.pieces.advance(*piece, State::Disk, State::Unproven)).count();
+        if doubted > 0 {
+            let path = self.data().join(path);
+            tracing::warn!("{} was changed by somebody else: its pieces are checked again", path.display());
+        }
+    }
+
+    fn open(&self, file: usize, create: bool) -> io::Result<File> {
+        let path = &self.files[file].path;
+        let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+        let home = File::open(&self.home)?;
+        let mut dir = step(home.as_fd(), OsStr::new("data"), create)?;
+        for part in path.parent().into_iter().flat_map(Path::components) {
+            dir = step(dir.as_fd(), part.as_os_str(), create)?;
+        }
+        sys::open_file_at(dir.as_fd(), name, create)
+    }
+
+    fn failed(&self, action: &'static str, file: usize) -> impl FnOnce(io::Error) -> DiskError {
+        let path = self.path(file);
+        DiskError::new(action, path)
+    }
+
+    #[cfg(not(test))]
+    #[inline]
+    fn trouble(&self, _reading: bool) -> io::Result<()> {
+        Ok(())
+    }
+
+    #[cfg(test)]
+    fn trouble(&self, reading: bool) -> io::Result<()> {
+        match self.broken.load(std::sync::atomic::Ordering::SeqCst) {
+            0 => Ok(()),
+            errno if reading && errno != libc::EIO => Ok(()),
+            errno => Err(io::Error::from_raw_os_error(errno)),
+        }
+    }
+}
+
+/// Opens a directory in `dir`, making it first if asked to.
+fn step(dir: std::os::fd::BorrowedFd<'_>, name: &OsStr, create: bool) -> io::Result<std::os::fd::OwnedFd> {
+    match sys::open_dir_at(dir, name) {
+        Err(error) if create && error.kind() == io::ErrorKind::NotFound => {
+            match sys::make_dir_at(dir, name) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                _ => {}
+            }
+            sys::open_dir_at(dir, name)
+        }
+        opened => opened,
+    }
+}

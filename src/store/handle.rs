@@ -1,0 +1,300 @@
+//! What the rest of the house holds of one torrent.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use bytes::Bytes;
+use fixedbitset::FixedBitSet;
+
+use super::cache::Cache;
+use super::files::Cached;
+use super::pieces::{State, Word};
+use super::torrent::{Save, Torrent};
+use super::{Bad, Lookup, StoreError, lock};
+use crate::metainfo::{PieceIndex, Verdict};
+
+/// The pieces of one torrent. Closed, it has nothing and takes nothing.
+///
+/// Dropped without [`Self::close`] its pieces stay on the disk, to be hashed before they are served again.
+pub struct TorrentStore {
+    cache: Arc<Cache>,
+    torrent: Arc<Torrent>,
+}
+
+/// The bytes of a piece whose hash was checked. Only [`TorrentStore::verify`] makes one (invariant 1).
+pub struct VerifiedPiece {
+    torrent: u32,
+    piece: PieceIndex,
+    bytes: Bytes,
+}
+
+impl std::fmt::Debug for VerifiedPiece {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "VerifiedPiece({})", self.piece)
+    }
+}
+
+impl VerifiedPiece {
+    /// Which piece.
+    pub fn piece(&self) -> PieceIndex {
+        self.piece
+    }
+
+    /// Its bytes.
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+}
+
+/// Whether a read may wait for the disk.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Patience {
+    Never,
+    Disk,
+}
+
+impl TorrentStore {
+    pub(super) fn new(cache: Arc<Cache>, torrent: Arc<Torrent>) -> Self {
+        Self { cache, torrent }
+    }
+
+    /// Every piece that is had, in memory or on the disk.
+    pub fn have(&self) -> FixedBitSet {
+        let mut had = FixedBitSet::with_capacity(self.torrent.lengths.pieces() as usize);
+        had.extend(self.torrent.lengths.iter().filter(|piece| self.has(*piece)).map(PieceIndex::index));
+        had
+    }
+
+    /// Whether a piece is had. Takes no lock.
+    pub fn has(&self, piece: PieceIndex) -> bool {
+        !self.is_closed() && self.torrent.pieces.word(piece).had()
+    }
+
+    /// A piece from the memory tier. Never waits; counts as use.
+    pub fn memory(&self, piece: PieceIndex) -> Option<Bytes> {
+        let bytes = self.cache.memory.get((self.torrent.pieces.id, piece), true)?;
+        self.torrent.pieces.touch(piece, &self.cache.clock);
+        Some(bytes)
+    }
+
+    /// Copies bytes of a piece, from `begin` on, out of memory or the page cache. Never waits for the disk; counts as
+    /// use. A range that is not within the piece is `Missing`.
+    pub fn read_now(&self, piece: PieceIndex, begin: u32, out: &mut [u8]) -> Lookup {
+        self.look(piece, begin, out, Patience::Never, true).unwrap_or(Lookup::Missing)
+    }
+
+    /// As [`Self::read_now`], waiting for the disk: `Hit` or `Missing`. A piece that the disk cannot give back is
+    /// evicted, and the fault reported. The error is only ever [`StoreError::Range`].
+    pub fn read(&self, piece: PieceIndex, begin: u32, out: &mut [u8]) -> Result<Lookup, StoreError> {
+        self.look(piece, begin, out, Patience::Disk, true)
+    }
+
+    /// As [`Self::read`], but counts as no use: what peers ask for must not decide what stays.
+    pub fn peek(&self, piece: PieceIndex, begin: u32, out: &mut [u8]) -> Result<Lookup, StoreError> {
+        self.look(piece, begin, out, Patience::Disk, false)
+    }
+
+    /// As [`Self::read_now`], but counts as no use.
+    pub fn peek_now(&self, piece: PieceIndex, begin: u32, out: &mut [u8]) -> Lookup {
+        self.look(piece, begin, out, Patience::Never, false).unwrap_or(Lookup::Missing)
+    }
+
+    /// Hashes a whole piece: not for an async thread.
+    pub fn verify(&self, piece: PieceIndex, bytes: Bytes) -> Result<VerifiedPiece, Bad> {
+        if bytes.len() != self.torrent.lengths.len_of(piece) as usize {
+            return Err(Bad { blocks: Vec::new(), bytes });
+        }
+        match self.torrent.hashes.check(piece, &bytes) {
+            Verdict::Good => Ok(VerifiedPiece { torrent: self.torrent.pieces.id, piece, bytes }),
+            Verdict::Bad { blocks } => Err(Bad { blocks, bytes }),
+        }
+    }
+
+    /// Takes a piece in: visible in memory, then its waiters wake, then it is written to the disk if that takes it.
+    /// Blocking. When it returns the piece may be gone again (no memory, and no disk): look with [`Self::has`].
+    pub fn put(&self, verified: VerifiedPiece) {
+        let VerifiedPiece { torrent: id, piece, bytes } = verified;
+        let (cache, torrent) = (&*self.cache, &*self.torrent);
+        let pieces = &torrent.pieces;
+        debug_assert_eq!(id, pieces.id, "a piece of another torrent");
+        while id == pieces.id && !torrent.is_closed() {
+            match pieces.word(piece).state() {
+                State::Memory | State::Disk => break,
+                // Better than what is there.
+                State::Unproven => cache.discard(torrent, piece),
+                State::Leaving => torrent.wait_until_left(piece),
+                State::Missing => {
+                    let (inserted, lost) = cache.memory.insert_writing(pieces, piece, bytes.clone());
+                    Cache::tell(lost);
+                    if !inserted {
+                        // Another put of the same piece is a step ahead.
+                        std::thread::yield_now();
+                        continue;
+                    }
+                    pieces.touch(piece, &cache.clock);
+                    if !pieces.advance(piece, State::Missing, State::Memory) {
+                        cache.memory.remove((id, piece));
+                        continue;
+                    }
+                    torrent.waiters.wake(piece);
+                    cache.write_behind(torrent, piece, &bytes, true);
+                    break;
+                }
+            }
+        }
+    }
+
+    /// A future that is ready when the piece is had, or may be, or the torrent is closed. It registers at once, so a
+    /// look after this call misses nothing (invariant 3); after it is ready, look again. Dropping it unregisters.
+    pub fn wait(&self, piece: PieceIndex) -> impl Future<Output = ()> + Send + 'static + use<> {
+        self.torrent.waiters.wait(piece, &|| self.has(piece))
+    }
+
+    /// Replaces the pinned set: these pieces, and only these, are not evicted.
+    pub fn pin(&self, ranges: Vec<Range<u32>>) {
+        self.torrent.pieces.pin(ranges, &self.cache.clock);
+    }
+
+    /// Bytes that background fetching may still add without evicting anything in use; 0 while the disk is at fault.
+    pub fn room(&self) -> u64 {
+        self.cache.room()
+    }
+
+    /// The cache it is in.
+    pub fn cache(&self) -> &Arc<Cache> {
+        &self.cache
+    }
+
+    /// Whether it was closed, or its cache was.
+    pub fn is_closed(&self) -> bool {
+        self.torrent.is_closed()
+    }
+
+    /// Has the disk keep the data and the state. Blocking.
+    pub fn flush(&self) {
+        self.cache.note(self.torrent.save(&self.cache.handles, &self.cache.clock, Save::Synced));
+    }
+
+    /// Wakes all who wait and takes nothing more; syncs the data and says so in the state. Blocking.
+    pub fn close(&self) {
+        self.cache.close_torrent(&self.torrent);
+    }
+
+    fn look(
+        &self,
+        piece: PieceIndex,
+        begin: u32,
+        out: &mut [u8],
+        patience: Patience,
+        used: bool,
+    ) -> Result<Lookup, StoreError> {
+        let (cache, pieces) = (&*self.cache, &self.torrent.pieces);
+        // First: a piece that is had is within the torrent, so its length can be asked for.
+        if !self.has(piece) {
+            return Ok(Lookup::Missing);
+        }
+        if u64::from(begin) + out.len() as u64 > self.torrent.lengths.len_of(piece).into() {
+            return Err(StoreError::Range { piece, begin, len: out.len() });
+        }
+        // Each turn begins because the piece has just moved on; it does not do that for ever.
+        while !self.is_closed() {
+            let word = pieces.word(piece);
+            if let Some(bytes) = cache.memory.get((pieces.id, piece), used) {
+                // `begin + out.len()` is within the piece, and the tier holds whole pieces.
+                out.copy_from_slice(&bytes[begin as usize..begin as usize + out.len()]);
+                return Ok(self.hit(piece, used));
+            }
+            match word.state() {
+                State::Missing | State::Leaving => return Ok(Lookup::Missing),
+                State::Memory => {
+                    // It was put, or went, between the two looks.
+                    if pieces.word(piece) == word && patience == Patience::Never {
+                        return Ok(Lookup::WouldBlock);
+                    }
+                    std::thread::yield_now();
+                }
+                State::Unproven if patience == Patience::Never => return Ok(Lookup::WouldBlock),
+                State::Unproven => self.prove(piece),
+                State::Disk if patience == Patience::Never => {
+                    let start = self.torrent.lengths.offset_of(piece) + u64::from(begin);
+                    match self.torrent.files.read_cached(&cache.handles, start, out) {
+                        Ok(Cached::Read) if pieces.undisturbed(piece, word) => return Ok(self.hit(piece, used)),
+                        Ok(Cached::Read) => {}
+                        // An error is for the read that may wait: it reports it.
+                        Ok(Cached::WouldWait) | Err(_) => return Ok(Lookup::WouldBlock),
+                    }
+                }
+                State::Disk => {
+                    if self.read_disk(piece, word, begin, out) {
+                        return Ok(self.hit(piece, used));
+                    }
+                }
+            }
+        }
+        Ok(Lookup::Missing)
+    }
+
+    fn hit(&self, piece: PieceIndex, used: bool) -> Lookup {
+        if used {
+            self.torrent.pieces.touch(piece, &self.cache.clock);
+        }
+        Lookup::Hit
+    }
+
+    /// Reads from the disk. False: the piece moved on, by itself or because it could not be read.
+    fn read_disk(&self, piece: PieceIndex, word: Word, begin: u32, out: &mut [u8]) -> bool {
+        let start = self.torrent.lengths.offset_of(piece) + u64::from(begin);
+        match self.torrent.files.read(&self.cache.handles, start, out) {
+            Ok(()) => self.torrent.pieces.undisturbed(piece, word),
+            Err(error) => {
+                if error.is_gone() {
+                    tracing::warn!("{error}; fetching piece {piece} again");
+                } else {
+                    self.cache.note::<()>(Err(error));
+                }
+                self.cache.discard(&self.torrent, piece);
+                false
+            }
+        }
+    }
+
+    /// Hashes an unproven piece: afterwards it is proven, or has left.
+    fn prove(&self, piece: PieceIndex) {
+        let (cache, torrent) = (&*self.cache, &*self.torrent);
+        let _turn = lock(&torrent.proving);
+        let word = torrent.pieces.word(piece);
+        if word.state() != State::Unproven {
+            return;
+        }
+        let mut buffer = cache.pool.buffer(torrent.lengths.len_of(piece) as usize);
+        if !self.read_disk(piece, word, 0, &mut buffer) {
+            return;
+        }
+        if torrent.hashes.check(piece, &buffer) == Verdict::Good {
+            // Only if nobody evicted it meanwhile, and put it back.
+            let same = |now: Word| now.state() == State::Unproven && torrent.pieces.undisturbed(piece, word);
+            if torrent.pieces.change(piece, State::Disk, same).is_some() {
+                torrent.set_changed();
+                Cache::tell(cache.memory.insert_copy(&torrent.pieces, piece, buffer.freeze()));
+            }
+        } else {
+            tracing::info!("piece {piece} of {} is not what it was; fetching it again", torrent.info_hash);
+            cache.discard(torrent, piece);
+        }
+    }
+}
+
+impl Drop for TorrentStore {
+    fn drop(&mut self) {
+        if self.torrent.shut() {
+            self.cache.forget(&self.torrent);
+        }
+    }
+}
+
+impl std::fmt::Debug for TorrentStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "TorrentStore({}, clock {})", self.torrent.info_hash, self.cache.clock.load(Relaxed))
+    }
+}

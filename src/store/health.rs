@@ -1,0 +1,125 @@
+//! Whether the disk takes what is written: reported once when it does not, and tried again from time to time.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use super::lock;
+
+/// Between two tries of a disk that failed.
+const RETRY: Duration = Duration::from_secs(30);
+
+/// What failed, on which path.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {action} {}: {source}", path.display())]
+pub(super) struct DiskError {
+    pub action: &'static str,
+    pub path: PathBuf,
+    pub source: io::Error,
+}
+
+impl DiskError {
+    pub fn new(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self { action, path, source }
+    }
+
+    /// No space, as opposed to a disk that fails.
+    pub fn is_full(&self) -> bool {
+        matches!(self.source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    }
+
+    /// The file or its bytes are not there: somebody else removed them. No fault of the disk.
+    pub fn is_gone(&self) -> bool {
+        matches!(self.source.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof)
+    }
+}
+
+/// What a writer may do now.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Gate {
+    /// Write. After a fault: try.
+    Open,
+    /// Only in place of something else.
+    Full,
+    /// Do not.
+    Failing,
+}
+
+#[derive(Default)]
+pub(super) struct Health {
+    fault: Mutex<Option<Fault>>,
+}
+
+struct Fault {
+    words: String,
+    full: bool,
+    retry: Instant,
+}
+
+impl Health {
+    pub fn gate(&self, now: Instant) -> Gate {
+        match &*lock(&self.fault) {
+            Some(fault) if now < fault.retry => {
+                if fault.full {
+                    Gate::Full
+                } else {
+                    Gate::Failing
+                }
+            }
+            _ => Gate::Open,
+        }
+    }
+
+    pub fn fault(&self) -> Option<String> {
+        lock(&self.fault).as_ref().map(|fault| fault.words.clone())
+    }
+
+    /// Notes a failure; the first since all was well is logged.
+    pub fn report(&self, dir: &Path, error: &DiskError, now: Instant) {
+        let advice = if error.is_full() {
+            "free some space, or lower --cache-size, or choose another --cache-dir"
+        } else {
+            "check the disk, or choose another --cache-dir"
+        };
+        let words = format!("cache {}: {error}; going on from memory and the swarm; {advice}", dir.display());
+        let mut fault = lock(&self.fault);
+        if fault.is_none() {
+            tracing::warn!("{words}");
+        }
+        *fault = Some(Fault { words, full: error.is_full(), retry: now + RETRY });
+    }
+
+    /// A write begun at `begun` succeeded that was no replacement of something else. Only a try that was due since the
+    /// fault says that all is well: a write that was under way when another failed says nothing.
+    pub fn well(&self, begun: Instant) {
+        if lock(&self.fault).take_if(|fault| begun >= fault.retry).is_some() {
+            tracing::info!("the cache's disk takes data again");
+        }
+    }
+
+    /// Makes the next try due.
+    #[cfg(test)]
+    pub fn retry_now(&self) {
+        if let Some(fault) = &mut *lock(&self.fault) {
+            fault.retry = Instant::now();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_write_that_was_under_way_ends_no_fault() {
+        let (health, before) = (Health::default(), Instant::now());
+        let full = DiskError::new("write to", "/cache/film")(io::Error::from_raw_os_error(libc::ENOSPC));
+        health.report(Path::new("/cache"), &full, before);
+        health.well(before);
+        assert!(health.fault().is_some() && health.gate(before) == Gate::Full);
+        health.well(before + RETRY);
+        assert!(health.fault().is_none() && health.gate(before) == Gate::Open);
+    }
+}

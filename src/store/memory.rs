@@ -1,0 +1,181 @@
+//! The memory tier: whole pieces, least recently used first out, bounded in bytes. Its lock is never held across I/O.
+
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use lru::LruCache;
+
+use super::lock;
+use super::pieces::{Pieces, State};
+use crate::metainfo::PieceIndex;
+
+/// What an entry costs beyond its bytes; it matters where pieces are tiny.
+const OVERHEAD: u64 = 256;
+
+/// What is known of the same piece on the disk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Hold {
+    /// Somebody is writing it there: it stays until [`Memory::settle`].
+    Writing,
+    /// It is not there: losing it here loses it ([`State::Memory`]).
+    Only,
+    /// It is there too.
+    Copy,
+}
+
+struct Entry {
+    bytes: Bytes,
+    hold: Hold,
+    pieces: Arc<Pieces>,
+}
+
+impl Entry {
+    fn cost(&self) -> u64 {
+        self.bytes.len() as u64 + OVERHEAD
+    }
+}
+
+type Key = (u32, PieceIndex);
+
+/// A piece that left memory and was nowhere else. Its owner is to be told, without locks.
+pub(super) type Lost = (Arc<Pieces>, PieceIndex);
+
+pub(super) struct Memory {
+    limit: u64,
+    inner: Mutex<Inner>,
+}
+
+struct Inner {
+    entries: LruCache<Key, Entry>,
+    cost: u64,
+    /// How many entries are [`Hold::Only`].
+    only: usize,
+}
+
+impl Memory {
+    pub fn new(limit: u64) -> Self {
+        Self { limit, inner: Mutex::new(Inner { entries: LruCache::unbounded(), cost: 0, only: 0 }) }
+    }
+
+    pub fn limit(&self) -> u64 {
+        self.limit
+    }
+
+    pub fn used(&self) -> u64 {
+        lock(&self.inner).cost
+    }
+
+    /// How many pieces are only here.
+    pub fn only_here(&self) -> usize {
+        lock(&self.inner).only
+    }
+
+    pub fn get(&self, key: Key, used: bool) -> Option<Bytes> {
+        let mut inner = lock(&self.inner);
+        let entry = if used { inner.entries.get(&key) } else { inner.entries.peek(&key) };
+        entry.map(|entry| entry.bytes.clone())
+    }
+
+    /// Takes in a piece that the caller goes on to write. False: it is here already.
+    pub fn insert_writing(&self, pieces: &Arc<Pieces>, piece: PieceIndex, bytes: Bytes) -> (bool, Vec<Lost>) {
+        self.insert(pieces, piece, bytes, Hold::Writing)
+    }
+
+    /// Takes in a piece that is on the disk. It may have been evicted from there just now: then it is not kept.
+    pub fn insert_copy(&self, pieces: &Arc<Pieces>, piece: PieceIndex, bytes: Bytes) -> Vec<Lost> {
+        let (inserted, lost) = self.insert(pieces, piece, bytes, Hold::Copy);
+        if inserted && pieces.word(piece).state() != State::Disk {
+            self.remove((pieces.id, piece));
+        }
+        lost
+    }
+
+    fn insert(&self, pieces: &Arc<Pieces>, piece: PieceIndex, bytes: Bytes, hold: Hold) -> (bool, Vec<Lost>) {
+        let mut inner = lock(&self.inner);
+        let key = (pieces.id, piece);
+        if inner.entries.contains(&key) {
+            return (false, Vec::new());
+        }
+        let entry = Entry { bytes, hold, pieces: Arc::clone(pieces) };
+        inner.cost += entry.cost();
+        inner.entries.put(key, entry);
+        (true, inner.shrink(self.limit))
+    }
+
+    /// The writing ended: the piece is on the disk now, or only here. Makes room.
+    pub fn settle(&self, pieces: &Arc<Pieces>, piece: PieceIndex, on_disk: bool) -> Vec<Lost> {
+        let mut inner = lock(&self.inner);
+        let mut lost = Vec::new();
+        match inner.entries.peek_mut(&(pieces.id, piece)) {
+            Some(entry) if entry.hold == Hold::Writing => {
+                entry.hold = if on_disk { Hold::Copy } else { Hold::Only };
+                inner.only += usize::from(!on_disk);
+            }
+            // It was evicted from the disk before we came here (and may even be back); or its torrent was closed.
+            _ if !on_disk && pieces.advance(piece, State::Memory, State::Missing) => {
+                lost.push((Arc::clone(pieces), piece));
+            }
+            _ => {}
+        }
+        lost.append(&mut inner.shrink(self.limit));
+        lost
+    }
+
+    /// Up to `most` pieces that are only here; the caller is to write and [`Self::settle`] each.
+    pub fn claim_only(&self, most: usize) -> Vec<(Arc<Pieces>, PieceIndex, Bytes)> {
+        let mut inner = lock(&self.inner);
+        let claim = |(key, entry): (&Key, &mut Entry)| {
+            entry.hold = Hold::Writing;
+            (Arc::clone(&entry.pieces), key.1, entry.bytes.clone())
+        };
+        let claimed: Vec<_> =
+            inner.entries.iter_mut().filter(|(_, entry)| entry.hold == Hold::Only).take(most).map(claim).collect();
+        inner.only -= claimed.len();
+        claimed
+    }
+
+    pub fn remove(&self, key: Key) {
+        let mut inner = lock(&self.inner);
+        inner.pop(key);
+    }
+
+    /// Forgets a torrent. Pieces that were only here are gone.
+    pub fn remove_torrent(&self, id: u32) {
+        let mut inner = lock(&self.inner);
+        let keys: Vec<Key> = inner.entries.iter().map(|(key, _)| *key).filter(|key| key.0 == id).collect();
+        for key in keys {
+            inner.pop(key);
+        }
+    }
+}
+
+impl Inner {
+    fn pop(&mut self, key: Key) -> Option<Entry> {
+        let entry = self.entries.pop(&key)?;
+        self.cost -= entry.cost();
+        self.only -= usize::from(entry.hold == Hold::Only);
+        Some(entry)
+    }
+
+    /// Drops what was used longest ago until the rest fits. What is only here and pinned goes last; what is being
+    /// written, and the newest piece (its waiters have not looked yet), never.
+    fn shrink(&mut self, limit: u64) -> Vec<Lost> {
+        let mut lost = Vec::new();
+        while self.cost > limit {
+            let oldest_first = || self.entries.iter().rev().take(self.entries.len() - 1);
+            let precious =
+                |(key, entry): &(&Key, &Entry)| entry.hold == Hold::Only && entry.pieces.word(key.1).pinned();
+            let free = |(_, entry): &(&Key, &Entry)| entry.hold != Hold::Writing;
+            let victim = oldest_first()
+                .filter(free)
+                .find(|item| !precious(item))
+                .or_else(|| oldest_first().find(free))
+                .map(|(key, _)| *key);
+            let Some((key, entry)) = victim.and_then(|key| Some((key, self.pop(key)?))) else { break };
+            if entry.hold == Hold::Only && entry.pieces.advance(key.1, State::Memory, State::Missing) {
+                lost.push((entry.pieces, key.1));
+            }
+        }
+        lost
+    }
+}

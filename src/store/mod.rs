@@ -1,0 +1,208 @@
+//! The piece cache: a memory tier and a disk tier, least recently used first out, shared by all torrents.
+//!
+//! Owns the bytes of every piece that is had, and the truth of which those are. Knows no network and no FUSE; only a
+//! torrent's sizes, files and hashes.
+//!
+//! - **Only checked bytes come out** (invariant 1). The one way in is a [`VerifiedPiece`], which only
+//!   [`TorrentStore::verify`] makes. What is found on the disk at a start is believed only after a clean close and if
+//!   the files look untouched; else each piece is hashed before its first byte is served (see `torrent.rs`).
+//! - **A piece is in exactly one state** (invariant 2): one atomic word a piece, see `pieces.rs`.
+//! - **Visible, then woken** (invariant 3): [`TorrentStore::put`] shows the piece in memory, wakes those who wait, and
+//!   then writes. [`TorrentStore::wait`] registers first and looks then.
+//! - **A reader gets exact bytes or none.** Eviction changes the word, then punches; a reader of the disk looks at the
+//!   word again after it has read. Punching is over before the piece can be put again.
+//! - **No lock is held across I/O** by what a FUSE thread calls ([`TorrentStore::memory`], [`TorrentStore::read_now`],
+//!   [`TorrentStore::has`], [`TorrentStore::wait`]).
+//! - **The limits.** Memory counts the pieces of the tier; buffers given out ([`Cache::buffer`]) are for their holders to
+//!   bound. Disk counts the bytes of the pieces had (the filesystem may use up to a block more at each end of a
+//!   piece that is not aligned to it, and the state files). The limit is passed only by what is pinned.
+//! - **A disk that is full or fails** is no error of a read or a put: pieces stay in memory only, the fault is logged
+//!   once and shown in [`Usage::fault`], background room is 0, and writing is tried again every 30 s. What is pinned
+//!   takes, on a full disk, the place of what was used longest ago.
+
+use std::path::PathBuf;
+
+use crate::metainfo::{BlockIndex, FileKind, InfoHash, Lengths, Metainfo, PieceHashes, PieceIndex};
+
+mod buffer;
+mod cache;
+mod files;
+mod handle;
+mod health;
+mod ledger;
+mod memory;
+mod metainfo;
+mod pieces;
+mod start;
+mod state;
+mod torrent;
+mod waiters;
+
+#[cfg(test)]
+mod tests;
+
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub use state::fuzz_state;
+
+pub use buffer::PieceBuf;
+pub use cache::Cache;
+pub use handle::{TorrentStore, VerifiedPiece};
+
+/// Where and how much to cache.
+#[derive(Clone, Debug)]
+pub struct CacheConfig {
+    /// Made with mode 0700 if it is not there.
+    pub dir: PathBuf,
+    /// Bytes of pieces on the disk, over all torrents; `None`: no limit.
+    pub disk_limit: Option<u64>,
+    /// Bytes of pieces in memory, over all torrents.
+    pub memory: u64,
+}
+
+/// Called with each piece that is had no more, from whatever thread caused it, without a lock held. It must not block.
+pub type EvictionSink = Box<dyn Fn(PieceIndex) + Send + Sync>;
+
+/// Called during a check of all pieces: how many are done, and of how many.
+pub type Progress = Box<dyn Fn(u32, u32) + Send + Sync>;
+
+/// One file as the disk tier keeps it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredFile {
+    /// Relative, of plain components only.
+    pub path: PathBuf,
+    /// Where it begins in the torrent, in bytes.
+    pub offset: u64,
+    /// Its size in bytes; an empty file is not made.
+    pub len: u64,
+    /// Zeros that are not stored (BEP 47).
+    pub pad: bool,
+}
+
+/// What the store must know of a torrent.
+pub struct TorrentSpec {
+    /// Names its directory.
+    pub info_hash: InfoHash,
+    /// Its sizes.
+    pub lengths: Lengths,
+    /// Its files, in order, tiling it.
+    pub files: Vec<StoredFile>,
+    /// What checks its pieces.
+    pub hashes: PieceHashes,
+    /// Check every piece on the disk before [`Cache::add`] returns.
+    pub verify: bool,
+    /// Told of the progress of that check; also when it is done because the state file is lost.
+    pub progress: Option<Progress>,
+}
+
+impl From<&Metainfo> for TorrentSpec {
+    fn from(metainfo: &Metainfo) -> Self {
+        let file = |file: &crate::metainfo::File| StoredFile {
+            path: file.path.iter().collect(),
+            offset: file.offset,
+            len: file.len,
+            pad: file.kind == FileKind::Pad,
+        };
+        Self {
+            info_hash: metainfo.info_hash,
+            lengths: *metainfo.layout.lengths(),
+            files: metainfo.layout.files().iter().map(file).collect(),
+            hashes: metainfo.hashes.clone(),
+            verify: false,
+            progress: None,
+        }
+    }
+}
+
+/// How a read went.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Lookup {
+    /// All bytes asked for were copied.
+    Hit,
+    /// It is (probably) had, but the disk must be waited for.
+    WouldBlock,
+    /// The piece is not had. The output buffer's content is unspecified.
+    Missing,
+}
+
+/// A piece's bytes are not the torrent's.
+#[derive(Debug)]
+pub struct Bad {
+    /// Blocks proven wrong; empty where one hash covers the whole piece.
+    pub blocks: Vec<BlockIndex>,
+    /// The bytes, to find out who sent them.
+    pub bytes: bytes::Bytes,
+}
+
+/// What a cache holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Bytes of pieces on the disk, torrents that are not in use included.
+    pub disk: u64,
+    /// As configured.
+    pub disk_limit: Option<u64>,
+    /// Bytes of pieces in memory.
+    pub memory: u64,
+    /// As configured.
+    pub memory_limit: u64,
+    /// Bytes of all buffers in use: the pieces in memory, partial ones, and what is being served.
+    pub buffers: u64,
+    /// What is wrong with the disk, in words.
+    pub fault: Option<String>,
+}
+
+/// Why a cache cannot be opened or a torrent not be added or read.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Another process has the directory.
+    #[error("cache {} is in use by {holder}: stop that one, or choose another directory with --cache-dir", dir.display())]
+    InUse {
+        /// The cache directory.
+        dir: PathBuf,
+        /// Who has it, in words.
+        holder: String,
+    },
+    /// A directory or file of the cache cannot be made or read.
+    #[error("cannot {action} {}: {source}; make it accessible, or choose another directory with --cache-dir", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+    /// The torrent is in the cache's hands already.
+    #[error("torrent {0} is open already; mount it once")]
+    Already(InfoHash),
+    /// A path that would leave the cache.
+    #[error("file path {path:?} of the torrent is not a plain relative path; get a sound .torrent file")]
+    Unsafe {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The files do not tile the torrent.
+    #[error("the torrent's files do not add up at {path:?}; get a sound .torrent file")]
+    Layout {
+        /// Where.
+        path: PathBuf,
+    },
+    /// A range that is not within its piece: a mistake of the caller.
+    #[error("bytes {begin}+{len} are not within piece {piece}")]
+    Range {
+        /// The piece.
+        piece: PieceIndex,
+        /// First byte.
+        begin: u32,
+        /// Bytes.
+        len: usize,
+    },
+    /// The cache was closed.
+    #[error("the cache is closed")]
+    Closed,
+}
+
+/// Locks; a panic elsewhere does not spread. Every critical section here leaves its data whole at each step.
+fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}

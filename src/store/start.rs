@@ -1,0 +1,144 @@
+//! Taking up a torrent: what its directory has, and how far that is believed.
+
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::{fs, io, thread};
+
+use fixedbitset::FixedBitSet;
+
+use super::cache::{Cache, io_error};
+use super::files::{Files, Stamp};
+use super::pieces::{Pieces, State};
+use super::state::Saved;
+use super::torrent::Torrent;
+use super::{EvictionSink, Progress, StoreError, StoredFile, TorrentSpec, lock};
+use crate::metainfo::{Lengths, PieceIndex};
+
+/// Reads a torrent's state and looks at its files; hashes all that is there if asked to, or if there is data of which
+/// no state tells. Files are looked at only where the state says that there are pieces.
+pub(super) fn load(
+    cache: &Cache,
+    spec: TorrentSpec,
+    id: u32,
+    home: PathBuf,
+    evicted: EvictionSink,
+) -> Result<Torrent, StoreError> {
+    let TorrentSpec { info_hash, lengths, files, hashes, verify, progress } = spec;
+    let pieces = Arc::new(Pieces::new(id, lengths, evicted));
+    let files = Files::new(Arc::clone(&pieces), home.clone(), files)?;
+    let state = home.join("state");
+    let (saved, stateless) = match Saved::load(&state) {
+        Ok(Some(saved)) if saved.info_hash == info_hash && saved.lengths == lengths => (Some(saved), false),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io_error("read", &state)(error)),
+        _ => (None, fs::read_dir(files.data()).is_ok_and(|mut entries| entries.next().is_some())),
+    };
+    // Whoever asks for a check knows that the data may come from elsewhere.
+    if stateless && !verify {
+        tracing::warn!("{}: no readable state beside the data; checking all pieces", home.display());
+    }
+    let closed = saved.as_ref().is_some_and(|saved| saved.closed);
+    let torrent = Torrent::new(info_hash, hashes, pieces, files, home, closed);
+    if let Some(saved) = &saved {
+        let uses = saved.had.ones().zip(&saved.uses);
+        let pieces = uses.filter_map(|(piece, used)| Some((lengths.piece(u32::try_from(piece).ok()?)?, used)));
+        pieces.for_each(|(piece, used)| torrent.pieces.set_last_use(piece, *used));
+    }
+    if verify || stateless {
+        check_all(cache, &torrent, progress)?;
+    } else if let Some(saved) = saved {
+        believe(&torrent, saved);
+    }
+    Ok(torrent)
+}
+
+/// The pieces that hold any byte of a file, as indices of a bitset.
+fn pieces_of(lengths: &Lengths, file: &StoredFile) -> Range<usize> {
+    let piece_len = u64::from(lengths.piece_len());
+    (file.offset / piece_len) as usize..(file.offset + file.len).div_ceil(piece_len) as usize
+}
+
+/// Takes over what a state file says, as far as the files look like it.
+fn believe(torrent: &Torrent, saved: Saved) {
+    let Saved { closed, mut had, mut proven, stamps, .. } = saved;
+    let all = torrent.files.all();
+    if !closed || stamps.len() != all.len() {
+        proven.clear();
+    }
+    let mut book = lock(&torrent.book);
+    for (index, file) in all.iter().enumerate().filter(|(_, file)| !file.pad && file.len > 0) {
+        let pieces = pieces_of(&torrent.lengths, file);
+        if !had.contains_any_in_range(pieces.clone()) {
+            continue;
+        }
+        let stamp = torrent.files.stamp(index);
+        // Pieces had later than this look are had by their hash, so the stamp may stand for them.
+        book.stamps[index] = stamp;
+        if stamps.get(index) != Some(&stamp) {
+            proven.remove_range(pieces.clone());
+            if closed {
+                let path = torrent.files.data().join(&file.path);
+                tracing::warn!("{} was changed by somebody else: its pieces are checked again", path.display());
+            }
+        }
+        remove_beyond(&torrent.lengths, file, stamp, &mut had);
+    }
+    drop(book);
+    for piece in torrent.lengths.iter().filter(|piece| had.contains(piece.index())) {
+        let to = if proven.contains(piece.index()) { State::Disk } else { State::Unproven };
+        torrent.pieces.advance(piece, State::Missing, to);
+    }
+}
+
+/// Takes out the pieces that need more of the file than there is.
+fn remove_beyond(lengths: &Lengths, file: &StoredFile, stamp: Stamp, pieces: &mut FixedBitSet) {
+    if stamp.size < file.len {
+        let first = (file.offset + stamp.size) / u64::from(lengths.piece_len());
+        pieces.remove_range(first as usize..pieces_of(lengths, file).end);
+    }
+}
+
+/// Hashes every piece of which all files are there, on all cores. What does not match is freed.
+fn check_all(cache: &Cache, torrent: &Torrent, progress: Option<Progress>) -> Result<(), StoreError> {
+    if !torrent.files.data().exists() {
+        return Ok(());
+    }
+    torrent.mark_in_use().map_err(|error| io_error(error.action, &error.path)(error.source))?;
+    let lengths = &torrent.lengths;
+    let mut there = FixedBitSet::with_capacity(lengths.pieces() as usize);
+    there.insert_range(..);
+    {
+        let mut book = lock(&torrent.book);
+        for (index, file) in torrent.files.all().iter().enumerate().filter(|(_, file)| !file.pad && file.len > 0) {
+            book.stamps[index] = torrent.files.stamp(index);
+            remove_beyond(lengths, file, book.stamps[index], &mut there);
+        }
+    }
+    let (next, done) = (AtomicU32::new(0), AtomicU32::new(0));
+    let work = || {
+        let mut buffer =
+            cache.pool.buffer(lengths.piece_len().min(lengths.total().try_into().unwrap_or(u32::MAX)) as usize);
+        while let Some(piece) = lengths.piece(next.fetch_add(1, Relaxed)) {
+            check_one(cache, torrent, piece, there.contains(piece.index()), &mut buffer);
+            let done = done.fetch_add(1, Relaxed) + 1;
+            if let Some(progress) = &progress {
+                progress(done, lengths.pieces());
+            }
+        }
+    };
+    let workers = thread::available_parallelism().map_or(1, usize::from).min(lengths.pieces() as usize);
+    thread::scope(|scope| (0..workers).for_each(|_| drop(scope.spawn(work))));
+    torrent.set_changed();
+    Ok(())
+}
+
+fn check_one(cache: &Cache, torrent: &Torrent, piece: PieceIndex, there: bool, buffer: &mut [u8]) {
+    let buffer = &mut buffer[..torrent.lengths.len_of(piece) as usize];
+    let good = there && cache.note(torrent.check_on_disk(&cache.handles, piece, buffer)) == Some(true);
+    if good {
+        torrent.pieces.advance(piece, State::Missing, State::Disk);
+    } else {
+        cache.note(torrent.free(&cache.handles, piece));
+    }
+}

@@ -1,0 +1,823 @@
+//! The store as its users see it: against a naive model, across restarts, on a full disk, under many threads.
+
+// A pinned set of one range is just that.
+#![allow(clippy::single_range_in_vec_init)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use proptest::prelude::*;
+use sha1::{Digest, Sha1};
+
+use super::*;
+
+/// A torrent with known content.
+#[derive(Clone)]
+struct Sample {
+    lengths: Lengths,
+    bytes: Vec<u8>,
+    files: Vec<StoredFile>,
+    hashes: PieceHashes,
+    info_hash: InfoHash,
+}
+
+impl Sample {
+    /// Files of these sizes; every third is a pad of zeros.
+    fn new(name: u8, piece_len: u64, sizes: &[u64]) -> Self {
+        let total = sizes.iter().sum();
+        let lengths = Lengths::new(total, piece_len).unwrap();
+        let mut seed = u64::from(name) + 1;
+        let mut bytes: Vec<u8> = (0..total)
+            .map(|_| {
+                seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                (seed >> 33) as u8
+            })
+            .collect();
+        let mut offset = 0;
+        let mut files = Vec::new();
+        for (n, len) in sizes.iter().enumerate() {
+            let pad = n % 3 == 2;
+            let path = Path::new("name").join(format!("dir{}", n % 2)).join(format!("file{n}"));
+            if pad {
+                bytes[offset as usize..(offset + len) as usize].fill(0);
+            }
+            files.push(StoredFile { path, offset, len: *len, pad });
+            offset += len;
+        }
+        let hashes = bytes.chunks(piece_len as usize).map(|piece| Sha1::digest(piece).into()).collect();
+        Self { lengths, bytes, files, hashes: PieceHashes::v1(hashes), info_hash: InfoHash([name; 20]) }
+    }
+
+    fn one_file(name: u8, piece_len: u64, pieces: u64) -> Self {
+        Self::new(name, piece_len, &[piece_len * pieces])
+    }
+
+    fn spec(&self) -> TorrentSpec {
+        TorrentSpec {
+            info_hash: self.info_hash,
+            lengths: self.lengths,
+            files: self.files.clone(),
+            hashes: self.hashes.clone(),
+            verify: false,
+            progress: None,
+        }
+    }
+
+    fn piece(&self, n: u32) -> PieceIndex {
+        self.lengths.piece(n).unwrap()
+    }
+
+    fn content(&self, n: u32) -> &[u8] {
+        let range = self.lengths.range_of(self.piece(n));
+        &self.bytes[range.start as usize..range.end as usize]
+    }
+
+    fn put(&self, store: &TorrentStore, n: u32) {
+        let mut buffer = store.cache().buffer(self.content(n).len());
+        buffer.copy_from_slice(self.content(n));
+        let verified = store.verify(self.piece(n), buffer.freeze()).expect("the right bytes");
+        store.put(verified);
+    }
+
+    /// Reads a whole piece; asserts that what comes is right.
+    fn reads(&self, store: &TorrentStore, n: u32) -> bool {
+        let mut out = vec![0xEE; self.content(n).len()];
+        match store.read(self.piece(n), 0, &mut out).unwrap() {
+            Lookup::Hit => {
+                assert!(out == self.content(n), "wrong bytes of piece {n}");
+                true
+            }
+            Lookup::Missing => false,
+            Lookup::WouldBlock => panic!("a blocking read would block"),
+        }
+    }
+
+    fn path(&self, dir: &Path, file: usize) -> PathBuf {
+        dir.join(self.info_hash.to_string()).join("data").join(&self.files[file].path)
+    }
+
+    fn state(&self, dir: &Path) -> PathBuf {
+        dir.join(self.info_hash.to_string()).join("state")
+    }
+}
+
+fn open(dir: &Path, disk_limit: Option<u64>, memory: u64) -> Arc<Cache> {
+    Cache::open_unkept(CacheConfig { dir: dir.to_owned(), disk_limit, memory }).unwrap()
+}
+
+type Evicted = Arc<Mutex<Vec<u32>>>;
+
+fn add(cache: &Arc<Cache>, sample: &Sample) -> (Arc<TorrentStore>, Evicted) {
+    let evicted = Evicted::default();
+    let sink = Arc::clone(&evicted);
+    let store = cache.add(sample.spec(), Box::new(move |piece| lock(&sink).push(piece.get()))).unwrap();
+    (store, evicted)
+}
+
+fn had(store: &TorrentStore) -> Vec<usize> {
+    store.have().ones().collect()
+}
+
+#[test]
+fn a_piece_is_read_back_from_memory_and_from_the_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let sample = Sample::new(1, 1000, &[1500, 2200, 300, 1, 0, 0, 4096, 77]);
+    for memory in [0, 1 << 20] {
+        let cache = open(&dir.path().join(memory.to_string()), None, memory);
+        let (store, evicted) = add(&cache, &sample);
+        for n in (0..sample.lengths.pieces()).rev() {
+            assert!(!store.has(sample.piece(n)) && !sample.reads(&store, n));
+            sample.put(&store, n);
+            assert!(store.has(sample.piece(n)) && sample.reads(&store, n));
+        }
+        let mut out = [0; 10];
+        assert_eq!(store.read(sample.piece(2), 990, &mut out).unwrap(), Lookup::Hit);
+        assert_eq!(out, sample.content(2)[990..]);
+        assert!(matches!(store.read(sample.piece(2), 991, &mut out), Err(StoreError::Range { .. })));
+        assert_eq!(store.read_now(sample.piece(2), u32::MAX, &mut out), Lookup::Missing);
+        assert!(lock(&evicted).is_empty());
+        assert_eq!(cache.usage().disk, sample.lengths.total());
+        assert_eq!(cache.usage().fault, None);
+        for (n, file) in sample.files.iter().enumerate() {
+            let path = sample.path(&cache.dir, n);
+            assert_eq!(path.exists(), !file.pad && file.len > 0, "{path:?}");
+            if path.exists() {
+                assert_eq!(fs::read(path).unwrap(), sample.bytes[file.offset as usize..][..file.len as usize]);
+            }
+        }
+        let home = cache.dir.join(sample.info_hash.to_string());
+        for dir in [&cache.dir, &home, &home.join("data/name/dir0")] {
+            assert_eq!(fs::metadata(dir).unwrap().permissions().mode() & 0o777, 0o700);
+        }
+    }
+}
+
+#[test]
+fn what_is_in_the_page_cache_is_read_without_waiting() {
+    let dir = tempfile::tempdir().unwrap();
+    let sample = Sample::one_file(1, 1 << 16, 4);
+    let cache = open(dir.path(), None, 0);
+    let (store, _) = add(&cache, &sample);
+    sample.put(&store, 0);
+    sample.put(&store, 1);
+    let mut out = vec![0; 5000];
+    assert_eq!(store.memory(sample.piece(0)), None);
+    assert_eq!(store.read_now(sample.piece(0), 7, &mut out), Lookup::Hit);
+    assert_eq!(out, sample.content(0)[7..5007]);
+    assert_eq!(store.peek_now(sample.piece(1), 9, &mut out), Lookup::Hit);
+    assert_eq!(store.read_now(sample.piece(2), 0, &mut out), Lookup::Missing);
+    cache.handles.close(1);
+    assert_eq!(store.read_now(sample.piece(0), 7, &mut out), Lookup::WouldBlock, "the file must be opened first");
+    assert_eq!(store.read(sample.piece(0), 7, &mut out).unwrap(), Lookup::Hit);
+    assert_eq!(store.read_now(sample.piece(0), 7, &mut out), Lookup::Hit);
+}
+
+#[test]
+fn wrong_bytes_do_not_get_in() {
+    let dir = tempfile::tempdir().unwrap();
+    let sample = Sample::one_file(1, 100, 3);
+    let cache = open(dir.path(), None, 1000);
+    let (store, _) = add(&cache, &sample);
+    let mut bytes = sample.content(0).to_vec();
+    bytes[3] ^= 1;
+    let bad = store.verify(sample.piece(0), bytes.clone().into()).err().unwrap();
+    assert_eq!((bad.blocks, &bad.bytes[..]), (vec![], &bytes[..]));
+    assert!(store.verify(sample.piece(0), sample.content(0)[1..].to_vec().into()).is_err());
+    assert!(store.verify(sample.piece(0), sample.content(1).to_vec().into()).is_err());
+}
+
+#[test]
+fn the_least_recently_used_leaves_and_its_blocks_are_free() {
+    let dir = tempfile::tempdir().unwrap();
+    let sample = Sample::one_file(1, 64 << 10, 12);
+    let cache = open(dir.path(), Some(4 * (64 << 10)), 0);
+    let (store, evicted) = add(&cache, &sample);
+    (0..4).for_each(|n| sample.put(&store, n));
+    assert_eq!(store.room(), 0);
+    assert!(sample.reads(&store, 0));
+    let mut out = [0; 8];
+    assert_eq!(store.peek(sample.piece(1), 0, &mut out).unwrap(), Lookup::Hit);
+    sample.put(&store, 4);
+    assert_eq!(*lock(&evicted), [1], "a peek is no use, a read is");
+    store.pin(vec![2..3, 5..6, 0..0, 9..u32::MAX]);
+    sample.put(&store, 5);
+    assert_eq!(*lock(&evicted), [1, 3], "the pinned one stays");
+    assert_eq!(had(&store), [0, 2, 4, 5]);
+    assert!([0, 2, 4, 5].into_iter().all(|n| sample.reads(&store, n)));
+    let file = fs::File::open(sample.path(dir.path(), 0)).unwrap();
+    file.sync_all().unwrap();
+    assert!(file.metadata().unwrap().blocks() * 512 <= 5 * (64 << 10), "holes give blocks back");
+    assert_eq!(file.metadata().unwrap().len(), sample.lengths.total());
+
+    store.pin((0..12).map(|n| n..n + 1).collect());
+    (6..9).for_each(|n| sample.put(&store, n));
+    assert_eq!(had(&store), [0, 2, 4, 5, 6, 7, 8], "what is pinned may pass the limit");
+    store.pin(vec![8..9]);
+    cache.round(Instant::now());
+    assert_eq!(had(&store).len(), 4, "but not for longer than it is pinned");
+    assert!(sample.reads(&store, 8));
+    assert_eq!(cache.usage().disk, 4 * (64 << 10));
+}
+
+#[test]
+fn an_unaligned_hole_does_not_hurt_the_neighbours() {
+    let dir = tempfile::tempdir().unwrap();
+    let sample = Sample::new(1, 5000, &[7000, 100, 50, 20_000, 1, 12_000]);
+    let cache = open(dir.path(), None, 0);
+    let (store, _) = add(&cache, &sample);
+    (0..sample.lengths.pieces()).for_each(|n| sample.put(&store, n));
+    for n in (0..sample.lengths.pieces()).step_by(2) {
+        cache.discard(&cache_torrent(&cache), sample.piece(n));
+    }
+    for n in 0..sample.lengths.pieces() {
+        assert_eq!(sample.reads(&store, n), n % 2 == 1);
+    }
+}
+
+/// The one torrent of a cache, from the inside.
+fn cache_torrent(cache: &Cache) -> Arc<torrent::Torrent> {
+    cache.torrents().pop().unwrap()
+}
+
+#[test]
+fn a_clean_close_is_believed_and_a_crash_is_checked() {
+    let dir = tempfile::tempdir().unwrap();
+    let sample = Sample::new(1, 4096, &[10_000, 30_000, 480, 12_345]);
+    let clean_close = |cache: &Cache| cache.close();
+    {
+        let cache = open(dir.path(), None, 0);
+        let (store, _) = add(&cache, &sample);
+        [1, 3, 5, 7].into_iter().for_each(|n| sample.put(&store, n));
+        clean_close(&cache);
+        assert!(store.is_closed() && !store.has(sample.piece(1)) && !sample.reads(&store, 1));
+        sample.put(&store, 2);
+        assert!(!store.has(sample.piece(2)));
+    }
+    {
+        let cache = open(dir.path(), None, 0);
+        let (store, _) = add(&cache, &sample);
+        assert_eq!(had(&store), [1, 3, 5, 7]);
+        assert_eq!(cache_torrent(&cache).pieces.word(sample.piece(1)).state(), pieces::State::Disk);
+        assert!([1, 3, 5, 7].into_iter().all(|n| sample.reads(&store, n)));
+        // The first change takes the mark of the clean close away at once.
+        assert!(state::Saved::load(&sample.state(dir.path())).unwrap().unwrap().closed);
+        sample.put(&store, 2);
+        assert!(!state::Saved::load(&sample.state(dir.path())).unwrap().unwrap().closed);
+        cache.round(Instant::now());
+        sample.put(&store, 4);
+    } // killed: no close
+    let path = sample.path(dir.path(), 1);
+    // Piece 5 lies in file 1 from 20480 - 10000 on; this goes past every check but the hash.
+    fs::File::options().write(true).open(&path).unwrap().write_all_at(b"spoilt", 10_500).unwrap();
+    let cache = open(dir.path(), None, 0);
+    let (store, evicted) = add(&cache, &sample);
+    assert_eq!(had(&store), [1, 2, 3, 5, 7], "all but what was put after the last hint");
+    let mut out = [0; 4];
+    assert_eq!(store.read_now(sample.piece(1), 0, &mut out), Lookup::WouldBlock, "it must be hashed first");
+    assert!([1, 2, 3, 7].into_iter().all(|n| sample.reads(&store, n)));
+    assert!(!sample.reads(&store, 5));
+    assert_eq!(*lock(&evicted), [5]);
+    clean_close(&cache);
+    drop((cache, store));
+    let cache = open(dir.path(), None, 0);
+    let (_store, _) = add(&cache, &sample);
+    let states = [1, 2, 3, 7].map(|n| cache_torrent(&cache).pieces.word(sample.piece(n)).state());
+    assert_eq!(states, [pieces::State::Disk; 4], "proven, and cleanly closed since");
+}
+
+#[test]
+fn a_claim_that_a_crash_made_false_is_never_served() {
+    let dir = tempfile::tempdir().unwrap();
+    let sample = Sample::one_file(1, 8192, 6);
+    {
+        let cache = open(dir.path(), Some(3 * 8192), 0);
+        let (store, _) = add(&cache, &sample);
+        (0..3).for_each(|n| sample.put(&store, n));
+        cache.round(Instant::now());
+        (3..5).for_each(|n| sample.put(&store, n)); // evicts 0 and 1, and no hint says so
+    }
+    let cache = open(dir.path(), Some(3 * 8192), 0);
+    let (store, evicted) = add(&cache, &sample);
+    assert_eq!(had(&store), [0, 1, 2]);
+    assert_eq!([0, 1, 2].map(|n| sample.reads(&store, n)), [false, false, true]);
+    assert_eq!(*lock(&evicted), [0, 1]);
+    assert_eq!(cache.usage().disk, 8192);
+}
+
+#[test]
+fn changes_by_others_are_found() {
+    let dir = tempfile::tempdir().unwrap();
+    let sample = Sample::new(1, 1000, &[4000, 4000]);
+    let close = |cache: Arc<Cache>| cache.close();
+    let cache = open(dir.path(), None, 0);
+    let (store, _) = add(&cache, &sample);
+    (0..8).for_each(|n| sample.put(&store, n));
+    drop(store);
+    // A drop without a close is a crash; close the next one.
+    close(cache);
+    let cache = open(dir.path(), None, 0);
+    let (store, _) = add(&cache, &sample);
+    (0..8).for_each(|n| sample.put(&store, n));
+    close(cache);
+    drop(store);
+
+    let touched = fs::File::options().write(true).open(sample.path(dir.path(), 0)).unwrap();
+    touched.write_all_at(b"XX", 1500).unwrap();
+    fs::File::options().write(true).open(sample.path(dir.path(), 1)).unwrap().set_len(2500).unwrap();
+    let cache = open(dir.path(), None, 0);
+    let (store, _) = add(&cache, &sample);
+    assert_eq!(had(&store), [0, 1, 2, 3, 4, 5], "nothing beyond the end of the file");
+    assert_eq!([0, 1, 2, 3, 4, 5].map(|n| sample.reads(&store, n)), [true, false, true, true, true, true]);
+
+    // And while it runs: what is not there cannot be read, and comes again.
+    fs::File::options().write(true).open(sample.path(dir.path(), 0)).unwrap().set_len(500).unwrap();
+    assert!(!sample.reads(&store, 2) && !store.has(sample.piece(2)));
+    sample.put(&store, 2);
+    assert_eq!([0, 1, 2, 3, 4, 5].map(|n| sample.reads(&store, n)), [false, false, true, false, true, true]);
+    [0, 1, 3].into_iter().for_each(|n| sample.put(&store, n));
+    let stranger = dir.path().join("stranger");
+    fs::write(&stranger, vec![9; 4000]).unwrap();
+    fs::rename(&stranger, sample.path(dir.path(), 0)).unwrap();
+    cache.handles.close(1);
+    assert_eq!([0, 1, 4].map(|n| sample.reads(&store, n)), [false, false, true]);
+    fs::remove_dir_all(dir.path().join(sample.info_hash.to_string())).unwrap();
+    for n in 0..8 {
+        sample.reads(&store, n); // asserts the bytes
+    }
+    close(cache);
+}
+
+#[test]
+fn without_a_state_or_when_asked_every_piece_is_checked() {
+    let dir = tempfile::tempdir().unwrap();
+    let sample = Sample::new(1, 1000, &[4000, 0, 100, 3900]);
+    {
+        let cache = open(dir.path(), None, 0);
+        let (store, _) = add(&cache, &sample);
+        [0, 1, 2, 4, 5, 7].into_iter().for_each(|n| sample.put(&store, n));
+        cache.close();
+    }
+    let spoil = || {
+        let file = fs::File::options().write(true).open(sample.path(dir.path(), 0)).unwrap();
+        file.write_all_at(b"spoilt", 1100).unwrap();
+    };
+    for garbage in [Some(&b""[..]), Some(b"tfstate1 and more of no use"), Some(&[0xFF; 3000]), None] {
+        match garbage {
+            Some(bytes) => fs::write(sample.state(dir.path()), bytes).unwrap(),
+            None => fs::remove_file(sample.state(dir.path())).unwrap(),
+        }
+        spoil();
+        let cache = open(dir.path(), None, 0);
+        assert!(cache.usage().disk > 0, "data without a state counts");
+        let (store, _) = add(&cache, &sample);
+        assert_eq!(had(&store), [0, 2, 4, 5, 7]);
+        assert_eq!(cache.usage().disk, 5000);
+        assert!([0, 2, 4, 5, 7].into_iter().all(|n| sample.reads(&store, n)));
+        cache.close();
+    }
+    spoil();
+    let cache = open(dir.path(), None, 0);
+    let seen = Arc::new(Mutex::new(BTreeSet::new()));
+    let progress = Arc::clone(&seen);
+    let spec = TorrentSpec {
+        verify: true,
+        progress: Some(Box::new(move |done, of| lock(&progress).extend([(done, of)]))),
+        ..sample.spec()
+    };
+    let store = cache.add(spec, Box::new(|_| {})).unwrap();
+    assert_eq!(had(&store), [0, 2, 4, 5, 7]);
+    assert_eq!(*lock(&seen), (1..=8).map(|done| (done, 8)).collect());
+}
+
+#[test]
+fn two_processes_do_not_share_a_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path(), None, 0);
+    let again = || Cache::open(CacheConfig { dir: dir.path().to_owned(), disk_limit: None, memory: 0 });
+    let error = again().err().unwrap().to_string();
+    assert!(error.contains(&format!("process {}", std::process::id())) && error.contains("--cache-dir"), "{error}");
+    let sample = Sample::one_file(1, 100, 3);
+    let (store, _) = add(&cache, &sample);
+    assert!(matches!(cache.add(sample.spec(), Box::new(|_| {})), Err(StoreError::Already(_))));
+    drop(store);
+    let (_store, _) = add(&cache, &sample);
+    cache.close();
+    assert!(matches!(cache.add(sample.spec(), Box::new(|_| {})), Err(StoreError::Closed)));
+    assert!(again().is_ok(), "closed, it lets go of the directory");
+}
+
+#[test]
+fn no_path_leads_outside() {
+    let dir = tempfile::tempdir().unwrap();
+    let outside = tempfile::tempdir().unwrap();
+    let cache = open(dir.path(), None, 1000);
+    for path in ["../x", "/x", "a/../x", "", "./x"] {
+        let mut spec = Sample::one_file(1, 100, 3).spec();
+        spec.files[0].path = path.into();
+        assert!(matches!(cache.add(spec, Box::new(|_| {})), Err(StoreError::Unsafe { .. })), "{path}");
+    }
+    let sample = Sample::one_file(2, 100, 3);
+    let home = dir.path().join(sample.info_hash.to_string());
+    fs::create_dir_all(home.join("data")).unwrap();
+    symlink(outside.path(), home.join("data/name")).unwrap();
+    let (store, _) = add(&cache, &sample);
+    sample.put(&store, 0);
+    assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
+    assert!(sample.reads(&store, 0), "from memory");
+    assert!(cache.usage().fault.unwrap().contains("--cache-dir"));
+}
+
+#[test]
+fn torrents_not_in_use_count_and_go_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let [old, new, third] = [1, 2, 3].map(|name| Sample::one_file(name, 1000, 10));
+    let cache = open(dir.path(), Some(20_000), 0);
+    for sample in [&old, &new] {
+        let (store, _) = add(&cache, sample);
+        (0..8).for_each(|n| sample.put(&store, n));
+        store.close();
+    }
+    cache.close();
+    drop(cache);
+    let cache = open(dir.path(), Some(20_000), 0);
+    assert_eq!(cache.usage().disk, 16_000);
+    let (store, evicted) = add(&cache, &third);
+    assert_eq!(store.room(), 20_000, "what is not in use is no hindrance");
+    (0..5).for_each(|n| third.put(&store, n));
+    assert_eq!(cache.usage().disk, 8_000 + 5_000);
+    assert!(!dir.path().join(old.info_hash.to_string()).exists());
+    let (kept, _) = add(&cache, &new);
+    assert_eq!(had(&kept).len(), 8);
+    (5..8).for_each(|n| third.put(&store, n));
+    assert!(lock(&evicted).is_empty());
+    assert_eq!(cache.usage().disk, 16_000);
+}
+
+#[test]
+fn a_disk_that_fails_is_reported_and_tried_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let sample = Sample::one_file(1, 1000, 20);
+    let cache = open(dir.path(), None, 3 * (1000 + 256));
+    let (store, evicted) = add(&cache, &sample);
+    sample.put(&store, 0);
+    let broken = &cache_torrent(&cache);
+    broken.files.broken.store(libc::EROFS, SeqCst);
+    for n in 1..6 {
+        sample.put(&store, n);
+        assert!(sample.reads(&store, n));
+    }
+    assert_eq!(store.room(), 0);
+    assert!(cache.usage().fault.unwrap().contains("check the disk"));
+    assert_eq!(had(&store), [0, 3, 4, 5]);
+    assert_eq!(*lock(&evicted), [1, 2], "what was only in memory");
+    assert_eq!(cache.usage().disk, 1000);
+    cache.round(Instant::now());
+    assert_eq!(cache.memory.only_here(), 3);
+    broken.files.broken.store(0, SeqCst);
+    cache.health.retry_now();
+    cache.round(Instant::now());
+    assert_eq!((cache.memory.only_here(), cache.usage().fault, cache.usage().disk), (0, None, 4000));
+    (6..12).for_each(|n| sample.put(&store, n));
+    assert!([0, 3, 4, 5, 11].into_iter().all(|n| sample.reads(&store, n)));
+
+    broken.files.broken.store(libc::EIO, SeqCst);
+    assert!(!sample.reads(&store, 3), "a piece that cannot be read is fetched again");
+    assert!(!store.has(sample.piece(3)) && cache.usage().fault.is_some());
+    assert!(sample.reads(&store, 11), "from memory");
+}
+
+#[test]
+fn a_full_disk_gives_what_is_pinned_the_place_of_the_old() {
+    let dir = tempfile::tempdir().unwrap();
+    let process = std::process::Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=1m,mode=700", "tmpfs"])
+        .arg(dir.path())
+        .stderr(std::process::Stdio::null())
+        .status();
+    if !process.is_ok_and(|status| status.success()) {
+        assert!(std::env::var_os("CI").is_none(), "CI must be able to mount a tmpfs");
+        eprintln!("skipped: cannot mount a tmpfs here");
+        return;
+    }
+    let unmount = Unmount(dir.path().to_owned());
+    let sample = Sample::one_file(1, 64 << 10, 60);
+    let cache = open(dir.path(), None, 4 * (65 << 10));
+    let (store, evicted) = add(&cache, &sample);
+    let mut n = 0;
+    while cache.usage().fault.is_none() {
+        sample.put(&store, n);
+        assert!(sample.reads(&store, n));
+        n += 1;
+    }
+    assert!((10..17).contains(&n), "{n} pieces in 1 MiB");
+    assert!(cache.usage().fault.unwrap().contains("free some space"));
+    assert!(lock(&evicted).is_empty(), "background evicts nothing");
+    let before = cache.usage().disk;
+    store.pin(vec![n..n + 6]);
+    (n..n + 6).for_each(|n| sample.put(&store, n));
+    assert!((n..n + 6).all(|n| sample.reads(&store, n)), "though memory holds but four");
+    assert!(lock(&evicted).contains(&0));
+    assert!(cache.usage().disk <= before);
+    cache.close();
+    drop((store, cache));
+    let cache = open(dir.path(), None, 0);
+    let (store, _) = add(&cache, &sample);
+    assert!((n..n + 6).all(|n| sample.reads(&store, n)));
+    let mut out = [0; 9];
+    assert_eq!(store.read_now(sample.piece(n), 1, &mut out), Lookup::Hit, "tmpfs never waits");
+    drop((store, cache));
+    drop(unmount);
+}
+
+struct Unmount(PathBuf);
+
+impl Drop for Unmount {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_torrent_of_many_small_files_opens_few_of_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let sample = Sample::new(1, 16 << 10, &vec![100; 20_000]);
+    let cache = open(dir.path(), None, 0);
+    let (store, _) = add(&cache, &sample);
+    assert!(
+        !dir.path().join(sample.info_hash.to_string()).join("data").exists(),
+        "nothing is made before it is written"
+    );
+    (0..5).for_each(|n| sample.put(&store, n));
+    assert!((0..5).all(|n| sample.reads(&store, n)));
+    let open_files = fs::read_dir("/proc/self/fd").unwrap().count();
+    assert!(open_files < 600, "{open_files} open files");
+    cache.close();
+    drop((store, cache));
+    let cache = open(dir.path(), None, 0);
+    let (store, _) = add(&cache, &sample);
+    assert_eq!(had(&store), [0, 1, 2, 3, 4]);
+    assert!((0..5).all(|n| sample.reads(&store, n)));
+}
+
+#[tokio::test]
+async fn waiters_wake_when_the_piece_can_be_seen() {
+    let dir = tempfile::tempdir().unwrap();
+    let sample = Sample::one_file(1, 1000, 10);
+    let cache = open(dir.path(), None, 10_000);
+    let (store, _) = add(&cache, &sample);
+    let waiters = Arc::clone(&cache_torrent(&cache).waiters);
+    let (one, two, other) = (store.wait(sample.piece(1)), store.wait(sample.piece(1)), store.wait(sample.piece(2)));
+    let task = tokio::spawn({
+        let (store, sample) = (Arc::clone(&store), sample.clone());
+        async move {
+            one.await;
+            assert_eq!(store.memory(sample.piece(1)).unwrap(), sample.content(1));
+        }
+    });
+    sample.put(&store, 1);
+    task.await.unwrap();
+    two.await;
+    store.wait(sample.piece(1)).await;
+    let third = store.wait(sample.piece(3));
+    assert_eq!(waiters.len(), 2);
+    drop(third);
+    assert_eq!(waiters.len(), 1);
+    store.close();
+    other.await;
+    store.wait(sample.piece(3)).await;
+    assert_eq!(waiters.len(), 0);
+}
+
+#[test]
+fn readers_get_exact_bytes_or_none_while_pieces_come_and_go() {
+    let dir = tempfile::tempdir().unwrap();
+    let sample = &Sample::new(1, 20_000, &[130_000, 90_000, 20, 99_000]);
+    let cache = open(dir.path(), Some(5 * 20_000), 2 * 20_000);
+    let store = &add(&cache, sample).0;
+    let stop = &AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for reader in 0..3u32 {
+            scope.spawn(move || {
+                let (mut out, mut n) = (vec![0; 20_000], reader);
+                while !stop.load(SeqCst) {
+                    n = n.wrapping_mul(1103515245).wrapping_add(12345);
+                    let piece = n >> 8;
+                    let piece = piece % sample.lengths.pieces();
+                    let out = &mut out[..sample.content(piece).len()];
+                    let lookup = match reader {
+                        0 => store.read_now(sample.piece(piece), 0, out),
+                        1 => store.peek(sample.piece(piece), 0, out).unwrap(),
+                        _ => store.read(sample.piece(piece), 0, out).unwrap(),
+                    };
+                    assert!(lookup != Lookup::Hit || out == sample.content(piece), "wrong bytes of piece {piece}");
+                }
+            });
+        }
+        let writers: Vec<_> = (0..2u32)
+            .map(|writer| {
+                scope.spawn(move || {
+                    let mut n = writer;
+                    for _ in 0..1500 {
+                        n = n.wrapping_mul(1103515245).wrapping_add(12345);
+                        sample.put(store, (n >> 8) % sample.lengths.pieces());
+                        if n >> 8 & 15 == 0 {
+                            let start = (n >> 12) % sample.lengths.pieces();
+                            store.pin(vec![start..start + 2]);
+                        }
+                    }
+                })
+            })
+            .collect();
+        for writer in writers {
+            writer.join().unwrap();
+        }
+        stop.store(true, SeqCst);
+    });
+    store.pin(vec![]);
+    cache.round(Instant::now());
+    assert!(cache.usage().disk <= 5 * 20_000);
+    let kept: u64 = had(store).into_iter().map(|n| sample.content(n as u32).len() as u64).sum();
+    assert_eq!(cache.usage().disk, kept, "the books agree with the pieces");
+    assert_eq!(cache.usage().fault, None);
+    assert!(had(store).into_iter().all(|n| sample.reads(store, n as u32)));
+}
+
+#[test]
+fn the_keeper_writes_down_what_is_had() {
+    let dir = tempfile::tempdir().unwrap();
+    let sample = Sample::one_file(1, 1000, 4);
+    let cache = Cache::open(CacheConfig { dir: dir.path().to_owned(), disk_limit: None, memory: 0 }).unwrap();
+    let (store, _) = add(&cache, &sample);
+    sample.put(&store, 2);
+    let saved = || state::Saved::load(&sample.state(dir.path())).ok().flatten();
+    while saved().is_none_or(|saved| !saved.had.contains(2)) {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    cache.close();
+    assert!(saved().unwrap().closed);
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Put(u32),
+    Read(u32),
+    Peek(u32),
+    Pin(u32, u32),
+    Round,
+    Close,
+    Crash,
+    Hint,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        8 => (0u32..24).prop_map(Step::Put),
+        6 => (0u32..24).prop_map(Step::Read),
+        2 => (0u32..24).prop_map(Step::Peek),
+        2 => (0u32..24, 0u32..5).prop_map(|(from, len)| Step::Pin(from, from + len)),
+        1 => Just(Step::Round),
+        1 => Just(Step::Close),
+        1 => Just(Step::Crash),
+        1 => Just(Step::Hint),
+    ]
+}
+
+/// The store, naively: pieces in the order of their last use.
+#[derive(Default)]
+struct Model {
+    clock: u64,
+    had: BTreeMap<u32, u64>,
+    pinned: BTreeSet<u32>,
+    /// What the last written state says, less what was evicted since: a state may be written again in between.
+    hint: BTreeMap<u32, u64>,
+}
+
+impl Model {
+    fn use_piece(&mut self, n: u32) {
+        self.clock += 1;
+        self.had.insert(n, self.clock);
+    }
+
+    fn make_room(&mut self, len_of: &dyn Fn(u32) -> u64, len: u64, limit: u64) -> Vec<u32> {
+        let mut evicted = Vec::new();
+        while self.had.keys().map(|n| len_of(*n)).sum::<u64>() + len > limit {
+            let oldest = self.had.iter().filter(|(n, _)| !self.pinned.contains(n)).min_by_key(|(_, used)| **used);
+            let Some(n) = oldest.map(|(n, _)| *n) else { break };
+            self.had.remove(&n);
+            self.hint.remove(&n);
+            evicted.push(n);
+        }
+        evicted
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+
+    /// No memory tier: what is had is exactly what the naive model has, through restarts and crashes.
+    #[test]
+    fn the_disk_tier_is_an_lru_of_pieces(steps in prop::collection::vec(step(), 1..80), limit in 4u64..30) {
+        let dir = tempfile::tempdir().unwrap();
+        let sample = Sample::new(1, 700, &[3000, 1234, 166, 5000, 1, 2, 6000]);
+        let pieces = sample.lengths.pieces();
+        let limit = limit * 700;
+        let len_of = |n: u32| sample.content(n).len() as u64;
+        let mut cache = open(dir.path(), Some(limit), 0);
+        let (mut store, mut evicted) = add(&cache, &sample);
+        let mut model = Model::default();
+        for step in steps {
+            lock(&evicted).clear();
+            let mut expected = Vec::new();
+            match step {
+                Step::Put(n) if n < pieces && !model.had.contains_key(&n) => {
+                    let pinned = model.pinned.contains(&n);
+                    expected = model.make_room(&len_of, len_of(n), limit);
+                    let fits = model.had.keys().map(|n| len_of(*n)).sum::<u64>() + len_of(n) <= limit;
+                    sample.put(&store, n);
+                    if fits || pinned {
+                        model.use_piece(n);
+                    } else {
+                        // It stays in memory, alone, until another one comes: not the disk tier's.
+                        cache.memory.remove((cache_torrent(&cache).pieces.id, sample.piece(n)));
+                        cache_torrent(&cache).pieces.advance(sample.piece(n), pieces::State::Memory, pieces::State::Missing);
+                    }
+                }
+                Step::Put(n) if n < pieces => sample.put(&store, n),
+                Step::Read(n) if n < pieces => {
+                    prop_assert_eq!(sample.reads(&store, n), model.had.contains_key(&n));
+                    if model.had.contains_key(&n) {
+                        model.use_piece(n);
+                    }
+                }
+                Step::Peek(n) if n < pieces => {
+                    let mut out = vec![0; len_of(n) as usize];
+                    let lookup = store.peek(sample.piece(n), 0, &mut out).unwrap();
+                    prop_assert_eq!(lookup == Lookup::Hit, model.had.contains_key(&n));
+                    prop_assert!(lookup == Lookup::Missing || out == sample.content(n));
+                }
+                Step::Pin(from, to) => {
+                    store.pin(vec![from..to]);
+                    let now: BTreeSet<u32> = (from..to.min(pieces)).collect();
+                    let before = std::mem::replace(&mut model.pinned, now.clone());
+                    for n in before.difference(&now) {
+                        if model.had.contains_key(n) {
+                            model.use_piece(*n);
+                        }
+                    }
+                }
+                Step::Round => {
+                    expected = model.make_room(&len_of, 0, limit);
+                    cache.round(Instant::now());
+                }
+                Step::Hint => {
+                    store.flush();
+                    model.hint = model.had.clone();
+                }
+                Step::Close => {
+                    cache.close();
+                    cache = open(dir.path(), Some(limit), 0);
+                    (store, evicted) = add(&cache, &sample);
+                    model.pinned.clear();
+                    model.hint = model.had.clone();
+                }
+                Step::Crash => {
+                    drop(store);
+                    drop(cache);
+                    cache = open(dir.path(), Some(limit), 0);
+                    (store, evicted) = add(&cache, &sample);
+                    // What the state claims, as far as it is still (or again) true.
+                    let claimed: BTreeSet<u32> = had(&store).into_iter().map(|n| n as u32).collect();
+                    model.pinned.clear();
+                    let before = std::mem::take(&mut model.had);
+                    for n in 0..pieces {
+                        let there = sample.reads(&store, n);
+                        prop_assert!(!there || claimed.contains(&n));
+                        if model.hint.contains_key(&n) && before.contains_key(&n) {
+                            prop_assert!(there, "piece {} was synced and not evicted since", n);
+                        }
+                        if there {
+                            model.use_piece(n);
+                        }
+                    }
+                    lock(&evicted).clear();
+                }
+                _ => {}
+            }
+            let mut had: Vec<u32> = model.had.keys().copied().collect();
+            had.sort_unstable();
+            prop_assert_eq!(store.have().ones().map(|n| n as u32).collect::<Vec<_>>(), had);
+            prop_assert_eq!(&*lock(&evicted), &expected);
+            prop_assert_eq!(cache.usage().disk, model.had.keys().map(|n| len_of(*n)).sum::<u64>());
+            let memory = cache.usage().memory;
+            prop_assert!(memory <= 700 + 256, "{} bytes in a tier of none but the newest piece", memory);
+        }
+        for n in 0..pieces {
+            prop_assert_eq!(sample.reads(&store, n), model.had.contains_key(&n));
+        }
+    }
+}

@@ -1,0 +1,330 @@
+//! The machine: events in, actions out.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use fixedbitset::FixedBitSet;
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+
+use super::addresses::Addresses;
+use super::blame::Blame;
+use super::choker::Choker;
+use super::peer::{Holding, Peer};
+use super::pieces::{Pieces, Slot};
+use super::rate::Meter;
+use super::readers::{Readers, Urgent};
+use super::super_seed::SuperSeed;
+use super::{Action, Config, Event, PeerKey, Stats};
+use crate::wire::Message;
+
+/// Seconds of queue at each peer while somebody reads: what a seek may have to wait behind.
+const SHORT: f64 = 0.05;
+/// Seconds of queue at each peer while nobody does.
+const LONG: f64 = 1.0;
+/// Between ticks while a read is blocked: how fast a late block is noticed.
+const URGENT_TICK: Duration = Duration::from_millis(25);
+/// Between ticks while blocks are outstanding.
+const BUSY_TICK: Duration = Duration::from_millis(200);
+/// Between ticks otherwise.
+const IDLE_TICK: Duration = Duration::from_secs(1);
+
+/// One torrent's swarm. See the module's documentation.
+#[derive(Debug)]
+pub struct Swarm {
+    pub(super) config: Config,
+    pub(super) rng: SmallRng,
+    pub(super) pieces: Pieces,
+    pub(super) peers: BTreeMap<PeerKey, Peer>,
+    pub(super) addresses: Addresses,
+    pub(super) blame: Blame,
+    pub(super) choker: Choker,
+    /// Until the first copy is out.
+    pub(super) super_seed: Option<SuperSeed>,
+    /// Peers that we do not choke.
+    pub(super) unchoked: usize,
+    pub(super) readers: Readers,
+    /// Pieces that readers need, by deadline; those without a free block left out as they are found.
+    pub(super) urgent: Vec<Urgent>,
+    /// All of them, sorted by number: not for background fetching.
+    pub(super) needed: Vec<u32>,
+    /// Those that a read waits for, sorted by number.
+    pub(super) blocked: Vec<u32>,
+    /// Readers or pieces changed, so `urgent` is to be made anew.
+    pub(super) stale: bool,
+    /// `Pieces::freed` when `urgent` was made.
+    freed: u64,
+    pins: Vec<Range<u32>>,
+    pub(super) actions: VecDeque<Action>,
+    /// Bytes that background fetching may still add.
+    pub(super) room: u64,
+    /// Seconds of queue allowed at each peer.
+    pub(super) slack: f64,
+    /// Some peer may have work that it had not before.
+    pub(super) work: bool,
+    next_tick: Instant,
+    down: Meter,
+    up: Meter,
+    pub(super) downloaded: u64,
+    uploaded: u64,
+    pub(super) wasted: u64,
+    /// `Action::Completed` was sent or is not to be.
+    pub(super) completed: bool,
+}
+
+impl Swarm {
+    /// A swarm that has the pieces `have`. Bits beyond the torrent are ignored.
+    pub fn new(config: Config, have: FixedBitSet, now: Instant) -> Self {
+        let mut rng = SmallRng::seed_from_u64(config.seed);
+        let mut config = config;
+        // Counts of peers are 16 bits wide.
+        config.max_peers = config.max_peers.min(usize::from(u16::MAX));
+        let pieces = Pieces::new(config.lengths, &have, &mut rng);
+        Self {
+            rng,
+            peers: BTreeMap::new(),
+            addresses: Addresses::default(),
+            blame: Blame::default(),
+            choker: Choker::new(now),
+            super_seed: (config.super_seed && config.upload && pieces.complete())
+                .then(|| SuperSeed::new(pieces.count())),
+            unchoked: 0,
+            readers: Readers::new(config.lengths, config.max_partial),
+            urgent: Vec::new(),
+            needed: Vec::new(),
+            blocked: Vec::new(),
+            stale: false,
+            freed: 0,
+            pins: Vec::new(),
+            actions: VecDeque::new(),
+            room: u64::MAX,
+            slack: LONG,
+            work: false,
+            next_tick: now,
+            down: Meter::new(now),
+            up: Meter::new(now),
+            downloaded: 0,
+            uploaded: 0,
+            wasted: 0,
+            completed: pieces.complete(),
+            pieces,
+            config,
+        }
+    }
+
+    /// Something happened.
+    pub fn handle(&mut self, now: Instant, event: Event) {
+        match event {
+            Event::Tick => {}
+            Event::PeersFound(addrs) => addrs.into_iter().for_each(|addr| self.addresses.found(now, addr)),
+            Event::ConnectFailed(addr) => self.addresses.failed(now, addr),
+            Event::Connected { peer, addr, direction, id, fast, extended: _ } => {
+                self.connected(now, peer, addr, direction, id, fast);
+            }
+            Event::Disconnected(peer) => self.remove(now, peer),
+            Event::Message(peer, message) => self.message(now, peer, message),
+            Event::Reqq { peer, reqq } => {
+                if let Some(peer) = self.peers.get_mut(&peer) {
+                    peer.set_reqq(reqq);
+                }
+            }
+            Event::UploadOnly(peer) => self.is_upload_only(now, peer),
+            Event::Serve(serve) => self.serve(now, serve),
+            Event::Uploaded { peer: key, request, sent } => {
+                let Some(peer) = self.peers.get_mut(&key).filter(|peer| peer.uploads.holds(request)) else { return };
+                peer.uploads.done(request);
+                if sent {
+                    let length = u64::from(request.length);
+                    peer.last_sent = now;
+                    peer.up.add(now, length);
+                    self.up.add(now, length);
+                    self.uploaded += length;
+                } else if peer.fast {
+                    self.send(now, key, Message::Reject(request));
+                }
+                self.pump_uploads(key);
+            }
+            Event::Checked { piece, good, bad_blocks, digests } => {
+                self.checked(now, piece.get(), good, &bad_blocks, digests);
+            }
+            Event::Evicted(piece) => self.evicted(now, piece.get()),
+            Event::Room(bytes) => {
+                self.work |= bytes > self.room;
+                self.room = bytes;
+            }
+            Event::Open { reader, bytes } => self.readers.open(now, reader, bytes),
+            Event::Read { reader, bytes } => {
+                self.readers.read(now, reader, &bytes);
+                self.stale = true;
+            }
+            Event::Want { want, reader, bytes } => {
+                self.readers.read(now, reader, &bytes);
+                self.readers.want(now, want, reader, bytes);
+                self.blocked_read(now);
+            }
+            Event::Unwant(want) => self.stale |= self.readers.unwant(want),
+            Event::Close(reader) => {
+                self.readers.close(reader);
+                self.stale = true;
+            }
+        }
+        if now >= self.next_tick || self.readers.any_blocked() && now + URGENT_TICK < self.next_tick {
+            self.tick(now);
+        }
+        self.settle(now);
+    }
+
+    /// What is to be done next, until `None`.
+    pub fn poll(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// When `Event::Tick` is due, if nothing else happens before. `None`: never.
+    pub fn next_wakeup(&self) -> Option<Instant> {
+        let idle = self.peers.is_empty() && self.addresses.calling() == 0;
+        if idle { self.addresses.next_due().map(|due| due.max(self.next_tick)) } else { Some(self.next_tick) }
+    }
+
+    /// Every piece is had.
+    pub fn complete(&self) -> bool {
+        self.pieces.complete()
+    }
+
+    /// A handful of numbers for people.
+    pub fn stats(&self, now: Instant) -> Stats {
+        Stats {
+            peers: self.peers.len(),
+            seeds: self.peers.values().filter(|peer| peer.is_seed()).count(),
+            have: self.pieces.had(),
+            down_rate: self.down.rate(now) as u64,
+            up_rate: self.up.rate(now) as u64,
+            downloaded: self.downloaded,
+            uploaded: self.uploaded,
+            wasted: self.wasted,
+        }
+    }
+
+    /// Bytes a second given to all.
+    pub(super) fn up_rate(&self, now: Instant) -> f64 {
+        self.up.rate(now)
+    }
+
+    /// A connected peer that has everything.
+    pub fn is_seed(&self, key: PeerKey) -> bool {
+        self.peers.get(&key).is_some_and(super::peer::Peer::is_seed)
+    }
+
+    /// A wanted block came: for the numbers.
+    pub(super) fn count_download(&mut self, now: Instant, bytes: u32) {
+        self.down.add(now, bytes.into());
+        self.downloaded += u64::from(bytes);
+    }
+
+    pub(super) fn send(&mut self, now: Instant, key: PeerKey, message: Message) {
+        if let Some(peer) = self.peers.get_mut(&key) {
+            peer.last_sent = now;
+            self.actions.push_back(Action::Send(key, message));
+        }
+    }
+
+    /// What must not wait for an event.
+    fn tick(&mut self, now: Instant) {
+        self.tick_connections(now);
+        self.tick_choker(now);
+        self.tick_super_seed(now);
+        self.tick_requests(now);
+        self.work = true;
+        let busy = self.peers.values().any(|peer| !peer.asks.is_empty());
+        self.next_tick = now
+            + match (self.readers.any_blocked(), busy) {
+                (true, _) if !self.peers.is_empty() => URGENT_TICK,
+                (_, true) => BUSY_TICK,
+                _ => IDLE_TICK,
+            };
+    }
+
+    /// After every event: brings what is derived up to date and gives work to whoever has room for it.
+    pub(super) fn settle(&mut self, now: Instant) {
+        if self.stale || self.freed != self.pieces.freed {
+            self.refresh(now);
+            self.work = true;
+        }
+        if std::mem::take(&mut self.work) {
+            self.refill_all(now);
+        }
+        self.call_more(now);
+    }
+
+    /// Makes the list of urgent pieces anew, and tells the pins if they changed.
+    pub(super) fn refresh(&mut self, now: Instant) {
+        self.stale = false;
+        self.freed = self.pieces.freed;
+        let pieces = &self.pieces;
+        self.urgent = self.readers.urgent(now, |piece| !pieces.has(piece));
+        self.blocked = self.urgent.iter().filter(|urgent| urgent.blocked).map(|urgent| urgent.piece).collect();
+        self.blocked.sort_unstable();
+        self.needed = self.urgent.iter().map(|urgent| urgent.piece).collect();
+        self.needed.sort_unstable();
+        self.set_slack(now);
+        let pins = self.readers.pins();
+        if pins != self.pins {
+            self.pins.clone_from(&pins);
+            self.actions.push_back(Action::Pin(pins));
+        }
+    }
+
+    /// The slack follows from who reads; looked at on each tick, for silence is no event.
+    pub(super) fn set_slack(&mut self, now: Instant) {
+        self.slack = if self.readers.active(now) || !self.urgent.is_empty() { SHORT } else { LONG };
+    }
+
+    /// Checks every structure against the others. For tests; costs a walk over everything.
+    ///
+    /// # Panics
+    ///
+    /// If an invariant is broken.
+    #[doc(hidden)]
+    pub fn check_invariants(&self) {
+        self.pieces.check();
+        self.addresses.check();
+        self.blame.check();
+        let count_of = |piece| self.peers.values().filter(|peer| !peer.is_seed() && peer.has(piece)).count();
+        let missing = |piece| self.pieces.state(piece) == super::pieces::State::Missing;
+        self.pieces.availability.check(missing, count_of);
+        assert_eq!(
+            self.pieces.availability.seeds() as usize,
+            self.peers.values().filter(|peer| peer.is_seed()).count()
+        );
+        assert_eq!(self.unchoked, self.peers.values().filter(|peer| !peer.we_choke).count());
+        assert!(self.peers.len() <= self.config.max_peers);
+        let mut asked = 0;
+        for (key, peer) in &self.peers {
+            peer.check();
+            let had = |piece: u32| peer.has(piece);
+            let all = 0..self.pieces.count();
+            assert_eq!(peer.has_count as usize, all.clone().filter(|piece| had(*piece)).count());
+            assert_eq!(peer.wanted as usize, all.filter(|piece| had(*piece) && !self.pieces.has(*piece)).count());
+            assert_eq!(matches!(peer.holding, Holding::All), peer.has_count == self.pieces.count());
+            assert_eq!(peer.we_interested, peer.wanted > 0, "interest is told");
+            let bytes: u64 = peer.asks.iter().map(|ask| u64::from(self.pieces.block_len(ask.id))).sum();
+            assert_eq!(peer.pipeline.outstanding(), bytes);
+            for ask in &peer.asks {
+                let slot = self.pieces.partial(ask.id.piece).map(|partial| partial.slots[ask.id.block as usize]);
+                assert!(
+                    matches!(slot, Some(Slot::Asked(a, b)) if a == *key || b == Some(*key)),
+                    "{key:?} was asked for {:?}, which is {slot:?}",
+                    ask.id
+                );
+            }
+            asked += peer.asks.len();
+        }
+        let slots = self.pieces.partials().flat_map(|(_, partial)| &partial.slots);
+        let askers = slots.map(|slot| match slot {
+            Slot::Asked(_, None) => 1,
+            Slot::Asked(_, Some(_)) => 2,
+            Slot::Free | Slot::Received(_) => 0,
+        });
+        assert_eq!(asked, askers.sum::<usize>());
+    }
+}

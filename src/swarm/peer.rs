@@ -1,0 +1,288 @@
+//! One connection's protocol state: who chokes whom, what they have, what we asked of them, what they asked of us.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use fixedbitset::FixedBitSet;
+
+use super::pieces::{BlockId, Contributor};
+use super::pipeline::Pipeline;
+use super::rate::Meter;
+use super::uploads::Uploads;
+use super::{Direction, PeerKey};
+use crate::metainfo::BLOCK_LEN;
+use crate::wire::PeerId;
+
+/// Requests that a peer is assumed to queue when it does not say (BEP 10 `reqq`; libtorrent's default).
+const REQQ: usize = 250;
+/// The most that we have outstanding at one peer, whatever it says.
+const MAX_REQQ: usize = 2_000;
+/// The most pieces remembered of each kind of hint (suggested, allowed fast, refused).
+const MAX_HINTS: usize = 64;
+/// How long a piece whose request was rejected is not asked of that peer again.
+const REFUSED: Duration = Duration::from_secs(5);
+/// How long an answer to a cancelled request may take; then the block may be asked of that peer again.
+const DOUBT: Duration = Duration::from_secs(10);
+/// The most cancelled requests remembered.
+const MAX_DOUBTS: usize = 4_000;
+
+/// What a peer has.
+#[derive(Debug)]
+pub(super) enum Holding {
+    All,
+    Some(FixedBitSet),
+}
+
+/// One request of ours.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ask {
+    pub(super) id: BlockId,
+    pub(super) sent: Instant,
+    /// It went into an empty pipeline: its delay is the base latency.
+    pub(super) fresh: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Peer {
+    pub(super) addr: SocketAddr,
+    /// In our own network.
+    pub(super) is_near: bool,
+    pub(super) direction: Direction,
+    pub(super) id: PeerId,
+    pub(super) fast: bool,
+    pub(super) holding: Holding,
+    /// How many pieces they have (all of a seed's).
+    pub(super) has_count: u32,
+    /// Of them, those that we lack.
+    pub(super) wanted: u32,
+    /// They may still send a bitfield (BEP 3: first or never).
+    pub(super) opening: bool,
+
+    pub(super) choking_us: bool,
+    /// When they choked us last.
+    pub(super) choked: Instant,
+    pub(super) we_interested: bool,
+    pub(super) we_choke: bool,
+    pub(super) interested_in_us: bool,
+    /// They said that they will fetch nothing more (BEP 21).
+    pub(super) upload_only: bool,
+
+    /// Our requests in the order sent.
+    pub(super) asks: VecDeque<Ask>,
+    /// Requests cancelled or choked away whose answer may still come, and since when.
+    pub(super) doubts: BTreeMap<BlockId, Instant>,
+    pub(super) pipeline: Pipeline,
+    reqq: usize,
+    /// The piece that it fetches in the background.
+    pub(super) current: Option<u32>,
+    /// `Pieces::freed` when there was nothing to fetch from it.
+    pub(super) barren: Option<u64>,
+    /// Pieces that they let us request while choked (BEP 6).
+    pub(super) allowed: Vec<u32>,
+    /// Pieces that we let them request while choked.
+    pub(super) granted: Vec<u32>,
+    /// Pieces that they suggest (BEP 6).
+    pub(super) suggested: VecDeque<u32>,
+    /// Pieces that they rejected, and when.
+    refused: VecDeque<(u32, Instant)>,
+    /// They rejected so much that nothing is asked before this.
+    paused: Option<Instant>,
+    /// Blocks that we never asked for.
+    pub(super) unsolicited: u32,
+
+    pub(super) uploads: Uploads,
+
+    pub(super) down: Meter,
+    pub(super) up: Meter,
+    pub(super) connected: Instant,
+    pub(super) last_heard: Instant,
+    pub(super) last_sent: Instant,
+    /// When a block came last, or when the first request of a busy spell went out.
+    pub(super) last_progress: Instant,
+}
+
+/// An address that only means something in our own network.
+pub(super) fn is_near(ip: IpAddr) -> bool {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => ip.is_private() || ip.is_link_local() || ip.is_loopback(),
+        IpAddr::V6(ip) => ip.is_unique_local() || ip.is_unicast_link_local() || ip.is_loopback(),
+    }
+}
+
+impl Peer {
+    pub(super) fn new(
+        now: Instant,
+        addr: SocketAddr,
+        direction: Direction,
+        id: PeerId,
+        fast: bool,
+        pieces: u32,
+    ) -> Self {
+        Self {
+            addr,
+            is_near: is_near(addr.ip()),
+            direction,
+            id,
+            fast,
+            holding: Holding::Some(FixedBitSet::with_capacity(pieces as usize)),
+            has_count: 0,
+            wanted: 0,
+            opening: true,
+            choking_us: true,
+            choked: now,
+            we_interested: false,
+            we_choke: true,
+            interested_in_us: false,
+            upload_only: false,
+            asks: VecDeque::new(),
+            doubts: BTreeMap::new(),
+            pipeline: Pipeline::new(now),
+            reqq: REQQ,
+            current: None,
+            barren: None,
+            allowed: Vec::new(),
+            granted: Vec::new(),
+            suggested: VecDeque::new(),
+            refused: VecDeque::new(),
+            paused: None,
+            unsolicited: 0,
+            uploads: Uploads::default(),
+            down: Meter::new(now),
+            up: Meter::new(now),
+            connected: now,
+            last_heard: now,
+            last_sent: now,
+            last_progress: now,
+        }
+    }
+
+    pub(super) fn contributor(&self, peer: PeerKey) -> Contributor {
+        Contributor { peer, addr: self.addr, id: self.id }
+    }
+
+    pub(super) fn has(&self, piece: u32) -> bool {
+        match &self.holding {
+            Holding::All => true,
+            Holding::Some(bits) => bits.contains(piece as usize),
+        }
+    }
+
+    pub(super) fn is_seed(&self) -> bool {
+        matches!(self.holding, Holding::All)
+    }
+
+    pub(super) fn set_reqq(&mut self, reqq: u32) {
+        self.reqq = (reqq as usize).clamp(1, MAX_REQQ);
+    }
+
+    /// Blocks that may be asked of it at all, whatever the piece.
+    pub(super) fn may_ask(&self, now: Instant) -> bool {
+        (!self.choking_us || !self.allowed.is_empty()) && self.paused.is_none_or(|until| now >= until)
+    }
+
+    /// It has the piece, would serve it now and did not just refuse it.
+    pub(super) fn serves(&self, now: Instant, piece: u32) -> bool {
+        self.has(piece)
+            && (!self.choking_us || self.allowed.contains(&piece))
+            && !self.refused.iter().any(|(refused, when)| *refused == piece && now < *when + REFUSED)
+    }
+
+    /// The answer to an earlier request of this block may still come: not to be asked again.
+    pub(super) fn in_doubt(&self, now: Instant, id: BlockId) -> bool {
+        !self.doubts.is_empty() && self.doubts.get(&id).is_some_and(|since| now < *since + DOUBT)
+    }
+
+    /// No answer to a cancelled request can still be on its way ahead of a new one.
+    pub(super) fn is_clean(&self, now: Instant) -> bool {
+        !self.doubts.values().any(|since| now < *since + Duration::from_secs(1))
+    }
+
+    pub(super) fn doubt(&mut self, now: Instant, id: BlockId) {
+        if self.doubts.len() >= MAX_DOUBTS {
+            self.doubts.retain(|_, since| now < *since + DOUBT);
+        }
+        if self.doubts.len() < MAX_DOUBTS {
+            self.doubts.insert(id, now);
+        }
+    }
+
+    /// As many requests are outstanding as they queue.
+    pub(super) fn is_full(&self) -> bool {
+        self.asks.len() >= self.reqq
+    }
+
+    /// Bytes that may be asked for now.
+    pub(super) fn room(&self, slack: f64) -> f64 {
+        let left = (self.reqq - self.asks.len().min(self.reqq)) as f64 * f64::from(BLOCK_LEN);
+        self.pipeline.room(slack).min(left)
+    }
+
+    /// Enough of the pipeline has run empty for another batch.
+    pub(super) fn wants_refill(&self, now: Instant, slack: f64) -> bool {
+        self.may_ask(now) && self.asks.len() <= self.reqq * 3 / 4 && self.pipeline.wants_refill(now, slack)
+    }
+
+    /// Takes the request for this block out of those outstanding; answers come mostly in order.
+    pub(super) fn take_ask(&mut self, id: BlockId) -> Option<Ask> {
+        let at = self.asks.iter().position(|ask| ask.id == id)?;
+        self.asks.remove(at)
+    }
+
+    /// They rejected a request for this piece.
+    pub(super) fn refuse(&mut self, now: Instant, piece: u32) {
+        self.refused.retain(|(_, when)| now < *when + REFUSED);
+        if !self.refused.iter().any(|(refused, _)| *refused == piece) {
+            self.refused.push_back((piece, now));
+        }
+        if self.refused.len() > MAX_HINTS {
+            self.refused.pop_front();
+            self.paused = Some(now + REFUSED);
+        }
+        self.allowed.retain(|allowed| *allowed != piece);
+    }
+
+    pub(super) fn allow(&mut self, piece: u32) {
+        if self.allowed.len() < MAX_HINTS && !self.allowed.contains(&piece) {
+            self.allowed.push(piece);
+        }
+    }
+
+    pub(super) fn suggest(&mut self, piece: u32) {
+        if !self.suggested.contains(&piece) {
+            self.suggested.push_back(piece);
+        }
+        if self.suggested.len() > MAX_HINTS {
+            self.suggested.pop_front();
+        }
+    }
+
+    /// What was refused may be asked again after a while.
+    pub(super) fn end_pause(&mut self, now: Instant) {
+        let over = |when: Instant| now >= when + REFUSED;
+        if self.paused.is_some_and(|until| now >= until) || self.refused.front().is_some_and(|(_, when)| over(*when)) {
+            self.paused = None;
+            self.refused.retain(|(_, when)| !over(*when));
+            self.barren = None;
+        }
+    }
+
+    /// Cancelled requests that were never answered may be asked again after a while.
+    pub(super) fn forget_doubts(&mut self, now: Instant) {
+        let before = self.doubts.len();
+        self.doubts.retain(|_, since| now < *since + DOUBT);
+        if self.doubts.len() != before {
+            self.barren = None;
+        }
+    }
+}
+
+impl Peer {
+    pub(super) fn check(&self) {
+        self.uploads.check();
+        assert!(self.asks.len() <= MAX_REQQ && self.doubts.len() <= MAX_DOUBTS);
+        assert!(
+            self.allowed.len() <= MAX_HINTS && self.suggested.len() <= MAX_HINTS && self.refused.len() <= MAX_HINTS
+        );
+    }
+}

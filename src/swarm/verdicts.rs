@@ -1,0 +1,100 @@
+//! Checked and evicted pieces, and what follows: telling others, finding liars.
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use super::pieces::{Contributor, State};
+use super::{Action, Goodbye, PeerKey, Swarm};
+use crate::metainfo::BlockIndex;
+use crate::wire::{Message, PeerId};
+
+impl Swarm {
+    /// The driver checked a piece.
+    pub(super) fn checked(&mut self, now: Instant, piece: u32, good: bool, bad: &[BlockIndex], digests: Vec<u64>) {
+        if piece >= self.pieces.count() || self.pieces.state(piece) != State::Checking {
+            return;
+        }
+        self.stale |= self.needed.binary_search(&piece).is_ok();
+        let len = u64::from(self.pieces.len_of(piece));
+        if !good {
+            self.wasted += len;
+            let Some(partial) = self.pieces.abandon(piece, &mut self.rng) else { return };
+            let liars = self.blame.failed(piece, &partial, bad, digests);
+            return self.ban(now, &liars);
+        }
+        self.pieces.finish(piece);
+        self.room = self.room.saturating_sub(len);
+        self.tell_have(now, piece);
+        if self.blame.suspects(piece) {
+            let liars = self.blame.good(piece, &digests);
+            self.ban(now, &liars);
+        }
+        if self.pieces.complete() {
+            if !std::mem::replace(&mut self.completed, true) {
+                self.actions.push_back(Action::Completed);
+            }
+            let peers: Vec<PeerKey> = self.peers.keys().copied().collect();
+            for key in peers {
+                self.leave_if_useless(now, key);
+            }
+        }
+        // Room for another partial piece.
+        self.work = true;
+    }
+
+    /// We have a piece. Everybody but seeds is told, those that have it too: how else would they know when we are one?
+    fn tell_have(&mut self, now: Instant, piece: u32) {
+        let peers: Vec<PeerKey> = self.peers.keys().copied().collect();
+        for key in peers {
+            let Some(peer) = self.peers.get_mut(&key) else { continue };
+            let (has, seed) = (peer.has(piece), peer.is_seed());
+            peer.wanted -= u32::from(has);
+            if has {
+                self.tell_interest(now, key);
+            }
+            if !seed {
+                self.send(now, key, Message::Have(piece));
+            }
+        }
+    }
+
+    /// The store dropped a piece.
+    pub(super) fn evicted(&mut self, now: Instant, piece: u32) {
+        if piece >= self.pieces.count() || !self.pieces.evict(piece, &mut self.rng) {
+            return;
+        }
+        self.stale = true;
+        let peers: Vec<PeerKey> = self.peers.iter().filter(|(_, peer)| peer.has(piece)).map(|(key, _)| *key).collect();
+        for key in peers {
+            if let Some(peer) = self.peers.get_mut(&key) {
+                peer.wanted += 1;
+                self.tell_interest(now, key);
+            }
+        }
+    }
+
+    /// Refuses liars, and takes back whatever else they sent that was not checked yet.
+    fn ban(&mut self, now: Instant, liars: &[Contributor]) {
+        // Anybody can take an honest peer's id: it counts together with where it came from.
+        let same = |liar: &Contributor, addr: SocketAddr, id: PeerId| {
+            addr == liar.addr || id == liar.id && addr.ip() == liar.addr.ip()
+        };
+        for liar in liars {
+            let whole = self.addresses.ban(liar.addr, liar.id);
+            let refused = if whole { SocketAddr::new(liar.addr.ip(), 0) } else { liar.addr };
+            self.actions.push_back(Action::Ban(refused));
+            let refused: Vec<PeerKey> = self
+                .peers
+                .iter()
+                .filter(|(_, peer)| same(liar, peer.addr, peer.id) || whole && peer.addr.ip() == liar.addr.ip())
+                .map(|(key, _)| *key)
+                .collect();
+            for key in refused {
+                self.disconnect(now, key, Goodbye::Liar);
+            }
+        }
+        if !liars.is_empty() {
+            self.wasted += self.pieces.distrust(|by| liars.iter().any(|liar| same(liar, by.addr, by.id)));
+        }
+    }
+}

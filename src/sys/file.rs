@@ -1,0 +1,158 @@
+//! Reads that never block, holes in files, and opening that follows no symbolic link.
+
+use std::ffi::{CString, OsStr};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+
+/// Turns the C convention (-1 and `errno`) into a `Result`.
+fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+fn c_string(name: &OsStr) -> io::Result<CString> {
+    CString::new(name.as_bytes()).map_err(|_| io::ErrorKind::InvalidInput.into())
+}
+
+fn signed(n: u64) -> io::Result<libc::off_t> {
+    libc::off_t::try_from(n).map_err(|_| io::ErrorKind::InvalidInput.into())
+}
+
+/// `preadv2(RWF_NOWAIT)`: reads what is in the page cache already and never waits for the disk. `None`: the first byte
+/// is not there. The count may be short for want of the rest. `ErrorKind::Unsupported` where the filesystem cannot tell.
+pub fn read_cached(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<Option<usize>> {
+    let offset = signed(offset)?;
+    let part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    // SAFETY: `part` describes `buffer`, which is writable and outlives the call; the descriptor is open.
+    let count = unsafe { libc::preadv2(file.as_raw_fd(), &part, 1, offset, libc::RWF_NOWAIT) };
+    match usize::try_from(count) {
+        Ok(count) => Ok(Some(count)),
+        Err(_) => match io::Error::last_os_error() {
+            error if error.raw_os_error() == Some(libc::EAGAIN) => Ok(None),
+            error if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Err(io::ErrorKind::Unsupported.into()),
+            error => Err(error),
+        },
+    }
+}
+
+/// Whether the file lives in memory (tmpfs), so that a plain read does not wait for a disk.
+pub fn is_in_memory(file: &File) -> io::Result<bool> {
+    // SAFETY: all-zero bytes are a valid `statfs`, which holds integers only.
+    let mut about: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: `about` is writable and outlives the call; the descriptor is open.
+    check(unsafe { libc::fstatfs(file.as_raw_fd(), &mut about) })?;
+    // The types of the two differ from platform to platform.
+    Ok(i128::from(about.f_type) == i128::from(libc::TMPFS_MAGIC))
+}
+
+/// `fallocate(PUNCH_HOLE | KEEP_SIZE)`: exactly these bytes read as zeros afterwards, and the whole blocks among them
+/// are given back to the filesystem. The file's size stays.
+pub fn punch_hole(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    if len == 0 {
+        return Ok(());
+    }
+    let (offset, len) = (signed(offset)?, signed(len)?);
+    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    // SAFETY: no memory is passed; the descriptor is open.
+    check(unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, len) }).map(drop)
+}
+
+/// `sync_file_range(WRITE)`: starts writing dirty pages to the disk, without waiting for the end and without any
+/// promise of durability.
+pub fn start_writeback(file: &File) -> io::Result<()> {
+    // SAFETY: no memory is passed; the descriptor is open.
+    check(unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) }).map(drop)
+}
+
+/// `syncfs`: everything written to the file's filesystem is on the disk afterwards.
+pub fn sync_filesystem(file: &File) -> io::Result<()> {
+    // SAFETY: no memory is passed; the descriptor is open.
+    check(unsafe { libc::syncfs(file.as_raw_fd()) }).map(drop)
+}
+
+fn open_at(dir: BorrowedFd<'_>, name: &OsStr, flags: libc::c_int) -> io::Result<OwnedFd> {
+    let name = c_string(name)?;
+    let flags = flags | libc::O_NOFOLLOW | libc::O_CLOEXEC;
+    // SAFETY: `name` is NUL-terminated and outlives the call; the descriptor is open.
+    let fd = check(unsafe { libc::openat(dir.as_raw_fd(), name.as_ptr(), flags, 0o600) })?;
+    // SAFETY: `openat` succeeded, so `fd` is open and nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Opens the directory `name` in `dir`, not through a symbolic link. `name` must be a single component.
+pub fn open_dir_at(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {
+    open_at(dir, name, libc::O_PATH | libc::O_DIRECTORY)
+}
+
+/// Opens the file `name` in `dir` to read and write, not through a symbolic link; `create` makes it with mode 0600 if
+/// it is not there. `name` must be a single component.
+pub fn open_file_at(dir: BorrowedFd<'_>, name: &OsStr, create: bool) -> io::Result<File> {
+    // A FIFO in the file's place must not hold up the opening; for a regular file O_NONBLOCK says nothing.
+    let flags = libc::O_RDWR | libc::O_NONBLOCK | if create { libc::O_CREAT } else { 0 };
+    open_at(dir, name, flags).map(File::from)
+}
+
+/// Makes the directory `name` in `dir` with mode 0700.
+pub fn make_dir_at(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+    let name = c_string(name)?;
+    // SAFETY: `name` is NUL-terminated and outlives the call; the descriptor is open.
+    check(unsafe { libc::mkdirat(dir.as_raw_fd(), name.as_ptr(), 0o700) }).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+    use std::os::unix::fs::{FileExt, MetadataExt, symlink};
+
+    use super::*;
+
+    #[test]
+    fn a_hole_is_zeros_and_frees_blocks() {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&vec![7; 1 << 20], 0).unwrap();
+        file.sync_all().unwrap();
+        let before = file.metadata().unwrap().blocks();
+        punch_hole(&file, 100, 1 << 19).unwrap();
+        let mut bytes = vec![1; 1 << 20];
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        assert!(bytes[..100].iter().all(|b| *b == 7));
+        assert!(bytes[100..100 + (1 << 19)].iter().all(|b| *b == 0));
+        assert!(bytes[100 + (1 << 19)..].iter().all(|b| *b == 7));
+        assert!(file.metadata().unwrap().blocks() + 900 < before);
+        assert!(punch_hole(&file, u64::MAX, 1).is_err());
+    }
+
+    #[test]
+    fn fresh_pages_are_read_without_waiting() {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(b"hello", 0).unwrap();
+        let mut bytes = [0; 10];
+        match read_cached(&file, &mut bytes, 0) {
+            Ok(count) => assert_eq!(&bytes[..count.unwrap()], b"hello"),
+            Err(error) => {
+                assert_eq!(error.kind(), io::ErrorKind::Unsupported);
+                assert!(is_in_memory(&file).unwrap());
+            }
+        }
+    }
+
+    #[test]
+    fn symbolic_links_are_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("real")).unwrap();
+        std::fs::write(dir.path().join("file"), b"x").unwrap();
+        symlink("real", dir.path().join("dir-link")).unwrap();
+        symlink("file", dir.path().join("file-link")).unwrap();
+        let root = File::open(dir.path()).unwrap();
+        let name = OsStr::new;
+        assert!(open_dir_at(root.as_fd(), name("real")).is_ok());
+        assert!(open_dir_at(root.as_fd(), name("dir-link")).is_err());
+        assert!(open_file_at(root.as_fd(), name("file"), false).is_ok());
+        assert!(open_file_at(root.as_fd(), name("file-link"), true).is_err());
+        assert!(open_file_at(root.as_fd(), name("new"), false).is_err());
+        make_dir_at(root.as_fd(), name("made")).unwrap();
+        let made = open_dir_at(root.as_fd(), name("made")).unwrap();
+        assert!(open_file_at(made.as_fd(), name("new"), true).is_ok());
+    }
+}

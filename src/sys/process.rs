@@ -1,0 +1,244 @@
+//! Becoming a daemon, and signalling and waiting for another process.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::time::Duration;
+
+/// The result of a system call, or the error it left in `errno`.
+pub(super) fn check<T: Default + PartialOrd>(result: T) -> io::Result<T> {
+    if result < T::default() { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// The effective user.
+pub fn user() -> u32 {
+    // SAFETY: takes nothing, cannot fail.
+    unsafe { libc::geteuid() }
+}
+
+/// The effective group.
+pub fn group() -> u32 {
+    // SAFETY: takes nothing, cannot fail.
+    unsafe { libc::getegid() }
+}
+
+/// A process held by descriptor: its number cannot come to mean another process while this lives.
+#[derive(Debug)]
+pub struct Process(OwnedFd);
+
+impl Process {
+    /// `pidfd_open(2)`; ESRCH if there is no such process.
+    pub fn open(pid: u32) -> io::Result<Self> {
+        let pid = libc::pid_t::try_from(pid).map_err(|_| io::Error::from_raw_os_error(libc::ESRCH))?;
+        // SAFETY: the call takes two integers.
+        let fd = check(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
+        // SAFETY: the kernel just made this descriptor (closed on exec) for us alone; descriptors fit in a C int.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd as libc::c_int) }))
+    }
+
+    /// Asks it to end: `SIGTERM` through `pidfd_send_signal(2)`.
+    pub fn terminate(&self) -> io::Result<()> {
+        let no_info = std::ptr::null::<libc::siginfo_t>();
+        // SAFETY: the descriptor is a pidfd, and a null `siginfo` asks for the default one.
+        check(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, self.0.as_raw_fd(), libc::SIGTERM, no_info, 0) })?;
+        Ok(())
+    }
+
+    /// Waits until it ends, or for the time given. Says whether it has ended.
+    pub fn wait(&self, limit: Duration) -> io::Result<bool> {
+        let mut poll = libc::pollfd { fd: self.0.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        let limit = libc::c_int::try_from(limit.as_millis()).unwrap_or(libc::c_int::MAX);
+        // SAFETY: one valid `pollfd`.
+        match check(unsafe { libc::poll(&raw mut poll, 1, limit) }) {
+            Ok(ready) => Ok(ready > 0),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// The most that a daemon's message to its parent can be, in bytes.
+const MAX_MESSAGE: u64 = 64 * 1024;
+
+/// Which of the two processes this is.
+#[derive(Debug)]
+pub enum Side {
+    /// The one that was started: it waits for the daemon's word and ends.
+    Parent(Waiter),
+    /// The daemon to be.
+    Child(Notifier),
+}
+
+/// Waits for the daemon's word.
+#[derive(Debug)]
+pub struct Waiter {
+    pipe: File,
+    child: libc::pid_t,
+}
+
+/// Gives the daemon's word. Dropping it without a word, or dying, is a failure to the parent.
+#[derive(Debug)]
+pub struct Notifier {
+    pipe: File,
+}
+
+/// Splits off a daemon, in a session of its own (Ctrl-C in the terminal does not reach it).
+///
+/// It keeps its working directory and its standard streams until [`Notifier::ready`], so that relative paths and
+/// messages still work while it starts. Must come before any thread is started, the async runtime's above all: a fork
+/// takes along only the thread that calls it, and every lock as it stands. With more than one thread it is an error.
+pub fn fork() -> io::Result<Side> {
+    // Under test the harness has threads of its own; they hold nothing that the child uses.
+    if !cfg!(test) && std::fs::read_dir("/proc/self/task")?.count() > 1 {
+        return Err(io::Error::other("cannot become a daemon after threads were started"));
+    }
+    let (read, write) = io::pipe()?;
+    // SAFETY: this is the only thread (checked above), so the child finds every lock free.
+    match check(unsafe { libc::fork() })? {
+        0 => {
+            drop(read);
+            // SAFETY: takes nothing. It fails only for a group leader, which a new child is not.
+            check(unsafe { libc::setsid() })?;
+            Ok(Side::Child(Notifier { pipe: File::from(OwnedFd::from(write)) }))
+        }
+        child => Ok(Side::Parent(Waiter { pipe: File::from(OwnedFd::from(read)), child })),
+    }
+}
+
+impl Waiter {
+    /// The daemon's word: what it says when it is ready, or why it could not start (`Err`), or how it died before either.
+    pub fn wait(self) -> io::Result<Result<String, String>> {
+        let mut said = Vec::new();
+        self.pipe.take(MAX_MESSAGE).read_to_end(&mut said)?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Ok(match said.split_first() {
+            Some((b'+', message)) => Ok(text(message)),
+            Some((_, message)) => Err(text(message)),
+            None => Err(format!("the daemon {} before it was ready", death(self.child)?)),
+        })
+    }
+}
+
+/// Reaps a child that has closed its pipe, and says how it ended.
+fn death(child: libc::pid_t) -> io::Result<String> {
+    let mut status = 0;
+    loop {
+        // SAFETY: `status` is a valid place for the result.
+        match check(unsafe { libc::waitpid(child, &raw mut status, 0) }) {
+            Ok(_) => break,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(if libc::WIFSIGNALED(status) {
+        format!("was killed by signal {}", libc::WTERMSIG(status))
+    } else {
+        format!("ended with exit code {}", libc::WEXITSTATUS(status))
+    })
+}
+
+impl Notifier {
+    /// Says that all is well, leaves the working directory (so that it can be unmounted) and the terminal.
+    ///
+    /// `BrokenPipe` if the parent is gone: whoever started this has given up.
+    pub fn ready(self, message: &str) -> io::Result<()> {
+        std::env::set_current_dir("/")?;
+        let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
+        // The word comes before the streams go, for a failure to be heard.
+        self.say(b'+', message)?;
+        for stream in 0..=2 {
+            // SAFETY: takes two integers; the standard streams are not owned by any Rust value that closes them.
+            check(unsafe { libc::dup2(null.as_raw_fd(), stream) })?;
+        }
+        Ok(())
+    }
+
+    /// Whether somebody still waits for the word.
+    pub fn is_awaited(&self) -> bool {
+        let mut poll = libc::pollfd { fd: self.pipe.as_raw_fd(), events: 0, revents: 0 };
+        // SAFETY: one valid `pollfd`. A pipe whose other end is closed is in error.
+        let ready = unsafe { libc::poll(&raw mut poll, 1, 0) };
+        ready <= 0 || poll.revents & libc::POLLERR == 0
+    }
+
+    /// Says why it could not start. The caller then ends the process.
+    pub fn failed(self, message: &str) -> io::Result<()> {
+        self.say(b'-', message)
+    }
+
+    fn say(&self, sign: u8, message: &str) -> io::Result<()> {
+        let mut bytes = vec![sign];
+        bytes.extend_from_slice(message.as_bytes());
+        (&self.pipe).write_all(&bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::{Command, Stdio};
+
+    const ROLE: &str = "TORRENTFS_TEST_DAEMON";
+
+    /// Runs `daemon_helper` in a process of its own and gives what its parent side heard.
+    fn heard(role: &str) -> String {
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "sys::process::tests::daemon_helper", "--nocapture", "--test-threads=1"])
+            .env(ROLE, role)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let (_, heard) = text.split_once("HEARD ").unwrap_or_else(|| panic!("nothing heard in {text:?}"));
+        heard.lines().next().unwrap().to_owned()
+    }
+
+    /// Not a test of its own: the process that the tests below start.
+    #[test]
+    fn daemon_helper() {
+        let Ok(role) = std::env::var(ROLE) else { return };
+        match fork().unwrap() {
+            Side::Parent(waiter) => {
+                println!("HEARD {:?}", waiter.wait().unwrap());
+                io::stdout().flush().unwrap();
+            }
+            Side::Child(notifier) => {
+                let code = match role.as_str() {
+                    "ready" => {
+                        let ready = notifier.ready("mounted").is_ok();
+                        let at_root = std::env::current_dir().unwrap() == std::path::Path::new("/");
+                        i32::from(!(ready && at_root))
+                    }
+                    "failed" => i32::from(notifier.failed("no such torrent").is_err()),
+                    "killed" => {
+                        // SAFETY: sends a signal to this very process.
+                        unsafe { libc::raise(libc::SIGKILL) };
+                        1
+                    }
+                    _ => 7,
+                };
+                // SAFETY: ends the child at once, without the harness's exit handlers.
+                unsafe { libc::_exit(code) };
+            }
+        }
+    }
+
+    #[test]
+    fn the_parent_hears_how_the_daemon_fares() {
+        assert_eq!(heard("ready"), r#"Ok("mounted")"#);
+        assert_eq!(heard("failed"), r#"Err("no such torrent")"#);
+        assert_eq!(heard("killed"), r#"Err("the daemon was killed by signal 9 before it was ready")"#);
+        assert_eq!(heard("silent"), r#"Err("the daemon ended with exit code 7 before it was ready")"#);
+    }
+
+    #[test]
+    fn a_process_is_ended_and_waited_for() {
+        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let process = Process::open(child.id()).unwrap();
+        assert!(!process.wait(Duration::ZERO).unwrap());
+        process.terminate().unwrap();
+        assert!(process.wait(Duration::from_secs(60)).unwrap());
+        assert!(!child.wait().unwrap().success());
+        assert_eq!(Process::open(u32::MAX).unwrap_err().raw_os_error(), Some(libc::ESRCH));
+    }
+}

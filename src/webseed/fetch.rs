@@ -1,0 +1,167 @@
+//! One run of requests, fetched: the bytes as they come, as blocks, to the driver.
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use reqwest::Response;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use super::blocks::Blocks;
+use super::queue::Queue;
+use super::server::{Fault, Part, Server};
+use super::words::words;
+use crate::metainfo::{FileIndex, PieceIndex};
+use crate::net::{Incoming, Limits};
+use crate::wire::Message;
+
+/// A server that sends nothing in this time is given up.
+const STALL_LIMIT: Duration = Duration::from_secs(30);
+/// When nothing more is wanted of an answer, so many bytes are read all the same, to keep the connection.
+const MAX_DRAIN: u64 = 128 << 10;
+/// For the end of an answer whose bytes are all here.
+const END_LIMIT: Duration = Duration::from_secs(1);
+/// The bytes of pad files.
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+
+/// What a fetch works with.
+#[derive(Clone)]
+pub(super) struct Fetch<K> {
+    pub(super) server: Arc<Server>,
+    pub(super) queue: Arc<Mutex<Queue>>,
+    pub(super) limits: Arc<Limits>,
+    pub(super) key: K,
+    pub(super) inbox: mpsc::Sender<(K, Incoming)>,
+}
+
+/// No code panics while it holds this lock; if it did, the queue behind is still sound.
+pub(super) fn lock(queue: &Mutex<Queue>) -> MutexGuard<'_, Queue> {
+    queue.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<K: Copy> Fetch<K> {
+    /// Fetches a run of the torrent's bytes. It ends early, and well, once none of its requests is left.
+    pub(super) async fn run(&self, run: Range<u64>) -> Result<(), Fault> {
+        let mut blocks = Blocks::new(*self.server.metainfo().layout.lengths(), run.start);
+        let parts = self.server.parts(&run);
+        let last = parts.len().saturating_sub(1);
+        for (number, part) in parts.into_iter().enumerate() {
+            if !lock(&self.queue).wants(blocks.pending()..run.end) {
+                break;
+            }
+            match part {
+                Part::Zeros(len) => self.zeros(&mut blocks, len).await,
+                Part::File(index, bytes) => {
+                    // Nothing follows the last part, so more of its file may be taken, if more of it comes.
+                    self.file(&mut blocks, index, bytes, if number == last { None } else { Some(run.end) }).await?;
+                }
+                Part::Piece(piece, bytes) => self.piece(&mut blocks, piece, bytes).await?,
+            }
+        }
+        Ok(())
+    }
+
+    async fn zeros(&self, blocks: &mut Blocks, len: u64) {
+        let mut left = len as usize;
+        while left > 0 {
+            let chunk = Bytes::from_static(&ZEROS[..left.min(ZEROS.len())]);
+            left -= chunk.len();
+            self.deliver(blocks, chunk).await;
+        }
+    }
+
+    /// `run_end`: where the run ends in the torrent, if more than this part of it is to come.
+    async fn file(
+        &self,
+        blocks: &mut Blocks,
+        index: FileIndex,
+        bytes: Range<u64>,
+        run_end: Option<u64>,
+    ) -> Result<(), Fault> {
+        let Some(file) = self.server.metainfo().layout.file(index) else { return Ok(()) };
+        let mut at = bytes.start;
+        // Some servers give less at once than was asked for.
+        while at < bytes.end {
+            let mut answer = self.server.ask_file(index, &(at..bytes.end)).await?;
+            let before = at;
+            if answer.whole && at > 0 {
+                // It comes from the start. What of it is wanted on the way is taken, too.
+                at = 0;
+                blocks.jump(file.offset);
+            }
+            let end = if answer.whole { file.len } else { bytes.end };
+            let horizon = run_end.unwrap_or(file.offset + end);
+            loop {
+                let wanted = lock(&self.queue).wants(blocks.pending()..horizon);
+                if !wanted && (answer.whole || end - at > MAX_DRAIN) {
+                    return Ok(());
+                }
+                if at >= end {
+                    break;
+                }
+                let Some(mut chunk) = self.chunk(&mut answer.response).await? else { break };
+                chunk.truncate(usize::try_from(end - at).unwrap_or(usize::MAX));
+                at += chunk.len() as u64;
+                self.deliver(blocks, chunk).await;
+            }
+            if at <= before || answer.whole && at < bytes.end {
+                return Err(Fault::retry("its answer ends too early"));
+            }
+            end_of(answer.response).await;
+        }
+        Ok(())
+    }
+
+    async fn piece(&self, blocks: &mut Blocks, piece: PieceIndex, bytes: Range<u32>) -> Result<(), Fault> {
+        let end = self.server.metainfo().layout.lengths().offset_of(piece) + u64::from(bytes.end);
+        let mut answer = self.server.ask_piece(piece, &bytes).await?;
+        while blocks.at() < end {
+            if !lock(&self.queue).wants(blocks.pending()..end) && end - blocks.at() > MAX_DRAIN {
+                return Ok(());
+            }
+            let Some(mut chunk) = self.chunk(&mut answer.response).await? else {
+                return Err(Fault::retry("its answer ends too early"));
+            };
+            chunk.truncate(usize::try_from(end - blocks.at()).unwrap_or(usize::MAX));
+            self.deliver(blocks, chunk).await;
+        }
+        end_of(answer.response).await;
+        Ok(())
+    }
+
+    async fn chunk(&self, response: &mut Response) -> Result<Option<Bytes>, Fault> {
+        let chunk = timeout(STALL_LIMIT, response.chunk()).await.map_err(|_| Fault::retry("it stopped sending"))?;
+        let chunk = chunk.map_err(|error| Fault::retry(words(&error)))?;
+        if let Some(chunk) = &chunk {
+            self.limits.down.take(chunk.len()).await;
+        }
+        Ok(chunk)
+    }
+
+    /// Blocks that are asked for go to the driver; while it has no place for them, nothing more is read.
+    async fn deliver(&self, blocks: &mut Blocks, mut chunk: Bytes) {
+        let lengths = self.server.metainfo().layout.lengths();
+        let mut messages = Vec::new();
+        {
+            let mut queue = lock(&self.queue);
+            while let Some((request, data)) = blocks.next(&mut chunk) {
+                let piece = lengths.piece(request.piece);
+                let at = piece.map(|piece| lengths.offset_of(piece) + u64::from(request.begin));
+                if at.and_then(|at| queue.take(at)).is_some() {
+                    messages.push(Message::Piece { piece: request.piece, begin: request.begin, data });
+                }
+            }
+        }
+        if !messages.is_empty() {
+            // An error: the driver is gone, and with it soon this task.
+            let _ = self.inbox.send((self.key, Incoming::Messages(messages))).await;
+        }
+    }
+}
+
+/// Reads what ends an answer, so that the connection can be used again.
+async fn end_of(mut response: Response) {
+    let _ = timeout(END_LIMIT, response.chunk()).await;
+}

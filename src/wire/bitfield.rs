@@ -1,0 +1,86 @@
+//! The bitfield message (BEP 3): its first bit is the highest of its first byte, where a [`FixedBitSet`] begins with
+//! the lowest. So each byte is reversed, and a word is eight of them.
+
+use bytes::Bytes;
+use fixedbitset::{Block, FixedBitSet};
+
+use super::WireError;
+
+const WORD: usize = size_of::<Block>();
+
+/// The content of a bitfield message: a bit a piece, filled up with zeros to whole bytes.
+pub fn bitfield_to_wire(have: &FixedBitSet) -> Bytes {
+    let mut bytes: Vec<u8> = have.as_slice().iter().flat_map(|word| word.to_le_bytes()).map(u8::reverse_bits).collect();
+    bytes.truncate(have.len().div_ceil(8));
+    bytes.into()
+}
+
+/// Reads the content of a bitfield message for a torrent of this many pieces.
+pub fn bitfield_from_wire(bytes: &[u8], pieces: u32) -> Result<FixedBitSet, WireError> {
+    let bits = pieces as usize;
+    if bytes.len() != bits.div_ceil(8) {
+        return Err(WireError::BitfieldLength { len: bytes.len(), pieces });
+    }
+    let spare = bytes.len() * 8 - bits;
+    if bytes.last().is_some_and(|last| last.trailing_zeros() < spare as u32) {
+        return Err(WireError::BitfieldSpare);
+    }
+    let words = bytes.chunks(WORD).map(|chunk| {
+        let mut word = [0; WORD];
+        for (to, from) in word.iter_mut().zip(chunk) {
+            *to = from.reverse_bits();
+        }
+        Block::from_le_bytes(word)
+    });
+    Ok(FixedBitSet::with_capacity_and_blocks(bits, words))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn the_first_piece_is_the_highest_bit() {
+        let mut have = FixedBitSet::with_capacity(10);
+        have.insert(0);
+        have.insert(9);
+        assert_eq!(bitfield_to_wire(&have).as_ref(), [0b1000_0000, 0b0100_0000]);
+    }
+
+    #[test]
+    fn length_and_spare_bits_are_checked() {
+        assert!(bitfield_from_wire(&[0xff, 0xc0], 10).is_ok());
+        assert_eq!(bitfield_from_wire(&[0xff, 0xe0], 10), Err(WireError::BitfieldSpare));
+        assert_eq!(bitfield_from_wire(&[0xff, 0xc1], 10), Err(WireError::BitfieldSpare));
+        for len in [0, 1, 3] {
+            let error = WireError::BitfieldLength { len, pieces: 10 };
+            assert_eq!(bitfield_from_wire(&vec![0; len], 10), Err(error));
+        }
+        assert!(bitfield_from_wire(&[0xff], 8).is_ok());
+    }
+
+    proptest! {
+        #[test]
+        fn both_ways_bit_by_bit(bits in proptest::collection::vec(any::<bool>(), 0..300)) {
+            let mut have = FixedBitSet::with_capacity(bits.len());
+            for (n, bit) in bits.iter().enumerate() {
+                have.set(n, *bit);
+            }
+            let wire = bitfield_to_wire(&have);
+            for n in 0..wire.len() * 8 {
+                let on_wire = wire[n / 8] & (0x80 >> (n % 8)) != 0;
+                prop_assert_eq!(on_wire, bits.get(n).copied().unwrap_or(false));
+            }
+            prop_assert_eq!(bitfield_from_wire(&wire, bits.len() as u32), Ok(have));
+        }
+
+        #[test]
+        fn whatever_is_accepted_is_written_the_same(bytes in proptest::collection::vec(any::<u8>(), 0..40), pieces in 0u32..320) {
+            if let Ok(have) = bitfield_from_wire(&bytes, pieces) {
+                prop_assert_eq!(have.len(), pieces as usize);
+                prop_assert_eq!(bitfield_to_wire(&have), bytes);
+            }
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! The extension protocol's handshake (BEP 10): which extensions a peer has, by which numbers, and facts about it.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde::de::{IgnoredAny, MapAccess};
+use serde_bytes::ByteBuf;
+
+use super::WireError;
+use crate::metainfo::bencode::{self, Field, Limits, Shape, dict};
+
+/// The most extensions of a peer that are kept.
+const MAX_EXTENSIONS: usize = 64;
+/// The longest name of an extension that is kept, in bytes.
+const MAX_EXTENSION_NAME: usize = 64;
+/// The longest name of a client that is kept, in characters.
+const MAX_CLIENT: usize = 64;
+
+/// The content of extension message 0. All of it is optional, and what a peer gets wrong counts as left out.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ExtensionHandshake {
+    /// `m`: extensions by name, and the number that messages to the sender must bear. 0 switches one off; a later
+    /// handshake changes only what it names.
+    pub extensions: BTreeMap<String, u8>,
+    /// `v`: the client and its version, made printable.
+    pub client: Option<String>,
+    /// `p`: where the sender listens, over TCP.
+    pub port: Option<u16>,
+    /// `reqq`: how many requests the sender keeps without dropping any.
+    pub request_queue: Option<u32>,
+    /// `yourip`: the receiver's address, as the sender sees it.
+    pub your_ip: Option<IpAddr>,
+    /// `metadata_size`: bytes of the `info` value (BEP 9).
+    pub metadata_size: Option<u32>,
+    /// `upload_only`: the sender will fetch nothing more (BEP 21).
+    pub upload_only: bool,
+}
+
+dict! {
+    struct Raw {
+        extensions: Extensions = "m",
+        client: Vec<u8> = "v",
+        port: i64 = "p",
+        request_queue: i64 = "reqq",
+        your_ip: Vec<u8> = "yourip",
+        metadata_size: i64 = "metadata_size",
+        upload_only: i64 = "upload_only",
+    }
+}
+
+struct Extensions(BTreeMap<String, u8>);
+
+impl Shape for Extensions {
+    const KIND: &'static str = "a dictionary of numbers";
+
+    fn dict<'de, A: MapAccess<'de>>(mut dict: A) -> Result<Option<Self>, A::Error> {
+        let mut extensions = BTreeMap::new();
+        while let Some(name) = dict.next_key::<ByteBuf>()? {
+            let name = name.into_vec();
+            if extensions.len() == MAX_EXTENSIONS || name.len() > MAX_EXTENSION_NAME {
+                dict.next_value::<IgnoredAny>()?;
+                continue;
+            }
+            let number = dict.next_value::<Field<i64>>()?.ok().and_then(|number| u8::try_from(number).ok());
+            if let (Ok(name), Some(number)) = (String::from_utf8(name), number) {
+                extensions.insert(name, number);
+            }
+        }
+        Ok(Some(Self(extensions)))
+    }
+}
+
+// The encoder sorts the keys.
+#[derive(Serialize)]
+struct Encoded<'a> {
+    m: &'a BTreeMap<String, u8>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    v: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    p: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reqq: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    yourip: Option<ByteBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    metadata_size: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    upload_only: Option<u8>,
+}
+
+impl ExtensionHandshake {
+    /// The payload, for `Message::Extended` with `id` 0.
+    pub fn encode(&self) -> Bytes {
+        let encoded = Encoded {
+            m: &self.extensions,
+            v: self.client.as_deref(),
+            p: self.port,
+            reqq: self.request_queue,
+            yourip: self.your_ip.map(|ip| match ip {
+                IpAddr::V4(ip) => ByteBuf::from(ip.octets()),
+                IpAddr::V6(ip) => ByteBuf::from(ip.octets()),
+            }),
+            metadata_size: self.metadata_size,
+            upload_only: self.upload_only.then_some(1),
+        };
+        // It fails only where a key is not a string, and these are.
+        serde_bencode::to_bytes(&encoded).expect("the keys are strings").into()
+    }
+
+    /// Reads a payload. Bytes that follow the dictionary are passed over.
+    pub fn decode(payload: &[u8]) -> Result<Self, WireError> {
+        let (raw, _) = bencode::decode_prefix::<Field<Raw>>(payload, &Limits::PEER)?;
+        let raw = raw.ok().ok_or_else(|| bencode::BencodeError::Kind("the handshake is not a dictionary".into()))?;
+        Ok(Self {
+            extensions: raw.extensions.ok().map(|Extensions(map)| map).unwrap_or_default(),
+            client: raw.client.ok().map(|name| printable(&name)).filter(|name| !name.is_empty()),
+            port: number(raw.port).filter(|port| *port != 0),
+            request_queue: number(raw.request_queue),
+            your_ip: raw.your_ip.ok().and_then(|octets| ip(&octets)),
+            metadata_size: number(raw.metadata_size),
+            upload_only: raw.upload_only.ok().is_some_and(|flag| flag != 0),
+        })
+    }
+}
+
+fn number<T: TryFrom<i64>>(field: Field<i64>) -> Option<T> {
+    field.ok().and_then(|number| T::try_from(number).ok())
+}
+
+fn ip(octets: &[u8]) -> Option<IpAddr> {
+    <[u8; 4]>::try_from(octets).map(IpAddr::from).or_else(|_| <[u8; 16]>::try_from(octets).map(IpAddr::from)).ok()
+}
+
+fn printable(raw: &[u8]) -> String {
+    // Cut before the conversion too: a character has at most 4 bytes.
+    let raw = &raw[..raw.len().min(4 * MAX_CLIENT)];
+    String::from_utf8_lossy(raw).chars().filter(|c| !c.is_control()).take(MAX_CLIENT).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn the_example_of_bep_10() {
+        let payload = b"d1:md11:LT_metadatai1e6:\xc2\xb5T_PEXe";
+        assert!(ExtensionHandshake::decode(payload).is_err(), "a key without a value");
+        let payload = b"d1:md11:LT_metadatai1e7:\xc2\xb5T_PEXi2ee1:pi6881e1:v13:\xc2\xb5Torrent 1.2e";
+        let read = ExtensionHandshake::decode(payload).unwrap();
+        let expected = ExtensionHandshake {
+            extensions: [("LT_metadata".to_owned(), 1), ("µT_PEX".to_owned(), 2)].into(),
+            client: Some("µTorrent 1.2".into()),
+            port: Some(6881),
+            ..Default::default()
+        };
+        assert_eq!(read, expected);
+        assert_eq!(expected.encode().as_ref(), payload);
+    }
+
+    #[test]
+    fn what_is_wrong_counts_as_left_out() {
+        let payload = b"d1:md1:ai300e1:bi-1e1:c1:x1:di0ee1:pi70000e4:reqqi-1e6:yourip5:abcde1:vi7e11:upload_onlylee";
+        let read = ExtensionHandshake::decode(payload).unwrap();
+        let expected = ExtensionHandshake { extensions: [("d".to_owned(), 0)].into(), ..Default::default() };
+        assert_eq!(read, expected);
+        assert_eq!(ExtensionHandshake::decode(b"de").unwrap(), ExtensionHandshake::default());
+        assert!(ExtensionHandshake::decode(b"le").is_err());
+        assert!(ExtensionHandshake::decode(b"").is_err());
+        assert!(ExtensionHandshake::decode(&[b'l'; 100_000]).is_err());
+    }
+
+    #[test]
+    fn clients_names_are_printable_and_short() {
+        let read =
+            |name: &str| ExtensionHandshake::decode(format!("d1:v{}:{name}e", name.len()).as_bytes()).unwrap().client;
+        assert_eq!(read("evil\x1b[31m\n").as_deref(), Some("evil[31m"));
+        assert_eq!(read(&"é".repeat(1000)).unwrap().chars().count(), MAX_CLIENT);
+        assert_eq!(read(""), None);
+    }
+
+    #[test]
+    fn the_number_of_extensions_is_bounded() {
+        let many: String = (0..500).map(|n| format!("3:{n:03}i1e")).collect();
+        let read = ExtensionHandshake::decode(format!("d1:md{many}ee").as_bytes()).unwrap();
+        assert_eq!(read.extensions.len(), MAX_EXTENSIONS);
+    }
+
+    proptest! {
+        #[test]
+        fn decodes_what_it_encodes(
+            extensions in proptest::collection::btree_map("[a-z_]{1,12}", any::<u8>(), 0..8),
+            client in proptest::option::of("[a-zA-Z0-9 .µ]{1,30}"),
+            port in proptest::option::of(1u16..),
+            request_queue: Option<u32>,
+            your_ip: Option<IpAddr>,
+            metadata_size: Option<u32>,
+            upload_only: bool,
+        ) {
+            let handshake = ExtensionHandshake {
+                extensions, client, port, request_queue, your_ip, metadata_size, upload_only,
+            };
+            prop_assert_eq!(ExtensionHandshake::decode(&handshake.encode()), Ok(handshake));
+        }
+
+        #[test]
+        fn strangers_do_no_harm(bytes in proptest::collection::vec(
+            prop_oneof![proptest::sample::select(b"deli01:mpv".to_vec()), any::<u8>()], 0..80,
+        )) {
+            let _ = ExtensionHandshake::decode(&bytes);
+        }
+    }
+}

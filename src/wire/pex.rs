@@ -1,0 +1,174 @@
+//! Peer exchange (BEP 11 `ut_pex`): peers tell each other whom they are connected to.
+
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde_bytes::ByteBuf;
+
+use super::{WireError, put_compact, take_compact};
+use crate::metainfo::bencode::{self, BencodeError, Field, Limits, dict};
+
+/// The extension's name in the extension handshake.
+pub const UT_PEX: &str = "ut_pex";
+
+/// The most addresses of each kind (added, dropped) that a message carries, both families together (BEP 11: 50; some
+/// clients send more at first).
+pub const MAX_PEX: usize = 200;
+
+/// What is said of a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct PexFlags {
+    /// It prefers encryption.
+    pub encryption: bool,
+    /// It fetches nothing (a seed, or upload-only).
+    pub seed: bool,
+    /// It speaks uTP.
+    pub utp: bool,
+    /// It speaks `ut_holepunch` (BEP 55).
+    pub holepunch: bool,
+    /// It was called, so that it can be called.
+    pub reachable: bool,
+}
+
+impl PexFlags {
+    fn to_byte(self) -> u8 {
+        [self.encryption, self.seed, self.utp, self.holepunch, self.reachable]
+            .into_iter()
+            .enumerate()
+            .map(|(bit, set)| u8::from(set) << bit)
+            .sum()
+    }
+
+    fn from_byte(byte: u8) -> Self {
+        let set = |bit: u8| byte >> bit & 1 == 1;
+        Self { encryption: set(0), seed: set(1), utp: set(2), holepunch: set(3), reachable: set(4) }
+    }
+}
+
+/// One message.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Pex {
+    /// Connected since the last message.
+    pub added: Vec<(SocketAddr, PexFlags)>,
+    /// Gone since the last message.
+    pub dropped: Vec<SocketAddr>,
+}
+
+dict! {
+    struct Raw {
+        added: Vec<u8> = "added",
+        added_flags: Vec<u8> = "added.f",
+        added6: Vec<u8> = "added6",
+        added6_flags: Vec<u8> = "added6.f",
+        dropped: Vec<u8> = "dropped",
+        dropped6: Vec<u8> = "dropped6",
+    }
+}
+
+// The encoder sorts the keys.
+#[derive(Serialize, Default)]
+struct Encoded {
+    added: ByteBuf,
+    #[serde(rename = "added.f")]
+    added_flags: ByteBuf,
+    added6: ByteBuf,
+    #[serde(rename = "added6.f")]
+    added6_flags: ByteBuf,
+    dropped: ByteBuf,
+    dropped6: ByteBuf,
+}
+
+impl Pex {
+    /// The payload, for `Message::Extended` with the number that the receiver gave [`UT_PEX`].
+    pub fn encode(&self) -> Bytes {
+        let mut encoded = Encoded::default();
+        for (addr, flags) in self.added.iter().take(MAX_PEX) {
+            let (addrs, all_flags) = match addr {
+                SocketAddr::V4(_) => (&mut encoded.added, &mut encoded.added_flags),
+                SocketAddr::V6(_) => (&mut encoded.added6, &mut encoded.added6_flags),
+            };
+            put_compact(*addr, addrs);
+            all_flags.push(flags.to_byte());
+        }
+        for addr in self.dropped.iter().take(MAX_PEX) {
+            put_compact(*addr, if addr.is_ipv4() { &mut encoded.dropped } else { &mut encoded.dropped6 });
+        }
+        // It fails only where a key is not a string, and these are.
+        serde_bencode::to_bytes(&encoded).expect("the keys are strings").into()
+    }
+
+    /// Reads a payload: at most [`MAX_PEX`] addresses of each kind, without those that cannot be called.
+    pub fn decode(payload: &[u8]) -> Result<Self, WireError> {
+        let (raw, _) = bencode::decode_prefix::<Field<Raw>>(payload, &Limits::PEER)?;
+        let raw = raw.ok().ok_or_else(|| BencodeError::Kind("the peer exchange is not a dictionary".into()))?;
+        let flags = |field: Field<Vec<u8>>| field.ok().unwrap_or_default().into_iter().map(PexFlags::from_byte);
+        let v4 = each(raw.added, 6).zip(flags(raw.added_flags).chain(std::iter::repeat(PexFlags::default())));
+        let v6 = each(raw.added6, 18).zip(flags(raw.added6_flags).chain(std::iter::repeat(PexFlags::default())));
+        Ok(Self {
+            added: v4.chain(v6).filter(|(addr, _)| callable(addr)).take(MAX_PEX).collect(),
+            dropped: each(raw.dropped, 6).chain(each(raw.dropped6, 18)).filter(callable).take(MAX_PEX).collect(),
+        })
+    }
+}
+
+/// Addresses of `len` bytes each; a torn last one is dropped.
+fn each(field: Field<Vec<u8>>, len: usize) -> impl Iterator<Item = SocketAddr> {
+    let bytes = field.ok().unwrap_or_default();
+    let addrs: Vec<SocketAddr> = bytes.chunks_exact(len).filter_map(take_compact).collect();
+    addrs.into_iter()
+}
+
+fn callable(addr: &SocketAddr) -> bool {
+    addr.port() != 0 && !addr.ip().is_unspecified() && !addr.ip().is_multicast()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_message_as_others_send_it() {
+        let payload = b"d5:added12:\x7f\0\0\x02\x1a\xe1\x0a\0\0\x01\0\x507:added.f1:\x026:added60:7:dropped6:\x01\x02\x03\x04\0\0e";
+        let read = Pex::decode(payload).unwrap();
+        let seed = PexFlags { seed: true, ..PexFlags::default() };
+        let expected =
+            [("127.0.0.2:6881".parse().unwrap(), seed), ("10.0.0.1:80".parse().unwrap(), PexFlags::default())];
+        assert_eq!(read.added, expected, "flags that are missing are none");
+        assert!(read.dropped.is_empty(), "port 0 cannot be called");
+        assert_eq!(Pex::decode(b"de").unwrap(), Pex::default());
+        assert!(Pex::decode(b"le").is_err());
+    }
+
+    #[test]
+    fn is_bounded() {
+        let addr = |n: u16| SocketAddr::from(([10, 0, 0, 1], n + 1));
+        let many = Pex {
+            added: (0..500).map(|n| (addr(n), PexFlags::default())).collect(),
+            dropped: (0..500).map(addr).collect(),
+        };
+        let read = Pex::decode(&many.encode()).unwrap();
+        assert_eq!((read.added.len(), read.dropped.len()), (MAX_PEX, MAX_PEX));
+    }
+
+    proptest! {
+        #[test]
+        fn decodes_what_it_encodes(
+            added in proptest::collection::vec((any::<SocketAddr>(), 0u8..32), 0..50),
+            dropped in proptest::collection::vec(any::<SocketAddr>(), 0..50),
+        ) {
+            let plain = |addr: SocketAddr| SocketAddr::new(addr.ip(), addr.port());
+            // First those of one family, as they come back.
+            let mut pex = Pex {
+                added: added.into_iter().map(|(addr, byte)| (plain(addr), PexFlags::from_byte(byte))).collect(),
+                dropped: dropped.into_iter().map(plain).collect(),
+            };
+            pex.added.retain(|(addr, _)| callable(addr));
+            pex.dropped.retain(callable);
+            pex.added.sort_by_key(|(addr, _)| addr.is_ipv6());
+            pex.dropped.sort_by_key(SocketAddr::is_ipv6);
+            prop_assert_eq!(Pex::decode(&pex.encode()), Ok(pex));
+        }
+    }
+}

@@ -1,0 +1,429 @@
+//! A laboratory on loopback: real programs as peers and tracker, and our own program under test.
+//!
+//! Every process started here is ended by its own id, every mount made here is unmounted, when its handle is dropped.
+
+#![allow(dead_code, missing_docs, reason = "each test file uses its own part")]
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+use torrentfs::metainfo::{InfoHash, Metainfo};
+use torrentfs::net;
+use torrentfs::route::{Bind, Route};
+use torrentfs::session::{Session, SessionConfig, Torrent, TorrentOptions};
+use torrentfs::store::{Cache, CacheConfig};
+
+/// The machine is small: tests that start programs take turns.
+pub fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(|failed| failed.into_inner())
+}
+
+/// Whether this machine can run the test. In CI it must; elsewhere what is missing is said.
+pub fn can_run(programs: &[&str]) -> bool {
+    let found = |program: &str| {
+        std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).exists()))
+    };
+    let mut missing: Vec<&str> = programs.iter().copied().filter(|program| !found(program)).collect();
+    if !Path::new("/dev/fuse").exists() {
+        missing.push("/dev/fuse");
+    }
+    if missing.is_empty() {
+        return true;
+    }
+    assert!(std::env::var_os("CI").is_none(), "not on this machine: {missing:?}");
+    eprintln!("left out: not on this machine: {missing:?}");
+    false
+}
+
+pub fn run(program: &str, args: &[&str]) -> Output {
+    Command::new(program).args(args).output().unwrap_or_else(|error| panic!("{program}: {error}"))
+}
+
+/// Runs a shell line that must succeed; its standard output.
+pub fn sh(line: &str) -> String {
+    let output = run("sh", &["-c", line]);
+    assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+pub fn wait_until(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {
+    let end = Instant::now() + limit;
+    while !done() {
+        assert!(Instant::now() < end, "not within {limit:?}: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Incompressible bytes, the same for the same seed (xorshift).
+pub fn noise(len: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut out = Vec::with_capacity(len + 8);
+    while out.len() < len {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        out.extend_from_slice(&state.wrapping_mul(0x2545_F491_4F6C_DD1D).to_le_bytes());
+    }
+    out.truncate(len);
+    out
+}
+
+/// A process that ends with its handle.
+pub struct Process(pub Child);
+
+impl Process {
+    pub fn start(command: &mut Command) -> Self {
+        Self(command.stdin(Stdio::null()).spawn().unwrap_or_else(|error| panic!("{command:?}: {error}")))
+    }
+
+    pub fn signal(&self, name: &str) {
+        run("kill", &[&format!("-{name}"), &self.0.id().to_string()]);
+    }
+
+    /// The exit code, if it ends in time.
+    pub fn wait(&mut self, limit: Duration) -> Option<std::process::ExitStatus> {
+        let end = Instant::now() + limit;
+        while Instant::now() < end {
+            if let Some(status) = self.0.try_wait().unwrap() {
+                return Some(status);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        None
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A directory, a tracker and a torrent in it.
+pub struct Lab {
+    pub dir: TempDir,
+    pub announce: String,
+    tracker: Option<Process>,
+    tracker_port: u16,
+    info_hash: Option<InfoHash>,
+}
+
+impl Lab {
+    pub fn new() -> Self {
+        let tracker_port = free_port();
+        let announce = format!("http://127.0.0.1:{tracker_port}/announce");
+        let dir = tempfile::tempdir().unwrap();
+        // opentracker reads its list as nobody.
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        Self { dir, announce, tracker: None, tracker_port, info_hash: None }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Writes `payload/NAME`, makes its torrent with mktorrent, and starts an opentracker that knows it.
+    pub fn publish(&mut self, name: &str, data: &[u8], piece_log2: u32) -> PathBuf {
+        let payload = self.path("payload");
+        fs::create_dir_all(&payload).unwrap();
+        fs::write(payload.join(name), data).unwrap();
+        self.publish_path(&payload.join(name), piece_log2)
+    }
+
+    /// The same for a file or tree that is there already.
+    pub fn publish_path(&mut self, path: &Path, piece_log2: u32) -> PathBuf {
+        let torrent = self.path(&format!("{}.torrent", path.file_name().unwrap().to_str().unwrap()));
+        let made = Command::new("mktorrent")
+            .args(["-l", &piece_log2.to_string(), "-a", &self.announce, "-o"])
+            .args([&torrent, path])
+            .output()
+            .unwrap();
+        assert!(made.status.success(), "mktorrent: {made:?}");
+        let metainfo = Metainfo::parse(&fs::read(&torrent).unwrap()).unwrap();
+        self.info_hash = Some(metainfo.info_hash);
+        self.track(&metainfo.info_hash.to_string());
+        torrent
+    }
+
+    fn track(&mut self, info_hash: &str) {
+        let allowed = self.path("allowed.txt");
+        fs::write(&allowed, format!("{info_hash}\n")).unwrap();
+        let port = self.tracker_port.to_string();
+        self.tracker = Some(Process::start(
+            Command::new("opentracker")
+                .args(["-i", "127.0.0.1", "-p", &port, "-P", &port, "-d", "/", "-u", "nobody", "-w"])
+                .arg(&allowed)
+                .stdout(Stdio::null())
+                .stderr(Stdio::null()),
+        ));
+        let addr = ("127.0.0.1", self.tracker_port);
+        wait_until("the tracker answers", Duration::from_secs(10), || TcpStream::connect(addr).is_ok());
+        // It reads its list behind the scenes, and refuses meanwhile.
+        wait_until("the tracker knows the torrent", Duration::from_secs(10), || {
+            self.scrape_reply(info_hash).is_some_and(|reply| !reply.contains("failure"))
+        });
+    }
+
+    /// The published torrent's name on the network, 40 digits.
+    pub fn info_hash(&self) -> String {
+        self.info_hash.expect("published").to_string()
+    }
+
+    /// Peers that the tracker knows: those with everything, and the others (BEP 48).
+    pub fn scrape(&self) -> (u32, u32) {
+        let reply = self.scrape_reply(&self.info_hash()).expect("the tracker answers");
+        let number = |key: &str| {
+            let digits = reply.split(key).nth(1).and_then(|rest| rest.split('e').next());
+            digits.map_or(0, |digits| digits.parse().unwrap())
+        };
+        (number("8:completei"), number("10:incompletei"))
+    }
+
+    fn scrape_reply(&self, info_hash: &str) -> Option<String> {
+        let escaped: String =
+            info_hash.as_bytes().chunks(2).map(|hex| format!("%{}", str::from_utf8(hex).unwrap())).collect();
+        let mut tracker = TcpStream::connect(("127.0.0.1", self.tracker_port)).ok()?;
+        write!(tracker, "GET /scrape?info_hash={escaped} HTTP/1.0\r\n\r\n").ok()?;
+        let mut reply = Vec::new();
+        tracker.read_to_end(&mut reply).ok()?;
+        Some(String::from_utf8_lossy(&reply).into_owned())
+    }
+
+    pub fn stop_tracker(&mut self) {
+        self.tracker = None;
+    }
+
+    /// A libtorrent peer on 127.0.0.`host`, up and running.
+    pub fn libtorrent(&self, role: &str, host: u8, rate: u64, save: &Path, torrent: &Path) -> Libtorrent {
+        self.libtorrent_with(role, host, rate, save, torrent, &[])
+    }
+
+    /// The same with settings of libtorrent's, as `name=value`, and peers to connect to, as `peer=ip:port`.
+    pub fn libtorrent_with(
+        &self,
+        role: &str,
+        host: u8,
+        rate: u64,
+        save: &Path,
+        torrent: &Path,
+        settings: &[&str],
+    ) -> Libtorrent {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/peer.py");
+        let port = free_port();
+        let mut process = Process::start(
+            Command::new("/usr/bin/python3")
+                .arg(script)
+                .args([role, &format!("127.0.0.{host}"), &port.to_string(), &rate.to_string()])
+                .args([save, torrent])
+                .args(settings)
+                .stdout(Stdio::piped()),
+        );
+        let mut output = BufReader::new(process.0.stdout.take().unwrap());
+        let mut line = String::new();
+        output.read_line(&mut line).unwrap();
+        assert_eq!(line.trim(), "READY");
+        Libtorrent { process, output, addr: format!("127.0.0.{host}:{port}") }
+    }
+
+    /// `torrentfs mount --foreground`, up and answering.
+    pub fn mount(&self, name: &str, torrent: &Path, extra: &[&str]) -> Mounted {
+        Mounted::start(&self.path(name), torrent, extra)
+    }
+}
+
+pub struct Libtorrent {
+    pub process: Process,
+    output: BufReader<std::process::ChildStdout>,
+    pub addr: String,
+}
+
+impl Libtorrent {
+    /// Waits until a leech has everything.
+    pub fn done(&mut self) {
+        let mut line = String::new();
+        self.output.read_line(&mut line).unwrap();
+        assert_eq!(line.trim(), "DONE");
+    }
+}
+
+pub const TORRENTFS: &str = env!("CARGO_BIN_EXE_torrentfs");
+
+/// `torrentfs mount`, with nothing that would leave this machine.
+pub fn mount_command() -> Command {
+    let mut command = Command::new(TORRENTFS);
+    command.arg("mount").args(ALONE);
+    command
+}
+
+/// What keeps a mount from looking for peers beyond this machine.
+pub const ALONE: [&str; 3] = ["--no-dht", "--no-lsd", "--no-port-mapping"];
+
+/// Our program, mounted.
+pub struct Mounted {
+    pub process: Process,
+    pub dir: PathBuf,
+    pub cache: PathBuf,
+    pub log: PathBuf,
+}
+
+impl Mounted {
+    /// `base/mnt` is the mount point and `base/cache` the cache; both may be there from an earlier run.
+    pub fn start(base: &Path, torrent: &Path, extra: &[&str]) -> Self {
+        let (dir, cache, log) = (base.join("mnt"), base.join("cache"), base.join("log.txt"));
+        fs::create_dir_all(base).unwrap();
+        // A dead mount left behind is the program's to deal with.
+        let _ = fs::create_dir(&dir);
+        let output = fs::OpenOptions::new().create(true).append(true).open(&log).unwrap();
+        // What it says once it answers. A dead mount may still list its directory, from the kernel's memory.
+        let said = |log: &Path| fs::read_to_string(log).unwrap_or_default().matches("mounted at ").count();
+        let before = said(&log);
+        // What a test asks for it keeps on this machine itself.
+        let wanted = |flag: &str| match flag {
+            "--no-dht" => extra.contains(&"--dht-bootstrap"),
+            "--no-lsd" => extra.contains(&"--bind"),
+            "--no-port-mapping" => extra.contains(&"--gateway"),
+            _ => false,
+        };
+        let process = Process::start(
+            Command::new(TORRENTFS)
+                .arg("mount")
+                .args(ALONE.iter().filter(|flag| !wanted(flag)))
+                .args(["--foreground", "--port", "0", "--cache-dir"])
+                .arg(&cache)
+                .args(extra)
+                .args([torrent, &dir])
+                .stdout(output.try_clone().unwrap())
+                .stderr(output),
+        );
+        let mut mounted = Self { process, dir, cache, log };
+        wait_until(&format!("the mount answers; {}", mounted.log()), Duration::from_secs(30), || {
+            assert!(mounted.process.0.try_wait().unwrap().is_none(), "ended: {}", mounted.log());
+            said(&mounted.log) > before
+        });
+        assert!(mounted.is_mounted() && fs::read_dir(&mounted.dir).is_ok_and(|mut entries| entries.next().is_some()));
+        mounted
+    }
+
+    pub fn is_mounted(&self) -> bool {
+        is_mounted(&self.dir)
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    pub fn read(&self, name: &str) -> Vec<u8> {
+        fs::read(self.path(name)).unwrap_or_else(|error| panic!("{name}: {error}; log: {}", self.log()))
+    }
+
+    /// Ctrl-C; it must end well, and leave nothing mounted.
+    pub fn stop(mut self) {
+        self.process.signal("INT");
+        let status = self.process.wait(Duration::from_secs(15)).expect("it ends");
+        assert!(status.success(), "{status}: {}", self.log());
+        assert!(!self.is_mounted(), "left mounted");
+    }
+
+    /// As the kernel's out-of-memory killer would.
+    pub fn kill(mut self) {
+        let _ = self.process.0.kill();
+        let _ = self.process.0.wait();
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = self.process.0.kill();
+        let _ = self.process.0.wait();
+        // After `kill` the dead mount stays for the next `start`; at the end of a test the directory goes.
+        if std::thread::panicking() {
+            eprintln!("--- log of {}\n{}", self.dir.display(), self.log());
+        }
+    }
+}
+
+/// On loopback, on any free port.
+pub fn local() -> net::Config {
+    net::Config {
+        port: net::PortChoice::Exactly(0),
+        route: Route { bind: Bind::Address(Ipv4Addr::LOCALHOST.into()), ..Route::default() },
+        ..net::Config::default()
+    }
+}
+
+/// A torrent in this process, with one peer and no tracker: there is no other way than `net` has it.
+pub async fn in_process(
+    dir: &Path,
+    torrent: &Path,
+    peer: SocketAddr,
+    net: net::Config,
+) -> (Session, std::sync::Arc<Torrent>) {
+    let cache = Cache::open(CacheConfig { dir: dir.into(), disk_limit: None, memory: 16 << 20 }).unwrap();
+    let session =
+        Session::start(SessionConfig { net, read_timeout: Some(Duration::from_secs(3)), ..SessionConfig::new(cache) });
+    let session = session.unwrap();
+    let metainfo = Metainfo { trackers: Vec::new(), ..Metainfo::parse(&fs::read(torrent).unwrap()).unwrap() };
+    let options = TorrentOptions { peers: vec![peer], ..TorrentOptions::default() };
+    let torrent = session.add(metainfo, options).await.unwrap();
+    (session, torrent)
+}
+
+pub fn is_mounted(dir: &Path) -> bool {
+    let dir = dir.to_str().unwrap();
+    fs::read_to_string("/proc/self/mountinfo")
+        .unwrap()
+        .lines()
+        .any(|line| line.split(' ').nth(4).is_some_and(|at| at == dir))
+}
+
+pub fn detach(dir: &Path) {
+    while is_mounted(dir) {
+        let _ = run("umount", &["-l", dir.to_str().unwrap()]);
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        let base = self.dir.path().to_str().unwrap().to_owned();
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        for line in mounts.lines() {
+            if let Some(at) = line.split(' ').nth(4).filter(|at| at.starts_with(&base)) {
+                detach(Path::new(at));
+            }
+        }
+    }
+}
+
+pub fn write_all(path: &Path, data: &[u8]) {
+    fs::File::create(path).unwrap().write_all(data).unwrap();
+}
+
+pub fn read_at(path: &Path, offset: u64, len: usize) -> std::io::Result<Vec<u8>> {
+    use std::os::unix::fs::FileExt;
+    let mut out = vec![0; len];
+    fs::File::open(path)?.read_exact_at(&mut out, offset)?;
+    Ok(out)
+}
+
+pub fn drain(mut from: impl Read) -> String {
+    let mut text = String::new();
+    let _ = from.read_to_string(&mut text);
+    text
+}
