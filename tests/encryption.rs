@@ -145,8 +145,10 @@ fn what_is_required_is_kept_to() {
             let seeder = lab.libtorrent_with("seed", 2, 0, &lab.path("payload"), &file, &settings);
             let dir = lab.path(&format!("cache{n}{utp}"));
             let net = Config { encryption: policy, utp, ..local() };
+            // Long enough for what is to come, short for what is not.
+            let patience = Duration::from_secs(if reached { 30 } else { 3 });
             let got = runtime.block_on(async {
-                let (session, torrent) = in_process(&dir, &file, seeder.addr.parse().unwrap(), net).await;
+                let (session, torrent) = in_process(&dir, &file, seeder.addr.parse().unwrap(), net, patience).await;
                 let got = torrent.open(FileIndex(0)).unwrap().read(0, LEN as u32).await;
                 session.remove(&torrent).await;
                 got

@@ -44,20 +44,21 @@ fn everything_goes_through_it_or_nothing_does() {
     let proxy = microsocks(port);
 
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let read = |dir: &str, login: &str, len: u32| {
+    let read = |dir: &str, login: &str, len: u32, patience: u64| {
+        let patience = Duration::from_secs(patience);
         runtime.block_on(async {
-            let (session, torrent) = in_process(&lab.path(dir), &file, addr, with(login)).await;
+            let (session, torrent) = in_process(&lab.path(dir), &file, addr, with(login), patience).await;
             assert_eq!(session.port(), 0, "nobody calls through a proxy");
             let got = torrent.open(FileIndex(0)).unwrap().read(0, len).await;
             session.remove(&torrent).await;
             got
         })
     };
-    assert!(*read("good", "me:p%40ss", LEN as u32).unwrap() == data);
+    assert!(*read("good", "me:p%40ss", LEN as u32, 30).unwrap() == data);
     // The seeder would answer anyone who went around.
-    assert!(read("login", "me:wrong", 1).is_err());
+    assert!(read("login", "me:wrong", 1, 3).is_err());
     drop(proxy);
-    assert!(read("gone", "me:p%40ss", 1).is_err());
+    assert!(read("gone", "me:p%40ss", 1, 3).is_err());
 }
 
 #[test]

@@ -200,6 +200,10 @@ async fn transmit<K: Copy>(
                 }
                 in_time(socket.write_all(&mut gathered)).await?;
             }
+            () = socket.nudged() => {
+                wire::encode(&Message::KeepAlive, &mut gathered);
+                in_time(socket.write_all(&mut gathered)).await?;
+            }
             () = limits.up.take(next_len), if !blocks.is_empty() => {
                 if let Some((request, data)) = blocks.pop_front() {
                     gathered.extend_from_slice(&wire::encode_piece_header(request));
@@ -236,8 +240,8 @@ mod tests {
 
     use super::*;
     use crate::metainfo::InfoHash;
-    use crate::net::Handshaken;
     use crate::net::stream::{Socket, Stream};
+    use crate::net::{Handshaken, utp};
     use crate::wire::{Handshake, PeerId};
 
     const PIECES: u32 = 100;
@@ -341,6 +345,54 @@ mod tests {
             tokio::task::yield_now().await;
         }
         reading.await.unwrap();
+    }
+
+    /// The window closes when less than a segment is left, at any of as many places; from some of them it did not open.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_closed_window_of_utp_opens_again() {
+        let bind = crate::route::Bind::Address(Ipv4Addr::LOCALHOST.into());
+        let (ours, theirs) = (utp::Utp::bind(0, &bind).unwrap(), utp::Utp::bind(0, &bind).unwrap());
+        let (ours, theirs) = (ours.endpoints().next().unwrap().clone(), theirs.endpoints().next().unwrap().clone());
+        let addr = theirs.bind_addr();
+        for ahead in (0..1452).step_by(181) {
+            let (called, caller) = tokio::join!(utp::connect(&ours, addr), theirs.accept());
+            let stream = Stream::new(Socket::Utp(called.unwrap()), None, BytesMut::new());
+            let theirs_said = Handshake::new(InfoHash([7; 20]), PeerId([2; 20]));
+            let peer = Handshaken { stream, addr, theirs: theirs_said };
+            let (heard, mut inbox) = mpsc::channel(1);
+            let connection = Connection::start(peer, PIECES, Arc::new(Limits::new(0, 0)), (), heard);
+            // uTP is open once the caller has said something.
+            connection.outbox().send(vec![Message::Interested]).unwrap();
+            let (_read, mut write) = caller.unwrap().split();
+            const BLOCKS: usize = 2 * utp::RECEIVE_BUFFER.get() / 16384;
+            let sent = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+            let sending = tokio::spawn({
+                let sent = sent.clone();
+                async move {
+                    write.write_all(&encoded(&[Message::Extended { id: 1, payload: vec![0; ahead].into() }])).await?;
+                    for piece in 0..BLOCKS {
+                        write.write_all(&encoded(&[block(piece as u32)])).await?;
+                        sent.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    }
+                    io::Result::Ok(write)
+                }
+            });
+            // Nobody takes what comes, until nothing more is taken from the peer.
+            let mut before = usize::MAX;
+            while std::mem::replace(&mut before, sent.load(std::sync::atomic::Ordering::Relaxed)) != before {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            assert!(before < BLOCKS, "the buffers took all");
+            let mut blocks = 0;
+            while blocks < BLOCKS {
+                let next = timeout(Duration::from_secs(4), inbox.recv()).await;
+                let Ok(Some(((), Incoming::Messages(batch)))) = next else {
+                    panic!("{blocks} of {BLOCKS} blocks behind {ahead} bytes, then {next:?}")
+                };
+                blocks += batch.iter().filter(|message| matches!(message, Message::Piece { .. })).count();
+            }
+            drop(sending.await.unwrap().unwrap());
+        }
     }
 
     #[tokio::test]

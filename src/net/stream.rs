@@ -2,17 +2,30 @@
 //!
 //! Plain TCP is an arm of an enum with the same system calls as a bare socket. Once part of a buffer has passed the
 //! cipher the rest must follow: whoever gives up a write half-way must give up the connection.
+//!
+//! `librqbit-utp` may announce a closed receive window and not notice that its reader has made room since (it looks for
+//! a wakeup by the segment size that it began with, and closes the window by the one that it has found out): both ends
+//! then wait for seconds. Anything written to the connection makes it look again. So a reader that has emptied what may
+//! have been a full buffer, and gets no more, has the other half send a keep-alive ([`WriteHalf::nudged`]).
 
 use std::fmt;
 use std::io;
+use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use librqbit_utp::{UtpStream, UtpStreamReadHalf, UtpStreamWriteHalf};
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::Notify;
+use tokio::time::timeout;
 
 use super::mse::{Cipher, Ciphers};
+use super::utp;
+
+/// How long a reader of uTP that may have emptied a full buffer waits for more before it has the window looked at.
+const NUDGE: Duration = Duration::from_millis(20);
 
 /// Below the encryption.
 pub(super) enum Socket {
@@ -113,7 +126,8 @@ impl Stream {
             }
             Socket::Utp(socket) => {
                 let (read, write) = socket.split();
-                (ReadSocket::Utp(read), WriteSocket::Utp(write))
+                let nudge = Arc::new(Notify::new());
+                (ReadSocket::Utp { socket: read, nudge: nudge.clone(), taken: 0 }, WriteSocket::Utp(write, nudge))
             }
         };
         (ReadHalf { socket: read, cipher: receive, early: self.early }, WriteHalf { socket: write, cipher: send })
@@ -129,12 +143,17 @@ impl fmt::Debug for Stream {
 
 enum ReadSocket {
     Tcp(OwnedReadHalf),
-    Utp(UtpStreamReadHalf),
+    Utp {
+        socket: UtpStreamReadHalf,
+        nudge: Arc<Notify>,
+        /// Bytes read since the last nudge.
+        taken: usize,
+    },
 }
 
 enum WriteSocket {
     Tcp(OwnedWriteHalf),
-    Utp(UtpStreamWriteHalf),
+    Utp(UtpStreamWriteHalf, Arc<Notify>),
 }
 
 /// The receiving half.
@@ -155,7 +174,21 @@ impl ReadHalf {
         let from = buffer.len();
         let n = match &mut self.socket {
             ReadSocket::Tcp(socket) => socket.read_buf(buffer).await?,
-            ReadSocket::Utp(socket) => socket.read_buf(buffer).await?,
+            ReadSocket::Utp { socket, nudge, taken } => {
+                let n = match timeout(NUDGE, socket.read_buf(buffer)).await {
+                    Ok(read) => read?,
+                    Err(_) => {
+                        // With less read, the buffer was not full.
+                        if *taken >= utp::RECEIVE_BUFFER.get() / 2 {
+                            *taken = 0;
+                            nudge.notify_one();
+                        }
+                        socket.read_buf(buffer).await?
+                    }
+                };
+                *taken = taken.saturating_add(n);
+                n
+            }
         };
         if let Some(cipher) = &mut self.cipher {
             cipher.apply(&mut buffer[from..]);
@@ -178,6 +211,14 @@ pub(super) struct WriteHalf {
 }
 
 impl WriteHalf {
+    /// Waits until a keep-alive is to be sent, for the reader's sake.
+    pub(super) async fn nudged(&self) {
+        match &self.socket {
+            WriteSocket::Tcp(_) => std::future::pending().await,
+            WriteSocket::Utp(_, nudge) => nudge.notified().await,
+        }
+    }
+
     /// Sends all of `bytes`, which are used up.
     pub(super) async fn write_all(&mut self, bytes: &mut BytesMut) -> io::Result<()> {
         if let Some(cipher) = &mut self.cipher {
@@ -185,7 +226,7 @@ impl WriteHalf {
         }
         match &mut self.socket {
             WriteSocket::Tcp(socket) => socket.write_all_buf(bytes).await,
-            WriteSocket::Utp(socket) => socket.write_all_buf(bytes).await,
+            WriteSocket::Utp(socket, _) => socket.write_all_buf(bytes).await,
         }
     }
 
@@ -199,7 +240,7 @@ impl WriteHalf {
         let both = head.split().chain(data);
         match &mut self.socket {
             WriteSocket::Tcp(socket) => write_chain(socket, both).await,
-            WriteSocket::Utp(socket) => write_chain(socket, both).await,
+            WriteSocket::Utp(socket, _) => write_chain(socket, both).await,
         }
     }
 }

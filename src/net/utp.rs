@@ -23,7 +23,7 @@ use crate::route::Bind;
 const MAX_STREAMS: NonZeroUsize = NonZeroUsize::new(100).unwrap();
 
 /// What may be received and not yet taken by us: a peer 50 ms away can send 10 MB/s.
-const RECEIVE_BUFFER: NonZeroUsize = NonZeroUsize::new(512 << 10).unwrap();
+pub(super) const RECEIVE_BUFFER: NonZeroUsize = NonZeroUsize::new(512 << 10).unwrap();
 
 /// What may be sent and not yet acknowledged. It begins small and grows with use.
 const SEND_BUFFER: NonZeroUsize = NonZeroUsize::new(512 << 10).unwrap();

@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -62,8 +62,14 @@ pub fn wait_until(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {
     }
 }
 
+/// Free for TCP and for UDP.
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    loop {
+        let port = TcpListener::bind("0.0.0.0:0").unwrap().local_addr().unwrap().port();
+        if UdpSocket::bind(("0.0.0.0", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// Incompressible bytes, the same for the same seed (xorshift).
@@ -374,10 +380,10 @@ pub async fn in_process(
     torrent: &Path,
     peer: SocketAddr,
     net: net::Config,
+    patience: Duration,
 ) -> (Session, std::sync::Arc<Torrent>) {
     let cache = Cache::open(CacheConfig { dir: dir.into(), disk_limit: None, memory: 16 << 20 }).unwrap();
-    let session =
-        Session::start(SessionConfig { net, read_timeout: Some(Duration::from_secs(3)), ..SessionConfig::new(cache) });
+    let session = Session::start(SessionConfig { net, read_timeout: Some(patience), ..SessionConfig::new(cache) });
     let session = session.unwrap();
     let metainfo = Metainfo { trackers: Vec::new(), ..Metainfo::parse(&fs::read(torrent).unwrap()).unwrap() };
     let options = TorrentOptions { peers: vec![peer], ..TorrentOptions::default() };
