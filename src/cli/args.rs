@@ -12,6 +12,7 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 
 use super::network::{NetworkArgs, NetworkFlags};
 use super::options::{MountOptions, Options};
+use super::tracker::TrackerArgs;
 
 const MIB: u64 = 1 << 20;
 /// How long a read may wait without progress.
@@ -122,6 +123,13 @@ pub enum Command {
     /// torrent. Nothing leaves this machine. Ctrl-C takes everything away again.
     #[command(args_override_self = true)]
     Demo(DemoArgs),
+
+    /// Run a BitTorrent tracker, over HTTP and UDP
+    ///
+    /// Tells the peers of a torrent of each other. Stays in the terminal; Ctrl-C or SIGTERM ends it, SIGHUP reads its
+    /// lists again.
+    #[command(after_help = super::tracker::AFTER_HELP)]
+    Tracker(Box<TrackerArgs>),
 }
 
 /// `torrentfs mount`, as given. [`MountArgs`] is what is meant.
