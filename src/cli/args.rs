@@ -38,7 +38,7 @@ Exit codes:
   2  the command line makes no sense
   3  the torrent cannot be read or fetched, is malformed or is of a kind not supported
   4  the mountpoint cannot be used, or FUSE is not available
-  5  a port or the cache directory cannot be used";
+  5  a port, the cache directory or a tracker's file cannot be used";
 
 const AFTER_MOUNT_HELP: &str = "\
 SIZE is a number with a unit: 512MiB, 20GiB, 500MB. RATE is a SIZE for a second.
@@ -76,7 +76,7 @@ pub enum Exit {
     Torrent = 3,
     /// The mountpoint cannot be used, or FUSE is not available.
     Mountpoint = 4,
-    /// A port or the cache directory cannot be used.
+    /// A port, the cache directory or a tracker's file cannot be used.
     Resource = 5,
 }
 

@@ -161,7 +161,7 @@ async fn serve(config: Config) -> Result<(), Failure> {
             break;
         }
         match tracker.reload().await {
-            Ok(Some(served)) => say(format_args!("lists read again: {served} torrents are served")),
+            Ok(Some(served)) => say(format_args!("lists read again; torrents served: {served}")),
             Ok(None) => tracing::info!("there are no lists to read again"),
             Err(error) => tracing::error!("{error}; the torrents served stay the same"),
         }
@@ -178,12 +178,12 @@ fn introduce(tracker: &Tracker) {
         say(format_args!("announce URLs: http://{addr}/announce  udp://{addr}/announce    status: http://{addr}/"));
     }
     match tracker.served() {
-        Some(served) => say(format_args!("serving the {served} torrents of its lists")),
-        None => say(format_args!("serving every torrent")),
+        Some(served) => say(format_args!("torrents served: {served}, those of the lists")),
+        None => say(format_args!("torrents served: all")),
     }
     let Counts { torrents, seeders, leechers, .. } = tracker.counts();
     if torrents > 0 {
-        say(format_args!("it remembers {torrents} torrents with {} peers", seeders + leechers));
+        say(format_args!("remembered: torrents {torrents}, peers {}", seeders + leechers));
     }
 }
 

@@ -18,7 +18,8 @@ pub(super) fn host_of<const N: usize>(addr: &[u8; N]) -> Host {
     })
 }
 
-const PARTS: usize = 64;
+/// As many as the table has, for the same reason.
+const PARTS: usize = super::table::PARTS;
 
 /// The peers of each host in all swarms.
 #[derive(Debug)]
@@ -34,9 +35,9 @@ impl Hosts {
     }
 
     fn part(&self, host: Host) -> MutexGuard<'_, HashMap<Host, u32>> {
-        // Its upper bits depend on all of the host's.
+        // The upper half depends on most of the host's bits.
         let mixed = host.0.wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        self.parts[(mixed >> 58) as usize % PARTS].lock().unwrap_or_else(PoisonError::into_inner)
+        self.parts[(mixed >> 32) as usize % PARTS].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Counts one more, if there may be one more.

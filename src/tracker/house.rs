@@ -47,7 +47,7 @@ impl House {
             Ok(true) => {
                 let counts = self.service.table.counts();
                 let peers = counts.seeders + counts.leechers;
-                tracing::info!("{peers} peers of {} torrents from {}", counts.torrents, path.display());
+                tracing::info!("from {}: torrents {}, peers {peers}", path.display(), counts.torrents);
             }
             Err(StateError::Damaged) => {
                 let aside = state::set_aside(path).map_err(|error| failed(&error))?;
@@ -91,7 +91,7 @@ impl House {
         let hashes = allow.read()?;
         let count = hashes.len();
         self.service.allow(hashes);
-        tracing::info!("{count} torrents are served");
+        tracing::info!("torrents served: {count}");
         Ok(Some(count))
     }
 

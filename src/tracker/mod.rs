@@ -250,7 +250,7 @@ impl Tracker {
     }
 }
 
-/// For `fuzz/` alone: a query is refused, or it is entered and answered; so is a head, and a scrape.
+/// For `fuzz/` alone: a head is refused or answered, and so are the queries of an announce and of a scrape.
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub fn fuzz_http(bytes: &[u8]) {

@@ -48,7 +48,7 @@ pub(super) fn html(status: &Status) -> String {
     let up = humantime::format_duration(Duration::from_secs(status.uptime.as_secs()));
     let _ = write!(out, "<h1>BitTorrent tracker</h1>\n<p>torrentfs {}, up for {up}.", env!("CARGO_PKG_VERSION"));
     let _ = match status.allowed {
-        Some(allowed) => writeln!(out, " It serves the {} torrents of its list.", grouped(allowed as u64)),
+        Some(allowed) => writeln!(out, " It serves the torrents of its lists: {}.", grouped(allowed as u64)),
         None => writeln!(out, " It serves every torrent."),
     };
     let mut table = |title: &str, rows: &[(&str, u64)]| {
@@ -152,7 +152,7 @@ mod tests {
         let scraped = Scraped { seeders: 1, leechers: 2, completed: 3 };
         let torrents = Some(vec![(InfoHash([0xab; 20]), scraped)]);
         let page = html(&Status { torrents, allowed: Some(1), ..status(&counters) });
-        assert!(page.contains(&"ab".repeat(20)) && page.contains("the 1 torrents of its list"), "{page}");
+        assert!(page.contains(&"ab".repeat(20)) && page.contains("the torrents of its lists: 1."), "{page}");
     }
 
     #[test]
