@@ -29,6 +29,10 @@ const WINDOW: u32 = 4;
 /// Of a thread's sockets, those used at a time.
 const AT_A_TIME: usize = 16;
 const HTTP_THREADS: u32 = 8;
+/// The same for clients that are further away.
+const FAR_THREADS: u32 = 96;
+/// From the connection to the request: what a round trip makes of it.
+const FAR: Duration = Duration::from_millis(1);
 /// A datagram that has no answer by then is lost.
 const PATIENCE: Duration = Duration::from_millis(200);
 
@@ -176,9 +180,17 @@ fn udp_rate(tracker: SocketAddr, all: Population, time: Duration) -> (u64, f64) 
 }
 
 fn http_rate(tracker: SocketAddr, all: Population, time: Duration) -> (u64, f64) {
+    http_load(tracker, all, time, HTTP_THREADS, Duration::ZERO)
+}
+
+fn far_http_rate(tracker: SocketAddr, all: Population, time: Duration) -> (u64, f64) {
+    http_load(tracker, all, time, FAR_THREADS, FAR)
+}
+
+fn http_load(tracker: SocketAddr, all: Population, time: Duration, threads: u32, pause: Duration) -> (u64, f64) {
     let (begin, answered) = (Instant::now(), AtomicU64::new(0));
     thread::scope(|scope| {
-        for thread in 0..HTTP_THREADS {
+        for thread in 0..threads {
             let answered = &answered;
             scope.spawn(move || {
                 let mut rng = StdRng::seed_from_u64(thread.into());
@@ -186,7 +198,7 @@ fn http_rate(tracker: SocketAddr, all: Population, time: Duration) -> (u64, f64)
                 while begin.elapsed() < time {
                     let (from, peer) = (rng.random_range(0..HOSTS), all.peer(rng.random_range(0..all.of_host())));
                     reply.clear();
-                    if announce_by_http(tracker, from, peer, &mut reply).is_ok() {
+                    if announce_by_http(tracker, from, peer, pause, &mut reply).is_ok() {
                         assert!(contains(&reply, b"5:peers"), "refused: {}", reply.escape_ascii());
                         answered.fetch_add(1, Relaxed);
                     }
@@ -198,7 +210,13 @@ fn http_rate(tracker: SocketAddr, all: Population, time: Duration) -> (u64, f64)
     (answered, answered as f64 / begin.elapsed().as_secs_f64())
 }
 
-fn announce_by_http(tracker: SocketAddr, from: u32, peer: Peer, reply: &mut Vec<u8>) -> io::Result<()> {
+fn announce_by_http(
+    tracker: SocketAddr,
+    from: u32,
+    peer: Peer,
+    pause: Duration,
+    reply: &mut Vec<u8>,
+) -> io::Result<()> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
     socket.bind(&SocketAddr::from((host(from), 0)).into())?;
     socket.connect(&tracker.into())?;
@@ -214,6 +232,9 @@ fn announce_by_http(tracker: SocketAddr, from: u32, peer: Peer, reply: &mut Vec<
          &compact=1&numwant=50&key=00000000 HTTP/1.1\r\nHost: t\r\nUser-Agent: load\r\nConnection: close\r\n\r\n",
         peer.port
     );
+    if !pause.is_zero() {
+        thread::sleep(pause);
+    }
     stream.write_all(request.as_bytes())?;
     stream.read_to_end(reply).map(drop)
 }
@@ -273,7 +294,7 @@ impl Running {
         for _ in 0..500 {
             let mut reply = Vec::new();
             let last = Peer { torrent: torrents - 1, port: 1, seed: true };
-            if announce_by_http(addr, 0, last, &mut reply).is_ok() && contains(&reply, b"5:peers") {
+            if announce_by_http(addr, 0, last, Duration::ZERO, &mut reply).is_ok() && contains(&reply, b"5:peers") {
                 return Ok(running);
             }
             thread::sleep(Duration::from_millis(20));
@@ -355,7 +376,7 @@ fn main() {
         }
     }
     type Measure = fn(SocketAddr, Population, Duration) -> (u64, f64);
-    for (protocol, measure) in [("UDP", udp_rate as Measure), ("HTTP", http_rate)] {
+    for (protocol, measure) in [("UDP", udp_rate as Measure), ("HTTP", http_rate), ("HTTP from afar", far_http_rate)] {
         let mut rates = vec![Vec::new(); trackers.len()];
         let mut costs = vec![Vec::new(); trackers.len()];
         for _ in 0..ROUNDS {

@@ -136,6 +136,7 @@ async fn finish(
     mut unsent: Vec<u8>,
     service: &Service,
 ) -> io::Result<()> {
+    let mut refused = !unsent.is_empty();
     while unsent.is_empty() {
         // Grows with what comes, up to a whole head.
         let room = (MAX_HEAD - read.len()).min(1024);
@@ -145,16 +146,21 @@ async fn finish(
         match request::parse(&read, from, &service.trusted) {
             Ok(None) => {}
             Ok(Some(request)) => service.http(Ok(request), &mut Scratch::default(), &mut unsent),
-            Err(refused) => service.http(Err(refused), &mut Scratch::default(), &mut unsent),
+            Err(reason) => {
+                service.http(Err(reason), &mut Scratch::default(), &mut unsent);
+                refused = true;
+            }
         }
     }
     stream.write_all(&unsent).await?;
-    stream.shutdown().await?;
-    // With unread bytes the close would be a reset, and the answer might be lost with it.
-    let mut scrap = [0; 1024];
-    for _ in 0..64 {
-        if stream.read(&mut scrap).await? == 0 {
-            break;
+    if refused {
+        stream.shutdown().await?;
+        // More of it may come. With unread bytes the close would be a reset, and the answer might be lost with it.
+        let mut scrap = [0; 1024];
+        for _ in 0..64 {
+            if stream.read(&mut scrap).await? == 0 {
+                break;
+            }
         }
     }
     Ok(())
