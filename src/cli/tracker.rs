@@ -72,7 +72,7 @@ pub struct TrackerArgs {
     #[arg(long, value_name = "N", default_value_t = Limits::default().torrents, help_heading = "Limits")]
     max_torrents: usize,
 
-    /// The most peers known at a time; a million take 50 to 200 MiB
+    /// The most peers known at a time; a million take 55 to 210 MiB
     #[arg(long, value_name = "N", default_value_t = Limits::default().peers, help_heading = "Limits")]
     max_peers: usize,
 

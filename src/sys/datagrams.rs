@@ -3,6 +3,8 @@
 //! A host may have many addresses; a socket bound to all of them would answer from the one that the route prefers, and
 //! who asked at another takes the answer for a stranger's.
 
+#![allow(clippy::unnecessary_cast, reason = "the types of lengths differ from one C library to another")]
+
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::os::fd::AsRawFd;

@@ -234,7 +234,10 @@ mod tests {
         table
     }
 
-    fn content(table: &Table) -> Vec<(InfoHash, u32, Vec<(SocketAddr, bool, u32)>)> {
+    /// A torrent, its completed downloads, its peers.
+    type Content = (InfoHash, u32, Vec<(SocketAddr, bool, u32)>);
+
+    fn content(table: &Table) -> Vec<Content> {
         let mut all = Vec::new();
         for nth in 0..PARTS {
             table.visit(nth, |info_hash, torrent| {
