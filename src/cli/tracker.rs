@@ -13,10 +13,15 @@ use super::Failure;
 use super::args::{Exit, duration};
 use super::log::{self, Verbosity};
 use super::service::Signals;
+use crate::sys::process::allow_descriptors;
 use crate::tracker::{Config, Counts, DEFAULT_PORT, Limits, Tracker};
 
 /// How long requests under way may still take at the end.
 const FAREWELL: Duration = Duration::from_secs(2);
+/// Slow connections at a time, as far as there are descriptors: enough for some ten thousand announces a second from afar.
+const CONNECTIONS: u64 = 4000;
+/// Descriptors for all else.
+const OTHER_DESCRIPTORS: u64 = 200;
 /// Addresses that nobody has (RFC 5737, 3849), but to which a route leads as to any other.
 const FAR_V4: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), 9));
 const FAR_V6: SocketAddr = SocketAddr::V6(SocketAddrV6::new(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1), 9, 0, 0));
@@ -147,7 +152,15 @@ pub(super) fn run(args: TrackerArgs, verbosity: Verbosity) -> Result<(), Failure
     log::to_stderr(verbosity);
     let runtime = runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::new(Exit::Resource, format!("cannot start threads: {error}")))?;
-    runtime.block_on(serve(args.into()))
+    let mut config = Config::from(args);
+    match allow_descriptors(CONNECTIONS + OTHER_DESCRIPTORS) {
+        Ok(most) => {
+            let connections = most.saturating_sub(OTHER_DESCRIPTORS).clamp(1, CONNECTIONS);
+            config.limits.connections = usize::try_from(connections).unwrap_or(1);
+        }
+        Err(error) => tracing::warn!("cannot allow for more connections: {error}"),
+    }
+    runtime.block_on(serve(config))
 }
 
 async fn serve(config: Config) -> Result<(), Failure> {

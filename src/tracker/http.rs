@@ -31,10 +31,11 @@ impl Slow {
     fn add(&self, task: JoinHandle<()>, service: &Service) {
         let mut tasks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         tasks.push_back(task);
-        while tasks.front().is_some_and(JoinHandle::is_finished) {
-            tasks.pop_front();
+        let most = service.limits.connections.max(1);
+        if tasks.len() > most {
+            tasks.retain(|task| !task.is_finished());
         }
-        if tasks.len() > service.limits.connections.max(1)
+        if tasks.len() > most
             && let Some(oldest) = tasks.pop_front()
         {
             oldest.abort();

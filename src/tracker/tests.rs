@@ -2,6 +2,7 @@
 //! people's clients.
 
 use super::*;
+use proptest::prelude::*;
 use std::fs;
 use std::path::Path;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -9,6 +10,39 @@ use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout;
 
 const LONG: Duration = Duration::from_secs(30);
+
+proptest! {
+    /// Whatever comes, unproven it gets no more bytes than it had, and proven no more than a datagram should have.
+    #[test]
+    fn any_datagram_is_survived(kind in 0u8..4, body in prop::collection::vec(any::<u8>(), 0..200), start in any::<bool>()) {
+        let service = Service::new(Limits::default(), Vec::new(), false);
+        let from = SocketAddr::from(([10, 0, 0, 1], 7));
+        let (mut scratch, mut out) = (service::Scratch::default(), Vec::new());
+        let mut ask = |head: &[u8]| {
+            let datagram = [head, &[0, 0, 0, kind], &body].concat();
+            let datagram = if start { &datagram[..] } else { &body[..] };
+            out.clear();
+            service.udp(datagram, from, &mut scratch, &mut out);
+            (datagram.len(), out.clone())
+        };
+        let (len, reply) = ask(&[7; 8]);
+        prop_assert!(reply.is_empty());
+        let (asked, reply_to_protocol) = ask(b"\0\0\x04\x17\x27\x10\x19\x80");
+        prop_assert!(reply_to_protocol.len() <= asked && asked == len);
+        let mut connected = Vec::new();
+        service.udp(b"\0\0\x04\x17\x27\x10\x19\x80\0\0\0\0conn", from, &mut service::Scratch::default(), &mut connected);
+        prop_assert!(ask(&connected[8..]).1.len() <= datagram::MAX_ANSWER);
+    }
+
+    #[test]
+    fn any_query_is_answered(text in "[a-z_=&%0-9+]{0,200}", path in prop::sample::select(vec!["/announce", "/scrape", "/"])) {
+        let service = Service::new(Limits::default(), Vec::new(), true);
+        let mut out = Vec::new();
+        let request = request::Request { path, query: &text, head_only: false, client: [10, 0, 0, 1].into() };
+        service.http(Ok(request), &mut service::Scratch::default(), &mut out);
+        prop_assert!(out.starts_with(b"HTTP/1.1 200 OK\r\n"));
+    }
+}
 
 async fn start(limits: Limits) -> (Tracker, SocketAddr) {
     Tracker::bind(([127, 0, 0, 1], 0).into(), limits).await.unwrap()
