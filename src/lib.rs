@@ -24,7 +24,7 @@
 //! | [`net`] | connections, the listener, rate limits: dumb pipes of messages | picking, choking |
 //! | [`discovery`] | trackers, the DHT, local discovery: they yield peer addresses | everything else |
 //! | [`portmap`] | our port at the home router (UPnP, NAT-PMP, PCP) | everything else |
-//! | [`tracker`] | our own HTTP tracker: who is in which swarm | everything else |
+//! | [`tracker`] | a tracker to run, over HTTP and UDP: who is in which swarm | everything else |
 //! | [`route`] | by which way everything leaves: proxy, address, interface | everything else |
 //! | [`store`] | the LRU piece cache: memory tier, disk tier, what survives a restart | the network, FUSE |
 //! | [`swarm`] | sans-io: picker, readers, choker, per-peer state | tokio, sockets, files, the clock |

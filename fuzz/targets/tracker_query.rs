@@ -1,7 +1,7 @@
-//! A client's announce to our own tracker.
+//! A client's request over HTTP to our own tracker: its head, and the query of an announce and of a scrape.
 
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|text: &str| torrentfs::tracker::fuzz_query(text));
+fuzz_target!(|bytes: &[u8]| torrentfs::tracker::fuzz_http(bytes));

@@ -12,6 +12,7 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 
 use super::network::{NetworkArgs, NetworkFlags};
 use super::options::{MountOptions, Options};
+use super::tracker::TrackerArgs;
 
 const MIB: u64 = 1 << 20;
 /// How long a read may wait without progress.
@@ -37,7 +38,7 @@ Exit codes:
   2  the command line makes no sense
   3  the torrent cannot be read or fetched, is malformed or is of a kind not supported
   4  the mountpoint cannot be used, or FUSE is not available
-  5  a port or the cache directory cannot be used";
+  5  a port, the cache directory or a tracker's file cannot be used";
 
 const AFTER_MOUNT_HELP: &str = "\
 SIZE is a number with a unit: 512MiB, 20GiB, 500MB. RATE is a SIZE for a second.
@@ -75,7 +76,7 @@ pub enum Exit {
     Torrent = 3,
     /// The mountpoint cannot be used, or FUSE is not available.
     Mountpoint = 4,
-    /// A port or the cache directory cannot be used.
+    /// A port, the cache directory or a tracker's file cannot be used.
     Resource = 5,
 }
 
@@ -122,6 +123,13 @@ pub enum Command {
     /// torrent. Nothing leaves this machine. Ctrl-C takes everything away again.
     #[command(args_override_self = true)]
     Demo(DemoArgs),
+
+    /// Run a BitTorrent tracker, over HTTP and UDP
+    ///
+    /// Tells the peers of a torrent of each other. Stays in the terminal; Ctrl-C or SIGTERM ends it, SIGHUP reads its
+    /// lists again.
+    #[command(after_help = super::tracker::AFTER_HELP)]
+    Tracker(Box<TrackerArgs>),
 }
 
 /// `torrentfs mount`, as given. [`MountArgs`] is what is meant.

@@ -10,6 +10,7 @@ mod resolve;
 mod sample;
 mod service;
 mod source;
+mod tracker;
 
 use std::fmt;
 
@@ -30,6 +31,7 @@ pub fn run() -> Exit {
             unmount_path(&mountpoint).map_err(|error| Failure::new(Exit::Mountpoint, error))
         }
         Command::Demo(args) => demo::run(args, verbosity),
+        Command::Tracker(args) => tracker::run(*args, verbosity),
     };
     match outcome {
         Ok(()) => Exit::Success,

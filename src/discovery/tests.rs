@@ -315,7 +315,7 @@ async fn with_our_own_tracker_peers_meet_and_part() {
     assert_eq!(peers.recv().await.unwrap(), ["127.0.0.1:7002".parse().unwrap()]);
     assert_eq!(outcome(&other).await.unwrap().seeders, Some(0));
     drop((leecher, other));
-    tracker.stop(FOREVER).await;
+    tracker.stop(FOREVER).await.unwrap();
 }
 
 /// Trackers over UDP that are soon given up.

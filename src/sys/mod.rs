@@ -2,6 +2,7 @@
 //!
 //! Each function does one call, checks its result and says which promise of the call it keeps. No policy lives here.
 
+pub mod datagrams;
 pub mod file;
 pub mod mount;
 pub mod process;

@@ -22,6 +22,21 @@ pub fn group() -> u32 {
     unsafe { libc::getegid() }
 }
 
+/// Lets this process open `wanted` files and connections, or as many as its hard limit has (`setrlimit(2)`). Returns how
+/// many that are; there may have been more before, and then there are still.
+pub fn allow_descriptors(wanted: u64) -> io::Result<u64> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is writable and outlives the call.
+    check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) })?;
+    let raised = libc::rlimit { rlim_cur: wanted.min(limit.rlim_max), ..limit };
+    if raised.rlim_cur > limit.rlim_cur {
+        // SAFETY: `raised` outlives the call, which only reads it.
+        check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const raised) })?;
+        return Ok(raised.rlim_cur);
+    }
+    Ok(limit.rlim_cur)
+}
+
 /// A process held by descriptor: its number cannot come to mean another process while this lives.
 #[derive(Debug)]
 pub struct Process(OwnedFd);
@@ -194,6 +209,15 @@ mod tests {
     }
 
     /// Not a test of its own: the process that the tests below start.
+    #[test]
+    fn descriptors_are_never_fewer() {
+        let now = allow_descriptors(0).unwrap();
+        assert_eq!(allow_descriptors(1).unwrap(), now);
+        let more = allow_descriptors(now + 1).unwrap();
+        assert!(more == now || more == now + 1);
+        assert_eq!(allow_descriptors(0).unwrap(), more);
+    }
+
     #[test]
     fn daemon_helper() {
         let Ok(role) = std::env::var(ROLE) else { return };

@@ -1,78 +1,89 @@
-//! Answers in bencode: a handful of keys, in order.
+//! Answers in bencode: a handful of keys, in order. Pure.
 
 use std::io::Write;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use super::table::Swarm;
+use super::table::{Answer, Scraped};
+use crate::metainfo::InfoHash;
 
 /// How peers are written.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Form {
     /// 6 or 18 bytes each (BEP 23, 7).
     Compact,
-    /// Dictionaries (BEP 3) without ids.
-    Addresses,
-    /// Dictionaries with ids.
-    WithIds,
+    /// Dictionaries (BEP 3). Without ids, whether they are wanted or not: they would take most of the memory, and those
+    /// who connect are told them anyway.
+    Dictionaries,
 }
 
-pub(super) fn failure(reason: &str) -> Vec<u8> {
-    let mut out = b"d14:failure reason".to_vec();
-    string(&mut out, reason.as_bytes());
+pub(super) fn failure(reason: &str, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"d");
+    string(out, b"failure reason");
+    string(out, reason.as_bytes());
     out.push(b'e');
-    out
 }
 
-pub(super) fn success(swarm: &Swarm, form: Form, interval: Duration, from: IpAddr) -> Vec<u8> {
+pub(super) fn success(answer: &Answer, form: Form, interval: Duration, from: IpAddr, out: &mut Vec<u8>) {
     let seconds = interval.as_secs().max(1);
-    let mut out = b"d".to_vec();
-    integer(&mut out, "complete", swarm.seeders as u64);
-    string(&mut out, b"external ip");
-    string(&mut out, &octets(from.to_canonical()));
-    integer(&mut out, "incomplete", swarm.leechers as u64);
-    integer(&mut out, "interval", seconds);
-    integer(&mut out, "min interval", seconds.div_ceil(2));
-    string(&mut out, b"peers");
-    if form == Form::Compact {
-        let compact = |v6: bool| -> Vec<u8> {
-            let family = swarm.peers.iter().map(|(addr, _)| addr).filter(|addr| addr.is_ipv6() == v6);
-            family.flat_map(compact).collect()
-        };
-        string(&mut out, &compact(false));
-        let v6 = compact(true);
-        if !v6.is_empty() {
-            string(&mut out, b"peers6");
-            string(&mut out, &v6);
-        }
-    } else {
-        out.push(b'l');
-        for (addr, id) in &swarm.peers {
-            out.push(b'd');
-            string(&mut out, b"ip");
-            string(&mut out, addr.ip().to_string().as_bytes());
-            if form == Form::WithIds {
-                string(&mut out, b"peer id");
-                string(&mut out, &id.0);
+    out.push(b'd');
+    integer(out, "complete", answer.seeders as u64);
+    string(out, b"external ip");
+    match from.to_canonical() {
+        IpAddr::V4(ip) => string(out, &ip.octets()),
+        IpAddr::V6(ip) => string(out, &ip.octets()),
+    }
+    integer(out, "incomplete", answer.leechers as u64);
+    integer(out, "interval", seconds);
+    integer(out, "min interval", seconds.div_ceil(2));
+    string(out, b"peers");
+    match form {
+        Form::Compact => {
+            string(out, &answer.v4);
+            if !answer.v6.is_empty() {
+                string(out, b"peers6");
+                string(out, &answer.v6);
             }
-            integer(&mut out, "port", addr.port().into());
+        }
+        Form::Dictionaries => {
+            out.push(b'l');
+            for &[a, b, c, d, high, low] in answer.v4.as_chunks().0 {
+                peer(out, Ipv4Addr::new(a, b, c, d).into(), [high, low]);
+            }
+            for &[ref ip @ .., high, low] in answer.v6.as_chunks::<18>().0 {
+                // 16 of 18 bytes; the pattern says so.
+                let mut octets = [0; 16];
+                octets.copy_from_slice(ip);
+                peer(out, Ipv6Addr::from(octets).into(), [high, low]);
+            }
             out.push(b'e');
         }
-        out.push(b'e');
     }
     out.push(b'e');
-    out
 }
 
-fn compact(addr: &SocketAddr) -> Vec<u8> {
-    [octets(addr.ip()).as_slice(), &addr.port().to_be_bytes()].concat()
+fn peer(out: &mut Vec<u8>, ip: IpAddr, port: [u8; 2]) {
+    out.push(b'd');
+    string(out, b"ip");
+    string(out, ip.to_string().as_bytes());
+    integer(out, "port", u16::from_be_bytes(port).into());
+    out.push(b'e');
 }
 
-fn octets(ip: IpAddr) -> Vec<u8> {
-    match ip {
-        IpAddr::V4(ip) => ip.octets().to_vec(),
-        IpAddr::V6(ip) => ip.octets().to_vec(),
+/// In the order of the info hashes.
+pub(super) fn scrape(files: impl Iterator<Item = (InfoHash, Scraped)>, out: &mut Vec<u8>) {
+    out.push(b'd');
+    string(out, b"files");
+    out.push(b'd');
+    for (info_hash, scraped) in files {
+        string(out, &info_hash.0);
+        out.push(b'd');
+        integer(out, "complete", scraped.seeders as u64);
+        integer(out, "downloaded", scraped.completed.into());
+        integer(out, "incomplete", scraped.leechers as u64);
+        out.push(b'e');
     }
+    out.extend_from_slice(b"ee");
 }
 
 // Writing to a `Vec` cannot fail.
@@ -90,44 +101,45 @@ fn integer(out: &mut Vec<u8>, key: &str, n: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::PeerId;
 
-    const FROM: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(9, 8, 7, 6));
+    const FROM: IpAddr = IpAddr::V4(Ipv4Addr::new(9, 8, 7, 6));
 
-    fn text(swarm: &Swarm, form: Form) -> String {
-        success(swarm, form, Duration::from_secs(60), FROM).escape_ascii().to_string()
+    fn text(answer: &Answer, form: Form) -> String {
+        let mut out = Vec::new();
+        success(answer, form, Duration::from_secs(60), FROM, &mut out);
+        out.escape_ascii().to_string()
     }
 
     #[test]
     fn forms() {
-        let swarm = Swarm {
-            seeders: 1,
-            leechers: 2,
-            peers: vec![
-                (([127, 0, 0, 1], 6881).into(), PeerId([b'a'; 20])),
-                ("[::1]:80".parse().unwrap(), PeerId([b'b'; 20])),
-            ],
-        };
+        let mut v6 = [0; 18];
+        (v6[15], v6[17]) = (1, 80);
+        let answer =
+            Answer { seeders: 1, leechers: 2, v4: b"\x7f\0\0\x01\x1a\xe1".to_vec(), v6: v6.to_vec(), left_out: false };
         let head =
             r"d8:completei1e11:external ip4:\t\x08\x07\x0610:incompletei2e8:intervali60e12:min intervali30e5:peers";
         let zeros = r"\x00".repeat(15);
         assert_eq!(
-            text(&swarm, Form::Compact),
+            text(&answer, Form::Compact),
             format!(r"{head}6:\x7f\x00\x00\x01\x1a\xe16:peers618:{zeros}\x01\x00Pe")
         );
         assert_eq!(
-            text(&swarm, Form::Addresses),
+            text(&answer, Form::Dictionaries),
             format!("{head}ld2:ip9:127.0.0.14:porti6881eed2:ip3:::14:porti80eeee")
         );
-        assert_eq!(
-            text(&swarm, Form::WithIds),
-            format!(
-                "{head}ld2:ip9:127.0.0.17:peer id20:{}4:porti6881eed2:ip3:::17:peer id20:{}4:porti80eeee",
-                "a".repeat(20),
-                "b".repeat(20)
-            )
-        );
-        assert!(text(&Swarm::default(), Form::Compact).ends_with("5:peers0:e"));
-        assert_eq!(failure("no"), b"d14:failure reason2:noe");
+        assert!(text(&Answer::default(), Form::Compact).ends_with("5:peers0:e"));
+        let mut out = Vec::new();
+        failure("no", &mut out);
+        assert_eq!(out, b"d14:failure reason2:noe");
+    }
+
+    #[test]
+    fn scrapes_as_the_specification_has_them() {
+        let mut out = Vec::new();
+        let file = |byte, n| (InfoHash([byte; 20]), Scraped { seeders: n, leechers: 9, completed: 13772 });
+        scrape([file(b'x', 11), file(b'y', 21)].into_iter(), &mut out);
+        let expected = "d5:filesd20:xxxxxxxxxxxxxxxxxxxxd8:completei11e10:downloadedi13772e10:incompletei9ee\
+                        20:yyyyyyyyyyyyyyyyyyyyd8:completei21e10:downloadedi13772e10:incompletei9eeee";
+        assert_eq!(out.escape_ascii().to_string(), expected);
     }
 }

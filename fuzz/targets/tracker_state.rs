@@ -1,0 +1,7 @@
+//! Our own tracker's state file.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| torrentfs::tracker::fuzz_state(bytes));

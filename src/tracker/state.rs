@@ -1,0 +1,331 @@
+//! The state file: who was in which swarm when the tracker was last heard of.
+//!
+//! ```text
+//! 8  "tftrack1"   8 when it was written, in Unix seconds
+//!    a torrent: 20 info hash   4 times completed   4 peers over IPv4   4 over IPv6
+//!       a peer: 6 or 18 compact address   4 age in seconds; the uppermost bit: it is a seed
+//! 20 SHA-1 of all that stands before
+//! ```
+//!
+//! Integers are big-endian. Whatever does not read exactly so, or has another sum, is not believed at all. What is read
+//! is bounded by the file's own length, and what is kept of it by the table.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{self, BufReader, BufWriter, Read, Seek, Write};
+use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use sha1::{Digest, Sha1};
+
+use super::swarm::Peers;
+use super::table::{PARTS, Table};
+use crate::metainfo::InfoHash;
+use crate::wire::take_compact;
+
+const MAGIC: &[u8; 8] = b"tftrack1";
+const HEAD: u64 = 16;
+const SUM: u64 = 20;
+const SEED: u32 = 1 << 31;
+
+/// Why a state file is of no use.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum StateError {
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// It may be somebody's work: it is left alone.
+    #[error("it is no state file of a tracker; name another, or one that does not exist yet")]
+    Foreign,
+    /// It was ours once.
+    #[error("it is damaged")]
+    Damaged,
+}
+
+/// A torrent as it was saved. Peers: compact address, whether it is a seed, its age then.
+#[derive(Debug, PartialEq)]
+pub(super) struct Saved {
+    pub info_hash: InfoHash,
+    pub completed: u32,
+    pub peers: Vec<(SocketAddr, bool, u32)>,
+}
+
+/// Writes the table to a file of another name, has the disk keep it, and puts it in the place of the old one. The table
+/// is locked a part at a time.
+pub(super) fn save(path: &Path, table: &Table, now: u32, unix: u64) -> io::Result<()> {
+    let new = beside(path, ".new");
+    let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+    let mut writer = BufWriter::new(file);
+    let mut sum = Sha1::new();
+    let mut put = |bytes: &[u8]| {
+        sum.update(bytes);
+        writer.write_all(bytes)
+    };
+    put(MAGIC)?;
+    put(&unix.to_be_bytes())?;
+    let mut out = Vec::new();
+    for nth in 0..PARTS {
+        out.clear();
+        table.visit(nth, |info_hash, torrent| {
+            let counts = [torrent.v4.len(), torrent.v6.as_ref().map_or(0, |peers| peers.len())];
+            out.extend_from_slice(&info_hash.0);
+            for number in [torrent.completed, counts[0] as u32, counts[1] as u32] {
+                out.extend_from_slice(&number.to_be_bytes());
+            }
+            put_peers(&torrent.v4, now, &mut out);
+            torrent.v6.iter().for_each(|peers| put_peers(peers, now, &mut out));
+        });
+        put(&out)?;
+    }
+    let sum = sum.finalize();
+    writer.write_all(&sum)?;
+    writer.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
+    fs::rename(&new, path)?;
+    match path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
+        Some(dir) => File::open(dir)?.sync_all(),
+        None => File::open(".")?.sync_all(),
+    }
+}
+
+fn put_peers<const N: usize>(peers: &Peers<N>, now: u32, out: &mut Vec<u8>) {
+    for (addr, seed, seen) in peers.iter() {
+        let age = now.saturating_sub(seen).min(SEED - 1);
+        out.extend_from_slice(addr);
+        out.extend_from_slice(&(age | if seed { SEED } else { 0 }).to_be_bytes());
+    }
+}
+
+/// Reads a state file and tells of each torrent in it, and when it was written. False: there is none.
+pub(super) fn load(path: &Path, told: impl FnMut(u64, Saved)) -> Result<bool, StateError> {
+    let mut file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error.into()),
+    };
+    // A device would have no end.
+    let about = file.metadata()?;
+    if !about.is_file() {
+        return Err(StateError::Foreign);
+    }
+    if about.len() == 0 {
+        return Ok(false);
+    }
+    let body = check(&mut file, about.len())?;
+    file.rewind()?;
+    read(BufReader::new(file).take(body), told).map(|()| true)
+}
+
+/// Aside goes what is damaged, so that it can be looked at.
+pub(super) fn set_aside(path: &Path) -> io::Result<PathBuf> {
+    let aside = beside(path, ".damaged");
+    fs::rename(path, &aside)?;
+    Ok(aside)
+}
+
+fn beside(path: &Path, ending: &str) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(ending);
+    name.into()
+}
+
+/// Mark and sum, in a pass of their own, so that nothing is believed before. Returns how long what they cover is.
+fn check(file: &mut impl Read, len: u64) -> Result<u64, StateError> {
+    let mut magic = [0; MAGIC.len()];
+    let begin = (len >= magic.len() as u64).then(|| file.read_exact(&mut magic)).transpose()?;
+    if begin.is_none() || magic != *MAGIC {
+        return Err(StateError::Foreign);
+    }
+    let body = len.checked_sub(SUM).filter(|body| *body >= HEAD).ok_or(StateError::Damaged)?;
+    let mut sum = Sha1::new();
+    sum.update(magic);
+    let mut left = body - magic.len() as u64;
+    let mut buffer = vec![0; 64 * 1024];
+    while left > 0 {
+        let part = &mut buffer[..usize::try_from(left).unwrap_or(usize::MAX).min(64 * 1024)];
+        file.read_exact(part).map_err(cut)?;
+        sum.update(&*part);
+        left -= part.len() as u64;
+    }
+    let mut told = [0; SUM as usize];
+    file.read_exact(&mut told).map_err(cut)?;
+    if sum.finalize()[..] != told {
+        return Err(StateError::Damaged);
+    }
+    Ok(body)
+}
+
+fn read(mut from: impl Read, mut told: impl FnMut(u64, Saved)) -> Result<(), StateError> {
+    let mut head = [0; HEAD as usize];
+    from.read_exact(&mut head).map_err(cut)?;
+    let [.., a, b, c, d, e, f, g, h] = head;
+    let written = u64::from_be_bytes([a, b, c, d, e, f, g, h]);
+    loop {
+        let mut info_hash = [0; 20];
+        // The end is here or nowhere.
+        match from.read(&mut info_hash[..1])? {
+            0 => return Ok(()),
+            _ => from.read_exact(&mut info_hash[1..]).map_err(cut)?,
+        }
+        let [completed, v4, v6] = [number(&mut from)?, number(&mut from)?, number(&mut from)?];
+        let mut peers = Vec::new();
+        for _ in 0..v4 {
+            peers.push(peer::<6>(&mut from)?);
+        }
+        for _ in 0..v6 {
+            peers.push(peer::<18>(&mut from)?);
+        }
+        told(written, Saved { info_hash: InfoHash(info_hash), completed, peers });
+    }
+}
+
+fn number(from: &mut impl Read) -> Result<u32, StateError> {
+    let mut bytes = [0; 4];
+    from.read_exact(&mut bytes).map_err(cut)?;
+    Ok(u32::from_be_bytes(bytes))
+}
+
+fn peer<const N: usize>(from: &mut impl Read) -> Result<(SocketAddr, bool, u32), StateError> {
+    let mut addr = [0; N];
+    from.read_exact(&mut addr).map_err(cut)?;
+    let age = number(from)?;
+    let addr = take_compact(&addr).ok_or(StateError::Damaged)?;
+    Ok((addr, age & SEED != 0, age & !SEED))
+}
+
+fn cut(error: io::Error) -> StateError {
+    if error.kind() == io::ErrorKind::UnexpectedEof { StateError::Damaged } else { error.into() }
+}
+
+/// For `fuzz/` alone: a file, even one with a right mark and sum, is refused or read within its length.
+#[cfg(fuzzing)]
+pub(super) fn fuzz(bytes: &[u8]) {
+    let _ = check(&mut &bytes[..], bytes.len() as u64);
+    let mut held = 0;
+    let _ = read(bytes, |_, saved| held += 32 + 10 * saved.peers.len());
+    assert!(held <= bytes.len());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Limits;
+    use super::super::table::{Announce, Answer, Event};
+    use super::*;
+    use proptest::prelude::*;
+    use rand::SeedableRng;
+    use rand::rngs::StdRng;
+
+    const NOW: u32 = 10_000;
+
+    fn table(peers: &[(u8, u16, bool, bool)]) -> Table {
+        let mut rng = StdRng::seed_from_u64(1);
+        let table = Table::new(Limits::default(), &mut rng);
+        for &(torrent, port, v6, seed) in peers {
+            let ip = if v6 { [0x2001, 0, 0, 0, 0, 0, 0, 1].into() } else { std::net::IpAddr::from([10, 0, 0, 1]) };
+            let announce = Announce {
+                info_hash: InfoHash([torrent; 20]),
+                addr: (ip, port.max(1)).into(),
+                seed,
+                event: if seed { Event::Completed } else { Event::Present },
+                want: 0,
+                both_families: false,
+            };
+            table.announce(NOW, &announce, &mut rng, &mut Answer::default()).unwrap();
+        }
+        table
+    }
+
+    /// A torrent, its completed downloads, its peers.
+    type Content = (InfoHash, u32, Vec<(SocketAddr, bool, u32)>);
+
+    fn content(table: &Table) -> Vec<Content> {
+        let mut all = Vec::new();
+        for nth in 0..PARTS {
+            table.visit(nth, |info_hash, torrent| {
+                let v4 = torrent.v4.iter().map(|(addr, seed, seen)| (take_compact(addr).unwrap(), seed, seen));
+                let mut peers: Vec<_> = v4.collect();
+                for (addr, seed, seen) in torrent.v6.iter().flat_map(|peers| peers.iter()) {
+                    peers.push((take_compact(addr).unwrap(), seed, seen));
+                }
+                peers.sort();
+                all.push((*info_hash, torrent.completed, peers));
+            });
+        }
+        all.sort();
+        all
+    }
+
+    fn loaded(path: &Path) -> Result<Option<(u64, Vec<Saved>)>, StateError> {
+        let (mut all, mut unix) = (Vec::new(), 0);
+        let there = load(path, |written, saved| {
+            unix = written;
+            all.push(saved);
+        });
+        Ok(there?.then_some((unix, all)))
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+        #[test]
+        fn reads_what_it_wrote(
+            peers in prop::collection::vec((0u8..5, any::<u16>(), any::<bool>(), any::<bool>()), 0..100),
+        ) {
+            let (dir, table) = (tempfile::tempdir().unwrap(), table(&peers));
+            let path = dir.path().join("state");
+            save(&path, &table, NOW + 7, 1_800_000_000).unwrap();
+            let (unix, all) = loaded(&path).unwrap().unwrap();
+            prop_assert!(peers.is_empty() || unix == 1_800_000_000);
+            let again = self::table(&[]);
+            for saved in all {
+                prop_assert!(again.restore(saved.info_hash, saved.completed));
+                for (addr, seed, age) in saved.peers {
+                    prop_assert_eq!(age, 7);
+                    again.restore_peer(&saved.info_hash, addr, seed, NOW + 7 - age);
+                }
+            }
+            prop_assert_eq!(content(&again), content(&table));
+            prop_assert_eq!(again.counts(), table.counts());
+            // Nothing else is left.
+            prop_assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        }
+
+        #[test]
+        fn damage_is_seen(at in any::<prop::sample::Index>(), with in 1u8..=255, cut in any::<prop::sample::Index>()) {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("state");
+            save(&path, &table(&[(1, 1, false, true), (1, 2, true, false)]), NOW, 1).unwrap();
+            let whole = fs::read(&path).unwrap();
+            let mut bytes = whole.clone();
+            bytes[at.index(whole.len())] ^= with;
+            fs::write(&path, &bytes).unwrap();
+            let foreign = at.index(whole.len()) < MAGIC.len();
+            match loaded(&path).unwrap_err() {
+                StateError::Foreign => prop_assert!(foreign),
+                StateError::Damaged => prop_assert!(!foreign),
+                StateError::Io(error) => panic!("{error}"),
+            }
+            fs::write(&path, &whole[..cut.index(whole.len())]).unwrap();
+            prop_assert!(cut.index(whole.len()) == 0 || loaded(&path).is_err());
+        }
+
+        #[test]
+        fn any_file_is_survived(bytes: Vec<u8>) {
+            let _ = check(&mut &bytes[..], bytes.len() as u64);
+            let _ = read(&bytes[..], |_, _| ());
+        }
+    }
+
+    #[test]
+    fn what_is_not_ours_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("thesis");
+        assert!(loaded(&path).unwrap().is_none());
+        fs::write(&path, "").unwrap();
+        assert!(loaded(&path).unwrap().is_none());
+        for text in ["x", "All I know about trackers, in 300 pages"] {
+            fs::write(&path, text).unwrap();
+            assert!(matches!(loaded(&path), Err(StateError::Foreign)));
+        }
+        assert!(matches!(loaded(dir.path()), Err(StateError::Foreign)));
+        assert!(matches!(loaded(Path::new("/dev/zero")), Err(StateError::Foreign)));
+    }
+}
