@@ -4,6 +4,7 @@
 
 pub mod bencode;
 mod create;
+mod edit;
 mod error;
 mod file_tree;
 mod files;
@@ -14,7 +15,8 @@ mod magnet;
 mod names;
 mod torrent;
 
-pub use create::{CreateError, NewFile, NewTorrent, hash_pieces};
+pub use create::{CreateError, NewFile, NewTorrent, hash_pieces, is_name};
+pub use edit::Edit;
 pub use error::{MetainfoError, Place};
 pub use files::MAX_FILES;
 pub use identity::{InfoHash, PieceHashes, Verdict};
@@ -47,6 +49,8 @@ pub struct Metainfo {
     pub comment: Option<String>,
     /// The program that made it.
     pub created_by: Option<String>,
+    /// Whom it was made for; part of what is hashed.
+    pub source: Option<String>,
     /// Pieces and files.
     pub layout: Layout,
     /// What checks a piece.

@@ -51,6 +51,7 @@ dict! {
         private: i64 = "private",
         meta_version: i64 = "meta version",
         file_tree: FileTree = "file tree",
+        source: Vec<u8> = "source",
     }
 }
 
@@ -67,6 +68,7 @@ impl Metainfo {
         let info_hash = InfoHash::of(&raw_info);
         let name = info.name(info_hash)?;
         let private = info.private == Field::Is(1);
+        let source = text(info.source.clone());
         let (layout, hashes) = info.into_content(&name)?;
         Ok(Self {
             info_hash,
@@ -79,6 +81,7 @@ impl Metainfo {
             creation_date: top.creation_date.ok().filter(|date| (0..=MAX_DATE).contains(date)),
             comment: text(top.comment_utf8).or_else(|| text(top.comment)),
             created_by: text(top.created_by),
+            source,
             layout,
             hashes,
             info: raw_info,
@@ -426,7 +429,7 @@ mod tests {
         let file = |path: &[&str], len| NewFile {
             path: path.iter().map(|part| part.to_string()).collect(),
             len,
-            executable: true,
+            kind: FileKind::Regular { executable: true },
         };
         let torrent = NewTorrent {
             name: "sample".into(),
