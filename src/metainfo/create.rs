@@ -169,7 +169,7 @@ fn entry(file: &NewFile) -> Result<Entry<'_>, CreateError> {
     }
     let symlink_path = match &file.kind {
         FileKind::Symlink { target } => {
-            Some(from_root(&file.path, target).ok_or_else(|| CreateError::Link(file.path.join("/")))?)
+            Some(link_target(&file.path, target).ok_or_else(|| CreateError::Link(file.path.join("/")))?)
         }
         FileKind::Regular { .. } | FileKind::Pad => None,
     };
@@ -186,7 +186,7 @@ fn attr(kind: &FileKind) -> Option<&'static str> {
 }
 
 /// Where a link's target is, as a path from the torrent's root (BEP 47). `None`: not below it.
-fn from_root(link: &[String], target: &str) -> Option<Vec<String>> {
+pub fn link_target(link: &[String], target: &str) -> Option<Vec<String>> {
     if target.starts_with('/') {
         return None;
     }

@@ -15,7 +15,7 @@ mod magnet;
 mod names;
 mod torrent;
 
-pub use create::{CreateError, NewFile, NewTorrent, hash_pieces, is_name};
+pub use create::{CreateError, NewFile, NewTorrent, hash_pieces, is_name, link_target};
 pub use edit::Edit;
 pub use error::{MetainfoError, Place};
 pub use files::MAX_FILES;

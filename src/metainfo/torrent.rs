@@ -3,6 +3,11 @@
 //! What the filesystem cannot do without is required, and its fault told by name. Everything else is taken where it
 //! is sound and passed over where it is not, for it is no reason to keep anyone from the files.
 
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+
 use bytes::Bytes;
 use serde::de::SeqAccess;
 
@@ -11,7 +16,7 @@ use super::error::{MetainfoError, Place};
 use super::file_tree::FileTree;
 use super::files::{self, MAX_FILES, required, size};
 use super::layout::{File, FileKind, Layout};
-use super::{InfoHash, Lengths, Metainfo, PieceHashes, names};
+use super::{FileIndex, InfoHash, Lengths, Metainfo, PieceHashes, names};
 
 /// The largest `.torrent` file accepted, in bytes. It has room for the hashes of the most pieces accepted.
 pub const MAX_TORRENT_LEN: usize = Limits::TORRENT.bytes;
@@ -86,6 +91,21 @@ impl Metainfo {
             hashes,
             info: raw_info,
         })
+    }
+}
+
+impl Metainfo {
+    /// The files whose paths had to be changed to be safe, with their paths below the torrent's name as the torrent has
+    /// them: under which another program may have written them. Those that would lead elsewhere are left out.
+    pub fn raw_paths(&self) -> HashMap<FileIndex, PathBuf> {
+        let info = bencode::decode::<Field<Info>>(&self.info, &Limits::TORRENT).ok().and_then(Field::ok);
+        let entries = info.and_then(|info| info.files.ok()).map_or_else(Vec::new, |files| files.items);
+        let raw = |(entry, file): (Field<files::Entry>, &File)| {
+            let path: PathBuf = entry.ok()?.raw_path()?.into_iter().map(OsString::from_vec).collect();
+            (path != file.path[1..].iter().collect::<PathBuf>()).then_some(path)
+        };
+        let paths = entries.into_iter().zip(self.layout.files()).map(raw);
+        (0..).map(FileIndex).zip(paths).filter_map(|(index, path)| Some((index, path?))).collect()
     }
 }
 
@@ -322,6 +342,16 @@ mod tests {
         let read = parse(&many(&[file(&["..", "..", "etc", "passwd"]), file(&["/etc/passwd"]), file(&["."])])).unwrap();
         let paths: Vec<_> = read.layout.files().iter().map(|file| file.path.join("|")).collect();
         assert_eq!(paths, ["t|__|__|etc|passwd", "t|_etc_passwd", "t|_"]);
+    }
+
+    #[test]
+    fn paths_as_they_were_are_told_where_they_lead_nowhere_else() {
+        let mut bytes = many(&[file(&["a"]), file(&["b\n", "c"]), file(&["..", "d"]), file(&["/etc"]), file(&["xx"])]);
+        bytes = bytes.replace("2:xx", "2:\u{1}x");
+        let read = parse(&bytes).unwrap();
+        let raw = |n: u32, path: &str| (FileIndex(n), PathBuf::from(path));
+        assert_eq!(read.raw_paths(), [raw(1, "b\n/c"), raw(4, "\u{1}x")].into());
+        assert_eq!(parse(&single("", "")).unwrap().raw_paths(), HashMap::new());
     }
 
     #[test]
