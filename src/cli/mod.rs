@@ -1,16 +1,20 @@
 //! The command line: arguments to calls, errors to words. One file a subcommand.
 
 pub mod args;
+mod check;
+mod create;
 mod demo;
+mod edit;
 mod log;
 mod mount;
 pub mod network;
 pub mod options;
-#[allow(dead_code, reason = "for commands to come")]
+mod output;
 mod progress;
 mod resolve;
 mod sample;
 mod service;
+mod show;
 mod source;
 
 use std::fmt;
@@ -32,6 +36,13 @@ pub fn run() -> Exit {
             unmount_path(&mountpoint).map_err(|error| Failure::new(Exit::Mountpoint, error))
         }
         Command::Demo(args) => demo::run(args, verbosity),
+        Command::Create(args) => create::run(&args, cli.quiet),
+        Command::Show(args) => show::run(&args),
+        Command::Check(args) => match check::run(&args, cli.quiet) {
+            Ok(exit) => return exit,
+            Err(failure) => Err(failure),
+        },
+        Command::Edit(args) => edit::run(&args, cli.quiet),
     };
     match outcome {
         Ok(()) => Exit::Success,

@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_bytes::Bytes;
 use sha1::{Digest, Sha1};
 
-use super::{FileKind, Lengths, LengthsError};
+use super::{FileKind, Lengths, LengthsError, MAX_PIECE_LEN, Metainfo, MetainfoError};
 
 /// A file of a torrent to be made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,6 +71,17 @@ pub enum CreateError {
     },
 }
 
+/// Why a torrent cannot be made, or nobody would read it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DraftError {
+    /// It cannot be made.
+    #[error(transparent)]
+    Create(#[from] CreateError),
+    /// It would be refused.
+    #[error("{0}")]
+    Read(#[from] MetainfoError),
+}
+
 // The encoder sorts the keys.
 
 #[derive(Serialize)]
@@ -119,6 +130,15 @@ struct Entry<'a> {
 }
 
 impl NewTorrent {
+    /// The torrent as others will read it, with hashes that are not yet known. Tells what is wrong with it, if anything
+    /// is, before they are.
+    pub fn draft(&self) -> Result<Metainfo, DraftError> {
+        let total = self.files.iter().fold(0u64, |sum, file| sum.saturating_add(file.len));
+        let lengths = Lengths::new(total, u64::from(self.piece_len)).map_err(CreateError::from)?;
+        let torrent = self.build(&vec![[0; 20]; lengths.pieces() as usize])?;
+        Ok(Metainfo::parse(&torrent)?)
+    }
+
     /// The content of the `.torrent` file. `hashes` are the SHA-1 of each piece of the files' bytes, one after the
     /// other, as [`hash_pieces`] gives them.
     pub fn build(&self, hashes: &[[u8; 20]]) -> Result<Vec<u8>, CreateError> {
@@ -161,6 +181,16 @@ impl NewTorrent {
         // It fails only where a key is not a string, and these are.
         Ok(serde_bencode::to_bytes(&top).expect("the keys are strings"))
     }
+}
+
+/// A good length for the pieces of so many bytes: a power of two, such that the hashes are few, yet small, for nothing
+/// can be shown before its piece is whole.
+pub fn piece_len_for(total: u64) -> u32 {
+    let (small, large) = (16 << 10, 4 << 20);
+    let fits = |len: &u32| total.div_ceil(u64::from(*len)) <= if *len < large { 2048 } else { 1 << 16 };
+    std::iter::successors(Some(small), |len| (*len < MAX_PIECE_LEN).then(|| len * 2))
+        .find(fits)
+        .unwrap_or(MAX_PIECE_LEN)
 }
 
 fn entry(file: &NewFile) -> Result<Entry<'_>, CreateError> {
@@ -311,6 +341,34 @@ mod tests {
             let data = &content[range.start as usize..range.end as usize];
             assert_eq!(read.hashes.check(piece, data), Verdict::Good);
         }
+    }
+
+    #[test]
+    fn pieces_are_few_but_small() {
+        let (kib, mib, gib) = (1u64 << 10, 1u64 << 20, 1u64 << 30);
+        let cases = [
+            (0, 16 * kib),
+            (32 * mib, 16 * kib),
+            (32 * mib + 1, 32 * kib),
+            (gib, 512 * kib),
+            (8 * gib, 4 * mib),
+            (256 * gib, 4 * mib),
+            (256 * gib + 1, 8 * mib),
+            (u64::MAX, 128 * mib),
+        ];
+        for (total, len) in cases {
+            assert_eq!(u64::from(piece_len_for(total)), len, "{total}");
+        }
+    }
+
+    #[test]
+    fn a_draft_is_all_but_the_hashes() {
+        let torrent = NewTorrent { name: "t".into(), piece_len: 4, files: vec![file(&["a"], 9)], ..Default::default() };
+        let draft = torrent.draft().unwrap();
+        assert_eq!((draft.layout.lengths().pieces(), draft.layout.files()[0].len), (3, 9));
+        let deep = NewTorrent { files: vec![file(&["d"; 65], 9)], ..torrent.clone() };
+        assert!(deep.draft().unwrap_err().to_string().contains("too deep"));
+        assert!(NewTorrent { files: vec![file(&["a"], 0)], ..torrent }.draft().is_err());
     }
 
     #[test]

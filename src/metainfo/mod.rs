@@ -15,7 +15,7 @@ mod magnet;
 mod names;
 mod torrent;
 
-pub use create::{CreateError, NewFile, NewTorrent, hash_pieces, is_name, link_target};
+pub use create::{CreateError, DraftError, NewFile, NewTorrent, hash_pieces, is_name, link_target, piece_len_for};
 pub use edit::Edit;
 pub use error::{MetainfoError, Place};
 pub use files::MAX_FILES;
@@ -23,7 +23,7 @@ pub use identity::{InfoHash, PieceHashes, Verdict};
 pub use layout::{File, FileIndex, FileKind, Layout};
 pub use lengths::{BLOCK_LEN, Block, BlockIndex, Lengths, LengthsError, MAX_PIECE_LEN, MAX_PIECES, PieceIndex};
 pub use magnet::{Magnet, MagnetError};
-pub use torrent::MAX_TORRENT_LEN;
+pub use torrent::{MAX_DATE, MAX_TORRENT_LEN};
 
 /// Everything a `.torrent` file says that the rest needs.
 #[derive(Clone, Debug)]

@@ -28,7 +28,7 @@ const MAX_URL: usize = 4096;
 /// The longest comment kept, in bytes.
 const MAX_TEXT: usize = 16 << 10;
 /// The end of the year 9999, in seconds since 1970: what is later is no date.
-const MAX_DATE: i64 = 253_402_300_799;
+pub const MAX_DATE: i64 = 253_402_300_799;
 
 dict! {
     struct Top {
@@ -95,6 +95,11 @@ impl Metainfo {
 }
 
 impl Metainfo {
+    /// Whether it is a torrent of BitTorrent v2, too.
+    pub fn is_hybrid(&self) -> bool {
+        matches!(bencode::span_of(&self.info, b"file tree", &Limits::TORRENT), Ok(Some(_)))
+    }
+
     /// The files whose paths had to be changed to be safe, with their paths below the torrent's name as the torrent has
     /// them: under which another program may have written them. Those that would lead elsewhere are left out.
     pub fn raw_paths(&self) -> HashMap<FileIndex, PathBuf> {

@@ -75,7 +75,7 @@ pub fn hash<P>(
     let workers = thread::available_parallelism().map_or(1, usize::from) + 1;
     thread::scope(|scope| {
         // A thread that cannot be had is one less; this one works, too.
-        (1..workers).for_each(|_| drop(thread::Builder::new().name("hash".into()).spawn_scoped(scope, &work)));
+        (1..workers).for_each(|_| drop(thread::Builder::new().name("hash".into()).spawn_scoped(scope, work)));
         work();
     });
 }

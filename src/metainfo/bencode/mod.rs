@@ -82,6 +82,9 @@ pub enum BencodeError {
     Kind(String),
 }
 
+/// A key of a dictionary and where its value lies.
+pub type Span<'a> = (&'a [u8], Range<usize>);
+
 /// Decodes a value that is all of `bytes`.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8], limits: &Limits) -> Result<T, BencodeError> {
     let scan = scan(bytes, limits)?;
@@ -107,7 +110,7 @@ pub fn span_of(bytes: &[u8], key: &[u8], limits: &Limits) -> Result<Option<Range
 
 /// Every key of the dictionary that is all of `bytes`, in its order, and where its value lies. `None`: it is no
 /// dictionary.
-pub fn spans<'a>(bytes: &'a [u8], limits: &Limits) -> Result<Option<Vec<(&'a [u8], Range<usize>)>>, BencodeError> {
+pub fn spans<'a>(bytes: &'a [u8], limits: &Limits) -> Result<Option<Vec<Span<'a>>>, BencodeError> {
     let scan = scan(bytes, limits)?;
     if scan.consumed < bytes.len() {
         return Err(BencodeError::Trailing(scan.consumed));
@@ -121,8 +124,8 @@ fn decode_scanned<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, BencodeError> 
 
 struct Scan<'a> {
     consumed: usize,
-    /// Of the outermost dictionary: each key and where its value lies.
-    fields: Vec<(&'a [u8], Range<usize>)>,
+    /// Of the outermost dictionary.
+    fields: Vec<Span<'a>>,
 }
 
 /// A list or dictionary that is still open.
@@ -155,7 +158,7 @@ fn scan<'a>(bytes: &'a [u8], limits: &Limits) -> Result<Scan<'a>, BencodeError> 
 fn scan_within<'a>(bytes: &'a [u8], limits: &Limits) -> Result<Scan<'a>, BencodeError> {
     let mut open: Vec<Open> = Vec::new();
     let mut keys: Vec<&'a [u8]> = Vec::new();
-    let mut fields: Vec<(&'a [u8], Range<usize>)> = Vec::new();
+    let mut fields: Vec<Span> = Vec::new();
     let mut values = 0;
     let mut at = 0;
     loop {
