@@ -165,7 +165,7 @@ pub(super) fn run(args: &CreateArgs, quiet: bool) -> Result<(), Failure> {
         executable: !args.no_executable,
         except: target.place(),
     };
-    let (files, left_out) = payload::walk(&args.path, &walk).map_err(|error| failed(&args.path, error))?;
+    let (files, left_out) = payload::walk(&args.path, &walk).map_err(|error| Failure::new(Exit::Failure, error))?;
     let total = files.iter().fold(0u64, |sum, found| sum.saturating_add(found.file.len));
     let torrent = NewTorrent {
         name,
@@ -342,7 +342,6 @@ fn tell_renamed(draft: &Metainfo, files: &[Found]) {
 
 fn failed(path: &Path, error: impl std::fmt::Display) -> Failure {
     let error = error.to_string();
-    // Those that name a file say enough.
     let error = error.strip_prefix("cannot make a torrent: ").unwrap_or(&error);
     Failure::new(Exit::Failure, format!("cannot make a torrent of {}: {error}", path.display()))
 }
