@@ -10,8 +10,12 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
+use super::check::{self, CheckArgs};
+use super::create::{self, CreateArgs};
+use super::edit::{self, EditArgs};
 use super::network::{NetworkArgs, NetworkFlags};
 use super::options::{MountOptions, Options};
+use super::show::{self, ShowArgs};
 use super::tracker::TrackerArgs;
 
 const MIB: u64 = 1 << 20;
@@ -31,6 +35,9 @@ Examples:
   torrentfs mount 'magnet:?xt=urn:btih:...' /mnt/film
   torrentfs mount --on-demand --cache-size 5GiB linux.torrent ~/iso
   torrentfs unmount /mnt/film
+  torrentfs create film -a http://tracker.example.org/announce
+  torrentfs show film.torrent
+  torrentfs check film.torrent ~/film
 
 Exit codes:
   0  done
@@ -38,7 +45,8 @@ Exit codes:
   2  the command line makes no sense
   3  the torrent cannot be read or fetched, is malformed or is of a kind not supported
   4  the mountpoint cannot be used, or FUSE is not available
-  5  a port, the cache directory or a tracker's file cannot be used";
+  5  a port, the cache directory or a tracker's file cannot be used
+  6  what was checked is not all there, or not all right";
 
 const AFTER_MOUNT_HELP: &str = "\
 SIZE is a number with a unit: 512MiB, 20GiB, 500MB. RATE is a SIZE for a second.
@@ -78,6 +86,8 @@ pub enum Exit {
     Mountpoint = 4,
     /// A port, the cache directory or a tracker's file cannot be used.
     Resource = 5,
+    /// What was checked is not all there, or not all right.
+    Incomplete = 6,
 }
 
 impl Termination for Exit {
@@ -130,6 +140,22 @@ pub enum Command {
     /// lists again.
     #[command(after_help = super::tracker::AFTER_HELP)]
     Tracker(Box<TrackerArgs>),
+
+    /// Make a .torrent of a file or a directory
+    #[command(after_help = create::AFTER_HELP, args_override_self = true)]
+    Create(Box<CreateArgs>),
+
+    /// Tell what a torrent or a link says
+    #[command(after_help = show::AFTER_HELP)]
+    Show(ShowArgs),
+
+    /// Tell whether files are those of a torrent, and which are not
+    #[command(after_help = check::AFTER_HELP)]
+    Check(CheckArgs),
+
+    /// Change a torrent's trackers, web seeds and texts, and leave the rest as it is
+    #[command(after_help = edit::AFTER_HELP, args_override_self = true)]
+    Edit(Box<EditArgs>),
 }
 
 /// `torrentfs mount`, as given. [`MountArgs`] is what is meant.

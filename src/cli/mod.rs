@@ -1,14 +1,20 @@
 //! The command line: arguments to calls, errors to words. One file a subcommand.
 
 pub mod args;
+mod check;
+mod create;
 mod demo;
+mod edit;
 mod log;
 mod mount;
 pub mod network;
 pub mod options;
+mod output;
+mod progress;
 mod resolve;
 mod sample;
 mod service;
+mod show;
 mod source;
 mod tracker;
 
@@ -32,6 +38,13 @@ pub fn run() -> Exit {
         }
         Command::Demo(args) => demo::run(args, verbosity),
         Command::Tracker(args) => tracker::run(*args, verbosity),
+        Command::Create(args) => create::run(&args, cli.quiet),
+        Command::Show(args) => show::run(&args),
+        Command::Check(args) => match check::run(&args, cli.quiet) {
+            Ok(exit) => return exit,
+            Err(failure) => Err(failure),
+        },
+        Command::Edit(args) => edit::run(&args, cli.quiet),
     };
     match outcome {
         Ok(()) => Exit::Success,
