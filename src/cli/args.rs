@@ -12,6 +12,8 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 
 use super::network::{NetworkArgs, NetworkFlags};
 use super::options::{MountOptions, Options};
+use super::orders::{PriorityArgs, SetArgs, TorrentArgs};
+use super::status::StatusArgs;
 
 const MIB: u64 = 1 << 20;
 /// How long a read may wait without progress.
@@ -60,6 +62,17 @@ Options of -o, separated by commas (\\, stands for a comma in a value):
   noexec         no file may be executed
   ro             always so
   Every flag above by its name, with _ or -: -o on_demand,read_timeout=5min";
+
+const AFTER_STATUS_HELP: &str = "\
+Flags of a peer:
+  D  it gives us what we want       d  it has what we want, and refuses
+  U  we give it what it wants       u  it wants what we have, and we refuse
+  I  it called us   E  encrypted   P  over uTP   S  it stopped answering
+
+Examples:
+  torrentfs status
+  torrentfs status --watch /mnt/film
+  torrentfs status --json /mnt/film | jq .total";
 
 /// What the exit status means; the help tells users. Stable.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -115,6 +128,25 @@ pub enum Command {
         /// Where it is mounted
         mountpoint: PathBuf,
     },
+
+    /// Show what mounts do: progress, peers, trackers, the cache, reads that wait
+    #[command(after_help = AFTER_STATUS_HELP)]
+    Status(StatusArgs),
+
+    /// Change a running mount: its rate limits, or whether all is fetched
+    Set(SetArgs),
+
+    /// Stop fetching and giving; reads of what is not here wait
+    Pause(TorrentArgs),
+
+    /// Go on with what was paused
+    Resume(TorrentArgs),
+
+    /// Hash again what is here, in the background; what is not as it should be is fetched again
+    Verify(TorrentArgs),
+
+    /// Fetch files before all others, or only what is read of them
+    Priority(PriorityArgs),
 
     /// See it work: a whole swarm on this machine, with sample music and video, mounted
     ///

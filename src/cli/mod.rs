@@ -2,14 +2,18 @@
 
 pub mod args;
 mod demo;
+mod desk;
 mod log;
 mod mount;
 pub mod network;
 pub mod options;
+mod orders;
+mod reach;
 mod resolve;
 mod sample;
 mod service;
 mod source;
+mod status;
 
 use std::fmt;
 
@@ -29,6 +33,15 @@ pub fn run() -> Exit {
             log::to_stderr(verbosity);
             unmount_path(&mountpoint).map_err(|error| Failure::new(Exit::Mountpoint, error))
         }
+        Command::Status(args) => {
+            log::to_stderr(verbosity);
+            status::run(&args)
+        }
+        Command::Set(args) => orders::set(&args),
+        Command::Pause(args) => orders::pause(&args, true),
+        Command::Resume(args) => orders::pause(&args, false),
+        Command::Verify(args) => orders::verify(&args),
+        Command::Priority(args) => orders::prioritize(&args),
         Command::Demo(args) => demo::run(args, verbosity),
     };
     match outcome {

@@ -10,9 +10,11 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::Failure;
 use super::args::{Exit, MountArgs};
+use super::desk::Desk;
 use super::network::ListenPort;
 use super::resolve::resolve;
 use super::source::Source;
+use crate::control;
 use crate::fs::{MountOptions, Mounted};
 use crate::net::{self, Blocklist, Limits, PortChoice, Ranges, Unread};
 use crate::session::{Session, SessionConfig, SessionError, Torrent, TorrentOptions};
@@ -25,7 +27,9 @@ const BLOCKING_THREADS: usize = 32;
 pub(super) struct Service {
     pub(super) torrent: Arc<Torrent>,
     pub(super) mounted: Mounted,
-    session: Session,
+    session: Arc<Session>,
+    /// What tells of it and takes orders; `None`: it could not be had.
+    control: Option<control::Server>,
     cache: Arc<Cache>,
     /// To be read again at SIGHUP.
     blocklist: Option<(PathBuf, Arc<Blocklist>)>,
@@ -128,10 +132,12 @@ impl Service {
             ..SessionConfig::new(cache.clone())
         })
         .map_err(resource)?;
+        let session = Arc::new(session);
         let (metainfo, found) = resolve(source, args, &session, &cache, wanted).await?;
         let options = TorrentOptions {
             on_demand: args.on_demand,
-            peers: [args.network.peers.clone(), found].concat(),
+            peers: args.network.peers.clone(),
+            found,
             verify: args.verify,
             progress: std::io::stderr().is_terminal().then_some(show_check),
             ..TorrentOptions::default()
@@ -158,7 +164,10 @@ impl Service {
         let handle = runtime::Handle::current();
         let mounting = tokio::task::spawn_blocking(move || Mounted::start(contents, &mountpoint, &options, handle));
         let failure = match mounting.await {
-            Ok(Ok(mounted)) => return Ok(Self { torrent, mounted, session, cache, blocklist: again, signals }),
+            Ok(Ok(mounted)) => {
+                let control = control(&mounted, &session, &cache, &torrent);
+                return Ok(Self { torrent, mounted, session, control, cache, blocklist: again, signals });
+            }
             Ok(Err(error)) => Failure::new(Exit::Mountpoint, error),
             Err(error) => Failure::new(Exit::Mountpoint, error),
         };
@@ -185,12 +194,27 @@ impl Service {
 
     /// Unmounts, tells the trackers (2 s at most), saves the state.
     pub(super) async fn stop(self) -> Result<(), Failure> {
-        let Self { torrent, mounted, session, cache, .. } = self;
+        let Self { torrent, mounted, session, control, cache, .. } = self;
+        // Before the device number that names its socket is free for others.
+        drop(control);
         let (unmounted, ()) = tokio::join!(mounted.unmount(), session.remove(&torrent));
         session.stop().await;
         let _ = tokio::task::spawn_blocking(move || cache.close()).await;
         unmounted.map_err(|error| Failure::new(Exit::Mountpoint, error))
     }
+}
+
+/// Without it the mount is as good as ever, but nobody can ask it anything.
+fn control(
+    mounted: &Mounted,
+    session: &Arc<Session>,
+    cache: &Arc<Cache>,
+    torrent: &Arc<Torrent>,
+) -> Option<control::Server> {
+    let (mountpoint, device) = (mounted.path().to_owned(), mounted.device());
+    let (session, cache, torrent) = (session.clone(), cache.clone(), torrent.clone());
+    let started = control::Server::start(Arc::new(Desk { mountpoint, device, session, cache, torrent }));
+    started.inspect_err(|error| tracing::warn!("`torrentfs status` will not find this mount: {error}")).ok()
 }
 
 fn read_blocklist(file: &Path) -> Result<Ranges, Failure> {

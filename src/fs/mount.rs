@@ -228,6 +228,11 @@ impl Mounted {
         &self.mount.path
     }
 
+    /// The device number of the filesystem, major and minor.
+    pub fn device(&self) -> (u32, u32) {
+        self.mount.device
+    }
+
     /// Whether the kernel has let go of the mount.
     pub fn is_ended(&self) -> bool {
         *self.ended.borrow()

@@ -5,8 +5,8 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -22,9 +22,11 @@ use crate::wire::{Handshake, Message, Request};
 
 use super::extensions::{self, Extensions};
 use super::holepunch::Introductions;
+use super::origins::{Origins, PeerSource};
 use super::partial::Partials;
+use super::reads::Reads;
 use super::seeding::Seeding;
-use super::sources::Sources;
+use super::sources::{Finders, Found, Sources};
 use super::torrent::{Command, Progress};
 use super::{Session, SessionError, Torrent, TorrentOptions};
 
@@ -93,7 +95,7 @@ pub(super) async fn start(
 
     let lengths = *metainfo.layout.lengths();
     let transferred = Arc::new(Transferred::default());
-    let (found_tx, found) = mpsc::channel(16);
+    let (finders, found) = Finders::channel();
     let config = swarm::Config {
         lengths,
         seed: rand::random(),
@@ -116,7 +118,7 @@ pub(super) async fn start(
         metainfo.trackers.clone(),
         metainfo.private,
         transferred.clone(),
-        found_tx,
+        finders,
     );
     if let Some(dht) = session.dht.as_ref().filter(|_| !metainfo.private) {
         metainfo.nodes.iter().for_each(|(host, port)| dht.add_host(host, *port));
@@ -146,6 +148,7 @@ pub(super) async fn start(
         peers: HashMap::new(),
         next_peer: 0,
         introductions: Introductions::new(Instant::now()),
+        origins: Origins::new(),
         web_seeds: seeds.into_iter().map(|seed| (seed.addr(), seed)).collect(),
         seeding: Seeding::new(session.config.seed),
         partials: Partials::new(lengths),
@@ -157,9 +160,10 @@ pub(super) async fn start(
         stats_at: Instant::now(),
         room: u64::MAX,
     };
-    driver.hear(Event::PeersFound(options.peers));
+    driver.found(options.peers, PeerSource::Manual);
+    driver.found(options.found, PeerSource::Magnet);
     // By addresses that stand for no host: the swarm calls them as it calls peers, and backs off alike.
-    driver.hear(Event::PeersFound(driver.web_seeds.keys().copied().collect()));
+    driver.found(driver.web_seeds.keys().copied().collect(), PeerSource::WebSeed);
     let inputs = Inputs { inbox, done, commands, callers, found, evicted };
     tokio::spawn(async move {
         driver.run(inputs, closed_tx).await;
@@ -175,6 +179,9 @@ pub(super) async fn start(
         runtime: tokio::runtime::Handle::current(),
         next_id: AtomicU64::new(0),
         stopping: AtomicBool::new(false),
+        priorities: Mutex::default(),
+        verification: Mutex::default(),
+        reads: Reads::default(),
     }))
 }
 
@@ -190,7 +197,7 @@ struct Inputs {
     done: mpsc::Receiver<Done>,
     commands: mpsc::Receiver<Command>,
     callers: mpsc::Receiver<Handshaken>,
-    found: mpsc::Receiver<Vec<SocketAddr>>,
+    found: Found,
     /// Unbounded, for the store must not wait while it evicts; it holds each piece once at most between two turns.
     evicted: mpsc::UnboundedReceiver<PieceIndex>,
 }
@@ -200,6 +207,7 @@ pub(super) struct Peer {
     pub(super) addr: SocketAddr,
     pub(super) transport: Transport,
     pub(super) encrypted: bool,
+    pub(super) source: PeerSource,
     /// Said in this turn, sent at its end in one go; what its outbox has no place for waits here for a later turn.
     pub(super) outgoing: Vec<Message>,
     pub(super) extensions: Extensions,
@@ -227,6 +235,7 @@ pub(super) struct Driver {
     pub(super) peers: HashMap<PeerKey, Peer>,
     pub(super) next_peer: u64,
     pub(super) introductions: Introductions,
+    pub(super) origins: Origins,
     /// By the addresses that stand for them.
     pub(super) web_seeds: HashMap<SocketAddr, WebSeed>,
     seeding: Seeding,
@@ -258,7 +267,7 @@ impl Driver {
                 command = inputs.commands.recv() => stop |= command.is_none_or(|command| self.command(command)),
                 Some(done) = inputs.done.recv() => self.finished(done),
                 Some(piece) = inputs.evicted.recv() => self.hear(Event::Evicted(piece)),
-                Some(addrs) = inputs.found.recv() => self.hear(Event::PeersFound(addrs)),
+                Some((source, addrs)) = inputs.found.recv() => self.found(addrs, source),
                 Some(caller) = inputs.callers.recv() => self.connected(caller, Direction::Incoming),
                 Some((peer, incoming)) = inputs.inbox.recv() => self.incoming(peer, incoming),
                 () = tokio::time::sleep_until(wakeup.into()) => {}
@@ -320,6 +329,7 @@ impl Driver {
                 let last_block = self.partials.last_block(pieces.into_iter());
                 let _ = answer.send(Progress { last_block, sources: self.sources() });
             }
+            Command::Report(answer) => drop(answer.send(self.report())),
             Command::Stop => return true,
         }
         false
@@ -332,6 +342,9 @@ impl Driver {
             1 => "1 peer connected".to_owned(),
             n => format!("{n} peers connected"),
         };
+        if self.swarm.is_paused() {
+            return "the torrent is paused".into();
+        }
         let fault = self.sources.fault().or_else(|| {
             self.web_seeds.values().find_map(|seed| Some(format!("web seed {}: {}", seed.url(), seed.fault()?)))
         });
@@ -420,7 +433,12 @@ impl Driver {
         let (transport, encrypted) = (peer.stream.transport(), peer.stream.encrypted());
         let connection = Connection::start(peer, pieces, self.limits.clone(), key, self.inbox.clone());
         let extensions = Extensions::new(Instant::now(), direction);
-        self.peers.insert(key, Peer { connection, addr, transport, encrypted, outgoing: Vec::new(), extensions });
+        let source = match direction {
+            Direction::Incoming => PeerSource::Incoming,
+            Direction::Outgoing => self.origins.of(addr),
+        };
+        let peer = Peer { connection, addr, transport, encrypted, source, outgoing: Vec::new(), extensions };
+        self.peers.insert(key, peer);
         self.hear(Event::Connected { peer: key, addr, direction, id: theirs.peer_id, fast, extended });
         // The swarm's first message (what we have) is the first after the handshake; ours comes behind it.
         let metadata = Some(self.metainfo.info.len() as u32);
@@ -450,7 +468,7 @@ impl Driver {
             self.update_serving(now);
             self.exchange_peers(now);
             let peers = self.peers.values().filter(|peer| !self.web_seeds.contains_key(&peer.addr)).count();
-            if peers < FEW_PEERS && !self.swarm.complete() {
+            if peers < FEW_PEERS && !self.swarm.complete() && !self.swarm.is_paused() {
                 self.sources.want_peers();
             }
         }

@@ -11,11 +11,16 @@ mod driver;
 mod extensions;
 mod holepunch;
 mod metadata;
+mod origins;
 mod partial;
+mod priorities;
 mod reader;
+mod reads;
+mod report;
 mod seeding;
 mod sources;
 mod torrent;
+mod verify;
 mod webseeds;
 mod work;
 
@@ -27,7 +32,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 
-use crate::discovery::{AnnounceError, AnnouncedPort, Dht, DhtConfig, HttpClient, Lsd, TrackerClient};
+use crate::discovery::{AnnounceError, AnnouncedPort, Dht, DhtConfig, DhtStatus, HttpClient, Lsd, TrackerClient};
 use crate::metainfo::{InfoHash, Metainfo};
 use crate::net::{self, Dialer, Handshaken, Host, Limits, Listener, PortChoice};
 use crate::portmap::{PortMapConfig, PortMapStatus, PortMapper};
@@ -36,9 +41,14 @@ use crate::store::{Cache, StoreError};
 use crate::wire::{Handshake, PeerId};
 
 pub use metadata::{MetadataError, MetadataProgress};
+pub use origins::PeerSource;
+pub use priorities::Priority;
 pub use reader::{ReadError, Reader};
+pub use reads::ReadCounts;
+pub use report::{PeerReport, Report};
 pub use seeding::SeedLimits;
 pub use torrent::Torrent;
+pub use verify::Verification;
 
 /// What a session is started with.
 pub struct SessionConfig {
@@ -98,6 +108,8 @@ pub struct TorrentOptions {
     pub on_demand: bool,
     /// Peers by hand, beside those that trackers give.
     pub peers: Vec<SocketAddr>,
+    /// Peers that were found already, while the metadata was fetched.
+    pub found: Vec<SocketAddr>,
     /// Complete and perhaps the only one: give each piece once and let the others spread it (BEP 16).
     pub super_seed: bool,
     /// Hash everything that is in the cache before the torrent is used.
@@ -255,6 +267,11 @@ impl Session {
     /// For requests over HTTP, by the session's way.
     pub fn http(&self) -> &HttpClient {
         self.trackers.http()
+    }
+
+    /// What is known of the DHT; `None`: it is not used.
+    pub fn dht(&self) -> Option<DhtStatus> {
+        self.dht.as_ref().map(|dht| dht.status())
     }
 
     /// The port that peers call; 0: nobody can (through a proxy).

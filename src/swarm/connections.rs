@@ -44,6 +44,8 @@ impl Swarm {
             Some(Goodbye::Duplicate)
         } else if self.peers.len() >= self.config.max_peers {
             Some(Goodbye::Crowded)
+        } else if self.paused {
+            Some(Goodbye::Paused)
         } else {
             None
         };
@@ -144,7 +146,7 @@ impl Swarm {
     /// Calls as many as there is place for.
     pub(super) fn call_more(&mut self, now: Instant) {
         // Complete and not serving: nobody is of use.
-        if self.pieces.complete() && !self.config.upload {
+        if self.paused || self.pieces.complete() && !self.config.upload {
             return;
         }
         while self.addresses.calling() < self.config.max_connecting

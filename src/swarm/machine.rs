@@ -57,6 +57,8 @@ pub struct Swarm {
     freed: u64,
     pins: Vec<Range<u32>>,
     pub(super) actions: VecDeque<Action>,
+    /// Nothing is fetched or given.
+    pub(super) paused: bool,
     /// Bytes that background fetching may still add.
     pub(super) room: u64,
     /// Seconds of queue allowed at each peer.
@@ -98,6 +100,7 @@ impl Swarm {
             freed: 0,
             pins: Vec::new(),
             actions: VecDeque::new(),
+            paused: false,
             room: u64::MAX,
             slack: LONG,
             work: false,
@@ -131,6 +134,9 @@ impl Swarm {
             }
             Event::UploadOnly(peer) => self.is_upload_only(now, peer),
             Event::Serve(serve) => self.serve(now, serve),
+            Event::OnDemand(on_demand) => self.set_on_demand(on_demand),
+            Event::Pause(paused) => self.pause(now, paused),
+            Event::Priorities { skip, high } => self.prioritize(skip, &high),
             Event::Uploaded { peer: key, request, sent } => {
                 let Some(peer) = self.peers.get_mut(&key).filter(|peer| peer.uploads.holds(request)) else { return };
                 peer.uploads.done(request);
@@ -138,6 +144,7 @@ impl Swarm {
                     let length = u64::from(request.length);
                     peer.last_sent = now;
                     peer.up.add(now, length);
+                    peer.uploaded += length;
                     self.up.add(now, length);
                     self.uploaded += length;
                 } else if peer.fast {
@@ -290,8 +297,7 @@ impl Swarm {
         self.addresses.check();
         self.blame.check();
         let count_of = |piece| self.peers.values().filter(|peer| !peer.is_seed() && peer.has(piece)).count();
-        let missing = |piece| self.pieces.state(piece) == super::pieces::State::Missing;
-        self.pieces.availability.check(missing, count_of);
+        self.pieces.availability.check(|piece| self.pieces.is_to_begin(piece), count_of);
         assert_eq!(
             self.pieces.availability.seeds() as usize,
             self.peers.values().filter(|peer| peer.is_seed()).count()

@@ -166,6 +166,16 @@ impl Readers {
         self.any_blocked() || self.last_read.is_some_and(|at| now.saturating_duration_since(at) < ACTIVE)
     }
 
+    /// The windows of the readers that have read something.
+    pub(super) fn windows(&self) -> impl Iterator<Item = Range<u64>> {
+        self.readers.values().filter(|reader| reader.opened).map(|reader| self.window(reader))
+    }
+
+    /// What blocked reads want, and for how long they have been waiting.
+    pub(super) fn waits(&self, now: Instant) -> impl Iterator<Item = (Range<u64>, Duration)> {
+        self.wants.values().map(move |want| (want.bytes.clone(), now.saturating_duration_since(want.since)))
+    }
+
     fn window(&self, reader: &Reader) -> Range<u64> {
         let end = reader.position.saturating_add(reader.window).min(reader.file.end);
         reader.position.min(end)..end

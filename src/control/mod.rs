@@ -1,0 +1,102 @@
+//! What a running mount tells of itself, and the orders it takes: HTTP and JSON, through a socket of its user's alone
+//! and, if asked for, over TCP.
+//!
+//! | file | owns |
+//! |---|---|
+//! | `status` | the words of the API: what is told of a mount, its torrents and their peers |
+//! | `observe` | from a session's state to those words |
+//! | `api` | the routes and their description (OpenAPI) |
+//! | `orders` | what changes something |
+//! | `server` | connections, bounded in number, size and time |
+//! | `socket` | where a mount's socket is, who may use it, how it is found |
+//! | `client` | the other end: what `torrentfs status` and its like speak through |
+//!
+//! Invariants: the socket answers its owner and root alone; whatever is asked is answered with less than 500, and
+//! nothing asked holds up the torrent's task or a read; every connection, head and body is bounded in size and in time.
+//!
+//! It knows nothing of FUSE and of peers' sockets: a mount is what [`Mount`] says.
+
+mod api;
+pub mod client;
+mod observe;
+pub mod orders;
+mod server;
+pub mod socket;
+pub mod status;
+
+use std::future::Future;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use axum::http::StatusCode;
+
+pub use api::openapi;
+pub use server::Server;
+
+use crate::metainfo::InfoHash;
+use crate::session::{Session, Torrent};
+use crate::store::Cache;
+
+/// What an order comes to, later.
+pub type Outcome<'a, T> = Pin<Box<dyn Future<Output = Result<T, Refusal>> + Send + 'a>>;
+
+/// A mount, as far as it can be asked and ordered.
+pub trait Mount: Send + Sync + 'static {
+    /// Where it is.
+    fn mountpoint(&self) -> &Path;
+
+    /// The device number of its filesystem, major and minor.
+    fn device(&self) -> (u32, u32);
+
+    /// What its torrents share.
+    fn session(&self) -> &Session;
+
+    /// Where pieces are kept.
+    fn cache(&self) -> &Cache;
+
+    /// What it shows, in its order.
+    fn torrents(&self) -> Vec<Shown>;
+}
+
+/// A torrent and the name that it has in the mount's root.
+#[derive(Clone)]
+pub struct Shown {
+    /// The file's or directory's name.
+    pub name: String,
+    /// The torrent.
+    pub torrent: Arc<Torrent>,
+}
+
+impl Shown {
+    /// The torrent's name on the network.
+    pub fn info_hash(&self) -> InfoHash {
+        self.torrent.metainfo().info_hash
+    }
+}
+
+/// Why something is not done: what the answer's status is and what it says.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Refusal {
+    /// 400 to 499.
+    pub status: StatusCode,
+    /// One line for people.
+    pub message: String,
+}
+
+impl Refusal {
+    /// A refusal in one line, whatever a name in it holds.
+    pub fn new(status: StatusCode, message: impl std::fmt::Display) -> Self {
+        let message = message.to_string().replace(|c: char| c.is_control(), " ");
+        Self { status, message }
+    }
+
+    fn bad(message: impl std::fmt::Display) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, message)
+    }
+
+    fn not_found(message: impl std::fmt::Display) -> Self {
+        Self::new(StatusCode::NOT_FOUND, message)
+    }
+}
