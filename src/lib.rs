@@ -18,6 +18,7 @@
 //! | module | owns | knows nothing of |
 //! |---|---|---|
 //! | [`cli`] | arguments to calls, errors to words; one file a subcommand | how anything works |
+//! | [`library`] | the torrents of a mount, as they come and go; watched directories | the command line |
 //! | [`fs`] | the tree of inodes, the answering of reads, the FUSE mount | peers, trackers |
 //! | [`session`] | the driver: owns each torrent's `Swarm`, turns its actions into I/O | the wire format |
 //! | [`webseed`] | HTTP servers as peers that have everything (BEP 19, 17) | picking, choking |
@@ -64,6 +65,7 @@
 pub mod cli;
 pub mod discovery;
 pub mod fs;
+pub mod library;
 pub mod metainfo;
 pub mod net;
 pub mod portmap;

@@ -1,15 +1,14 @@
 //! The command line: arguments to calls, errors to words. One file a subcommand.
 
+mod adding;
 pub mod args;
 mod demo;
 mod log;
 mod mount;
 pub mod network;
 pub mod options;
-mod resolve;
 mod sample;
 mod service;
-mod source;
 
 use std::fmt;
 
