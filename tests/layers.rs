@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Lowest first. A module may import itself and what stands before it.
-const LAYERS: [&str; 15] = [
+const LAYERS: [&str; 16] = [
     "sys",
     "metainfo",
     "wire",
@@ -18,6 +18,7 @@ const LAYERS: [&str; 15] = [
     "webseed",
     "session",
     "fs",
+    "library",
     "control",
     "cli",
 ];

@@ -50,6 +50,8 @@ Examples:
   torrentfs mount -f film.torrent /mnt/film    (Ctrl-C unmounts)
   torrentfs mount 'magnet:?xt=urn:btih:...' /mnt/film
   torrentfs mount https://example.org/film.torrent /mnt/film
+  torrentfs mount a.torrent b.torrent /mnt/films
+  torrentfs mount ~/torrents /mnt/all    (all in it, and what comes and goes)
   torrentfs mount --on-demand --cache-size 5GiB linux.torrent ~/iso
   torrentfs mount -o allow_other,cache_size=5GiB film.torrent /mnt/film
   torrentfs mount --peer 192.168.1.5:51413 film.torrent /mnt/film
@@ -118,11 +120,11 @@ pub struct Cli {
 /// The subcommands.
 #[derive(Subcommand, Clone, Debug)]
 pub enum Command {
-    /// Show a torrent's files in a directory
+    /// Show torrents' files in a directory
     #[command(after_help = AFTER_MOUNT_HELP, args_override_self = true)]
     Mount(Box<MountCommand>),
 
-    /// Take a mounted torrent away again; what was fetched stays in the cache
+    /// End a mount; what was fetched stays in the cache
     #[command(visible_alias = "umount")]
     Unmount {
         /// Where it is mounted
@@ -159,9 +161,10 @@ pub enum Command {
 /// `torrentfs mount`, as given. [`MountArgs`] is what is meant.
 #[derive(Args, Clone, Debug)]
 pub struct MountCommand {
-    /// A .torrent file, its http(s) URL, a magnet link (in quotes), or an info hash
-    #[arg(value_name = "SOURCE")]
-    source: OsString,
+    /// A .torrent file, its http(s) URL, a magnet link (in quotes), an info hash, or a directory: of it every .torrent
+    /// and .magnet file is shown, as they come and go
+    #[arg(value_name = "SOURCE", required = true, num_args = 1..)]
+    sources: Vec<OsString>,
 
     /// An existing directory
     #[arg(value_name = "MOUNTPOINT")]
@@ -207,6 +210,10 @@ pub(super) struct Flags {
     #[arg(long, help_heading = "Cache")]
     verify: bool,
 
+    /// When a file is removed from a directory SOURCE, delete what is cached of its torrent, too
+    #[arg(long, help_heading = "Cache")]
+    delete_removed: bool,
+
     #[command(flatten)]
     network: NetworkFlags,
 }
@@ -222,6 +229,7 @@ impl Flags {
             cache_size: self.cache_size.or(under.cache_size),
             memory: self.memory.or(under.memory),
             verify: self.verify || under.verify,
+            delete_removed: self.delete_removed || under.delete_removed,
             network: self.network.over(under.network),
         }
     }
@@ -230,8 +238,8 @@ impl Flags {
 /// What `torrentfs mount` is to do: flags and `-o` in one, defaults filled in.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MountArgs {
-    /// A `.torrent` file, a URL, a magnet link or an info hash; not yet looked at.
-    pub source: OsString,
+    /// `.torrent` files, URLs, magnet links, info hashes, directories; not yet looked at.
+    pub sources: Vec<OsString>,
     /// Where to mount.
     pub mountpoint: PathBuf,
     /// Do not become a daemon.
@@ -248,6 +256,8 @@ pub struct MountArgs {
     pub memory: u64,
     /// Check every cached piece.
     pub verify: bool,
+    /// Delete what is cached of a torrent whose file is removed from a watched directory.
+    pub delete_removed: bool,
     /// How peers are found and reached.
     pub network: NetworkArgs,
     /// Permissions and owner of the files.
@@ -260,7 +270,7 @@ impl From<MountCommand> for MountArgs {
         let given = command.options.into_iter().reduce(|earlier, later| later.over(earlier)).unwrap_or_default();
         let flags = command.flags.over(given.flags);
         Self {
-            source: command.source,
+            sources: command.sources,
             mountpoint: command.mountpoint,
             foreground: flags.foreground,
             on_demand: flags.on_demand,
@@ -269,6 +279,7 @@ impl From<MountCommand> for MountArgs {
             cache_size: flags.cache_size.map_or(Some(CACHE_SIZE), |bound| bound.0),
             memory: flags.memory.unwrap_or(MEMORY),
             verify: flags.verify,
+            delete_removed: flags.delete_removed,
             network: flags.network.into(),
             options: given.mount,
         }
@@ -371,7 +382,7 @@ mod tests {
     #[test]
     fn defaults() {
         let expected = MountArgs {
-            source: "a.torrent".into(),
+            sources: vec!["a.torrent".into()],
             mountpoint: "/mnt".into(),
             foreground: false,
             on_demand: false,
@@ -380,6 +391,7 @@ mod tests {
             cache_size: Some(20 << 30),
             memory: 128 << 20,
             verify: false,
+            delete_removed: false,
             network: NetworkArgs::default(),
             options: MountOptions::default(),
         };

@@ -1,18 +1,16 @@
 //! The command line: arguments to calls, errors to words. One file a subcommand.
 
+mod adding;
 pub mod args;
 mod demo;
-mod desk;
 mod log;
 mod mount;
 pub mod network;
 pub mod options;
 mod orders;
 mod reach;
-mod resolve;
 mod sample;
 mod service;
-mod source;
 mod status;
 
 use std::fmt;

@@ -29,7 +29,7 @@ const USUAL_CELLS: u32 = 256;
 /// What handlers share.
 #[derive(Clone)]
 pub(super) struct Shared {
-    pub(super) mount: Arc<dyn Mount>,
+    pub(super) mount: Arc<Mount>,
     pub(super) since: Instant,
 }
 
@@ -110,7 +110,7 @@ fn read<T: DeserializeOwned>(headers: &HeaderMap, body: &[u8]) -> Result<T, Refu
 /// The mount, its torrents and their peers
 #[utoipa::path(get, path = "/status", responses((status = 200, body = Status)))]
 async fn status(State(Shared { mount, since }): State<Shared>) -> Response {
-    json(&observe::mount(&*mount, since).await)
+    json(&observe::mount(&mount, since).await)
 }
 
 /// Change the rate limits
@@ -120,7 +120,7 @@ async fn status(State(Shared { mount, since }): State<Shared>) -> Response {
 )]
 async fn set_limits(State(shared): State<Shared>, headers: HeaderMap, body: Bytes) -> Result<Response, Refusal> {
     let changes = read(&headers, &body)?;
-    Ok(json(&orders::limit(shared.mount.session(), changes)?))
+    Ok(json(&orders::limit(shared.mount.library.session(), changes)?))
 }
 
 /// One torrent
@@ -129,7 +129,7 @@ async fn set_limits(State(shared): State<Shared>, headers: HeaderMap, body: Byte
     responses((status = 200, body = TorrentStatus), (status = 404, body = Fault))
 )]
 async fn torrent(State(shared): State<Shared>, Path(info_hash): Path<String>) -> Result<Response, Refusal> {
-    Ok(json(&observe::torrent(&orders::find(&*shared.mount, &info_hash)?).await))
+    Ok(json(&observe::torrent(&orders::find(&shared.mount, &info_hash)?).await))
 }
 
 /// Pause a torrent or go on with it; fetch it on demand or all of it
@@ -143,7 +143,7 @@ async fn change_torrent(
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response, Refusal> {
-    let shown = orders::find(&*shared.mount, &info_hash)?;
+    let shown = orders::find(&shared.mount, &info_hash)?;
     orders::change(&shown, read(&headers, &body)?).await;
     Ok(json(&observe::torrent(&shown).await))
 }
@@ -154,7 +154,7 @@ async fn change_torrent(
     responses((status = 202, body = TorrentStatus), (status = 404, body = Fault))
 )]
 async fn verify(State(shared): State<Shared>, Path(info_hash): Path<String>) -> Result<Response, Refusal> {
-    let shown = orders::find(&*shared.mount, &info_hash)?;
+    let shown = orders::find(&shared.mount, &info_hash)?;
     shown.torrent.verify();
     Ok((StatusCode::ACCEPTED, json(&observe::torrent(&shown).await)).into_response())
 }
@@ -176,7 +176,7 @@ async fn pieces(
     Path(info_hash): Path<String>,
     Query(MapQuery { cells }): Query<MapQuery>,
 ) -> Result<Response, Refusal> {
-    let shown = orders::find(&*shared.mount, &info_hash)?;
+    let shown = orders::find(&shared.mount, &info_hash)?;
     let cells = cells.unwrap_or(USUAL_CELLS);
     if !(1..=MAX_CELLS).contains(&cells) {
         return Err(Refusal::bad(format!("cells are 1 to {MAX_CELLS}")));
@@ -190,7 +190,7 @@ async fn pieces(
     responses((status = 200, body = FilesChanged), (status = 400, body = Fault), (status = 404, body = Fault))
 )]
 async fn prioritize(State(shared): State<Shared>, headers: HeaderMap, body: Bytes) -> Result<Response, Refusal> {
-    Ok(json(&orders::prioritize(&*shared.mount, &read(&headers, &body)?)?))
+    Ok(json(&orders::prioritize(&shared.mount, &read(&headers, &body)?)?))
 }
 
 /// This description

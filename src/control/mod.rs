@@ -14,7 +14,7 @@
 //! Invariants: the socket answers its owner and root alone; whatever is asked is answered with less than 500, and
 //! nothing asked holds up the torrent's task or a read; every connection, head and body is bounded in size and in time.
 //!
-//! It knows nothing of FUSE and of peers' sockets: a mount is what [`Mount`] says.
+//! It knows nothing of FUSE and of peers' sockets: a mount is a [`Library`] that is somewhere.
 
 mod api;
 pub mod client;
@@ -24,9 +24,7 @@ mod server;
 pub mod socket;
 pub mod status;
 
-use std::future::Future;
-use std::path::Path;
-use std::pin::Pin;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::http::StatusCode;
@@ -34,29 +32,25 @@ use axum::http::StatusCode;
 pub use api::openapi;
 pub use server::Server;
 
+use crate::library::Library;
 use crate::metainfo::InfoHash;
-use crate::session::{Session, Torrent};
-use crate::store::Cache;
-
-/// What an order comes to, later.
-pub type Outcome<'a, T> = Pin<Box<dyn Future<Output = Result<T, Refusal>> + Send + 'a>>;
+use crate::session::Torrent;
 
 /// A mount, as far as it can be asked and ordered.
-pub trait Mount: Send + Sync + 'static {
-    /// Where it is.
-    fn mountpoint(&self) -> &Path;
-
+pub struct Mount {
+    /// Where it is, canonical.
+    pub mountpoint: PathBuf,
     /// The device number of its filesystem, major and minor.
-    fn device(&self) -> (u32, u32);
+    pub device: (u32, u32),
+    /// Its torrents.
+    pub library: Library,
+}
 
-    /// What its torrents share.
-    fn session(&self) -> &Session;
-
-    /// Where pieces are kept.
-    fn cache(&self) -> &Cache;
-
-    /// What it shows, in its order.
-    fn torrents(&self) -> Vec<Shown>;
+impl Mount {
+    /// What it shows.
+    fn torrents(&self) -> Vec<Shown> {
+        self.library.torrents().into_iter().map(|(name, torrent)| Shown { name, torrent }).collect()
+    }
 }
 
 /// A torrent and the name that it has in the mount's root.

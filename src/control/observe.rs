@@ -18,7 +18,7 @@ const MAX_PRIORITIES: usize = 256;
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// All of it.
-pub(super) async fn mount(mount: &dyn Mount, since: Instant) -> Status {
+pub(super) async fn mount(mount: &Mount, since: Instant) -> Status {
     let mut torrents = Vec::new();
     for shown in mount.torrents() {
         torrents.push(torrent(&shown).await);
@@ -36,18 +36,18 @@ pub(super) async fn mount(mount: &dyn Mount, since: Instant) -> Status {
         peers: torrents.iter().map(|t| t.peers.len()).sum(),
         blocked_reads: torrents.iter().map(|t| t.blocked_reads.len()).sum(),
     };
-    let usage = mount.cache().usage();
+    let (session, cache) = (mount.library.session(), mount.library.cache());
+    let usage = cache.usage();
     let counts = torrents.iter().map(|t| t.reads).fold(ReadCounts::default(), |sum, reads| ReadCounts {
         memory: sum.memory + reads.memory,
         disk: sum.disk + reads.disk,
         missed: sum.missed + reads.missed,
     });
-    let (major, minor) = mount.device();
-    let session = mount.session();
+    let (major, minor) = mount.device;
     Status {
         version: env!("CARGO_PKG_VERSION").into(),
         pid: std::process::id(),
-        mountpoint: mount.mountpoint().to_string_lossy().into_owned(),
+        mountpoint: mount.mountpoint.to_string_lossy().into_owned(),
         device: format!("{major}:{minor}"),
         uptime: since.elapsed().as_secs(),
         port: session.port(),
@@ -55,7 +55,7 @@ pub(super) async fn mount(mount: &dyn Mount, since: Instant) -> Status {
         limits: limits(session),
         total,
         cache: status::CacheStatus {
-            directory: mount.cache().dir().to_string_lossy().into_owned(),
+            directory: cache.dir().to_string_lossy().into_owned(),
             disk: usage.disk,
             disk_limit: usage.disk_limit,
             memory: usage.memory,

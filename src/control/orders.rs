@@ -85,13 +85,13 @@ pub(super) async fn change(shown: &Shown, changes: TorrentChanges) {
 }
 
 /// The torrent of that info hash.
-pub(super) fn find(mount: &dyn Mount, info_hash: &str) -> Result<Shown, Refusal> {
+pub(super) fn find(mount: &Mount, info_hash: &str) -> Result<Shown, Refusal> {
     let wanted: InfoHash = info_hash.parse().map_err(|()| Refusal::bad("an info hash has 40 hexadecimal digits"))?;
     let found = mount.torrents().into_iter().find(|shown| shown.info_hash() == wanted);
     found.ok_or_else(|| Refusal::not_found(format!("there is no torrent {wanted} here")))
 }
 
-pub(super) fn prioritize(mount: &dyn Mount, change: &PriorityChange) -> Result<FilesChanged, Refusal> {
+pub(super) fn prioritize(mount: &Mount, change: &PriorityChange) -> Result<FilesChanged, Refusal> {
     let path: Vec<&str> = change.path.split('/').filter(|part| !part.is_empty()).collect();
     let mut count = 0;
     for shown in mount.torrents() {

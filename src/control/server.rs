@@ -40,11 +40,11 @@ pub struct Server {
 
 impl Server {
     /// Answers at the mount's own socket, to its owner and root alone. Must be called within a tokio runtime.
-    pub fn start(mount: Arc<dyn Mount>) -> io::Result<Self> {
-        let (listener, path) = socket::bind(mount.device())?;
+    pub fn start(mount: Mount) -> io::Result<Self> {
+        let (listener, path) = socket::bind(mount.device)?;
         listener.set_nonblocking(true)?;
         let listener = UnixListener::from_std(listener)?;
-        let router = api::router(Shared { mount, since: Instant::now() });
+        let router = api::router(Shared { mount: Arc::new(mount), since: Instant::now() });
         let task = tokio::spawn(async move {
             let mut connections = Connections::default();
             loop {

@@ -31,6 +31,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 
 use crate::discovery::{AnnounceError, AnnouncedPort, Dht, DhtConfig, DhtStatus, HttpClient, Lsd, TrackerClient};
 use crate::metainfo::{InfoHash, Metainfo};
@@ -306,6 +307,18 @@ impl Session {
     pub async fn remove(&self, torrent: &Torrent) {
         lock(&self.doors.torrents).remove(&torrent.metainfo().info_hash);
         torrent.stop().await;
+    }
+
+    /// The same for many at the same time; no longer for the trackers.
+    pub async fn remove_all(&self, torrents: &[Arc<Torrent>]) {
+        let mut doors = lock(&self.doors.torrents);
+        torrents.iter().for_each(|torrent| drop(doors.remove(&torrent.metainfo().info_hash)));
+        drop(doors);
+        let mut stopping = JoinSet::new();
+        for torrent in torrents.iter().cloned() {
+            stopping.spawn(async move { torrent.stop().await });
+        }
+        stopping.join_all().await;
     }
 }
 
