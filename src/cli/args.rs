@@ -10,9 +10,10 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
+use super::http::HttpFlags;
 use super::network::{NetworkArgs, NetworkFlags};
 use super::options::{MountOptions, Options};
-use super::orders::{PriorityArgs, SetArgs, TorrentArgs};
+use super::orders::{AddArgs, PriorityArgs, RemoveArgs, SetArgs, TorrentArgs};
 use super::status::StatusArgs;
 
 const MIB: u64 = 1 << 20;
@@ -135,6 +136,12 @@ pub enum Command {
     #[command(after_help = AFTER_STATUS_HELP)]
     Status(StatusArgs),
 
+    /// Show more torrents in a running mount
+    Add(AddArgs),
+
+    /// Show a torrent no longer; who has a file of it open reads on
+    Remove(RemoveArgs),
+
     /// Change a running mount: its rate limits, or whether all is fetched
     Set(SetArgs),
 
@@ -216,6 +223,9 @@ pub(super) struct Flags {
 
     #[command(flatten)]
     network: NetworkFlags,
+
+    #[command(flatten)]
+    http: HttpFlags,
 }
 
 impl Flags {
@@ -231,6 +241,7 @@ impl Flags {
             verify: self.verify || under.verify,
             delete_removed: self.delete_removed || under.delete_removed,
             network: self.network.over(under.network),
+            http: self.http.over(under.http),
         }
     }
 }
@@ -260,6 +271,8 @@ pub struct MountArgs {
     pub delete_removed: bool,
     /// How peers are found and reached.
     pub network: NetworkArgs,
+    /// Whether and where it is served over HTTP.
+    pub(super) http: HttpFlags,
     /// Permissions and owner of the files.
     pub options: MountOptions,
 }
@@ -281,6 +294,7 @@ impl From<MountCommand> for MountArgs {
             verify: flags.verify,
             delete_removed: flags.delete_removed,
             network: flags.network.into(),
+            http: flags.http,
             options: given.mount,
         }
     }
@@ -393,6 +407,7 @@ mod tests {
             verify: false,
             delete_removed: false,
             network: NetworkArgs::default(),
+            http: HttpFlags::default(),
             options: MountOptions::default(),
         };
         assert_eq!(mount(""), expected);
@@ -431,12 +446,13 @@ mod tests {
                 pex: false,
                 metadata_timeout: Some(Duration::from_secs(60)),
             },
+            http: HttpFlags { http: Some(([127, 0, 0, 1], 8080).into()), http_token: Some("0123456789abcdef".into()) },
             ..mount("")
         };
         let flags = "--foreground --on-demand --read-timeout 5min --cache-dir /var/c --cache-size 1GiB --memory 64MiB \
                      --verify --port 0 --bind 127.0.0.1 --peer 10.0.0.1:80 --peer [::1]:81 --download-limit 2MiB/s \
                      --upload-limit 500KB --no-upload --no-dht --no-lsd --no-utp --no-port-mapping --encryption require --proxy socks5://me:secret@10.0.0.1:1080 --blocklist /etc/blocked --no-pex \
-                     --metadata-timeout 1min --seed-ratio 1.5 --seed-time 1h";
+                     --http 127.0.0.1:8080 --http-token 0123456789abcdef --metadata-timeout 1min --seed-ratio 1.5 --seed-time 1h";
         assert_eq!(mount(flags), expected);
         let options = flags.replace(" --", ",").replace(' ', "=").replacen("--", "", 1);
         assert_eq!(mount(&format!("-o {options}")), expected);

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use bytesize::ByteSize;
 
 use super::args::{DemoArgs, Exit, MountArgs};
+use super::http::HttpFlags;
 use super::log::{self, Verbosity};
 use super::network::{ListenPort, NetworkArgs};
 use super::options::MountOptions;
@@ -68,6 +69,7 @@ async fn demonstrate(args: &DemoArgs, dir: &Path) -> Result<(), Failure> {
             port_mapping: None,
             ..NetworkArgs::default()
         },
+        http: HttpFlags::default(),
         options: MountOptions::default(),
     };
     let cache = service::open_cache(&mount_args)?;

@@ -3,6 +3,7 @@
 mod adding;
 pub mod args;
 mod demo;
+mod http;
 mod log;
 mod mount;
 pub mod network;
@@ -35,6 +36,8 @@ pub fn run() -> Exit {
             log::to_stderr(verbosity);
             status::run(&args)
         }
+        Command::Add(args) => orders::add(&args),
+        Command::Remove(args) => orders::remove(&args),
         Command::Set(args) => orders::set(&args),
         Command::Pause(args) => orders::pause(&args, true),
         Command::Resume(args) => orders::pause(&args, false),

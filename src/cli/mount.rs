@@ -22,6 +22,7 @@ pub(super) fn run(args: MountArgs, verbosity: Verbosity) -> Result<(), Failure> 
         return service::runtime()?.block_on(async {
             let service = Service::start(&args, sources, cache, &|| true).await?;
             eprintln!("{}; Ctrl-C unmounts", mounted_at(service.mounted.path()));
+            served_at(&service).iter().for_each(|line| eprintln!("{line}"));
             service.ended().await?;
             service.stop().await
         });
@@ -73,6 +74,7 @@ fn serve(
     let path = service.mounted.path().to_owned();
     let message =
         format!("{}\nend it with: torrentfs unmount {}\nlog: {}", mounted_at(&path), quoted(&path), log.display());
+    let message = served_at(&service).map_or(message.clone(), |line| format!("{message}\n{line}"));
     let ready = notifier.ready(&message);
     let ended = runtime.block_on(async {
         // Nobody waits for this mount any more: then it must not stay.
@@ -88,6 +90,10 @@ fn mounted_at(path: &Path) -> String {
     format!("mounted at {}", path.display())
 }
 
+fn served_at(service: &Service) -> Option<String> {
+    service.control.http().map(|addr| format!("status and files: http://{addr}/"))
+}
+
 /// As a shell takes it.
 fn quoted(path: &Path) -> String {
     let text = path.display().to_string();
@@ -97,7 +103,7 @@ fn quoted(path: &Path) -> String {
 
 /// A failure as it came through the pipe: the code, a space, the message.
 fn unpack(said: &str) -> Failure {
-    const CODES: [Exit; 4] = [Exit::Failure, Exit::Torrent, Exit::Mountpoint, Exit::Resource];
+    const CODES: [Exit; 5] = [Exit::Failure, Exit::Usage, Exit::Torrent, Exit::Mountpoint, Exit::Resource];
     let (exit, message) = said
         .split_once(' ')
         .and_then(|(code, message)| {

@@ -1,26 +1,31 @@
-//! Orders to a running mount: `set`, `pause`, `resume`, `verify`, `priority`.
+//! Orders to a running mount: `add`, `remove`, `set`, `pause`, `resume`, `verify`, `priority`.
 
+use std::ffi::{OsStr, OsString};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use axum::http::Method;
 use clap::Args;
 
-use super::args::{Bound, rate};
+use super::args::{Bound, Exit, rate};
 use super::reach::{self, Reached};
 use super::status::{rate as shown_rate, share};
 use super::{Failure, service};
-use crate::control::orders::{FilesChanged, LimitChanges, PriorityChange, TorrentChanges};
+use crate::control::client::New;
+use crate::control::orders::{
+    AddedTorrent, FilesChanged, LimitChanges, NewTorrent, PriorityChange, RemovedTorrent, TorrentChanges,
+};
 use crate::control::status::{Priority, RateLimits, TorrentStatus};
+use crate::metainfo::{InfoHash, MAX_TORRENT_LEN};
 
 /// `torrentfs set`.
 #[derive(Args, Clone, Debug, PartialEq)]
-#[group(id = "setting", required = true, multiple = true, args = ["download_limit", "upload_limit", "on_demand"])]
 pub struct SetArgs {
     /// A mount, or a path in it
     pub mountpoint: PathBuf,
 
     /// What to fetch in a second at most, all torrents together; 0 or "unlimited": no limit
-    #[arg(long, value_name = "RATE", value_parser = rate)]
+    #[arg(long, value_name = "RATE", value_parser = rate, required_unless_present_any = ["upload_limit", "on_demand"])]
     pub(super) download_limit: Option<Bound<u64>>,
 
     /// What to give others in a second at most, all torrents together; 0 or "unlimited": no limit
@@ -34,6 +39,32 @@ pub struct SetArgs {
     /// The torrent that --on-demand is for, by its name in the mount or its info hash [default: all]
     #[arg(long, value_name = "NAME", requires = "on_demand")]
     pub torrent: Option<String>,
+}
+
+/// `torrentfs add`.
+#[derive(Args, Clone, Debug, PartialEq)]
+pub struct AddArgs {
+    /// A mount, or a path in it
+    pub mountpoint: PathBuf,
+
+    /// .torrent files, their http(s) URLs, magnet links (in quotes), or info hashes
+    #[arg(value_name = "SOURCE", required = true, num_args = 1..)]
+    pub sources: Vec<OsString>,
+}
+
+/// `torrentfs remove`.
+#[derive(Args, Clone, Debug, PartialEq)]
+pub struct RemoveArgs {
+    /// A mount, or a path in it
+    pub mountpoint: PathBuf,
+
+    /// The torrent, by its name in the mount or its info hash
+    #[arg(value_name = "NAME")]
+    pub torrent: String,
+
+    /// Delete what is cached of it, too
+    #[arg(long)]
+    pub delete: bool,
 }
 
 /// `torrentfs pause`, `resume` and `verify`.
@@ -97,6 +128,63 @@ pub(super) fn set(args: &SetArgs) -> Result<(), Failure> {
             let changes = TorrentChanges { on_demand: args.on_demand, ..TorrentChanges::default() };
             let now = reached.change(torrent, &changes).await?;
             println!("{}: {}", now.name, if now.on_demand { "fetched on demand" } else { "all of it is fetched" });
+        }
+        Ok(())
+    })
+}
+
+/// Adds torrents, one after the other. Those that can be are added, whatever becomes of the others.
+pub(super) fn add(args: &AddArgs) -> Result<(), Failure> {
+    service::runtime()?.block_on(async {
+        let reached = reach::mount(&args.mountpoint)?;
+        let mut failure = None;
+        for source in &args.sources {
+            let shown = source.to_string_lossy();
+            let added = match new(source) {
+                Ok(new) => reached.client.add::<AddedTorrent>(&new).await.map_err(|error| error.to_string()),
+                Err(error) => Err(error.to_string()),
+            };
+            match added {
+                Ok(AddedTorrent { name, already: true, .. }) => println!("{name} was there already"),
+                Ok(AddedTorrent { name, .. }) => println!("added {name}"),
+                Err(why) => {
+                    let next = Failure::new(Exit::Torrent, format!("cannot add {shown}: {why}"));
+                    // Each is said; the last one as every command says why it failed.
+                    if let Some(earlier) = failure.replace(next) {
+                        eprintln!("torrentfs: {earlier}");
+                    }
+                }
+            }
+        }
+        failure.map_or(Ok(()), Err)
+    })
+}
+
+/// What a SOURCE is: a file is read here, for the mount's process may stand elsewhere.
+fn new(source: &OsStr) -> std::io::Result<New> {
+    let path = Path::new(source);
+    if path.is_file() {
+        let mut bytes = Vec::new();
+        std::fs::File::open(path)?.take(MAX_TORRENT_LEN as u64 + 1).read_to_end(&mut bytes)?;
+        return Ok(New::File(bytes));
+    }
+    let named = source.to_string_lossy();
+    if path.exists() || !(named.contains(':') || named.parse::<InfoHash>().is_ok()) {
+        // A directory, or a name of nothing: the reason is the system's.
+        std::fs::File::open(path)?;
+        return Err(std::io::Error::other("it is no file; a directory can only be mounted"));
+    }
+    Ok(New::Named(NewTorrent { source: named.into_owned() }))
+}
+
+/// Removes a torrent.
+pub(super) fn remove(args: &RemoveArgs) -> Result<(), Failure> {
+    service::runtime()?.block_on(async {
+        let reached = reach::mount(&args.mountpoint)?;
+        for torrent in &reached.torrents(Some(&args.torrent)).await? {
+            let path = format!("/torrents/{}?delete={}", torrent.info_hash, args.delete);
+            let RemovedTorrent { name, in_use, .. } = reached.order(Method::DELETE, &path, &()).await?;
+            println!("removed {name}{}", if in_use { "; files of it are open, and can be read on" } else { "" });
         }
         Ok(())
     })

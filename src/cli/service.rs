@@ -12,7 +12,7 @@ use super::Failure;
 use super::adding;
 use super::args::{Exit, MountArgs};
 use super::network::ListenPort;
-use crate::control::{self, Mount};
+use crate::control::{Mount, Server};
 use crate::fs::{MountOptions, Mounted, Shelf};
 use crate::library::{Library, LibraryOptions, Source, Watch};
 use crate::net::{self, Blocklist, Limits, PortChoice, Ranges, Unread};
@@ -26,8 +26,8 @@ const BLOCKING_THREADS: usize = 32;
 pub(super) struct Service {
     pub(super) library: Library,
     pub(super) mounted: Mounted,
-    /// What tells of it and takes orders; `None`: it could not be had.
-    control: Option<control::Server>,
+    /// What tells of it and takes orders.
+    pub(super) control: Server,
     watches: Vec<Watch>,
     cache: Arc<Cache>,
     /// To be read again at SIGHUP.
@@ -106,6 +106,7 @@ impl Service {
             let in_terminal = args.foreground && std::io::stdin().is_terminal();
             again = (!in_terminal).then(|| (file, blocklist.clone()));
         }
+        let http = args.http.bind()?;
         let session = Session::start(SessionConfig {
             net: net::Config {
                 port: match args.network.port {
@@ -175,7 +176,8 @@ impl Service {
         let mounting = tokio::task::spawn_blocking(move || Mounted::show(shelf, &mountpoint, &options, handle));
         let failure = match mounting.await {
             Ok(Ok(mounted)) => {
-                let control = control(&mounted, &library);
+                let (mountpoint, device) = (mounted.path().to_owned(), mounted.device());
+                let control = Server::start(Mount { mountpoint, device, library: library.clone() }, http);
                 return Ok(Self { library, mounted, control, watches, cache, blocklist: again, signals });
             }
             Ok(Err(error)) => Failure::new(Exit::Mountpoint, error),
@@ -211,13 +213,6 @@ impl Service {
         let _ = tokio::task::spawn_blocking(move || cache.close()).await;
         unmounted.map_err(|error| Failure::new(Exit::Mountpoint, error))
     }
-}
-
-/// Without it the mount is as good as ever, but nobody can ask it anything.
-fn control(mounted: &Mounted, library: &Library) -> Option<control::Server> {
-    let (mountpoint, device) = (mounted.path().to_owned(), mounted.device());
-    let started = control::Server::start(Mount { mountpoint, device, library: library.clone() });
-    started.inspect_err(|error| tracing::warn!("`torrentfs status` will not find this mount: {error}")).ok()
 }
 
 fn read_blocklist(file: &Path) -> Result<Ranges, Failure> {

@@ -1,12 +1,14 @@
 //! The routes, and their description at `/openapi.json`.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::body::Bytes;
+use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{DefaultBodyLimit, Path, Query, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use axum::routing::get;
 use axum::{Router, middleware};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -14,14 +16,19 @@ use utoipa::{IntoParams, OpenApi, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::orders::{self, FilesChanged, LimitChanges, PriorityChange, TorrentChanges};
+use super::orders::{
+    self, AddedTorrent, FilesChanged, LimitChanges, NewTorrent, PriorityChange, RemovedTorrent, TorrentChanges,
+};
 use super::status::{PieceMap, RateLimits, Status, TorrentStatus};
-use super::{Mount, Refusal, observe};
+use super::{Mount, Refusal, files, metrics, observe, page};
+use crate::metainfo::MAX_TORRENT_LEN;
 
 /// The largest body of a request.
 const MAX_BODY: usize = 64 * 1024;
 /// How long a request may take that is answered from what is known.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// For a whole .torrent file to come.
+const BODY_PATIENCE: Duration = Duration::from_secs(60);
 /// Cells of a piece map.
 const MAX_CELLS: u32 = 4096;
 const USUAL_CELLS: u32 = 256;
@@ -31,6 +38,8 @@ const USUAL_CELLS: u32 = 256;
 pub(super) struct Shared {
     pub(super) mount: Arc<Mount>,
     pub(super) since: Instant,
+    /// Where it listens over TCP.
+    pub(super) http: Option<SocketAddr>,
 }
 
 /// What went wrong.
@@ -41,7 +50,10 @@ pub(super) struct Fault {
 }
 
 #[derive(OpenApi)]
-#[openapi(info(title = "torrentfs", description = "What a mount tells of itself, and the orders it takes"))]
+#[openapi(
+    paths(files::get),
+    info(title = "torrentfs", description = "What a mount tells of itself, and the orders it takes")
+)]
 struct Description;
 
 impl IntoResponse for Refusal {
@@ -53,31 +65,43 @@ impl IntoResponse for Refusal {
 /// The description of the API, as JSON.
 pub fn openapi() -> String {
     // It fails only where a key is no string, and all are.
-    described().split_for_parts().1.to_pretty_json().unwrap_or_default()
+    described().merge(described_slow()).split_for_parts().1.to_pretty_json().unwrap_or_default()
 }
 
 fn described() -> OpenApiRouter<Shared> {
     OpenApiRouter::with_openapi(Description::openapi())
         .routes(routes!(status))
         .routes(routes!(set_limits))
-        .routes(routes!(torrent, change_torrent))
+        .routes(routes!(torrent, change_torrent, remove))
         .routes(routes!(verify))
         .routes(routes!(pieces))
         .routes(routes!(prioritize))
         .routes(routes!(description))
+        .routes(routes!(page::home))
+        .routes(routes!(metrics::metrics))
+}
+
+/// What takes as long as it takes: metadata may have to be found first.
+fn described_slow() -> OpenApiRouter<Shared> {
+    OpenApiRouter::new().routes(routes!(add))
 }
 
 /// Everything that is answered.
 pub(super) fn router(shared: Shared) -> Router {
-    described()
-        .split_for_parts()
-        .0
+    let quick = described().split_for_parts().0.layer(middleware::from_fn(within));
+    // The path may be anything, which is no route of a description.
+    let files = Router::new()
+        .route("/files", get(files::get))
+        .route("/files/", get(files::get))
+        .route("/files/{*path}", get(files::get));
+    quick
+        .merge(described_slow().split_for_parts().0)
+        .merge(files)
         .fallback(|| async { Refusal::not_found("nothing is here; /openapi.json tells what there is") })
         .method_not_allowed_fallback(|| async {
             Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "not with this method; /openapi.json tells what there is")
         })
         .layer(DefaultBodyLimit::max(MAX_BODY))
-        .layer(middleware::from_fn(within))
         .with_state(shared)
 }
 
@@ -109,8 +133,8 @@ fn read<T: DeserializeOwned>(headers: &HeaderMap, body: &[u8]) -> Result<T, Refu
 
 /// The mount, its torrents and their peers
 #[utoipa::path(get, path = "/status", responses((status = 200, body = Status)))]
-async fn status(State(Shared { mount, since }): State<Shared>) -> Response {
-    json(&observe::mount(&mount, since).await)
+async fn status(State(Shared { mount, since, http }): State<Shared>) -> Response {
+    json(&observe::mount(&mount, since, http).await)
 }
 
 /// Change the rate limits
@@ -146,6 +170,51 @@ async fn change_torrent(
     let shown = orders::find(&shared.mount, &info_hash)?;
     orders::change(&shown, read(&headers, &body)?).await;
     Ok(json(&observe::torrent(&shown).await))
+}
+
+/// Show one more torrent; the body may also be a .torrent file, as application/x-bittorrent
+#[utoipa::path(
+    post, path = "/torrents", request_body = NewTorrent,
+    responses(
+        (status = 200, body = AddedTorrent), (status = 400, body = Fault), (status = 409, body = Fault),
+        (status = 422, body = Fault)
+    )
+)]
+async fn add(State(shared): State<Shared>, headers: HeaderMap, body: Body) -> Result<Response, Refusal> {
+    let whole = tokio::time::timeout(BODY_PATIENCE, to_bytes(body, MAX_TORRENT_LEN)).await;
+    let body = match whole {
+        Ok(Ok(body)) => body,
+        Ok(Err(_)) => return Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "the body is too long, or broke off")),
+        Err(_) => return Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, "it took too long")),
+    };
+    let source = match headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes) {
+        Some(b"application/x-bittorrent") => orders::torrent_file(&body)?,
+        _ if body.len() > MAX_BODY => return Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "the body is too long")),
+        _ => orders::source(&read::<NewTorrent>(&headers, &body)?)?,
+    };
+    Ok(json(&orders::add(&shared.mount, &source).await?))
+}
+
+/// How a torrent is to be removed.
+#[derive(Deserialize, IntoParams)]
+struct RemoveQuery {
+    /// Delete what is cached of it, too.
+    #[serde(default)]
+    delete: bool,
+}
+
+/// Show a torrent no longer; who has a file of it open reads on
+#[utoipa::path(
+    delete, path = "/torrents/{info_hash}", params(("info_hash" = String, Path), RemoveQuery),
+    responses((status = 200, body = RemovedTorrent), (status = 400, body = Fault), (status = 404, body = Fault))
+)]
+async fn remove(
+    State(shared): State<Shared>,
+    Path(info_hash): Path<String>,
+    Query(RemoveQuery { delete }): Query<RemoveQuery>,
+) -> Result<Response, Refusal> {
+    let shown = orders::find(&shared.mount, &info_hash)?;
+    Ok(json(&orders::remove(&shared.mount, &shown, delete).await?))
 }
 
 /// Hash again what is here of a torrent, in the background

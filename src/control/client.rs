@@ -15,11 +15,23 @@ use tokio::net::UnixStream;
 
 use super::Refusal;
 use super::api::Fault;
+use super::orders::NewTorrent;
 
 /// To the whole of an answer.
 const LIMIT: Duration = Duration::from_secs(60);
 /// Bytes of an answer.
 const MAX_ANSWER: usize = 64 << 20;
+
+const JSON: &str = "application/json";
+
+/// A torrent to be added.
+#[derive(Clone, Debug)]
+pub enum New {
+    /// A `.torrent` file.
+    File(Vec<u8>),
+    /// What names it.
+    Named(NewTorrent),
+}
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -68,18 +80,29 @@ impl Client {
         self.ask(method, path, Body::from(body)).await
     }
 
-    async fn ask<T: DeserializeOwned>(&self, method: Method, path: &str, body: Body) -> Result<T, ClientError> {
-        let broken = |error: &dyn std::fmt::Display| ClientError::Broken(error.to_string());
-        let asked = tokio::time::timeout(LIMIT, self.exchange(method, path, body)).await;
-        let (status, body) = asked.map_err(|_| broken(&format!("nothing within {} s", LIMIT.as_secs())))??;
-        if status.is_success() {
-            return serde_json::from_slice(&body).map_err(|error| broken(&error));
-        }
-        let said = serde_json::from_slice(&body).map(|Fault { error }| error);
-        Err(Refusal::new(status, said.unwrap_or_else(|_| status.to_string())).into())
+    /// Gives the mount one more torrent: a `.torrent` file's bytes, or what names one. Waits as long as it takes.
+    pub async fn add<T: DeserializeOwned>(&self, new: &New) -> Result<T, ClientError> {
+        let (kind, body) = match new {
+            New::File(bytes) => ("application/x-bittorrent", bytes.clone()),
+            New::Named(named) => {
+                (JSON, serde_json::to_vec(named).map_err(|error| ClientError::Broken(error.to_string()))?)
+            }
+        };
+        read(self.exchange(Method::POST, "/torrents", kind, Body::from(body)).await?)
     }
 
-    async fn exchange(&self, method: Method, path: &str, body: Body) -> Result<(StatusCode, Vec<u8>), ClientError> {
+    async fn ask<T: DeserializeOwned>(&self, method: Method, path: &str, body: Body) -> Result<T, ClientError> {
+        let asked = tokio::time::timeout(LIMIT, self.exchange(method, path, JSON, body)).await;
+        read(asked.map_err(|_| ClientError::Broken(format!("nothing within {} s", LIMIT.as_secs())))??)
+    }
+
+    async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        kind: &'static str,
+        body: Body,
+    ) -> Result<(StatusCode, Vec<u8>), ClientError> {
         let broken = |error: &dyn std::fmt::Display| ClientError::Broken(error.to_string());
         let stream = UnixStream::connect(&self.socket).await.map_err(ClientError::Connect)?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
@@ -89,7 +112,7 @@ impl Client {
             .method(method)
             .uri(path)
             .header(header::HOST, "localhost")
-            .header(header::CONTENT_TYPE, "application/json")
+            .header(header::CONTENT_TYPE, kind)
             .body(body)
             .map_err(|error| broken(&error))?;
         let answer = sender.send_request(request).await.map_err(|error| broken(&error))?;
@@ -98,4 +121,12 @@ impl Client {
         task.abort();
         Ok((status, body.to_bytes().into()))
     }
+}
+
+fn read<T: DeserializeOwned>((status, body): (StatusCode, Vec<u8>)) -> Result<T, ClientError> {
+    if status.is_success() {
+        return serde_json::from_slice(&body).map_err(|error| ClientError::Broken(error.to_string()));
+    }
+    let said = serde_json::from_slice(&body).map(|Fault { error }| error);
+    Err(Refusal::new(status, said.unwrap_or_else(|_| status.to_string())).into())
 }

@@ -7,6 +7,8 @@
 //! | `observe` | from a session's state to those words |
 //! | `api` | the routes and their description (OpenAPI) |
 //! | `orders` | what changes something |
+//! | `files`, `page`, `metrics` | for players and browsers, for people, for Prometheus |
+//! | `guard` | who may ask over TCP |
 //! | `server` | connections, bounded in number, size and time |
 //! | `socket` | where a mount's socket is, who may use it, how it is found |
 //! | `client` | the other end: what `torrentfs status` and its like speak through |
@@ -18,8 +20,12 @@
 
 mod api;
 pub mod client;
+mod files;
+mod guard;
+mod metrics;
 mod observe;
 pub mod orders;
+mod page;
 mod server;
 pub mod socket;
 pub mod status;
@@ -30,7 +36,7 @@ use std::sync::Arc;
 use axum::http::StatusCode;
 
 pub use api::openapi;
-pub use server::Server;
+pub use server::{Http, HttpError, Server};
 
 use crate::library::Library;
 use crate::metainfo::InfoHash;

@@ -1,5 +1,6 @@
 //! From a session's state to the words of the API.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::status::{self, Cell, PieceMap, Status, TorrentStatus};
@@ -18,7 +19,7 @@ const MAX_PRIORITIES: usize = 256;
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// All of it.
-pub(super) async fn mount(mount: &Mount, since: Instant) -> Status {
+pub(super) async fn mount(mount: &Mount, since: Instant, http: Option<SocketAddr>) -> Status {
     let mut torrents = Vec::new();
     for shown in mount.torrents() {
         torrents.push(torrent(&shown).await);
@@ -51,6 +52,7 @@ pub(super) async fn mount(mount: &Mount, since: Instant) -> Status {
         device: format!("{major}:{minor}"),
         uptime: since.elapsed().as_secs(),
         port: session.port(),
+        http: http.map(|addr| format!("http://{addr}/")),
         dht_nodes: session.dht().map(|dht| dht.nodes_v4 + dht.nodes_v6),
         limits: limits(session),
         total,

@@ -1,13 +1,15 @@
-//! What changes something: limits, pausing, on demand, priorities, checking.
+//! What changes something: torrents added and removed, limits, pausing, on demand, priorities, checking.
 //!
 //! Bodies are small and typed; an unknown field is a mistake that is said, not passed over.
 
+use axum::http::StatusCode;
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
 use super::status::{Priority, RateLimits};
 use super::{Mount, Refusal, Shown, observe};
-use crate::metainfo::{FileIndex, FileKind, InfoHash};
+use crate::library::{AddError, RemoveError, Source};
+use crate::metainfo::{FileIndex, FileKind, InfoHash, Magnet, Metainfo};
 use crate::session::Session;
 
 /// Changes to the rate limits. What is left out stays.
@@ -49,6 +51,36 @@ pub struct PriorityChange {
     pub priority: Priority,
 }
 
+/// A torrent to be shown.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewTorrent {
+    /// A magnet link, an info hash, or the http(s) URL of a .torrent file.
+    pub source: String,
+}
+
+/// What came of adding a torrent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct AddedTorrent {
+    /// 40 hexadecimal digits.
+    pub info_hash: String,
+    /// What it is called in the mount.
+    pub name: String,
+    /// It was there before.
+    pub already: bool,
+}
+
+/// What came of removing a torrent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RemovedTorrent {
+    /// 40 hexadecimal digits.
+    pub info_hash: String,
+    /// What it was called in the mount.
+    pub name: String,
+    /// Files of it are open: it goes on for these, and ends with the last.
+    pub in_use: bool,
+}
+
 /// How many files an order was for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct FilesChanged {
@@ -72,6 +104,51 @@ pub(super) fn limit(session: &Session, changes: LimitChanges) -> Result<RateLimi
         }
     }
     Ok(observe::limits(session))
+}
+
+/// What names a torrent. Never a path: who asks may be elsewhere, and what it names is not theirs.
+pub(super) fn source(new: &NewTorrent) -> Result<Source, Refusal> {
+    let text = new.source.trim();
+    let begins = |scheme: &str| text.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme));
+    if begins("magnet:") {
+        return Magnet::parse(text).map(Source::Magnet).map_err(unusable);
+    }
+    if begins("http://") || begins("https://") {
+        return Ok(Source::Url(text.to_owned()));
+    }
+    let info_hash: InfoHash =
+        text.parse().map_err(|()| Refusal::bad("a source is a magnet link, an info hash or an http(s) URL"))?;
+    Ok(Source::Magnet(info_hash.into()))
+}
+
+pub(super) fn torrent_file(bytes: &[u8]) -> Result<Source, Refusal> {
+    Metainfo::parse(bytes).map(|metainfo| Source::Torrent(Box::new(metainfo))).map_err(unusable)
+}
+
+fn unusable(error: impl std::fmt::Display) -> Refusal {
+    Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, error)
+}
+
+pub(super) async fn add(mount: &Mount, source: &Source) -> Result<AddedTorrent, Refusal> {
+    match mount.library.add(source).await {
+        Ok(added) => {
+            let info_hash = added.info_hash.to_string();
+            Ok(AddedTorrent { info_hash, name: added.name, already: added.already })
+        }
+        Err(AddError::Session(error)) => Err(Refusal::new(StatusCode::CONFLICT, error)),
+        Err(error) => Err(unusable(error)),
+    }
+}
+
+pub(super) async fn remove(mount: &Mount, shown: &Shown, delete: bool) -> Result<RemovedTorrent, Refusal> {
+    match mount.library.remove(&shown.info_hash().to_string(), delete).await {
+        Ok(removed) => {
+            let info_hash = removed.info_hash.to_string();
+            Ok(RemovedTorrent { info_hash, name: removed.name, in_use: removed.in_use })
+        }
+        Err(error @ RemoveError::Unknown(_)) => Err(Refusal::not_found(error)),
+        Err(error) => Err(Refusal::new(StatusCode::CONFLICT, error)),
+    }
 }
 
 pub(super) async fn change(shown: &Shown, changes: TorrentChanges) {

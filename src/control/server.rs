@@ -1,23 +1,25 @@
 //! Connections, bounded in number, size and time.
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use axum::Router;
+use axum::{Router, middleware};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::UnixListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Sleep, sleep};
 
 use super::api::{self, Shared};
+use super::guard::{self, Guard};
 use super::{Mount, socket};
 
 /// Connections at a time; more wait.
@@ -36,27 +38,112 @@ const PAUSE: Duration = Duration::from_millis(100);
 pub struct Server {
     tasks: Vec<AbortHandle>,
     socket: Option<PathBuf>,
+    http: Option<SocketAddr>,
+}
+
+/// Where all of it is to be served over TCP, too: bound, and not yet answering.
+#[derive(Debug)]
+pub struct Http {
+    listener: std::net::TcpListener,
+    token: Option<String>,
+}
+
+/// Why it cannot be.
+#[derive(Debug, thiserror::Error)]
+pub enum HttpError {
+    /// Anybody could ask.
+    #[error("{0} can be reached by others: give a token with --http-token, or use 127.0.0.1")]
+    Open(SocketAddr),
+    /// The address.
+    #[error("cannot serve HTTP on {addr}: {source}; choose another with --http")]
+    Bind {
+        /// The address asked for.
+        addr: SocketAddr,
+        /// The operating system's reason.
+        source: io::Error,
+    },
+}
+
+impl Http {
+    /// Takes the address; others than loopback only with a token, which every request must bear.
+    pub fn bind(addr: SocketAddr, token: Option<String>) -> Result<Self, HttpError> {
+        if token.is_none() && !addr.ip().to_canonical().is_loopback() {
+            return Err(HttpError::Open(addr));
+        }
+        let bound = std::net::TcpListener::bind(addr).and_then(|listener| {
+            listener.set_nonblocking(true)?;
+            Ok(listener)
+        });
+        let listener = bound.map_err(|source| HttpError::Bind { addr, source })?;
+        Ok(Self { listener, token })
+    }
+
+    /// Where it is.
+    pub fn addr(&self) -> Option<SocketAddr> {
+        self.listener.local_addr().ok()
+    }
 }
 
 impl Server {
-    /// Answers at the mount's own socket, to its owner and root alone. Must be called within a tokio runtime.
-    pub fn start(mount: Mount) -> io::Result<Self> {
-        let (listener, path) = socket::bind(mount.device)?;
+    /// Answers at the mount's own socket, to its owner and root alone, and over TCP if asked to. What cannot be is
+    /// said in the log. Must be called within a tokio runtime.
+    pub fn start(mount: Mount, http: Option<Http>) -> Self {
+        let device = mount.device;
+        let addr = http.as_ref().and_then(Http::addr);
+        let router = api::router(Shared { mount: Arc::new(mount), since: Instant::now(), http: addr });
+        let mut server = Self { tasks: Vec::new(), socket: None, http: addr };
+        if let Err(error) = server.listen(device, router.clone()) {
+            tracing::warn!("`torrentfs status` will not find this mount: {error}");
+        }
+        if let Some(Http { listener, token }) = http {
+            let guard = Arc::new(Guard { token });
+            let router = router.layer(middleware::from_fn_with_state(guard, guard::check));
+            match TcpListener::from_std(listener) {
+                Ok(listener) => server.tasks.push(tokio::spawn(accept_tcp(listener, router)).abort_handle()),
+                Err(error) => tracing::warn!("no HTTP: {error}"),
+            }
+        }
+        server
+    }
+
+    /// Where it answers over TCP.
+    pub fn http(&self) -> Option<SocketAddr> {
+        self.http
+    }
+
+    fn listen(&mut self, device: (u32, u32), router: Router) -> io::Result<()> {
+        let (listener, path) = socket::bind(device)?;
+        self.socket = Some(path);
         listener.set_nonblocking(true)?;
         let listener = UnixListener::from_std(listener)?;
-        let router = api::router(Shared { mount: Arc::new(mount), since: Instant::now() });
-        let task = tokio::spawn(async move {
-            let mut connections = Connections::default();
-            loop {
-                connections.room().await;
-                match listener.accept().await {
-                    Ok((stream, _)) if socket::may_speak(&stream) => connections.serve(stream, router.clone()),
-                    Ok(_) => {}
-                    Err(error) => pause(&error).await,
-                }
+        self.tasks.push(tokio::spawn(accept_unix(listener, router)).abort_handle());
+        Ok(())
+    }
+}
+
+async fn accept_unix(listener: UnixListener, router: Router) {
+    let mut connections = Connections::default();
+    loop {
+        connections.room().await;
+        match listener.accept().await {
+            Ok((stream, _)) if socket::may_speak(&stream) => connections.serve(stream, router.clone()),
+            Ok(_) => {}
+            Err(error) => pause(&error).await,
+        }
+    }
+}
+
+async fn accept_tcp(listener: TcpListener, router: Router) {
+    let mut connections = Connections::default();
+    loop {
+        connections.room().await;
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let _ = stream.set_nodelay(true);
+                connections.serve(stream, router.clone());
             }
-        });
-        Ok(Self { tasks: vec![task.abort_handle()], socket: Some(path) })
+            Err(error) => pause(&error).await,
+        }
     }
 }
 

@@ -20,6 +20,8 @@ pub struct Status {
     pub uptime: u64,
     /// The port that peers call; 0: nobody can.
     pub port: u16,
+    /// Where all of this is also served over TCP.
+    pub http: Option<String>,
     /// Nodes of the DHT known to be good; `null`: no DHT.
     pub dht_nodes: Option<usize>,
     /// What may pass in a second.
