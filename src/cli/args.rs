@@ -15,6 +15,7 @@ use super::network::{NetworkArgs, NetworkFlags};
 use super::options::{MountOptions, Options};
 use super::orders::{AddArgs, PriorityArgs, RemoveArgs, SetArgs, TorrentArgs};
 use super::status::StatusArgs;
+use super::top::TopArgs;
 
 const MIB: u64 = 1 << 20;
 /// How long a read may wait without progress.
@@ -135,6 +136,9 @@ pub enum Command {
     /// Show what mounts do: progress, peers, trackers, the cache, reads that wait
     #[command(after_help = AFTER_STATUS_HELP)]
     Status(StatusArgs),
+
+    /// Watch a mount in the terminal: torrents, pieces, peers, reads that wait
+    Top(TopArgs),
 
     /// Show more torrents in a running mount
     Add(AddArgs),

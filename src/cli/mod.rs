@@ -13,6 +13,7 @@ mod reach;
 mod sample;
 mod service;
 mod status;
+mod top;
 
 use std::fmt;
 
@@ -38,6 +39,7 @@ pub fn run() -> Exit {
         }
         Command::Add(args) => orders::add(&args),
         Command::Remove(args) => orders::remove(&args),
+        Command::Top(args) => top::run(&args),
         Command::Set(args) => orders::set(&args),
         Command::Pause(args) => orders::pause(&args, true),
         Command::Resume(args) => orders::pause(&args, false),

@@ -120,9 +120,9 @@ pub(super) fn set(args: &SetArgs) -> Result<(), Failure> {
         if args.download_limit.is_some() || args.upload_limit.is_some() {
             let said = |bound: Option<Bound<u64>>| bound.map(|bound| bound.0);
             let changes = LimitChanges { download: said(args.download_limit), upload: said(args.upload_limit) };
-            let now: RateLimits = reached.order(Method::PATCH, "/limits", &changes).await?;
-            let limit = |limit: Option<u64>| limit.map_or("unlimited".into(), shown_rate);
-            println!("limits: down {}, up {}", limit(now.download), limit(now.upload));
+            let now = limit(&reached, &changes).await?;
+            let word = |limit: Option<u64>| limit.map_or("unlimited".into(), shown_rate);
+            println!("limits: down {}, up {}", word(now.download), word(now.upload));
         }
         for torrent in &torrents {
             let changes = TorrentChanges { on_demand: args.on_demand, ..TorrentChanges::default() };
@@ -188,6 +188,11 @@ pub(super) fn remove(args: &RemoveArgs) -> Result<(), Failure> {
         }
         Ok(())
     })
+}
+
+/// Changes the rate limits; how they are now.
+pub(super) async fn limit(reached: &Reached, changes: &LimitChanges) -> Result<RateLimits, Failure> {
+    reached.order(Method::PATCH, "/limits", changes).await
 }
 
 /// Pauses torrents, or goes on with them.

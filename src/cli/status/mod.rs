@@ -15,7 +15,7 @@ use super::{Failure, service};
 use crate::control::status::Status;
 
 pub(super) use table::{Align, Table, clip};
-pub(super) use words::{rate, share};
+pub(super) use words::{blocked, peers, rate, reads, share, size};
 
 /// Columns where there is no terminal that says.
 const WIDTH: usize = 80;
