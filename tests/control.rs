@@ -326,8 +326,8 @@ fn every_route_is_described_and_nothing_else_answers() {
             }
         }
     }
-    let described = ask(&socket, "GET", "/openapi.json", "");
-    assert_eq!(described.text(), torrentfs::control::openapi());
+    let document = ask(&socket, "GET", "/openapi.json", "");
+    assert_eq!(document.text(), torrentfs::control::openapi());
     let map = ask(&socket, "GET", &format!("/torrents/{}/pieces?cells=10", lab.info_hash()), "");
     is_as_described("PieceMap", &map.body);
     let cells = map.json()["cells"].as_array().unwrap().clone();

@@ -509,7 +509,6 @@ mod tests {
             ("--seed-ratio some", "a number such as 1.5"),
             ("--peer 1.2.3.4", "invalid socket address"),
             ("--on-demnd", "--on-demand"),
-            ("extra", "unexpected argument 'extra'"),
             ("-o cache_sise=1GiB", "cache_size"),
         ] {
             let error = fault(&format!("torrentfs mount a.torrent /mnt {flags}"));
@@ -519,6 +518,16 @@ mod tests {
         assert!(fault("torrentfs unmount").contains("MOUNTPOINT"));
         assert!(fault("torrentfs frobnicate").contains("frobnicate"));
         assert!(fault("torrentfs unmount -v -q /mnt").contains("--quiet"));
+    }
+
+    #[test]
+    fn all_but_the_last_are_sources() {
+        let several = match parse("torrentfs mount a.torrent --verify b.torrent torrents /mnt -f").unwrap() {
+            Cli { command: Command::Mount(command), .. } => MountArgs::from(*command),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(several.sources, ["a.torrent", "b.torrent", "torrents"]);
+        assert!(several.mountpoint.as_os_str() == "/mnt" && several.verify && several.foreground);
     }
 
     #[test]

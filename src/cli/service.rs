@@ -18,9 +18,12 @@ use crate::library::{Library, LibraryOptions, Source, Watch};
 use crate::net::{self, Blocklist, Limits, PortChoice, Ranges, Unread};
 use crate::session::{Session, SessionConfig, SessionError};
 use crate::store::{Cache, CacheConfig};
+use crate::sys;
 
 /// Threads for hashing and for the disk.
 const BLOCKING_THREADS: usize = 32;
+/// Connections, files of the cache, requests to trackers: of a thousand torrents, too.
+const OPEN_FILES: u64 = 4096;
 
 /// Torrents that are mounted.
 pub(super) struct Service {
@@ -57,6 +60,9 @@ impl Signals {
 
 /// The runtime that all of it runs on. Not before a daemon has been split off.
 pub(super) fn runtime() -> Result<runtime::Runtime, Failure> {
+    if let Err(error) = sys::process::raise_open_files(OPEN_FILES) {
+        tracing::debug!("the limit of open files stays: {error}");
+    }
     runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .max_blocking_threads(BLOCKING_THREADS)

@@ -26,6 +26,7 @@ use super::origins::{Origins, PeerSource};
 use super::partial::Partials;
 use super::reads::Reads;
 use super::seeding::Seeding;
+use super::shares::{Allowed, MAX_PARTIAL, MAX_PEERS, Share};
 use super::sources::{Finders, Found, Sources};
 use super::torrent::{Command, Progress};
 use super::{Session, SessionError, Torrent, TorrentOptions};
@@ -42,15 +43,16 @@ const HEAR_AT_ONCE: usize = 32;
 /// Messages that wait for a peer's outbox; a peer that is so far behind is let go.
 const MAX_UNSENT: usize = 4096;
 
-/// Connections of one torrent, and half-open ones.
-const MAX_PEERS: usize = 100;
+/// Half-open connections of one torrent.
 const MAX_CONNECTING: usize = 16;
 
 /// With fewer, trackers are asked for more before their interval is over, as far as they allow.
 const FEW_PEERS: usize = 10;
 
-/// Bytes of pieces under way.
-const MAX_PARTIAL: u64 = 32 << 20;
+/// How often it is looked what else there is to do: while there are peers or readers; and at most while there are none,
+/// after twice as long each time.
+const LOOK: Duration = Duration::from_secs(1);
+const IDLE_LOOK: Duration = Duration::from_secs(5 * 60);
 
 /// How long trackers may take to hear that we leave.
 const STOP_LIMIT: Duration = Duration::from_secs(2);
@@ -131,6 +133,7 @@ pub(super) async fn start(
     let (stats_tx, stats) = watch::channel(Stats::default());
     let announcer = sources.announcer.clone();
     let seeds = WebSeed::all(&metainfo, session.http());
+    let share = Share::new(session.shares.clone());
     let mut driver = Driver {
         swarm,
         cache: session.config.cache.clone(),
@@ -157,8 +160,11 @@ pub(super) async fn start(
         inbox: inbox_tx,
         done: done_tx,
         stats: stats_tx,
-        stats_at: Instant::now(),
+        look_at: Instant::now(),
+        look: LOOK,
         room: u64::MAX,
+        allowed: share.allowed(Instant::now()),
+        share,
     };
     driver.found(options.peers, PeerSource::Manual);
     driver.found(options.found, PeerSource::Magnet);
@@ -247,8 +253,12 @@ pub(super) struct Driver {
     pub(super) inbox: mpsc::Sender<(PeerKey, Incoming)>,
     pub(super) done: mpsc::Sender<Done>,
     stats: watch::Sender<Stats>,
-    stats_at: Instant,
+    /// When it is looked what else there is to do, and how long that took to come.
+    look_at: Instant,
+    look: Duration,
     room: u64,
+    share: Share,
+    allowed: Allowed,
 }
 
 impl Driver {
@@ -256,7 +266,8 @@ impl Driver {
         let mut stop = false;
         while !stop {
             self.flush();
-            let wakeup = self.swarm.next_wakeup().map_or(self.stats_at, |at| at.min(self.stats_at));
+            self.update_share();
+            let wakeup = self.swarm.next_wakeup().map_or(self.look_at, |at| at.min(self.look_at));
             // Asked here, too: with messages always there the timer below would never be reached.
             if Instant::now() >= wakeup {
                 self.tick();
@@ -267,7 +278,10 @@ impl Driver {
                 command = inputs.commands.recv() => stop |= command.is_none_or(|command| self.command(command)),
                 Some(done) = inputs.done.recv() => self.finished(done),
                 Some(piece) = inputs.evicted.recv() => self.hear(Event::Evicted(piece)),
-                Some((source, addrs)) = inputs.found.recv() => self.found(addrs, source),
+                Some((source, addrs)) = inputs.found.recv() => {
+                    self.update_allowed(Instant::now());
+                    self.found(addrs, source);
+                }
                 Some(caller) = inputs.callers.recv() => self.connected(caller, Direction::Incoming),
                 Some((peer, incoming)) = inputs.inbox.recv() => self.incoming(peer, incoming),
                 () = tokio::time::sleep_until(wakeup.into()) => {}
@@ -422,6 +436,7 @@ impl Driver {
             }
             return;
         }
+        self.update_allowed(Instant::now());
         let key = PeerKey(self.next_peer);
         self.next_peer += 1;
         let theirs = peer.theirs;
@@ -461,15 +476,19 @@ impl Driver {
     fn tick(&mut self) {
         let now = Instant::now();
         self.hear(Event::Tick);
-        if now >= self.stats_at {
-            self.stats_at = now + Duration::from_secs(1);
+        if now >= self.look_at {
+            // A thousand torrents at rest are not to wake all at once.
+            let spread = if self.look == LOOK { 1.0 } else { rand::random_range(0.75..1.25) };
+            self.look_at = now + self.look.mul_f64(spread);
+            self.look = (self.look * 2).min(IDLE_LOOK);
+            self.update_allowed(now);
             self.update_transferred();
             self.update_room();
             self.update_serving(now);
             self.exchange_peers(now);
             let peers = self.peers.values().filter(|peer| !self.web_seeds.contains_key(&peer.addr)).count();
             if peers < FEW_PEERS && !self.swarm.complete() && !self.swarm.is_paused() {
-                self.sources.want_peers();
+                self.sources.want_peers(self.swarm.is_read(now));
             }
         }
     }
@@ -493,8 +512,33 @@ impl Driver {
         }
     }
 
+    /// Tells the other torrents what this one has; and stays awake while there is anything.
+    fn update_share(&mut self) {
+        let now = Instant::now();
+        let (connections, partial, is_read) =
+            (self.swarm.connections(), self.swarm.partial_bytes(), self.swarm.is_read(now));
+        self.share.set(connections, partial, is_read);
+        if (connections > 0 || is_read || self.working > 0) && self.look != LOOK {
+            self.look = LOOK;
+            self.look_at = self.look_at.min(now + LOOK);
+        }
+    }
+
+    /// Hears what the other torrents leave.
+    fn update_allowed(&mut self, now: Instant) {
+        if self.swarm.is_blocked() && self.stats.borrow().down_rate > 0 {
+            self.share.wait(now);
+        }
+        let allowed = self.share.allowed(now);
+        if allowed != self.allowed || allowed.shed {
+            let Allowed { peers, shed, partial, .. } = allowed;
+            self.allowed = allowed;
+            self.hear(Event::Share { peers, shed, max_partial: partial });
+        }
+    }
+
     fn update_room(&mut self) {
-        let room = self.store.room();
+        let room = self.store.room().min(self.allowed.background);
         if room != self.room {
             self.room = room;
             self.hear(Event::Room(room));

@@ -1,6 +1,7 @@
 //! The driver: owns each torrent's `Swarm` and turns its actions into I/O.
 //!
-//! A [`Session`] has one listening port, one cache and one pair of rate limits for all its torrents. Each torrent has
+//! A [`Session`] has one listening port, one cache, one pair of rate limits and one lot of connections and memory
+//! ([`shares`]) for all its torrents. A torrent with which nothing happens sleeps. Each torrent has
 //! one task ([`driver`]) that owns its `Swarm`: everything that happens to the torrent reaches it through bounded
 //! channels, and it never waits on a peer or on a disk (invariant 5). Readers ([`reader`]) look in the store first and
 //! speak to the task only when they enter another piece or miss.
@@ -18,6 +19,7 @@ mod reader;
 mod reads;
 mod report;
 mod seeding;
+mod shares;
 mod sources;
 mod torrent;
 mod verify;
@@ -50,6 +52,8 @@ pub use report::{PeerReport, Report};
 pub use seeding::SeedLimits;
 pub use torrent::Torrent;
 pub use verify::Verification;
+
+use shares::Shares;
 
 /// What a session is started with.
 pub struct SessionConfig {
@@ -191,6 +195,8 @@ pub struct Session {
     mapper: Option<PortMapper>,
     doors: Arc<Doors>,
     dialer: Arc<Dialer>,
+    /// What its torrents share beyond the cache and the rates.
+    shares: Arc<Shares>,
     _listener: Listener,
 }
 
@@ -261,6 +267,7 @@ impl Session {
             lsd,
             doors,
             dialer,
+            shares: Arc::default(),
             _listener: listener,
         })
     }
@@ -311,11 +318,13 @@ impl Session {
 
     /// The same for many at the same time; no longer for the trackers.
     pub async fn remove_all(&self, torrents: &[Arc<Torrent>]) {
-        let mut doors = lock(&self.doors.torrents);
-        torrents.iter().for_each(|torrent| drop(doors.remove(&torrent.metainfo().info_hash)));
-        drop(doors);
+        {
+            let mut doors = lock(&self.doors.torrents);
+            torrents.iter().for_each(|torrent| drop(doors.remove(&torrent.metainfo().info_hash)));
+        }
         let mut stopping = JoinSet::new();
-        for torrent in torrents.iter().cloned() {
+        for torrent in torrents {
+            let torrent = torrent.clone();
             stopping.spawn(async move { torrent.stop().await });
         }
         stopping.join_all().await;

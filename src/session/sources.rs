@@ -81,9 +81,9 @@ impl Sources {
         Self { announcer, dht, _lsd: lsd }
     }
 
-    /// Few peers are left. May be called often.
-    pub(super) fn want_peers(&self) {
-        self.announcer.want_peers();
+    /// Few peers are left; somebody reads, if it is `urgent`. May be called often.
+    pub(super) fn want_peers(&self, urgent: bool) {
+        self.announcer.want_peers(urgent);
         if let Some(dht) = &self.dht {
             dht.want_peers();
         }

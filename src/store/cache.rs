@@ -348,7 +348,7 @@ impl Cache {
 
     /// Takes a torrent off the books, without I/O.
     pub(super) fn forget(&self, torrent: &Torrent) {
-        let last_use = torrent.lengths.iter().map(|piece| torrent.pieces.last_use(piece)).max().unwrap_or(0);
+        let last_use = torrent.last_use();
         {
             let mut ledger = lock(&self.ledger);
             let bytes = torrent.bytes_on_disk();

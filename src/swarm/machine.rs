@@ -61,6 +61,8 @@ pub struct Swarm {
     pub(super) paused: bool,
     /// Bytes that background fetching may still add.
     pub(super) room: u64,
+    /// Connections allowed by what other torrents have.
+    pub(super) places: usize,
     /// Seconds of queue allowed at each peer.
     pub(super) slack: f64,
     /// Some peer may have work that it had not before.
@@ -102,6 +104,7 @@ impl Swarm {
             actions: VecDeque::new(),
             paused: false,
             room: u64::MAX,
+            places: usize::MAX,
             slack: LONG,
             work: false,
             next_tick: now,
@@ -160,6 +163,7 @@ impl Swarm {
                 self.work |= bytes > self.room;
                 self.room = bytes;
             }
+            Event::Share { peers, shed, max_partial } => self.share(now, peers, shed, max_partial),
             Event::Open { reader, bytes } => self.readers.open(now, reader, bytes),
             Event::Read { reader, bytes } => {
                 self.readers.read(now, reader, &bytes);
@@ -196,6 +200,26 @@ impl Swarm {
     /// Every piece is had.
     pub fn complete(&self) -> bool {
         self.pieces.complete()
+    }
+
+    /// Somebody reads, or did in the last few seconds.
+    pub fn is_read(&self, now: Instant) -> bool {
+        self.readers.active(now)
+    }
+
+    /// A read waits.
+    pub fn is_blocked(&self) -> bool {
+        self.readers.any_blocked()
+    }
+
+    /// Connections, those being made included.
+    pub fn connections(&self) -> usize {
+        self.peers.len() + self.addresses.calling()
+    }
+
+    /// Bytes of the pieces under way.
+    pub fn partial_bytes(&self) -> u64 {
+        self.pieces.partial_bytes()
     }
 
     /// A handful of numbers for people.

@@ -162,6 +162,15 @@ pub enum Event {
     Evicted(PieceIndex),
     /// How many more bytes background fetching may add to the store (partial pieces not yet counted).
     Room(u64),
+    /// What this torrent may have of what all torrents share.
+    Share {
+        /// Connections at most, below [`Config::max_peers`].
+        peers: usize,
+        /// Let go of the one that is of least use.
+        shed: bool,
+        /// [`Config::max_partial`] from now on.
+        max_partial: u64,
+    },
     /// A file was opened; `bytes` is the whole file, counted in the torrent.
     Open {
         /// The handle.

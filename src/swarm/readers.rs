@@ -79,14 +79,15 @@ pub(super) struct Readers {
 
 impl Readers {
     pub(super) fn new(lengths: Lengths, max_partial: u64) -> Self {
-        let piece = u64::from(lengths.piece_len());
-        Self {
-            lengths,
-            budget: (max_partial / 4 * 3).max(2 * piece),
-            readers: BTreeMap::new(),
-            wants: BTreeMap::new(),
-            last_read: None,
-        }
+        let mut readers =
+            Self { lengths, budget: 0, readers: BTreeMap::new(), wants: BTreeMap::new(), last_read: None };
+        readers.set_budget(max_partial);
+        readers
+    }
+
+    /// Windows leave a part of the partial pieces to blocked reads.
+    pub(super) fn set_budget(&mut self, max_partial: u64) {
+        self.budget = (max_partial / 4 * 3).max(2 * u64::from(self.lengths.piece_len()));
     }
 
     fn first_window(&self) -> u64 {

@@ -22,6 +22,17 @@ pub fn group() -> u32 {
     unsafe { libc::getegid() }
 }
 
+/// Raises the limit of open files to `wanted`, as far as this process may.
+pub fn raise_open_files(wanted: u64) -> io::Result<()> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is a valid place for the result.
+    check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) })?;
+    limit.rlim_cur = limit.rlim_cur.max(wanted.min(limit.rlim_max));
+    // SAFETY: `limit` is valid, and only read.
+    check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) })?;
+    Ok(())
+}
+
 /// A process held by descriptor: its number cannot come to mean another process while this lives.
 #[derive(Debug)]
 pub struct Process(OwnedFd);
