@@ -33,6 +33,8 @@ Examples:
   torrentfs mount film.torrent /mnt/film
   torrentfs mount 'magnet:?xt=urn:btih:...' /mnt/film
   torrentfs mount --on-demand --cache-size 5GiB linux.torrent ~/iso
+  torrentfs status --watch
+  torrentfs set /mnt/film --download-limit 2MiB
   torrentfs unmount /mnt/film
 
 Exit codes:

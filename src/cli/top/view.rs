@@ -254,11 +254,11 @@ mod tests {
         model.look(status(&["alpha", "beta"]), Some(PieceMap { pieces: 10, cells }));
         let screen = shown(&model, 80, 24);
         for part in [
-            "/mnt/a  500 B of 1000 B here",
+            "/mnt/a  500 B of 0.98 KiB here",
             "tab: the next mount",
             "down 10 B/s",
             "2 torrents",
-            "> alpha    fetching",
+            ">  alpha    fetching",
             "50.0 %",
             "pieces: 5 of 10, 100 B each",
             "#=!.",
@@ -285,7 +285,7 @@ mod tests {
         let mut model = Model::new(1, status(&names.iter().map(String::as_str).collect::<Vec<_>>()));
         model.torrent = 29;
         let screen = shown(&model, 80, 24);
-        assert!(screen.contains("> torrent-29") && !screen.contains("torrent-00"), "{screen}");
+        assert!(screen.contains(">  torrent-29") && !screen.contains("torrent-00"), "{screen}");
     }
 
     #[test]
