@@ -241,6 +241,12 @@ fn status_tells_the_truth() {
     // A path within the mount will do.
     let within: Value = serde_json::from_str(&said(&["status", "--json", text(&mounted.path("show/extra"))])).unwrap();
     assert_eq!(within["pid"], mounted.process.0.id());
+    // Again and again, if asked to.
+    let mut watching = Command::new(TORRENTFS);
+    watching.args(["status", "--json", "--watch=100ms", text(&mounted.dir)]).stdout(Stdio::piped());
+    let mut watching = Process::start(&mut watching);
+    let seen = serde_json::Deserializer::from_reader(watching.0.stdout.take().unwrap()).into_iter::<Value>();
+    assert!(seen.take(3).all(|status| status.unwrap()["pid"] == mounted.process.0.id()));
     mounted.stop();
 }
 
@@ -488,7 +494,7 @@ impl Web {
     /// What may not be understood, or not be whole, is not waited for as long.
     fn send_strange(&self, bytes: &[u8], whole: bool) -> Option<Answer> {
         let mut stream = std::net::TcpStream::connect(self.0).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
         if !whole {
             let _ = stream.write_all(bytes);
             stream.shutdown(std::net::Shutdown::Write).ok()?;

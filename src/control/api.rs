@@ -12,6 +12,7 @@ use axum::routing::get;
 use axum::{Router, middleware};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
 use utoipa::{IntoParams, OpenApi, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -27,6 +28,8 @@ use crate::metainfo::MAX_TORRENT_LEN;
 const MAX_BODY: usize = 64 * 1024;
 /// How long a request may take that is answered from what is known.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Whole .torrent files taken in at a time: each may be large.
+const MAX_FILES_AT_ONCE: usize = 2;
 /// For a whole .torrent file to come.
 const BODY_PATIENCE: Duration = Duration::from_secs(60);
 /// Cells of a piece map.
@@ -40,6 +43,15 @@ pub(super) struct Shared {
     pub(super) since: Instant,
     /// Where it listens over TCP.
     pub(super) http: Option<SocketAddr>,
+    /// For whole .torrent files, of which only so many are taken in at a time.
+    files: Arc<Semaphore>,
+}
+
+impl Shared {
+    pub(super) fn new(mount: Mount, http: Option<SocketAddr>) -> Self {
+        let files = Arc::new(Semaphore::new(MAX_FILES_AT_ONCE));
+        Self { mount: Arc::new(mount), since: Instant::now(), http, files }
+    }
 }
 
 /// What went wrong.
@@ -133,7 +145,7 @@ fn read<T: DeserializeOwned>(headers: &HeaderMap, body: &[u8]) -> Result<T, Refu
 
 /// The mount, its torrents and their peers
 #[utoipa::path(get, path = "/status", responses((status = 200, body = Status)))]
-async fn status(State(Shared { mount, since, http }): State<Shared>) -> Response {
+async fn status(State(Shared { mount, since, http, .. }): State<Shared>) -> Response {
     json(&observe::mount(&mount, since, http).await)
 }
 
@@ -181,9 +193,13 @@ async fn change_torrent(
     )
 )]
 async fn add(State(shared): State<Shared>, headers: HeaderMap, body: Body) -> Result<Response, Refusal> {
-    let whole = tokio::time::timeout(BODY_PATIENCE, to_bytes(body, MAX_TORRENT_LEN)).await;
-    let body = match whole {
-        Ok(Ok(body)) => body,
+    let whole = tokio::time::timeout(BODY_PATIENCE, async {
+        // Never closed. Kept until the file is read.
+        let place = shared.files.clone().acquire_owned().await;
+        to_bytes(body, MAX_TORRENT_LEN).await.map(|body| (body, place))
+    });
+    let (body, place) = match whole.await {
+        Ok(Ok(taken)) => taken,
         Ok(Err(_)) => return Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "the body is too long, or broke off")),
         Err(_) => return Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, "it took too long")),
     };
@@ -192,6 +208,7 @@ async fn add(State(shared): State<Shared>, headers: HeaderMap, body: Body) -> Re
         _ if body.len() > MAX_BODY => return Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "the body is too long")),
         _ => orders::source(&read::<NewTorrent>(&headers, &body)?)?,
     };
+    drop((body, place));
     Ok(json(&orders::add(&shared.mount, &source).await?))
 }
 

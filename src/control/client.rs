@@ -18,7 +18,7 @@ use super::api::Fault;
 use super::orders::NewTorrent;
 
 /// To the whole of an answer.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(20);
 /// Bytes of an answer.
 const MAX_ANSWER: usize = 64 << 20;
 

@@ -19,7 +19,7 @@ type Labels = Vec<(&'static str, String)>;
 
 /// Figures for Prometheus
 #[utoipa::path(get, path = "/metrics", responses((status = 200, content_type = "application/openmetrics-text")))]
-pub(super) async fn metrics(State(Shared { mount, since, http }): State<Shared>) -> Response {
+pub(super) async fn metrics(State(Shared { mount, since, http, .. }): State<Shared>) -> Response {
     let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
     ([(header::CONTENT_TYPE, kind)], text(&observe::mount(&mount, since, http).await)).into_response()
 }

@@ -18,7 +18,7 @@ const STYLE: &str = "body{font:16px/1.4 sans-serif;margin:2em auto;max-width:60e
 
 /// The mount, for a browser
 #[utoipa::path(get, path = "/", responses((status = 200, content_type = "text/html")))]
-pub(super) async fn home(State(Shared { mount, since, http }): State<Shared>) -> Response {
+pub(super) async fn home(State(Shared { mount, since, http, .. }): State<Shared>) -> Response {
     let status = observe::mount(&mount, since, http).await;
     let mut answer = page(&status.mountpoint, &body(&status));
     answer.headers_mut().insert("refresh", HeaderValue::from_static("5"));

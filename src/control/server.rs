@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::{Router, middleware};
 use hyper::server::conn::http1;
@@ -90,7 +90,7 @@ impl Server {
     pub fn start(mount: Mount, http: Option<Http>) -> Self {
         let device = mount.device;
         let addr = http.as_ref().and_then(Http::addr);
-        let router = api::router(Shared { mount: Arc::new(mount), since: Instant::now(), http: addr });
+        let router = api::router(Shared::new(mount, addr));
         let mut server = Self { tasks: Vec::new(), socket: None, http: addr };
         if let Err(error) = server.listen(device, router.clone()) {
             tracing::warn!("`torrentfs status` will not find this mount: {error}");

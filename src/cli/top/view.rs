@@ -258,7 +258,7 @@ mod tests {
             "tab: the next mount",
             "down 10 B/s",
             "2 torrents",
-            ">  alpha    fetching",
+            ">  alpha",
             "50.0 %",
             "pieces: 5 of 10, 100 B each",
             "#=!.",
