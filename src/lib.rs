@@ -18,6 +18,8 @@
 //! | module | owns | knows nothing of |
 //! |---|---|---|
 //! | [`cli`] | arguments to calls, errors to words; one file a subcommand | how anything works |
+//! | [`control`] | what a running mount tells of itself, and the orders it takes | FUSE, sockets of peers |
+//! | [`library`] | the torrents of a mount, as they come and go; watched directories | the command line |
 //! | [`fs`] | the tree of inodes, the answering of reads, the FUSE mount | peers, trackers |
 //! | [`session`] | the driver: owns each torrent's `Swarm`, turns its actions into I/O | the wire format |
 //! | [`webseed`] | HTTP servers as peers that have everything (BEP 19, 17) | picking, choking |
@@ -63,8 +65,10 @@
 //! - **end-game**: when all that is missing is already requested, it is requested from more than one peer.
 
 pub mod cli;
+pub mod control;
 pub mod discovery;
 pub mod fs;
+pub mod library;
 pub mod metainfo;
 pub mod net;
 pub mod payload;

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Lowest first. A module may import itself and what stands before it.
-const LAYERS: [&str; 15] = [
+const LAYERS: [&str; 17] = [
     "sys",
     "metainfo",
     "payload",
@@ -19,6 +19,8 @@ const LAYERS: [&str; 15] = [
     "webseed",
     "session",
     "fs",
+    "library",
+    "control",
     "cli",
 ];
 

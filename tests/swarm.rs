@@ -4,10 +4,11 @@ mod simulation;
 
 use std::time::Duration;
 
+use fixedbitset::FixedBitSet;
 use rand::RngExt;
 use simulation::{Nature, World, seed};
 use torrentfs::metainfo::Lengths;
-use torrentfs::swarm::{Goodbye, PickOrder};
+use torrentfs::swarm::{Event, Goodbye, PickOrder};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -251,6 +252,76 @@ fn two_halves_complete_each_other() {
         assert!(node.goodbyes.iter().all(|why| matches!(why, Goodbye::Useless | Goodbye::Duplicate)));
         assert_eq!(node.swarm.stats(world.clock()).peers, 0, "seeds let go of each other");
     }
+}
+
+fn some(pieces: std::ops::Range<usize>) -> FixedBitSet {
+    let mut set = FixedBitSet::with_capacity(128);
+    set.insert_range(pieces);
+    set
+}
+
+#[test]
+fn what_is_skipped_is_left_to_readers_and_what_is_urged_comes_first() {
+    let mut world = World::new(seed(12), lengths(8 * MIB, 64 * KIB), millis(5));
+    let seeder = world.add_seed(2e6);
+    let node = world.add(1e6, |_| false, |_| {});
+    world.check = true;
+    world.event(node, Event::Priorities { skip: some(0..64), high: some(60..80) });
+    world.introduce_to(node, &[seeder]);
+    world.run_until(Duration::from_secs(30), |world| world.nodes[node].stored.len() >= 16);
+    // But for what the seeder gives while it chokes, which is its own choice.
+    let urged = world.nodes[node].stored.iter().filter(|piece| (64..80).contains(*piece)).count();
+    assert!(urged >= 12, "{:?}", world.nodes[node].stored);
+    world.run(Duration::from_secs(30));
+    assert!(world.nodes[node].stored.iter().copied().eq(64..128), "{:?}", world.nodes[node].stored);
+    let snapshot = world.nodes[node].swarm.snapshot(world.clock());
+    assert_eq!((snapshot.to_fetch, snapshot.skipped.count_ones(..)), (0, 64));
+
+    // A reader gets it all the same.
+    world.open(node, 1, 0..8 * MIB);
+    world.read_now(node, 1, 10 * 64 * KIB..11 * 64 * KIB, Duration::from_secs(5));
+    world.run(Duration::from_secs(30));
+    assert!(world.nodes[node].stored.len() < 100, "only what it needs");
+
+    world.event(node, Event::Priorities { skip: FixedBitSet::new(), high: FixedBitSet::new() });
+    world.run_until(Duration::from_secs(30), |world| world.nodes[node].completed.is_some());
+}
+
+#[test]
+fn a_paused_swarm_rests_and_one_on_demand_fetches_what_is_read() {
+    let mut world = World::new(seed(13), lengths(8 * MIB, 64 * KIB), millis(5));
+    let seeder = world.add_seed(1e6);
+    let node = world.add(1e6, |_| false, |_| {});
+    world.check = true;
+    world.introduce_to(node, &[seeder]);
+    world.run(Duration::from_secs(2));
+    world.event(node, Event::Pause(true));
+    assert_eq!(world.nodes[node].swarm.stats(world.clock()).peers, 0);
+    let before = world.nodes[node].received;
+    assert!(before > 0);
+    // Not even for readers, and whoever calls is sent away.
+    world.open(node, 1, 0..8 * MIB);
+    let want = world.read(node, 1, 7 * MIB..7 * MIB + 1);
+    world.introduce_to(seeder, &[node]);
+    world.run(Duration::from_secs(20));
+    assert_eq!(world.nodes[node].received, before);
+    let snapshot = world.nodes[node].swarm.snapshot(world.clock());
+    assert!(snapshot.paused && snapshot.peers.is_empty() && snapshot.waits.len() == 1, "{snapshot:?}");
+    assert!(snapshot.waits[0].since >= Duration::from_secs(20) && snapshot.waits[0].pieces[0].peers == 0);
+
+    world.event(node, Event::OnDemand(true));
+    world.event(node, Event::Pause(false));
+    world.run_until(Duration::from_secs(60), |world| world.nodes[node].answered.contains_key(&want));
+    world.run(Duration::from_secs(20));
+    let had = world.nodes[node].stored.len();
+    world.run(Duration::from_secs(20));
+    assert!(had < 128 && world.nodes[node].stored.len() == had, "nobody reads on");
+    let snapshot = world.nodes[node].swarm.snapshot(world.clock());
+    assert!(snapshot.on_demand && snapshot.waits.is_empty() && snapshot.readers.len() == 1, "{snapshot:?}");
+    assert_eq!((snapshot.peers[0].has, snapshot.peers[0].downloaded > 0), (128, true));
+
+    world.event(node, Event::OnDemand(false));
+    world.run_until(Duration::from_secs(60), |world| world.nodes[node].completed.is_some());
 }
 
 /// A first seeder and leechers as fast as it: bytes that it sent until the others had every piece among them and

@@ -13,9 +13,13 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 use super::check::{self, CheckArgs};
 use super::create::{self, CreateArgs};
 use super::edit::{self, EditArgs};
+use super::http::HttpFlags;
 use super::network::{NetworkArgs, NetworkFlags};
 use super::options::{MountOptions, Options};
+use super::orders::{AddArgs, PriorityArgs, RemoveArgs, SetArgs, TorrentArgs};
 use super::show::{self, ShowArgs};
+use super::status::StatusArgs;
+use super::top::TopArgs;
 use super::tracker::TrackerArgs;
 
 const MIB: u64 = 1 << 20;
@@ -34,6 +38,8 @@ Examples:
   torrentfs mount film.torrent /mnt/film
   torrentfs mount 'magnet:?xt=urn:btih:...' /mnt/film
   torrentfs mount --on-demand --cache-size 5GiB linux.torrent ~/iso
+  torrentfs status --watch
+  torrentfs set /mnt/film --download-limit 2MiB
   torrentfs unmount /mnt/film
   torrentfs create film -a http://tracker.example.org/announce
   torrentfs show film.torrent
@@ -57,6 +63,8 @@ Examples:
   torrentfs mount -f film.torrent /mnt/film    (Ctrl-C unmounts)
   torrentfs mount 'magnet:?xt=urn:btih:...' /mnt/film
   torrentfs mount https://example.org/film.torrent /mnt/film
+  torrentfs mount a.torrent b.torrent /mnt/films
+  torrentfs mount ~/torrents /mnt/all    (all in it, and what comes and goes)
   torrentfs mount --on-demand --cache-size 5GiB linux.torrent ~/iso
   torrentfs mount -o allow_other,cache_size=5GiB film.torrent /mnt/film
   torrentfs mount --peer 192.168.1.5:51413 film.torrent /mnt/film
@@ -69,6 +77,17 @@ Options of -o, separated by commas (\\, stands for a comma in a value):
   noexec         no file may be executed
   ro             always so
   Every flag above by its name, with _ or -: -o on_demand,read_timeout=5min";
+
+const AFTER_STATUS_HELP: &str = "\
+Flags of a peer:
+  D  it gives us what we want       d  it has what we want, and refuses
+  U  we give it what it wants       u  it wants what we have, and we refuse
+  I  it called us   E  encrypted   P  over uTP   S  it stopped answering
+
+Examples:
+  torrentfs status
+  torrentfs status --watch /mnt/film
+  torrentfs status --json /mnt/film | jq .total";
 
 /// What the exit status means; the help tells users. Stable.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -116,16 +135,44 @@ pub struct Cli {
 /// The subcommands.
 #[derive(Subcommand, Clone, Debug)]
 pub enum Command {
-    /// Show a torrent's files in a directory
+    /// Show torrents' files in a directory
     #[command(after_help = AFTER_MOUNT_HELP, args_override_self = true)]
     Mount(Box<MountCommand>),
 
-    /// Take a mounted torrent away again; what was fetched stays in the cache
+    /// End a mount; what was fetched stays in the cache
     #[command(visible_alias = "umount")]
     Unmount {
         /// Where it is mounted
         mountpoint: PathBuf,
     },
+
+    /// Show what mounts do: progress, peers, trackers, the cache, reads that wait
+    #[command(after_help = AFTER_STATUS_HELP)]
+    Status(StatusArgs),
+
+    /// Watch a mount in the terminal: torrents, pieces, peers, reads that wait
+    Top(TopArgs),
+
+    /// Show more torrents in a running mount
+    Add(AddArgs),
+
+    /// Show a torrent no longer; who has a file of it open reads on
+    Remove(RemoveArgs),
+
+    /// Change a running mount: its rate limits, or whether all is fetched
+    Set(SetArgs),
+
+    /// Stop fetching and giving; reads of what is not here wait
+    Pause(TorrentArgs),
+
+    /// Go on with what was paused
+    Resume(TorrentArgs),
+
+    /// Hash again what is here, in the background; what is not as it should be is fetched again
+    Verify(TorrentArgs),
+
+    /// Fetch files before all others, or only what is read of them
+    Priority(PriorityArgs),
 
     /// See it work: a whole swarm on this machine, with sample music and video, mounted
     ///
@@ -161,9 +208,10 @@ pub enum Command {
 /// `torrentfs mount`, as given. [`MountArgs`] is what is meant.
 #[derive(Args, Clone, Debug)]
 pub struct MountCommand {
-    /// A .torrent file, its http(s) URL, a magnet link (in quotes), or an info hash
-    #[arg(value_name = "SOURCE")]
-    source: OsString,
+    /// A .torrent file, its http(s) URL, a magnet link (in quotes), an info hash, or a directory: of it every .torrent
+    /// and .magnet file is shown, as they come and go
+    #[arg(value_name = "SOURCE", required = true, num_args = 1..)]
+    sources: Vec<OsString>,
 
     /// An existing directory
     #[arg(value_name = "MOUNTPOINT")]
@@ -209,8 +257,15 @@ pub(super) struct Flags {
     #[arg(long, help_heading = "Cache")]
     verify: bool,
 
+    /// When a file is removed from a directory SOURCE, delete what is cached of its torrent, too
+    #[arg(long, help_heading = "Cache")]
+    delete_removed: bool,
+
     #[command(flatten)]
     network: NetworkFlags,
+
+    #[command(flatten)]
+    http: HttpFlags,
 }
 
 impl Flags {
@@ -224,7 +279,9 @@ impl Flags {
             cache_size: self.cache_size.or(under.cache_size),
             memory: self.memory.or(under.memory),
             verify: self.verify || under.verify,
+            delete_removed: self.delete_removed || under.delete_removed,
             network: self.network.over(under.network),
+            http: self.http.over(under.http),
         }
     }
 }
@@ -232,8 +289,8 @@ impl Flags {
 /// What `torrentfs mount` is to do: flags and `-o` in one, defaults filled in.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MountArgs {
-    /// A `.torrent` file, a URL, a magnet link or an info hash; not yet looked at.
-    pub source: OsString,
+    /// `.torrent` files, URLs, magnet links, info hashes, directories; not yet looked at.
+    pub sources: Vec<OsString>,
     /// Where to mount.
     pub mountpoint: PathBuf,
     /// Do not become a daemon.
@@ -250,8 +307,12 @@ pub struct MountArgs {
     pub memory: u64,
     /// Check every cached piece.
     pub verify: bool,
+    /// Delete what is cached of a torrent whose file is removed from a watched directory.
+    pub delete_removed: bool,
     /// How peers are found and reached.
     pub network: NetworkArgs,
+    /// Whether and where it is served over HTTP.
+    pub(super) http: HttpFlags,
     /// Permissions and owner of the files.
     pub options: MountOptions,
 }
@@ -262,7 +323,7 @@ impl From<MountCommand> for MountArgs {
         let given = command.options.into_iter().reduce(|earlier, later| later.over(earlier)).unwrap_or_default();
         let flags = command.flags.over(given.flags);
         Self {
-            source: command.source,
+            sources: command.sources,
             mountpoint: command.mountpoint,
             foreground: flags.foreground,
             on_demand: flags.on_demand,
@@ -271,7 +332,9 @@ impl From<MountCommand> for MountArgs {
             cache_size: flags.cache_size.map_or(Some(CACHE_SIZE), |bound| bound.0),
             memory: flags.memory.unwrap_or(MEMORY),
             verify: flags.verify,
+            delete_removed: flags.delete_removed,
             network: flags.network.into(),
+            http: flags.http,
             options: given.mount,
         }
     }
@@ -373,7 +436,7 @@ mod tests {
     #[test]
     fn defaults() {
         let expected = MountArgs {
-            source: "a.torrent".into(),
+            sources: vec!["a.torrent".into()],
             mountpoint: "/mnt".into(),
             foreground: false,
             on_demand: false,
@@ -382,7 +445,9 @@ mod tests {
             cache_size: Some(20 << 30),
             memory: 128 << 20,
             verify: false,
+            delete_removed: false,
             network: NetworkArgs::default(),
+            http: HttpFlags::default(),
             options: MountOptions::default(),
         };
         assert_eq!(mount(""), expected);
@@ -421,12 +486,13 @@ mod tests {
                 pex: false,
                 metadata_timeout: Some(Duration::from_secs(60)),
             },
+            http: HttpFlags { http: Some(([127, 0, 0, 1], 8080).into()), http_token: Some("0123456789abcdef".into()) },
             ..mount("")
         };
         let flags = "--foreground --on-demand --read-timeout 5min --cache-dir /var/c --cache-size 1GiB --memory 64MiB \
                      --verify --port 0 --bind 127.0.0.1 --peer 10.0.0.1:80 --peer [::1]:81 --download-limit 2MiB/s \
                      --upload-limit 500KB --no-upload --no-dht --no-lsd --no-utp --no-port-mapping --encryption require --proxy socks5://me:secret@10.0.0.1:1080 --blocklist /etc/blocked --no-pex \
-                     --metadata-timeout 1min --seed-ratio 1.5 --seed-time 1h";
+                     --http 127.0.0.1:8080 --http-token 0123456789abcdef --metadata-timeout 1min --seed-ratio 1.5 --seed-time 1h";
         assert_eq!(mount(flags), expected);
         let options = flags.replace(" --", ",").replace(' ', "=").replacen("--", "", 1);
         assert_eq!(mount(&format!("-o {options}")), expected);
@@ -479,7 +545,6 @@ mod tests {
             ("--seed-ratio some", "a number such as 1.5"),
             ("--peer 1.2.3.4", "invalid socket address"),
             ("--on-demnd", "--on-demand"),
-            ("extra", "unexpected argument 'extra'"),
             ("-o cache_sise=1GiB", "cache_size"),
         ] {
             let error = fault(&format!("torrentfs mount a.torrent /mnt {flags}"));
@@ -489,6 +554,16 @@ mod tests {
         assert!(fault("torrentfs unmount").contains("MOUNTPOINT"));
         assert!(fault("torrentfs frobnicate").contains("frobnicate"));
         assert!(fault("torrentfs unmount -v -q /mnt").contains("--quiet"));
+    }
+
+    #[test]
+    fn all_but_the_last_are_sources() {
+        let several = match parse("torrentfs mount a.torrent --verify b.torrent torrents /mnt -f").unwrap() {
+            Cli { command: Command::Mount(command), .. } => MountArgs::from(*command),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(several.sources, ["a.torrent", "b.torrent", "torrents"]);
+        assert!(several.mountpoint.as_os_str() == "/mnt" && several.verify && several.foreground);
     }
 
     #[test]

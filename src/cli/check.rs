@@ -9,12 +9,12 @@ use bytesize::ByteSize;
 use clap::Args;
 use serde::Serialize;
 
-use super::Failure;
 use super::args::Exit;
 use super::create::count;
 use super::output::{self, GREEN, PLAIN, RED, STANDARD, YELLOW, shown};
 use super::progress::Progress;
-use super::source::{fault_to, read_torrent};
+use super::{Failure, fault_to};
+use crate::library::read_torrent;
 use crate::metainfo::{Metainfo, PieceIndex};
 use crate::payload::{self, Check, CheckedFile, FileState, PieceState};
 

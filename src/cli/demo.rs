@@ -10,12 +10,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use bytesize::ByteSize;
 
 use super::args::{DemoArgs, Exit, MountArgs};
+use super::http::HttpFlags;
 use super::log::{self, Verbosity};
 use super::network::{ListenPort, NetworkArgs};
 use super::options::MountOptions;
 use super::service::{self, Service, Signals};
-use super::source::Source;
 use super::{Failure, sample};
+use crate::library::{Library, Source};
 use crate::metainfo::{Metainfo, NewFile, NewTorrent, hash_pieces};
 use crate::net::{self, Limits, PortChoice};
 use crate::route::{Bind, Route};
@@ -50,7 +51,7 @@ async fn demonstrate(args: &DemoArgs, dir: &Path) -> Result<(), Failure> {
     };
     fs::create_dir_all(&mountpoint).map_err(|error| failed("make the mount point", error))?;
     let mount_args = MountArgs {
-        source: torrent_file.into(),
+        sources: vec![torrent_file.into()],
         mountpoint,
         foreground: true,
         on_demand: false,
@@ -59,6 +60,7 @@ async fn demonstrate(args: &DemoArgs, dir: &Path) -> Result<(), Failure> {
         cache_size: None,
         memory: 64 << 20,
         verify: false,
+        delete_removed: false,
         network: NetworkArgs {
             port: ListenPort::Exactly(0),
             route: Route { bind: Bind::Address(LOOPBACK), ..Route::default() },
@@ -67,10 +69,11 @@ async fn demonstrate(args: &DemoArgs, dir: &Path) -> Result<(), Failure> {
             port_mapping: None,
             ..NetworkArgs::default()
         },
+        http: HttpFlags::default(),
         options: MountOptions::default(),
     };
     let cache = service::open_cache(&mount_args)?;
-    let service = Service::start(&mount_args, Source::Torrent(Box::new(metainfo)), cache, &|| true).await?;
+    let service = Service::start(&mount_args, vec![Source::Torrent(Box::new(metainfo))], cache, &|| true).await?;
     let root = service.mounted.path().join(NAME);
     let shown = root.display();
     println!("mounted at {shown}, {} to come", ByteSize(total));
@@ -96,7 +99,7 @@ async fn demonstrate(args: &DemoArgs, dir: &Path) -> Result<(), Failure> {
             ended = service.ended() => ended,
             _ = signals.any() => Ok(()),
             () = end => Ok(()),
-            () = show_progress(&service.torrent, total) => Ok(()),
+            () = show_progress(&service.library, total) => Ok(()),
         };
         if io::stdout().is_terminal() {
             println!();
@@ -216,7 +219,9 @@ async fn seed(
 }
 
 /// A line that changes on a terminal, a line now and then elsewhere. Never ends.
-async fn show_progress(torrent: &Torrent, total: u64) {
+async fn show_progress(library: &Library, total: u64) {
+    // The one of the demo.
+    let Some((_, torrent)) = library.torrents().pop() else { return std::future::pending().await };
     let terminal = io::stdout().is_terminal();
     let pieces = torrent.metainfo().layout.lengths().pieces();
     let mut complete = false;

@@ -8,12 +8,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use clap::Args;
 use serde::Serialize;
 
-use super::Failure;
 use super::args::Exit;
 use super::create::{Tier, name, tier, web_seed};
 use super::output::{self, Planned, Replace, STANDARD, shown};
 use super::show::date_of;
-use super::source::{fault_to, read_torrent};
+use super::{Failure, fault_to};
+use crate::library::read_torrent;
 use crate::metainfo::{Edit, Metainfo};
 
 pub(super) const AFTER_HELP: &str = "\

@@ -1,21 +1,25 @@
 //! The command line: arguments to calls, errors to words. One file a subcommand.
 
+mod adding;
 pub mod args;
 mod check;
 mod create;
 mod demo;
 mod edit;
+mod http;
 mod log;
 mod mount;
 pub mod network;
 pub mod options;
+mod orders;
 mod output;
 mod progress;
-mod resolve;
+mod reach;
 mod sample;
 mod service;
 mod show;
-mod source;
+mod status;
+mod top;
 mod tracker;
 
 use std::fmt;
@@ -36,6 +40,18 @@ pub fn run() -> Exit {
             log::to_stderr(verbosity);
             unmount_path(&mountpoint).map_err(|error| Failure::new(Exit::Mountpoint, error))
         }
+        Command::Status(args) => {
+            log::to_stderr(verbosity);
+            status::run(&args)
+        }
+        Command::Add(args) => orders::add(&args),
+        Command::Remove(args) => orders::remove(&args),
+        Command::Top(args) => top::run(&args),
+        Command::Set(args) => orders::set(&args),
+        Command::Pause(args) => orders::pause(&args, true),
+        Command::Resume(args) => orders::pause(&args, false),
+        Command::Verify(args) => orders::verify(&args),
+        Command::Priority(args) => orders::prioritize(&args),
         Command::Demo(args) => demo::run(args, verbosity),
         Command::Tracker(args) => tracker::run(*args, verbosity),
         Command::Create(args) => create::run(&args, cli.quiet),
@@ -84,4 +100,9 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)
     }
+}
+
+/// The failure of anything but a mount for a torrent's sake, as in "cannot show x".
+fn fault_to(verb: &str, shown: &str, why: impl fmt::Display) -> Failure {
+    Failure::new(Exit::Torrent, format!("cannot {verb} {shown}: {why}"))
 }

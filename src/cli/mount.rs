@@ -3,25 +3,26 @@
 use std::fs::File;
 use std::path::Path;
 
-use super::Failure;
 use super::args::{Exit, MountArgs};
 use super::log::{self, Verbosity};
 use super::service::{self, Service};
-use super::source::Source;
+use super::{Failure, adding};
 use crate::fs::daemon::{self, Side};
+use crate::library::Source;
 
 /// The daemon's log, within the cache directory; begun anew with each mount.
 const LOG: &str = "torrentfs.log";
 
 /// Mounts; in the background, returns once the mount answers.
 pub(super) fn run(args: MountArgs, verbosity: Verbosity) -> Result<(), Failure> {
-    let source = Source::read(&args.source)?;
+    let sources = adding::read(&args)?;
     if args.foreground {
         log::to_stderr(verbosity);
         let cache = service::open_cache(&args)?;
         return service::runtime()?.block_on(async {
-            let service = Service::start(&args, source, cache, &|| true).await?;
+            let service = Service::start(&args, sources, cache, &|| true).await?;
             eprintln!("{}; Ctrl-C unmounts", mounted_at(service.mounted.path()));
+            served_at(&service).iter().for_each(|line| eprintln!("{line}"));
             service.ended().await?;
             service.stop().await
         });
@@ -36,7 +37,7 @@ pub(super) fn run(args: MountArgs, verbosity: Verbosity) -> Result<(), Failure> 
             Ok(Err(said)) => Err(unpack(&said)),
             Err(error) => Err(Failure::new(Exit::Failure, format!("the background process cannot be heard: {error}"))),
         },
-        Side::Child(notifier) => match serve(&args, source, verbosity, notifier) {
+        Side::Child(notifier) => match serve(&args, sources, verbosity, notifier) {
             Ok(()) => Ok(()),
             // Whoever started this has the message, or is gone; it is in the log, too.
             Err(failure) => std::process::exit(failure.exit as i32),
@@ -45,7 +46,12 @@ pub(super) fn run(args: MountArgs, verbosity: Verbosity) -> Result<(), Failure> 
 }
 
 /// The daemon's life.
-fn serve(args: &MountArgs, source: Source, verbosity: Verbosity, notifier: daemon::Notifier) -> Result<(), Failure> {
+fn serve(
+    args: &MountArgs,
+    sources: Vec<Source>,
+    verbosity: Verbosity,
+    notifier: daemon::Notifier,
+) -> Result<(), Failure> {
     let dir = service::cache_dir(args.cache_dir.as_deref());
     let started = dir.and_then(|dir| {
         let cache = service::open_cache(args)?;
@@ -55,7 +61,7 @@ fn serve(args: &MountArgs, source: Source, verbosity: Verbosity, notifier: daemo
             .map_err(|error| Failure::new(Exit::Resource, format!("cannot write {}: {error}", log.display())))?;
         log::to_file(verbosity, file);
         let runtime = service::runtime()?;
-        let service = runtime.block_on(Service::start(args, source, cache, &|| notifier.is_awaited()))?;
+        let service = runtime.block_on(Service::start(args, sources, cache, &|| notifier.is_awaited()))?;
         Ok((runtime, service, log))
     });
     let (runtime, service, log) = match started {
@@ -68,6 +74,7 @@ fn serve(args: &MountArgs, source: Source, verbosity: Verbosity, notifier: daemo
     let path = service.mounted.path().to_owned();
     let message =
         format!("{}\nend it with: torrentfs unmount {}\nlog: {}", mounted_at(&path), quoted(&path), log.display());
+    let message = served_at(&service).map_or(message.clone(), |line| format!("{message}\n{line}"));
     let ready = notifier.ready(&message);
     let ended = runtime.block_on(async {
         // Nobody waits for this mount any more: then it must not stay.
@@ -83,6 +90,10 @@ fn mounted_at(path: &Path) -> String {
     format!("mounted at {}", path.display())
 }
 
+fn served_at(service: &Service) -> Option<String> {
+    service.control.http().map(|addr| format!("status and files: http://{addr}/"))
+}
+
 /// As a shell takes it.
 fn quoted(path: &Path) -> String {
     let text = path.display().to_string();
@@ -92,7 +103,7 @@ fn quoted(path: &Path) -> String {
 
 /// A failure as it came through the pipe: the code, a space, the message.
 fn unpack(said: &str) -> Failure {
-    const CODES: [Exit; 4] = [Exit::Failure, Exit::Torrent, Exit::Mountpoint, Exit::Resource];
+    const CODES: [Exit; 5] = [Exit::Failure, Exit::Usage, Exit::Torrent, Exit::Mountpoint, Exit::Resource];
     let (exit, message) = said
         .split_once(' ')
         .and_then(|(code, message)| {

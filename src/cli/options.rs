@@ -235,7 +235,7 @@ mod tests {
             ("memory=much", "invalid value 'much' for '--memory <SIZE>': expected a size such as 512MiB or 20GiB"),
             ("memory", "a value is required for '--memory <SIZE>' but none was supplied"),
             ("verify=yes", "unexpected value 'yes' for '--verify' found; no more were expected"),
-            ("help", r#"unknown option "help"; `torrentfs mount --help` lists them"#),
+            ("help", r#"unknown option "help"; did you mean "http"?"#),
         ] {
             assert_eq!(Options::from_str(text).unwrap_err(), message);
         }

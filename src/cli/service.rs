@@ -9,23 +9,29 @@ use tokio::runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::Failure;
+use super::adding;
 use super::args::{Exit, MountArgs};
 use super::network::ListenPort;
-use super::resolve::resolve;
-use super::source::Source;
-use crate::fs::{MountOptions, Mounted};
+use crate::control::{Mount, Server};
+use crate::fs::{MountOptions, Mounted, Shelf};
+use crate::library::{Library, LibraryOptions, Source, Watch};
 use crate::net::{self, Blocklist, Limits, PortChoice, Ranges, Unread};
-use crate::session::{Session, SessionConfig, SessionError, Torrent, TorrentOptions};
+use crate::session::{Session, SessionConfig, SessionError};
 use crate::store::{Cache, CacheConfig};
+use crate::sys;
 
 /// Threads for hashing and for the disk.
 const BLOCKING_THREADS: usize = 32;
+/// Connections, files of the cache, requests to trackers: of a thousand torrents, too.
+const OPEN_FILES: u64 = 4096;
 
-/// A torrent that is mounted.
+/// Torrents that are mounted.
 pub(super) struct Service {
-    pub(super) torrent: Arc<Torrent>,
+    pub(super) library: Library,
     pub(super) mounted: Mounted,
-    session: Session,
+    /// What tells of it and takes orders.
+    pub(super) control: Server,
+    watches: Vec<Watch>,
     cache: Arc<Cache>,
     /// To be read again at SIGHUP.
     blocklist: Option<(PathBuf, Arc<Blocklist>)>,
@@ -54,6 +60,9 @@ impl Signals {
 
 /// The runtime that all of it runs on. Not before a daemon has been split off.
 pub(super) fn runtime() -> Result<runtime::Runtime, Failure> {
+    if let Err(error) = sys::process::allow_descriptors(OPEN_FILES) {
+        tracing::debug!("the limit of open files stays: {error}");
+    }
     runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .max_blocking_threads(BLOCKING_THREADS)
@@ -86,10 +95,10 @@ pub(super) fn cache_dir(given: Option<&Path>) -> Result<PathBuf, Failure> {
 
 impl Service {
     /// Starts the swarm and mounts; returns once the mount answers. On failure nothing is left running or mounted.
-    /// `wanted` is asked while the torrent is still being fetched: false ends it.
+    /// `wanted` is asked while metadata is still being fetched: false ends it.
     pub(super) async fn start(
         args: &MountArgs,
-        source: Source,
+        sources: Vec<Source>,
         cache: Arc<Cache>,
         wanted: &dyn Fn() -> bool,
     ) -> Result<Self, Failure> {
@@ -103,6 +112,7 @@ impl Service {
             let in_terminal = args.foreground && std::io::stdin().is_terminal();
             again = (!in_terminal).then(|| (file, blocklist.clone()));
         }
+        let http = args.http.bind()?;
         let session = Session::start(SessionConfig {
             net: net::Config {
                 port: match args.network.port {
@@ -128,25 +138,6 @@ impl Service {
             ..SessionConfig::new(cache.clone())
         })
         .map_err(resource)?;
-        let (metainfo, found) = resolve(source, args, &session, &cache, wanted).await?;
-        let options = TorrentOptions {
-            on_demand: args.on_demand,
-            peers: [args.network.peers.clone(), found].concat(),
-            verify: args.verify,
-            progress: std::io::stderr().is_terminal().then_some(show_check),
-            ..TorrentOptions::default()
-        };
-        let torrent = session.add(metainfo, options).await.map_err(resource)?;
-        // From here on a signal that killed would leave a dead mount behind.
-        let signals = match Signals::listen() {
-            Ok(signals) => tokio::sync::Mutex::new(signals),
-            Err(failure) => {
-                session.remove(&torrent).await;
-                return Err(failure);
-            }
-        };
-
-        let (contents, mountpoint) = (vec![torrent.clone()], args.mountpoint.clone());
         let options = MountOptions {
             allow_other: args.options.allow_other,
             noexec: args.options.noexec,
@@ -155,14 +146,50 @@ impl Service {
             umask: args.options.umask.unwrap_or(0),
             ..MountOptions::default()
         };
+        let shelf = Arc::new(Shelf::new(&options));
+        // Of several, each would write over the other's line.
+        let alone = sources.len() == 1 && !matches!(sources[..], [Source::Directory(_)]);
+        let library = Library::new(
+            session,
+            cache.clone(),
+            shelf.clone(),
+            LibraryOptions {
+                on_demand: args.on_demand,
+                peers: args.network.peers.clone(),
+                verify: args.verify,
+                progress: (alone && std::io::stderr().is_terminal()).then_some(show_check),
+                metadata_timeout: args.network.metadata_timeout,
+            },
+        );
+        let watches = match adding::add_all(&library, args, sources, wanted).await {
+            Ok(watches) => watches,
+            Err(failure) => {
+                library.stop().await;
+                return Err(failure);
+            }
+        };
+        // From here on a signal that killed would leave a dead mount behind.
+        let signals = match Signals::listen() {
+            Ok(signals) => tokio::sync::Mutex::new(signals),
+            Err(failure) => {
+                library.stop().await;
+                return Err(failure);
+            }
+        };
+
+        let mountpoint = args.mountpoint.clone();
         let handle = runtime::Handle::current();
-        let mounting = tokio::task::spawn_blocking(move || Mounted::start(contents, &mountpoint, &options, handle));
+        let mounting = tokio::task::spawn_blocking(move || Mounted::show(shelf, &mountpoint, &options, handle));
         let failure = match mounting.await {
-            Ok(Ok(mounted)) => return Ok(Self { torrent, mounted, session, cache, blocklist: again, signals }),
+            Ok(Ok(mounted)) => {
+                let (mountpoint, device) = (mounted.path().to_owned(), mounted.device());
+                let control = Server::start(Mount { mountpoint, device, library: library.clone() }, http);
+                return Ok(Self { library, mounted, control, watches, cache, blocklist: again, signals });
+            }
             Ok(Err(error)) => Failure::new(Exit::Mountpoint, error),
             Err(error) => Failure::new(Exit::Mountpoint, error),
         };
-        session.remove(&torrent).await;
+        library.stop().await;
         Err(failure)
     }
 
@@ -185,9 +212,10 @@ impl Service {
 
     /// Unmounts, tells the trackers (2 s at most), saves the state.
     pub(super) async fn stop(self) -> Result<(), Failure> {
-        let Self { torrent, mounted, session, cache, .. } = self;
-        let (unmounted, ()) = tokio::join!(mounted.unmount(), session.remove(&torrent));
-        session.stop().await;
+        let Self { library, mounted, control, watches, cache, .. } = self;
+        // Nothing comes any more; and the device number that names the socket may soon be another's.
+        drop((watches, control));
+        let (unmounted, ()) = tokio::join!(mounted.unmount(), library.stop());
         let _ = tokio::task::spawn_blocking(move || cache.close()).await;
         unmounted.map_err(|error| Failure::new(Exit::Mountpoint, error))
     }

@@ -10,13 +10,13 @@ use bytesize::ByteSize;
 use clap::Args;
 use serde::Serialize;
 
-use super::Failure;
 use super::args::Exit;
 use super::create::count;
 use super::output::{self, BOLD, PLAIN, STANDARD, YELLOW};
 use super::service;
-use super::source::{Source, fault_to, read_torrent};
+use super::{Failure, fault_to};
 use crate::discovery::{TrackerClient, fetch_torrent};
+use crate::library::{Source, read_torrent};
 use crate::metainfo::{File, FileKind, Magnet, Metainfo};
 use crate::route::Route;
 
@@ -49,11 +49,12 @@ pub(super) fn run(args: &ShowArgs) -> Result<(), Failure> {
         let metainfo = Metainfo::parse(&bytes).map_err(|error| fault_to("show", "standard input", error))?;
         Source::Torrent(Box::new(metainfo))
     } else {
-        Source::read_to("show", &args.source)?
+        Source::read(&args.source).map_err(|error| fault(&error))?
     };
     let text = match source {
         Source::Torrent(metainfo) => torrent(&metainfo, args.json)?,
         Source::Magnet(magnet) => link(&magnet, args.json)?,
+        Source::Directory(_) => return Err(fault(&"it is a directory; give a .torrent file or a link")),
         Source::Url(url) => {
             let client = TrackerClient::new(Route::default()).map_err(|error| Failure::new(Exit::Failure, error))?;
             let bytes = service::runtime()?.block_on(fetch_torrent(client.http(), &url));

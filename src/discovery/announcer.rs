@@ -49,11 +49,14 @@ struct Shared {
     wake: Notify,
     completed: AtomicBool,
     want_peers: AtomicBool,
+    /// Somebody reads: not to wait for a turn.
+    urgent: AtomicBool,
     status: Mutex<Vec<TrackerStatus>>,
 }
 
 impl Announcer {
-    /// Starts the task on the current tokio runtime; the first announce leaves at once. Addresses go to `peers` in
+    /// Starts the task on the current tokio runtime; the first announce leaves at once, or, of many torrents of one
+    /// client, in its turn. Addresses go to `peers` in
     /// batches; when nobody takes them they wait, bounded, and hold up nothing.
     pub fn spawn(
         announce: Announce,
@@ -74,6 +77,7 @@ impl Announcer {
             requests: requests.clone(),
             in_flight: JoinSet::new(),
             pending: Vec::new(),
+            turn: None,
         };
         let task = tokio::spawn(driver.run(peers, stopped));
         Self { shared, requests, scraped: Default::default(), running: Mutex::new(Some((stop, task))) }
@@ -86,8 +90,10 @@ impl Announcer {
         self.shared.wake.notify_one();
     }
 
-    /// Few peers are left: announces before the interval is over, as early as the trackers allow. May be called often.
-    pub fn want_peers(&self) {
+    /// Few peers are left: announces before the interval is over, as early as the trackers allow; and, if it is
+    /// `urgent`, without waiting for its turn among other torrents. May be called often.
+    pub fn want_peers(&self, urgent: bool) {
+        self.shared.urgent.store(urgent, Ordering::Relaxed);
         self.shared.want_peers.store(true, Ordering::Release);
         self.shared.wake.notify_one();
     }
@@ -183,6 +189,8 @@ struct Driver {
     in_flight: JoinSet<(Order, Result<Reply, AnnounceError>)>,
     /// Not yet taken by the session.
     pending: Vec<SocketAddr>,
+    /// When what is due may leave.
+    turn: Option<std::time::Instant>,
 }
 
 impl Driver {
@@ -194,15 +202,20 @@ impl Driver {
         }
         loop {
             let now = Instant::now().into_std();
-            while let Some(order) = self.schedule.poll(now) {
-                let requests = self.requests.clone();
-                self.in_flight.spawn(async move {
-                    let outcome = requests.make(&order).await;
-                    (order, outcome)
-                });
+            let due = self.schedule.wakeup(now).is_some_and(|at| at <= now);
+            self.turn = due.then(|| self.turn.unwrap_or_else(|| self.requests.client.pace.turn(now)));
+            if due && (self.turn.is_some_and(|turn| turn <= now) || self.shared.urgent.load(Ordering::Relaxed)) {
+                self.turn = None;
+                while let Some(order) = self.schedule.poll(now) {
+                    let requests = self.requests.clone();
+                    self.in_flight.spawn(async move {
+                        let outcome = requests.make(&order).await;
+                        (order, outcome)
+                    });
+                }
             }
             self.shared.publish(&self.schedule);
-            let wakeup = self.schedule.wakeup(now);
+            let wakeup = self.turn.or_else(|| self.schedule.wakeup(now));
             tokio::select! {
                 // A task panics or is aborted only with the whole program.
                 Some(Ok((order, outcome))) = self.in_flight.join_next() => self.done(order, outcome),
@@ -259,7 +272,12 @@ impl Driver {
             let requests = self.requests.clone();
             let limit = if counts_us { limit } else { limit.min(BRIEF_FAREWELL) };
             farewells.spawn(async move {
-                let outcome = timeout(limit, requests.make(&order)).await;
+                let pace = requests.client.pace.clone();
+                let in_turn = async {
+                    let _place = pace.farewell().await;
+                    requests.make(&order).await
+                };
+                let outcome = timeout(limit, in_turn).await;
                 tracing::debug!(tracker = %order.url, failed = ?outcome.map(Result::err), "took leave");
             });
         }

@@ -1,9 +1,12 @@
 //! One door to trackers of every kind.
 
+use std::sync::Arc;
+
 use reqwest::Url;
 
 use super::http::{HttpClient, HttpLimits};
 use super::local::Purpose;
+use super::pace::Pace;
 use super::reply::{self, Reply};
 use super::scrape;
 use super::udp::{UdpClient, UdpLimits};
@@ -18,6 +21,8 @@ pub struct TrackerClient {
     http: HttpClient,
     /// `None` behind a proxy: none of ours carries UDP.
     udp: Option<UdpClient>,
+    /// Of all torrents.
+    pub(super) pace: Arc<Pace>,
 }
 
 impl TrackerClient {
@@ -73,7 +78,7 @@ impl TrackerClient {
 
     #[cfg(test)]
     pub(super) fn with_udp(http: HttpClient, limits: UdpLimits) -> Self {
-        Self { udp: Some(UdpClient::new(http.route().bind.clone(), limits)), http }
+        Self { udp: Some(UdpClient::new(http.route().bind.clone(), limits)), http, pace: Arc::default() }
     }
 }
 
@@ -82,6 +87,6 @@ impl From<HttpClient> for TrackerClient {
     fn from(http: HttpClient) -> Self {
         let route = http.route();
         let udp = route.proxy.is_none().then(|| UdpClient::new(route.bind.clone(), UdpLimits::default()));
-        Self { http, udp }
+        Self { http, udp, pace: Arc::default() }
     }
 }

@@ -9,9 +9,11 @@
 //! - `schedule`: tiers, intervals, back-off and events; pure, with time as an argument.
 //! - `local`: what a stranger's URL may reach; pure. `resolve`: names, by that rule.
 //! - `http`: bounded GETs; `udp`: an exchange of datagrams; `client`: one door to both.
+//! - `pace`: many torrents' announces, spread out.
 //! - `announcer`: the task that joins them. `fetch`: a `.torrent` file by its URL.
 //!
-//! Invariants: a tracker is asked again no sooner than it allows; every request ends in a bounded time with a bounded
+//! Invariants: a tracker is asked again no sooner than it allows, and of many torrents one after the other, but for one
+//! that somebody reads; every request ends in a bounded time with a bounded
 //! reply; a passkey in a URL is never shown (`Display` masks it); a fault is logged when it changes, not each time; a
 //! URL from a torrent reaches of the local network only what looks like a tracker's announce; behind a proxy nothing
 //! leaves around it.
@@ -26,6 +28,7 @@ mod fetch;
 mod http;
 mod local;
 mod lsd;
+mod pace;
 mod reply;
 mod resolve;
 mod schedule;

@@ -1,4 +1,4 @@
-//! From FUSE requests to the [`Vfs`], and back. No policy lives here but that of answering:
+//! From FUSE requests to the [`Vfs`](super::vfs::Vfs), and back. No policy lives here but that of answering:
 //!
 //! - What can be answered at once is answered on the FUSE thread. A read that must wait takes its reply along into a
 //!   task, so that the FUSE threads are always free. The kernel bounds the tasks: at most [`MAX_BACKGROUND`] reads ahead,
@@ -28,6 +28,7 @@ use tokio::sync::watch;
 use tracing::{debug, warn};
 
 use super::content::{Content, ReadError};
+use super::shelf::Shelf;
 use super::tree::{Kind, ROOT};
 use super::vfs::{ATTRIBUTE_PREFIX, Attributes, Error, Handle, Vfs};
 
@@ -40,10 +41,10 @@ const LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 /// Inode numbers are never used for anything else.
 const GENERATION: Generation = Generation(0);
 
-/// A [`Vfs`] served to the kernel.
+/// A [`Shelf`] served to the kernel.
 #[derive(Debug)]
 pub struct Fuse<C: Content> {
-    vfs: Vfs<C>,
+    shelf: Arc<Shelf<C>>,
     runtime: runtime::Handle,
     /// Turns true once, to end every waiting read. Each of those holds a receiver until it is answered.
     shutdown: watch::Sender<bool>,
@@ -62,9 +63,9 @@ struct Opened<R> {
 
 impl<C: Content> Fuse<C> {
     /// Reads that wait become tasks of `runtime`; they end when `shutdown` turns true, and hold a receiver of it till then.
-    pub fn new(vfs: Vfs<C>, runtime: runtime::Handle, shutdown: watch::Sender<bool>) -> Self {
+    pub fn new(shelf: Arc<Shelf<C>>, runtime: runtime::Handle, shutdown: watch::Sender<bool>) -> Self {
         Self {
-            vfs,
+            shelf,
             runtime,
             shutdown,
             handles: RwLock::default(),
@@ -72,11 +73,11 @@ impl<C: Content> Fuse<C> {
             kernel_opens_directories: false,
         }
     }
+}
 
-    fn attr(&self, ino: u64) -> Result<FileAttr, Error> {
-        let kind = self.vfs.tree().kind(ino).ok_or(Error::NoEntry)?;
-        Ok(file_attr(&self.vfs.attributes(ino)?, file_type(kind)))
-    }
+fn attr<C: Content>(vfs: &Vfs<C>, ino: u64) -> Result<FileAttr, Error> {
+    let kind = vfs.tree().kind(ino).ok_or(Error::NoEntry)?;
+    Ok(file_attr(&vfs.attributes(ino)?, file_type(kind)))
 }
 
 fn file_type(kind: &Kind) -> FileType {
@@ -157,31 +158,36 @@ impl<C: Content> Filesystem for Fuse<C> {
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         // Every name shown is UTF-8, so another cannot be there.
-        let found = name.to_str().ok_or(Error::NoEntry).and_then(|name| self.vfs.lookup(parent.0, name));
-        match found.and_then(|ino| self.attr(ino)) {
+        let vfs = self.shelf.vfs();
+        let found = name.to_str().ok_or(Error::NoEntry).and_then(|name| vfs.lookup(parent.0, name));
+        match found.and_then(|ino| attr(&vfs, ino)) {
             Ok(attr) => reply.entry(&LIFETIME, &attr, GENERATION),
-            // Inode 0 is "none", and may be remembered too. Not of the root: it is to show torrents added later.
-            Err(Error::NoEntry) if parent.0 != ROOT => reply.entry(&LIFETIME, &nothing(), GENERATION),
+            // Inode 0 is "none", and may be remembered too. Not of the root, nor of a torrent that is removed: both may
+            // show more later.
+            Err(Error::NoEntry) if parent.0 != ROOT && vfs.is_shown(parent.0) => {
+                reply.entry(&LIFETIME, &nothing(), GENERATION)
+            }
             Err(error) => reply.error(errno(error)),
         }
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        match self.attr(ino.0) {
+        match attr(&self.shelf.vfs(), ino.0) {
             Ok(attr) => reply.attr(&LIFETIME, &attr),
             Err(error) => reply.error(errno(error)),
         }
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
-        match self.vfs.link_target(ino.0) {
+        match self.shelf.vfs().link_target(ino.0) {
             Ok(target) => reply.data(target.as_bytes()),
             Err(error) => reply.error(errno(error)),
         }
     }
 
     fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        match self.vfs.open(ino.0, flags.0) {
+        let opened = self.shelf.vfs().open(ino.0, flags.0);
+        match opened {
             Ok(handle) => {
                 let number = self.next_handle.fetch_add(1, Ordering::Relaxed);
                 self.handles
@@ -263,7 +269,8 @@ impl<C: Content> Filesystem for Fuse<C> {
     }
 
     fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        match self.vfs.check_directory(ino.0) {
+        let checked = self.shelf.vfs().check_directory(ino.0);
+        match checked {
             // Never asked again: the kernel opens directories by itself from now on, with the same two flags.
             Ok(()) if self.kernel_opens_directories => reply.error(Errno::ENOSYS),
             Ok(()) => reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR),
@@ -272,10 +279,11 @@ impl<C: Content> Filesystem for Fuse<C> {
     }
 
     fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        if let Err(error) = self.vfs.check_directory(ino.0) {
+        let vfs = self.shelf.vfs();
+        if let Err(error) = vfs.check_directory(ino.0) {
             return reply.error(errno(error));
         }
-        for entry in self.vfs.tree().entries(ino.0, offset) {
+        for entry in vfs.tree().entries(ino.0, offset) {
             if reply.add(INodeNo(entry.ino), entry.next, file_type(entry.kind), entry.name) {
                 break;
             }
@@ -284,11 +292,12 @@ impl<C: Content> Filesystem for Fuse<C> {
     }
 
     fn readdirplus(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
-        if let Err(error) = self.vfs.check_directory(ino.0) {
+        let vfs = self.shelf.vfs();
+        if let Err(error) = vfs.check_directory(ino.0) {
             return reply.error(errno(error));
         }
-        for entry in self.vfs.tree().entries(ino.0, offset) {
-            let Ok(attr) = self.attr(entry.ino) else { continue };
+        for entry in vfs.tree().entries(ino.0, offset) {
+            let Ok(attr) = attr(&vfs, entry.ino) else { continue };
             if reply.add(INodeNo(entry.ino), entry.next, entry.name, &LIFETIME, &attr, GENERATION) {
                 break;
             }
@@ -301,13 +310,14 @@ impl<C: Content> Filesystem for Fuse<C> {
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
-        let statistics = self.vfs.statistics();
+        let statistics = self.shelf.vfs().statistics();
         let size = statistics.block_size;
         reply.statfs(statistics.blocks, 0, 0, statistics.inodes, 0, size, statistics.max_name, size);
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        let value = name.to_str().ok_or(Error::NoAttribute).and_then(|name| self.vfs.extended_attribute(ino.0, name));
+        let value =
+            name.to_str().ok_or(Error::NoAttribute).and_then(|name| self.shelf.vfs().extended_attribute(ino.0, name));
         match value {
             Ok(value) => reply_xattr(reply, size, value.as_bytes()),
             Err(error) => reply.error(errno(error)),
@@ -315,7 +325,7 @@ impl<C: Content> Filesystem for Fuse<C> {
     }
 
     fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        match self.vfs.extended_attributes(ino.0) {
+        match self.shelf.vfs().extended_attributes(ino.0) {
             Ok(names) => {
                 let list: String = names.iter().map(|name| format!("{ATTRIBUTE_PREFIX}{name}\0")).collect();
                 reply_xattr(reply, size, list.as_bytes());
@@ -330,7 +340,7 @@ impl<C: Content> Filesystem for Fuse<C> {
     }
 
     fn lseek(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
-        match self.vfs.seek(ino.0, offset, whence) {
+        match self.shelf.vfs().seek(ino.0, offset, whence) {
             Ok(offset) => reply.offset(offset),
             Err(error) => reply.error(errno(error)),
         }

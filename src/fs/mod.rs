@@ -3,8 +3,10 @@
 //! | module | owns |
 //! |---|---|
 //! | [`content`] | the two traits through which everything is read |
-//! | [`tree`] | inode numbers, names, directories: pure, built once from the metainfo |
+//! | [`tree`] | inode numbers, names, directories: pure |
+//! | `names` | what each torrent is called in the root |
 //! | [`vfs`] | attributes, extended attributes, open files; free of FUSE, so it is tested without a mount |
+//! | [`shelf`] | torrents added and removed while they are mounted, and the kernel told |
 //! | [`fuse`] | the thin layer from FUSE requests to [`vfs`]; hits at once, misses as tasks |
 //! | [`mountinfo`] | the kernel's list of mounts, read |
 //! | [`mount`] | the life of our own mount: checks, start, end |
@@ -13,7 +15,9 @@
 //! Invariants:
 //! - `lookup`, `getattr`, `readdir`, `readlink` and the extended attributes never wait for the network or a disk.
 //! - A read is answered with exactly the bytes asked for (clipped at the end of the file) or with an error.
-//! - What was shown never changes: sizes are full sizes, from the start, so that the kernel may cache for long.
+//! - What is shown of a torrent never changes: sizes are full sizes, from the start, so that the kernel may cache for
+//!   long. Only the root changes, as torrents come and go, and then the kernel is told.
+//! - A torrent that is removed goes on for whoever has a file of it open.
 //!
 //! It knows nothing of peers, pieces on the wire or where bytes are kept: that is [`Content`]'s.
 
@@ -21,6 +25,8 @@ pub mod content;
 pub mod fuse;
 pub mod mount;
 pub mod mountinfo;
+mod names;
+pub mod shelf;
 #[cfg(test)]
 mod testing;
 pub mod tree;
@@ -29,6 +35,7 @@ pub mod vfs;
 
 pub use content::{Content, ReadError, Reader};
 pub use mount::{MountError, MountOptions, Mounted};
+pub use shelf::Shelf;
 pub use unmount::{UnmountError, unmount_path};
 
 /// Becoming a daemon that serves a mount after the command has ended.

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use fuser::{Config, Session, SessionACL};
 use tokio::runtime;
@@ -28,9 +28,9 @@ use tracing::{debug, info, warn};
 use super::content::Content;
 use super::fuse::Fuse;
 use super::mountinfo::{self, FSTYPE, Mount};
+use super::shelf::Shelf;
 use super::tree::{ROOT, TreeError};
 use super::unmount::{self, ANSWER_LIMIT, UnmountError, is_dead, within};
-use super::vfs::{Vfs, View};
 use crate::sys;
 
 /// How long waiting reads may take to be answered at the end.
@@ -186,14 +186,18 @@ impl Mounted {
         options: &MountOptions,
         runtime: runtime::Handle,
     ) -> Result<Self, MountError> {
-        let view = View {
-            uid: options.uid.unwrap_or_else(sys::process::user),
-            gid: options.gid.unwrap_or_else(sys::process::group),
-            umask: options.umask & 0o777,
-            mounted: SystemTime::now(),
-            pid: std::process::id(),
-        };
-        let vfs = Vfs::new(contents, view)?;
+        let shelf = Shelf::new(options);
+        contents.into_iter().try_for_each(|content| shelf.add(content))?;
+        Self::show(Arc::new(shelf), mountpoint, options, runtime)
+    }
+
+    /// The same with a shelf to which torrents can be added, and from which they can be removed, also later.
+    pub fn show<C: Content>(
+        shelf: Arc<Shelf<C>>,
+        mountpoint: &Path,
+        options: &MountOptions,
+        runtime: runtime::Handle,
+    ) -> Result<Self, MountError> {
         let path = prepare(mountpoint)?;
         let before = mountinfo::mount_at(&path).ok().flatten().map(|mount| mount.id);
         let device = attach(&path, options)?;
@@ -206,8 +210,8 @@ impl Mounted {
             MountError::NotAnswering { path: path.clone(), source }
         })?;
         let (shutdown, _) = watch::channel(false);
-        let fuse = Fuse::new(vfs, runtime, shutdown.clone());
-        let ended = match serve(fuse, device, options) {
+        let fuse = Fuse::new(shelf.clone(), runtime, shutdown.clone());
+        let ended = match serve(fuse, &shelf, device, options) {
             Ok(ended) => ended,
             Err(source) => {
                 if let Err(error) = unmount::detach(&mount) {
@@ -226,6 +230,11 @@ impl Mounted {
     /// The mount point, canonical.
     pub fn path(&self) -> &Path {
         &self.mount.path
+    }
+
+    /// The device number of the filesystem, major and minor.
+    pub fn device(&self) -> (u32, u32) {
+        self.mount.device
     }
 
     /// Whether the kernel has let go of the mount.
@@ -300,13 +309,19 @@ impl Drop for Mounted {
 }
 
 /// Answers the kernel on threads of its own; the receiver turns true when they are done.
-fn serve<C: Content>(fuse: Fuse<C>, device: OwnedFd, options: &MountOptions) -> io::Result<watch::Receiver<bool>> {
+fn serve<C: Content>(
+    fuse: Fuse<C>,
+    shelf: &Shelf<C>,
+    device: OwnedFd,
+    options: &MountOptions,
+) -> io::Result<watch::Receiver<bool>> {
     let mut config = Config::default();
     config.n_threads = Some(options.threads.clamp(1, 64));
     // Each thread opens the device anew; a user who may not had it opened by fusermount3.
     config.clone_fd = open_device().is_ok();
     let acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
     let session = Session::from_fd(fuse, device, acl, config)?;
+    shelf.mounted(session.notifier());
     let (ended, ending) = watch::channel(false);
     thread::Builder::new().name("fuse".to_owned()).spawn(move || {
         if let Err(error) = session.run() {

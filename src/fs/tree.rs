@@ -1,15 +1,20 @@
 //! The inodes of a mount: what each is, what it is called, what a directory holds.
 //!
-//! Pure and immutable: built from the metainfo of the torrents shown, then only read. The root holds one entry a
-//! torrent (a single file, or a directory of many); pad files are left out.
+//! Pure. The root holds one entry a torrent (a single file, or a directory of many), by the names of [`names`](super::names);
+//! torrents come and go. What is below an entry never changes; pad files are left out.
 //!
 //! An inode number is the torrent's part (from its info hash) above the node's place in the torrent (in the torrent's
 //! order), so a torrent has the same numbers in every mount. Only where two torrents of one mount agree in 30 bits of
-//! their info hashes does the second one move aside.
+//! their info hashes does the second one move aside. A number is never used for anything else as long as the tree lives:
+//! a torrent that comes back has the numbers that it had.
+//!
+//! A torrent that is hidden is out of the root, but its inodes are known until it is forgotten: somebody may have one
+//! open.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use super::names::Names;
 use crate::metainfo::{FileIndex, FileKind, InfoHash, Metainfo};
 
 /// The root directory's inode number, as FUSE wants it.
@@ -80,86 +85,169 @@ struct Children {
     names: HashMap<Arc<str>, u32>,
 }
 
-/// The nodes of one torrent; the first is what the root shows of it.
+/// The nodes of one torrent; the first is what the root shows of it. Made beforehand, so that adding is quick.
+#[derive(Debug)]
+pub struct Branch {
+    info_hash: InfoHash,
+    nodes: Vec<Node>,
+    /// Of all regular files.
+    bytes: u64,
+}
+
+impl Branch {
+    /// What is to be shown of a torrent.
+    pub fn new(metainfo: &Metainfo) -> Self {
+        let nodes = nodes(metainfo);
+        let len = |node: &Node| if let Kind::File { len, .. } = node.kind { len } else { 0 };
+        Self { info_hash: metainfo.info_hash, bytes: nodes.iter().map(len).sum(), nodes }
+    }
+
+    fn is_directory(&self) -> bool {
+        matches!(self.nodes[0].kind, Kind::Directory { .. })
+    }
+}
+
+/// A branch in the tree.
 #[derive(Debug)]
 struct Shown {
-    prefix: u32,
-    nodes: Vec<Node>,
+    branch: Branch,
+    /// Its place in the root; `None`: hidden.
+    place: Option<u64>,
 }
 
 /// Every inode of a mount.
 #[derive(Debug)]
 pub struct Tree {
     root: Kind,
-    torrents: Vec<Shown>,
-    /// By the name in the root; values index `torrents`.
-    names: HashMap<Arc<str>, usize>,
-    /// By the upper half of the inode number; values index `torrents`.
-    prefixes: HashMap<u32, usize>,
-    /// Bytes of all regular files.
+    /// By the upper half of the inode number.
+    torrents: HashMap<u32, Shown>,
+    /// The root's entries, in the order of coming. A place is never used twice, so that a listing under way misses
+    /// nothing and says nothing twice.
+    places: BTreeMap<u64, u32>,
+    next_place: u64,
+    names: Names,
+    /// Of every torrent that was ever here, and the other way round.
+    prefixes: HashMap<InfoHash, u32>,
+    taken: HashMap<u32, InfoHash>,
+    /// Those in the root.
+    inodes: u64,
+    /// Bytes of all regular files of these.
     bytes: u64,
 }
 
 /// A node and the torrent it belongs to.
 #[derive(Clone, Copy)]
 struct Place {
-    torrent: usize,
+    torrent: u32,
     node: u32,
 }
 
+/// The first place in the root after `.` and `..`.
+const FIRST_PLACE: u64 = 2;
+
+impl Default for Tree {
+    fn default() -> Self {
+        Self {
+            root: Kind::Directory { subdirectories: 0 },
+            torrents: HashMap::new(),
+            places: BTreeMap::new(),
+            next_place: FIRST_PLACE,
+            names: Names::default(),
+            prefixes: HashMap::new(),
+            taken: HashMap::new(),
+            inodes: 1,
+            bytes: 0,
+        }
+    }
+}
+
 impl Tree {
-    /// Builds the tree. Torrents keep their places: what `torrent` answers are indices of this sequence.
+    /// A tree of these torrents.
     ///
     /// # Errors
     /// If one torrent comes twice.
     pub fn new<'a>(torrents: impl IntoIterator<Item = &'a Metainfo>) -> Result<Self, TreeError> {
-        let mut tree = Self {
-            root: Kind::Directory { subdirectories: 0 },
-            torrents: Vec::new(),
-            names: HashMap::new(),
-            prefixes: HashMap::new(),
-            bytes: 0,
-        };
-        let mut seen = std::collections::HashSet::new();
+        let mut tree = Self::default();
         for metainfo in torrents {
-            if !seen.insert(metainfo.info_hash) {
-                return Err(TreeError::Duplicate(metainfo.info_hash));
-            }
-            tree.add(metainfo);
+            tree.add(Branch::new(metainfo))?;
         }
         Ok(tree)
     }
 
-    fn add(&mut self, metainfo: &Metainfo) {
-        let slot = self.torrents.len();
-        let mut nodes = nodes(metainfo);
-        let is_directory = matches!(nodes[0].kind, Kind::Directory { .. });
-        let name: Arc<str> = names(&metainfo.name, metainfo.info_hash, is_directory)
-            .find(|name| !self.names.contains_key(name.as_str()))
-            // Endless and without repetition, so a free one is found among the first `slot + 1`.
-            .unwrap_or_default()
-            .into();
-        nodes[0].name = name.clone();
-        self.names.insert(name, slot);
-        if let (true, Kind::Directory { subdirectories }) = (is_directory, &mut self.root) {
-            *subdirectories += 1;
+    /// Shows a torrent: a new one, or one that is hidden. Gives the names in the root that show something else now.
+    ///
+    /// # Errors
+    /// If it is shown already.
+    pub fn add(&mut self, branch: Branch) -> Result<Vec<Arc<str>>, TreeError> {
+        let info_hash = branch.info_hash;
+        let prefix = self.prefix(info_hash);
+        if self.torrents.get(&prefix).is_some_and(|shown| shown.place.is_some()) {
+            return Err(TreeError::Duplicate(info_hash));
         }
-        let [a, b, c, d, ..] = metainfo.info_hash.0;
+        let mut changed = Vec::new();
+        self.names.add(info_hash, &branch.nodes[0].name, branch.is_directory(), &mut changed);
+        self.count(&branch, 1);
+        let place = self.next_place;
+        self.next_place += 1;
+        self.places.insert(place, prefix);
+        self.torrents.insert(prefix, Shown { branch, place: Some(place) });
+        Ok(changed)
+    }
+
+    /// Takes a torrent out of the root. Gives the names in the root that show something else now; `None`: it is not
+    /// there.
+    pub fn hide(&mut self, info_hash: InfoHash) -> Option<Vec<Arc<str>>> {
+        let shown = self.torrents.get_mut(self.prefixes.get(&info_hash)?)?;
+        self.places.remove(&shown.place.take()?);
+        let mut changed = Vec::new();
+        self.names.remove(info_hash, &mut changed);
+        let prefix = self.prefixes[&info_hash];
+        if let Some(shown) = self.torrents.remove(&prefix) {
+            self.count(&shown.branch, -1);
+            self.torrents.insert(prefix, shown);
+        }
+        Some(changed)
+    }
+
+    /// Forgets the inodes of a hidden torrent, but not their numbers.
+    pub fn forget(&mut self, info_hash: InfoHash) {
+        if let Some(prefix) = self.prefixes.get(&info_hash)
+            && self.torrents.get(prefix).is_some_and(|shown| shown.place.is_none())
+        {
+            self.torrents.remove(prefix);
+        }
+    }
+
+    /// Counts a branch in, or out.
+    fn count(&mut self, branch: &Branch, sign: i64) {
+        let directories = i32::from(branch.is_directory()) * sign as i32;
+        if let Kind::Directory { subdirectories } = &mut self.root {
+            *subdirectories = subdirectories.saturating_add_signed(directories);
+        }
+        self.inodes = self.inodes.saturating_add_signed(sign * branch.nodes.len() as i64);
+        self.bytes = self.bytes.saturating_add_signed((branch.bytes as i64).saturating_mul(sign));
+    }
+
+    /// The upper half of a torrent's inode numbers.
+    fn prefix(&mut self, info_hash: InfoHash) -> u32 {
+        if let Some(known) = self.prefixes.get(&info_hash) {
+            return *known;
+        }
+        let [a, b, c, d, ..] = info_hash.0;
         // Never 0, so clear of the root's number; below 2^31, so that a number is positive wherever it is taken as signed.
         let bounded = |hash: u32| hash & (u32::MAX >> 1) | 1 << 30;
         let mut prefix = bounded(u32::from_be_bytes([a, b, c, d]));
-        while self.prefixes.contains_key(&prefix) {
+        while self.taken.contains_key(&prefix) {
             prefix = bounded(prefix + 1);
         }
-        self.prefixes.insert(prefix, slot);
-        self.bytes +=
-            nodes.iter().map(|node| if let Kind::File { len, .. } = node.kind { len } else { 0 }).sum::<u64>();
-        self.torrents.push(Shown { prefix, nodes });
+        self.taken.insert(prefix, info_hash);
+        self.prefixes.insert(info_hash, prefix);
+        prefix
     }
 
     /// How many inodes there are.
     pub fn inodes(&self) -> u64 {
-        1 + self.torrents.iter().map(|shown| shown.nodes.len() as u64).sum::<u64>()
+        self.inodes
     }
 
     /// Bytes of all regular files.
@@ -172,64 +260,71 @@ impl Tree {
         if ino == ROOT { Some(&self.root) } else { Some(&self.node(self.place(ino)?)?.kind) }
     }
 
-    /// Which torrent an inode belongs to; the root belongs to none.
-    pub fn torrent(&self, ino: u64) -> Option<usize> {
-        self.place(ino).map(|place| place.torrent)
+    /// Which torrent an inode belongs to, hidden or not; the root belongs to none.
+    pub fn torrent(&self, ino: u64) -> Option<InfoHash> {
+        self.place(ino).map(|place| self.torrents[&place.torrent].branch.info_hash)
     }
 
-    /// The inode of a name in a directory.
+    /// What the root shows a torrent as; `None`: not at all.
+    pub fn name(&self, info_hash: InfoHash) -> Option<&str> {
+        self.names.of(info_hash).map(|name| &**name)
+    }
+
+    /// The inode of a name in a directory. Of a hidden torrent nothing is found.
     pub fn lookup(&self, directory: u64, name: &str) -> Option<u64> {
         if directory == ROOT {
-            let torrent = *self.names.get(name)?;
-            return Some(self.ino(Place { torrent, node: 0 }));
+            let torrent = *self.prefixes.get(&self.names.find(name)?)?;
+            return Some(ino(Place { torrent, node: 0 }));
         }
-        let place = self.place(directory)?;
+        let place = self.place(directory).filter(|place| self.torrents[&place.torrent].place.is_some())?;
         let node = *self.node(place)?.children.names.get(name)?;
-        Some(self.ino(Place { node, ..place }))
+        Some(ino(Place { node, ..place }))
     }
 
     /// The directory that an inode is in; the root is in itself.
-    pub fn parent(&self, ino: u64) -> Option<u64> {
-        if ino == ROOT {
+    pub fn parent(&self, child: u64) -> Option<u64> {
+        if child == ROOT {
             return Some(ROOT);
         }
-        let place = self.place(ino)?;
+        let place = self.place(child)?;
         let node = self.node(place)?.parent;
-        Some(if place.node == 0 { ROOT } else { self.ino(Place { node, ..place }) })
+        Some(if place.node == 0 { ROOT } else { ino(Place { node, ..place }) })
     }
 
     /// What a directory holds, `.` and `..` first, from an offset that is 0 or an earlier entry's `next`. Empty for what
-    /// is no directory.
+    /// is no directory. In the root what comes meanwhile is at the end, and what stays is neither missed nor said twice.
     pub fn entries(&self, directory: u64, offset: u64) -> impl Iterator<Item = Entry<'_>> {
+        let is_directory = matches!(self.kind(directory), Some(Kind::Directory { .. }));
+        let dots = (offset..if is_directory { FIRST_PLACE } else { 0 }).filter_map(move |at| {
+            let (ino, name) = if at == 0 { (directory, ".") } else { (self.parent(directory)?, "..") };
+            Some(Entry { ino, next: at + 1, name, kind: self.kind(ino)? })
+        });
+        let from = offset.max(FIRST_PLACE);
+        let root = (directory == ROOT).then(|| self.places.range(from..)).into_iter().flatten();
+        let torrents = root.filter_map(|(at, prefix)| {
+            let shown = self.torrents.get(prefix)?;
+            let kind = &shown.branch.nodes[0].kind;
+            let name = self.name(shown.branch.info_hash)?;
+            Some(Entry { ino: ino(Place { torrent: *prefix, node: 0 }), next: at + 1, name, kind })
+        });
         let place = self.place(directory);
-        let children = match place {
-            Some(place) => self.node(place).map_or(0, |node| node.children.order.len()),
-            None if directory == ROOT => self.torrents.len(),
-            None => 0,
-        };
-        let end = if matches!(self.kind(directory), Some(Kind::Directory { .. })) { children as u64 + 2 } else { 0 };
-        (offset..end).filter_map(move |at| {
-            let (ino, name) = match at {
-                0 => (directory, Some(".")),
-                1 => (self.parent(directory)?, Some("..")),
-                _ => (self.child(directory, place, (at - 2) as usize)?, None),
-            };
-            let (name, kind) = match name {
-                Some(name) => (name, self.kind(ino)?),
-                None => self.place(ino).and_then(|place| self.node(place)).map(|node| (&*node.name, &node.kind))?,
-            };
-            Some(Entry { ino, next: at + 1, name, kind })
-        })
+        let order = place.and_then(|place| self.node(place)).map_or(&[][..], |node| &node.children.order);
+        let skipped = usize::try_from(from - FIRST_PLACE).unwrap_or(usize::MAX);
+        let nodes = order.iter().enumerate().skip(skipped).filter_map(move |(at, node)| {
+            let place = Place { node: *node, ..place? };
+            let node = self.node(place)?;
+            Some(Entry { ino: ino(place), next: at as u64 + FIRST_PLACE + 1, name: &node.name, kind: &node.kind })
+        });
+        dots.chain(torrents).chain(nodes)
     }
 
     /// Every regular file at or below an inode, by torrent.
-    pub fn files_below(&self, ino: u64) -> Vec<(usize, Vec<FileIndex>)> {
+    pub fn files_below(&self, ino: u64) -> Vec<(InfoHash, Vec<FileIndex>)> {
+        let of = |place: Place| (self.torrents[&place.torrent].branch.info_hash, self.files_of(place));
         if ino == ROOT {
-            return (0..self.torrents.len())
-                .map(|torrent| (torrent, self.files_of(Place { torrent, node: 0 })))
-                .collect();
+            return self.places.values().map(|torrent| of(Place { torrent: *torrent, node: 0 })).collect();
         }
-        self.place(ino).map(|place| (place.torrent, self.files_of(place))).into_iter().collect()
+        self.place(ino).map(of).into_iter().collect()
     }
 
     /// In the torrent's order.
@@ -247,30 +342,20 @@ impl Tree {
         files
     }
 
-    fn child(&self, directory: u64, place: Option<Place>, at: usize) -> Option<u64> {
-        match place {
-            Some(place) => {
-                let node = *self.node(place)?.children.order.get(at)?;
-                Some(self.ino(Place { node, ..place }))
-            }
-            None if directory == ROOT && at < self.torrents.len() => Some(self.ino(Place { torrent: at, node: 0 })),
-            None => None,
-        }
-    }
-
-    fn ino(&self, place: Place) -> u64 {
-        u64::from(self.torrents[place.torrent].prefix) << 32 | u64::from(place.node)
-    }
-
+    /// Only of a torrent that is in `torrents`.
     fn place(&self, ino: u64) -> Option<Place> {
-        let torrent = *self.prefixes.get(&((ino >> 32) as u32))?;
-        let node = ino as u32;
-        ((node as usize) < self.torrents[torrent].nodes.len()).then_some(Place { torrent, node })
+        let (torrent, node) = ((ino >> 32) as u32, ino as u32);
+        let shown = self.torrents.get(&torrent)?;
+        ((node as usize) < shown.branch.nodes.len()).then_some(Place { torrent, node })
     }
 
     fn node(&self, place: Place) -> Option<&Node> {
-        self.torrents.get(place.torrent)?.nodes.get(place.node as usize)
+        self.torrents.get(&place.torrent)?.branch.nodes.get(place.node as usize)
     }
+}
+
+fn ino(place: Place) -> u64 {
+    u64::from(place.torrent) << 32 | u64::from(place.node)
 }
 
 /// The nodes of a torrent, in its order, each directory before what it holds.
@@ -318,24 +403,6 @@ fn attach(nodes: &mut Vec<Node>, parent: u32, name: &str, kind: Kind) -> u32 {
     directory.children.names.insert(name.clone(), new);
     nodes.push(Node { name, parent, kind, children: Children::default() });
     new
-}
-
-/// What a torrent may be called in the root, best first: its own name, then with the start of its info hash, with all of
-/// it, and with a number too. A file keeps its extension, by which players know it.
-fn names(name: &str, info_hash: InfoHash, is_directory: bool) -> impl Iterator<Item = String> {
-    let hash = info_hash.to_string();
-    let (stem, extension) = match name.rfind('.') {
-        Some(dot) if !is_directory && dot > 0 && name.len() - dot <= 16 => name.split_at(dot),
-        _ => (name, ""),
-    };
-    let with = move |mark: &str| {
-        let mark = format!(" [{mark}]{extension}");
-        let room = MAX_NAME.saturating_sub(mark.len()).min(stem.len());
-        let end = (0..=room).rev().find(|&end| stem.is_char_boundary(end)).unwrap_or(0);
-        format!("{}{mark}", &stem[..end])
-    };
-    let marks = [hash[..8].to_owned(), hash.clone()].into_iter().chain((2u64..).map(move |n| format!("{hash} {n}")));
-    std::iter::once(name.to_owned()).chain(marks.map(move |mark| with(&mark)))
 }
 
 #[cfg(test)]
@@ -403,8 +470,8 @@ mod tests {
         for path in ["album", "album/cd1", "album/cd2/a.flac", "album/play"] {
             assert_eq!(find(&alone, path), find(&second, path), "{path}");
         }
-        assert_eq!(second.torrent(find(&second, "film.mkv")), Some(0));
-        assert_eq!(second.torrent(find(&second, "album/play")), Some(1));
+        assert_eq!(second.torrent(find(&second, "film.mkv")), Some(InfoHash::of(&[2])));
+        assert_eq!(second.torrent(find(&second, "album/play")), Some(InfoHash::of(&[1])));
         assert_eq!(second.torrent(ROOT), None);
     }
 
@@ -414,27 +481,48 @@ mod tests {
         let albums = [album(3), album(4)];
         let tree = Tree::new(films.iter().chain(&albums)).unwrap();
         let short = |metainfo: &Metainfo| metainfo.info_hash.to_string()[..8].to_owned();
-        assert_eq!(
-            listing(&tree, ROOT)[2..],
-            [
-                "film.mkv",
-                &format!("film [{}].mkv", short(&films[1])),
-                "album",
-                &format!("album [{}]", short(&albums[1]))
-            ]
-        );
+        let expected = films.iter().map(|film| format!("film [{}].mkv", short(film)));
+        let expected = expected.chain(albums.iter().map(|album| format!("album [{}]", short(album))));
+        assert_eq!(listing(&tree, ROOT)[2..], expected.collect::<Vec<_>>());
         assert_eq!(Tree::new([&albums[0], &albums[0]]).unwrap_err(), TreeError::Duplicate(albums[0].info_hash));
     }
 
     #[test]
-    fn a_name_marked_apart_still_fits() {
-        let long = "ß".repeat(127);
-        let hash = InfoHash([0xab; 20]);
-        for name in names(&long, hash, true).take(5) {
-            assert!(name.len() <= MAX_NAME, "{} bytes", name.len());
-        }
-        assert!(names(&format!("{}.mkv", "x".repeat(251)), hash, false).nth(1).unwrap().ends_with(" [abababab].mkv"));
-        assert_eq!(names(".hidden", hash, false).nth(1).unwrap(), ".hidden [abababab]");
+    fn torrents_come_and_go_while_the_root_is_listed() {
+        let film = |seed: u8| metainfo(seed, &format!("film{seed}"), vec![file(&format!("film{seed}"), 9)]);
+        let mut tree = Tree::new(&[film(1), film(2), film(3)]).unwrap();
+        let (kept, gone) = (find(&tree, "film3"), find(&tree, "film2"));
+        let first: Vec<(String, u64)> =
+            tree.entries(ROOT, 0).take(3).map(|entry| (entry.name.to_owned(), entry.next)).collect();
+        assert_eq!(tree.hide(InfoHash::of(&[1])).unwrap(), [Arc::from("film1")]);
+        assert_eq!(tree.hide(InfoHash::of(&[2])).unwrap().len(), 1);
+        assert_eq!(tree.hide(InfoHash::of(&[2])), None);
+        tree.add(Branch::new(&film(4))).unwrap();
+        let rest: Vec<&str> = tree.entries(ROOT, first[2].1).map(|entry| entry.name).collect();
+        assert_eq!((first[2].0.as_str(), rest), ("film1", vec!["film3", "film4"]));
+        assert_eq!((tree.inodes(), tree.bytes()), (3, 18));
+        // Whoever has it open still sees it; nobody finds it any more.
+        assert!(tree.kind(gone).is_some() && tree.torrent(gone) == Some(InfoHash::of(&[2])));
+        assert_eq!(tree.lookup(ROOT, "film2"), None);
+        tree.forget(InfoHash::of(&[3]));
+        assert!(tree.kind(kept).is_some(), "it is not hidden");
+        tree.forget(InfoHash::of(&[2]));
+        assert_eq!(tree.kind(gone), None);
+        // It comes back at the end, by its old number.
+        tree.add(Branch::new(&film(2))).unwrap();
+        assert_eq!(tree.add(Branch::new(&film(2))).unwrap_err(), TreeError::Duplicate(InfoHash::of(&[2])));
+        assert_eq!(find(&tree, "film2"), gone);
+        assert_eq!(listing(&tree, ROOT)[2..], ["film3", "film4", "film2"]);
+    }
+
+    #[test]
+    fn below_a_hidden_torrent_nothing_is_found() {
+        let mut tree = Tree::new([&album(1)]).unwrap();
+        let cd1 = find(&tree, "album/cd1");
+        tree.hide(InfoHash::of(&[1])).unwrap();
+        assert_eq!(tree.lookup(cd1, "a.flac"), None);
+        assert_eq!(tree.kind(ROOT), Some(&Kind::Directory { subdirectories: 0 }));
+        assert_eq!((tree.inodes(), tree.bytes()), (1, 0));
     }
 
     #[test]
@@ -448,8 +536,8 @@ mod tests {
             })
             .collect();
         let tree = Tree::new(&torrents).unwrap();
-        for (slot, name) in ["film0", "film1", "film2"].iter().enumerate() {
-            assert_eq!(tree.torrent(find(&tree, name)), Some(slot));
+        for (torrent, name) in torrents.iter().zip(["film0", "film1", "film2"]) {
+            assert_eq!(tree.torrent(find(&tree, name)), Some(torrent.info_hash));
         }
     }
 
@@ -485,7 +573,7 @@ mod tests {
         }
         assert_eq!(names.len(), 20_002);
         assert_eq!((names[2].as_str(), names[20_001].as_str()), ("0", "19999"));
-        assert_eq!(tree.files_below(ROOT), [(0, (0..20_000).map(FileIndex).collect())]);
+        assert_eq!(tree.files_below(ROOT), [(InfoHash::of(&[1]), (0..20_000).map(FileIndex).collect())]);
     }
 
     #[test]

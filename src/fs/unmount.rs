@@ -167,7 +167,7 @@ fn detach_by_helper(path: &Path) -> Result<(), String> {
 }
 
 /// The canonical path, also of a mount point whose filesystem is dead or hangs.
-pub(super) fn resolve(path: &Path) -> io::Result<PathBuf> {
+pub fn resolve(path: &Path) -> io::Result<PathBuf> {
     let whole = path.to_owned();
     match within(ANSWER_LIMIT, move || fs::canonicalize(whole)).flatten() {
         Err(error) if is_dead(&error) || error.kind() == io::ErrorKind::TimedOut => {

@@ -9,15 +9,18 @@
 //! | `user.torrentfs.pieces` | files, directories | `had/total` of the pieces that hold its bytes |
 //! | `user.torrentfs.pid` | the root | the process that serves the mount |
 
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 
+use tokio::sync::watch;
+
 use super::content::{Content, ReadError, Reader};
-use super::tree::{Kind, ROOT, Tree, TreeError};
-use crate::metainfo::{FileIndex, Layout};
+use super::tree::{Branch, Kind, ROOT, Tree, TreeError};
+use crate::metainfo::{FileIndex, InfoHash, Layout};
 
 /// The prefix of every extended attribute of ours.
 pub const ATTRIBUTE_PREFIX: &str = "user.torrentfs.";
@@ -133,24 +136,68 @@ pub struct Statistics {
 pub struct Handle<R> {
     reader: R,
     len: u64,
+    /// Dropped last: whoever waits for the end of use may then stop the torrent.
+    _in_use: watch::Receiver<()>,
 }
 
-/// The torrents of one mount, as files.
+/// Ends when no file of a torrent is open.
+pub type Unused = Arc<watch::Sender<()>>;
+
+#[derive(Debug)]
+struct Item<C> {
+    content: Arc<C>,
+    /// Every open handle has a receiver.
+    users: Unused,
+}
+
+/// The torrents of one mount, as files. They come and go; of one that is removed the open files go on.
 #[derive(Debug)]
 pub struct Vfs<C> {
-    contents: Vec<Arc<C>>,
+    contents: HashMap<InfoHash, Item<C>>,
     tree: Tree,
     view: View,
+    /// When the root changed last.
+    changed: SystemTime,
 }
 
 impl<C: Content> Vfs<C> {
-    /// Shows these torrents.
+    /// Shows nothing yet.
+    pub fn new(view: View) -> Self {
+        Self { contents: HashMap::new(), tree: Tree::default(), changed: view.mounted, view }
+    }
+
+    /// Shows a torrent, a new one or one that was removed; `branch` was made of it. Gives the names in the root that
+    /// show something else now.
     ///
     /// # Errors
-    /// If one torrent comes twice.
-    pub fn new(contents: Vec<Arc<C>>, view: View) -> Result<Self, TreeError> {
-        let tree = Tree::new(contents.iter().map(|content| content.metainfo()))?;
-        Ok(Self { contents, tree, view })
+    /// If it is shown already.
+    pub fn add(&mut self, content: Arc<C>, branch: Branch, now: SystemTime) -> Result<Vec<Arc<str>>, TreeError> {
+        let info_hash = content.metainfo().info_hash;
+        let changed = self.tree.add(branch)?;
+        // What was open before it was removed is in use still.
+        let users = self.contents.remove(&info_hash).map_or_else(Unused::default, |item| item.users);
+        self.contents.insert(info_hash, Item { content, users });
+        self.changed = now;
+        Ok(changed)
+    }
+
+    /// Shows a torrent no longer; files of it that are open go on, and no more can be opened. Gives the names in the root
+    /// that show something else now, and what tells of the last of these files; `None`: it is not there.
+    pub fn remove(&mut self, info_hash: InfoHash, now: SystemTime) -> Option<(Vec<Arc<str>>, Unused)> {
+        let changed = self.tree.hide(info_hash)?;
+        self.changed = now;
+        Some((changed, self.contents.get(&info_hash)?.users.clone()))
+    }
+
+    /// Forgets a removed torrent of which no file is open. Whether it did.
+    pub fn forget(&mut self, info_hash: InfoHash) -> bool {
+        let unused = self.contents.get(&info_hash).is_some_and(|item| item.users.is_closed());
+        let removed = unused && self.tree.name(info_hash).is_none();
+        if removed {
+            self.contents.remove(&info_hash);
+            self.tree.forget(info_hash);
+        }
+        removed
     }
 
     /// Names, kinds and directories.
@@ -181,6 +228,9 @@ impl<C: Content> Vfs<C> {
     }
 
     fn time(&self, ino: u64) -> SystemTime {
+        if ino == ROOT {
+            return self.changed;
+        }
         let date = self.content(ino).and_then(|content| content.metainfo().creation_date);
         date.filter(|date| (1..=LAST_DATE).contains(date))
             .and_then(|date| SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(date.unsigned_abs())))
@@ -191,6 +241,11 @@ impl<C: Content> Vfs<C> {
     pub fn lookup(&self, directory: u64, name: &str) -> Result<u64, Error> {
         self.check_directory(directory)?;
         self.tree.lookup(directory, name).ok_or(Error::NoEntry)
+    }
+
+    /// Whether an inode can be reached from the root.
+    pub fn is_shown(&self, ino: u64) -> bool {
+        ino == ROOT || self.tree.torrent(ino).is_some_and(|torrent| self.tree.name(torrent).is_some())
     }
 
     /// That an inode is a directory.
@@ -216,10 +271,14 @@ impl<C: Content> Vfs<C> {
         if flags & libc::O_ACCMODE != libc::O_RDONLY || flags & libc::O_TRUNC != 0 {
             return Err(Error::ReadOnly);
         }
-        match (self.tree.kind(ino), self.content(ino)) {
-            (Some(Kind::File { index, len, .. }), Some(content)) => {
-                let reader = content.open(*index).ok_or(Error::NoEntry)?;
-                Ok(Handle { reader, len: *len })
+        match (self.tree.kind(ino), self.item(ino)) {
+            (Some(Kind::File { index, len, .. }), Some(item)) => {
+                if !self.is_shown(ino) {
+                    return Err(Error::NoEntry);
+                }
+                let in_use = item.users.subscribe();
+                let reader = item.content.open(*index).ok_or(Error::NoEntry)?;
+                Ok(Handle { reader, len: *len, _in_use: in_use })
             }
             (Some(Kind::Directory { .. }), _) => Err(Error::IsDirectory),
             (Some(_), _) => Err(Error::Invalid),
@@ -281,15 +340,19 @@ impl<C: Content> Vfs<C> {
         .ok_or(Error::NoAttribute)
     }
 
+    fn item(&self, ino: u64) -> Option<&Item<C>> {
+        self.contents.get(&self.tree.torrent(ino)?)
+    }
+
     fn content(&self, ino: u64) -> Option<&Arc<C>> {
-        self.contents.get(self.tree.torrent(ino)?)
+        self.item(ino).map(|item| &item.content)
     }
 
     /// How much of an inode, and of all below it, is had.
     fn progress(&self, ino: u64) -> Progress {
         let mut progress = Progress::default();
         for (torrent, files) in self.tree.files_below(ino) {
-            let Some(content) = self.contents.get(torrent) else { continue };
+            let Some(Item { content, .. }) = self.contents.get(&torrent) else { continue };
             let layout = &content.metainfo().layout;
             // A piece that two files share is counted once.
             let mut counted = 0;
@@ -430,7 +493,14 @@ mod tests {
     }
 
     fn vfs(metainfo: Metainfo, had: &[bool], view: View) -> Vfs<Fake> {
-        Vfs::new(vec![Arc::new(Fake { metainfo, had: had.to_vec(), extra: 0 })], view).unwrap()
+        showing(Fake { metainfo, had: had.to_vec(), extra: 0 }, view)
+    }
+
+    fn showing(fake: Fake, view: View) -> Vfs<Fake> {
+        let (branch, mounted) = (Branch::new(&fake.metainfo), view.mounted);
+        let mut vfs = Vfs::new(view);
+        vfs.add(Arc::new(fake), branch, mounted).unwrap();
+        vfs
     }
 
     fn album() -> Metainfo {
@@ -502,7 +572,7 @@ mod tests {
 
     #[tokio::test]
     async fn reads_are_clipped_at_the_end_and_never_short() {
-        let fake = |extra| Vfs::new(vec![Arc::new(Fake { metainfo: album(), had: vec![], extra })], view()).unwrap();
+        let fake = |extra| showing(Fake { metainfo: album(), had: vec![], extra }, view());
         let good = fake(0);
         let handle = good.open(find(&good, "a/one"), 0).unwrap();
         assert_eq!((handle.clip(0, 4), handle.clip(4, 4), handle.clip(6, 4), handle.clip(u64::MAX, 4)), (4, 2, 0, 0));
@@ -513,6 +583,34 @@ mod tests {
         let handle = bad.open(find(&bad, "a/one"), 0).unwrap();
         assert!(handle.read_now(0, 4).is_none());
         assert!(matches!(handle.read(0, 4).await, Err(ReadError::Length { wanted: 4, got: 5 })));
+    }
+
+    #[tokio::test]
+    async fn a_removed_torrent_is_in_use_until_its_last_file_is_closed() {
+        let mut vfs = vfs(album(), &[false; 260], view());
+        let (hash, one) = (album().info_hash, find(&vfs, "a/one"));
+        let later = view().mounted + Duration::from_secs(5);
+        let handles = [vfs.open(one, 0).unwrap(), vfs.open(one, 0).unwrap()];
+        let (changed, unused) = vfs.remove(hash, later).unwrap();
+        assert_eq!(changed, [Arc::from("a")]);
+        assert!(vfs.remove(hash, later).is_none());
+        assert_eq!(vfs.lookup(ROOT, "a"), Err(Error::NoEntry));
+        assert_eq!(vfs.open(one, 0).err(), Some(Error::NoEntry));
+        assert_eq!(vfs.attributes(one).unwrap().size, 6, "for fstat");
+        assert_eq!(handles[0].read(0, 4).await.unwrap().len(), 4);
+        assert_eq!(vfs.attributes(ROOT).unwrap().time, later);
+        let [first, last] = handles;
+        drop(first);
+        assert!(!unused.is_closed() && !vfs.forget(hash));
+        // Shown again it has the same user, and cannot be forgotten.
+        let fake = vfs.contents[&hash].content.clone();
+        vfs.add(fake, Branch::new(&album()), later).unwrap();
+        drop(last);
+        unused.closed().await;
+        assert!(!vfs.forget(hash));
+        vfs.remove(hash, later).unwrap().1.closed().await;
+        assert!(vfs.forget(hash) && !vfs.forget(hash));
+        assert_eq!(vfs.attributes(one), Err(Error::NoEntry));
     }
 
     #[test]
@@ -574,7 +672,7 @@ mod tests {
             }).collect();
             prop_assume!(files.iter().any(|file| file.len > 0));
             let vfs = vfs(metainfo(1, "t", files), &had, view());
-            let layout = &vfs.contents[0].metainfo.layout;
+            let layout = &vfs.contents.values().next().unwrap().content.metainfo.layout;
             for directory in ["odd", "even", ""] {
                 let Ok(ino) = [&["t"][..], &[directory][..]].concat().into_iter().filter(|name| !name.is_empty())
                     .try_fold(ROOT, |at, name| vfs.lookup(at, name)) else { continue };

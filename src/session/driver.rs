@@ -3,10 +3,12 @@
 //! One loop: wait for anything, hear all that is there, do what the swarm says, flush what was said to each peer. It
 //! never waits for a peer or a disk: outboxes are tried, hashing and disk work go to the blocking pool.
 
+mod start;
+
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -15,24 +17,21 @@ use tokio::sync::{mpsc, watch};
 use crate::discovery::{AnnouncedPort, Dht, Transferred};
 use crate::metainfo::{Metainfo, PieceIndex, Verdict};
 use crate::net::{self, Connection, Dialer, Handshaken, Incoming, Limits, OutboxFull, Transport};
-use crate::store::{self, Cache, TorrentSpec, TorrentStore};
-use crate::swarm::{self, Action, Direction, Event, Goodbye, PeerKey, Stats, Swarm};
+use crate::store::{Cache, TorrentStore};
+use crate::swarm::{Action, Direction, Event, Goodbye, PeerKey, Stats, Swarm};
 use crate::webseed::WebSeed;
 use crate::wire::{Handshake, Message, Request};
 
 use super::extensions::{self, Extensions};
 use super::holepunch::Introductions;
+use super::origins::{Origins, PeerSource};
 use super::partial::Partials;
 use super::seeding::Seeding;
-use super::sources::Sources;
+use super::shares::{Allowed, Share};
+use super::sources::{Found, Sources};
 use super::torrent::{Command, Progress};
-use super::{Session, SessionError, Torrent, TorrentOptions};
 
-/// Batches of messages from all peers that may wait for the task; a batch is at most one receive buffer.
-const INBOX: usize = 64;
-
-/// Commands from readers that may wait for the task.
-const COMMANDS: usize = 4096;
+pub(super) use start::start;
 
 /// Things heard before the swarm's wishes are carried out.
 const HEAR_AT_ONCE: usize = 32;
@@ -40,15 +39,13 @@ const HEAR_AT_ONCE: usize = 32;
 /// Messages that wait for a peer's outbox; a peer that is so far behind is let go.
 const MAX_UNSENT: usize = 4096;
 
-/// Connections of one torrent, and half-open ones.
-const MAX_PEERS: usize = 100;
-const MAX_CONNECTING: usize = 16;
-
 /// With fewer, trackers are asked for more before their interval is over, as far as they allow.
 const FEW_PEERS: usize = 10;
 
-/// Bytes of pieces under way.
-const MAX_PARTIAL: u64 = 32 << 20;
+/// How often it is looked what else there is to do: while there are peers or readers; and at most while there are none,
+/// after twice as long each time.
+const LOOK: Duration = Duration::from_secs(1);
+const IDLE_LOOK: Duration = Duration::from_secs(5 * 60);
 
 /// How long trackers may take to hear that we leave.
 const STOP_LIMIT: Duration = Duration::from_secs(2);
@@ -70,114 +67,6 @@ pub(super) enum Done {
     },
 }
 
-/// Opens the torrent's part of the cache and starts its task.
-pub(super) async fn start(
-    session: &Session,
-    metainfo: Arc<Metainfo>,
-    options: TorrentOptions,
-    callers: mpsc::Receiver<Handshaken>,
-) -> Result<Arc<Torrent>, SessionError> {
-    let (evicted_tx, evicted) = mpsc::unbounded_channel();
-    let progress = options.progress.map(|tell| Box::new(tell) as store::Progress);
-    let spec = TorrentSpec { verify: options.verify, progress, ..TorrentSpec::from(&*metainfo) };
-    let cache = session.config.cache.clone();
-    let opening = tokio::task::spawn_blocking(move || {
-        cache.add(
-            spec,
-            Box::new(move |piece| {
-                let _ = evicted_tx.send(piece);
-            }),
-        )
-    });
-    let store = opening.await.map_err(|_| SessionError::Ending)??;
-
-    let lengths = *metainfo.layout.lengths();
-    let transferred = Arc::new(Transferred::default());
-    let (found_tx, found) = mpsc::channel(16);
-    let config = swarm::Config {
-        lengths,
-        seed: rand::random(),
-        our_id: session.peer_id,
-        info_hash: metainfo.info_hash,
-        on_demand: options.on_demand,
-        upload: session.config.upload,
-        super_seed: options.super_seed,
-        max_peers: MAX_PEERS,
-        max_connecting: MAX_CONNECTING,
-        max_partial: MAX_PARTIAL,
-        order: swarm::PickOrder::RarestFirst,
-    };
-    let have = store.have();
-    transferred.left.store(left(&store, &metainfo), Ordering::Relaxed);
-    let swarm = Swarm::new(config, have, Instant::now());
-    let sources = Sources::start(
-        session,
-        metainfo.info_hash,
-        metainfo.trackers.clone(),
-        metainfo.private,
-        transferred.clone(),
-        found_tx,
-    );
-    if let Some(dht) = session.dht.as_ref().filter(|_| !metainfo.private) {
-        metainfo.nodes.iter().for_each(|(host, port)| dht.add_host(host, *port));
-    }
-
-    let (inbox_tx, inbox) = mpsc::channel(INBOX);
-    let (done_tx, done) = mpsc::channel(INBOX);
-    let (commands_tx, commands) = mpsc::channel(COMMANDS);
-    let (closed_tx, closed) = watch::channel(false);
-    let (stats_tx, stats) = watch::channel(Stats::default());
-    let announcer = sources.announcer.clone();
-    let seeds = WebSeed::all(&metainfo, session.http());
-    let mut driver = Driver {
-        swarm,
-        cache: session.config.cache.clone(),
-        store: store.clone(),
-        metainfo: metainfo.clone(),
-        ours: session.doors.handshake(metainfo.info_hash),
-        port: session.announced.clone(),
-        pex: session.config.pex && !metainfo.private,
-        upload: session.config.upload,
-        dialer: session.dialer.clone(),
-        limits: session.config.limits.clone(),
-        dht: session.dht.clone().filter(|_| !metainfo.private),
-        sources,
-        transferred,
-        peers: HashMap::new(),
-        next_peer: 0,
-        introductions: Introductions::new(Instant::now()),
-        web_seeds: seeds.into_iter().map(|seed| (seed.addr(), seed)).collect(),
-        seeding: Seeding::new(session.config.seed),
-        partials: Partials::new(lengths),
-        banned: HashSet::new(),
-        working: 0,
-        inbox: inbox_tx,
-        done: done_tx,
-        stats: stats_tx,
-        stats_at: Instant::now(),
-        room: u64::MAX,
-    };
-    driver.hear(Event::PeersFound(options.peers));
-    // By addresses that stand for no host: the swarm calls them as it calls peers, and backs off alike.
-    driver.hear(Event::PeersFound(driver.web_seeds.keys().copied().collect()));
-    let inputs = Inputs { inbox, done, commands, callers, found, evicted };
-    tokio::spawn(async move {
-        driver.run(inputs, closed_tx).await;
-    });
-    Ok(Arc::new(Torrent {
-        metainfo,
-        store,
-        commands: commands_tx,
-        stats,
-        announcer,
-        closed,
-        read_timeout: session.config.read_timeout,
-        runtime: tokio::runtime::Handle::current(),
-        next_id: AtomicU64::new(0),
-        stopping: AtomicBool::new(false),
-    }))
-}
-
 fn left(store: &TorrentStore, metainfo: &Metainfo) -> u64 {
     let lengths = metainfo.layout.lengths();
     let have: u64 = lengths.iter().filter(|piece| store.has(*piece)).map(|p| u64::from(lengths.len_of(p))).sum();
@@ -190,7 +79,7 @@ struct Inputs {
     done: mpsc::Receiver<Done>,
     commands: mpsc::Receiver<Command>,
     callers: mpsc::Receiver<Handshaken>,
-    found: mpsc::Receiver<Vec<SocketAddr>>,
+    found: Found,
     /// Unbounded, for the store must not wait while it evicts; it holds each piece once at most between two turns.
     evicted: mpsc::UnboundedReceiver<PieceIndex>,
 }
@@ -200,6 +89,7 @@ pub(super) struct Peer {
     pub(super) addr: SocketAddr,
     pub(super) transport: Transport,
     pub(super) encrypted: bool,
+    pub(super) source: PeerSource,
     /// Said in this turn, sent at its end in one go; what its outbox has no place for waits here for a later turn.
     pub(super) outgoing: Vec<Message>,
     pub(super) extensions: Extensions,
@@ -227,6 +117,7 @@ pub(super) struct Driver {
     pub(super) peers: HashMap<PeerKey, Peer>,
     pub(super) next_peer: u64,
     pub(super) introductions: Introductions,
+    pub(super) origins: Origins,
     /// By the addresses that stand for them.
     pub(super) web_seeds: HashMap<SocketAddr, WebSeed>,
     seeding: Seeding,
@@ -238,8 +129,12 @@ pub(super) struct Driver {
     pub(super) inbox: mpsc::Sender<(PeerKey, Incoming)>,
     pub(super) done: mpsc::Sender<Done>,
     stats: watch::Sender<Stats>,
-    stats_at: Instant,
+    /// When it is looked what else there is to do, and how long that took to come.
+    look_at: Instant,
+    look: Duration,
     room: u64,
+    share: Share,
+    allowed: Allowed,
 }
 
 impl Driver {
@@ -247,7 +142,8 @@ impl Driver {
         let mut stop = false;
         while !stop {
             self.flush();
-            let wakeup = self.swarm.next_wakeup().map_or(self.stats_at, |at| at.min(self.stats_at));
+            self.update_share();
+            let wakeup = self.swarm.next_wakeup().map_or(self.look_at, |at| at.min(self.look_at));
             // Asked here, too: with messages always there the timer below would never be reached.
             if Instant::now() >= wakeup {
                 self.tick();
@@ -258,7 +154,10 @@ impl Driver {
                 command = inputs.commands.recv() => stop |= command.is_none_or(|command| self.command(command)),
                 Some(done) = inputs.done.recv() => self.finished(done),
                 Some(piece) = inputs.evicted.recv() => self.hear(Event::Evicted(piece)),
-                Some(addrs) = inputs.found.recv() => self.hear(Event::PeersFound(addrs)),
+                Some((source, addrs)) = inputs.found.recv() => {
+                    self.update_allowed(Instant::now());
+                    self.found(addrs, source);
+                }
                 Some(caller) = inputs.callers.recv() => self.connected(caller, Direction::Incoming),
                 Some((peer, incoming)) = inputs.inbox.recv() => self.incoming(peer, incoming),
                 () = tokio::time::sleep_until(wakeup.into()) => {}
@@ -320,6 +219,7 @@ impl Driver {
                 let last_block = self.partials.last_block(pieces.into_iter());
                 let _ = answer.send(Progress { last_block, sources: self.sources() });
             }
+            Command::Report(answer) => drop(answer.send(self.report())),
             Command::Stop => return true,
         }
         false
@@ -332,6 +232,9 @@ impl Driver {
             1 => "1 peer connected".to_owned(),
             n => format!("{n} peers connected"),
         };
+        if self.swarm.is_paused() {
+            return "the torrent is paused".into();
+        }
         let fault = self.sources.fault().or_else(|| {
             self.web_seeds.values().find_map(|seed| Some(format!("web seed {}: {}", seed.url(), seed.fault()?)))
         });
@@ -409,6 +312,7 @@ impl Driver {
             }
             return;
         }
+        self.update_allowed(Instant::now());
         let key = PeerKey(self.next_peer);
         self.next_peer += 1;
         let theirs = peer.theirs;
@@ -420,7 +324,12 @@ impl Driver {
         let (transport, encrypted) = (peer.stream.transport(), peer.stream.encrypted());
         let connection = Connection::start(peer, pieces, self.limits.clone(), key, self.inbox.clone());
         let extensions = Extensions::new(Instant::now(), direction);
-        self.peers.insert(key, Peer { connection, addr, transport, encrypted, outgoing: Vec::new(), extensions });
+        let source = match direction {
+            Direction::Incoming => PeerSource::Incoming,
+            Direction::Outgoing => self.origins.of(addr),
+        };
+        let peer = Peer { connection, addr, transport, encrypted, source, outgoing: Vec::new(), extensions };
+        self.peers.insert(key, peer);
         self.hear(Event::Connected { peer: key, addr, direction, id: theirs.peer_id, fast, extended });
         // The swarm's first message (what we have) is the first after the handshake; ours comes behind it.
         let metadata = Some(self.metainfo.info.len() as u32);
@@ -443,15 +352,19 @@ impl Driver {
     fn tick(&mut self) {
         let now = Instant::now();
         self.hear(Event::Tick);
-        if now >= self.stats_at {
-            self.stats_at = now + Duration::from_secs(1);
+        if now >= self.look_at {
+            // A thousand torrents at rest are not to wake all at once.
+            let spread = if self.look == LOOK { 1.0 } else { rand::random_range(0.75..1.25) };
+            self.look_at = now + self.look.mul_f64(spread);
+            self.look = (self.look * 2).min(IDLE_LOOK);
+            self.update_allowed(now);
             self.update_transferred();
             self.update_room();
             self.update_serving(now);
             self.exchange_peers(now);
             let peers = self.peers.values().filter(|peer| !self.web_seeds.contains_key(&peer.addr)).count();
-            if peers < FEW_PEERS && !self.swarm.complete() {
-                self.sources.want_peers();
+            if peers < FEW_PEERS && !self.swarm.complete() && !self.swarm.is_paused() {
+                self.sources.want_peers(self.swarm.is_read(now));
             }
         }
     }
@@ -475,8 +388,33 @@ impl Driver {
         }
     }
 
+    /// Tells the other torrents what this one has; and stays awake while there is anything.
+    fn update_share(&mut self) {
+        let now = Instant::now();
+        let (connections, partial, is_read) =
+            (self.swarm.connections(), self.swarm.partial_bytes(), self.swarm.is_read(now));
+        self.share.set(connections, partial, is_read);
+        if (connections > 0 || is_read || self.working > 0) && self.look != LOOK {
+            self.look = LOOK;
+            self.look_at = self.look_at.min(now + LOOK);
+        }
+    }
+
+    /// Hears what the other torrents leave.
+    fn update_allowed(&mut self, now: Instant) {
+        if self.swarm.is_blocked() && self.stats.borrow().down_rate > 0 {
+            self.share.wait(now);
+        }
+        let allowed = self.share.allowed(now);
+        if allowed != self.allowed || allowed.shed {
+            let Allowed { peers, shed, partial, .. } = allowed;
+            self.allowed = allowed;
+            self.hear(Event::Share { peers, shed, max_partial: partial });
+        }
+    }
+
     fn update_room(&mut self) {
-        let room = self.store.room();
+        let room = self.store.room().min(self.allowed.background);
         if room != self.room {
             self.room = room;
             self.hear(Event::Room(room));

@@ -12,6 +12,7 @@ use bytes::Bytes;
 
 use super::driver::Driver;
 use super::holepunch::Allowance;
+use super::origins::PeerSource;
 use crate::discovery::is_local;
 use crate::net::Transport;
 use crate::swarm::{Direction, Event, PeerKey};
@@ -46,6 +47,8 @@ pub(super) struct Extensions {
     pub(super) punches: Allowance,
     /// Where they can be called, if they called us.
     listens: Option<u16>,
+    /// What they call themselves.
+    pub(super) client: Option<String>,
     metadata_served: u32,
     pex_heard: Option<Instant>,
     pex_told: HashSet<SocketAddr>,
@@ -61,6 +64,7 @@ impl Extensions {
             holepunch: 0,
             punches: Allowance::new(now),
             listens: None,
+            client: None,
             metadata_served: 0,
             pex_heard: None,
             pex_told: HashSet::new(),
@@ -124,6 +128,9 @@ impl Driver {
         for (name, number) in [(UT_METADATA, metadata), (UT_PEX, pex), (UT_HOLEPUNCH, holepunch)] {
             *number = theirs.extensions.get(name).copied().unwrap_or(*number);
         }
+        if theirs.client.is_some() {
+            peer.extensions.client.clone_from(&theirs.client);
+        }
         peer.extensions.listens = theirs.port.or(peer.extensions.listens);
         if let Some(reqq) = theirs.request_queue {
             self.hear(Event::Reqq { peer: key, reqq });
@@ -174,7 +181,7 @@ impl Driver {
         }
         tracing::debug!(?key, "peer names {} others", addrs.len());
         if !addrs.is_empty() {
-            self.hear(Event::PeersFound(addrs));
+            self.found(addrs, PeerSource::Pex);
         }
     }
 

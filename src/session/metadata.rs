@@ -13,7 +13,7 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 
 use super::extensions::{METADATA, PEX, greeting, may_name};
-use super::sources::Sources;
+use super::sources::{Finders, Found, Sources};
 use super::{Session, SessionError, lock};
 use crate::discovery::Transferred;
 use crate::metainfo::{MAX_PIECES, Magnet, Metainfo, MetainfoError};
@@ -84,12 +84,12 @@ impl Session {
             doors.insert(magnet.info_hash, door);
             Door { session: self, magnet }
         };
-        let (found_tx, found) = mpsc::channel(16);
+        let (finders, found) = Finders::channel();
         let transferred = Arc::new(Transferred::default());
         transferred.left.store(SOME, Ordering::Relaxed);
         let tiers = magnet.trackers.iter().map(|url| vec![url.clone()]).collect();
         // Whether it is private is not known yet. Who publishes a link means it to be found.
-        let looking = Sources::start(self, magnet.info_hash, tiers, false, transferred, found_tx);
+        let looking = Sources::start(self, magnet.info_hash, tiers, false, transferred, finders);
         let (inbox_tx, inbox) = mpsc::channel(64);
         let (called_tx, called) = mpsc::channel(64);
         let mut resolver = Resolver {
@@ -129,7 +129,7 @@ struct Inputs {
     inbox: mpsc::Receiver<(PeerKey, Incoming)>,
     called: mpsc::Receiver<(SocketAddr, Result<Handshaken, DialError>)>,
     callers: mpsc::Receiver<Handshaken>,
-    found: mpsc::Receiver<Vec<SocketAddr>>,
+    found: Found,
 }
 
 struct Peer {
@@ -184,7 +184,7 @@ impl Resolver<'_> {
                     }
                 }
                 Some(caller) = inputs.callers.recv() => self.connected(caller),
-                Some(addrs) = inputs.found.recv() => self.found(addrs),
+                Some((_, addrs)) = inputs.found.recv() => self.found(addrs),
                 _ = second.tick() => self.tick(),
             }
             self.ask();

@@ -1,6 +1,7 @@
 //! The driver: owns each torrent's `Swarm` and turns its actions into I/O.
 //!
-//! A [`Session`] has one listening port, one cache and one pair of rate limits for all its torrents. Each torrent has
+//! A [`Session`] has one listening port, one cache, one pair of rate limits and one lot of connections and memory
+//! ([`shares`]) for all its torrents. A torrent with which nothing happens sleeps. Each torrent has
 //! one task ([`driver`]) that owns its `Swarm`: everything that happens to the torrent reaches it through bounded
 //! channels, and it never waits on a peer or on a disk (invariant 5). Readers ([`reader`]) look in the store first and
 //! speak to the task only when they enter another piece or miss.
@@ -11,11 +12,17 @@ mod driver;
 mod extensions;
 mod holepunch;
 mod metadata;
+mod origins;
 mod partial;
+mod priorities;
 mod reader;
+mod reads;
+mod report;
 mod seeding;
+mod shares;
 mod sources;
 mod torrent;
+mod verify;
 mod webseeds;
 mod work;
 
@@ -26,8 +33,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 
-use crate::discovery::{AnnounceError, AnnouncedPort, Dht, DhtConfig, HttpClient, Lsd, TrackerClient};
+use crate::discovery::{AnnounceError, AnnouncedPort, Dht, DhtConfig, DhtStatus, HttpClient, Lsd, TrackerClient};
 use crate::metainfo::{InfoHash, Metainfo};
 use crate::net::{self, Dialer, Handshaken, Host, Limits, Listener, PortChoice};
 use crate::portmap::{PortMapConfig, PortMapStatus, PortMapper};
@@ -36,9 +44,16 @@ use crate::store::{Cache, StoreError};
 use crate::wire::{Handshake, PeerId};
 
 pub use metadata::{MetadataError, MetadataProgress};
+pub use origins::PeerSource;
+pub use priorities::Priority;
 pub use reader::{ReadError, Reader};
+pub use reads::ReadCounts;
+pub use report::{PeerReport, Report};
 pub use seeding::SeedLimits;
 pub use torrent::Torrent;
+pub use verify::Verification;
+
+use shares::Shares;
 
 /// What a session is started with.
 pub struct SessionConfig {
@@ -98,6 +113,8 @@ pub struct TorrentOptions {
     pub on_demand: bool,
     /// Peers by hand, beside those that trackers give.
     pub peers: Vec<SocketAddr>,
+    /// Peers that were found already, while the metadata was fetched.
+    pub found: Vec<SocketAddr>,
     /// Complete and perhaps the only one: give each piece once and let the others spread it (BEP 16).
     pub super_seed: bool,
     /// Hash everything that is in the cache before the torrent is used.
@@ -178,6 +195,8 @@ pub struct Session {
     mapper: Option<PortMapper>,
     doors: Arc<Doors>,
     dialer: Arc<Dialer>,
+    /// What its torrents share beyond the cache and the rates.
+    shares: Arc<Shares>,
     _listener: Listener,
 }
 
@@ -248,6 +267,7 @@ impl Session {
             lsd,
             doors,
             dialer,
+            shares: Arc::default(),
             _listener: listener,
         })
     }
@@ -255,6 +275,11 @@ impl Session {
     /// For requests over HTTP, by the session's way.
     pub fn http(&self) -> &HttpClient {
         self.trackers.http()
+    }
+
+    /// What is known of the DHT; `None`: it is not used.
+    pub fn dht(&self) -> Option<DhtStatus> {
+        self.dht.as_ref().map(|dht| dht.status())
     }
 
     /// The port that peers call; 0: nobody can (through a proxy).
@@ -289,6 +314,20 @@ impl Session {
     pub async fn remove(&self, torrent: &Torrent) {
         lock(&self.doors.torrents).remove(&torrent.metainfo().info_hash);
         torrent.stop().await;
+    }
+
+    /// The same for many at the same time; no longer for the trackers.
+    pub async fn remove_all(&self, torrents: &[Arc<Torrent>]) {
+        {
+            let mut doors = lock(&self.doors.torrents);
+            torrents.iter().for_each(|torrent| drop(doors.remove(&torrent.metainfo().info_hash)));
+        }
+        let mut stopping = JoinSet::new();
+        for torrent in torrents {
+            let torrent = torrent.clone();
+            stopping.spawn(async move { torrent.stop().await });
+        }
+        stopping.join_all().await;
     }
 }
 

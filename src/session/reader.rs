@@ -14,6 +14,7 @@ use crate::metainfo::{Lengths, PieceIndex};
 use crate::store::{Lookup, TorrentStore};
 use crate::swarm::{Event, ReaderId, WantId};
 
+use super::reads::Reads;
 use super::torrent::Command;
 use super::{Torrent, lock};
 
@@ -72,14 +73,23 @@ impl Reader {
     pub fn read_now(&self, offset: u64, len: u32) -> Option<Bytes> {
         let bytes = self.clip(offset, len);
         self.tell(&bytes);
-        gather(&self.torrent.store, self.lengths(), &bytes, |store, piece, begin, out| {
+        let mut of = &self.torrent.reads.memory;
+        let read = gather(&self.torrent.store, self.lengths(), &bytes, |store, piece, begin, out| {
+            of = &self.torrent.reads.disk;
             store.read_now(piece, begin, out) == Lookup::Hit
-        })
+        });
+        read.inspect(|_| Reads::count(of))
     }
 
     /// Waits until every piece that the read touches has come. Fails when none of its blocks came for the time limit.
     pub async fn read(&self, offset: u64, len: u32) -> Result<Bytes, ReadError> {
         let bytes = self.clip(offset, len);
+        let Reads { disk, missed, .. } = &self.torrent.reads;
+        Reads::count(if self.lengths().pieces_in(&bytes).all(|piece| self.torrent.store.has(piece)) {
+            disk
+        } else {
+            missed
+        });
         let want = Want::start(self, &bytes).await;
         loop {
             for piece in self.lengths().pieces_in(&bytes) {

@@ -1,7 +1,8 @@
 //! What the rest of the program holds of a torrent.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot, watch};
@@ -11,7 +12,9 @@ use crate::metainfo::{FileIndex, Metainfo, PieceIndex};
 use crate::store::TorrentStore;
 use crate::swarm::{Event, ReaderId, Stats};
 
-use super::Reader;
+use super::reads::Reads;
+use super::report::Report;
+use super::{Priority, ReadCounts, Reader, Verification};
 
 /// What readers and the program ask of a torrent's task.
 #[derive(Debug)]
@@ -20,6 +23,8 @@ pub(super) enum Command {
     Swarm(Event),
     /// When did a block last come for any of these pieces, and why might none have?
     Progress(Vec<PieceIndex>, oneshot::Sender<Progress>),
+    /// What do you look like?
+    Report(oneshot::Sender<Report>),
     /// End.
     Stop,
 }
@@ -45,6 +50,10 @@ pub struct Torrent {
     pub(super) runtime: tokio::runtime::Handle,
     pub(super) next_id: AtomicU64,
     pub(super) stopping: AtomicBool,
+    /// Of files that are not ordinary.
+    pub(super) priorities: Mutex<BTreeMap<FileIndex, Priority>>,
+    pub(super) verification: Mutex<Option<Verification>>,
+    pub(super) reads: Reads,
 }
 
 impl Torrent {
@@ -61,6 +70,11 @@ impl Torrent {
     /// Rates and counts, renewed about once a second.
     pub fn stats(&self) -> Stats {
         self.stats.borrow().clone()
+    }
+
+    /// How its reads were answered.
+    pub fn reads(&self) -> ReadCounts {
+        self.reads.counts()
     }
 
     /// Every tracker's last word.

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use super::driver::{Driver, Peer};
 use super::extensions::Extensions;
+use super::origins::PeerSource;
 use crate::net::Transport;
 use crate::swarm::{Direction, Event, PeerKey};
 use crate::webseed::WebSeed;
@@ -24,7 +25,8 @@ impl Driver {
                 tracing::debug!(?key, seed = %seed.url(), "web seed connected");
                 let extensions = Extensions::new(Instant::now(), direction);
                 let outgoing = Vec::new();
-                let peer = Peer { connection, addr, transport: Transport::Tcp, encrypted: false, outgoing, extensions };
+                let (transport, source) = (Transport::Tcp, PeerSource::WebSeed);
+                let peer = Peer { connection, addr, transport, encrypted: false, source, outgoing, extensions };
                 self.peers.insert(key, peer);
                 self.tell(Event::Connected {
                     peer: key,

@@ -314,6 +314,27 @@ impl Cache {
         parked.bytes
     }
 
+    /// Deletes what there is of a torrent that nobody has open: its pieces, its state, its kept metadata. Blocking.
+    pub fn delete(&self, info_hash: &InfoHash) -> Result<(), StoreError> {
+        let _parking = lock(&self.parking);
+        {
+            let mut ledger = lock(&self.ledger);
+            if ledger.closed {
+                return Err(StoreError::Closed);
+            }
+            if ledger.names.contains(info_hash) {
+                return Err(StoreError::Already(*info_hash));
+            }
+            ledger.parked.remove(info_hash);
+        }
+        self.forget_metainfo(info_hash);
+        let home = self.dir.join(info_hash.to_string());
+        match fs::remove_dir_all(&home) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(io_error("remove", &home)(error)),
+            _ => Ok(()),
+        }
+    }
+
     /// Syncs and closes one torrent; what it has stays in the directory.
     pub(super) fn close_torrent(&self, torrent: &Torrent) {
         if torrent.shut() {
@@ -327,7 +348,7 @@ impl Cache {
 
     /// Takes a torrent off the books, without I/O.
     pub(super) fn forget(&self, torrent: &Torrent) {
-        let last_use = torrent.lengths.iter().map(|piece| torrent.pieces.last_use(piece)).max().unwrap_or(0);
+        let last_use = torrent.last_use();
         {
             let mut ledger = lock(&self.ledger);
             let bytes = torrent.bytes_on_disk();

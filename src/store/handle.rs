@@ -181,6 +181,33 @@ impl TorrentStore {
         self.cache.close_torrent(&self.torrent);
     }
 
+    /// Hashes a piece that is on the disk again; `Some(false)`: it was not as it should be, and is had no more. `None`:
+    /// it is not on the disk, or moved on meanwhile. Blocking; counts as no use.
+    pub fn recheck(&self, piece: PieceIndex) -> Option<bool> {
+        let (cache, torrent) = (&*self.cache, &*self.torrent);
+        let word = torrent.pieces.word(piece);
+        if self.is_closed() || !matches!(word.state(), State::Disk | State::Unproven) {
+            return None;
+        }
+        let mut buffer = cache.pool.buffer(torrent.lengths.len_of(piece) as usize);
+        if !self.read_disk(piece, word, 0, &mut buffer) {
+            // Unreadable, and so given up; or it was evicted by then.
+            return (!self.has(piece)).then_some(false);
+        }
+        if torrent.hashes.check(piece, &buffer) == Verdict::Good {
+            let same = |now: Word| now.state() == State::Unproven && torrent.pieces.undisturbed(piece, word);
+            if torrent.pieces.change(piece, State::Disk, same).is_some() {
+                torrent.set_changed();
+            }
+            return Some(true);
+        }
+        if !torrent.pieces.undisturbed(piece, word) {
+            return None;
+        }
+        cache.discard(torrent, piece);
+        Some(false)
+    }
+
     fn look(
         &self,
         piece: PieceIndex,

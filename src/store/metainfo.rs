@@ -32,6 +32,11 @@ impl Cache {
         })
     }
 
+    /// Lets a kept torrent file go. Blocking.
+    pub(super) fn forget_metainfo(&self, info_hash: &InfoHash) {
+        let _ = fs::remove_file(self.metainfo_path(info_hash));
+    }
+
     /// The torrent file that was kept, if there is one that can be read. Blocking.
     pub fn metainfo(&self, info_hash: &InfoHash) -> Option<Vec<u8>> {
         let mut bytes = Vec::new();

@@ -44,6 +44,7 @@ pub(super) fn load(
         let uses = saved.had.ones().zip(&saved.uses);
         let pieces = uses.filter_map(|(piece, used)| Some((lengths.piece(u32::try_from(piece).ok()?)?, used)));
         pieces.for_each(|(piece, used)| torrent.pieces.set_last_use(piece, *used));
+        torrent.set_told_use();
     }
     if verify || stateless {
         check_all(cache, &torrent, progress)?;

@@ -49,6 +49,8 @@ pub(super) struct Torrent {
     closed: RwLock<bool>,
     /// The state file bears the mark of a clean close.
     clean: Mutex<bool>,
+    /// The latest use of any piece that the state file tells of, if it does.
+    told_use: AtomicU64,
     changed: AtomicBool,
     /// Told when a piece has left for good.
     left: (Mutex<()>, Condvar),
@@ -100,6 +102,7 @@ impl Torrent {
             home,
             closed: RwLock::new(false),
             clean: Mutex::new(closed),
+            told_use: AtomicU64::new(0),
             changed: AtomicBool::new(false),
             left: Default::default(),
         }
@@ -214,8 +217,13 @@ impl Torrent {
     /// Writes the state file.
     pub fn save(&self, handles: &Handles, clock: &AtomicU64, how: Save) -> Result<(), DiskError> {
         let mut clean = lock(&self.clean);
-        if *clean && how != Save::Closed {
-            return Ok(()); // it says all there is to say, but for the order of uses
+        let changed = self.changed.load(SeqCst);
+        let same_uses = || !changed && self.last_use() == self.told_use.load(Relaxed);
+        if *clean && (how != Save::Closed || same_uses()) {
+            return Ok(()); // it says all there is to say, but perhaps for the order of uses
+        }
+        if !*clean && !changed && self.bytes_on_disk() == 0 && !self.state_path().exists() {
+            return Ok(()); // there is nothing to say
         }
         // Before the pieces are looked at: what changes from here on is for the next time.
         self.changed.store(false, SeqCst);
@@ -269,6 +277,16 @@ impl Torrent {
     pub fn start_writeback(&self, handles: &Handles) {
         let dirty = std::mem::take(&mut lock(&self.book).dirty);
         dirty.into_iter().for_each(|file| self.files.start_writeback(handles, file));
+    }
+
+    /// The latest use of any piece.
+    pub fn last_use(&self) -> u64 {
+        self.lengths.iter().map(|piece| self.pieces.last_use(piece)).max().unwrap_or(0)
+    }
+
+    /// The uses are as the state file has them.
+    pub fn set_told_use(&self) {
+        self.told_use.store(self.last_use(), Relaxed);
     }
 
     /// Bytes of the pieces on the disk.

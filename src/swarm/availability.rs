@@ -105,6 +105,20 @@ impl Availability {
         self.mix(piece, rng);
     }
 
+    /// These, and only these, may be started from now on. Counts stay.
+    pub(super) fn enroll_only(&mut self, mut pieces: Vec<u32>, rng: &mut SmallRng) {
+        pieces.shuffle(rng);
+        pieces.sort_by_key(|piece| self.counts[*piece as usize]);
+        self.place.fill(ABSENT);
+        for (at, piece) in pieces.iter().enumerate() {
+            self.place[*piece as usize] = at as u32;
+        }
+        let most = pieces.last().map_or(0, |piece| self.counts[*piece as usize]);
+        let end = |count: u16| pieces.partition_point(|piece| self.counts[*piece as usize] <= count) as u32;
+        self.ends = (0..=most).map(end).collect();
+        self.order = pieces;
+    }
+
     /// The piece was started or had: it is no longer to be picked.
     pub(super) fn withdraw(&mut self, piece: u32) {
         debug_assert!(self.is_enrolled(piece));
@@ -169,7 +183,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn agrees_with_a_recount(steps in prop::collection::vec((0u8..4, 0u32..12), 0..300), seed: u64) {
+        fn agrees_with_a_recount(steps in prop::collection::vec((0u8..5, 0u32..12), 0..300), seed: u64) {
             let rng = &mut SmallRng::seed_from_u64(seed);
             let mut availability = Availability::new(12, (0..12).filter(|piece| piece % 3 != 0), rng);
             let mut counts = [0usize; 12];
@@ -177,6 +191,11 @@ mod tests {
             for (step, piece) in steps {
                 let at = piece as usize;
                 match step {
+                    4 => {
+                        (0..).zip(&mut enrolled).for_each(|(other, enrolled)| *enrolled = other % (piece + 1) == 0);
+                        let all = (0..12u32).filter(|other| enrolled[*other as usize]).collect();
+                        availability.enroll_only(all, rng);
+                    }
                     0 => { availability.raise(piece, rng); counts[at] += 1; }
                     1 if counts[at] > 0 => { availability.lower(piece, rng); counts[at] -= 1; }
                     2 if enrolled[at] => { availability.withdraw(piece); enrolled[at] = false; }

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use rand::RngExt;
 
-use super::pieces::{BlockId, Slot, State};
+use super::pieces::{BlockId, Slot};
 use super::{PeerKey, PickOrder, Swarm};
 use crate::metainfo::BLOCK_LEN;
 
@@ -147,7 +147,7 @@ impl Swarm {
             return Found::Nothing;
         }
         while let Some(piece) = peer.suggested.pop_front() {
-            let free = self.pieces.state(piece) == State::Missing && self.needed.binary_search(&piece).is_err();
+            let free = self.pieces.is_to_begin(piece) && self.needed.binary_search(&piece).is_err();
             if free && peer.serves(now, piece) {
                 return Found::Piece(piece);
             }
@@ -156,6 +156,12 @@ impl Swarm {
         let fits = |piece: &&u32| peer.serves(now, **piece) && self.needed.binary_search(piece).is_err();
         if self.config.order == PickOrder::InOrder {
             return missing.iter().filter(fits).min().map_or(Found::Nothing, |piece| Found::Piece(*piece));
+        }
+        let from = self.rng.random_range(0..self.pieces.count());
+        let (first, last) = (self.pieces.urged().range(from..), self.pieces.urged().range(..from));
+        let urged = first.chain(last).take(RAREST_TRIED).filter(fits);
+        if let Some(piece) = urged.min_by_key(|piece| self.pieces.availability.of(**piece)) {
+            return Found::Piece(*piece);
         }
         let from = self.rng.random_range(0..missing.len());
         let (before, after) = missing.split_at(from);

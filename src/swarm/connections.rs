@@ -42,8 +42,10 @@ impl Swarm {
             Some(Goodbye::Liar)
         } else if self.peers.contains_key(&key) || !self.wins(now, id, direction) {
             Some(Goodbye::Duplicate)
-        } else if self.peers.len() >= self.config.max_peers {
+        } else if self.peers.len() >= self.config.max_peers.min(self.places) {
             Some(Goodbye::Crowded)
+        } else if self.paused {
+            Some(Goodbye::Paused)
         } else {
             None
         };
@@ -144,14 +146,31 @@ impl Swarm {
     /// Calls as many as there is place for.
     pub(super) fn call_more(&mut self, now: Instant) {
         // Complete and not serving: nobody is of use.
-        if self.pieces.complete() && !self.config.upload {
+        if self.paused || self.pieces.complete() && !self.config.upload {
             return;
         }
         while self.addresses.calling() < self.config.max_connecting
-            && self.peers.len() + self.addresses.calling() < self.config.max_peers
+            && self.connections() < self.config.max_peers.min(self.places)
         {
             let Some(addr) = self.addresses.call(now, !self.pieces.complete()) else { return };
             self.actions.push_back(Action::Connect(addr));
+        }
+    }
+
+    /// What other torrents leave to this one.
+    pub(super) fn share(&mut self, now: Instant, peers: usize, shed: bool, max_partial: u64) {
+        self.places = peers;
+        self.config.max_partial = max_partial;
+        self.readers.set_budget(max_partial);
+        if shed {
+            // First who is of no use to either side, then who gives and takes least.
+            let use_of = |peer: &Peer| peer.down.rate(now) + peer.up.rate(now);
+            let idle = |peer: &Peer| peer.wanted == 0 && !peer.interested_in_us;
+            let least =
+                self.peers.iter().min_by(|(_, a), (_, b)| idle(b).cmp(&idle(a)).then(use_of(a).total_cmp(&use_of(b))));
+            if let Some(key) = least.map(|(key, _)| *key) {
+                self.disconnect(now, key, Goodbye::Crowded);
+            }
         }
     }
 

@@ -57,8 +57,12 @@ pub struct Swarm {
     freed: u64,
     pins: Vec<Range<u32>>,
     pub(super) actions: VecDeque<Action>,
+    /// Nothing is fetched or given.
+    pub(super) paused: bool,
     /// Bytes that background fetching may still add.
     pub(super) room: u64,
+    /// Connections allowed by what other torrents have.
+    pub(super) places: usize,
     /// Seconds of queue allowed at each peer.
     pub(super) slack: f64,
     /// Some peer may have work that it had not before.
@@ -98,7 +102,9 @@ impl Swarm {
             freed: 0,
             pins: Vec::new(),
             actions: VecDeque::new(),
+            paused: false,
             room: u64::MAX,
+            places: usize::MAX,
             slack: LONG,
             work: false,
             next_tick: now,
@@ -131,6 +137,9 @@ impl Swarm {
             }
             Event::UploadOnly(peer) => self.is_upload_only(now, peer),
             Event::Serve(serve) => self.serve(now, serve),
+            Event::OnDemand(on_demand) => self.set_on_demand(on_demand),
+            Event::Pause(paused) => self.pause(now, paused),
+            Event::Priorities { skip, high } => self.prioritize(skip, &high),
             Event::Uploaded { peer: key, request, sent } => {
                 let Some(peer) = self.peers.get_mut(&key).filter(|peer| peer.uploads.holds(request)) else { return };
                 peer.uploads.done(request);
@@ -138,6 +147,7 @@ impl Swarm {
                     let length = u64::from(request.length);
                     peer.last_sent = now;
                     peer.up.add(now, length);
+                    peer.uploaded += length;
                     self.up.add(now, length);
                     self.uploaded += length;
                 } else if peer.fast {
@@ -153,6 +163,7 @@ impl Swarm {
                 self.work |= bytes > self.room;
                 self.room = bytes;
             }
+            Event::Share { peers, shed, max_partial } => self.share(now, peers, shed, max_partial),
             Event::Open { reader, bytes } => self.readers.open(now, reader, bytes),
             Event::Read { reader, bytes } => {
                 self.readers.read(now, reader, &bytes);
@@ -189,6 +200,26 @@ impl Swarm {
     /// Every piece is had.
     pub fn complete(&self) -> bool {
         self.pieces.complete()
+    }
+
+    /// Somebody reads, or did in the last few seconds.
+    pub fn is_read(&self, now: Instant) -> bool {
+        self.readers.active(now)
+    }
+
+    /// A read waits.
+    pub fn is_blocked(&self) -> bool {
+        self.readers.any_blocked()
+    }
+
+    /// Connections, those being made included.
+    pub fn connections(&self) -> usize {
+        self.peers.len() + self.addresses.calling()
+    }
+
+    /// Bytes of the pieces under way.
+    pub fn partial_bytes(&self) -> u64 {
+        self.pieces.partial_bytes()
     }
 
     /// A handful of numbers for people.
@@ -290,8 +321,7 @@ impl Swarm {
         self.addresses.check();
         self.blame.check();
         let count_of = |piece| self.peers.values().filter(|peer| !peer.is_seed() && peer.has(piece)).count();
-        let missing = |piece| self.pieces.state(piece) == super::pieces::State::Missing;
-        self.pieces.availability.check(missing, count_of);
+        self.pieces.availability.check(|piece| self.pieces.is_to_begin(piece), count_of);
         assert_eq!(
             self.pieces.availability.seeds() as usize,
             self.peers.values().filter(|peer| peer.is_seed()).count()

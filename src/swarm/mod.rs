@@ -17,6 +17,8 @@
 //! | `urgent` | blocked reads and windows: each block to the peer that delivers it soonest |
 //! | `background` | the rest: a piece a peer, rarest first; end-game |
 //! | `verdicts` | checked pieces, bans |
+//! | `orders` | what the user says while it runs: on demand, pause, priorities |
+//! | `snapshot` | what it looks like at one moment, for people |
 //! | `choker`, `super_seed` | whom we serve, and how a torrent's first seeder does |
 //! | `metadata` | before there is a swarm: the metadata of a magnet link |
 //! | `pieces`, `availability` | every piece's one state; the missing ones, rarest first |
@@ -39,12 +41,14 @@ mod connections;
 mod machine;
 mod messages;
 mod metadata;
+mod orders;
 mod peer;
 mod pieces;
 mod pipeline;
 mod rate;
 mod readers;
 mod requests;
+mod snapshot;
 mod super_seed;
 mod uploads;
 mod urgent;
@@ -52,9 +56,12 @@ mod verdicts;
 
 pub use machine::Swarm;
 pub use metadata::{MAX_METADATA, MetadataAction, MetadataFetch};
+pub use snapshot::{AwaitedPiece, PartialSnapshot, PeerSnapshot, ReaderSnapshot, Snapshot, WaitSnapshot};
 
 use std::net::SocketAddr;
 use std::ops::Range;
+
+use fixedbitset::FixedBitSet;
 
 use crate::metainfo::{BlockIndex, InfoHash, Lengths, PieceIndex};
 use crate::wire::{Message, PeerId, Request};
@@ -119,6 +126,18 @@ pub enum Event {
     UploadOnly(PeerKey),
     /// Serve others from now on, or stop it.
     Serve(bool),
+    /// Fetch only what readers need from now on, or all.
+    OnDemand(bool),
+    /// Fetch and give nothing from now on, or begin again.
+    Pause(bool),
+    /// How background fetching treats pieces from now on; those in neither set are ordinary. Readers get what they need
+    /// all the same.
+    Priorities {
+        /// Left out.
+        skip: FixedBitSet,
+        /// Before all others.
+        high: FixedBitSet,
+    },
     /// The answer to `Action::Upload`: the block has left through the socket, or could not be read (evicted: `false`).
     Uploaded {
         /// To whom.
@@ -143,6 +162,15 @@ pub enum Event {
     Evicted(PieceIndex),
     /// How many more bytes background fetching may add to the store (partial pieces not yet counted).
     Room(u64),
+    /// What this torrent may have of what all torrents share.
+    Share {
+        /// Connections at most, below [`Config::max_peers`].
+        peers: usize,
+        /// Let go of the one that is of least use.
+        shed: bool,
+        /// [`Config::max_partial`] from now on.
+        max_partial: u64,
+    },
     /// A file was opened; `bytes` is the whole file, counted in the torrent.
     Open {
         /// The handle.
@@ -187,6 +215,8 @@ pub enum Goodbye {
     Duplicate,
     /// Nothing came for too long.
     Idle,
+    /// The user paused the torrent.
+    Paused,
 }
 
 /// What the driver is to do.

@@ -95,6 +95,8 @@ pub(super) struct Peer {
 
     pub(super) down: Meter,
     pub(super) up: Meter,
+    pub(super) downloaded: u64,
+    pub(super) uploaded: u64,
     pub(super) connected: Instant,
     pub(super) last_heard: Instant,
     pub(super) last_sent: Instant,
@@ -150,6 +152,8 @@ impl Peer {
             uploads: Uploads::default(),
             down: Meter::new(now),
             up: Meter::new(now),
+            downloaded: 0,
+            uploaded: 0,
             connected: now,
             last_heard: now,
             last_sent: now,

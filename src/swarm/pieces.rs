@@ -1,7 +1,7 @@
 //! Every piece's state, and the blocks of those under way.
 //!
-//! A piece is in exactly one state. `Missing` pieces, and only they, are enrolled in the availability order; `Partial`
-//! and `Checking` ones, and only they, have an entry in `partials`.
+//! A piece is in exactly one state. `Missing` pieces that are not to be skipped, and only they, are enrolled in the
+//! availability order; `Partial` and `Checking` ones, and only they, have an entry in `partials`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -94,6 +94,12 @@ pub(super) struct Pieces {
     /// Partial pieces with a free block.
     open: BTreeSet<u32>,
     pub(super) availability: Availability,
+    /// Not for background fetching.
+    skipped: FixedBitSet,
+    /// For it before all others.
+    high: FixedBitSet,
+    /// Of them, those that are enrolled.
+    urged: BTreeSet<u32>,
     have: u32,
     /// Bytes of the partial and checking pieces.
     partial_bytes: u64,
@@ -112,6 +118,9 @@ impl Pieces {
             availability: Availability::new(lengths.pieces(), missing, rng),
             have: state.iter().filter(|state| **state == State::Have).count() as u32,
             state,
+            skipped: FixedBitSet::new(),
+            high: FixedBitSet::new(),
+            urged: BTreeSet::new(),
             partials: BTreeMap::new(),
             open: BTreeSet::new(),
             partial_bytes: 0,
@@ -200,7 +209,10 @@ impl Pieces {
     /// `Missing` → `Partial`.
     pub(super) fn begin(&mut self, piece: u32, owner: Option<PeerKey>, solo: bool) {
         debug_assert_eq!(self.state(piece), State::Missing);
-        self.availability.withdraw(piece);
+        if self.availability.is_enrolled(piece) {
+            self.availability.withdraw(piece);
+            self.urged.remove(&piece);
+        }
         self.state[piece as usize] = State::Partial;
         let blocks = self.blocks_in(piece);
         let partial = Partial {
@@ -320,9 +332,7 @@ impl Pieces {
     /// `Partial` or `Checking` → `Missing`. Whoever was asked for its blocks is for the caller to tell.
     pub(super) fn abandon(&mut self, piece: u32, rng: &mut SmallRng) -> Option<Partial> {
         let partial = self.forget(piece)?;
-        self.state[piece as usize] = State::Missing;
-        self.availability.enroll(piece, rng);
-        self.freed += 1;
+        self.lose(piece, rng);
         Some(partial)
     }
 
@@ -331,11 +341,47 @@ impl Pieces {
         if !self.has(piece) {
             return false;
         }
-        self.state[piece as usize] = State::Missing;
         self.have -= 1;
-        self.availability.enroll(piece, rng);
-        self.freed += 1;
+        self.lose(piece, rng);
         true
+    }
+
+    /// It is missing, and may be begun unless it is to be skipped.
+    fn lose(&mut self, piece: u32, rng: &mut SmallRng) {
+        self.state[piece as usize] = State::Missing;
+        self.freed += 1;
+        if self.is_to_begin(piece) {
+            self.availability.enroll(piece, rng);
+            if self.high.contains(piece as usize) {
+                self.urged.insert(piece);
+            }
+        }
+    }
+
+    /// Missing, and not to be skipped: background fetching may begin it.
+    pub(super) fn is_to_begin(&self, piece: u32) -> bool {
+        self.state(piece) == State::Missing && !self.skipped.contains(piece as usize)
+    }
+
+    /// Pieces to be begun before all others.
+    pub(super) fn urged(&self) -> &BTreeSet<u32> {
+        &self.urged
+    }
+
+    /// Pieces that background fetching leaves out.
+    pub(super) fn skipped(&self) -> &FixedBitSet {
+        &self.skipped
+    }
+
+    /// Replaces what is known of the order in which pieces are wanted. Walks over all pieces.
+    pub(super) fn prioritize(&mut self, skipped: FixedBitSet, high: &FixedBitSet, rng: &mut SmallRng) {
+        self.skipped = skipped;
+        self.high.clone_from(high);
+        self.high.difference_with(&self.skipped);
+        let enrolled: Vec<u32> = (0..self.count()).filter(|piece| self.is_to_begin(*piece)).collect();
+        self.urged = enrolled.iter().copied().filter(|piece| self.high.contains(*piece as usize)).collect();
+        self.availability.enroll_only(enrolled, rng);
+        self.freed += 1;
     }
 
     fn forget(&mut self, piece: u32) -> Option<Partial> {
@@ -373,6 +419,8 @@ impl Pieces {
             }
         }
         assert_eq!(self.partial_bytes, bytes);
+        let urged = |piece: &u32| self.is_to_begin(*piece) && self.high.contains(*piece as usize);
+        assert_eq!(self.urged, (0..self.count()).filter(urged).collect());
         assert_eq!(self.have as usize, self.state.iter().filter(|state| **state == State::Have).count());
     }
 }

@@ -79,14 +79,15 @@ pub(super) struct Readers {
 
 impl Readers {
     pub(super) fn new(lengths: Lengths, max_partial: u64) -> Self {
-        let piece = u64::from(lengths.piece_len());
-        Self {
-            lengths,
-            budget: (max_partial / 4 * 3).max(2 * piece),
-            readers: BTreeMap::new(),
-            wants: BTreeMap::new(),
-            last_read: None,
-        }
+        let mut readers =
+            Self { lengths, budget: 0, readers: BTreeMap::new(), wants: BTreeMap::new(), last_read: None };
+        readers.set_budget(max_partial);
+        readers
+    }
+
+    /// Windows leave a part of the partial pieces to blocked reads.
+    pub(super) fn set_budget(&mut self, max_partial: u64) {
+        self.budget = (max_partial / 4 * 3).max(2 * u64::from(self.lengths.piece_len()));
     }
 
     fn first_window(&self) -> u64 {
@@ -164,6 +165,16 @@ impl Readers {
     /// Somebody reads or did just now.
     pub(super) fn active(&self, now: Instant) -> bool {
         self.any_blocked() || self.last_read.is_some_and(|at| now.saturating_duration_since(at) < ACTIVE)
+    }
+
+    /// The windows of the readers that have read something.
+    pub(super) fn windows(&self) -> impl Iterator<Item = Range<u64>> {
+        self.readers.values().filter(|reader| reader.opened).map(|reader| self.window(reader))
+    }
+
+    /// What blocked reads want, and for how long they have been waiting.
+    pub(super) fn waits(&self, now: Instant) -> impl Iterator<Item = (Range<u64>, Duration)> {
+        self.wants.values().map(move |want| (want.bytes.clone(), now.saturating_duration_since(want.since)))
     }
 
     fn window(&self, reader: &Reader) -> Range<u64> {

@@ -57,6 +57,7 @@ impl Swarm {
             return None;
         };
         peer.down.add(now, length.into());
+        peer.downloaded += u64::from(length);
         self.count_download(now, length);
         for other in others.into_iter().flatten() {
             self.cancel(now, other, id);

@@ -6,6 +6,9 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
 /// Turns the C convention (-1 and `errno`) into a `Result`.
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
@@ -17,6 +20,13 @@ fn c_string(name: &OsStr) -> io::Result<CString> {
 
 fn signed(n: u64) -> io::Result<libc::off_t> {
     libc::off_t::try_from(n).map_err(|_| io::ErrorKind::InvalidInput.into())
+}
+
+/// Tells when a descriptor can be read. Within a tokio runtime alone.
+pub fn readiness(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` is open, and the same descriptor, for as long as it lives; and it is moved into the result.
+    let registered = unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) };
+    registered.map_err(io::Error::from)
 }
 
 /// `preadv2(RWF_NOWAIT)`: reads what is in the page cache already and never waits for the disk. `None`: the first byte

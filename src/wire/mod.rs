@@ -6,6 +6,7 @@
 
 mod allowed_fast;
 mod bitfield;
+mod client;
 mod codec;
 mod compact;
 mod error;
@@ -19,6 +20,7 @@ use bytes::Bytes;
 
 pub use allowed_fast::allowed_fast_set;
 pub use bitfield::{bitfield_from_wire, bitfield_to_wire};
+pub use client::client_of;
 pub use codec::{Decoder, MAX_BLOCK_LEN, MAX_EXTENDED_LEN, PIECE_HEADER_LEN, encode, encode_piece_header, encoded_len};
 pub use compact::{put_compact, take_compact};
 pub use error::WireError;

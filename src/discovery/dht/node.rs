@@ -33,6 +33,8 @@ const MAX_ROUNDS: usize = 16;
 const ROUND: Duration = Duration::from_secs(15 * 60);
 /// Without success: after this long, then twice as long each time, to the second.
 const RETRY: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(5 * 60));
+/// Rounds without success of all torrents together begin no more often than this, in the long run.
+const FRUITLESS: Duration = Duration::from_secs(1);
 /// The longest of these waits while not one node answers.
 const STARVED: Duration = Duration::from_secs(60);
 /// Asked for more, a torrent is looked up no more often than this.
@@ -377,7 +379,8 @@ impl Node {
     pub fn poll(&mut self, now: Instant) -> Instant {
         self.expire(now);
         self.start_rounds(now);
-        let goals: Vec<GoalId> = self.goals.keys().copied().collect();
+        let under_way = self.goals.iter().filter(|(_, goal)| goal.rounds.iter().any(|round| round.lookup.is_some()));
+        let goals: Vec<GoalId> = under_way.map(|(id, _)| *id).collect();
         for goal in goals {
             for family in Family::BOTH {
                 self.advance(now, goal, family);
@@ -473,6 +476,7 @@ impl Node {
 
     fn end_round(&mut self, now: Instant, id: GoalId, family: Family) {
         let good = self.good(now, family);
+        let most = RETRY.1.max(FRUITLESS * u32::try_from(self.goals.len()).unwrap_or(u32::MAX)).min(ROUND);
         let Some(goal) = self.goals.get_mut(&id) else { return };
         let round = &mut goal.rounds[family as usize];
         let Some(lookup) = round.lookup.take() else { return };
@@ -484,8 +488,8 @@ impl Node {
         if content {
             (round.next, round.retry) = (now + ROUND, RETRY.0);
         } else {
-            let longest = if round.starved { STARVED } else { RETRY.1 };
-            (round.next, round.retry) = (now + round.retry.min(longest), (round.retry * 2).min(RETRY.1));
+            let longest = if round.starved { STARVED } else { most };
+            (round.next, round.retry) = (now + round.retry.min(longest), (round.retry * 2).min(most));
         }
         let Some(torrent) = &goal.torrent else { return };
         if let Some(port) = torrent.announce {

@@ -131,6 +131,8 @@ pub(super) struct Driver {
     node: Node,
     shared: Arc<Shared>,
     searches: HashMap<GoalId, Search>,
+    /// A search came, went or wants more.
+    woken: bool,
     /// Names under way; each ends with what it stands for.
     names: JoinSet<(String, io::Result<Vec<SocketAddr>>)>,
     bootstrap: Vec<String>,
@@ -153,6 +155,7 @@ impl Driver {
             node,
             shared,
             searches: HashMap::new(),
+            woken: true,
             names: JoinSet::new(),
             bootstrap: config.bootstrap,
             bootstrap_at: now,
@@ -185,7 +188,7 @@ impl Driver {
             tokio::select! {
                 (len, from) = receive(v4, buffer4) => self.node.handle(Instant::now(), from, &buffer4[..len]),
                 (len, from) = receive(v6, buffer6) => self.node.handle(Instant::now(), from, &buffer6[..len]),
-                () = self.shared.wake.notified() => {}
+                () = self.shared.wake.notified() => self.woken = true,
                 // A task panics or is aborted only with the whole program.
                 Some(Ok((name, found))) = self.names.join_next() => self.named(&name, found),
                 () = sleep_until(wakeup.into()) => {}
@@ -227,6 +230,10 @@ impl Driver {
         for NewSearch { info_hash, announce, peers, wanted } in searches {
             let goal = self.node.search(now, info_hash, announce);
             self.searches.insert(goal, Search { peers, wanted, pending: Vec::new() });
+        }
+        // With a thousand torrents not for each datagram.
+        if !std::mem::take(&mut self.woken) {
+            return;
         }
         self.searches.retain(|goal, search| {
             let wanted = search.wanted.upgrade().filter(|_| !search.peers.is_closed());

@@ -1,0 +1,147 @@
+//! The SOURCEs of a mount, put into its library; and the live line while metadata is fetched.
+
+use std::convert::Infallible;
+use std::ffi::OsString;
+use std::io::{self, IsTerminal, Write};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, interval};
+
+use super::Failure;
+use super::args::{Exit, MountArgs};
+use crate::library::{AddError, Added, Library, Source, Watch};
+use crate::session::MetadataProgress;
+
+/// Where there is no terminal, a line so often.
+const LINE_EVERY: Duration = Duration::from_secs(10);
+
+/// What each SOURCE of the command line is. One that is bad is an error, however many there are.
+pub(super) fn read(args: &MountArgs) -> Result<Vec<Source>, Failure> {
+    let read = |source: &OsString| Source::read(source).map_err(|error| fault(&shown(source), error));
+    let sources: Vec<Source> = args.sources.iter().map(read).collect::<Result<_, _>>()?;
+    // Mounted over, its files could not be read any more.
+    let below = args.mountpoint.canonicalize().ok();
+    for (source, named) in args.sources.iter().zip(&sources) {
+        if let (Source::Directory(dir), Some(mountpoint)) = (named, &below)
+            && dir.starts_with(mountpoint)
+        {
+            let which = if dir == mountpoint { "this directory" } else { "a directory above it" };
+            return Err(fault(&shown(source), format!("{which} is the mountpoint; mount somewhere else")));
+        }
+    }
+    Ok(sources)
+}
+
+/// Adds every source, all at the same time, and begins to watch the directories among them. `wanted` is asked now and
+/// then: false ends it.
+pub(super) async fn add_all(
+    library: &Library,
+    args: &MountArgs,
+    sources: Vec<Source>,
+    wanted: &dyn Fn() -> bool,
+) -> Result<Vec<Watch>, Failure> {
+    let mut shows = Vec::new();
+    let (mut adding, mut dirs) = (JoinSet::new(), Vec::new());
+    for (source, named) in sources.into_iter().zip(&args.sources) {
+        if let Source::Directory(dir) = source {
+            dirs.push(dir);
+            continue;
+        }
+        let (progress, shown_progress) = watch::channel(MetadataProgress::default());
+        if let Source::Magnet(magnet) = &source {
+            let name = magnet.name.clone().unwrap_or_else(|| magnet.info_hash.to_string());
+            shows.push((name, shown_progress));
+        }
+        let (library, named) = (library.clone(), shown(named));
+        adding.spawn(async move {
+            let added = library.add_watched(&source, &progress).await;
+            (named, added)
+        });
+    }
+    let mut all = async || {
+        // A task panics or is aborted only with the whole program.
+        while let Some(Ok((named, added))) = adding.join_next().await {
+            match added {
+                Ok(Added { name, already: true, .. }) => {
+                    tracing::warn!("{named}: the same torrent as {name}, which is here; shown once");
+                }
+                Ok(_) => {}
+                Err(error) => return Err(add_fault(&named, error)),
+            }
+        }
+        Ok(())
+    };
+    let added = tokio::select! {
+        added = all() => added,
+        never = show(shows) => match never {},
+        () = unwanted(wanted) => Err(Failure::new(Exit::Failure, "nobody waits for the mount any more")),
+    };
+    clear_line();
+    added?;
+    let mut watches = Vec::new();
+    for dir in dirs {
+        watches.push(Watch::start(library.clone(), dir, args.delete_removed).await);
+    }
+    Ok(watches)
+}
+
+/// The failure of a mount for its source's sake.
+fn fault(shown: &str, why: impl std::fmt::Display) -> Failure {
+    Failure::new(Exit::Torrent, format!("cannot mount {shown}: {why}"))
+}
+
+fn add_fault(shown: &str, error: AddError) -> Failure {
+    match error {
+        AddError::Session(error) => Failure::new(Exit::Resource, error),
+        error => fault(shown, error),
+    }
+}
+
+fn shown(source: &OsString) -> String {
+    source.to_string_lossy().into_owned()
+}
+
+async fn unwanted(wanted: &dyn Fn() -> bool) {
+    let mut now_and_then = interval(Duration::from_millis(200));
+    while wanted() {
+        now_and_then.tick().await;
+    }
+}
+
+/// Shows how far it is, for ever: one changing line on a terminal, a line now and then elsewhere. Of several it is the
+/// first that is not done.
+async fn show(all: Vec<(String, watch::Receiver<MetadataProgress>)>) -> Infallible {
+    let live = io::stderr().is_terminal();
+    let mut said = Instant::now();
+    for (name, mut progress) in all {
+        loop {
+            let MetadataProgress { found, peers, had, pieces } = *progress.borrow_and_update();
+            let pieces = if pieces == 0 { String::new() } else { format!(", {had} of {pieces} pieces") };
+            let line = format!("metadata of {name}: {found} peers found, {peers} asked{pieces}");
+            if live {
+                let _ = write!(io::stderr(), "\r\x1b[K{line}");
+            } else if said.elapsed() >= LINE_EVERY {
+                said = Instant::now();
+                let _ = writeln!(io::stderr(), "{line}");
+            }
+            tokio::select! {
+                changed = progress.changed() => {
+                    // It is added, or has failed.
+                    if changed.is_err() {
+                        break;
+                    }
+                }
+                () = tokio::time::sleep(LINE_EVERY) => {}
+            }
+        }
+    }
+    std::future::pending().await
+}
+
+fn clear_line() {
+    if io::stderr().is_terminal() {
+        let _ = write!(io::stderr(), "\r\x1b[K");
+    }
+}

@@ -1,0 +1,78 @@
+//! Which program a peer id names, by the convention of BEP 20.
+
+use super::PeerId;
+
+/// Codes of `-XX1234-`, and whose they are.
+const CLIENTS: [(&[u8; 2], &str); 30] = [
+    (b"7T", "aTorrent"),
+    (b"A2", "aria2"),
+    (b"AG", "Ares"),
+    (b"AZ", "Vuze"),
+    (b"BC", "BitComet"),
+    (b"BI", "BiglyBT"),
+    (b"BT", "BitTorrent"),
+    (b"BW", "BitWombat"),
+    (b"DE", "Deluge"),
+    (b"FD", "Free Download Manager"),
+    (b"KT", "KTorrent"),
+    (b"LT", "libtorrent"),
+    (b"MG", "MediaGet"),
+    (b"PI", "PicoTorrent"),
+    (b"QD", "QQDownload"),
+    (b"SD", "Thunder"),
+    (b"TF", "torrentfs"),
+    (b"TL", "Tribler"),
+    (b"TR", "Transmission"),
+    (b"TX", "Tixati"),
+    (b"UM", "µTorrent Mac"),
+    (b"UT", "µTorrent"),
+    (b"UW", "µTorrent Web"),
+    (b"WD", "WebTorrent Desktop"),
+    (b"WW", "WebTorrent"),
+    (b"XL", "Xunlei"),
+    (b"lt", "rTorrent"),
+    (b"qB", "qBittorrent"),
+    (b"rQ", "rqbit"),
+    (b"st", "SharkTorrent"),
+];
+
+/// The program and its version as far as they can be read off; `None`: the id follows no convention known here.
+pub fn client_of(id: &PeerId) -> Option<String> {
+    let [b'-', a, b, version @ .., b'-'] = id.0.first_chunk::<8>()? else { return None };
+    let name = CLIENTS.iter().find(|(code, _)| **code == [*a, *b]).map(|(_, name)| *name)?;
+    // A digit each, of base 36 where it is above 9.
+    let mut digits = Vec::new();
+    for digit in version {
+        digits.push(char::from(*digit).to_digit(36)?);
+    }
+    while digits.len() > 2 && digits.last() == Some(&0) {
+        digits.pop();
+    }
+    let version: Vec<String> = digits.iter().map(u32::to_string).collect();
+    Some(format!("{name} {}", version.join(".")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn known_clients_have_names() {
+        let named = |text: &[u8; 20]| client_of(&PeerId(*text));
+        assert_eq!(named(b"-qB4650-abcdefghijkl").as_deref(), Some("qBittorrent 4.6.5"));
+        assert_eq!(named(b"-LT20B0-abcdefghijkl").as_deref(), Some("libtorrent 2.0.11"));
+        assert_eq!(named(b"-TR4000-abcdefghijkl").as_deref(), Some("Transmission 4.0"));
+        for strange in [b"-??0000-abcdefghijkl", b"-TR40!0-abcdefghijkl", b"M7-9-2--abcdefghijkl", &[0; 20]] {
+            assert_eq!(named(strange), None);
+        }
+        assert!(CLIENTS.iter().map(|(code, _)| code).is_sorted());
+    }
+
+    proptest! {
+        #[test]
+        fn never_fails(id: [u8; 20]) {
+            let _ = client_of(&PeerId(id));
+        }
+    }
+}
