@@ -226,10 +226,16 @@ impl From<MountCommand> for MountArgs {
     /// Flags beat `-o`, and a later `-o` beats an earlier one.
     fn from(command: MountCommand) -> Self {
         let given = command.options.into_iter().reduce(|earlier, later| later.over(earlier)).unwrap_or_default();
-        let flags = command.flags.over(given.flags);
+        Self::new(command.source, command.mountpoint, command.flags.over(given.flags), given.mount)
+    }
+}
+
+impl MountArgs {
+    /// Fills the defaults in.
+    pub(super) fn new(source: OsString, mountpoint: PathBuf, flags: Flags, options: MountOptions) -> Self {
         Self {
-            source: command.source,
-            mountpoint: command.mountpoint,
+            source,
+            mountpoint,
             foreground: flags.foreground,
             on_demand: flags.on_demand,
             read_timeout: flags.read_timeout.map_or(Some(READ_TIMEOUT), |bound| bound.0),
@@ -238,7 +244,7 @@ impl From<MountCommand> for MountArgs {
             memory: flags.memory.unwrap_or(MEMORY),
             verify: flags.verify,
             network: flags.network.into(),
-            options: given.mount,
+            options,
         }
     }
 }

@@ -16,6 +16,7 @@ use super::options::MountOptions;
 use super::service::{self, Service, Signals};
 use super::source::Source;
 use super::{Failure, sample};
+use crate::fs::Attacher;
 use crate::metainfo::{Metainfo, NewFile, NewTorrent, hash_pieces};
 use crate::net::{self, Limits, PortChoice};
 use crate::route::{Bind, Route};
@@ -70,7 +71,8 @@ async fn demonstrate(args: &DemoArgs, dir: &Path) -> Result<(), Failure> {
         options: MountOptions::default(),
     };
     let cache = service::open_cache(&mount_args)?;
-    let service = Service::start(&mount_args, Source::Torrent(Box::new(metainfo)), cache, &|| true).await?;
+    let service =
+        Service::start(&mount_args, Source::Torrent(Box::new(metainfo)), cache, Attacher::Ourselves, &|| true).await?;
     let root = service.mounted.path().join(NAME);
     let shown = root.display();
     println!("mounted at {shown}, {} to come", ByteSize(total));

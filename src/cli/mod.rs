@@ -2,6 +2,8 @@
 
 pub mod args;
 mod demo;
+pub mod helper;
+mod kept;
 mod log;
 mod mount;
 pub mod network;

@@ -7,7 +7,8 @@ use super::Failure;
 use super::args::{Exit, MountArgs};
 use super::log::{self, Verbosity};
 use super::service::{self, Service};
-use super::source::Source;
+use super::source::{Opened, Source};
+use crate::fs::Attacher;
 use crate::fs::daemon::{self, Side};
 
 /// The daemon's log, within the cache directory; begun anew with each mount.
@@ -15,37 +16,63 @@ const LOG: &str = "torrentfs.log";
 
 /// Mounts; in the background, returns once the mount answers.
 pub(super) fn run(args: MountArgs, verbosity: Verbosity) -> Result<(), Failure> {
-    let source = Source::read(&args.source)?;
+    if args.options.setuid.is_some() {
+        return Err(Failure::new(Exit::Usage, "option setuid is for `mount -t torrentfs`"));
+    }
+    let source = Opened::new(&args.source)?.read()?;
     if args.foreground {
         log::to_stderr(verbosity);
         let cache = service::open_cache(&args)?;
         return service::runtime()?.block_on(async {
-            let service = Service::start(&args, source, cache, &|| true).await?;
+            let service = Service::start(&args, source, cache, Attacher::Ourselves, &|| true).await?;
             eprintln!("{}; Ctrl-C unmounts", mounted_at(service.mounted.path()));
             service.ended().await?;
             service.stop().await
         });
     }
-    let fork = daemon::fork();
-    match fork.map_err(|error| Failure::new(Exit::Resource, format!("cannot go to the background: {error}")))? {
-        Side::Parent(waiter) => match waiter.wait() {
-            Ok(Ok(message)) => {
-                println!("{message}");
-                Ok(())
-            }
-            Ok(Err(said)) => Err(unpack(&said)),
-            Err(error) => Err(Failure::new(Exit::Failure, format!("the background process cannot be heard: {error}"))),
-        },
-        Side::Child(notifier) => match serve(&args, source, verbosity, notifier) {
-            Ok(()) => Ok(()),
+    println!("{}", in_background(&args, source, verbosity)?);
+    Ok(())
+}
+
+/// Returns once the mount answers, with what to tell the user.
+pub(super) fn in_background(args: &MountArgs, source: Source, verbosity: Verbosity) -> Result<String, Failure> {
+    match fork()? {
+        Side::Parent(waiter) => hear(waiter),
+        Side::Child(notifier) => match serve(args, source, verbosity, notifier, Attacher::Ourselves) {
+            Ok(()) => std::process::exit(Exit::Success as i32),
             // Whoever started this has the message, or is gone; it is in the log, too.
             Err(failure) => std::process::exit(failure.exit as i32),
         },
     }
 }
 
+pub(super) fn fork() -> Result<Side, Failure> {
+    daemon::fork().map_err(|error| Failure::new(Exit::Resource, format!("cannot go to the background: {error}")))
+}
+
+/// The daemon's word.
+pub(super) fn hear(waiter: daemon::Waiter) -> Result<String, Failure> {
+    match waiter.wait() {
+        Ok(Ok(message)) => Ok(message),
+        Ok(Err(said)) => Err(unpack(&said)),
+        Err(error) => Err(Failure::new(Exit::Failure, format!("the background process cannot be heard: {error}"))),
+    }
+}
+
+/// Tells of a failure, for [`hear`].
+pub(super) fn tell(notifier: daemon::Notifier, failure: &Failure) {
+    // Nobody may be listening any more.
+    let _ = notifier.failed(&format!("{} {failure}", failure.exit as u8));
+}
+
 /// The daemon's life.
-fn serve(args: &MountArgs, source: Source, verbosity: Verbosity, notifier: daemon::Notifier) -> Result<(), Failure> {
+pub(super) fn serve(
+    args: &MountArgs,
+    source: Source,
+    verbosity: Verbosity,
+    notifier: daemon::Notifier,
+    by: Attacher,
+) -> Result<(), Failure> {
     let dir = service::cache_dir(args.cache_dir.as_deref());
     let started = dir.and_then(|dir| {
         let cache = service::open_cache(args)?;
@@ -55,13 +82,13 @@ fn serve(args: &MountArgs, source: Source, verbosity: Verbosity, notifier: daemo
             .map_err(|error| Failure::new(Exit::Resource, format!("cannot write {}: {error}", log.display())))?;
         log::to_file(verbosity, file);
         let runtime = service::runtime()?;
-        let service = runtime.block_on(Service::start(args, source, cache, &|| notifier.is_awaited()))?;
+        let service = runtime.block_on(Service::start(args, source, cache, by, &|| notifier.is_awaited()))?;
         Ok((runtime, service, log))
     });
     let (runtime, service, log) = match started {
         Ok(started) => started,
         Err(failure) => {
-            let _ = notifier.failed(&format!("{} {failure}", failure.exit as u8));
+            tell(notifier, &failure);
             return Err(failure);
         }
     };

@@ -13,7 +13,7 @@ use super::args::{Exit, MountArgs};
 use super::network::ListenPort;
 use super::resolve::resolve;
 use super::source::Source;
-use crate::fs::{MountOptions, Mounted};
+use crate::fs::{Attacher, Mounted};
 use crate::net::{self, Blocklist, Limits, PortChoice, Ranges, Unread};
 use crate::session::{Session, SessionConfig, SessionError, Torrent, TorrentOptions};
 use crate::store::{Cache, CacheConfig};
@@ -86,11 +86,12 @@ pub(super) fn cache_dir(given: Option<&Path>) -> Result<PathBuf, Failure> {
 
 impl Service {
     /// Starts the swarm and mounts; returns once the mount answers. On failure nothing is left running or mounted.
-    /// `wanted` is asked while the torrent is still being fetched: false ends it.
+    /// `by` attaches it to the kernel. `wanted` is asked while the torrent is still being fetched: false ends it.
     pub(super) async fn start(
         args: &MountArgs,
         source: Source,
         cache: Arc<Cache>,
+        by: Attacher,
         wanted: &dyn Fn() -> bool,
     ) -> Result<Self, Failure> {
         let blocklist = Arc::new(Blocklist::default());
@@ -147,16 +148,10 @@ impl Service {
         };
 
         let (contents, mountpoint) = (vec![torrent.clone()], args.mountpoint.clone());
-        let options = MountOptions {
-            allow_other: args.options.allow_other,
-            noexec: args.options.noexec,
-            uid: args.options.uid,
-            gid: args.options.gid,
-            umask: args.options.umask.unwrap_or(0),
-            ..MountOptions::default()
-        };
+        let options = args.options.to_fs();
         let handle = runtime::Handle::current();
-        let mounting = tokio::task::spawn_blocking(move || Mounted::start(contents, &mountpoint, &options, handle));
+        let mounting =
+            tokio::task::spawn_blocking(move || Mounted::start_by(by, contents, &mountpoint, &options, handle));
         let failure = match mounting.await {
             Ok(Ok(mounted)) => return Ok(Self { torrent, mounted, session, cache, blocklist: again, signals }),
             Ok(Err(error)) => Failure::new(Exit::Mountpoint, error),

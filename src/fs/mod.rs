@@ -7,7 +7,9 @@
 //! | [`vfs`] | attributes, extended attributes, open files; free of FUSE, so it is tested without a mount |
 //! | [`fuse`] | the thin layer from FUSE requests to [`vfs`]; hits at once, misses as tasks |
 //! | [`mountinfo`] | the kernel's list of mounts, read |
-//! | [`mount`] | the life of our own mount: checks, start, end |
+//! | [`attach`] | checking a mount point, attaching to the kernel, detaching |
+//! | [`keeper`] | attaching on behalf of a process without privileges |
+//! | [`mount`] | the life of our own mount: start, serving, end |
 //! | [`unmount`] | ending a mount from outside, by its path |
 //!
 //! Invariants:
@@ -17,8 +19,10 @@
 //!
 //! It knows nothing of peers, pieces on the wire or where bytes are kept: that is [`Content`]'s.
 
+pub mod attach;
 pub mod content;
 pub mod fuse;
+pub mod keeper;
 pub mod mount;
 pub mod mountinfo;
 #[cfg(test)]
@@ -27,11 +31,18 @@ pub mod tree;
 pub mod unmount;
 pub mod vfs;
 
+pub use attach::{MountError, MountOptions};
 pub use content::{Content, ReadError, Reader};
-pub use mount::{MountError, MountOptions, Mounted};
+pub use mount::{Attacher, Mounted};
 pub use unmount::{UnmountError, unmount_path};
 
 /// Becoming a daemon that serves a mount after the command has ended.
 pub mod daemon {
-    pub use crate::sys::process::{Notifier, Side, Waiter, fork};
+    pub use crate::sys::privileges::{Account, account, become_user, enter_mount_namespace};
+    pub use crate::sys::process::{Notifier, Side, Waiter, close_inherited, fork};
+
+    /// Whether this process may do what only root may.
+    pub fn is_root() -> bool {
+        crate::sys::process::user() == 0
+    }
 }

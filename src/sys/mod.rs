@@ -4,4 +4,5 @@
 
 pub mod file;
 pub mod mount;
+pub mod privileges;
 pub mod process;
