@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -419,4 +420,65 @@ fn a_mount_for_another_namespace() {
     other.sh(&format!("umount {}", lab.path("mnt").display()));
     other.wait_until_clear();
     stage.wait_until_clear();
+}
+
+/// As torrentfs@.service does it: who serves can mount nothing, says when it is ready, and another step attaches.
+#[test]
+fn a_service_is_attached_from_outside() {
+    if !can_stage(&[]) {
+        return;
+    }
+    let _turn = turn();
+    let Swarm { lab, data, seeder, .. } = swarm(7);
+    let stage = Stage::new(lab.dir.path());
+    stage.sh(&format!(
+        "cp {HELPER} $BASE/stage/helper; chmod 755 $BASE/stage; mkdir $BASE/mnt $BASE/cache; chown nobody $BASE/cache"
+    ));
+    let notified = UnixDatagram::bind(lab.path("notify")).unwrap();
+    fs::set_permissions(lab.path("notify"), fs::Permissions::from_mode(0o666)).unwrap();
+    notified.set_read_timeout(Some(LIMIT)).unwrap();
+    let mut command = Command::new("nsenter");
+    command.args([&format!("--mount=/proc/{}/ns/mnt", stage.holder.0.id()), "setpriv", "--reuid=65534"]);
+    command.args(["--regid=65534", "--clear-groups", "--no-new-privs"]).arg(lab.path("stage/helper"));
+    command.args(["--serve", "-o", &format!("{ALONE},peer={}", seeder.addr)]);
+    command.args([lab.path("film.bin.torrent"), lab.path("mnt")]).stderr(Stdio::null());
+    command.env("NOTIFY_SOCKET", lab.path("notify")).env("CACHE_DIRECTORY", lab.path("cache"));
+    let mut server = Process::start(&mut command);
+    let mut word = [0; 256];
+    let len = notified.recv(&mut word).unwrap();
+    assert_eq!(&word[..len], b"READY=1\n");
+    assert_eq!(stage.mounts(), []);
+
+    let pid = server.0.id();
+    let other = stage.run(&format!("{HELPER} --attach {} $BASE/film.bin.torrent $BASE/mnt", std::process::id()));
+    assert!(String::from_utf8_lossy(&other.stderr).contains("does not wait for a mount"), "{other:?}");
+    stage.sh(&format!("{HELPER} --attach {pid} $BASE/film.bin.torrent $BASE/mnt"));
+    assert_eq!(stage.sh("cat $BASE/mnt/film.bin | wc -c").trim(), data.len().to_string());
+    assert_eq!(stage.sh("stat -c %U $BASE/mnt/film.bin").trim(), "root");
+    assert!(fs::read_dir(lab.path("cache")).unwrap().count() > 1);
+    let again = stage.run(&format!("{HELPER} --attach {pid} $BASE/film.bin.torrent $BASE/cache"));
+    assert_eq!(again.status.code(), Some(32), "{again:?}");
+    server.signal("TERM");
+    assert!(server.wait(LIMIT).is_some_and(|status| status.success()));
+    // What is left is dead, and is the last step's to clear away.
+    stage.sh(&format!("{TORRENTFS} unmount $BASE/mnt"));
+    stage.wait_until_clear();
+}
+
+#[test]
+fn the_units_are_sound_and_the_service_is_shut_in() {
+    if !can_run(&["systemd-analyze"]) {
+        return;
+    }
+    let units = Path::new(env!("CARGO_MANIFEST_DIR")).join("mount-helper");
+    let unit = units.join("torrentfs@.service");
+    let output = run("systemd-analyze", &["security", "--offline=true", "--threshold=30", unit.to_str().unwrap()]);
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "exposed by more than 3.0: {}", said.lines().last().unwrap_or_default());
+    // What it runs, and whom it runs as, is on a machine that has it installed; `--test package` looks there.
+    for example in ["mnt-film.mount", "mnt-film.automount"] {
+        let file = units.join("examples").join(example);
+        let output = run("systemd-analyze", &["verify", file.to_str().unwrap()]);
+        assert!(output.status.success(), "{output:?}");
+    }
 }

@@ -10,6 +10,9 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
+use super::config::ConfigArgs;
+use super::log::LogFormat;
+use super::manual::{CompletionsArgs, ManArgs};
 use super::network::{NetworkArgs, NetworkFlags};
 use super::options::{MountOptions, Options};
 
@@ -61,6 +64,19 @@ Options of -o, separated by commas (\\, stands for a comma in a value):
   ro             always so
   Every flag above by its name, with _ or -: -o on_demand,read_timeout=5min";
 
+const AFTER_CONFIG_HELP: &str = "\
+What `torrentfs mount` takes as a flag or an option of -o can be configured, by
+the same name: cache_size = \"5GiB\", no_dht = true, peer = [\"10.0.0.1:6881\"].
+What comes first in this list is in force:
+  1. flags
+  2. -o
+  3. the environment: TORRENTFS_CACHE_SIZE=5GiB, TORRENTFS_NO_DHT=true
+  4. ~/.config/torrentfs/torrentfs.toml (of $XDG_CONFIG_HOME, if set)
+  5. /etc/torrentfs/torrentfs.toml
+  6. defaults
+--config FILE stands for both files. mount.torrentfs has no part 3, and for root
+no part 4.";
+
 /// What the exit status means; the help tells users. Stable.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
@@ -100,6 +116,10 @@ pub struct Cli {
     /// Tell only of errors
     #[arg(short, long, global = true, display_order = 101)]
     pub quiet: bool,
+
+    /// The configuration, in place of /etc/torrentfs/torrentfs.toml and the user's own
+    #[arg(long, value_name = "FILE", global = true, display_order = 102)]
+    pub config: Option<PathBuf>,
 }
 
 /// The subcommands.
@@ -122,6 +142,17 @@ pub enum Command {
     /// torrent. Nothing leaves this machine. Ctrl-C takes everything away again.
     #[command(args_override_self = true)]
     Demo(DemoArgs),
+
+    /// Print what is configured, and where
+    #[command(after_help = AFTER_CONFIG_HELP)]
+    Config(ConfigArgs),
+
+    /// Print what a shell needs to complete command lines of torrentfs
+    Completions(CompletionsArgs),
+
+    /// Write the manual pages to a directory
+    #[command(hide = true)]
+    Man(ManArgs),
 }
 
 /// `torrentfs mount`, as given. [`MountArgs`] is what is meant.
@@ -148,7 +179,7 @@ pub struct MountCommand {
 pub(super) struct Flags {
     /// Stay in the terminal instead of going to the background
     #[arg(short, long)]
-    foreground: bool,
+    pub(super) foreground: bool,
 
     /// Fetch only what is read and what will be next; without it, all that fits the cache
     #[arg(long)]
@@ -177,6 +208,10 @@ pub(super) struct Flags {
 
     #[command(flatten)]
     network: NetworkFlags,
+
+    /// The form of the log [default: journald where systemd leads it there, else human]
+    #[arg(long, value_name = "human|json|journald", value_parser = LogFormat::parse)]
+    log_format: Option<LogFormat>,
 }
 
 impl Flags {
@@ -191,6 +226,7 @@ impl Flags {
             memory: self.memory.or(under.memory),
             verify: self.verify || under.verify,
             network: self.network.over(under.network),
+            log_format: self.log_format.or(under.log_format),
         }
     }
 }
@@ -218,15 +254,19 @@ pub struct MountArgs {
     pub verify: bool,
     /// How peers are found and reached.
     pub network: NetworkArgs,
+    /// The form of the log; `None`: whatever fits.
+    pub log_format: Option<LogFormat>,
     /// Permissions and owner of the files.
     pub options: MountOptions,
 }
 
-impl From<MountCommand> for MountArgs {
-    /// Flags beat `-o`, and a later `-o` beats an earlier one.
-    fn from(command: MountCommand) -> Self {
-        let given = command.options.into_iter().reduce(|earlier, later| later.over(earlier)).unwrap_or_default();
-        Self::new(command.source, command.mountpoint, command.flags.over(given.flags), given.mount)
+impl MountCommand {
+    /// Flags beat `-o`, a later `-o` beats an earlier one, and all beat what is configured.
+    pub(super) fn over(self, mut configured: Options) -> MountArgs {
+        // Who serves is a question of mount(8) alone.
+        configured.mount.setuid = None;
+        let given = self.options.into_iter().fold(configured, |earlier, later| later.over(earlier));
+        MountArgs::new(self.source, self.mountpoint, self.flags.over(given.flags), given.mount)
     }
 }
 
@@ -244,6 +284,7 @@ impl MountArgs {
             memory: flags.memory.unwrap_or(MEMORY),
             verify: flags.verify,
             network: flags.network.into(),
+            log_format: flags.log_format,
             options,
         }
     }
@@ -326,7 +367,7 @@ mod tests {
 
     fn mount(flags: &str) -> MountArgs {
         match parse(format!("torrentfs mount a.torrent /mnt {flags}").trim_end()) {
-            Ok(Cli { command: Command::Mount(command), .. }) => (*command).into(),
+            Ok(Cli { command: Command::Mount(command), .. }) => command.over(Options::default()),
             other => panic!("{flags}: {other:?}"),
         }
     }
@@ -355,6 +396,7 @@ mod tests {
             memory: 128 << 20,
             verify: false,
             network: NetworkArgs::default(),
+            log_format: None,
             options: MountOptions::default(),
         };
         assert_eq!(mount(""), expected);
@@ -393,12 +435,13 @@ mod tests {
                 pex: false,
                 metadata_timeout: Some(Duration::from_secs(60)),
             },
+            log_format: Some(LogFormat::Json),
             ..mount("")
         };
         let flags = "--foreground --on-demand --read-timeout 5min --cache-dir /var/c --cache-size 1GiB --memory 64MiB \
                      --verify --port 0 --bind 127.0.0.1 --peer 10.0.0.1:80 --peer [::1]:81 --download-limit 2MiB/s \
                      --upload-limit 500KB --no-upload --no-dht --no-lsd --no-utp --no-port-mapping --encryption require --proxy socks5://me:secret@10.0.0.1:1080 --blocklist /etc/blocked --no-pex \
-                     --metadata-timeout 1min --seed-ratio 1.5 --seed-time 1h";
+                     --metadata-timeout 1min --seed-ratio 1.5 --seed-time 1h --log-format json";
         assert_eq!(mount(flags), expected);
         let options = flags.replace(" --", ",").replace(' ', "=").replacen("--", "", 1);
         assert_eq!(mount(&format!("-o {options}")), expected);

@@ -68,6 +68,7 @@ async fn demonstrate(args: &DemoArgs, dir: &Path) -> Result<(), Failure> {
             port_mapping: None,
             ..NetworkArgs::default()
         },
+        log_format: None,
         options: MountOptions::default(),
     };
     let cache = service::open_cache(&mount_args)?;

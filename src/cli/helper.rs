@@ -7,9 +7,10 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{ArgAction, Parser};
+use clap::{ArgAction, CommandFactory, Parser};
 
 use super::args::{Exit, MountArgs};
+use super::config::Config;
 use super::log::Verbosity;
 use super::options::Options;
 use super::source::{self, Opened};
@@ -76,9 +77,22 @@ struct HelperArgs {
     #[arg(short = 't', value_name = "TYPE", value_parser = ["torrentfs", "fuse.torrentfs"])]
     fstype: Option<String>,
 
+    /// Serve in the foreground, and be attached by `--attach`: for the unit torrentfs@.service
+    #[arg(long, hide = true, conflicts_with_all = ["attach", "fake", "namespace"])]
+    serve: bool,
+
+    /// Attach for a process that was started with `--serve`: for the same
+    #[arg(long, hide = true, value_name = "PID", conflicts_with_all = ["fake", "namespace"])]
+    attach: Option<u32>,
+
     /// Options, separated by commas
     #[arg(short = 'o', value_name = "OPTIONS", action = ArgAction::Append)]
     options: Vec<String>,
+}
+
+/// The definition of its command line.
+pub(super) fn command() -> clap::Command {
+    HelperArgs::command()
 }
 
 /// Runs the helper; what it returns is the exit status.
@@ -103,21 +117,28 @@ pub fn run() -> ExitCode {
 }
 
 fn perform(args: HelperArgs) -> Result<(), (u8, Failure)> {
-    let HelperArgs { source, mountpoint, sloppy, fake, verbose, namespace, .. } = args;
+    let HelperArgs { source, mountpoint, sloppy, fake, verbose, namespace, serve, attach, .. } = args;
     let usage = |message: String| (USAGE, Failure::new(Exit::Usage, message));
-    let mut given = Options::default();
-    for options in &args.options {
-        given = Options::read(options, sloppy).map_err(usage)?.over(given);
-    }
-    let args = MountArgs::new(source, mountpoint, given.flags, given.mount);
-    if args.foreground {
-        return Err(usage("option foreground: mount(8) waits for the command to end; use `torrentfs mount`".into()));
-    }
     let failed = |failure: Failure| {
         let code = if failure.exit == Exit::Usage { USAGE } else { FAILED };
         (code, failure)
     };
+    let mut given = Options::default();
+    for options in &args.options {
+        given = Options::read(options, sloppy).map_err(usage)?.over(given);
+    }
+    if given.flags.foreground {
+        return Err(usage("option foreground: mount(8) waits for the command to end; use `torrentfs mount`".into()));
+    }
+    let given = given.over(Config::of_system().and_then(|config| config.options()).map_err(failed)?);
+    let args = MountArgs { foreground: false, ..MountArgs::new(source, mountpoint, given.flags, given.mount) };
     let system = |what: String| move |error| (SYSTEM, Failure::new(Exit::Resource, format!("{what}: {error}")));
+    if let Some(pid) = attach {
+        return kept::attach_for(pid, &args).map_err(failed);
+    }
+    if serve {
+        return kept::serve_service(args, Verbosity::new(verbose, false)).map_err(failed);
+    }
     // Before anything else: the source is named as seen from here.
     let opened = Opened::new(&args.source).map_err(failed)?;
     let namespace = match &namespace {
@@ -168,7 +189,6 @@ fn is_there_already(args: &MountArgs) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_definition_is_sound() {

@@ -37,15 +37,9 @@ pub(super) fn mount(
     let account = server(args.options.setuid.as_deref())?;
     let cache = cache_dir(&args)?;
     args.cache_dir = Some(cache.clone());
-    // It is the system's mount, and who serves it owns nothing in it.
-    args.options.allow_other = true;
-    args.options.uid.get_or_insert(0);
-    args.options.gid.get_or_insert(0);
-    let options = MountOptions {
-        user: account.as_ref().map(|account| (account.user, account.group)),
-        fsname: fsname(&args.source.to_string_lossy()),
-        ..args.options.to_fs()
-    };
+    for_everybody(&mut args);
+    let user = account.as_ref().map(|account| (account.user, account.group));
+    let options = MountOptions { user, ..options(&args) };
     let notifier = match mount::fork()? {
         Side::Parent(waiter) => return mount::hear(waiter),
         Side::Child(notifier) => notifier,
@@ -64,6 +58,36 @@ pub(super) fn mount(
         }
     };
     process::exit(code.into())
+}
+
+/// It is the system's mount, and who serves it owns nothing in it.
+fn for_everybody(args: &mut MountArgs) {
+    args.options.allow_other = true;
+    args.options.uid.get_or_insert(0);
+    args.options.gid.get_or_insert(0);
+}
+
+fn options(args: &MountArgs) -> MountOptions {
+    MountOptions { fsname: fsname(&args.source.to_string_lossy()), ..args.options.to_fs() }
+}
+
+/// Serves in the foreground, in a service's sandbox, out of which no mount would be seen: so the service manager is told
+/// when there is something to show, and its next step is [`attach_for`].
+pub(super) fn serve_service(mut args: MountArgs, verbosity: Verbosity) -> Result<(), Failure> {
+    for_everybody(&mut args);
+    args.foreground = true;
+    let dirs = std::env::var_os("CACHE_DIRECTORY");
+    args.cache_dir = args.cache_dir.or_else(|| dirs.and_then(|dirs| std::env::split_paths(&dirs).next()));
+    let source = Opened::new(&args.source)?.read()?;
+    mount::in_foreground(&args, source, verbosity, Attacher::Other(Box::new(mount::say_ready)))
+}
+
+/// Attaches the mount of a process that runs [`serve_service`].
+pub(super) fn attach_for(pid: u32, args: &MountArgs) -> Result<(), Failure> {
+    let mut args = args.clone();
+    for_everybody(&mut args);
+    let attached = keeper::attach_for(pid, &args.mountpoint, options(&args));
+    attached.map_err(|error| Failure::new(Exit::Mountpoint, error))
 }
 
 /// The keeper's life.

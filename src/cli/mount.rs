@@ -1,7 +1,10 @@
 //! `torrentfs mount`
 
 use std::fs::File;
+use std::io::IsTerminal;
 use std::path::Path;
+
+use sd_notify::NotifyState;
 
 use super::Failure;
 use super::args::{Exit, MountArgs};
@@ -21,17 +24,43 @@ pub(super) fn run(args: MountArgs, verbosity: Verbosity) -> Result<(), Failure> 
     }
     let source = Opened::new(&args.source)?.read()?;
     if args.foreground {
-        log::to_stderr(verbosity);
-        let cache = service::open_cache(&args)?;
-        return service::runtime()?.block_on(async {
-            let service = Service::start(&args, source, cache, Attacher::Ourselves, &|| true).await?;
-            eprintln!("{}; Ctrl-C unmounts", mounted_at(service.mounted.path()));
-            service.ended().await?;
-            service.stop().await
-        });
+        return in_foreground(&args, source, verbosity, Attacher::Ourselves);
     }
     println!("{}", in_background(&args, source, verbosity)?);
     Ok(())
+}
+
+/// Until a signal comes, or somebody unmounts.
+pub(super) fn in_foreground(
+    args: &MountArgs,
+    source: Source,
+    verbosity: Verbosity,
+    by: Attacher,
+) -> Result<(), Failure> {
+    log::in_foreground(verbosity, args.log_format)?;
+    let cache = service::open_cache(args)?;
+    service::runtime()?.block_on(async {
+        let service = Service::start(args, source, cache, by, &|| true).await?;
+        let mounted = mounted_at(service.mounted.path());
+        let how_to_end = if std::io::stdin().is_terminal() { "; Ctrl-C unmounts" } else { "" };
+        eprintln!("{mounted}{how_to_end}");
+        say_ready();
+        say_to_manager(&[NotifyState::Status(&mounted)]);
+        let ended = service.ended().await;
+        say_to_manager(&[NotifyState::Stopping]);
+        ended.and(service.stop().await)
+    })
+}
+
+/// Tells the service manager, where there is one, that the start is over.
+pub(super) fn say_ready() {
+    say_to_manager(&[NotifyState::Ready]);
+}
+
+fn say_to_manager(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::warn!("the service manager cannot be told: {error}");
+    }
 }
 
 /// Returns once the mount answers, with what to tell the user.
@@ -80,7 +109,7 @@ pub(super) fn serve(
         let log = dir.join(LOG);
         let file = File::create(&log)
             .map_err(|error| Failure::new(Exit::Resource, format!("cannot write {}: {error}", log.display())))?;
-        log::to_file(verbosity, file);
+        log::of_daemon(verbosity, args.log_format, file)?;
         let runtime = service::runtime()?;
         let service = runtime.block_on(Service::start(args, source, cache, by, &|| notifier.is_awaited()))?;
         Ok((runtime, service, log))

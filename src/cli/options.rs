@@ -127,15 +127,21 @@ impl FromStr for Options {
 impl Options {
     /// Reads one `-o`; a `sloppy` reader passes over names that it does not know.
     pub fn read(text: &str, sloppy: bool) -> Result<Self, String> {
+        let options = split(text);
+        let pairs = options.iter().map(|option| match option.split_once('=') {
+            Some((name, value)) => (name, Some(value)),
+            None => (option.as_str(), None),
+        });
+        Self::of(pairs, sloppy)
+    }
+
+    /// The same of names and values, wherever they stood.
+    pub fn of<'a>(pairs: impl Iterator<Item = (&'a str, Option<&'a str>)>, sloppy: bool) -> Result<Self, String> {
         let known = FlagsOnly::command();
         let flags: Vec<&str> = known.get_arguments().filter_map(|arg| arg.get_long()).collect();
         let mut mount = MountOptions::default();
         let mut given = Vec::new();
-        for option in split(text) {
-            let (name, value) = match option.split_once('=') {
-                Some((name, value)) => (name, Some(value)),
-                None => (option.as_str(), None),
-            };
+        for (name, value) in pairs {
             let flag = name.replace('_', "-");
             match (name, value) {
                 ("allow_other", None) => mount.allow_other = true,
@@ -165,6 +171,51 @@ impl Options {
     }
 }
 
+/// What can be configured.
+pub(super) struct Key {
+    /// Written with `_`.
+    pub name: String,
+    /// Whether it has a value; else it is there or not.
+    pub has_value: bool,
+    /// Whether it may be given more than once.
+    pub is_list: bool,
+    /// Its default in words, if the help tells one.
+    pub default: Option<String>,
+}
+
+/// Every flag that is not hidden, and the options of mounting; sorted by name.
+pub(super) fn keys() -> Vec<Key> {
+    let command = FlagsOnly::command();
+    let flags = command.get_arguments().filter(|arg| !arg.is_hide_set()).filter_map(|arg| {
+        let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+        let default = help.split_once("[default: ").and_then(|(_, rest)| rest.split_once(']'));
+        Some(Key {
+            name: arg.get_long()?.replace('-', "_"),
+            has_value: arg.get_action().takes_values(),
+            is_list: matches!(arg.get_action(), clap::ArgAction::Append),
+            default: default.map(|(default, _)| default.to_owned()),
+        })
+    });
+    let own = OWN.iter().map(|name| Key {
+        name: (*name).to_owned(),
+        has_value: !matches!(*name, "allow_other" | "noexec"),
+        is_list: false,
+        default: None,
+    });
+    let mut keys: Vec<Key> = flags.chain(own).collect();
+    keys.sort_by(|one, other| one.name.cmp(&other.name));
+    keys
+}
+
+/// What was most likely meant by a name that is not known.
+pub(super) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<String> {
+    let written = name.replace('_', "-");
+    let distance = |known: &str| strsim::levenshtein(&written, &known.replace('_', "-"));
+    let nearest =
+        known.min_by_key(|known| distance(known)).filter(|nearest| distance(nearest) <= 1 + nearest.len() / 4);
+    nearest.map(|nearest| nearest.replace('-', "_"))
+}
+
 /// At commas; a backslash takes the next character as it is. Empty parts are no options.
 fn split(text: &str) -> Vec<String> {
     let mut parts = vec![String::new()];
@@ -189,10 +240,8 @@ fn number(name: &str, text: &str, radix: u32, max: u32) -> Result<u32, String> {
 }
 
 fn unknown<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> String {
-    let written = name.replace('_', "-");
-    let distance = |known: &str| strsim::levenshtein(&written, &known.replace('_', "-"));
-    match known.min_by_key(|known| distance(known)).filter(|nearest| distance(nearest) <= 1 + nearest.len() / 4) {
-        Some(nearest) => format!("unknown option {name:?}; did you mean {:?}?", nearest.replace('-', "_")),
+    match nearest(name, known) {
+        Some(nearest) => format!("unknown option {name:?}; did you mean {nearest:?}?"),
         None => format!("unknown option {name:?}; `torrentfs mount --help` lists them"),
     }
 }

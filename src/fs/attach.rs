@@ -153,6 +153,14 @@ pub enum MountError {
     /// The process that mounts for us says why not, in words.
     #[error("{0}")]
     Kept(String),
+    /// The process to mount for is not there, or is no server of ours.
+    #[error("cannot mount for process {pid}: {source}")]
+    Server {
+        /// The process.
+        pid: u32,
+        /// Why.
+        source: io::Error,
+    },
     /// The process that mounts for us cannot be reached.
     #[error("the process that mounts for this one is gone: {0}")]
     KeeperGone(#[source] io::Error),
@@ -168,8 +176,18 @@ pub(super) struct Attached(Mount);
 impl Attached {
     /// Mounts on a directory that [`prepare`] has checked; also the descriptor through which the kernel asks.
     pub(super) fn new(path: &Path, options: &MountOptions) -> Result<(Self, OwnedFd), MountError> {
+        Self::by(path, || attach(path, options))
+    }
+
+    /// The same for a process that has the device open already, and is to serve.
+    pub(super) fn with(device: OwnedFd, path: &Path, options: &MountOptions) -> Result<Self, MountError> {
+        let fault = |source| MountError::Mount { path: path.to_owned(), source };
+        Self::by(path, || mount_device(&device, path, options).map_err(fault)).map(|(attached, ())| attached)
+    }
+
+    fn by<T>(path: &Path, attach: impl FnOnce() -> Result<T, MountError>) -> Result<(Self, T), MountError> {
         let before = mountinfo::mount_at(path).ok().flatten().map(|mount| mount.id);
-        let device = attach(path, options)?;
+        let device = attach()?;
         // From here on a failure must take the mount away again; it is ours if it is not the one from before.
         let found = mountinfo::mount_at(path).and_then(|mount| {
             mount.filter(|mount| Some(mount.id) != before && mount.is_torrentfs()).ok_or(io::ErrorKind::NotFound.into())
@@ -256,37 +274,44 @@ pub(super) fn open_device() -> io::Result<File> {
 
 /// Mounts, and gives the descriptor through which the kernel asks. As root directly, else through fusermount3.
 fn attach(path: &Path, options: &MountOptions) -> Result<OwnedFd, MountError> {
-    let source = source_name(&options.fsname);
-    let max_read = options.max_read.max(4096);
-    let mut common = format!("max_read={max_read},default_permissions");
-    if options.allow_other {
-        common.push_str(",allow_other");
-    }
-    // A flag of mount(2), an option of the helper.
-    let helper = format!("{common}{}", if options.noexec { ",noexec" } else { "" });
     let device = match open_device() {
         Ok(device) => device,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(MountError::NoDevice),
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            return attach_by_helper(path, &source, &helper);
+            return attach_by_helper(path, options);
         }
         // ENODEV, ENXIO: the node is there, the module is not.
         Err(error) => return Err(MountError::Device(error)),
     };
-    let (user, group) = options.user.unwrap_or_else(|| (sys::process::user(), sys::process::group()));
-    let data = format!("fd={},rootmode=40000,user_id={user},group_id={group},{common}", device.as_raw_fd());
-    match sys::mount::mount_fuse(&options.fsname, path, FSTYPE, &data, options.noexec) {
+    match mount_device(&device, path, options) {
         Ok(()) => Ok(device.into()),
-        Err(error) if error.raw_os_error() == Some(libc::EPERM) => attach_by_helper(path, &source, &helper),
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => attach_by_helper(path, options),
         Err(source) => Err(MountError::Mount { path: path.to_owned(), source }),
     }
 }
 
+/// `mount(2)` of an open device.
+fn mount_device(device: &impl AsRawFd, path: &Path, options: &MountOptions) -> io::Result<()> {
+    let (user, group) = options.user.unwrap_or_else(|| (sys::process::user(), sys::process::group()));
+    let common = common_options(options);
+    let data = format!("fd={},rootmode=40000,user_id={user},group_id={group},{common}", device.as_raw_fd());
+    sys::mount::mount_fuse(&options.fsname, path, FSTYPE, &data, options.noexec)
+}
+
+/// What the kernel and fusermount3 both take.
+fn common_options(options: &MountOptions) -> String {
+    let max_read = options.max_read.max(4096);
+    let others = if options.allow_other { ",allow_other" } else { "" };
+    format!("max_read={max_read},default_permissions{others}")
+}
+
 /// fusermount3 mounts with the rights that it has, and passes the descriptor back through a socket: its standard input,
 /// named by `_FUSE_COMMFD`.
-fn attach_by_helper(path: &Path, source: &str, common: &str) -> Result<OwnedFd, MountError> {
+fn attach_by_helper(path: &Path, options: &MountOptions) -> Result<OwnedFd, MountError> {
     let fault = |source| MountError::Mount { path: path.to_owned(), source };
-    let options = format!("ro,nosuid,nodev,noatime,fsname={source},subtype=torrentfs,{common}");
+    let (source, common) = (source_name(&options.fsname), common_options(options));
+    let noexec = if options.noexec { ",noexec" } else { "" };
+    let options = format!("ro,nosuid,nodev,noatime,fsname={source},subtype=torrentfs,{common}{noexec}");
     let mut run = None;
     for program in ["fusermount3", "fusermount"] {
         let (ours, theirs) = UnixStream::pair().map_err(fault)?;

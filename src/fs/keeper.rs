@@ -13,16 +13,19 @@
 //! | `d` | detaches the mount |
 //! | end of file | detaches what is still there, reaps the server, ends |
 //!
+//! A service manager can be the keeper, too: [`attach_for`] attaches for a process that has opened the device and waits.
+//!
 //! Invariants:
 //! - The mount point and all options are the keeper's own, from before the split: the server chooses nothing.
 //! - The keeper reads single bytes from the server, and nothing from the network or from any torrent.
 //! - It holds no descriptor of the FUSE device, else the kernel would wait for its answers when the server has died.
 
 use std::ffi::OsString;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -31,6 +34,7 @@ use std::time::Duration;
 use super::attach::{Attached, MountError, MountOptions, prepare};
 use super::unmount::UnmountError;
 use crate::sys::privileges::{self, KILL, READ_SEARCH, SYS_ADMIN};
+use crate::sys::process::Process;
 use crate::sys::{mount, process};
 
 /// How long the keeper may take for an answer: the waits within it are shorter.
@@ -142,6 +146,37 @@ impl Keeping {
         };
         answer(socket, done.as_ref().map(|()| &b""[..]).map_err(String::as_bytes))
     }
+}
+
+/// Attaches a mount for a process that has the FUSE device open and waits ([`Attacher::Other`](super::Attacher::Other));
+/// returns once the mount answers. The mount is that process's user's.
+pub fn attach_for(pid: u32, mountpoint: &Path, options: MountOptions) -> Result<(), MountError> {
+    let fault = |source| MountError::Server { pid, source };
+    let server = Process::open(pid).map_err(fault)?;
+    let about = fs::metadata(format!("/proc/{pid}")).map_err(fault)?;
+    let options = MountOptions { user: Some((about.uid(), about.gid())), ..options };
+    let device = device_of(pid, &server).map_err(fault)?;
+    let path = prepare(mountpoint)?;
+    let attached = Attached::with(device, &path, &options)?;
+    attached.check(&options).inspect_err(|_| {
+        // The first fault is the one to tell.
+        let _: Result<(), UnmountError> = attached.detach();
+    })
+}
+
+/// The FUSE device of a process that has it open, and serves no mount by it yet.
+fn device_of(pid: u32, server: &Process) -> io::Result<OwnedFd> {
+    for entry in fs::read_dir(format!("/proc/{pid}/fd"))?.flatten() {
+        let is_device = fs::read_link(entry.path()).is_ok_and(|file| file == Path::new("/dev/fuse"));
+        let number = entry.file_name().to_str().and_then(|name| name.parse().ok()).filter(|_| is_device);
+        if let Some(number) = number {
+            let device = process::descriptor_of(server, number)?;
+            if process::is_in_error(device.as_fd())? {
+                return Ok(device);
+            }
+        }
+    }
+    Err(io::Error::new(io::ErrorKind::NotFound, "it does not wait for a mount"))
 }
 
 /// A sign, the length of the text, the text.

@@ -4,12 +4,13 @@
 //! [`Mounted::ended`] tells. Files that are still open do not delay it: the connection is aborted where the kernel allows,
 //! and in any case ends with the process.
 
+use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use fuser::{Config, Session, SessionACL};
 use tokio::runtime;
@@ -27,16 +28,21 @@ use crate::sys;
 
 /// How long waiting reads may take to be answered at the end.
 const DRAIN_LIMIT: Duration = Duration::from_millis(500);
+/// How long somebody else may take to attach.
+const ATTACH_LIMIT: Duration = Duration::from_secs(60);
+/// How often it is looked whether they have.
+const ATTACH_PERIOD: Duration = Duration::from_millis(5);
 /// How long the FUSE threads may take to end once the mount is detached.
 const JOIN_LIMIT: Duration = Duration::from_secs(1);
 /// Who attaches the mount, and takes it away at the end.
-#[derive(Debug, Default)]
 pub enum Attacher {
     /// This process.
-    #[default]
     Ourselves,
     /// Another one that may.
     Keeper(Client),
+    /// Whoever calls [`attach_for`](super::keeper::attach_for), once this has been called; and who does takes the mount
+    /// away when this process has ended.
+    Other(Box<dyn FnOnce() + Send>),
 }
 
 /// By whom it was attached.
@@ -44,6 +50,7 @@ pub enum Attacher {
 enum Hold {
     Ours(Attached),
     Kept(Client),
+    Others(PathBuf),
 }
 
 impl Hold {
@@ -58,6 +65,14 @@ impl Hold {
                 let device = keeper.attach()?;
                 Ok((Self::Kept(keeper), device))
             }
+            Attacher::Other(ready) => {
+                let device = open_device().map_err(MountError::Device)?;
+                ready();
+                let path = std::path::absolute(mountpoint)
+                    .map_err(|source| MountError::MountPoint { path: mountpoint.to_owned(), source })?;
+                wait_for_mount(&device).map_err(|source| MountError::NotAnswering { path: path.clone(), source })?;
+                Ok((Self::Others(path), device.into()))
+            }
         }
     }
 
@@ -65,6 +80,7 @@ impl Hold {
         match self {
             Self::Ours(attached) => attached.path(),
             Self::Kept(keeper) => keeper.path(),
+            Self::Others(path) => path,
         }
     }
 
@@ -72,6 +88,7 @@ impl Hold {
         match self {
             Self::Ours(attached) => attached.check(options),
             Self::Kept(keeper) => keeper.check(),
+            Self::Others(_) => Ok(()),
         }
     }
 
@@ -79,8 +96,21 @@ impl Hold {
         match self {
             Self::Ours(attached) => attached.detach(),
             Self::Kept(keeper) => keeper.detach(),
+            Self::Others(_) => Ok(()),
         }
     }
+}
+
+/// Waits until a device is that of a mount. The kernel has no better way to tell.
+fn wait_for_mount(device: &File) -> io::Result<()> {
+    let end = Instant::now() + ATTACH_LIMIT;
+    while sys::process::is_in_error(device.as_fd())? {
+        if Instant::now() > end {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "nobody has attached it"));
+        }
+        thread::sleep(ATTACH_PERIOD);
+    }
+    Ok(())
 }
 
 /// A mount that answers. Dropping it unmounts.

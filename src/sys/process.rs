@@ -3,7 +3,7 @@
 use std::ffi::CStr;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
 /// The result of a system call, or the error it left in `errno`.
@@ -56,6 +56,22 @@ impl Process {
             Err(error) => Err(error),
         }
     }
+}
+
+/// A descriptor of another process, as our own (`pidfd_getfd(2)`, Linux 5.6). Takes the right to trace that process.
+pub fn descriptor_of(process: &Process, number: u32) -> io::Result<OwnedFd> {
+    // SAFETY: takes integers; the descriptor of the process is open.
+    let fd = check(unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.0.as_raw_fd(), number, 0) })?;
+    // SAFETY: the kernel just made this descriptor (closed on exec) for us alone; descriptors fit in a C int.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as libc::c_int) })
+}
+
+/// Whether a descriptor is in error, as that of the FUSE device is for as long as it belongs to no mount.
+pub fn is_in_error(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events: 0, revents: 0 };
+    // SAFETY: one valid `pollfd`.
+    check(unsafe { libc::poll(&raw mut poll, 1, 0) })?;
+    Ok(poll.revents & libc::POLLERR != 0)
 }
 
 /// The most that a daemon's message to its parent can be, in bytes.
@@ -238,10 +254,8 @@ impl Notifier {
 
     /// Whether somebody still waits for the word.
     pub fn is_awaited(&self) -> bool {
-        let mut poll = libc::pollfd { fd: self.pipe.as_raw_fd(), events: 0, revents: 0 };
-        // SAFETY: one valid `pollfd`. A pipe whose other end is closed is in error.
-        let ready = unsafe { libc::poll(&raw mut poll, 1, 0) };
-        ready <= 0 || poll.revents & libc::POLLERR == 0
+        // A pipe whose other end is closed is in error.
+        !is_in_error(self.pipe.as_fd()).unwrap_or(false)
     }
 
     /// Says why it could not start. The caller then ends the process.
