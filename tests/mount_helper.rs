@@ -136,8 +136,9 @@ fn status(pid: u32) -> HashMap<String, String> {
     fields.map(|(key, value)| (key.to_owned(), value.trim().to_owned())).collect()
 }
 
+/// A zombie has no program any more.
 fn is_alive(pid: u32) -> bool {
-    Path::new(&format!("/proc/{pid}/exe")).exists() && status(pid)["State"].chars().next() != Some('Z')
+    fs::read_link(format!("/proc/{pid}/exe")).is_ok()
 }
 
 /// A torrent that somebody seeds.

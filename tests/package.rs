@@ -8,11 +8,9 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::time::Duration;
 
 use support::*;
 
-const LIMIT: Duration = Duration::from_secs(60);
 const ALONE: &str = "no_dht,no_lsd,no_port_mapping,port=0";
 
 /// `$BASE` is the one directory that is the same inside and outside.

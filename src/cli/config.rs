@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -92,8 +93,8 @@ impl Config {
     fn read_files(&mut self, with_users: bool) -> Result<(), Failure> {
         self.read_file(Path::new(SYSTEM), false)?;
         match etcetera::choose_base_strategy() {
-            Ok(dirs) if with_users => self.read_file(&dirs.config_dir().join(USER), false),
-            // Without a home there is none.
+            Ok(dirs) if with_users && is_own(dirs.home_dir()) => self.read_file(&dirs.config_dir().join(USER), false),
+            // Without a home of one's own there is none.
             _ => Ok(()),
         }
     }
@@ -224,6 +225,11 @@ impl Setting {
     fn toml(&self, key: &Key) -> String {
         self.json(key).to_string()
     }
+}
+
+/// Whether this user's configuration is there: what `sudo` and the like leave of the environment may name another's home.
+fn is_own(home: &Path) -> bool {
+    std::env::var_os("XDG_CONFIG_HOME").is_some() || home.metadata().is_ok_and(|home| home.uid() == daemon::user())
 }
 
 /// A proxy's password is nobody's business.

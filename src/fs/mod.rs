@@ -39,10 +39,10 @@ pub use unmount::{UnmountError, unmount_path};
 /// Becoming a daemon that serves a mount after the command has ended.
 pub mod daemon {
     pub use crate::sys::privileges::{Account, account, become_user, enter_mount_namespace};
-    pub use crate::sys::process::{Notifier, Side, Waiter, close_inherited, fork};
+    pub use crate::sys::process::{Notifier, Side, Waiter, close_inherited, fork, user};
 
     /// Whether this process may do what only root may.
     pub fn is_root() -> bool {
-        crate::sys::process::user() == 0
+        user() == 0
     }
 }
