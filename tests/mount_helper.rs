@@ -22,20 +22,19 @@ const ALONE: &str = "no_dht,no_lsd,no_port_mapping,port=0";
 /// The user who serves, in the namespace.
 const SERVER: u32 = 987;
 
-/// The directories whose content differs in the namespace: an overlay for the program, an empty one for caches,
-/// lists of users that have one more, and a FUSE device that they may open, as it is on most machines.
+/// The directories whose content differs in the namespace: overlays for the program and for the lists of users, which have
+/// one more; an empty one for caches; and a FUSE device that everybody may open, as it is on most machines.
 const SETUP: &str = r"
 set -e
-mount -t tmpfs stage $STAGE; mkdir $STAGE/up $STAGE/work $STAGE/etc
+mount -t tmpfs stage $STAGE; cd $STAGE; mkdir sbin sbin.work etc etc.work
 sbin=$(realpath /sbin)
-mount -t overlay -o lowerdir=$sbin,upperdir=$STAGE/up,workdir=$STAGE/work overlay $sbin
+mount -t overlay -o lowerdir=$sbin,upperdir=$STAGE/sbin,workdir=$STAGE/sbin.work overlay $sbin
 ln -s $HELPER $sbin/mount.torrentfs; ln -s mount.torrentfs $sbin/mount.fuse.torrentfs
+mount -t overlay -o lowerdir=/etc,upperdir=$STAGE/etc,workdir=$STAGE/etc.work overlay /etc
+rm -rf /etc/torrentfs; sed -i /^torrentfs:/d /etc/passwd /etc/group
+echo torrentfs:x:987:987::/nonexistent:/usr/sbin/nologin >> /etc/passwd; echo torrentfs:x:987: >> /etc/group
 mount -t tmpfs cache /var/cache
-cp /etc/passwd /etc/group $STAGE/etc
-echo torrentfs:x:987:987::/nonexistent:/usr/sbin/nologin >> $STAGE/etc/passwd
-echo torrentfs:x:987: >> $STAGE/etc/group
-mknod -m 666 $STAGE/fuse c 10 229; mount --bind $STAGE/fuse /dev/fuse
-mount --bind $STAGE/etc/passwd /etc/passwd; mount --bind $STAGE/etc/group /etc/group
+mknod -m 666 fuse c 10 229; mount --bind fuse /dev/fuse
 echo ready; exec cat > /dev/null";
 
 /// A mount namespace with our helper in it. What is still mounted there goes with it.
@@ -83,7 +82,7 @@ impl Stage {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// The mounts of ours: source and mount point.
+    /// The mounts of the test's: source and mount point.
     fn mounts(&self) -> Vec<(String, String)> {
         let mounts = fs::read_to_string(format!("/proc/{}/mounts", self.holder.0.id())).unwrap();
         let ours = mounts.lines().filter(|line| line.contains(" fuse.torrentfs "));
@@ -91,7 +90,8 @@ impl Stage {
             let mut fields = line.split(' ').map(|field| field.replace("\\040", " "));
             (fields.next().unwrap(), fields.next().unwrap())
         };
-        ours.map(pair).collect()
+        // Somebody else's were there before, and are seen here, too.
+        ours.map(pair).filter(|(_, at)| Path::new(at).starts_with(&self.base)).collect()
     }
 
     /// The process that serves, and its keeper.
@@ -401,6 +401,44 @@ fn other_users_mount_through_fusermount() {
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     stage.sh(&format!("{user} fusermount3 -u $BASE/mnt"));
     wait_until("it is gone", LIMIT, || stage.mounts().is_empty());
+
+    // By a line of fstab that allows it, and mount(8), which has given its rights up by then.
+    stage.sh(&format!(
+        "rm -f /sbin/mount.torrentfs; cp $BASE/stage/helper /sbin/mount.torrentfs
+         echo me:x:1077:1077::$BASE/stage/home:/bin/sh >> /etc/passwd; mkdir $BASE/stage/home
+         chown 1077 $BASE/mnt $BASE/stage/home
+         echo $BASE/film.bin.torrent $BASE/mnt torrentfs noauto,user,{ALONE} 0 0 > /etc/fstab"
+    ));
+    let me = "env --ignore-environment PATH=$PATH setpriv --reuid 1077 --regid 1077 --clear-groups";
+    stage.sh(&format!("{me} mount $BASE/mnt"));
+    assert_eq!(stage.sh(&format!("{me} stat -c '%u %s' $BASE/mnt/film.bin")).trim(), format!("1077 {}", data.len()));
+    stage.sh(&format!("test -d $BASE/stage/home/.cache/torrentfs && {me} umount $BASE/mnt"));
+    wait_until("it is gone", LIMIT, || stage.mounts().is_empty());
+}
+
+#[test]
+fn without_the_user_root_serves_and_says_so() {
+    if !can_stage(&[]) {
+        return;
+    }
+    let _turn = turn();
+    let Swarm { lab, .. } = swarm(8);
+    let stage = Stage::new(lab.dir.path());
+    stage.sh("mkdir $BASE/mnt; sed -i /^torrentfs:/d /etc/passwd");
+    let mounted = stage.run(&format!("mount -t torrentfs -o {ALONE} $BASE/film.bin.torrent $BASE/mnt"));
+    let said = String::from_utf8(mounted.stderr).unwrap();
+    assert!(
+        mounted.status.success() && said.lines().count() == 1 && said.contains("there is no user torrentfs"),
+        "{said}"
+    );
+    let (server, _) = stage.processes("$BASE/mnt");
+    assert_eq!(status(server)["Uid"].split('\t').next(), Some("0"));
+    run("kill", &["-KILL", &server.to_string()]);
+    stage.wait_until_clear();
+    let mounted = stage.run(&format!("mount -t torrentfs -o setuid=root,{ALONE} $BASE/film.bin.torrent $BASE/mnt"));
+    assert!(mounted.status.success() && mounted.stderr.is_empty(), "who says so knows it: {mounted:?}");
+    stage.sh("umount $BASE/mnt");
+    stage.wait_until_clear();
 }
 
 #[test]
@@ -411,14 +449,13 @@ fn a_mount_for_another_namespace() {
     let _turn = turn();
     let Swarm { lab, .. } = swarm(6);
     let stage = Stage::new(lab.dir.path());
-    fs::create_dir(lab.path("mnt")).unwrap();
-    fs::create_dir(lab.path("elsewhere")).unwrap();
+    fs::create_dir_all(lab.path("elsewhere/mnt")).unwrap();
     let other = Stage::new(&lab.path("elsewhere"));
     let namespace = format!("/proc/{}/ns/mnt", other.holder.0.id());
-    stage.sh(&format!("mount -N {namespace} -t torrentfs -o {ALONE} $BASE/film.bin.torrent $BASE/mnt"));
+    stage.sh(&format!("mount -N {namespace} -t torrentfs -o {ALONE} $BASE/film.bin.torrent $BASE/elsewhere/mnt"));
     assert_eq!((stage.mounts().len(), other.mounts().len()), (0, 1));
-    assert_eq!(other.sh(&format!("ls {}", lab.path("mnt").display())).trim(), "film.bin");
-    other.sh(&format!("umount {}", lab.path("mnt").display()));
+    assert_eq!(other.sh("ls $BASE/mnt").trim(), "film.bin");
+    other.sh("umount $BASE/mnt");
     other.wait_until_clear();
     stage.wait_until_clear();
 }

@@ -37,6 +37,9 @@ pub(super) fn mount(
     let account = server(args.options.setuid.as_deref())?;
     let cache = cache_dir(&args)?;
     args.cache_dir = Some(cache.clone());
+    if let Some(blocklist) = &mut args.network.blocklist {
+        *blocklist = absolute(blocklist)?;
+    }
     for_everybody(&mut args);
     let user = account.as_ref().map(|account| (account.user, account.group));
     let options = MountOptions { user, ..options(&args) };
@@ -127,7 +130,9 @@ fn serve(
     let source = make_dir(cache, account)
         .map_err(resource(format!("make the cache {}", cache.display())))
         .and_then(|()| {
-            let dropped = account.map_or(Ok(()), daemon::become_user);
+            // The directory of who mounts may be one that others cannot reach.
+            let left = std::env::set_current_dir("/");
+            let dropped = left.and_then(|()| account.map_or(Ok(()), daemon::become_user));
             dropped.map_err(resource("give up the rights of root".to_owned()))
         })
         // From here on there is nothing to be had from this process.
@@ -165,11 +170,13 @@ fn server(name: Option<&str>) -> Result<Option<Account>, Failure> {
     }
 }
 
+/// Who serves leaves the working directory.
+fn absolute(path: &Path) -> Result<PathBuf, Failure> {
+    std::path::absolute(path)
+        .map_err(|error| Failure::new(Exit::Usage, format!("cannot use {}: {error}", path.display())))
+}
+
 fn cache_dir(args: &MountArgs) -> Result<PathBuf, Failure> {
-    let absolute = |path: &Path| {
-        std::path::absolute(path)
-            .map_err(|error| Failure::new(Exit::Usage, format!("cannot use {}: {error}", path.display())))
-    };
     match &args.cache_dir {
         Some(dir) => absolute(dir),
         None => Ok(Path::new(CACHES).join(name_of(&absolute(&args.mountpoint)?))),
