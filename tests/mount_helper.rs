@@ -299,6 +299,14 @@ fn every_end_is_clean() {
         wait_until(&format!("{end}: nobody is left"), LIMIT, || !is_alive(server) && !is_alive(keeper));
         assert_eq!(stage.sh("ls -A $BASE/mnt"), "", "{end}");
     }
+    // A hangup is none: there may be a blocklist to read again.
+    stage.sh("echo 10.9.9.9/32 > $BASE/blocked");
+    stage.sh(&format!("mount -t torrentfs -o {ALONE},blocklist=$BASE/blocked $BASE/film.bin.torrent $BASE/mnt"));
+    let (server, keeper) = stage.processes("$BASE/mnt");
+    run("kill", &["-HUP", &keeper.to_string(), &server.to_string()]);
+    assert_eq!(stage.sh("ls $BASE/mnt").trim(), "film.bin");
+    stage.sh("umount $BASE/mnt");
+    stage.wait_until_clear();
     // A keeper that is killed cannot clear away, but serving goes on, and root ends it as ever.
     stage.sh(&format!("mount -t torrentfs -o {ALONE} $BASE/film.bin.torrent $BASE/mnt"));
     let (server, keeper) = stage.processes("$BASE/mnt");

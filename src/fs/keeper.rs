@@ -113,17 +113,24 @@ impl Keeping {
         }
     }
 
+    /// The server notices either way, says goodbye to its trackers, and ends.
+    fn end(&self) -> io::Result<()> {
+        let detached = self.attached.as_ref().is_some_and(|attached| attached.detach().is_ok());
+        if detached { Ok(()) } else { self.keeper.server.terminate() }
+    }
+
     /// Does one thing. An error is the end.
     fn serve(&mut self) -> io::Result<()> {
         let mut socket = &self.keeper.socket;
         let [told, asked] = process::readable([self.signals.as_fd(), socket.as_fd()])?;
         if told {
-            // Which one is of no interest.
-            let _ = self.signals.read(&mut [0; 128])?;
-            // The server notices either, says goodbye to its trackers, and ends.
-            let detached = self.attached.as_ref().is_some_and(|attached| attached.detach().is_ok());
-            if !detached {
-                self.keeper.server.terminate()?;
+            // A `signalfd_siginfo`, which begins with the signal's number.
+            let mut about = [0; 128];
+            let _ = self.signals.read(&mut about)?;
+            let [a, b, c, d, ..] = about;
+            // A hangup is for the server, to read its blocklist again.
+            if u32::from_ne_bytes([a, b, c, d]) != libc::SIGHUP as u32 {
+                self.end()?;
             }
         }
         if !asked {
