@@ -35,7 +35,8 @@
 //! | [`metainfo`] | bencode guard, `.torrent`, piece ↔ file layout | as above |
 //! | `sys` | system calls that the standard library has not: the only `unsafe` code | everything else |
 //!
-//! Who uses the program reads `README.md`. Beside `src/`: `tests/` (the layers, simulated swarms in virtual time, real
+//! Who uses the program reads `README.md`. Beside `src/`: `mount-helper/` (the program that mount(8) runs, and what the
+//! packages install for systemd), `tests/` (the layers, simulated swarms in virtual time, real
 //! mounts, real peers, trouble), `benches/`, `fuzz/`.
 //!
 //! # Invariants

@@ -1,7 +1,7 @@
 //! The SOURCEs of a mount, put into its library; and the live line while metadata is fetched.
 
 use std::convert::Infallible;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
@@ -11,16 +11,23 @@ use tokio::time::{Instant, interval};
 
 use super::Failure;
 use super::args::{Exit, MountArgs};
-use crate::library::{AddError, Added, Library, Source, Watch};
+use crate::discovery::Masked;
+use crate::library::{AddError, Added, Library, Opened, Source, Watch};
 use crate::session::MetadataProgress;
 
 /// Where there is no terminal, a line so often.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
-/// What each SOURCE of the command line is. One that is bad is an error, however many there are.
-pub(super) fn read(args: &MountArgs) -> Result<Vec<Source>, Failure> {
-    let read = |source: &OsString| Source::read(source).map_err(|error| fault(&shown(source), error));
-    let sources: Vec<Source> = args.sources.iter().map(read).collect::<Result<_, _>>()?;
+/// Opens each SOURCE of the command line.
+pub(super) fn open(args: &MountArgs) -> Result<Vec<Opened>, Failure> {
+    let open = |source: &OsString| Opened::new(source).map_err(|error| fault(&shown(source), error));
+    args.sources.iter().map(open).collect()
+}
+
+/// What each SOURCE is. One that is bad is an error, however many there are.
+pub(super) fn read(args: &MountArgs, opened: Vec<Opened>) -> Result<Vec<Source>, Failure> {
+    let read = |(opened, source): (Opened, &OsString)| opened.read().map_err(|error| fault(&shown(source), error));
+    let sources: Vec<Source> = opened.into_iter().zip(&args.sources).map(read).collect::<Result<_, _>>()?;
     // Mounted over, its files could not be read any more.
     let below = args.mountpoint.canonicalize().ok();
     for (source, named) in args.sources.iter().zip(&sources) {
@@ -99,8 +106,14 @@ fn add_fault(shown: &str, error: AddError) -> Failure {
     }
 }
 
-fn shown(source: &OsString) -> String {
-    source.to_string_lossy().into_owned()
+/// A SOURCE as it may be shown: what is no file's name may hold a secret.
+pub(super) fn shown(source: &OsStr) -> String {
+    let text = source.to_string_lossy();
+    if text.contains("://") || text.get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case("magnet:")) {
+        Masked(&text).to_string()
+    } else {
+        text.into_owned()
+    }
 }
 
 async fn unwanted(wanted: &dyn Fn() -> bool) {

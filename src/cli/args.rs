@@ -11,9 +11,12 @@ use bytesize::ByteSize;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use super::check::{self, CheckArgs};
+use super::config::ConfigArgs;
 use super::create::{self, CreateArgs};
 use super::edit::{self, EditArgs};
 use super::http::HttpFlags;
+use super::log::LogFormat;
+use super::manual::{CompletionsArgs, ManArgs};
 use super::network::{NetworkArgs, NetworkFlags};
 use super::options::{MountOptions, Options};
 use super::orders::{AddArgs, PriorityArgs, RemoveArgs, SetArgs, TorrentArgs};
@@ -89,6 +92,19 @@ Examples:
   torrentfs status --watch /mnt/film
   torrentfs status --json /mnt/film | jq .total";
 
+const AFTER_CONFIG_HELP: &str = "\
+What `torrentfs mount` takes as a flag or an option of -o can be configured, by
+the same name: cache_size = \"5GiB\", no_dht = true, peer = [\"10.0.0.1:6881\"].
+What comes first in this list is in force:
+  1. flags
+  2. -o
+  3. the environment: TORRENTFS_CACHE_SIZE=5GiB, TORRENTFS_NO_DHT=true
+  4. ~/.config/torrentfs/torrentfs.toml (of $XDG_CONFIG_HOME, if set)
+  5. /etc/torrentfs/torrentfs.toml
+  6. defaults
+--config FILE stands for both files. mount.torrentfs has no part 3, and for root
+no part 4.";
+
 /// What the exit status means; the help tells users. Stable.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
@@ -130,6 +146,10 @@ pub struct Cli {
     /// Tell only of errors
     #[arg(short, long, global = true, display_order = 101)]
     pub quiet: bool,
+
+    /// The configuration, in place of /etc/torrentfs/torrentfs.toml and the user's own
+    #[arg(long, value_name = "FILE", global = true, display_order = 102)]
+    pub config: Option<PathBuf>,
 }
 
 /// The subcommands.
@@ -203,6 +223,17 @@ pub enum Command {
     /// Change a torrent's trackers, web seeds and texts, and leave the rest as it is
     #[command(after_help = edit::AFTER_HELP, args_override_self = true)]
     Edit(Box<EditArgs>),
+
+    /// Print what is configured, and where
+    #[command(after_help = AFTER_CONFIG_HELP)]
+    Config(ConfigArgs),
+
+    /// Print what a shell needs to complete command lines of torrentfs
+    Completions(CompletionsArgs),
+
+    /// Write the manual pages to a directory
+    #[command(hide = true)]
+    Man(ManArgs),
 }
 
 /// `torrentfs mount`, as given. [`MountArgs`] is what is meant.
@@ -230,7 +261,7 @@ pub struct MountCommand {
 pub(super) struct Flags {
     /// Stay in the terminal instead of going to the background
     #[arg(short, long)]
-    foreground: bool,
+    pub(super) foreground: bool,
 
     /// Fetch only what is read and what will be next; without it, all that fits the cache
     #[arg(long)]
@@ -266,6 +297,10 @@ pub(super) struct Flags {
 
     #[command(flatten)]
     http: HttpFlags,
+
+    /// The form of the log [default: journald where systemd leads it there, else human]
+    #[arg(long, value_name = "human|json|journald", value_parser = LogFormat::parse)]
+    log_format: Option<LogFormat>,
 }
 
 impl Flags {
@@ -282,6 +317,7 @@ impl Flags {
             delete_removed: self.delete_removed || under.delete_removed,
             network: self.network.over(under.network),
             http: self.http.over(under.http),
+            log_format: self.log_format.or(under.log_format),
         }
     }
 }
@@ -313,18 +349,28 @@ pub struct MountArgs {
     pub network: NetworkArgs,
     /// Whether and where it is served over HTTP.
     pub(super) http: HttpFlags,
+    /// The form of the log; `None`: whatever fits.
+    pub log_format: Option<LogFormat>,
     /// Permissions and owner of the files.
     pub options: MountOptions,
 }
 
-impl From<MountCommand> for MountArgs {
-    /// Flags beat `-o`, and a later `-o` beats an earlier one.
-    fn from(command: MountCommand) -> Self {
-        let given = command.options.into_iter().reduce(|earlier, later| later.over(earlier)).unwrap_or_default();
-        let flags = command.flags.over(given.flags);
+impl MountCommand {
+    /// Flags beat `-o`, a later `-o` beats an earlier one, and all beat what is configured.
+    pub(super) fn over(self, mut configured: Options) -> MountArgs {
+        // Who serves is a question of mount(8) alone.
+        configured.mount.setuid = None;
+        let given = self.options.into_iter().fold(configured, |earlier, later| later.over(earlier));
+        MountArgs::new(self.sources, self.mountpoint, self.flags.over(given.flags), given.mount)
+    }
+}
+
+impl MountArgs {
+    /// Fills the defaults in.
+    pub(super) fn new(sources: Vec<OsString>, mountpoint: PathBuf, flags: Flags, options: MountOptions) -> Self {
         Self {
-            sources: command.sources,
-            mountpoint: command.mountpoint,
+            sources,
+            mountpoint,
             foreground: flags.foreground,
             on_demand: flags.on_demand,
             read_timeout: flags.read_timeout.map_or(Some(READ_TIMEOUT), |bound| bound.0),
@@ -335,7 +381,8 @@ impl From<MountCommand> for MountArgs {
             delete_removed: flags.delete_removed,
             network: flags.network.into(),
             http: flags.http,
-            options: given.mount,
+            log_format: flags.log_format,
+            options,
         }
     }
 }
@@ -417,7 +464,7 @@ mod tests {
 
     fn mount(flags: &str) -> MountArgs {
         match parse(format!("torrentfs mount a.torrent /mnt {flags}").trim_end()) {
-            Ok(Cli { command: Command::Mount(command), .. }) => (*command).into(),
+            Ok(Cli { command: Command::Mount(command), .. }) => command.over(Options::default()),
             other => panic!("{flags}: {other:?}"),
         }
     }
@@ -448,6 +495,7 @@ mod tests {
             delete_removed: false,
             network: NetworkArgs::default(),
             http: HttpFlags::default(),
+            log_format: None,
             options: MountOptions::default(),
         };
         assert_eq!(mount(""), expected);
@@ -487,12 +535,13 @@ mod tests {
                 metadata_timeout: Some(Duration::from_secs(60)),
             },
             http: HttpFlags { http: Some(([127, 0, 0, 1], 8080).into()), http_token: Some("0123456789abcdef".into()) },
+            log_format: Some(LogFormat::Json),
             ..mount("")
         };
         let flags = "--foreground --on-demand --read-timeout 5min --cache-dir /var/c --cache-size 1GiB --memory 64MiB \
                      --verify --port 0 --bind 127.0.0.1 --peer 10.0.0.1:80 --peer [::1]:81 --download-limit 2MiB/s \
                      --upload-limit 500KB --no-upload --no-dht --no-lsd --no-utp --no-port-mapping --encryption require --proxy socks5://me:secret@10.0.0.1:1080 --blocklist /etc/blocked --no-pex \
-                     --http 127.0.0.1:8080 --http-token 0123456789abcdef --metadata-timeout 1min --seed-ratio 1.5 --seed-time 1h";
+                     --http 127.0.0.1:8080 --http-token 0123456789abcdef --metadata-timeout 1min --seed-ratio 1.5 --seed-time 1h --log-format json";
         assert_eq!(mount(flags), expected);
         let options = flags.replace(" --", ",").replace(' ', "=").replacen("--", "", 1);
         assert_eq!(mount(&format!("-o {options}")), expected);
@@ -559,7 +608,7 @@ mod tests {
     #[test]
     fn all_but_the_last_are_sources() {
         let several = match parse("torrentfs mount a.torrent --verify b.torrent torrents /mnt -f").unwrap() {
-            Cli { command: Command::Mount(command), .. } => MountArgs::from(*command),
+            Cli { command: Command::Mount(command), .. } => command.over(Options::default()),
             other => panic!("{other:?}"),
         };
         assert_eq!(several.sources, ["a.torrent", "b.torrent", "torrents"]);

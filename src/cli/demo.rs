@@ -16,6 +16,7 @@ use super::network::{ListenPort, NetworkArgs};
 use super::options::MountOptions;
 use super::service::{self, Service, Signals};
 use super::{Failure, sample};
+use crate::fs::Attacher;
 use crate::library::{Library, Source};
 use crate::metainfo::{Metainfo, NewFile, NewTorrent, hash_pieces};
 use crate::net::{self, Limits, PortChoice};
@@ -70,10 +71,12 @@ async fn demonstrate(args: &DemoArgs, dir: &Path) -> Result<(), Failure> {
             ..NetworkArgs::default()
         },
         http: HttpFlags::default(),
+        log_format: None,
         options: MountOptions::default(),
     };
     let cache = service::open_cache(&mount_args)?;
-    let service = Service::start(&mount_args, vec![Source::Torrent(Box::new(metainfo))], cache, &|| true).await?;
+    let source = Source::Torrent(Box::new(metainfo));
+    let service = Service::start(&mount_args, vec![source], cache, Attacher::Ourselves, &|| true).await?;
     let root = service.mounted.path().join(NAME);
     let shown = root.display();
     println!("mounted at {shown}, {} to come", ByteSize(total));

@@ -3,11 +3,15 @@
 mod adding;
 pub mod args;
 mod check;
+mod config;
 mod create;
 mod demo;
 mod edit;
+pub mod helper;
 mod http;
-mod log;
+mod kept;
+pub mod log;
+mod manual;
 mod mount;
 pub mod network;
 pub mod options;
@@ -28,14 +32,17 @@ use clap::Parser;
 
 use crate::fs::unmount_path;
 use args::{Cli, Command, Exit};
+use config::Config;
 use log::Verbosity;
 
 /// Runs the program; what it returns is the exit status.
 pub fn run() -> Exit {
     let cli = Cli::try_parse().unwrap_or_else(|error| refuse(&error));
     let verbosity = Verbosity::new(cli.verbose, cli.quiet);
+    let config = || Config::load(cli.config.as_deref());
     let outcome = match cli.command {
-        Command::Mount(command) => mount::run((*command).into(), verbosity),
+        Command::Mount(command) => config().and_then(|config| mount::run(command.over(config.options()?), verbosity)),
+        Command::Config(args) => config().and_then(|config| config.show(&args)),
         Command::Unmount { mountpoint } => {
             log::to_stderr(verbosity);
             unmount_path(&mountpoint).map_err(|error| Failure::new(Exit::Mountpoint, error))
@@ -61,6 +68,8 @@ pub fn run() -> Exit {
             Err(failure) => Err(failure),
         },
         Command::Edit(args) => edit::run(&args, cli.quiet),
+        Command::Completions(args) => manual::completions(&args),
+        Command::Man(args) => manual::pages(&args),
     };
     match outcome {
         Ok(()) => Exit::Success,

@@ -1,12 +1,16 @@
 //! `torrentfs mount`
 
 use std::fs::File;
+use std::io::IsTerminal;
 use std::path::Path;
+
+use sd_notify::NotifyState;
 
 use super::args::{Exit, MountArgs};
 use super::log::{self, Verbosity};
 use super::service::{self, Service};
 use super::{Failure, adding};
+use crate::fs::Attacher;
 use crate::fs::daemon::{self, Side};
 use crate::library::Source;
 
@@ -15,42 +19,89 @@ const LOG: &str = "torrentfs.log";
 
 /// Mounts; in the background, returns once the mount answers.
 pub(super) fn run(args: MountArgs, verbosity: Verbosity) -> Result<(), Failure> {
-    let sources = adding::read(&args)?;
-    if args.foreground {
-        log::to_stderr(verbosity);
-        let cache = service::open_cache(&args)?;
-        return service::runtime()?.block_on(async {
-            let service = Service::start(&args, sources, cache, &|| true).await?;
-            eprintln!("{}; Ctrl-C unmounts", mounted_at(service.mounted.path()));
-            served_at(&service).iter().for_each(|line| eprintln!("{line}"));
-            service.ended().await?;
-            service.stop().await
-        });
+    if args.options.setuid.is_some() {
+        return Err(Failure::new(Exit::Usage, "option setuid is for `mount -t torrentfs`"));
     }
-    let fork = daemon::fork();
-    match fork.map_err(|error| Failure::new(Exit::Resource, format!("cannot go to the background: {error}")))? {
-        Side::Parent(waiter) => match waiter.wait() {
-            Ok(Ok(message)) => {
-                println!("{message}");
-                Ok(())
-            }
-            Ok(Err(said)) => Err(unpack(&said)),
-            Err(error) => Err(Failure::new(Exit::Failure, format!("the background process cannot be heard: {error}"))),
-        },
-        Side::Child(notifier) => match serve(&args, sources, verbosity, notifier) {
-            Ok(()) => Ok(()),
+    let sources = adding::read(&args, adding::open(&args)?)?;
+    if args.foreground {
+        return in_foreground(&args, sources, verbosity, Attacher::Ourselves);
+    }
+    println!("{}", in_background(&args, sources, verbosity)?);
+    Ok(())
+}
+
+/// Until a signal comes, or somebody unmounts.
+pub(super) fn in_foreground(
+    args: &MountArgs,
+    sources: Vec<Source>,
+    verbosity: Verbosity,
+    by: Attacher,
+) -> Result<(), Failure> {
+    log::in_foreground(verbosity, args.log_format)?;
+    let cache = service::open_cache(args)?;
+    service::runtime()?.block_on(async {
+        let service = Service::start(args, sources, cache, by, &|| true).await?;
+        let mounted = mounted_at(service.mounted.path());
+        let how_to_end = if std::io::stdin().is_terminal() { "; Ctrl-C unmounts" } else { "" };
+        eprintln!("{mounted}{how_to_end}");
+        served_at(&service).iter().for_each(|line| eprintln!("{line}"));
+        say_ready();
+        say_to_manager(&[NotifyState::Status(&mounted)]);
+        let ended = service.ended().await;
+        say_to_manager(&[NotifyState::Stopping]);
+        ended.and(service.stop().await)
+    })
+}
+
+/// Tells the service manager, where there is one, that the start is over.
+pub(super) fn say_ready() {
+    say_to_manager(&[NotifyState::Ready]);
+}
+
+fn say_to_manager(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::warn!("the service manager cannot be told: {error}");
+    }
+}
+
+/// Returns once the mount answers, with what to tell the user.
+pub(super) fn in_background(args: &MountArgs, sources: Vec<Source>, verbosity: Verbosity) -> Result<String, Failure> {
+    match fork()? {
+        Side::Parent(waiter) => hear(waiter),
+        Side::Child(notifier) => match serve(args, sources, verbosity, notifier, Attacher::Ourselves) {
+            Ok(()) => std::process::exit(Exit::Success as i32),
             // Whoever started this has the message, or is gone; it is in the log, too.
             Err(failure) => std::process::exit(failure.exit as i32),
         },
     }
 }
 
+pub(super) fn fork() -> Result<Side, Failure> {
+    daemon::fork().map_err(|error| Failure::new(Exit::Resource, format!("cannot go to the background: {error}")))
+}
+
+/// The daemon's word.
+pub(super) fn hear(waiter: daemon::Waiter) -> Result<String, Failure> {
+    match waiter.wait() {
+        Ok(Ok(message)) => Ok(message),
+        Ok(Err(said)) => Err(unpack(&said)),
+        Err(error) => Err(Failure::new(Exit::Failure, format!("the background process cannot be heard: {error}"))),
+    }
+}
+
+/// Tells of a failure, for [`hear`].
+pub(super) fn tell(notifier: daemon::Notifier, failure: &Failure) {
+    // Nobody may be listening any more.
+    let _ = notifier.failed(&format!("{} {failure}", failure.exit as u8));
+}
+
 /// The daemon's life.
-fn serve(
+pub(super) fn serve(
     args: &MountArgs,
     sources: Vec<Source>,
     verbosity: Verbosity,
     notifier: daemon::Notifier,
+    by: Attacher,
 ) -> Result<(), Failure> {
     let dir = service::cache_dir(args.cache_dir.as_deref());
     let started = dir.and_then(|dir| {
@@ -59,15 +110,15 @@ fn serve(
         let log = dir.join(LOG);
         let file = File::create(&log)
             .map_err(|error| Failure::new(Exit::Resource, format!("cannot write {}: {error}", log.display())))?;
-        log::to_file(verbosity, file);
+        log::of_daemon(verbosity, args.log_format, file)?;
         let runtime = service::runtime()?;
-        let service = runtime.block_on(Service::start(args, sources, cache, &|| notifier.is_awaited()))?;
+        let service = runtime.block_on(Service::start(args, sources, cache, by, &|| notifier.is_awaited()))?;
         Ok((runtime, service, log))
     });
     let (runtime, service, log) = match started {
         Ok(started) => started,
         Err(failure) => {
-            let _ = notifier.failed(&format!("{} {failure}", failure.exit as u8));
+            tell(notifier, &failure);
             return Err(failure);
         }
     };

@@ -5,6 +5,7 @@ use std::str::FromStr;
 use clap::{CommandFactory, Parser};
 
 use super::args::Flags;
+use crate::fs;
 
 /// Accepted and without effect here: fstab's own words, what a read-only mount without devices and set-user-id is
 /// anyway, and what asks for less than we do.
@@ -50,7 +51,7 @@ const IGNORED: &[&str] = &[
 ];
 
 /// Those with a meaning of their own; the rest are flags.
-const OWN: &[&str] = &["allow_other", "gid", "noexec", "uid", "umask"];
+const OWN: &[&str] = &["allow_other", "gid", "noexec", "setuid", "uid", "umask"];
 
 /// What mounting itself takes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -65,6 +66,22 @@ pub struct MountOptions {
     pub gid: Option<u32>,
     /// Permission bits that files and directories do not have.
     pub umask: Option<u16>,
+    /// The user who is to serve a mount of the system's, by name or number.
+    pub setuid: Option<String>,
+}
+
+impl MountOptions {
+    /// What the mount itself is to know.
+    pub(super) fn to_fs(&self) -> fs::MountOptions {
+        fs::MountOptions {
+            allow_other: self.allow_other,
+            noexec: self.noexec,
+            uid: self.uid,
+            gid: self.gid,
+            umask: self.umask.unwrap_or(0),
+            ..fs::MountOptions::default()
+        }
+    }
 }
 
 /// One `-o` in full.
@@ -85,6 +102,7 @@ impl Options {
                 uid: self.mount.uid.or(under.mount.uid),
                 gid: self.mount.gid.or(under.mount.gid),
                 umask: self.mount.umask.or(under.mount.umask),
+                setuid: self.mount.setuid.or(under.mount.setuid),
             },
         }
     }
@@ -102,15 +120,28 @@ impl FromStr for Options {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        Self::read(text, false)
+    }
+}
+
+impl Options {
+    /// Reads one `-o`; a `sloppy` reader passes over names that it does not know.
+    pub fn read(text: &str, sloppy: bool) -> Result<Self, String> {
+        let options = split(text);
+        let pairs = options.iter().map(|option| match option.split_once('=') {
+            Some((name, value)) => (name, Some(value)),
+            None => (option.as_str(), None),
+        });
+        Self::of(pairs, sloppy)
+    }
+
+    /// The same of names and values, wherever they stood.
+    pub fn of<'a>(pairs: impl Iterator<Item = (&'a str, Option<&'a str>)>, sloppy: bool) -> Result<Self, String> {
         let known = FlagsOnly::command();
         let flags: Vec<&str> = known.get_arguments().filter_map(|arg| arg.get_long()).collect();
         let mut mount = MountOptions::default();
         let mut given = Vec::new();
-        for option in split(text) {
-            let (name, value) = match option.split_once('=') {
-                Some((name, value)) => (name, Some(value)),
-                None => (option.as_str(), None),
-            };
+        for (name, value) in pairs {
             let flag = name.replace('_', "-");
             match (name, value) {
                 ("allow_other", None) => mount.allow_other = true,
@@ -118,20 +149,71 @@ impl FromStr for Options {
                 ("uid", Some(id)) => mount.uid = Some(number(name, id, 10, u32::MAX - 1)?),
                 ("gid", Some(id)) => mount.gid = Some(number(name, id, 10, u32::MAX - 1)?),
                 ("umask", Some(mask)) => mount.umask = Some(number(name, mask, 8, 0o777)? as u16),
-                ("uid" | "gid" | "umask", None) => return Err(format!("option {name} needs a value")),
+                ("setuid", Some(user)) => mount.setuid = Some(user.to_owned()),
+                ("uid" | "gid" | "umask" | "setuid", None) => return Err(format!("option {name} needs a value")),
                 ("allow_other" | "noexec", Some(_)) => return Err(format!("option {name} takes no value")),
-                ("comment", Some(_)) => {}
+                // mount(8) says who may unmount, and by which helper.
+                ("comment" | "user" | "uhelper" | "helper", Some(_)) => {}
+                ("remount", None) => {
+                    return Err("option remount: a mounted torrent cannot be changed; unmount it first".into());
+                }
                 (name, _) if name.starts_with("x-") || name.starts_with("X-") => {}
                 (name, None) if IGNORED.contains(&name) => {}
                 _ if flags.contains(&flag.as_str()) => {
                     given.push(value.map_or_else(|| format!("--{flag}"), |value| format!("--{flag}={value}")));
                 }
+                _ if sloppy => {}
                 _ => return Err(unknown(name, flags.iter().copied().chain(OWN.iter().copied()))),
             }
         }
         let flags = FlagsOnly::try_parse_from(given).map_err(|error| first_line(&error))?.flags;
         Ok(Self { flags, mount })
     }
+}
+
+/// What can be configured.
+pub(super) struct Key {
+    /// Written with `_`.
+    pub name: String,
+    /// Whether it has a value; else it is there or not.
+    pub has_value: bool,
+    /// Whether it may be given more than once.
+    pub is_list: bool,
+    /// Its default in words, if the help tells one.
+    pub default: Option<String>,
+}
+
+/// Every flag that is not hidden, and the options of mounting; sorted by name.
+pub(super) fn keys() -> Vec<Key> {
+    let command = FlagsOnly::command();
+    let flags = command.get_arguments().filter(|arg| !arg.is_hide_set()).filter_map(|arg| {
+        let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+        let default = help.split_once("[default: ").and_then(|(_, rest)| rest.split_once(']'));
+        Some(Key {
+            name: arg.get_long()?.replace('-', "_"),
+            has_value: arg.get_action().takes_values(),
+            is_list: matches!(arg.get_action(), clap::ArgAction::Append),
+            default: default.map(|(default, _)| default.to_owned()),
+        })
+    });
+    let own = OWN.iter().map(|name| Key {
+        name: (*name).to_owned(),
+        has_value: !matches!(*name, "allow_other" | "noexec"),
+        is_list: false,
+        default: None,
+    });
+    let mut keys: Vec<Key> = flags.chain(own).collect();
+    keys.sort_by(|one, other| one.name.cmp(&other.name));
+    keys
+}
+
+/// What was most likely meant by a name that is not known.
+pub(super) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<String> {
+    let written = name.replace('_', "-");
+    let distance = |known: &str| strsim::levenshtein(&written, &known.replace('_', "-"));
+    let nearest =
+        known.min_by_key(|known| distance(known)).filter(|nearest| distance(nearest) <= 1 + nearest.len() / 4);
+    nearest.map(|nearest| nearest.replace('-', "_"))
 }
 
 /// At commas; a backslash takes the next character as it is. Empty parts are no options.
@@ -158,10 +240,8 @@ fn number(name: &str, text: &str, radix: u32, max: u32) -> Result<u32, String> {
 }
 
 fn unknown<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> String {
-    let written = name.replace('_', "-");
-    let distance = |known: &str| distance(&written, &known.replace('_', "-"));
-    match known.min_by_key(|known| distance(known)).filter(|nearest| distance(nearest) <= 1 + nearest.len() / 4) {
-        Some(nearest) => format!("unknown option {name:?}; did you mean {:?}?", nearest.replace('-', "_")),
+    match nearest(name, known) {
+        Some(nearest) => format!("unknown option {name:?}; did you mean {nearest:?}?"),
         None => format!("unknown option {name:?}; `torrentfs mount --help` lists them"),
     }
 }
@@ -170,22 +250,6 @@ fn unknown<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> String {
 fn first_line(error: &clap::Error) -> String {
     let text = error.to_string();
     text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned()
-}
-
-/// Levenshtein's: insertions, deletions and substitutions from one to the other.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let substitution = diagonal + usize::from(x != *y);
-            diagonal = row[j + 1];
-            row[j + 1] = substitution.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]
@@ -200,8 +264,16 @@ mod tests {
     fn options_of_mounting() {
         assert_eq!(
             mount("allow_other,noexec,uid=1000,gid=0,umask=027"),
-            MountOptions { allow_other: true, noexec: true, uid: Some(1000), gid: Some(0), umask: Some(0o027) }
+            MountOptions {
+                allow_other: true,
+                noexec: true,
+                uid: Some(1000),
+                gid: Some(0),
+                umask: Some(0o027),
+                ..MountOptions::default()
+            }
         );
+        assert_eq!(mount("setuid=tv,user=me").setuid.as_deref(), Some("tv"));
         let later =
             Options::from_str("uid=2,allow_other").unwrap().over(Options::from_str("uid=1,gid=1").unwrap()).mount;
         assert_eq!(later, MountOptions { allow_other: true, uid: Some(2), gid: Some(1), ..MountOptions::default() });
@@ -219,12 +291,19 @@ mod tests {
     }
 
     #[test]
+    fn a_sloppy_reader_passes_over_names_but_not_over_values() {
+        assert_eq!(Options::read("frob,uid=1,x=y", true).unwrap().mount.uid, Some(1));
+        assert!(Options::read("uid=me", true).is_err() && Options::read("memory=much", true).is_err());
+    }
+
+    #[test]
     fn refusals_name_the_option() {
         for (text, message) in [
             ("ro,allow_others", r#"unknown option "allow_others"; did you mean "allow_other"?"#),
             ("cache_sise=1GiB", r#"unknown option "cache_sise"; did you mean "cache_size"?"#),
             ("noexecute", r#"unknown option "noexecute"; `torrentfs mount --help` lists them"#),
-            ("remount", r#"unknown option "remount"; `torrentfs mount --help` lists them"#),
+            ("remount", "option remount: a mounted torrent cannot be changed; unmount it first"),
+            ("setuid", "option setuid needs a value"),
             ("uid=root", r#"option uid takes a number, not "root""#),
             ("uid=+1", r#"option uid takes a number, not "+1""#),
             ("gid=4294967295", r#"option gid takes a number, not "4294967295""#),
@@ -244,14 +323,5 @@ mod tests {
     #[test]
     fn a_backslash_saves_a_comma() {
         assert_eq!(split(r"a=b\,c,d\\,,e\"), ["a=b,c", r"d\", r"e\"]);
-    }
-
-    #[test]
-    fn distances() {
-        for (a, b, expected) in
-            [("", "abc", 3), ("abc", "", 3), ("abc", "abc", 0), ("kitten", "sitting", 3), ("ab", "ba", 2)]
-        {
-            assert_eq!(distance(a, b), expected);
-        }
     }
 }

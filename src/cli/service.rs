@@ -13,7 +13,7 @@ use super::adding;
 use super::args::{Exit, MountArgs};
 use super::network::ListenPort;
 use crate::control::{Mount, Server};
-use crate::fs::{MountOptions, Mounted, Shelf};
+use crate::fs::{Attacher, Mounted, Shelf};
 use crate::library::{Library, LibraryOptions, Source, Watch};
 use crate::net::{self, Blocklist, Limits, PortChoice, Ranges, Unread};
 use crate::session::{Session, SessionConfig, SessionError};
@@ -95,11 +95,12 @@ pub(super) fn cache_dir(given: Option<&Path>) -> Result<PathBuf, Failure> {
 
 impl Service {
     /// Starts the swarm and mounts; returns once the mount answers. On failure nothing is left running or mounted.
-    /// `wanted` is asked while metadata is still being fetched: false ends it.
+    /// `by` attaches it to the kernel. `wanted` is asked while metadata is still being fetched: false ends it.
     pub(super) async fn start(
         args: &MountArgs,
         sources: Vec<Source>,
         cache: Arc<Cache>,
+        by: Attacher,
         wanted: &dyn Fn() -> bool,
     ) -> Result<Self, Failure> {
         let blocklist = Arc::new(Blocklist::default());
@@ -138,14 +139,7 @@ impl Service {
             ..SessionConfig::new(cache.clone())
         })
         .map_err(resource)?;
-        let options = MountOptions {
-            allow_other: args.options.allow_other,
-            noexec: args.options.noexec,
-            uid: args.options.uid,
-            gid: args.options.gid,
-            umask: args.options.umask.unwrap_or(0),
-            ..MountOptions::default()
-        };
+        let options = args.options.to_fs();
         let shelf = Arc::new(Shelf::new(&options));
         // Of several, each would write over the other's line.
         let alone = sources.len() == 1 && !matches!(sources[..], [Source::Directory(_)]);
@@ -179,7 +173,7 @@ impl Service {
 
         let mountpoint = args.mountpoint.clone();
         let handle = runtime::Handle::current();
-        let mounting = tokio::task::spawn_blocking(move || Mounted::show(shelf, &mountpoint, &options, handle));
+        let mounting = tokio::task::spawn_blocking(move || Mounted::show(by, shelf, &mountpoint, &options, handle));
         let failure = match mounting.await {
             Ok(Ok(mounted)) => {
                 let (mountpoint, device) = (mounted.path().to_owned(), mounted.device());

@@ -37,6 +37,7 @@ use axum::http::StatusCode;
 
 pub use api::openapi;
 pub use server::{Http, HttpError, Server};
+pub use socket::server_dir;
 
 use crate::library::Library;
 use crate::metainfo::InfoHash;
@@ -46,8 +47,8 @@ use crate::session::Torrent;
 pub struct Mount {
     /// Where it is, canonical.
     pub mountpoint: PathBuf,
-    /// The device number of its filesystem, major and minor.
-    pub device: (u32, u32),
+    /// The device number of its filesystem, major and minor; without one it has no socket.
+    pub device: Option<(u32, u32)>,
     /// Its torrents.
     pub library: Library,
 }

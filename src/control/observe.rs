@@ -44,12 +44,11 @@ pub(super) async fn mount(mount: &Mount, since: Instant, http: Option<SocketAddr
         disk: sum.disk + reads.disk,
         missed: sum.missed + reads.missed,
     });
-    let (major, minor) = mount.device;
     Status {
         version: env!("CARGO_PKG_VERSION").into(),
         pid: std::process::id(),
         mountpoint: mount.mountpoint.to_string_lossy().into_owned(),
-        device: format!("{major}:{minor}"),
+        device: mount.device.map(|(major, minor)| format!("{major}:{minor}")).unwrap_or_default(),
         uptime: since.elapsed().as_secs(),
         port: session.port(),
         http: http.map(|addr| format!("http://{addr}/")),

@@ -111,7 +111,8 @@ impl Server {
         self.http
     }
 
-    fn listen(&mut self, device: (u32, u32), router: Router) -> io::Result<()> {
+    fn listen(&mut self, device: Option<(u32, u32)>, router: Router) -> io::Result<()> {
+        let device = device.ok_or_else(|| io::Error::other("its device number is not known"))?;
         let (listener, path) = socket::bind(device)?;
         self.socket = Some(path);
         listener.set_nonblocking(true)?;

@@ -20,6 +20,13 @@ const SUFFIX: &str = ".sock";
 /// Root's own, and where those of others are below.
 const RUN: &str = "/run";
 const USERS: &str = "/run/user";
+/// Below, one directory a user, those of who serves root's mounts; and one a service.
+const SERVERS: &str = "/run/torrentfs.d";
+
+/// The directory that root is to make, and give to the user, before that user serves one of root's mounts.
+pub fn server_dir(user: u32) -> PathBuf {
+    Path::new(SERVERS).join(user.to_string())
+}
 
 /// A socket that was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,15 +37,19 @@ pub struct Found {
     pub path: PathBuf,
 }
 
-/// Where this user's sockets are: `/run/torrentfs` of root, else `torrentfs` in `$XDG_RUNTIME_DIR`, else `run` in the
-/// user's own cache of torrentfs.
+/// Where this user's sockets are: `/run/torrentfs` of root, else what a service or root has made for it, else `torrentfs`
+/// in `$XDG_RUNTIME_DIR`, else `run` in the user's own cache of torrentfs.
 fn own_dir() -> io::Result<PathBuf> {
     if user() == 0 {
         return Ok(Path::new(RUN).join(NAME));
     }
-    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|dir| dir.is_absolute());
     // What `su` leaves in the environment is another user's.
-    if let Some(dir) = runtime.filter(|dir| fs::metadata(dir).is_ok_and(|about| about.uid() == user())) {
+    let ours = |dir: &PathBuf| dir.is_absolute() && fs::metadata(dir).is_ok_and(|about| about.uid() == user());
+    let named = |variable| std::env::var_os(variable).map(PathBuf::from);
+    if let Some(dir) = [named("RUNTIME_DIRECTORY"), Some(server_dir(user()))].into_iter().flatten().find(ours) {
+        return Ok(dir);
+    }
+    if let Some(dir) = named("XDG_RUNTIME_DIR").filter(ours) {
         return Ok(dir.join(NAME));
     }
     let strategy = etcetera::choose_base_strategy().map_err(io::Error::other)?;
@@ -106,6 +117,7 @@ pub fn all() -> Vec<Found> {
     if user() == 0 {
         let users = fs::read_dir(USERS).into_iter().flatten().flatten();
         dirs.extend(users.map(|entry| entry.path().join(NAME)));
+        dirs.extend(fs::read_dir(SERVERS).into_iter().flatten().flatten().map(|entry| entry.path()));
     }
     let mut found: Vec<Found> = dirs.iter().flat_map(|dir| in_dir(dir)).collect();
     found.sort_by_key(|found| found.device);

@@ -14,7 +14,7 @@ pub struct Status {
     pub pid: u32,
     /// Where it is mounted.
     pub mountpoint: String,
-    /// The filesystem's device number, as `MAJOR:MINOR`.
+    /// The filesystem's device number, as `MAJOR:MINOR`; empty if it is not known.
     pub device: String,
     /// For how long it has been mounted.
     pub uptime: u64,

@@ -4,7 +4,7 @@
 //! addresses that they give. It owns which tracker is asked when; it knows nothing of peers but their addresses, and
 //! nothing of what becomes of them.
 //!
-//! - `url`: tracker URLs, their secrets and the announce query.
+//! - `url`: tracker URLs and the announce query. `mask`: URLs as they may be shown.
 //! - `reply`, `scrape`, `datagram`: a tracker's answer from bytes to values, bounded before it is believed.
 //! - `schedule`: tiers, intervals, back-off and events; pure, with time as an argument.
 //! - `local`: what a stranger's URL may reach; pure. `resolve`: names, by that rule.
@@ -28,6 +28,7 @@ mod fetch;
 mod http;
 mod local;
 mod lsd;
+mod mask;
 mod pace;
 mod reply;
 mod resolve;
@@ -48,6 +49,7 @@ pub use fetch::{FetchError, fetch_torrent};
 pub use http::{HttpClient, HttpLimits};
 pub use local::{Purpose, is_local, may_be_local, says_local};
 pub use lsd::{Lsd, LsdTorrent};
+pub use mask::Masked;
 pub use resolve::GlobalOnly;
 pub use url::TrackerUrl;
 

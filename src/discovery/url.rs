@@ -6,20 +6,19 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use reqwest::Url;
 
 use super::local::{self, Purpose};
+use super::mask::Masked;
 use super::{Announce, AnnounceError, printable};
 
 /// Longer URLs are refused.
 const MAX_URL: usize = 4096;
-/// A path segment this long is taken for a passkey.
-const PASSKEY_LEN: usize = 16;
 /// Peers asked for in one announce.
 pub(super) const NUM_WANT: u32 = 100;
 
 /// All but the unreserved characters of RFC 3986: raw bytes survive.
 pub(super) const RAW: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// The URL of a tracker. May hold a passkey, so `Display` and `Debug` mask what looks like one: user names,
-/// the query, long path segments. [`TrackerUrl::as_str`] has the whole.
+/// The URL of a tracker. May hold a passkey, so `Display` and `Debug` are [`Masked`].
+/// [`TrackerUrl::as_str`] has the whole.
 #[derive(Clone, PartialEq, Eq)]
 pub struct TrackerUrl {
     text: String,
@@ -62,19 +61,7 @@ fn parse(text: &str) -> Result<Url, AnnounceError> {
 
 impl fmt::Display for TrackerUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Ok(url) = Url::parse(&self.text) else {
-            // No telling where a secret would be.
-            return f.write_str(&printable(self.text.as_bytes(), 12));
-        };
-        write!(f, "{}://{}", url.scheme(), url.host_str().unwrap_or_default())?;
-        if let Some(port) = url.port() {
-            write!(f, ":{port}")?;
-        }
-        for segment in url.path_segments().into_iter().flatten() {
-            f.write_char('/')?;
-            f.write_str(if segment.len() >= PASSKEY_LEN { "***" } else { segment })?;
-        }
-        if url.query().is_some() { f.write_str("?***") } else { Ok(()) }
+        Masked(&self.text).fmt(f)
     }
 }
 
@@ -211,7 +198,7 @@ mod tests {
     fn secrets_are_masked() {
         for (text, shown) in [
             ("http://t.example/announce", "http://t.example/announce"),
-            ("https://u:p@t.example:8443/0123456789abcdef/announce?k=1", "https://t.example:8443/***/announce?***"),
+            ("https://u:p@t.example:8443/0123456789abcdef/announce?k=1", "https://***@t.example:8443/***/announce?***"),
             ("udp://t.example:1337", "udp://t.example:1337"),
             ("nonsense-with-a-secret", "nonsense-wi…"),
         ] {

@@ -9,7 +9,9 @@
 //! | [`shelf`] | torrents added and removed while they are mounted, and the kernel told |
 //! | [`fuse`] | the thin layer from FUSE requests to [`vfs`]; hits at once, misses as tasks |
 //! | [`mountinfo`] | the kernel's list of mounts, read |
-//! | [`mount`] | the life of our own mount: checks, start, end |
+//! | [`attach`] | checking a mount point, attaching to the kernel, detaching |
+//! | [`keeper`] | attaching on behalf of a process without privileges |
+//! | [`mount`] | the life of our own mount: start, serving, end |
 //! | [`unmount`] | ending a mount from outside, by its path |
 //!
 //! Invariants:
@@ -21,8 +23,10 @@
 //!
 //! It knows nothing of peers, pieces on the wire or where bytes are kept: that is [`Content`]'s.
 
+pub mod attach;
 pub mod content;
 pub mod fuse;
+pub mod keeper;
 pub mod mount;
 pub mod mountinfo;
 mod names;
@@ -33,12 +37,19 @@ pub mod tree;
 pub mod unmount;
 pub mod vfs;
 
+pub use attach::{MountError, MountOptions};
 pub use content::{Content, ReadError, Reader};
-pub use mount::{MountError, MountOptions, Mounted};
+pub use mount::{Attacher, Mounted};
 pub use shelf::Shelf;
 pub use unmount::{UnmountError, unmount_path};
 
 /// Becoming a daemon that serves a mount after the command has ended.
 pub mod daemon {
-    pub use crate::sys::process::{Notifier, Side, Waiter, fork};
+    pub use crate::sys::privileges::{Account, account, become_user, enter_mount_namespace};
+    pub use crate::sys::process::{Notifier, Side, Waiter, close_inherited, fork, user};
+
+    /// Whether this process may do what only root may.
+    pub fn is_root() -> bool {
+        user() == 0
+    }
 }

@@ -23,6 +23,8 @@ pub struct Mount {
     pub path: PathBuf,
     /// The filesystem type, with its subtype.
     pub fstype: String,
+    /// What is mounted, as who mounted it calls it.
+    pub source: String,
     /// Options of the filesystem, separated by commas.
     pub options: String,
 }
@@ -65,8 +67,9 @@ fn parse(line: &[u8]) -> Option<Mount> {
     let path = PathBuf::from(OsString::from_vec(unescape(fields.nth(1)?)));
     fields.find(|field| *field == b"-")?;
     let fstype = String::from_utf8_lossy(fields.next()?).into_owned();
-    let options = String::from_utf8_lossy(fields.nth(1)?).into_owned();
-    Some(Mount { id, parent, device, path, fstype, options })
+    let source = String::from_utf8_lossy(&unescape(fields.next()?)).into_owned();
+    let options = String::from_utf8_lossy(fields.next()?).into_owned();
+    Some(Mount { id, parent, device, path, fstype, source, options })
 }
 
 /// The kernel writes space, tab, newline and backslash as `\` and three octal digits.
@@ -91,7 +94,7 @@ mod tests {
     use super::*;
 
     const LINES: &str = r"22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
-40 22 0:41 / /mnt/a\040b\134c ro,nosuid,nodev,noatime shared:7 master:2 - fuse.torrentfs torrentfs ro,user_id=1000,group_id=100
+40 22 0:41 / /mnt/a\040b\134c ro,nosuid,nodev,noatime shared:7 master:2 - fuse.torrentfs /my\040film\0431 ro,user_id=1000,group_id=100
 41 40 0:42 / /mnt/a\040b\134c rw - tmpfs none rw
 not a mount
 ";
@@ -112,6 +115,7 @@ not a mount
                 device: (0, 41),
                 path: r"/mnt/a b\c".into(),
                 fstype: FSTYPE.to_owned(),
+                source: "/my film#1".to_owned(),
                 options: "ro,user_id=1000,group_id=100".to_owned(),
             }
         );

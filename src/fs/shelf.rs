@@ -14,8 +14,8 @@ use std::time::SystemTime;
 use fuser::{INodeNo, Notifier};
 use tracing::debug;
 
+use super::attach::MountOptions;
 use super::content::Content;
-use super::mount::MountOptions;
 use super::tree::{Branch, ROOT, TreeError};
 use super::vfs::{Unused, Vfs, View};
 use crate::metainfo::InfoHash;

@@ -216,8 +216,15 @@ mod tests {
     #[test]
     fn a_process_is_believed_only_if_it_can_be_the_server() {
         let options = format!("rw,user_id={}", sys::process::user());
-        let mount =
-            Mount { id: 1, parent: 0, device: (0, 9), path: "/".into(), fstype: mountinfo::FSTYPE.to_owned(), options };
+        let mount = Mount {
+            id: 1,
+            parent: 0,
+            device: (0, 9),
+            path: "/".into(),
+            fstype: mountinfo::FSTYPE.to_owned(),
+            source: String::new(),
+            options,
+        };
         assert!(!serves(1, &Mount { options: "user_id=12345".to_owned(), ..mount.clone() }));
         let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
         assert!(!serves(child.id(), &mount));

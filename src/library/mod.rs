@@ -28,7 +28,7 @@ use crate::metainfo::{InfoHash, Metainfo, MetainfoError};
 use crate::session::{MetadataError, MetadataProgress, Session, SessionError, Torrent, TorrentOptions};
 use crate::store::{Cache, StoreError};
 
-pub use source::{Source, SourceError, read_torrent};
+pub use source::{Opened, Source, SourceError, read_torrent};
 pub use watch::Watch;
 
 /// The least digits of an info hash that name a torrent.

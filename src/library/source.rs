@@ -34,29 +34,59 @@ pub enum SourceError {
     Magnet(#[from] MagnetError),
 }
 
+/// A SOURCE that is not looked into yet. Opening it may take rights that reading it must not have.
+#[derive(Debug)]
+pub enum Opened {
+    /// A file.
+    File(File),
+    /// A directory; absolute.
+    Directory(PathBuf),
+    /// No file of that name, so it says itself what it is.
+    Text(String),
+}
+
+impl Opened {
+    /// Opens what a SOURCE names. A file of that name comes first.
+    pub fn new(source: &OsStr) -> Result<Self, SourceError> {
+        let path = Path::new(source);
+        if path.is_dir() {
+            return Ok(Self::Directory(path.canonicalize()?));
+        }
+        let text = source.to_string_lossy();
+        let is_text = !path.exists() && {
+            let lower = text.to_ascii_lowercase();
+            ["magnet:", "http://", "https://"].iter().any(|scheme| lower.starts_with(scheme))
+                || text.parse::<InfoHash>().is_ok()
+        };
+        if is_text { Ok(Self::Text(text.into_owned())) } else { Ok(Self::File(File::open(path)?)) }
+    }
+
+    /// Reads it, as far as it is known without the network.
+    pub fn read(self) -> Result<Source, SourceError> {
+        match self {
+            Self::Text(text) => {
+                if text.to_ascii_lowercase().starts_with("magnet:") {
+                    Ok(Source::Magnet(Magnet::parse(&text)?))
+                } else if let Ok(info_hash) = text.parse::<InfoHash>() {
+                    Ok(Source::Magnet(info_hash.into()))
+                } else {
+                    Ok(Source::Url(text))
+                }
+            }
+            Self::Directory(path) => {
+                // Whether it can be listed is better known now than later.
+                path.read_dir()?;
+                Ok(Source::Directory(path))
+            }
+            Self::File(file) => Ok(Source::Torrent(Box::new(Metainfo::parse(&read_torrent(file)?)?))),
+        }
+    }
+}
+
 impl Source {
     /// Reads what a SOURCE names. A file of that name comes first.
     pub fn read(source: &OsStr) -> Result<Self, SourceError> {
-        let path = Path::new(source);
-        if !path.exists() {
-            let shown = source.to_string_lossy();
-            let lower = shown.to_ascii_lowercase();
-            if lower.starts_with("magnet:") {
-                return Ok(Self::Magnet(Magnet::parse(&shown)?));
-            }
-            if lower.starts_with("http://") || lower.starts_with("https://") {
-                return Ok(Self::Url(shown.into_owned()));
-            }
-            if let Ok(info_hash) = shown.parse::<InfoHash>() {
-                return Ok(Self::Magnet(info_hash.into()));
-            }
-        }
-        if path.is_dir() {
-            // Whether it can be listed is better known now than later.
-            path.read_dir()?;
-            return Ok(Self::Directory(path.canonicalize()?));
-        }
-        Self::of_torrent(path)
+        Opened::new(source)?.read()
     }
 
     /// Reads a `.torrent` file.

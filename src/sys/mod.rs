@@ -5,4 +5,5 @@
 pub mod datagrams;
 pub mod file;
 pub mod mount;
+pub mod privileges;
 pub mod process;

@@ -3,7 +3,7 @@
 use std::ffi::CString;
 use std::io;
 use std::mem;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -37,6 +37,36 @@ pub fn detach_and_abort(target: &Path) -> io::Result<()> {
     // SAFETY: the pointer is a NUL-terminated string that outlives the call.
     check(unsafe { libc::umount2(target.as_ptr(), flags) })?;
     Ok(())
+}
+
+/// Sends one byte and with it a descriptor (`SCM_RIGHTS`), which stays open here, too.
+pub fn send_descriptor(socket: &UnixStream, descriptor: BorrowedFd<'_>) -> io::Result<()> {
+    let mut control = [0u64; 8];
+    let mut byte = 0u8;
+    let mut vector = libc::iovec { iov_base: ptr::from_mut(&mut byte).cast(), iov_len: 1 };
+    let len = mem::size_of::<libc::c_int>() as libc::c_uint;
+    // SAFETY: `msghdr` is plain data for which all zeros is valid.
+    let mut message: libc::msghdr = unsafe { mem::zeroed() };
+    message.msg_iov = &raw mut vector;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    // SAFETY: arithmetic alone.
+    message.msg_controllen = unsafe { libc::CMSG_SPACE(len) } as _;
+    // SAFETY: the control buffer is larger than the length just stated, so the header and its data are within it.
+    unsafe {
+        let header = libc::CMSG_FIRSTHDR(&raw const message);
+        (*header).cmsg_level = libc::SOL_SOCKET;
+        (*header).cmsg_type = libc::SCM_RIGHTS;
+        (*header).cmsg_len = libc::CMSG_LEN(len) as _;
+        libc::CMSG_DATA(header).cast::<libc::c_int>().write_unaligned(descriptor.as_raw_fd());
+    }
+    loop {
+        // SAFETY: `message` points to one valid vector and to a control buffer of the length it states.
+        match check(unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL) }) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => return other.map(drop),
+        }
+    }
 }
 
 /// Receives one descriptor that the other side sent with one byte (`SCM_RIGHTS`). It is closed on exec.
@@ -84,6 +114,8 @@ pub fn extended_attribute(path: &Path, name: &str) -> io::Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+
     use super::*;
 
     #[test]
@@ -93,6 +125,22 @@ mod tests {
         assert_eq!(receive_descriptor(&ours).unwrap_err().kind(), io::ErrorKind::InvalidData);
         drop(theirs);
         assert_eq!(receive_descriptor(&ours).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn a_descriptor_arrives() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (mut read, write) = io::pipe().unwrap();
+        send_descriptor(&theirs, write.as_fd()).unwrap();
+        drop(write);
+        let arrived = std::fs::File::from(receive_descriptor(&ours).unwrap());
+        io::Write::write_all(&mut &arrived, b"through").unwrap();
+        drop(arrived);
+        let mut text = String::new();
+        io::Read::read_to_string(&mut read, &mut text).unwrap();
+        assert_eq!(text, "through");
+        drop(ours);
+        assert!(send_descriptor(&theirs, theirs.as_fd()).is_err());
     }
 
     #[test]

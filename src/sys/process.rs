@@ -1,8 +1,9 @@
 //! Becoming a daemon, and signalling and waiting for another process.
 
+use std::ffi::CStr;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
 /// The result of a system call, or the error it left in `errno`.
@@ -72,6 +73,22 @@ impl Process {
     }
 }
 
+/// A descriptor of another process, as our own (`pidfd_getfd(2)`, Linux 5.6). Takes the right to trace that process.
+pub fn descriptor_of(process: &Process, number: u32) -> io::Result<OwnedFd> {
+    // SAFETY: takes integers; the descriptor of the process is open.
+    let fd = check(unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.0.as_raw_fd(), number, 0) })?;
+    // SAFETY: the kernel just made this descriptor (closed on exec) for us alone; descriptors fit in a C int.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as libc::c_int) })
+}
+
+/// Whether a descriptor is in error, as that of the FUSE device is for as long as it belongs to no mount.
+pub fn is_in_error(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events: 0, revents: 0 };
+    // SAFETY: one valid `pollfd`.
+    check(unsafe { libc::poll(&raw mut poll, 1, 0) })?;
+    Ok(poll.revents & libc::POLLERR != 0)
+}
+
 /// The most that a daemon's message to its parent can be, in bytes.
 const MAX_MESSAGE: u64 = 64 * 1024;
 
@@ -88,7 +105,7 @@ pub enum Side {
 #[derive(Debug)]
 pub struct Waiter {
     pipe: File,
-    child: libc::pid_t,
+    child: Child,
 }
 
 /// Gives the daemon's word. Dropping it without a word, or dying, is a failure to the parent.
@@ -103,20 +120,120 @@ pub struct Notifier {
 /// messages still work while it starts. Must come before any thread is started, the async runtime's above all: a fork
 /// takes along only the thread that calls it, and every lock as it stands. With more than one thread it is an error.
 pub fn fork() -> io::Result<Side> {
-    // Under test the harness has threads of its own; they hold nothing that the child uses.
-    if !cfg!(test) && std::fs::read_dir("/proc/self/task")?.count() > 1 {
-        return Err(io::Error::other("cannot become a daemon after threads were started"));
-    }
     let (read, write) = io::pipe()?;
-    // SAFETY: this is the only thread (checked above), so the child finds every lock free.
-    match check(unsafe { libc::fork() })? {
-        0 => {
+    match split()? {
+        None => {
             drop(read);
             // SAFETY: takes nothing. It fails only for a group leader, which a new child is not.
             check(unsafe { libc::setsid() })?;
             Ok(Side::Child(Notifier { pipe: File::from(OwnedFd::from(write)) }))
         }
-        child => Ok(Side::Parent(Waiter { pipe: File::from(OwnedFd::from(read)), child })),
+        Some(child) => Ok(Side::Parent(Waiter { pipe: File::from(OwnedFd::from(read)), child })),
+    }
+}
+
+/// `fork(2)`, on the conditions of [`fork`]: the child, or `None` in the child.
+pub fn split() -> io::Result<Option<Child>> {
+    // Under test the harness has threads of its own; they hold nothing that the child uses.
+    if !cfg!(test) && std::fs::read_dir("/proc/self/task")?.count() > 1 {
+        return Err(io::Error::other("cannot become a daemon after threads were started"));
+    }
+    // SAFETY: this is the only thread (checked above), so the child finds every lock free.
+    let child = check(unsafe { libc::fork() })?;
+    Ok((child > 0).then_some(Child(child)))
+}
+
+/// A process that was split off. It stays a zombie until it is reaped.
+#[derive(Debug)]
+pub struct Child(libc::pid_t);
+
+impl Child {
+    /// Asks it to end: `SIGTERM`.
+    pub fn terminate(&self) -> io::Result<()> {
+        // SAFETY: takes integers; the child is not reaped yet, so its number is still its own.
+        check(unsafe { libc::kill(self.0, libc::SIGTERM) })?;
+        Ok(())
+    }
+
+    /// Waits for its end: the exit code, or the signal that killed it.
+    pub fn reap(self) -> io::Result<Result<u8, u8>> {
+        let mut status = 0;
+        loop {
+            // SAFETY: `status` is a valid place for the result.
+            match check(unsafe { libc::waitpid(self.0, &raw mut status, 0) }) {
+                Ok(_) => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        // Both are below 256.
+        Ok(if libc::WIFSIGNALED(status) {
+            Err(libc::WTERMSIG(status) as u8)
+        } else {
+            Ok(libc::WEXITSTATUS(status) as u8)
+        })
+    }
+}
+
+/// Leaves the working directory, so that it can be unmounted, and the terminal.
+pub fn leave_terminal() -> io::Result<()> {
+    leave(|| Ok(()))
+}
+
+fn leave(last_word: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    std::env::set_current_dir("/")?;
+    let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    // The word comes before the streams go, for a failure to be heard.
+    last_word()?;
+    for stream in 0..=2 {
+        // SAFETY: takes two integers; the standard streams are not owned by any Rust value that closes them.
+        check(unsafe { libc::dup2(null.as_raw_fd(), stream) })?;
+    }
+    Ok(())
+}
+
+/// Closes whatever a caller left open, but for the standard streams (`close_range(2)`). For a program that stays, and has
+/// not opened anything itself yet.
+pub fn close_inherited() -> io::Result<()> {
+    // SAFETY: takes integers. The caller has no descriptor that a Rust value owns.
+    check(unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0) })?;
+    Ok(())
+}
+
+/// The name of this process in `ps`, cut after 15 bytes (`PR_SET_NAME`).
+pub fn set_name(name: &CStr) -> io::Result<()> {
+    // SAFETY: the name is NUL-terminated and outlives the call; the other arguments are not looked at.
+    check(unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) })?;
+    Ok(())
+}
+
+/// SIGINT, SIGTERM and SIGHUP as something to wait for: they are blocked, and the descriptor becomes readable instead
+/// (`signalfd(2)`). For a process of one thread.
+pub fn block_signals() -> io::Result<OwnedFd> {
+    // SAFETY: `sigset_t` is plain data, made valid by `sigemptyset`; all calls get that one set.
+    let fd = unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        check(libc::sigemptyset(&raw mut set))?;
+        for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+            check(libc::sigaddset(&raw mut set, signal))?;
+        }
+        check(libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()))?;
+        check(libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC))?
+    };
+    // SAFETY: the kernel just made this descriptor for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Waits until one of two descriptors can be read, or is closed at its other end: which of them.
+pub fn readable(two: [BorrowedFd<'_>; 2]) -> io::Result<[bool; 2]> {
+    let mut polls = two.map(|fd| libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 });
+    loop {
+        // SAFETY: two valid `pollfd`.
+        match check(unsafe { libc::poll(polls.as_mut_ptr(), 2, -1) }) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+            Ok(_) => return Ok(polls.map(|poll| poll.revents != 0)),
+        }
     }
 }
 
@@ -135,20 +252,10 @@ impl Waiter {
 }
 
 /// Reaps a child that has closed its pipe, and says how it ended.
-fn death(child: libc::pid_t) -> io::Result<String> {
-    let mut status = 0;
-    loop {
-        // SAFETY: `status` is a valid place for the result.
-        match check(unsafe { libc::waitpid(child, &raw mut status, 0) }) {
-            Ok(_) => break,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(if libc::WIFSIGNALED(status) {
-        format!("was killed by signal {}", libc::WTERMSIG(status))
-    } else {
-        format!("ended with exit code {}", libc::WEXITSTATUS(status))
+fn death(child: Child) -> io::Result<String> {
+    Ok(match child.reap()? {
+        Err(signal) => format!("was killed by signal {signal}"),
+        Ok(code) => format!("ended with exit code {code}"),
     })
 }
 
@@ -157,23 +264,13 @@ impl Notifier {
     ///
     /// `BrokenPipe` if the parent is gone: whoever started this has given up.
     pub fn ready(self, message: &str) -> io::Result<()> {
-        std::env::set_current_dir("/")?;
-        let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
-        // The word comes before the streams go, for a failure to be heard.
-        self.say(b'+', message)?;
-        for stream in 0..=2 {
-            // SAFETY: takes two integers; the standard streams are not owned by any Rust value that closes them.
-            check(unsafe { libc::dup2(null.as_raw_fd(), stream) })?;
-        }
-        Ok(())
+        leave(|| self.say(b'+', message))
     }
 
     /// Whether somebody still waits for the word.
     pub fn is_awaited(&self) -> bool {
-        let mut poll = libc::pollfd { fd: self.pipe.as_raw_fd(), events: 0, revents: 0 };
-        // SAFETY: one valid `pollfd`. A pipe whose other end is closed is in error.
-        let ready = unsafe { libc::poll(&raw mut poll, 1, 0) };
-        ready <= 0 || poll.revents & libc::POLLERR == 0
+        // A pipe whose other end is closed is in error.
+        !is_in_error(self.pipe.as_fd()).unwrap_or(false)
     }
 
     /// Says why it could not start. The caller then ends the process.

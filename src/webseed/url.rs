@@ -6,6 +6,7 @@ use std::ops::Range;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use reqwest::Url;
 
+use crate::discovery::Masked;
 use crate::metainfo::{File, InfoHash, Layout, PieceIndex};
 
 /// Longer URLs are refused.
@@ -23,7 +24,7 @@ pub enum SeedKind {
     Script,
 }
 
-/// The URL of a web seed. `Display` and `Debug` leave out user names and queries, which may be secret.
+/// The URL of a web seed. It may hold a secret, so `Display` and `Debug` are [`Masked`].
 #[derive(Clone, PartialEq, Eq)]
 pub struct SeedUrl {
     kind: SeedKind,
@@ -108,12 +109,7 @@ impl SeedUrl {
 
 impl fmt::Display for SeedUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}://{}", self.url.scheme(), self.url.host_str().unwrap_or_default())?;
-        if let Some(port) = self.url.port() {
-            write!(f, ":{port}")?;
-        }
-        f.write_str(self.url.path())?;
-        if self.url.query().is_some() { f.write_str("?***") } else { Ok(()) }
+        Masked(self.url.as_str()).fmt(f)
     }
 }
 
@@ -194,7 +190,7 @@ mod tests {
         assert_eq!(parse("nonsense"), Err(SeedUrlError::NotAUrl));
         assert_eq!(parse(&format!("http://h/{}", "x".repeat(MAX_URL))), Err(SeedUrlError::NotAUrl));
         let seed = parse("https://user:word@h:81/pub/f?token=1").unwrap();
-        assert_eq!(seed.to_string(), "https://h:81/pub/f?***");
+        assert_eq!(seed.to_string(), "https://***@h:81/pub/f?***");
         assert_eq!(seed.port(), 81);
         assert_eq!(parse("http://h:0/").unwrap().port(), 80);
     }

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Builds the .deb and the .rpm, into target/package. Needs cargo-deb and cargo-generate-rpm.
+#   mount-helper/package.sh            a release build
+#   mount-helper/package.sh --debug    the debug build, for tests: packed fast
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+profile=release flags=(--release) fast=() payload=()
+[ "${1:-}" = --debug ] && profile=debug flags=() fast=(--fast) payload=(--payload-compress none)
+cargo build --locked --bins "${flags[@]}"
+
+package=$PWD/target/package made=$PWD/target/package/made
+rm -rf "$package"
+mkdir -p "$package/release" "$made"
+for program in torrentfs mount-torrentfs; do
+    strip --strip-all -o "$package/release/$program" "target/$profile/$program"
+done
+"$package/release/torrentfs" man "$made"
+gzip --best --no-name "$made"/*.[18]
+for shell in bash zsh fish; do
+    "$package/release/torrentfs" completions "$shell" > "$made/torrentfs.$shell"
+done
+
+export CARGO_TARGET_DIR=$package
+cargo deb --quiet --no-build --no-strip "${fast[@]}" --output "$package/torrentfs.deb"
+cargo generate-rpm "${payload[@]}" --output "$package/torrentfs.rpm"
+ls -l "$package"/torrentfs.*

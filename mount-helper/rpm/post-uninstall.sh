@@ -1,0 +1,5 @@
+# 0: the last version goes.
+if [ "$1" = 0 ]; then
+    rm -f /usr/sbin/mount.fuse.torrentfs
+fi
+systemctl daemon-reload >/dev/null 2>&1 || :

@@ -1,0 +1,123 @@
+//! What is configured, by the program itself: which layer goes before which, what a mistake says, and the log.
+
+mod support;
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use support::*;
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// The program, with a home of its own.
+fn torrentfs(home: &Path, args: &[&str], environment: &[(&str, &str)]) -> Command {
+    let mut command = Command::new(TORRENTFS);
+    command.args(args).env("XDG_CONFIG_HOME", home.join("config")).env("XDG_CACHE_HOME", home.join("cache"));
+    command.env_remove("TORRENTFS_LOG").envs(environment.iter().copied());
+    command
+}
+
+fn output(home: &Path, args: &[&str], environment: &[(&str, &str)]) -> Output {
+    torrentfs(home, args, environment).output().unwrap()
+}
+
+/// Writes the user's own file; its path.
+fn configure(home: &Path, text: &str) -> String {
+    let dir = home.join("config/torrentfs");
+    fs::create_dir_all(&dir).unwrap();
+    fs::write(dir.join("torrentfs.toml"), text).unwrap();
+    dir.join("torrentfs.toml").to_str().unwrap().to_owned()
+}
+
+#[test]
+fn the_environment_goes_before_the_file_and_each_value_tells_where_it_comes_from() {
+    let home = tempfile::tempdir().unwrap();
+    let home = home.path();
+    let file = configure(home, "# mine\nmemory = '64MiB'\ncache_size = '2GiB'\nno_dht = true\n");
+    let environment = [("TORRENTFS_CACHE_SIZE", "3GiB"), ("TORRENTFS_NO_DHT", "false")];
+    let entries = |args: &[&str]| -> serde_json::Value {
+        let shown = output(home, args, &environment);
+        assert!(shown.status.success(), "{shown:?}");
+        serde_json::from_slice(&shown.stdout).unwrap()
+    };
+    let all = entries(&["config", "--json"]);
+    let of = |all: &serde_json::Value, key: &str| {
+        let entry = all.as_array().unwrap().iter().find(|entry| entry["key"] == key).unwrap();
+        (entry["value"].clone(), entry["from"].as_str().unwrap().to_owned())
+    };
+    assert_eq!(of(&all, "memory"), ("64MiB".into(), format!("{file}:2")));
+    assert_eq!(of(&all, "cache_size"), ("3GiB".into(), "TORRENTFS_CACHE_SIZE".into()));
+    assert_eq!(of(&all, "no_dht"), (false.into(), "TORRENTFS_NO_DHT".into()));
+    assert_eq!(of(&all, "read_timeout").1, "default");
+
+    let other = home.join("other.toml");
+    fs::write(&other, "verify = true").unwrap();
+    let other = other.to_str().unwrap();
+    let all = entries(&["--config", other, "config", "--json"]);
+    assert_eq!(of(&all, "verify"), (true.into(), format!("{other}:1")));
+    assert_eq!(of(&all, "memory").1, "default", "the named file stands for the user's own");
+
+    let text = String::from_utf8(output(home, &["config"], &environment).stdout).unwrap();
+    assert!(text.contains(&format!("memory = \"64MiB\"  # {file}:2\n")), "{text}");
+}
+
+#[test]
+fn a_mistake_is_one_line_that_says_where_it_is() {
+    let home = tempfile::tempdir().unwrap();
+    let home = home.path();
+    let file = configure(home, "memory = '64MiB'\n\ncache_sise = '1GiB'\n");
+    for args in [&["config"][..], &["mount", "a.torrent", "/mnt"]] {
+        let refused = output(home, args, &[]);
+        let said = String::from_utf8(refused.stderr).unwrap();
+        assert_eq!(said, format!("torrentfs: {file}:3: unknown key \"cache_sise\"; did you mean \"cache_size\"?\n"));
+        assert_eq!(refused.status.code(), Some(2));
+    }
+    configure(home, "");
+    let refused = output(home, &["config"], &[("TORRENTFS_MEMORY", "much")]);
+    assert!(String::from_utf8_lossy(&refused.stderr).starts_with("torrentfs: TORRENTFS_MEMORY: "), "{refused:?}");
+    let missing = output(home, &["config", "--config", "/nowhere.toml"], &[]);
+    assert_eq!(missing.status.code(), Some(2), "{missing:?}");
+}
+
+/// A mount does as configured; its log is in the form asked for, and a passkey is in none of it.
+#[test]
+fn a_mount_obeys_and_its_log_keeps_secrets() {
+    if !can_run(&["mktorrent"]) {
+        return;
+    }
+    let _turn = turn();
+    let home = tempfile::tempdir().unwrap();
+    let home = home.path();
+    let (mnt, log) = (home.join("mnt"), home.join("log"));
+    fs::create_dir(&mnt).unwrap();
+    fs::write(home.join("film.bin"), noise(100_000, 1)).unwrap();
+    let secret = "0123456789abcdef0123456789abcdef";
+    let tracker = format!("http://127.0.0.1:{}/{secret}/announce?passkey={secret}", free_port());
+    sh(&format!(
+        "cd '{}' && mktorrent -a '{tracker}' -w 'http://u:{secret}@127.0.0.1:1/' -o film.torrent film.bin",
+        home.display()
+    ));
+    let here = home.join("here");
+    configure(home, &format!("cache_dir = {here:?}\nlog_format = 'json'\nread_timeout = '300ms'\nport = 0\n"));
+    let film = home.join("film.torrent");
+    let mut command = torrentfs(home, &["mount", "-f", "-vv"], &[("TORRENTFS_NO_DHT", "1")]);
+    command.args(["--no-lsd", "--no-port-mapping"]).args([&film, &mnt]);
+    let mut mount = Process::start(command.stdout(Stdio::null()).stderr(fs::File::create(&log).unwrap()));
+    wait_until("it is mounted", LIMIT, || is_mounted(&mnt) && mnt.join("film.bin").exists());
+    assert!(fs::read(mnt.join("film.bin")).is_err(), "there is nobody to have it from");
+    assert!(here.join("lock").exists(), "the cache is where it was configured");
+    let said = || fs::read_to_string(&log).unwrap();
+    wait_until("the tracker's fault is logged", LIMIT, || said().contains("announce failed"));
+    mount.signal("INT");
+    assert!(mount.wait(LIMIT).is_some_and(|status| status.success()), "{}", said());
+    let said = said();
+    assert!(!said.contains(secret), "{said}");
+    assert!(said.contains("http://127.0.0.1:") && said.contains("/***/announce?***"), "{said}");
+    let lines = said.lines().filter(|line| !line.starts_with("mounted at "));
+    let failed = lines.map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap_or_else(|_| panic!("{line}")));
+    assert!(failed.filter(|line| line["level"] == "WARN").count() > 0, "{said}");
+    let refused = output(home, &["mount", "-f", &format!("{tracker}&x.torrent"), mnt.to_str().unwrap()], &[]);
+    assert!(!String::from_utf8_lossy(&refused.stderr).contains(secret), "{refused:?}");
+}
