@@ -8,7 +8,8 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use clap::{ArgAction, Args, Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches, Parser, Subcommand};
 
 use super::check::{self, CheckArgs};
 use super::config::ConfigArgs;
@@ -156,7 +157,11 @@ pub struct Cli {
 #[derive(Subcommand, Clone, Debug)]
 pub enum Command {
     /// Show torrents' files in a directory
-    #[command(after_help = AFTER_MOUNT_HELP, args_override_self = true)]
+    #[command(
+        after_help = AFTER_MOUNT_HELP,
+        args_override_self = true,
+        override_usage = "torrentfs mount [OPTIONS] <SOURCE>... <MOUNTPOINT>"
+    )]
     Mount(Box<MountCommand>),
 
     /// End a mount; what was fetched stays in the cache
@@ -239,14 +244,8 @@ pub enum Command {
 /// `torrentfs mount`, as given. [`MountArgs`] is what is meant.
 #[derive(Args, Clone, Debug)]
 pub struct MountCommand {
-    /// A .torrent file, its http(s) URL, a magnet link (in quotes), an info hash, or a directory: of it every .torrent
-    /// and .magnet file is shown, as they come and go
-    #[arg(value_name = "SOURCE", required = true, num_args = 1..)]
-    sources: Vec<OsString>,
-
-    /// An existing directory
-    #[arg(value_name = "MOUNTPOINT")]
-    mountpoint: PathBuf,
+    #[command(flatten)]
+    places: Places,
 
     #[command(flatten)]
     flags: Flags,
@@ -254,6 +253,46 @@ pub struct MountCommand {
     /// Options as mount(8) and fstab pass them; see below
     #[arg(short = 'o', value_name = "OPTIONS", action = ArgAction::Append, value_parser = Options::from_str)]
     options: Vec<Options>,
+}
+
+/// SOURCE... MOUNTPOINT, with flags between them or not: one argument for the parser, which takes what stands before a
+/// flag for whole.
+#[derive(Clone, Debug)]
+struct Places {
+    sources: Vec<OsString>,
+    mountpoint: PathBuf,
+}
+
+impl Args for Places {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        let help = "Of each SOURCE, a .torrent file, its http(s) URL, a magnet link (in quotes), an info hash, or a \
+                    directory: of it every .torrent and .magnet file is shown, as they come and go. The MOUNTPOINT is \
+                    an existing directory";
+        let places = Arg::new("places").value_names(["SOURCE", "MOUNTPOINT"]).num_args(1..).required(true).help(help);
+        command.arg(places.value_parser(clap::value_parser!(OsString)).action(ArgAction::Append))
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for Places {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut all: Vec<OsString> = matches.get_many("places").into_iter().flatten().cloned().collect();
+        match all.pop() {
+            Some(mountpoint) if !all.is_empty() => Ok(Self { sources: all, mountpoint: mountpoint.into() }),
+            _ => {
+                let missing = "the following required arguments were not provided:\n  <MOUNTPOINT>\n";
+                Err(clap::Error::raw(ErrorKind::MissingRequiredArgument, missing))
+            }
+        }
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
 }
 
 /// What can be said as a flag and as an option of `-o` alike. `None`: not said.
@@ -361,7 +400,7 @@ impl MountCommand {
         // Who serves is a question of mount(8) alone.
         configured.mount.setuid = None;
         let given = self.options.into_iter().fold(configured, |earlier, later| later.over(earlier));
-        MountArgs::new(self.sources, self.mountpoint, self.flags.over(given.flags), given.mount)
+        MountArgs::new(self.places.sources, self.places.mountpoint, self.flags.over(given.flags), given.mount)
     }
 }
 

@@ -333,7 +333,9 @@ fn date(text: &str) -> Result<Date, String> {
         "none" => return Ok(Date(None)),
         "now" => since(SystemTime::now()),
         text => match text.parse() {
-            Ok(seconds) => Some(seconds),
+            // A year alone is no moment.
+            Ok(seconds) if seconds > 9999 => Some(seconds),
+            Ok(_) => None,
             Err(_) => humantime::parse_rfc3339_weak(text).ok().and_then(since),
         },
     };
