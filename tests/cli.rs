@@ -61,10 +61,10 @@ fn help_names_every_command_and_exit_code() {
     let help = output(home.path(), &["--help"]);
     assert!(help.status.success());
     let text = String::from_utf8(help.stdout).unwrap();
-    for word in ["mount", "unmount", "demo", "Exit codes", "Examples"] {
+    for word in ["mount", "unmount", "demo", "create", "show", "check", "edit", "Exit codes", "Examples"] {
         assert!(text.contains(word), "{word}: {text}");
     }
-    for command in ["mount", "unmount", "demo"] {
+    for command in ["mount", "unmount", "demo", "create", "show", "check", "edit"] {
         let help = output(home.path(), &[command, "--help"]);
         assert!(help.status.success() && help.stdout.len() > 100, "{help:?}");
     }
