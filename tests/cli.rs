@@ -61,11 +61,14 @@ fn help_names_every_command_and_exit_code() {
     let help = output(home.path(), &["--help"]);
     assert!(help.status.success());
     let text = String::from_utf8(help.stdout).unwrap();
-    for word in ["mount", "unmount", "status", "top", "pause", "priority", "demo", "Exit codes", "Examples"] {
+    let words = ["mount", "unmount", "status", "top", "demo", "create", "show", "Exit codes", "Examples"];
+    for word in words {
         assert!(text.contains(word), "{word}: {text}");
     }
-    let commands =
-        ["mount", "unmount", "status", "top", "add", "remove", "set", "pause", "resume", "verify", "priority", "demo"];
+    let commands = [
+        "mount", "unmount", "status", "top", "add", "remove", "set", "pause", "resume", "verify", "priority", "demo",
+        "create", "show", "check", "edit", "tracker", "config", "completions", "get", "seed",
+    ];
     for command in commands {
         let help = output(home.path(), &[command, "--help"]);
         assert!(help.status.success() && help.stdout.len() > 100, "{help:?}");
