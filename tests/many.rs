@@ -28,16 +28,16 @@ const LONG: Duration = Duration::from_secs(60);
 const PIECE_LEN: usize = 32 << 10;
 
 /// A `.torrent` file of one file; `pieces` are the hashes.
-fn torrent_of(name: &str, len: usize, pieces: &[u8], announce: Option<&str>) -> Vec<u8> {
+fn torrent_of(name: &str, len: usize, piece_len: usize, pieces: &[u8], announce: Option<&str>) -> Vec<u8> {
     let announce = announce.map_or(String::new(), |url| format!("8:announce{}:{url}", url.len()));
     let info =
-        format!("6:lengthi{len}e4:name{}:{name}12:piece lengthi{PIECE_LEN}e6:pieces{}:", name.len(), pieces.len());
+        format!("6:lengthi{len}e4:name{}:{name}12:piece lengthi{piece_len}e6:pieces{}:", name.len(), pieces.len());
     [b"d", announce.as_bytes(), b"4:infod", info.as_bytes(), pieces, b"ee"].concat()
 }
 
 fn torrent(name: &str, data: &[u8], announce: Option<&str>) -> Vec<u8> {
     let pieces: Vec<u8> = data.chunks(PIECE_LEN).flat_map(Sha1::digest).collect();
-    torrent_of(name, data.len(), &pieces, announce)
+    torrent_of(name, data.len(), PIECE_LEN, &pieces, announce)
 }
 
 fn hash(torrent: &[u8]) -> InfoHash {
@@ -436,12 +436,15 @@ fn a_thousand_torrents_of_which_ten_are_read() {
     }
     for n in 0..990usize {
         // 1 to 64 MiB that nobody has.
-        let len = (1 << 20) + n * 65_000;
-        let hashes = noise(len.div_ceil(PIECE_LEN) * 20, 1000 + n as u64);
-        watched.put(&format!("t{n}.torrent"), &torrent_of(&format!("idle{n}.bin"), len, &hashes, Some(&tracker.url)));
+        let (len, piece_len) = ((1 << 20) + n * 65_000, 64 << 10);
+        let hashes = noise(len.div_ceil(piece_len) * 20, 1000 + n as u64);
+        watched.put(
+            &format!("t{n}.torrent"),
+            &torrent_of(&format!("idle{n}.bin"), len, piece_len, &hashes, Some(&tracker.url)),
+        );
     }
     let begun = Instant::now();
-    let mut mounted = watched.mount(&[]);
+    let mut mounted = watched.mount(&["--memory", "32MiB"]);
     let ready = begun.elapsed();
     assert_eq!(listing(&mounted.dir).len(), 1000);
 

@@ -301,13 +301,12 @@ async fn seek(library: &Library, path: &Path, source: Source, origin: Origin, se
     let mut told = false;
     loop {
         let turn = seeking.acquire().await;
-        if let Source::Magnet(magnet) = &source
-            && let Some(added) = library.0.find_shown(magnet.info_hash, &origin)
-        {
-            return say(path, Ok(added));
-        }
         let (progress, _) = watch::channel(MetadataProgress::default());
-        let found = timeout(limit, library.0.resolve(source.clone(), &progress)).await;
+        let found = tokio::select! {
+            found = timeout(limit, library.0.resolve(source.clone(), &progress)) => found,
+            // Somebody else has found it.
+            added = shown(library, &source, &origin) => return say(path, Ok(added)),
+        };
         drop(turn);
         let why = match found {
             Ok(Ok((metainfo, peers))) => return say(path, library.admit(metainfo, peers, origin).await),
@@ -321,6 +320,20 @@ async fn seek(library: &Library, path: &Path, source: Source, origin: Origin, se
             tracing::warn!("{}: {why}; looking further", path.display());
         }
         sleep(PAUSE).await;
+    }
+}
+
+/// Waits until the torrent of a link is shown.
+async fn shown(library: &Library, source: &Source, origin: &Origin) -> Added {
+    let mut changes = library.0.changes.subscribe();
+    loop {
+        if let Source::Magnet(magnet) = source
+            && let Some(added) = library.0.find_shown(magnet.info_hash, origin)
+        {
+            return added;
+        }
+        // The sender is the library's.
+        let _ = changes.changed().await;
     }
 }
 

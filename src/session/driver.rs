@@ -393,6 +393,10 @@ impl Driver {
         let now = Instant::now();
         let (connections, partial, is_read) =
             (self.swarm.connections(), self.swarm.partial_bytes(), self.swarm.is_read(now));
+        if is_read && !self.share.is_read() {
+            // Whoever begins to read may have nobody to read from.
+            self.look_at = now;
+        }
         self.share.set(connections, partial, is_read);
         if (connections > 0 || is_read || self.working > 0) && self.look != LOOK {
             self.look = LOOK;

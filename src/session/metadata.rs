@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::extensions::{METADATA, PEX, greeting, may_name};
 use super::sources::{Finders, Found, Sources};
-use super::{Session, SessionError, lock};
+use super::{Door, Session, SessionError, lock};
 use crate::discovery::Transferred;
 use crate::metainfo::{MAX_PIECES, Magnet, Metainfo, MetainfoError};
 use crate::net::{Connection, DialError, Handshaken, Incoming};
@@ -78,11 +78,11 @@ impl Session {
         let (door, callers) = mpsc::channel(16);
         let _door = {
             let mut doors = lock(&self.doors.torrents);
-            if doors.contains_key(&magnet.info_hash) {
+            if doors.get(&magnet.info_hash).is_some_and(|door| door.is_torrent) {
                 return Err(SessionError::Twice(magnet.info_hash).into());
             }
-            doors.insert(magnet.info_hash, door);
-            Door { session: self, magnet }
+            doors.insert(magnet.info_hash, Door { callers: door.clone(), is_torrent: false });
+            OpenDoor { session: self, magnet, callers: door }
         };
         let (finders, found) = Finders::channel();
         let transferred = Arc::new(Transferred::default());
@@ -113,15 +113,19 @@ impl Session {
     }
 }
 
-/// Takes the torrent's door away again, however it ends.
-struct Door<'a> {
+/// Takes the door away again, however it ends; unless another has taken it over.
+struct OpenDoor<'a> {
     session: &'a Session,
     magnet: &'a Magnet,
+    callers: mpsc::Sender<Handshaken>,
 }
 
-impl Drop for Door<'_> {
+impl Drop for OpenDoor<'_> {
     fn drop(&mut self) {
-        lock(&self.session.doors.torrents).remove(&self.magnet.info_hash);
+        let mut doors = lock(&self.session.doors.torrents);
+        if doors.get(&self.magnet.info_hash).is_some_and(|door| door.callers.same_channel(&self.callers)) {
+            doors.remove(&self.magnet.info_hash);
+        }
     }
 }
 

@@ -153,7 +153,14 @@ struct Doors {
     peer_id: PeerId,
     /// We have a DHT node, whose port we tell those who have one.
     dht: bool,
-    torrents: Mutex<HashMap<InfoHash, mpsc::Sender<Handshaken>>>,
+    torrents: Mutex<HashMap<InfoHash, Door>>,
+}
+
+/// Whom callers of one info hash are for.
+struct Door {
+    callers: mpsc::Sender<Handshaken>,
+    /// A torrent's. Else only its metadata is looked for: whoever comes next takes the door over.
+    is_torrent: bool,
 }
 
 impl Doors {
@@ -175,7 +182,7 @@ impl Host for Doors {
     fn welcome(&self, caller: Handshaken) {
         // A torrent that is too busy to take a caller loses one, no more.
         if let Some(door) = lock(&self.torrents).get(&caller.theirs.info_hash) {
-            let _ = door.try_send(caller);
+            let _ = door.callers.try_send(caller);
         }
     }
 }
@@ -298,10 +305,10 @@ impl Session {
         let (door, callers) = mpsc::channel(16);
         {
             let mut doors = lock(&self.doors.torrents);
-            if doors.contains_key(&info_hash) {
+            if doors.get(&info_hash).is_some_and(|door| door.is_torrent) {
                 return Err(SessionError::Twice(info_hash));
             }
-            doors.insert(info_hash, door);
+            doors.insert(info_hash, Door { callers: door, is_torrent: true });
         }
         let added = driver::start(self, Arc::new(metainfo), options, callers).await;
         if added.is_err() {

@@ -94,6 +94,11 @@ impl Share {
         }
     }
 
+    /// Whether it was read when it was last set.
+    pub(super) fn is_read(&self) -> bool {
+        self.reading
+    }
+
     /// A reader of this torrent waits for what is on its way.
     pub(super) fn wait(&self, now: Instant) {
         let until = self.shares.since(now + WAITING);
