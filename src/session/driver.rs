@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, watch};
 use crate::discovery::{AnnouncedPort, Dht, Transferred};
 use crate::metainfo::{Metainfo, PieceIndex, Verdict};
 use crate::net::{self, Connection, Dialer, Handshaken, Incoming, Limits, OutboxFull, Transport};
-use crate::store::{self, Cache, TorrentSpec, TorrentStore};
+use crate::store::{self, Cache, Place, TorrentSpec, TorrentStore};
 use crate::swarm::{self, Action, Direction, Event, Goodbye, PeerKey, Stats, Swarm};
 use crate::webseed::WebSeed;
 use crate::wire::{Handshake, Message, Request};
@@ -79,7 +79,9 @@ pub(super) async fn start(
 ) -> Result<Arc<Torrent>, SessionError> {
     let (evicted_tx, evicted) = mpsc::unbounded_channel();
     let progress = options.progress.map(|tell| Box::new(tell) as store::Progress);
-    let spec = TorrentSpec { verify: options.verify, progress, ..TorrentSpec::from(&*metainfo) };
+    // The user's own files: nothing is fetched, for there is nowhere to put it.
+    let given = matches!(options.place, Place::Seed(_));
+    let spec = TorrentSpec { verify: options.verify, place: options.place, progress, ..TorrentSpec::from(&*metainfo) };
     let cache = session.config.cache.clone();
     let opening = tokio::task::spawn_blocking(move || {
         cache.add(
@@ -99,7 +101,7 @@ pub(super) async fn start(
         seed: rand::random(),
         our_id: session.peer_id,
         info_hash: metainfo.info_hash,
-        on_demand: options.on_demand,
+        on_demand: options.on_demand || given,
         upload: session.config.upload,
         super_seed: options.super_seed,
         max_peers: MAX_PEERS,
@@ -138,6 +140,7 @@ pub(super) async fn start(
         port: session.announced.clone(),
         pex: session.config.pex && !metainfo.private,
         upload: session.config.upload,
+        given,
         dialer: session.dialer.clone(),
         limits: session.config.limits.clone(),
         dht: session.dht.clone().filter(|_| !metainfo.private),
@@ -218,6 +221,8 @@ pub(super) struct Driver {
     pub(super) pex: bool,
     /// Others may be served at all.
     upload: bool,
+    /// Nothing more is fetched, even if it is not all there (a partial seed, BEP 21).
+    given: bool,
     dialer: Arc<Dialer>,
     pub(super) limits: Arc<Limits>,
     /// For peers' `port` messages; not of a private torrent.
@@ -424,7 +429,7 @@ impl Driver {
         self.hear(Event::Connected { peer: key, addr, direction, id: theirs.peer_id, fast, extended });
         // The swarm's first message (what we have) is the first after the handshake; ours comes behind it.
         let metadata = Some(self.metainfo.info.len() as u32);
-        let payload = extensions::greeting(addr, self.port.get(), metadata, self.pex, self.swarm.complete());
+        let payload = extensions::greeting(addr, self.port.get(), metadata, self.pex, self.given || self.swarm.complete());
         let dht = self.dht.as_ref().filter(|_| theirs.reserved.dht()).map(|dht| Message::Port(dht.port()));
         if let Some(peer) = self.peers.get_mut(&key) {
             peer.outgoing.extend(extended.then_some(Message::Extended { id: 0, payload }));

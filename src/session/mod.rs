@@ -32,7 +32,7 @@ use crate::metainfo::{InfoHash, Metainfo};
 use crate::net::{self, Dialer, Handshaken, Host, Limits, Listener, PortChoice};
 use crate::portmap::{PortMapConfig, PortMapStatus, PortMapper};
 use crate::route::{Bind, Route};
-use crate::store::{Cache, StoreError};
+use crate::store::{Cache, Place, StoreError};
 use crate::wire::{Handshake, PeerId};
 
 pub use metadata::{MetadataError, MetadataProgress};
@@ -100,7 +100,9 @@ pub struct TorrentOptions {
     pub peers: Vec<SocketAddr>,
     /// Complete and perhaps the only one: give each piece once and let the others spread it (BEP 16).
     pub super_seed: bool,
-    /// Hash everything that is in the cache before the torrent is used.
+    /// Where its files are.
+    pub place: Place,
+    /// Hash everything that is there before the torrent is used.
     pub verify: bool,
     /// Called while all of it is hashed, from the threads that do it: pieces done, of how many.
     pub progress: Option<fn(u32, u32)>,

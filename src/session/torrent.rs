@@ -63,6 +63,11 @@ impl Torrent {
         self.stats.borrow().clone()
     }
 
+    /// The same, as it changes: once a second, and at the moment when the last piece has come.
+    pub fn watch(&self) -> watch::Receiver<Stats> {
+        self.stats.clone()
+    }
+
     /// Every tracker's last word.
     pub fn trackers(&self) -> Vec<TrackerStatus> {
         self.announcer.status()

@@ -54,6 +54,8 @@ pub(super) struct Health {
 
 struct Fault {
     words: String,
+    /// The failure alone.
+    cause: String,
     full: bool,
     retry: Instant,
 }
@@ -76,6 +78,11 @@ impl Health {
         lock(&self.fault).as_ref().map(|fault| fault.words.clone())
     }
 
+    /// What failed, without what follows for a cache.
+    pub fn cause(&self) -> Option<String> {
+        lock(&self.fault).as_ref().map(|fault| fault.cause.clone())
+    }
+
     /// Notes a failure; the first since all was well is logged.
     pub fn report(&self, dir: &Path, error: &DiskError, now: Instant) {
         let advice = if error.is_full() {
@@ -88,7 +95,7 @@ impl Health {
         if fault.is_none() {
             tracing::warn!("{words}");
         }
-        *fault = Some(Fault { words, full: error.is_full(), retry: now + RETRY });
+        *fault = Some(Fault { words, cause: error.to_string(), full: error.is_full(), retry: now + RETRY });
     }
 
     /// A write begun at `begun` succeeded that was no replacement of something else. Only a try that was due since the

@@ -64,6 +64,7 @@ impl Sample {
             files: self.files.clone(),
             hashes: self.hashes.clone(),
             verify: false,
+            place: Place::Cache,
             progress: None,
         }
     }
