@@ -6,6 +6,8 @@ mod log;
 mod mount;
 pub mod network;
 pub mod options;
+#[allow(dead_code, reason = "for commands to come")]
+mod progress;
 mod resolve;
 mod sample;
 mod service;
