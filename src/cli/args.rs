@@ -10,8 +10,10 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
+use super::get::GetArgs;
 use super::network::{NetworkArgs, NetworkFlags};
 use super::options::{MountOptions, Options};
+use super::seed::SeedArgs;
 
 const MIB: u64 = 1 << 20;
 /// How long a read may wait without progress.
@@ -30,6 +32,8 @@ Examples:
   torrentfs mount 'magnet:?xt=urn:btih:...' /mnt/film
   torrentfs mount --on-demand --cache-size 5GiB linux.torrent ~/iso
   torrentfs unmount /mnt/film
+  torrentfs get -o ~/Videos film.torrent
+  torrentfs seed film.torrent ~/Videos/film.mkv
 
 Exit codes:
   0  done
@@ -37,7 +41,7 @@ Exit codes:
   2  the command line makes no sense
   3  the torrent cannot be read or fetched, is malformed or is of a kind not supported
   4  the mountpoint cannot be used, or FUSE is not available
-  5  a port or the cache directory cannot be used";
+  5  a port, the cache directory or the directory of a download cannot be used, or has no room";
 
 const AFTER_MOUNT_HELP: &str = "\
 SIZE is a number with a unit: 512MiB, 20GiB, 500MB. RATE is a SIZE for a second.
@@ -115,6 +119,15 @@ pub enum Command {
         /// Where it is mounted
         mountpoint: PathBuf,
     },
+
+    /// Download torrents as ordinary files, without a mount
+    #[command(after_help = super::get::AFTER_HELP, args_override_self = true)]
+    Get(Box<GetArgs>),
+
+    /// Give others what you have: your own files, as they lie
+    #[command(after_help = super::seed::AFTER_HELP, args_override_self = true)]
+    #[command(mut_arg("no_upload", |arg| arg.hide(true)))]
+    Seed(Box<SeedArgs>),
 
     /// See it work: a whole swarm on this machine, with sample music and video, mounted
     ///

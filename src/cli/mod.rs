@@ -1,7 +1,12 @@
 //! The command line: arguments to calls, errors to words. One file a subcommand.
 
 pub mod args;
+mod checking;
 mod demo;
+mod engine;
+pub mod get;
+mod giving;
+mod live;
 mod log;
 mod mount;
 pub mod network;
@@ -10,6 +15,7 @@ pub mod options;
 mod progress;
 mod resolve;
 mod sample;
+pub mod seed;
 mod service;
 mod source;
 
@@ -31,6 +37,8 @@ pub fn run() -> Exit {
             log::to_stderr(verbosity);
             unmount_path(&mountpoint).map_err(|error| Failure::new(Exit::Mountpoint, error))
         }
+        Command::Get(args) => get::run(*args, verbosity, cli.quiet),
+        Command::Seed(args) => seed::run(*args, verbosity, cli.quiet),
         Command::Demo(args) => demo::run(args, verbosity),
     };
     match outcome {

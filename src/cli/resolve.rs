@@ -1,6 +1,7 @@
 //! From what a torrent is named by to the torrent: what needs the network, and the live line meanwhile.
 
 use std::convert::Infallible;
+use std::ffi::OsStr;
 use std::io::{self, IsTerminal, Write};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,7 +11,8 @@ use tokio::sync::watch;
 use tokio::time::{Instant, interval};
 
 use super::Failure;
-use super::args::{Exit, MountArgs};
+use super::args::Exit;
+use super::network::NetworkArgs;
 use super::source::{Source, fault};
 use crate::discovery::fetch_torrent;
 use crate::metainfo::{Magnet, Metainfo};
@@ -25,12 +27,13 @@ const LINE_EVERY: Duration = Duration::from_secs(10);
 /// The torrent, and peers found on the way. `wanted` is asked now and then: false ends it.
 pub(super) async fn resolve(
     source: Source,
-    args: &MountArgs,
+    named: &OsStr,
+    network: &NetworkArgs,
     session: &Session,
     cache: &Arc<Cache>,
     wanted: &dyn Fn() -> bool,
 ) -> Result<(Metainfo, Vec<SocketAddr>), Failure> {
-    let shown = args.source.to_string_lossy();
+    let shown = named.to_string_lossy();
     match source {
         Source::Torrent(metainfo) => Ok((*metainfo, Vec::new())),
         Source::Url(url) => {
@@ -38,14 +41,14 @@ pub(super) async fn resolve(
             let metainfo = Metainfo::parse(&bytes).map_err(|error| fault(&shown, error))?;
             Ok((metainfo, Vec::new()))
         }
-        Source::Magnet(magnet) => of_magnet(&magnet, &shown, args, session, cache, wanted).await,
+        Source::Magnet(magnet) => of_magnet(&magnet, &shown, network, session, cache, wanted).await,
     }
 }
 
 async fn of_magnet(
     magnet: &Magnet,
     shown: &str,
-    args: &MountArgs,
+    network: &NetworkArgs,
     session: &Session,
     cache: &Arc<Cache>,
     wanted: &dyn Fn() -> bool,
@@ -55,14 +58,14 @@ async fn of_magnet(
         metainfo.adopt(magnet);
         return Ok((metainfo, peers));
     }
-    peers.extend(&args.network.peers);
-    let limit = args.network.metadata_timeout.unwrap_or(Duration::MAX);
+    peers.extend(&network.peers);
+    let limit = network.metadata_timeout.unwrap_or(Duration::MAX);
     let (progress, shown_progress) = watch::channel(MetadataProgress::default());
     let name = magnet.name.clone().unwrap_or_else(|| magnet.info_hash.to_string());
     let resolved = tokio::select! {
         resolved = session.resolve(magnet, peers, limit, &progress) => resolved,
         never = show(&name, shown_progress) => match never {},
-        () = unwanted(wanted) => return Err(Failure::new(Exit::Failure, "nobody waits for the mount any more")),
+        () = unwanted(wanted) => return Err(Failure::new(Exit::Failure, "nobody waits for it any more")),
     };
     clear_line();
     let (metainfo, peers) = resolved.map_err(|error| match error {

@@ -10,11 +10,10 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::Failure;
 use super::args::{Exit, MountArgs};
-use super::network::ListenPort;
 use super::resolve::resolve;
 use super::source::Source;
 use crate::fs::{MountOptions, Mounted};
-use crate::net::{self, Blocklist, Limits, PortChoice, Ranges, Unread};
+use crate::net::{Blocklist, Ranges, Unread};
 use crate::session::{Session, SessionConfig, SessionError, Torrent, TorrentOptions};
 use crate::store::{Cache, CacheConfig};
 
@@ -103,32 +102,9 @@ impl Service {
             let in_terminal = args.foreground && std::io::stdin().is_terminal();
             again = (!in_terminal).then(|| (file, blocklist.clone()));
         }
-        let session = Session::start(SessionConfig {
-            net: net::Config {
-                port: match args.network.port {
-                    ListenPort::Usual => PortChoice::Customary,
-                    ListenPort::Exactly(port) => PortChoice::Exactly(port),
-                },
-                route: args.network.route.clone(),
-                encryption: args.network.encryption,
-                utp: args.network.utp,
-                blocklist: blocklist.clone(),
-            },
-            limits: Arc::new(Limits::new(
-                args.network.download_limit.unwrap_or(0),
-                args.network.upload_limit.unwrap_or(0),
-            )),
-            upload: args.network.upload,
-            seed: args.network.seed,
-            pex: args.network.pex,
-            dht: args.network.dht.clone(),
-            lsd: args.network.lsd,
-            port_mapping: args.network.port_mapping,
-            read_timeout: args.read_timeout,
-            ..SessionConfig::new(cache.clone())
-        })
-        .map_err(resource)?;
-        let (metainfo, found) = resolve(source, args, &session, &cache, wanted).await?;
+        let config = args.network.session(cache.clone(), blocklist);
+        let session = Session::start(SessionConfig { read_timeout: args.read_timeout, ..config }).map_err(resource)?;
+        let (metainfo, found) = resolve(source, &args.source, &args.network, &session, &cache, wanted).await?;
         let options = TorrentOptions {
             on_demand: args.on_demand,
             peers: [args.network.peers.clone(), found].concat(),
@@ -175,11 +151,7 @@ impl Service {
                 () = self.mounted.ended() => return Ok(()),
             };
             let Some((file, blocklist)) = self.blocklist.as_ref().filter(|_| hangup) else { return Ok(()) };
-            // What cannot be read leaves the old one in force.
-            match read_blocklist(file) {
-                Ok(ranges) => blocklist.replace(ranges),
-                Err(failure) => tracing::error!("{failure}; the old one stays in force"),
-            }
+            reread_blocklist(file, blocklist);
         }
     }
 
@@ -193,7 +165,15 @@ impl Service {
     }
 }
 
-fn read_blocklist(file: &Path) -> Result<Ranges, Failure> {
+/// What cannot be read leaves the old one in force.
+pub(super) fn reread_blocklist(file: &Path, blocklist: &Blocklist) {
+    match read_blocklist(file) {
+        Ok(ranges) => blocklist.replace(ranges),
+        Err(failure) => tracing::error!("{failure}; the old one stays in force"),
+    }
+}
+
+pub(super) fn read_blocklist(file: &Path) -> Result<Ranges, Failure> {
     let ranges = Ranges::load(file).map_err(|error| {
         Failure::new(Exit::Resource, format!("cannot read the blocklist {}: {error}", file.display()))
     })?;

@@ -49,7 +49,7 @@ impl Source {
     }
 }
 
-/// The failure of a mount for its source's sake.
+/// The failure for a source's sake.
 pub(super) fn fault(shown: &str, why: impl Display) -> Failure {
-    Failure::new(Exit::Torrent, format!("cannot mount {shown}: {why}"))
+    Failure::new(Exit::Torrent, format!("cannot use {shown}: {why}"))
 }

@@ -92,6 +92,10 @@ pub(super) async fn start(
         )
     });
     let store = opening.await.map_err(|_| SessionError::Ending)??;
+    let have = store.have();
+    if options.whole && !have.is_full() {
+        return Err(SessionError::Incomplete(have));
+    }
 
     let lengths = *metainfo.layout.lengths();
     let transferred = Arc::new(Transferred::default());
@@ -109,7 +113,6 @@ pub(super) async fn start(
         max_partial: MAX_PARTIAL,
         order: swarm::PickOrder::RarestFirst,
     };
-    let have = store.have();
     transferred.left.store(left(&store, &metainfo), Ordering::Relaxed);
     let swarm = Swarm::new(config, have, Instant::now());
     let sources = Sources::start(

@@ -102,6 +102,8 @@ pub struct TorrentOptions {
     pub super_seed: bool,
     /// Where its files are.
     pub place: Place,
+    /// Do not start unless every piece is there.
+    pub whole: bool,
     /// Hash everything that is there before the torrent is used.
     pub verify: bool,
     /// Called while all of it is hashed, from the threads that do it: pieces done, of how many.
@@ -128,6 +130,9 @@ pub enum SessionError {
     /// The same torrent is here already.
     #[error("{0} is already added")]
     Twice(InfoHash),
+    /// It was to be all there ([`TorrentOptions::whole`]): the pieces that are.
+    #[error("{} of {} pieces are missing", .0.len() - .0.count_ones(..), .0.len())]
+    Incomplete(fixedbitset::FixedBitSet),
     /// The session is ending.
     #[error("the session is ending")]
     Ending,

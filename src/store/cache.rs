@@ -40,6 +40,8 @@ pub struct Cache {
     pub(super) health: Health,
     /// Counts uses; see `Pieces::touch`.
     pub(super) clock: AtomicU64,
+    /// Keeps no torrents of its own; see [`Cache::open_beside`].
+    beside: bool,
     ledger: Mutex<Ledger>,
     /// Held while a parked torrent is removed and while one is taken up, so that the two do not meet.
     parking: Mutex<()>,
@@ -112,6 +114,7 @@ impl Cache {
             handles: Handles::new(),
             health: Health::default(),
             clock: AtomicU64::new(clock.saturating_add(1)),
+            beside: lock_file.is_none(),
             ledger: Mutex::new(ledger),
             parking: Mutex::default(),
             keeper: Mutex::default(),
@@ -161,7 +164,7 @@ impl Cache {
     }
 
     fn take_up(&self, spec: TorrentSpec, id: u32, evicted: EvictionSink) -> Result<Torrent, StoreError> {
-        if spec.place.is_evictable() && lock(&self.lock_file).is_none() {
+        if spec.place.is_evictable() && self.beside {
             return Err(StoreError::Beside(self.dir.clone()));
         }
         let home = spec.place.home(&self.dir, &spec.info_hash);
@@ -243,7 +246,12 @@ impl Cache {
 
     /// Reports a failure of the disk, if it is one.
     pub(super) fn note<T>(&self, result: Result<T, DiskError>) -> Option<T> {
-        result.map_err(|error| self.health.report(&self.dir, &error, Instant::now())).ok()
+        result.map_err(|error| self.report(&error)).ok()
+    }
+
+    fn report(&self, error: &DiskError) {
+        // Without a cache to go on from it is for whoever waits for the files to say so.
+        self.health.report(&self.dir, error, Instant::now(), !self.beside);
     }
 
     pub(super) fn tell(lost: Vec<Lost>) {
@@ -279,7 +287,7 @@ impl Cache {
         match &written {
             Ok(_) if gate == Gate::Open => self.health.well(begun),
             Err(error) if gate == Gate::Open && reserve == Reserve::Insist && error.is_full() => {
-                self.health.report(&self.dir, error, Instant::now());
+                self.report(error);
                 self.replace(len);
                 written = torrent.write(&self.handles, piece, bytes);
             }

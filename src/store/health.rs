@@ -83,8 +83,8 @@ impl Health {
         lock(&self.fault).as_ref().map(|fault| fault.cause.clone())
     }
 
-    /// Notes a failure; the first since all was well is logged.
-    pub fn report(&self, dir: &Path, error: &DiskError, now: Instant) {
+    /// Notes a failure; the first since all was well is logged, if `aloud`.
+    pub fn report(&self, dir: &Path, error: &DiskError, now: Instant, aloud: bool) {
         let advice = if error.is_full() {
             "free some space, or lower --cache-size, or choose another --cache-dir"
         } else {
@@ -92,7 +92,7 @@ impl Health {
         };
         let words = format!("cache {}: {error}; going on from memory and the swarm; {advice}", dir.display());
         let mut fault = lock(&self.fault);
-        if fault.is_none() {
+        if fault.is_none() && aloud {
             tracing::warn!("{words}");
         }
         *fault = Some(Fault { words, cause: error.to_string(), full: error.is_full(), retry: now + RETRY });
@@ -123,7 +123,7 @@ mod tests {
     fn a_write_that_was_under_way_ends_no_fault() {
         let (health, before) = (Health::default(), Instant::now());
         let full = DiskError::new("write to", "/cache/film")(io::Error::from_raw_os_error(libc::ENOSPC));
-        health.report(Path::new("/cache"), &full, before);
+        health.report(Path::new("/cache"), &full, before, true);
         health.well(before);
         assert!(health.fault().is_some() && health.gate(before) == Gate::Full);
         health.well(before + RETRY);

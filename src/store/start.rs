@@ -68,7 +68,8 @@ pub(super) fn load(
     }
     if let Place::Download { overwrite, .. } = place {
         let doubtful = |piece: &PieceIndex| torrent.pieces.word(*piece).state() == State::Unproven;
-        let doubted: FixedBitSet = lengths.iter().filter(doubtful).map(PieceIndex::index).collect();
+        let mut doubted = FixedBitSet::with_capacity(lengths.pieces() as usize);
+        doubted.extend(lengths.iter().filter(doubtful).map(PieceIndex::index));
         check(cache, &torrent, doubted, None)?;
         download::judge(&torrent, saved.as_ref(), overwrite)?;
         if saved.is_none() {

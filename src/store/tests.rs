@@ -16,6 +16,8 @@ use sha1::{Digest, Sha1};
 
 use super::*;
 
+mod places;
+
 /// A torrent with known content.
 #[derive(Clone)]
 struct Sample {

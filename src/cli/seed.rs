@@ -1,0 +1,200 @@
+//! `torrentfs seed`: the user's own files to others, as they lie.
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use bytesize::ByteSize;
+use clap::Args;
+use fixedbitset::FixedBitSet;
+
+use super::Failure;
+use super::args::Exit;
+use super::checking::Checking;
+use super::engine::{Engine, refused};
+use super::giving::Giving;
+use super::log::{self, Verbosity};
+use super::network::{NetworkArgs, NetworkFlags};
+use super::resolve::resolve;
+use super::service::{self, Signals};
+use super::source::Source;
+use crate::metainfo::{File, FileKind, Layout};
+use crate::session::{SessionError, TorrentOptions};
+use crate::store::Place;
+
+/// Files looked at to tell where the data is.
+const LOOKED_AT: usize = 1000;
+/// Files named of those that are not whole.
+const NAMED: usize = 3;
+
+pub(super) const AFTER_HELP: &str = "\
+PATH is the torrent's file or directory, by whatever name, or the directory that it is in. It is only read: nothing in
+it is ever written, made or removed. Every hash is checked first. With --no-check that is put off: each piece is then
+hashed before it is first sent.
+
+RATE is a SIZE such as 500KB or 2MiB for a second. TIME is a number with a unit: 90s, 2min, 1h.
+
+Examples:
+  torrentfs seed film.torrent ~/Videos/film.mkv
+  torrentfs seed a.torrent /srv/a b.torrent /srv/b
+  torrentfs seed --seed-ratio 2 --upload-limit 1MiB film.torrent ~/Videos";
+
+/// `torrentfs seed`.
+#[derive(Args, Clone, Debug)]
+pub struct SeedArgs {
+    /// A .torrent file (or URL, magnet link, info hash) and where its data is; or several such pairs
+    #[arg(value_names = ["TORRENT", "PATH"], num_args = 2.., required = true)]
+    pairs: Vec<OsString>,
+
+    /// Do not hash everything first; each piece is hashed before it is first sent
+    #[arg(long)]
+    no_check: bool,
+
+    /// If not all of it is there, seed what is
+    #[arg(long)]
+    partial: bool,
+
+    /// Give each piece away once and let the others spread it, until they have all of it: for the first seeder of a
+    /// torrent, if its upload is slow (BEP 16)
+    #[arg(long)]
+    super_seed: bool,
+
+    /// Where nodes of the DHT and metadata are kept [default: torrentfs in the user's cache directory]
+    #[arg(long, value_name = "DIR")]
+    cache_dir: Option<PathBuf>,
+
+    #[command(flatten)]
+    network: NetworkFlags,
+}
+
+/// Seeds until it is enough.
+pub(super) fn run(args: SeedArgs, verbosity: Verbosity, quiet: bool) -> Result<(), Failure> {
+    log::to_stderr(verbosity);
+    if args.pairs.len() % 2 != 0 {
+        return Err(Failure::new(Exit::Usage, "each TORRENT needs the PATH of its data behind it"));
+    }
+    let pairs = args.pairs.chunks_exact(2).map(|pair| Ok((&*pair[0], Source::read(&pair[0])?, Path::new(&pair[1]))));
+    let pairs = pairs.collect::<Result<Vec<_>, Failure>>()?;
+    let network = NetworkArgs::from(args.network.clone());
+    if !network.upload {
+        return Err(Failure::new(Exit::Usage, "to seed and to give nothing (--no-upload) cannot both be"));
+    }
+    let runtime = service::runtime()?;
+    let outcome = runtime.block_on(async {
+        let mut signals = Signals::listen()?;
+        let engine = Engine::start(&network, args.cache_dir.as_deref())?;
+        let mut giving = Giving::new(network.seed, quiet);
+        let outcome = tokio::select! {
+            outcome = seed(&engine, pairs, &args, &network, &mut giving, quiet) => outcome,
+            () = engine.interrupted(&mut signals) => Ok(()),
+        };
+        let given = giving.given();
+        drop(giving);
+        engine.stop().await;
+        if outcome.is_ok() && !quiet {
+            println!("{} given", ByteSize(given));
+        }
+        outcome
+    });
+    // A check that nobody waits for any more may still be at work.
+    runtime.shutdown_background();
+    outcome
+}
+
+async fn seed(
+    engine: &Engine,
+    pairs: Vec<(&OsStr, Source, &Path)>,
+    args: &SeedArgs,
+    network: &NetworkArgs,
+    giving: &mut Giving,
+    quiet: bool,
+) -> Result<(), Failure> {
+    for (named, source, path) in pairs {
+        let (metainfo, found) = resolve(source, named, network, &engine.session, &engine.cache, &|| true).await?;
+        let (at, layout) = (path.to_owned(), metainfo.layout.clone());
+        let root = tokio::task::spawn_blocking(move || locate(&layout, &at)).await;
+        let root = root.map_err(|error| Failure::new(Exit::Failure, error))??;
+        let options = TorrentOptions {
+            place: Place::Seed(root.clone()),
+            whole: !args.partial,
+            peers: [network.peers.clone(), found].concat(),
+            super_seed: args.super_seed,
+            verify: !args.no_check,
+            progress: Some(Checking::tell),
+            ..TorrentOptions::default()
+        };
+        let checking = Checking::start(&metainfo.name, metainfo.layout.lengths().total(), quiet);
+        let (metainfo, layout) = (metainfo.clone(), metainfo.layout);
+        let added = engine.add(metainfo, options).await;
+        drop(checking);
+        let torrent = added.map_err(|error| match error {
+            SessionError::Incomplete(have) => incomplete(&layout, &root, &have),
+            error => refused(error),
+        })?;
+        let have = torrent.store().have();
+        if have.is_clear() {
+            return Err(Failure::new(Exit::Failure, format!("{} has nothing of the torrent", root.display())));
+        }
+        if !quiet {
+            let part = format!("{} of {} pieces of ", have.count_ones(..), have.len());
+            let (part, root) = (if have.is_full() { "" } else { &part }, root.display());
+            println!("seeding {part}{root}, info hash {}", torrent.metainfo().info_hash);
+        }
+        giving.add(torrent);
+    }
+    giving.until_enough().await;
+    Ok(())
+}
+
+/// Where a file of the torrent is, if `root` stands for the torrent's first component.
+fn below(root: &Path, file: &File) -> PathBuf {
+    let rest: PathBuf = file.path.iter().skip(1).collect();
+    if rest.as_os_str().is_empty() { root.to_owned() } else { root.join(rest) }
+}
+
+/// The torrent's file or directory: PATH itself, or what has the torrent's name in it. The one of which there is more.
+fn locate(layout: &Layout, path: &Path) -> Result<PathBuf, Failure> {
+    let failure = |error: io::Error| Failure::new(Exit::Resource, format!("cannot use {}: {error}", path.display()));
+    let path = fs::canonicalize(path).map_err(failure)?;
+    let with_bytes = |file: &&File| file.kind != FileKind::Pad && file.len > 0;
+    let there = |root: &Path| {
+        let files = layout.files().iter().filter(with_bytes).take(LOOKED_AT);
+        files.filter(|file| below(root, file).metadata().is_ok_and(|about| about.is_file() && about.len() >= file.len)).count()
+    };
+    let name = layout.files().first().and_then(|file| file.path.first());
+    let inside = name.map(|name| path.join(name)).filter(|inside| there(inside) > there(&path));
+    Ok(inside.unwrap_or(path))
+}
+
+/// Says what is missing.
+fn incomplete(layout: &Layout, root: &Path, have: &FixedBitSet) -> Failure {
+    let lengths = layout.lengths();
+    let mut faults = Vec::new();
+    for file in layout.files().iter().filter(|file| file.kind != FileKind::Pad && file.len > 0) {
+        let pieces = lengths.pieces_in(&file.range());
+        let (of, bad) = pieces.fold((0, 0), |(of, bad), piece| (of + 1, bad + u32::from(!have.contains(piece.index()))));
+        if bad > 0 {
+            let path = below(root, file);
+            let why = match path.metadata() {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => "is not there".to_owned(),
+                Err(error) => error.to_string(),
+                Ok(about) if about.len() < file.len => {
+                    format!("has {} of {} bytes", about.len(), file.len)
+                }
+                Ok(_) => format!("has {bad} of {of} pieces that do not match"),
+            };
+            faults.push(format!("{} {why}", path.display()));
+        }
+    }
+    let more = faults.len().saturating_sub(NAMED);
+    faults.truncate(NAMED);
+    let more = if more > 0 { format!("; and {more} files more") } else { String::new() };
+    let missing = have.len() - have.count_ones(..);
+    let message = format!(
+        "{missing} of {} pieces are missing: {}{more}; with --partial the rest is seeded",
+        have.len(),
+        faults.join("; ")
+    );
+    Failure::new(Exit::Failure, message)
+}
