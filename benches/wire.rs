@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use torrentfs::metainfo::{BLOCK_LEN, Metainfo, NewFile, NewTorrent};
+use torrentfs::metainfo::{BLOCK_LEN, FileKind, Metainfo, NewFile, NewTorrent};
 use torrentfs::wire::{Decoder, Message, encode};
 
 /// Blocks in one buffer: about what a socket gives at once.
@@ -42,17 +42,14 @@ fn large_torrent() -> Vec<u8> {
     let file = |n: u64| NewFile {
         path: vec![format!("directory {}", n / 100), format!("file {n}.bin")],
         len: u64::from(PIECE_LEN),
-        executable: false,
+        kind: FileKind::Regular { executable: false },
     };
     let torrent = NewTorrent {
         name: "large".into(),
         piece_len: PIECE_LEN,
         files: (0..FILES).map(file).collect(),
         trackers: vec![vec!["http://127.0.0.1/announce".into()]],
-        private: false,
-        creation_date: None,
-        comment: None,
-        created_by: None,
+        ..NewTorrent::default()
     };
     torrent.build(&vec![[7; 20]; FILES as usize]).expect("a sound torrent")
 }

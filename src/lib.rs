@@ -29,6 +29,7 @@
 //! | [`store`] | the LRU piece cache: memory tier, disk tier, what survives a restart | the network, FUSE |
 //! | [`swarm`] | sans-io: picker, readers, choker, per-peer state | tokio, sockets, files, the clock |
 //! | [`wire`] | sans-io: handshake and message codecs | as above |
+//! | [`payload`] | a user's own files: walked and hashed for new torrents, checked against old ones | torrents at work |
 //! | [`metainfo`] | bencode guard, `.torrent`, piece ↔ file layout | as above |
 //! | `sys` | system calls that the standard library has not: the only `unsafe` code | everything else |
 //!
@@ -66,6 +67,7 @@ pub mod discovery;
 pub mod fs;
 pub mod metainfo;
 pub mod net;
+pub mod payload;
 pub mod portmap;
 pub mod route;
 pub mod session;

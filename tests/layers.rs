@@ -4,9 +4,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Lowest first. A module may import itself and what stands before it.
-const LAYERS: [&str; 14] = [
+const LAYERS: [&str; 15] = [
     "sys",
     "metainfo",
+    "payload",
     "wire",
     "swarm",
     "store",

@@ -93,6 +93,7 @@ fn torrent(name: &str, parts: Vec<Part>) -> Arc<Fake> {
         creation_date: Some(1_500_000_000),
         comment: None,
         created_by: None,
+        source: None,
         layout: Layout::new(Lengths::new(offset, 16 * 1024).unwrap(), files),
         hashes: PieceHashes::v1(Vec::new()),
         info: Bytes::new(),

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fake::Manner;
-use torrentfs::metainfo::{FileIndex, Metainfo, NewFile, NewTorrent, hash_pieces};
+use torrentfs::metainfo::{FileIndex, FileKind, Metainfo, NewFile, NewTorrent, hash_pieces};
 use torrentfs::net::{self, PortChoice};
 use torrentfs::route::{Bind, Route};
 use torrentfs::session::{ReadError, Session, SessionConfig, Torrent, TorrentOptions};
@@ -20,7 +20,7 @@ const PIECE: u32 = 256 << 10;
 fn sample() -> (Arc<Vec<u8>>, Metainfo) {
     let data: Vec<u8> = (0..8 * PIECE).map(|n| (n ^ (n >> 8) ^ (n >> 16)) as u8).collect();
     let (hashes, len) = hash_pieces(&data[..], PIECE).unwrap();
-    let file = NewFile { path: Vec::new(), len, executable: false };
+    let file = NewFile { path: Vec::new(), len, kind: FileKind::Regular { executable: false } };
     let torrent = NewTorrent { name: "film.bin".into(), piece_len: PIECE, files: vec![file], ..NewTorrent::default() };
     (Arc::new(data), Metainfo::parse(&torrent.build(&hashes).unwrap()).unwrap())
 }

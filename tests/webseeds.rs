@@ -36,14 +36,10 @@ fn torrent(files: &[(&str, usize)], piece_len: u32) -> (Metainfo, Vec<u8>) {
             .map(|(name, len)| NewFile {
                 path: if alone { Vec::new() } else { path(name) },
                 len: *len as u64,
-                executable: false,
+                kind: FileKind::Regular { executable: false },
             })
             .collect(),
-        trackers: Vec::new(),
-        private: false,
-        creation_date: None,
-        comment: None,
-        created_by: None,
+        ..NewTorrent::default()
     };
     let (hashes, _) = hash_pieces(&data[..], piece_len).unwrap();
     (Metainfo::parse(&new.build(&hashes).unwrap()).unwrap(), data)

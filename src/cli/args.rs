@@ -10,10 +10,14 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
-use super::get::GetArgs;
+use super::check::{self, CheckArgs};
+use super::create::{self, CreateArgs};
+use super::edit::{self, EditArgs};
+use super::get::{self, GetArgs};
 use super::network::{NetworkArgs, NetworkFlags};
 use super::options::{MountOptions, Options};
-use super::seed::SeedArgs;
+use super::seed::{self, SeedArgs};
+use super::show::{self, ShowArgs};
 
 const MIB: u64 = 1 << 20;
 /// How long a read may wait without progress.
@@ -34,6 +38,9 @@ Examples:
   torrentfs unmount /mnt/film
   torrentfs get -o ~/Videos film.torrent
   torrentfs seed film.torrent ~/Videos/film.mkv
+  torrentfs create film -a http://tracker.example.org/announce
+  torrentfs show film.torrent
+  torrentfs check film.torrent ~/film
 
 Exit codes:
   0  done
@@ -41,7 +48,8 @@ Exit codes:
   2  the command line makes no sense
   3  the torrent cannot be read or fetched, is malformed or is of a kind not supported
   4  the mountpoint cannot be used, or FUSE is not available
-  5  a port, the cache directory or the directory of a download cannot be used, or has no room";
+  5  a port, the cache directory or the directory of a download cannot be used, or has no room
+  6  what was checked is not all there, or not all right";
 
 const AFTER_MOUNT_HELP: &str = "\
 SIZE is a number with a unit: 512MiB, 20GiB, 500MB. RATE is a SIZE for a second.
@@ -81,6 +89,8 @@ pub enum Exit {
     Mountpoint = 4,
     /// A port or the cache directory cannot be used.
     Resource = 5,
+    /// What was checked is not all there, or not all right.
+    Incomplete = 6,
 }
 
 impl Termination for Exit {
@@ -121,11 +131,11 @@ pub enum Command {
     },
 
     /// Download torrents as ordinary files, without a mount
-    #[command(after_help = super::get::AFTER_HELP, args_override_self = true)]
+    #[command(after_help = get::AFTER_HELP, args_override_self = true)]
     Get(Box<GetArgs>),
 
     /// Give others what you have: your own files, as they lie
-    #[command(after_help = super::seed::AFTER_HELP, args_override_self = true)]
+    #[command(after_help = seed::AFTER_HELP, args_override_self = true)]
     #[command(mut_arg("no_upload", |arg| arg.hide(true)))]
     Seed(Box<SeedArgs>),
 
@@ -135,6 +145,22 @@ pub enum Command {
     /// torrent. Nothing leaves this machine. Ctrl-C takes everything away again.
     #[command(args_override_self = true)]
     Demo(DemoArgs),
+
+    /// Make a .torrent of a file or a directory
+    #[command(after_help = create::AFTER_HELP, args_override_self = true)]
+    Create(Box<CreateArgs>),
+
+    /// Tell what a torrent or a link says
+    #[command(after_help = show::AFTER_HELP)]
+    Show(ShowArgs),
+
+    /// Tell whether files are those of a torrent, and which are not
+    #[command(after_help = check::AFTER_HELP)]
+    Check(CheckArgs),
+
+    /// Change a torrent's trackers, web seeds and texts, and leave the rest as it is
+    #[command(after_help = edit::AFTER_HELP, args_override_self = true)]
+    Edit(Box<EditArgs>),
 }
 
 /// `torrentfs mount`, as given. [`MountArgs`] is what is meant.

@@ -168,10 +168,10 @@ fn make_torrent(library: &Path, files: &[NewFile], announce: &str) -> Result<Vec
             piece_len: PIECE_LEN,
             files: files.to_vec(),
             trackers: vec![vec![announce.into()]],
-            private: false,
             creation_date: i64::try_from(now.as_secs()).ok(),
             comment: Some("made by torrentfs demo".into()),
             created_by: Some(concat!("torrentfs ", env!("CARGO_PKG_VERSION")).into()),
+            ..NewTorrent::default()
         };
         torrent.build(&hashes).map_err(io::Error::other)
     };

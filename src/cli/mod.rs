@@ -1,22 +1,26 @@
 //! The command line: arguments to calls, errors to words. One file a subcommand.
 
 pub mod args;
+mod check;
 mod checking;
+mod create;
 mod demo;
+mod edit;
 mod engine;
-pub mod get;
+mod get;
 mod giving;
 mod live;
 mod log;
 mod mount;
 pub mod network;
 pub mod options;
-#[allow(dead_code, reason = "for commands to come")]
+mod output;
 mod progress;
 mod resolve;
 mod sample;
-pub mod seed;
+mod seed;
 mod service;
+mod show;
 mod source;
 
 use std::fmt;
@@ -40,6 +44,13 @@ pub fn run() -> Exit {
         Command::Get(args) => get::run(*args, verbosity, cli.quiet),
         Command::Seed(args) => seed::run(*args, verbosity, cli.quiet),
         Command::Demo(args) => demo::run(args, verbosity),
+        Command::Create(args) => create::run(&args, cli.quiet),
+        Command::Show(args) => show::run(&args),
+        Command::Check(args) => match check::run(&args, cli.quiet) {
+            Ok(exit) => return exit,
+            Err(failure) => Err(failure),
+        },
+        Command::Edit(args) => edit::run(&args, cli.quiet),
     };
     match outcome {
         Ok(()) => Exit::Success,

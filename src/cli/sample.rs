@@ -8,7 +8,7 @@ use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use crate::metainfo::NewFile;
+use crate::metainfo::{FileKind, NewFile};
 
 /// How long and how large things are.
 #[derive(Clone, Copy, Debug)]
@@ -46,7 +46,7 @@ pub fn write(dir: &Path, scale: Scale) -> io::Result<Vec<NewFile>> {
     }
     library.add("hello.sh", |out| out.write_all(b"#!/bin/sh\necho \"Hello from inside a torrent.\"\n"))?;
     if let Some(script) = library.files.last_mut() {
-        script.executable = true;
+        script.kind = FileKind::Regular { executable: true };
         fs::set_permissions(dir.join("hello.sh"), Permissions::from_mode(0o755))?;
     }
     Ok(library.files)
@@ -78,7 +78,8 @@ impl Library<'_> {
         fill(&mut out)?;
         let file = out.into_inner().map_err(|error| error.into_error())?;
         let path = name.split('/').map(str::to_owned).collect();
-        self.files.push(NewFile { path, len: file.metadata()?.len(), executable: false });
+        let kind = FileKind::Regular { executable: false };
+        self.files.push(NewFile { path, len: file.metadata()?.len(), kind });
         Ok(())
     }
 }
@@ -215,9 +216,10 @@ mod tests {
             assert_eq!(bytes.len() as u64, file.len);
             assert!(bytes == fs::read(&other).unwrap(), "{one:?}");
             let mode = fs::metadata(&one).unwrap().permissions().mode();
-            assert_eq!(mode & 0o111 == 0o111, file.executable, "{one:?}");
+            assert_eq!(file.kind, FileKind::Regular { executable: mode & 0o111 == 0o111 }, "{one:?}");
         }
-        assert_eq!(files.iter().filter(|file| file.executable).count(), 1);
+        let scripts = files.iter().filter(|file| file.kind == FileKind::Regular { executable: true });
+        assert_eq!(scripts.count(), 1);
         let script = std::process::Command::new("sh").arg(dirs[0].path().join("hello.sh")).output().unwrap();
         assert_eq!(script.stdout, b"Hello from inside a torrent.\n");
     }

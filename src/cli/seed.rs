@@ -1,6 +1,6 @@
 //! `torrentfs seed`: the user's own files to others, as they lie.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,6 +12,7 @@ use fixedbitset::FixedBitSet;
 use super::Failure;
 use super::args::Exit;
 use super::checking::Checking;
+use super::create::{self, CreateArgs};
 use super::engine::{Engine, refused};
 use super::giving::Giving;
 use super::log::{self, Verbosity};
@@ -38,14 +39,32 @@ RATE is a SIZE such as 500KB or 2MiB for a second. TIME is a number with a unit:
 Examples:
   torrentfs seed film.torrent ~/Videos/film.mkv
   torrentfs seed a.torrent /srv/a b.torrent /srv/b
+  torrentfs seed --create album -a http://tracker.example.org/announce
   torrentfs seed --seed-ratio 2 --upload-limit 1MiB film.torrent ~/Videos";
 
 /// `torrentfs seed`.
 #[derive(Args, Clone, Debug)]
 pub struct SeedArgs {
     /// A .torrent file (or URL, magnet link, info hash) and where its data is; or several such pairs
-    #[arg(value_names = ["TORRENT", "PATH"], num_args = 2.., required = true)]
+    #[arg(value_names = ["TORRENT", "PATH"], num_args = 2.., required_unless_present = "create")]
     pairs: Vec<OsString>,
+
+    /// Make a torrent of this file or directory first, as `torrentfs create` does, and seed it
+    #[arg(long, value_name = "PATH", conflicts_with = "pairs", help_heading = "Create")]
+    create: Option<PathBuf>,
+
+    /// A tracker's announce URL, or several of a tier, separated by commas; again: the next tier
+    #[arg(short = 'a', long = "tracker", value_name = "URL[,URL]", value_parser = create::tier, requires = "create")]
+    #[arg(help_heading = "Create")]
+    trackers: Vec<create::Tier>,
+
+    /// Where the torrent is written, or the directory for it [default: NAME.torrent]
+    #[arg(short, long, value_name = "FILE", requires = "create", help_heading = "Create")]
+    output: Option<PathBuf>,
+
+    /// Replace a torrent file that is there already
+    #[arg(short, long, requires = "create", help_heading = "Create")]
+    force: bool,
 
     /// Do not hash everything first; each piece is hashed before it is first sent
     #[arg(long)]
@@ -68,17 +87,35 @@ pub struct SeedArgs {
     network: NetworkFlags,
 }
 
+/// A torrent and where its data is.
+struct Offer {
+    /// As the user named it.
+    named: OsString,
+    source: Source,
+    path: PathBuf,
+    check: bool,
+}
+
 /// Seeds until it is enough.
 pub(super) fn run(args: SeedArgs, verbosity: Verbosity, quiet: bool) -> Result<(), Failure> {
     log::to_stderr(verbosity);
     if args.pairs.len() % 2 != 0 {
         return Err(Failure::new(Exit::Usage, "each TORRENT needs the PATH of its data behind it"));
     }
-    let pairs = args.pairs.chunks_exact(2).map(|pair| Ok((&*pair[0], Source::read(&pair[0])?, Path::new(&pair[1]))));
-    let pairs = pairs.collect::<Result<Vec<_>, Failure>>()?;
+    let read = |pair: &[OsString]| {
+        let (torrent, path) = (&pair[0], &pair[1]);
+        Ok(Offer { named: torrent.clone(), source: Source::read(torrent)?, path: path.into(), check: !args.no_check })
+    };
+    let mut offers = args.pairs.chunks_exact(2).map(read).collect::<Result<Vec<_>, Failure>>()?;
     let network = NetworkArgs::from(args.network.clone());
     if !network.upload {
         return Err(Failure::new(Exit::Usage, "to seed and to give nothing (--no-upload) cannot both be"));
+    }
+    if let Some(path) = &args.create {
+        let create = CreateArgs::plain(path, &args.trackers, args.output.as_deref(), args.force);
+        let source = Source::Torrent(Box::new(create::make(&create, quiet)?));
+        // It was hashed just now; each piece is hashed again before it is sent.
+        offers.push(Offer { named: path.into(), source, path: path.clone(), check: false });
     }
     let runtime = service::runtime()?;
     let outcome = runtime.block_on(async {
@@ -86,7 +123,7 @@ pub(super) fn run(args: SeedArgs, verbosity: Verbosity, quiet: bool) -> Result<(
         let engine = Engine::start(&network, args.cache_dir.as_deref())?;
         let mut giving = Giving::new(network.seed, quiet);
         let outcome = tokio::select! {
-            outcome = seed(&engine, pairs, &args, &network, &mut giving, quiet) => outcome,
+            outcome = seed(&engine, offers, &args, &network, &mut giving, quiet) => outcome,
             () = engine.interrupted(&mut signals) => Ok(()),
         };
         let given = giving.given();
@@ -104,23 +141,23 @@ pub(super) fn run(args: SeedArgs, verbosity: Verbosity, quiet: bool) -> Result<(
 
 async fn seed(
     engine: &Engine,
-    pairs: Vec<(&OsStr, Source, &Path)>,
+    offers: Vec<Offer>,
     args: &SeedArgs,
     network: &NetworkArgs,
     giving: &mut Giving,
     quiet: bool,
 ) -> Result<(), Failure> {
-    for (named, source, path) in pairs {
-        let (metainfo, found) = resolve(source, named, network, &engine.session, &engine.cache, &|| true).await?;
-        let (at, layout) = (path.to_owned(), metainfo.layout.clone());
-        let root = tokio::task::spawn_blocking(move || locate(&layout, &at)).await;
+    for Offer { named, source, path, check } in offers {
+        let (metainfo, found) = resolve(source, &named, network, &engine.session, &engine.cache, &|| true).await?;
+        let layout = metainfo.layout.clone();
+        let root = tokio::task::spawn_blocking(move || locate(&layout, &path)).await;
         let root = root.map_err(|error| Failure::new(Exit::Failure, error))??;
         let options = TorrentOptions {
             place: Place::Seed(root.clone()),
             whole: !args.partial,
             peers: [network.peers.clone(), found].concat(),
             super_seed: args.super_seed,
-            verify: !args.no_check,
+            verify: check,
             progress: Some(Checking::tell),
             ..TorrentOptions::default()
         };

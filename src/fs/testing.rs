@@ -40,6 +40,7 @@ pub fn metainfo(seed: u8, name: &str, mut files: Vec<File>) -> Metainfo {
         creation_date: Some(1_000_000_000),
         comment: None,
         created_by: None,
+        source: None,
         layout: Layout::new(Lengths::new(total, 4).unwrap(), files),
         hashes: PieceHashes::v1(Vec::new()),
         info: bytes::Bytes::new(),

@@ -8,17 +8,17 @@ use serde::Serialize;
 use serde_bytes::Bytes;
 use sha1::{Digest, Sha1};
 
-use super::{Lengths, LengthsError};
+use super::{FileKind, Lengths, LengthsError, MAX_PIECE_LEN, Metainfo, MetainfoError};
 
 /// A file of a torrent to be made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewFile {
     /// Components below the torrent's name. Empty for the only file of a torrent, which bears the torrent's name.
     pub path: Vec<String>,
-    /// Bytes.
+    /// Bytes; 0 for a link.
     pub len: u64,
-    /// Whether it may be run (BEP 47 `x`).
-    pub executable: bool,
+    /// What it is. A link's target is relative to the link's own directory, and must not leave the torrent.
+    pub kind: FileKind,
 }
 
 /// A torrent to be made.
@@ -32,6 +32,8 @@ pub struct NewTorrent {
     pub files: Vec<NewFile>,
     /// Tracker URLs in tiers (BEP 12).
     pub trackers: Vec<Vec<String>>,
+    /// Web seeds (BEP 19).
+    pub web_seeds: Vec<String>,
     /// Peers only from these trackers (BEP 27).
     pub private: bool,
     /// Seconds since 1970.
@@ -40,6 +42,8 @@ pub struct NewTorrent {
     pub comment: Option<String>,
     /// The program that makes it.
     pub created_by: Option<String>,
+    /// Whom it is for: within `info`, so that each source's torrent of the same files is another torrent.
+    pub source: Option<String>,
 }
 
 /// Why a torrent cannot be made.
@@ -51,6 +55,9 @@ pub enum CreateError {
     /// A file of many without a path, or with an impossible one.
     #[error("cannot make a torrent: `{0}` is no path within it")]
     Path(String),
+    /// A link's target lies outside the torrent.
+    #[error("cannot make a torrent: the link `{0}` leads outside of it")]
+    Link(String),
     /// The torrent's name is empty or no name.
     #[error("cannot make a torrent: `{0}` is no name for it")]
     Name(String),
@@ -62,6 +69,17 @@ pub enum CreateError {
         /// Pieces there are.
         pieces: u32,
     },
+}
+
+/// Why a torrent cannot be made, or nobody would read it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DraftError {
+    /// It cannot be made.
+    #[error(transparent)]
+    Create(#[from] CreateError),
+    /// It would be refused.
+    #[error("{0}")]
+    Read(#[from] MetainfoError),
 }
 
 // The encoder sorts the keys.
@@ -79,6 +97,8 @@ struct Top<'a> {
     #[serde(rename = "creation date", skip_serializing_if = "Option::is_none")]
     creation_date: Option<i64>,
     info: Info<'a>,
+    #[serde(rename = "url-list", skip_serializing_if = "<[String]>::is_empty")]
+    url_list: &'a [String],
 }
 
 #[derive(Serialize)]
@@ -95,6 +115,8 @@ struct Info<'a> {
     pieces: &'a Bytes,
     #[serde(skip_serializing_if = "Option::is_none")]
     private: Option<u8>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    source: Option<&'a str>,
 }
 
 #[derive(Serialize)]
@@ -103,9 +125,20 @@ struct Entry<'a> {
     attr: Option<&'static str>,
     length: u64,
     path: &'a [String],
+    #[serde(rename = "symlink path", skip_serializing_if = "Option::is_none")]
+    symlink_path: Option<Vec<String>>,
 }
 
 impl NewTorrent {
+    /// The torrent as others will read it, with hashes that are not yet known. Tells what is wrong with it, if anything
+    /// is, before they are.
+    pub fn draft(&self) -> Result<Metainfo, DraftError> {
+        let total = self.files.iter().fold(0u64, |sum, file| sum.saturating_add(file.len));
+        let lengths = Lengths::new(total, u64::from(self.piece_len)).map_err(CreateError::from)?;
+        let torrent = self.build(&vec![[0; 20]; lengths.pieces() as usize])?;
+        Ok(Metainfo::parse(&torrent)?)
+    }
+
     /// The content of the `.torrent` file. `hashes` are the SHA-1 of each piece of the files' bytes, one after the
     /// other, as [`hash_pieces`] gives them.
     pub fn build(&self, hashes: &[[u8; 20]]) -> Result<Vec<u8>, CreateError> {
@@ -118,7 +151,6 @@ impl NewTorrent {
             return Err(CreateError::Hashes { found: hashes.len(), pieces: lengths.pieces() });
         }
 
-        let attr = |file: &NewFile| file.executable.then_some("x");
         let single = match self.files.as_slice() {
             [file] if file.path.is_empty() => Some(file),
             _ => None,
@@ -135,28 +167,72 @@ impl NewTorrent {
             created_by: self.created_by.as_deref(),
             creation_date: self.creation_date,
             info: Info {
-                attr: single.and_then(attr),
+                attr: single.and_then(|file| attr(&file.kind)),
                 files,
                 length: single.map(|file| file.len),
                 name: &self.name,
                 piece_length: self.piece_len,
                 pieces: Bytes::new(hashes.as_flattened()),
                 private: self.private.then_some(1),
+                source: self.source.as_deref(),
             },
+            url_list: &self.web_seeds,
         };
         // It fails only where a key is not a string, and these are.
         Ok(serde_bencode::to_bytes(&top).expect("the keys are strings"))
     }
 }
 
+/// A good length for the pieces of so many bytes: a power of two, such that the hashes are few, yet small, for nothing
+/// can be shown before its piece is whole.
+pub fn piece_len_for(total: u64) -> u32 {
+    let (small, large) = (16 << 10, 4 << 20);
+    let fits = |len: &u32| total.div_ceil(u64::from(*len)) <= if *len < large { 2048 } else { 1 << 16 };
+    std::iter::successors(Some(small), |len| (*len < MAX_PIECE_LEN).then(|| len * 2))
+        .find(fits)
+        .unwrap_or(MAX_PIECE_LEN)
+}
+
 fn entry(file: &NewFile) -> Result<Entry<'_>, CreateError> {
     if file.path.is_empty() || !file.path.iter().all(|part| is_name(part)) {
         return Err(CreateError::Path(file.path.join("/")));
     }
-    Ok(Entry { attr: file.executable.then_some("x"), length: file.len, path: &file.path })
+    let symlink_path = match &file.kind {
+        FileKind::Symlink { target } => {
+            Some(link_target(&file.path, target).ok_or_else(|| CreateError::Link(file.path.join("/")))?)
+        }
+        FileKind::Regular { .. } | FileKind::Pad => None,
+    };
+    Ok(Entry { attr: attr(&file.kind), length: file.len, path: &file.path, symlink_path })
 }
 
-fn is_name(name: &str) -> bool {
+fn attr(kind: &FileKind) -> Option<&'static str> {
+    match kind {
+        FileKind::Regular { executable: true } => Some("x"),
+        FileKind::Regular { executable: false } => None,
+        FileKind::Symlink { .. } => Some("l"),
+        FileKind::Pad => Some("p"),
+    }
+}
+
+/// Where a link's target is, as a path from the torrent's root (BEP 47). `None`: not below it.
+pub fn link_target(link: &[String], target: &str) -> Option<Vec<String>> {
+    if target.starts_with('/') {
+        return None;
+    }
+    let mut at: Vec<&str> = link[..link.len() - 1].iter().map(String::as_str).collect();
+    for step in target.split('/') {
+        match step {
+            "" | "." => {}
+            ".." => drop(at.pop()?),
+            name => at.push(name),
+        }
+    }
+    (!at.is_empty()).then(|| at.into_iter().map(str::to_owned).collect())
+}
+
+/// Whether a file or directory can be called so.
+pub fn is_name(name: &str) -> bool {
     !matches!(name, "" | "." | "..") && !name.contains(['/', '\0'])
 }
 
@@ -195,11 +271,17 @@ pub fn hash_pieces(mut content: impl Read, piece_len: u32) -> io::Result<(Vec<[u
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metainfo::{FileKind, Metainfo, Verdict};
+    use crate::metainfo::{Metainfo, Verdict};
     use proptest::prelude::*;
 
+    const REGULAR: FileKind = FileKind::Regular { executable: false };
+
     fn file(path: &[&str], len: u64) -> NewFile {
-        NewFile { path: path.iter().map(|part| part.to_string()).collect(), len, executable: false }
+        NewFile { path: path.iter().map(|part| part.to_string()).collect(), len, kind: REGULAR }
+    }
+
+    fn link(path: &[&str], target: &str) -> NewFile {
+        NewFile { kind: FileKind::Symlink { target: target.into() }, ..file(path, 0) }
     }
 
     #[test]
@@ -229,8 +311,15 @@ mod tests {
         let torrent = NewTorrent {
             name: "two".into(),
             piece_len: 16384,
-            files: vec![NewFile { executable: true, ..file(&["bin", "run"], 20_000) }, file(&["text"], 30_000)],
+            files: vec![
+                NewFile { kind: FileKind::Regular { executable: true }, ..file(&["bin", "run"], 20_000) },
+                file(&["text"], 30_000),
+                link(&["a", "link"], "../bin/run"),
+                link(&["dir"], "./bin"),
+            ],
             trackers: trackers.clone(),
+            web_seeds: vec!["http://127.0.0.1:3/".into()],
+            source: Some("us".into()),
             private: true,
             creation_date: Some(1_700_000_000),
             comment: Some("a\ncomment".into()),
@@ -240,15 +329,46 @@ mod tests {
         assert_eq!((read.name.as_str(), read.private, &read.trackers), ("two", true, &trackers));
         assert_eq!((read.creation_date, read.comment.as_deref()), (Some(1_700_000_000), Some("a\ncomment")));
         assert_eq!(read.created_by.as_deref(), Some("torrentfs"));
+        assert_eq!((read.source.as_deref(), read.web_seeds.as_slice()), (Some("us"), &torrent.web_seeds[..]));
         let files = read.layout.files();
         assert_eq!(files[0].path, ["two", "bin", "run"]);
         assert_eq!(files[0].kind, FileKind::Regular { executable: true });
         assert_eq!((files[1].path.join("/"), files[1].range()), ("two/text".to_owned(), 20_000..50_000));
+        assert_eq!(files[2].kind, FileKind::Symlink { target: "../bin/run".into() });
+        assert_eq!(files[3].kind, FileKind::Symlink { target: "bin".into() });
         for piece in read.layout.lengths().iter() {
             let range = read.layout.lengths().range_of(piece);
             let data = &content[range.start as usize..range.end as usize];
             assert_eq!(read.hashes.check(piece, data), Verdict::Good);
         }
+    }
+
+    #[test]
+    fn pieces_are_few_but_small() {
+        let (kib, mib, gib) = (1u64 << 10, 1u64 << 20, 1u64 << 30);
+        let cases = [
+            (0, 16 * kib),
+            (32 * mib, 16 * kib),
+            (32 * mib + 1, 32 * kib),
+            (gib, 512 * kib),
+            (8 * gib, 4 * mib),
+            (256 * gib, 4 * mib),
+            (256 * gib + 1, 8 * mib),
+            (u64::MAX, 128 * mib),
+        ];
+        for (total, len) in cases {
+            assert_eq!(u64::from(piece_len_for(total)), len, "{total}");
+        }
+    }
+
+    #[test]
+    fn a_draft_is_all_but_the_hashes() {
+        let torrent = NewTorrent { name: "t".into(), piece_len: 4, files: vec![file(&["a"], 9)], ..Default::default() };
+        let draft = torrent.draft().unwrap();
+        assert_eq!((draft.layout.lengths().pieces(), draft.layout.files()[0].len), (3, 9));
+        let deep = NewTorrent { files: vec![file(&["d"; 65], 9)], ..torrent.clone() };
+        assert!(deep.draft().unwrap_err().to_string().contains("too deep"));
+        assert!(NewTorrent { files: vec![file(&["a"], 0)], ..torrent }.draft().is_err());
     }
 
     #[test]
@@ -267,6 +387,10 @@ mod tests {
                 Err(CreateError::Name(name.into()))
             );
             assert!(NewTorrent { files: vec![file(&["d", name], 4)], ..sound.clone() }.build(&hashes).is_err());
+        }
+        for target in ["/a", "..", "../..", ".", "", "../b"] {
+            let files = vec![file(&["a"], 4), link(&["l"], target)];
+            assert_eq!(NewTorrent { files, ..sound.clone() }.build(&hashes), Err(CreateError::Link("l".into())));
         }
         let two = NewTorrent { files: vec![file(&[], 2), file(&["b"], 2)], ..sound.clone() };
         assert_eq!(two.build(&hashes), Err(CreateError::Path(String::new())));

@@ -29,6 +29,17 @@ dict! {
     }
 }
 
+impl Entry {
+    /// The path as it stands in the torrent, if each of its components is the name of a file or directory.
+    pub(super) fn raw_path(self) -> Option<Vec<Vec<u8>>> {
+        let is_name = |part: &Vec<u8>| {
+            !matches!(part.as_slice(), b"" | b"." | b"..") && !part.iter().any(|byte| matches!(byte, b'/' | 0))
+        };
+        let path = self.path.ok()?.whole()?;
+        (!path.is_empty() && path.iter().all(is_name)).then_some(path)
+    }
+}
+
 /// The files in the order of the torrent, below a directory called `root`, a safe name.
 pub(super) fn read(root: &str, entries: List<Entry, MAX_FILES>) -> Result<Vec<File>, MetainfoError> {
     if entries.overflow {

@@ -76,11 +76,15 @@ impl PieceHashes {
 
     /// Checks the whole of a piece. Costs about 0.5 ms a MiB: not for an async thread.
     pub fn check(&self, piece: PieceIndex, data: &[u8]) -> Verdict {
-        let digest: [u8; 20] = Sha1::digest(data).into();
-        match self.v1.get(piece.index()) {
-            Some(expected) if *expected == digest => Verdict::Good,
-            _ => Verdict::Bad { blocks: Vec::new() },
+        match self.is(piece, &Sha1::digest(data).into()) {
+            true => Verdict::Good,
+            false => Verdict::Bad { blocks: Vec::new() },
         }
+    }
+
+    /// Whether this is the SHA-1 of the whole of a piece.
+    pub fn is(&self, piece: PieceIndex, digest: &[u8; 20]) -> bool {
+        self.v1.get(piece.index()) == Some(digest)
     }
 }
 

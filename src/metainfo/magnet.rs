@@ -1,6 +1,8 @@
 //! Magnet links (BEP 9): a torrent by its info hash, with hints where to find it.
 
-use percent_encoding::percent_decode_str;
+use std::fmt;
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 use super::{InfoHash, Metainfo, MetainfoError, names};
 
@@ -39,6 +41,25 @@ pub enum MagnetError {
     /// Only a v2 hash.
     #[error("the magnet link is of BitTorrent v2 alone, which is not supported yet; use a v1 or hybrid link")]
     V2Only,
+}
+
+/// What a value may not hold as it is; what remains needs no quotes in a shell, but for the link's own `&`.
+const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+impl fmt::Display for Magnet {
+    /// The link, as [`Magnet::parse`] reads it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "magnet:?xt=urn:btih:{}", self.info_hash)?;
+        let named = self.name.iter().map(|name| ("dn", name));
+        let trackers = self.trackers.iter().map(|url| ("tr", url));
+        let seeds = self.web_seeds.iter().map(|url| ("ws", url));
+        let peers = self.peers.iter().map(|peer| ("x.pe", peer));
+        named
+            .chain(trackers)
+            .chain(seeds)
+            .chain(peers)
+            .try_for_each(|(key, value)| write!(f, "&{key}={}", utf8_percent_encode(value, ESCAPED)))
+    }
 }
 
 impl From<InfoHash> for Magnet {
@@ -105,6 +126,17 @@ impl Magnet {
 }
 
 impl Metainfo {
+    /// The link to this torrent.
+    pub fn magnet(&self) -> Magnet {
+        Magnet {
+            info_hash: self.info_hash,
+            name: Some(self.name.clone()),
+            trackers: self.trackers.iter().flatten().cloned().collect(),
+            web_seeds: self.web_seeds.clone(),
+            peers: Vec::new(),
+        }
+    }
+
     /// Takes in what a link to this torrent says beside what is known: trackers as further tiers, web seeds.
     pub fn adopt(&mut self, magnet: &Magnet) {
         for url in &magnet.trackers {
@@ -212,6 +244,21 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_link_reads_as_it_was_written(
+            name in proptest::option::of("[^\\p{C}\\s+][^\\p{C}+]{0,20}[^\\p{C}\\s+]"),
+            urls in proptest::collection::vec("http://[!-~é]{1,30}", 0..4),
+        ) {
+            let urls: Vec<String> = urls.into_iter().collect::<std::collections::BTreeSet<_>>().into_iter().collect();
+            let magnet = Magnet {
+                name, trackers: urls.clone(), web_seeds: urls, peers: vec!["[::1]:1".into()],
+                ..Magnet::from(InfoHash([7; 20]))
+            };
+            let link = magnet.to_string();
+            prop_assert!(link.is_ascii());
+            prop_assert_eq!(Magnet::parse(&link), Ok(magnet));
+        }
+
         #[test]
         fn strangers_do_no_harm(link in "(magnet:\\?)?([a-z.]{1,4}=[!-~é]{0,50}&?){0,5}") {
             let _ = Magnet::parse(&link);

@@ -4,6 +4,7 @@
 
 pub mod bencode;
 mod create;
+mod edit;
 mod error;
 mod file_tree;
 mod files;
@@ -14,14 +15,15 @@ mod magnet;
 mod names;
 mod torrent;
 
-pub use create::{CreateError, NewFile, NewTorrent, hash_pieces};
+pub use create::{CreateError, DraftError, NewFile, NewTorrent, hash_pieces, is_name, link_target, piece_len_for};
+pub use edit::Edit;
 pub use error::{MetainfoError, Place};
 pub use files::MAX_FILES;
 pub use identity::{InfoHash, PieceHashes, Verdict};
 pub use layout::{File, FileIndex, FileKind, Layout};
 pub use lengths::{BLOCK_LEN, Block, BlockIndex, Lengths, LengthsError, MAX_PIECE_LEN, MAX_PIECES, PieceIndex};
 pub use magnet::{Magnet, MagnetError};
-pub use torrent::MAX_TORRENT_LEN;
+pub use torrent::{MAX_DATE, MAX_TORRENT_LEN};
 
 /// Everything a `.torrent` file says that the rest needs.
 #[derive(Clone, Debug)]
@@ -47,6 +49,8 @@ pub struct Metainfo {
     pub comment: Option<String>,
     /// The program that made it.
     pub created_by: Option<String>,
+    /// Whom it was made for; part of what is hashed.
+    pub source: Option<String>,
     /// Pieces and files.
     pub layout: Layout,
     /// What checks a piece.

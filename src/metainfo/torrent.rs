@@ -3,6 +3,11 @@
 //! What the filesystem cannot do without is required, and its fault told by name. Everything else is taken where it
 //! is sound and passed over where it is not, for it is no reason to keep anyone from the files.
 
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+
 use bytes::Bytes;
 use serde::de::SeqAccess;
 
@@ -11,7 +16,7 @@ use super::error::{MetainfoError, Place};
 use super::file_tree::FileTree;
 use super::files::{self, MAX_FILES, required, size};
 use super::layout::{File, FileKind, Layout};
-use super::{InfoHash, Lengths, Metainfo, PieceHashes, names};
+use super::{FileIndex, InfoHash, Lengths, Metainfo, PieceHashes, names};
 
 /// The largest `.torrent` file accepted, in bytes. It has room for the hashes of the most pieces accepted.
 pub const MAX_TORRENT_LEN: usize = Limits::TORRENT.bytes;
@@ -23,7 +28,7 @@ const MAX_URL: usize = 4096;
 /// The longest comment kept, in bytes.
 const MAX_TEXT: usize = 16 << 10;
 /// The end of the year 9999, in seconds since 1970: what is later is no date.
-const MAX_DATE: i64 = 253_402_300_799;
+pub const MAX_DATE: i64 = 253_402_300_799;
 
 dict! {
     struct Top {
@@ -51,6 +56,7 @@ dict! {
         private: i64 = "private",
         meta_version: i64 = "meta version",
         file_tree: FileTree = "file tree",
+        source: Vec<u8> = "source",
     }
 }
 
@@ -67,6 +73,7 @@ impl Metainfo {
         let info_hash = InfoHash::of(&raw_info);
         let name = info.name(info_hash)?;
         let private = info.private == Field::Is(1);
+        let source = text(info.source.clone());
         let (layout, hashes) = info.into_content(&name)?;
         Ok(Self {
             info_hash,
@@ -79,10 +86,31 @@ impl Metainfo {
             creation_date: top.creation_date.ok().filter(|date| (0..=MAX_DATE).contains(date)),
             comment: text(top.comment_utf8).or_else(|| text(top.comment)),
             created_by: text(top.created_by),
+            source,
             layout,
             hashes,
             info: raw_info,
         })
+    }
+}
+
+impl Metainfo {
+    /// Whether it is a torrent of BitTorrent v2, too.
+    pub fn is_hybrid(&self) -> bool {
+        matches!(bencode::span_of(&self.info, b"file tree", &Limits::TORRENT), Ok(Some(_)))
+    }
+
+    /// The files whose paths had to be changed to be safe, with their paths below the torrent's name as the torrent has
+    /// them: under which another program may have written them. Those that would lead elsewhere are left out.
+    pub fn raw_paths(&self) -> HashMap<FileIndex, PathBuf> {
+        let info = bencode::decode::<Field<Info>>(&self.info, &Limits::TORRENT).ok().and_then(Field::ok);
+        let entries = info.and_then(|info| info.files.ok()).map_or_else(Vec::new, |files| files.items);
+        let raw = |(entry, file): (Field<files::Entry>, &File)| {
+            let path: PathBuf = entry.ok()?.raw_path()?.into_iter().map(OsString::from_vec).collect();
+            (path != file.path[1..].iter().collect::<PathBuf>()).then_some(path)
+        };
+        let paths = entries.into_iter().zip(self.layout.files()).map(raw);
+        (0..).map(FileIndex).zip(paths).filter_map(|(index, path)| Some((index, path?))).collect()
     }
 }
 
@@ -322,6 +350,16 @@ mod tests {
     }
 
     #[test]
+    fn paths_as_they_were_are_told_where_they_lead_nowhere_else() {
+        let mut bytes = many(&[file(&["a"]), file(&["b\n", "c"]), file(&["..", "d"]), file(&["/etc"]), file(&["xx"])]);
+        bytes = bytes.replace("2:xx", "2:\u{1}x");
+        let read = parse(&bytes).unwrap();
+        let raw = |n: u32, path: &str| (FileIndex(n), PathBuf::from(path));
+        assert_eq!(read.raw_paths(), [raw(1, "b\n/c"), raw(4, "\u{1}x")].into());
+        assert_eq!(parse(&single("", "")).unwrap().raw_paths(), HashMap::new());
+    }
+
+    #[test]
     fn links_lead_inside_or_nowhere() {
         let targets = |entries: &[String]| -> Vec<String> {
             let read = parse(&many(entries)).unwrap();
@@ -426,7 +464,7 @@ mod tests {
         let file = |path: &[&str], len| NewFile {
             path: path.iter().map(|part| part.to_string()).collect(),
             len,
-            executable: true,
+            kind: FileKind::Regular { executable: true },
         };
         let torrent = NewTorrent {
             name: "sample".into(),

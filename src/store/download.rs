@@ -86,7 +86,8 @@ pub(super) fn judge(torrent: &Torrent, saved: Option<&Saved>, overwrite: bool) -
             continue;
         }
         let opened = torrent.files.base.open(file, false).map_err(io_error("open", &path))?;
-        if sys::has_data(&opened).map_err(io_error("read", &path))? {
+        // Nobody else reads by this one's position.
+        if sys::next_data(&opened, 0).map_err(io_error("read", &path))?.is_some() {
             return Err(StoreError::Foreign { path, why: OTHER });
         }
     }

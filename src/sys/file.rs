@@ -1,4 +1,4 @@
-//! Reads that never block, holes in files, and opening that follows no symbolic link.
+//! Reads that never block, reading ahead, holes in files, and opening that follows no symbolic link.
 
 use std::ffi::{CString, OsStr};
 use std::fs::File;
@@ -58,6 +58,35 @@ pub fn punch_hole(file: &File, offset: u64, len: u64) -> io::Result<()> {
     let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
     // SAFETY: no memory is passed; the descriptor is open.
     check(unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, len) }).map(drop)
+}
+
+/// `lseek(SEEK_DATA)`: where data begins at or after `offset`; `None`: only a hole is left. A filesystem that knows no
+/// holes has data everywhere. Moves the file's own position.
+pub fn next_data(file: &File, offset: u64) -> io::Result<Option<u64>> {
+    match seek(file, offset, libc::SEEK_DATA) {
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
+        at => at.map(Some),
+    }
+}
+
+/// `lseek(SEEK_HOLE)`: where a hole begins at or after `offset`, which must be within the file; at the latest its end.
+/// Moves the file's own position.
+pub fn next_hole(file: &File, offset: u64) -> io::Result<u64> {
+    seek(file, offset, libc::SEEK_HOLE)
+}
+
+fn seek(file: &File, offset: u64, whence: libc::c_int) -> io::Result<u64> {
+    // SAFETY: no memory is passed; the descriptor is open.
+    let at = unsafe { libc::lseek(file.as_raw_fd(), signed(offset)?, whence) };
+    u64::try_from(at).map_err(|_| io::Error::last_os_error())
+}
+
+/// `posix_fadvise(WILLNEED)`: starts reading these bytes into the page cache, without waiting for them. A hint: that a
+/// filesystem does not take it is no fault.
+pub fn read_ahead(file: &File, offset: u64, len: u64) {
+    let (Ok(offset), Ok(len)) = (signed(offset), signed(len)) else { return };
+    // SAFETY: no memory is passed; the descriptor is open.
+    unsafe { libc::posix_fadvise(file.as_raw_fd(), offset, len, libc::POSIX_FADV_WILLNEED) };
 }
 
 /// `sync_file_range(WRITE)`: starts writing dirty pages to the disk, without waiting for the end and without any
@@ -121,19 +150,6 @@ pub fn remove_at(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
     check(unsafe { libc::unlinkat(dir.as_raw_fd(), name.as_ptr(), 0) }).map(drop)
 }
 
-/// Whether there is more to the file than a hole (`SEEK_DATA`). A filesystem that does not know its holes says yes.
-pub fn has_data(file: &File) -> io::Result<bool> {
-    // SAFETY: no memory is passed; the descriptor is open. Nobody reads by the file's own position.
-    match unsafe { libc::lseek(file.as_raw_fd(), 0, libc::SEEK_DATA) } {
-        at if at >= 0 => Ok(true),
-        _ => match io::Error::last_os_error() {
-            error if error.raw_os_error() == Some(libc::ENXIO) => Ok(false),
-            error if error.raw_os_error() == Some(libc::EINVAL) => Ok(true),
-            error => Err(error),
-        },
-    }
-}
-
 /// Bytes that the file's filesystem has left for us.
 pub fn available(file: &File) -> io::Result<u64> {
     // SAFETY: all-zero bytes are a valid `statvfs`, which holds integers only.
@@ -169,13 +185,19 @@ mod tests {
     }
 
     #[test]
-    fn a_hole_is_told_from_zeros() {
+    fn holes_are_found() {
         let file = tempfile::tempfile().unwrap();
-        assert!(!has_data(&file).unwrap(), "empty");
-        file.set_len(1 << 20).unwrap();
-        assert!(!has_data(&file).unwrap(), "a hole");
-        file.write_all_at(&[0], 1 << 19).unwrap();
-        assert!(has_data(&file).unwrap());
+        file.set_len(64 << 20).unwrap();
+        assert_eq!(next_data(&file, 0).unwrap(), None);
+        assert_eq!(next_hole(&file, 5).unwrap(), 5);
+        file.write_all_at(&[7; 10], 32 << 20).unwrap();
+        let data = next_data(&file, 0).unwrap().unwrap();
+        assert!((1..=32 << 20).contains(&data), "{data}");
+        let hole = next_hole(&file, 32 << 20).unwrap();
+        assert!(((32 << 20) + 10..64 << 20).contains(&hole), "{hole}");
+        assert_eq!(next_data(&file, 64 << 20).unwrap(), None);
+        assert!(next_hole(&file, u64::MAX).is_err());
+        read_ahead(&file, 0, 1 << 20);
         assert!(available(&file).unwrap() > 0);
     }
 

@@ -429,6 +429,7 @@ mod tests {
             creation_date: None,
             comment: None,
             created_by: None,
+            source: None,
             hashes: PieceHashes::v1(vec![[0; 20]; lengths.pieces() as usize]),
             layout: Layout::new(lengths, files),
             info: Bytes::new(),

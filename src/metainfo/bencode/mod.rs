@@ -82,9 +82,12 @@ pub enum BencodeError {
     Kind(String),
 }
 
+/// A key of a dictionary and where its value lies.
+pub type Span<'a> = (&'a [u8], Range<usize>);
+
 /// Decodes a value that is all of `bytes`.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8], limits: &Limits) -> Result<T, BencodeError> {
-    let scan = scan(bytes, limits, None)?;
+    let scan = scan(bytes, limits)?;
     if scan.consumed < bytes.len() {
         return Err(BencodeError::Trailing(scan.consumed));
     }
@@ -94,27 +97,35 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8], limits: &Limits) -> Result<T, B
 /// Decodes the value that `bytes` begin with, and says how many bytes it took. For messages that are a dictionary and
 /// then raw bytes (BEP 9).
 pub fn decode_prefix<T: DeserializeOwned>(bytes: &[u8], limits: &Limits) -> Result<(T, usize), BencodeError> {
-    let consumed = scan(bytes, limits, None)?.consumed;
+    let consumed = scan(bytes, limits)?.consumed;
     Ok((decode_scanned(&bytes[..consumed])?, consumed))
 }
 
 /// Where the value of `key` lies in the dictionary that is all of `bytes`: the raw bytes to hash, for re-encoding
 /// might change them. `None` if it has no such key or is no dictionary.
 pub fn span_of(bytes: &[u8], key: &[u8], limits: &Limits) -> Result<Option<Range<usize>>, BencodeError> {
-    let scan = scan(bytes, limits, Some(key))?;
+    let spans = spans(bytes, limits)?.unwrap_or_default();
+    Ok(spans.into_iter().find(|(name, _)| *name == key).map(|(_, span)| span))
+}
+
+/// Every key of the dictionary that is all of `bytes`, in its order, and where its value lies. `None`: it is no
+/// dictionary.
+pub fn spans<'a>(bytes: &'a [u8], limits: &Limits) -> Result<Option<Vec<Span<'a>>>, BencodeError> {
+    let scan = scan(bytes, limits)?;
     if scan.consumed < bytes.len() {
         return Err(BencodeError::Trailing(scan.consumed));
     }
-    Ok(scan.span)
+    Ok((bytes.first() == Some(&b'd')).then_some(scan.fields))
 }
 
 fn decode_scanned<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, BencodeError> {
     serde_bencode::from_bytes(bytes).map_err(|error| BencodeError::Kind(error.to_string()))
 }
 
-struct Scan {
+struct Scan<'a> {
     consumed: usize,
-    span: Option<Range<usize>>,
+    /// Of the outermost dictionary.
+    fields: Vec<Span<'a>>,
 }
 
 /// A list or dictionary that is still open.
@@ -130,26 +141,24 @@ enum Open<'a> {
     },
 }
 
-fn scan(bytes: &[u8], limits: &Limits, wanted: Option<&[u8]>) -> Result<Scan, BencodeError> {
+fn scan<'a>(bytes: &'a [u8], limits: &Limits) -> Result<Scan<'a>, BencodeError> {
     if bytes.is_empty() {
         return Err(BencodeError::Empty);
     }
     if bytes.len() <= limits.bytes {
-        return scan_within(bytes, limits, wanted);
+        return scan_within(bytes, limits);
     }
     // What is over the limit may still follow a value that is within it.
-    match scan_within(&bytes[..limits.bytes], limits, wanted) {
+    match scan_within(&bytes[..limits.bytes], limits) {
         Err(BencodeError::Truncated(_)) => Err(BencodeError::TooLarge(limits.bytes)),
         result => result,
     }
 }
 
-fn scan_within<'a>(bytes: &'a [u8], limits: &Limits, wanted: Option<&[u8]>) -> Result<Scan, BencodeError> {
+fn scan_within<'a>(bytes: &'a [u8], limits: &Limits) -> Result<Scan<'a>, BencodeError> {
     let mut open: Vec<Open> = Vec::new();
     let mut keys: Vec<&'a [u8]> = Vec::new();
-    let mut span = None;
-    // Where the value of the wanted key begins, while it is being scanned.
-    let mut wanted_from = None;
+    let mut fields: Vec<Span> = Vec::new();
     let mut values = 0;
     let mut at = 0;
     loop {
@@ -173,8 +182,8 @@ fn scan_within<'a>(bytes: &'a [u8], limits: &Limits, wanted: Option<&[u8]>) -> R
             *ascending &= keys[*first_key..].last().is_none_or(|last| *last < name);
             keys.push(name);
             *key = Some(name);
-            if depth == 1 && wanted == Some(name) {
-                wanted_from = Some(at);
+            if depth == 1 {
+                fields.push((name, at..at));
             }
             continue;
         }
@@ -214,14 +223,15 @@ fn scan_within<'a>(bytes: &'a [u8], limits: &Limits, wanted: Option<&[u8]>) -> R
 
         // A value ends here.
         match open.last_mut() {
-            None => return Ok(Scan { consumed: at, span }),
+            None => return Ok(Scan { consumed: at, fields }),
             Some(Open::List) => {}
             Some(Open::Dict { key, .. }) => *key = None,
         }
+        // Of a list, too, but then there is no field.
         if open.len() == 1
-            && let Some(start) = wanted_from.take()
+            && let Some((_, span)) = fields.last_mut()
         {
-            span = Some(start..at);
+            span.end = at;
         }
     }
 }
@@ -379,6 +389,11 @@ mod tests {
         let bytes = b"d1:ad4:infoi1ee4:infod1:xi1eee";
         let span = span_of(bytes, b"info", &Limits::PEER).unwrap().unwrap();
         assert_eq!(&bytes[span], b"d1:xi1ee");
+        let fields = spans(bytes, &Limits::PEER).unwrap().unwrap();
+        let fields: Vec<_> = fields.into_iter().map(|(key, span)| (key, &bytes[span])).collect();
+        assert_eq!(fields, [(&b"a"[..], &b"d4:infoi1ee"[..]), (b"info", b"d1:xi1ee")]);
+        assert_eq!(spans(b"de", &Limits::PEER), Ok(Some(vec![])));
+        assert_eq!(spans(b"l1:ae", &Limits::PEER), Ok(None));
         assert_eq!(span_of(b"d4:infoi5ee", b"info", &Limits::PEER), Ok(Some(7..10)));
         assert_eq!(span_of(b"d1:a4:infoe", b"info", &Limits::PEER), Ok(None));
         assert_eq!(span_of(b"l4:infoi5ee", b"info", &Limits::PEER), Ok(None));
@@ -430,7 +445,7 @@ mod tests {
         fn what_passes_the_guard_decodes(bytes in proptest::collection::vec(
             proptest::sample::select(b"deli0123:-x".to_vec()), 0..40,
         )) {
-            if let Ok(scan) = scan(&bytes, &Limits::PEER, None) {
+            if let Ok(scan) = scan(&bytes, &Limits::PEER) {
                 prop_assert!(decode_scanned::<IgnoredAny>(&bytes[..scan.consumed]).is_ok());
             }
         }

@@ -1,0 +1,334 @@
+//! `torrentfs show`: what a torrent or a link says.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fmt::Write;
+use std::io;
+use std::time::{Duration, SystemTime};
+
+use bytesize::ByteSize;
+use clap::Args;
+use serde::Serialize;
+
+use super::Failure;
+use super::args::Exit;
+use super::create::count;
+use super::output::{self, BOLD, PLAIN, STANDARD, YELLOW};
+use super::service;
+use super::source::{Source, fault_to, read_torrent};
+use crate::discovery::{TrackerClient, fetch_torrent};
+use crate::metainfo::{File, FileKind, Magnet, Metainfo};
+use crate::route::Route;
+
+pub(super) const AFTER_HELP: &str = "\
+A magnet link or an info hash is only shown: nothing is fetched from peers.
+
+JSON, of a torrent: name, info_hash, magnet, format (\"v1\" or \"hybrid\"), size, piece_length, pieces, private,
+trackers (lists of tiers), web_seeds, http_seeds, nodes, creation_date (seconds since 1970), created_by, comment,
+source, files (path, size, kind (\"file\", \"link\" or \"pad\"), executable, target); of a link: name, info_hash, magnet,
+trackers, web_seeds, peers. What is not said is null or an empty list.";
+
+/// `torrentfs show`.
+#[derive(Args, Clone, Debug)]
+pub struct ShowArgs {
+    /// A .torrent file, "-" for standard input, its http(s) URL, a magnet link (in quotes), or an info hash
+    source: OsString,
+
+    /// As JSON, on one line
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &ShowArgs) -> Result<(), Failure> {
+    let shown = args.source.to_string_lossy();
+    let fault = |error: &dyn std::fmt::Display| fault_to("show", &shown, error);
+    let parse = |bytes: &[u8]| Metainfo::parse(bytes).map_err(|error| fault(&error));
+    let source = if args.source == STANDARD {
+        let bytes = read_torrent(io::stdin().lock());
+        let bytes = bytes.map_err(|error| fault_to("show", "standard input", error))?;
+        let metainfo = Metainfo::parse(&bytes).map_err(|error| fault_to("show", "standard input", error))?;
+        Source::Torrent(Box::new(metainfo))
+    } else {
+        Source::read_to("show", &args.source)?
+    };
+    let text = match source {
+        Source::Torrent(metainfo) => torrent(&metainfo, args.json)?,
+        Source::Magnet(magnet) => link(&magnet, args.json)?,
+        Source::Url(url) => {
+            let client = TrackerClient::new(Route::default()).map_err(|error| Failure::new(Exit::Failure, error))?;
+            let bytes = service::runtime()?.block_on(fetch_torrent(client.http(), &url));
+            torrent(&parse(&bytes.map_err(|error| fault(&error))?)?, args.json)?
+        }
+    };
+    output::print(&text)
+}
+
+#[derive(Serialize)]
+struct TorrentJson<'a> {
+    name: &'a str,
+    info_hash: String,
+    magnet: String,
+    format: &'static str,
+    size: u64,
+    piece_length: u32,
+    pieces: u32,
+    private: bool,
+    trackers: &'a [Vec<String>],
+    web_seeds: &'a [String],
+    http_seeds: &'a [String],
+    nodes: Vec<String>,
+    creation_date: Option<i64>,
+    created_by: Option<&'a str>,
+    comment: Option<&'a str>,
+    source: Option<&'a str>,
+    files: Vec<FileJson<'a>>,
+}
+
+#[derive(Serialize)]
+struct FileJson<'a> {
+    path: String,
+    size: u64,
+    kind: &'static str,
+    executable: bool,
+    target: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct LinkJson<'a> {
+    name: Option<&'a str>,
+    info_hash: String,
+    magnet: String,
+    trackers: &'a [String],
+    web_seeds: &'a [String],
+    peers: &'a [String],
+}
+
+fn torrent(metainfo: &Metainfo, json: bool) -> Result<String, Failure> {
+    if !json {
+        return Ok(page(metainfo));
+    }
+    let lengths = metainfo.layout.lengths();
+    let files = metainfo.layout.files().iter().map(|file| {
+        let (kind, executable, target) = match &file.kind {
+            FileKind::Regular { executable } => ("file", *executable, None),
+            FileKind::Symlink { target } => ("link", false, Some(target.as_str())),
+            FileKind::Pad => ("pad", false, None),
+        };
+        FileJson { path: file.path.join("/"), size: file.len, kind, executable, target }
+    });
+    output::json(&TorrentJson {
+        name: &metainfo.name,
+        info_hash: metainfo.info_hash.to_string(),
+        magnet: metainfo.magnet().to_string(),
+        format: format(metainfo),
+        size: lengths.total(),
+        piece_length: lengths.piece_len(),
+        pieces: lengths.pieces(),
+        private: metainfo.private,
+        trackers: &metainfo.trackers,
+        web_seeds: &metainfo.web_seeds,
+        http_seeds: &metainfo.http_seeds,
+        nodes: nodes(metainfo),
+        creation_date: metainfo.creation_date,
+        created_by: metainfo.created_by.as_deref(),
+        comment: metainfo.comment.as_deref(),
+        source: metainfo.source.as_deref(),
+        files: files.collect(),
+    })
+}
+
+fn link(magnet: &Magnet, json: bool) -> Result<String, Failure> {
+    if json {
+        return output::json(&LinkJson {
+            name: magnet.name.as_deref(),
+            info_hash: magnet.info_hash.to_string(),
+            magnet: magnet.to_string(),
+            trackers: &magnet.trackers,
+            web_seeds: &magnet.web_seeds,
+            peers: &magnet.peers,
+        });
+    }
+    let mut page = Page::default();
+    page.row("Name", magnet.name.as_deref().unwrap_or("(not said)"));
+    page.row("Info hash", &magnet.info_hash.to_string());
+    page.row("Magnet link", &magnet.to_string());
+    page.rows("Trackers", &magnet.trackers);
+    page.rows("Web seeds", &magnet.web_seeds);
+    page.rows("Peers", &magnet.peers);
+    Ok(page.0)
+}
+
+/// Rows of a name and a value.
+#[derive(Default)]
+struct Page(String);
+
+impl Page {
+    fn row(&mut self, name: &str, value: &str) {
+        // A text of several lines stays in its column.
+        let mut lines = value.trim_end().split('\n');
+        let first = lines.next().unwrap_or_default();
+        // Writing to a string does not fail.
+        let _ = writeln!(self.0, "{BOLD}{name:<12}{PLAIN} {first}");
+        for line in lines {
+            let _ = writeln!(self.0, "{:<12} {line}", "");
+        }
+    }
+
+    fn rows(&mut self, name: &str, values: &[String]) {
+        if !values.is_empty() {
+            self.row(name, &values.join("\n"));
+        }
+    }
+}
+
+fn page(metainfo: &Metainfo) -> String {
+    let lengths = metainfo.layout.lengths();
+    let files = metainfo.layout.files();
+    let shown = || files.iter().filter(|file| file.kind != FileKind::Pad);
+    let mut page = Page::default();
+    page.row("Name", &metainfo.name);
+    page.row("Info hash", &metainfo.info_hash.to_string());
+    page.row("Magnet link", &metainfo.magnet().to_string());
+    let size =
+        format!("{} ({} bytes) in {}", ByteSize(lengths.total()), lengths.total(), count(shown().count(), "file"));
+    page.row("Size", &size);
+    let length = ByteSize(lengths.piece_len().into());
+    page.row("Pieces", &format!("{} of {length}", lengths.pieces()));
+    if format(metainfo) == "hybrid" {
+        page.row("Format", "hybrid: BitTorrent v1 and v2 in one");
+    }
+    if metainfo.private {
+        page.row("Private", "yes: peers come from the trackers alone");
+    }
+    for (number, tier) in metainfo.trackers.iter().enumerate() {
+        page.rows(if number == 0 { "Trackers" } else { "  then" }, tier);
+    }
+    page.rows("Web seeds", &metainfo.web_seeds);
+    page.rows("HTTP seeds", &metainfo.http_seeds);
+    page.rows("DHT nodes", &nodes(metainfo));
+    if let Some(date) = metainfo.creation_date {
+        page.row("Created", &date_of(date));
+    }
+    for (name, text) in
+        [("Created by", &metainfo.created_by), ("Source", &metainfo.source), ("Comment", &metainfo.comment)]
+    {
+        if let Some(text) = text {
+            page.row(name, text);
+        }
+    }
+    let mut root = Node::default();
+    shown().for_each(|file| root.add(&file.path, file));
+    page.0.push('\n');
+    root.write(0, &mut page.0);
+    page.0
+}
+
+/// A file, or a directory by what is in it; directories stand in the order of their names.
+#[derive(Default)]
+struct Node<'a> {
+    children: BTreeMap<&'a str, Node<'a>>,
+    file: Option<&'a File>,
+    size: u64,
+}
+
+impl<'a> Node<'a> {
+    fn add(&mut self, path: &'a [String], file: &'a File) {
+        self.size = self.size.saturating_add(file.len);
+        match path {
+            [] => self.file = Some(file),
+            // No deeper than a torrent's paths may be.
+            [first, rest @ ..] => self.children.entry(first).or_default().add(rest, file),
+        }
+    }
+
+    fn write(&self, depth: usize, out: &mut String) {
+        for (name, node) in &self.children {
+            let (style, mark) = match node.file.map(|file| &file.kind) {
+                None => (BOLD, "/".to_owned()),
+                Some(FileKind::Symlink { target }) => (YELLOW, format!(" -> {target}")),
+                Some(FileKind::Regular { executable: true }) => ("", "*".to_owned()),
+                Some(_) => ("", String::new()),
+            };
+            let size = ByteSize(node.size).to_string();
+            let end = if style.is_empty() { "" } else { PLAIN };
+            // Writing to a string does not fail.
+            let _ = writeln!(out, "{size:>10}  {:indent$}{style}{name}{end}{mark}", "", indent = 2 * depth);
+            node.write(depth + 1, out);
+        }
+    }
+}
+
+fn format(metainfo: &Metainfo) -> &'static str {
+    if metainfo.is_hybrid() { "hybrid" } else { "v1" }
+}
+
+fn nodes(metainfo: &Metainfo) -> Vec<String> {
+    metainfo.nodes.iter().map(|(host, port)| format!("{host}:{port}")).collect()
+}
+
+/// As in "2026-11-25 03:52:00 UTC".
+pub(super) fn date_of(seconds: i64) -> String {
+    let time =
+        u64::try_from(seconds).ok().and_then(|since| SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(since)));
+    match time.map(humantime::format_rfc3339_seconds) {
+        // The parser lets no date pass that is beyond the year 9999.
+        Some(time) => time.to_string().replace('T', " ").replace('Z', " UTC"),
+        None => format!("{seconds} s after 1970"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metainfo::{NewFile, NewTorrent};
+
+    #[test]
+    fn the_page_has_everything() {
+        let regular = |executable| FileKind::Regular { executable };
+        let file = |path: &str, len, kind| NewFile { path: path.split('/').map(str::to_owned).collect(), len, kind };
+        let torrent = NewTorrent {
+            name: "t".into(),
+            piece_len: 1 << 20,
+            files: vec![
+                file("z", 3 << 20, regular(false)),
+                file("d/run", 5, regular(true)),
+                file("d/l", 0, FileKind::Symlink { target: "../z".into() }),
+            ],
+            trackers: vec![vec!["http://a/".into(), "http://b/".into()], vec!["udp://c:1".into()]],
+            web_seeds: vec!["http://w/".into()],
+            private: true,
+            creation_date: Some(1_600_000_000),
+            comment: Some("two\nlines".into()),
+            created_by: Some("us".into()),
+            source: Some("s".into()),
+        };
+        let metainfo = Metainfo::parse(&torrent.build(&[[7; 20]; 4]).unwrap()).unwrap();
+        let text = anstream::adapter::strip_str(&page(&metainfo)).to_string();
+        let hash = metainfo.info_hash;
+        let expected = format!(
+            "Name         t
+Info hash    {hash}
+Magnet link  magnet:?xt=urn:btih:{hash}&dn=t&tr=http%3A%2F%2Fa%2F&tr=http%3A%2F%2Fb%2F&tr=udp%3A%2F%2Fc%3A1&ws=http%3A%2F%2Fw%2F
+Size         3.0 MiB (3145733 bytes) in 3 files
+Pieces       4 of 1.0 MiB
+Private      yes: peers come from the trackers alone
+Trackers     http://a/
+             http://b/
+  then       udp://c:1
+Web seeds    http://w/
+Created      2020-09-13 12:26:40 UTC
+Created by   us
+Source       s
+Comment      two
+             lines
+
+   3.0 MiB  t/
+       5 B    d/
+       0 B      l -> ../z
+       5 B      run*
+   3.0 MiB    z
+"
+        );
+        assert_eq!(text, expected);
+    }
+}

@@ -1,0 +1,333 @@
+//! The hashing of pieces, on all cores.
+//!
+//! Each worker takes the next piece, asks the kernel to read all of it ahead, and hashes it in chunks that stay in the
+//! core's own cache. So the disk sees one run of reads in order, as far ahead as there are workers, and memory is a chunk
+//! a worker, whatever the length of a piece. Holes in sparse files are not read, and a piece that is nothing but a hole
+//! is not hashed either: one such hash is as good as the other.
+
+use std::fs::File;
+use std::io;
+use std::ops::{ControlFlow, Range};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::thread;
+
+use sha1::{Digest, Sha1};
+
+use crate::metainfo::{FileIndex, FileKind, Layout, PieceIndex};
+use crate::sys::file::{next_data, next_hole, read_ahead};
+
+/// What is read at once.
+const CHUNK: usize = 128 << 10;
+/// What the kernel is asked to read ahead of one piece at most; beyond, it sees by itself that reads are in order.
+const READ_AHEAD: u64 = 16 << 20;
+
+static ZEROS: [u8; CHUNK] = [0; CHUNK];
+
+/// Where the bytes come from.
+pub trait Content: Sync {
+    /// Opens a file of the torrent.
+    fn open(&self, file: FileIndex) -> io::Result<File>;
+
+    /// Called after a part of a file was read, before the hash is believed.
+    fn was_read(&self, _: FileIndex, _: &File) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A piece that could not be hashed.
+#[derive(Debug, thiserror::Error)]
+#[error("{why}")]
+pub struct Unread {
+    /// The file in which the fault is.
+    pub file: FileIndex,
+    /// What it is.
+    pub why: io::Error,
+}
+
+/// Hashes `pieces` of a torrent, each once, and hands each result to `done`, on whatever thread and in whatever order
+/// they are ready. Ends with the last piece, or soon after `done` breaks.
+pub fn hash<P>(
+    layout: &Layout,
+    pieces: P,
+    content: &(impl Content + ?Sized),
+    done: &(dyn Fn(PieceIndex, Result<[u8; 20], Unread>) -> ControlFlow<()> + Sync),
+) where
+    P: Iterator<Item = PieceIndex> + Send,
+{
+    let pieces = Mutex::new(pieces);
+    let stop = AtomicBool::new(false);
+    let zero_piece = OnceLock::new();
+    let work = || {
+        let mut worker =
+            Worker { layout, content, zero_piece: &zero_piece, buffer: vec![0; CHUNK].into_boxed_slice(), open: None };
+        while !stop.load(Ordering::Relaxed) {
+            // Not in the condition: the lock would be held for as long as the piece is hashed.
+            let next = pieces.lock().unwrap_or_else(PoisonError::into_inner).next();
+            let Some(piece) = next else { break };
+            if done(piece, worker.hash(piece)).is_break() {
+                stop.store(true, Ordering::Relaxed);
+            }
+        }
+    };
+    // One more than there are cores: while one of them waits for the disk, the cores have work.
+    let workers = thread::available_parallelism().map_or(1, usize::from) + 1;
+    thread::scope(|scope| {
+        // A thread that cannot be had is one less; this one works, too.
+        (1..workers).for_each(|_| drop(thread::Builder::new().name("hash".into()).spawn_scoped(scope, work)));
+        work();
+    });
+}
+
+/// One thread's state.
+struct Worker<'a, C: ?Sized> {
+    layout: &'a Layout,
+    content: &'a C,
+    /// The hash of a piece of full length that is all zeros.
+    zero_piece: &'a OnceLock<[u8; 20]>,
+    buffer: Box<[u8]>,
+    /// The file that was read last: the next piece is likely in it, too.
+    open: Option<Open>,
+}
+
+struct Open {
+    index: FileIndex,
+    file: File,
+    len: u64,
+    /// It takes less room than its length, so there are holes in it.
+    sparse: bool,
+}
+
+impl<C: Content + ?Sized> Worker<'_, C> {
+    fn hash(&mut self, piece: PieceIndex) -> Result<[u8; 20], Unread> {
+        let layout = self.layout;
+        let lengths = layout.lengths();
+        if lengths.len_of(piece) == lengths.piece_len() && self.is_hole(piece) {
+            let zeros = || {
+                let mut hash = Sha1::new();
+                feed_zeros(&mut hash, u64::from(lengths.piece_len()));
+                hash.finalize().into()
+            };
+            return Ok(*self.zero_piece.get_or_init(zeros));
+        }
+        let mut hash = Sha1::new();
+        for (file, part) in layout.extents_of(piece) {
+            self.feed(file, part, &mut hash).map_err(|why| Unread { file, why })?;
+        }
+        Ok(hash.finalize().into())
+    }
+
+    /// Whether the piece lies in one hole of one file, and the file is still as it should be.
+    fn is_hole(&mut self, piece: PieceIndex) -> bool {
+        let mut extents = self.layout.extents_of(piece);
+        let (Some((index, part)), None) = (extents.next(), extents.next()) else { return false };
+        if self.layout.file(index).is_none_or(|file| file.kind == FileKind::Pad) {
+            return false;
+        }
+        let content = self.content;
+        let Ok(open) = self.open(index) else { return false };
+        open.sparse
+            && part.end <= open.len
+            && next_data(&open.file, part.start).is_ok_and(|data| data.is_none_or(|at| at >= part.end))
+            && open.file.metadata().is_ok_and(|about| about.len() >= part.end)
+            && content.was_read(index, &open.file).is_ok()
+    }
+
+    /// Hashes a part of a file.
+    fn feed(&mut self, index: FileIndex, part: Range<u64>, hash: &mut Sha1) -> io::Result<()> {
+        if self.layout.file(index).is_some_and(|file| file.kind == FileKind::Pad) {
+            feed_zeros(hash, part.end - part.start);
+            return Ok(());
+        }
+        let content = self.content;
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let fed = self.open(index).and_then(|open| {
+            open.feed(part, &mut buffer, hash)?;
+            content.was_read(index, &open.file)
+        });
+        self.buffer = buffer;
+        fed
+    }
+
+    fn open(&mut self, index: FileIndex) -> io::Result<&Open> {
+        let open = match self.open.take().filter(|open| open.index == index) {
+            Some(open) => open,
+            None => {
+                let file = self.content.open(index)?;
+                let about = file.metadata()?;
+                // 512: the unit of `st_blocks`, whatever the filesystem.
+                let sparse = about.blocks().saturating_mul(512) < about.len();
+                Open { index, file, len: about.len(), sparse }
+            }
+        };
+        Ok(self.open.insert(open))
+    }
+}
+
+impl Open {
+    fn feed(&self, part: Range<u64>, buffer: &mut [u8], hash: &mut Sha1) -> io::Result<()> {
+        if part.end > self.len {
+            return Err(ended());
+        }
+        if !self.sparse {
+            return self.feed_data(part, buffer, hash);
+        }
+        let mut at = part.start;
+        while at < part.end {
+            // A filesystem that cannot tell is read throughout.
+            let data = next_data(&self.file, at).unwrap_or(Some(at)).unwrap_or(part.end).clamp(at, part.end);
+            feed_zeros(hash, data - at);
+            if data == part.end {
+                break;
+            }
+            at = next_hole(&self.file, data).unwrap_or(part.end).clamp(data + 1, part.end);
+            self.feed_data(data..at, buffer, hash)?;
+        }
+        // Beyond its end a file looks like a hole.
+        if self.file.metadata()?.len() < part.end { Err(ended()) } else { Ok(()) }
+    }
+
+    fn feed_data(&self, part: Range<u64>, buffer: &mut [u8], hash: &mut Sha1) -> io::Result<()> {
+        let len = part.end - part.start;
+        if len > buffer.len() as u64 {
+            read_ahead(&self.file, part.start, len.min(READ_AHEAD));
+        }
+        let mut at = part.start;
+        while at < part.end {
+            let want = buffer.len().min(usize::try_from(part.end - at).unwrap_or(usize::MAX));
+            match self.file.read_at(&mut buffer[..want], at) {
+                Ok(0) => return Err(ended()),
+                Ok(read) => {
+                    hash.update(&buffer[..read]);
+                    at += read as u64;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn feed_zeros(hash: &mut Sha1, mut len: u64) {
+    while len > 0 {
+        let part = len.min(CHUNK as u64);
+        hash.update(&ZEROS[..part as usize]);
+        len -= part;
+    }
+}
+
+fn ended() -> io::Error {
+    io::Error::new(io::ErrorKind::UnexpectedEof, "it is shorter than it should be")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metainfo::{self, Lengths};
+    use proptest::prelude::*;
+    use std::path::PathBuf;
+
+    /// Files by number in a directory.
+    struct Numbered(PathBuf);
+
+    impl Content for Numbered {
+        fn open(&self, file: FileIndex) -> io::Result<File> {
+            File::open(self.0.join(file.0.to_string()))
+        }
+    }
+
+    fn layout(files: &[(u64, bool)], piece_len: u64) -> Option<Layout> {
+        let mut offset = 0;
+        let files = files.iter().enumerate().map(|(n, (len, pad))| {
+            let kind = if *pad { FileKind::Pad } else { FileKind::Regular { executable: false } };
+            let file = metainfo::File { path: vec![n.to_string()], offset, len: *len, kind };
+            offset += len;
+            file
+        });
+        let files = files.collect();
+        Some(Layout::new(Lengths::new(offset, piece_len).ok()?, files))
+    }
+
+    /// What `hash` says of every piece; an error is the number of the file.
+    fn hashes(layout: &Layout, dir: &std::path::Path) -> Vec<Result<[u8; 20], u32>> {
+        let results = Mutex::new(vec![Err(u32::MAX); layout.lengths().pieces() as usize]);
+        hash(layout, layout.lengths().iter(), &Numbered(dir.into()), &|piece, result| {
+            results.lock().unwrap()[piece.index()] = result.map_err(|unread| unread.file.0);
+            ControlFlow::Continue(())
+        });
+        results.into_inner().unwrap()
+    }
+
+    #[derive(Clone, Debug)]
+    enum Part {
+        Data(usize, u8),
+        Hole(u64),
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+        #[test]
+        fn pieces_are_those_of_the_bytes(
+            files in proptest::collection::vec((proptest::collection::vec(prop_oneof![
+                (0usize..40_000, any::<u8>()).prop_map(|(len, seed)| Part::Data(len, seed)),
+                (0u64..300_000).prop_map(Part::Hole),
+            ], 0..4), proptest::bool::weighted(0.2)), 1..6),
+            piece_len in prop_oneof![Just(16_384u64), Just(65_536), 1000u64..200_000],
+        ) {
+            let dir = tempfile::tempdir().unwrap();
+            let mut all = Vec::new();
+            let mut lens = Vec::new();
+            for (n, (parts, pad)) in files.iter().enumerate() {
+                let file = File::create(dir.path().join(n.to_string())).unwrap();
+                let begin = all.len();
+                for part in parts {
+                    match *part {
+                        Part::Data(len, seed) if !pad => {
+                            let data: Vec<u8> = (0..len).map(|n| (n as u8).wrapping_mul(31) ^ seed).collect();
+                            file.write_all_at(&data, (all.len() - begin) as u64).unwrap();
+                            all.extend(data);
+                        }
+                        Part::Data(len, _) => all.resize(all.len() + len, 0),
+                        Part::Hole(len) => all.resize(all.len() + len as usize, 0),
+                    }
+                }
+                let len = (all.len() - begin) as u64;
+                file.set_len(if *pad { 0 } else { len }).unwrap();
+                lens.push((len, *pad));
+            }
+            let Some(layout) = layout(&lens, piece_len) else { return Ok(()) };
+            let expected: Vec<_> = all.chunks(piece_len as usize).map(|piece| Ok(Sha1::digest(piece).into())).collect();
+            prop_assert!(hashes(&layout, dir.path()) == expected);
+        }
+    }
+
+    #[test]
+    fn a_fault_is_of_its_file_and_spares_the_other_pieces() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |n: u32, len: u64| File::create(dir.path().join(n.to_string())).unwrap().set_len(len).unwrap();
+        write(0, 30_000);
+        write(2, 10_000);
+        write(3, 30_000);
+        // Number 1 is not there, number 2 is a hole that is too short.
+        let layout = layout(&[(30_000, false), (10_000, false), (30_000, false), (30_000, false)], 16_384).unwrap();
+        let faults: Vec<_> = hashes(&layout, dir.path()).into_iter().map(Result::err).collect();
+        assert_eq!(faults, [None, Some(1), Some(1), Some(2), Some(2), None, None]);
+    }
+
+    #[test]
+    fn it_ends_when_told() {
+        let dir = tempfile::tempdir().unwrap();
+        File::create(dir.path().join("0")).unwrap().set_len(1 << 24).unwrap();
+        let layout = layout(&[(1 << 24, false)], 16_384).unwrap();
+        let seen = Mutex::new(0);
+        hash(&layout, layout.lengths().iter(), &Numbered(dir.path().into()), &|_, _| {
+            *seen.lock().unwrap() += 1;
+            ControlFlow::Break(())
+        });
+        let workers = thread::available_parallelism().unwrap().get() + 1;
+        assert!((1..=workers).contains(&seen.into_inner().unwrap()));
+    }
+}
