@@ -41,11 +41,7 @@ impl Engine {
         Ok(Self { session, cache, torrents: Mutex::default(), blocklist: again })
     }
 
-    pub(super) async fn add(
-        &self,
-        metainfo: Metainfo,
-        options: TorrentOptions,
-    ) -> Result<Arc<Torrent>, SessionError> {
+    pub(super) async fn add(&self, metainfo: Metainfo, options: TorrentOptions) -> Result<Arc<Torrent>, SessionError> {
         let torrent = self.session.add(metainfo, options).await?;
         self.torrents.lock().unwrap_or_else(PoisonError::into_inner).push(torrent.clone());
         Ok(torrent)

@@ -104,7 +104,9 @@ pub(super) fn run(args: GetArgs, verbosity: Verbosity, quiet: bool) -> Result<()
         engine.stop().await;
         match outcome {
             Err(None) if left == 0 && !downloads.is_empty() => Ok(()),
-            Err(None) => Err(Failure::new(Exit::Failure, "ended before all was there; the same command goes on from here")),
+            Err(None) => {
+                Err(Failure::new(Exit::Failure, "ended before all was there; the same command goes on from here"))
+            }
             Err(Some(failure)) => Err(failure),
             Ok(()) => Ok(()),
         }
@@ -183,12 +185,7 @@ async fn download(
 }
 
 /// From what names a torrent to its task.
-async fn take_up(
-    engine: &Engine,
-    named: &OsString,
-    source: Source,
-    wishes: &Wishes,
-) -> Result<Arc<Torrent>, Failure> {
+async fn take_up(engine: &Engine, named: &OsString, source: Source, wishes: &Wishes) -> Result<Arc<Torrent>, Failure> {
     let (metainfo, found) = resolve(source, named, &wishes.network, &engine.session, &engine.cache, &|| true).await?;
     let (dir, files, force) = (wishes.dir.clone(), metainfo.layout.files().to_owned(), wishes.force);
     let looked = tokio::task::spawn_blocking(move || {
@@ -252,7 +249,11 @@ async fn fetch(
         let bytes = downloads.iter().map(Download::bytes).sum();
         let peers: usize = downloads.iter().map(|download| download.torrent.stats().peers).sum();
         progress.note(&format!("{peers} peer{}", if peers == 1 { "" } else { "s" }));
-        if std::mem::replace(&mut begun, true) { progress.set(bytes) } else { progress.resume(bytes) }
+        if std::mem::replace(&mut begun, true) {
+            progress.set(bytes)
+        } else {
+            progress.resume(bytes)
+        }
         tokio::select! {
             () = news.notified() => {}
             () = tokio::time::sleep(LOOK_EVERY) => {}
@@ -263,8 +264,7 @@ async fn fetch(
 
 /// Makes what has no bytes. Afterwards the torrent is as it is to be.
 async fn finish(torrent: &Arc<Torrent>, wishes: &Wishes) -> Result<(), Failure> {
-    let (dir, files, overwrite) =
-        (wishes.dir.clone(), torrent.metainfo().layout.files().to_owned(), wishes.force);
+    let (dir, files, overwrite) = (wishes.dir.clone(), torrent.metainfo().layout.files().to_owned(), wishes.force);
     let made = tokio::task::spawn_blocking(move || Deliver { dir: &dir, files: &files, overwrite }.make());
     let made = made.await.map_err(|error| Failure::new(Exit::Failure, error))?;
     made.map_err(|error| Failure::new(Exit::Resource, error))?;

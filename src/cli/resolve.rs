@@ -12,6 +12,7 @@ use tokio::time::{Instant, interval};
 
 use super::Failure;
 use super::args::Exit;
+use super::engine::refused;
 use super::network::NetworkArgs;
 use super::source::{Source, fault};
 use crate::discovery::fetch_torrent;
@@ -69,7 +70,7 @@ async fn of_magnet(
     };
     clear_line();
     let (metainfo, peers) = resolved.map_err(|error| match error {
-        MetadataError::Session(error) => Failure::new(Exit::Resource, error),
+        MetadataError::Session(error) => refused(error),
         error => fault(shown, error),
     })?;
     let (torrent, cache, hash) = (magnet.torrent(&metainfo.info), cache.clone(), metainfo.info_hash);

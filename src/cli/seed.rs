@@ -99,7 +99,7 @@ struct Offer {
 /// Seeds until it is enough.
 pub(super) fn run(args: SeedArgs, verbosity: Verbosity, quiet: bool) -> Result<(), Failure> {
     log::to_stderr(verbosity);
-    if args.pairs.len() % 2 != 0 {
+    if !args.pairs.len().is_multiple_of(2) {
         return Err(Failure::new(Exit::Usage, "each TORRENT needs the PATH of its data behind it"));
     }
     let read = |pair: &[OsString]| {
@@ -197,11 +197,15 @@ fn locate(layout: &Layout, path: &Path) -> Result<PathBuf, Failure> {
     let with_bytes = |file: &&File| file.kind != FileKind::Pad && file.len > 0;
     let there = |root: &Path| {
         let files = layout.files().iter().filter(with_bytes).take(LOOKED_AT);
-        files.filter(|file| below(root, file).metadata().is_ok_and(|about| about.is_file() && about.len() >= file.len)).count()
+        files
+            .filter(|file| below(root, file).metadata().is_ok_and(|about| about.is_file() && about.len() >= file.len))
+            .count()
     };
     let name = layout.files().first().and_then(|file| file.path.first());
-    let inside = name.map(|name| path.join(name)).filter(|inside| there(inside) > there(&path));
-    Ok(inside.unwrap_or(path))
+    let Some(inside) = name.map(|name| path.join(name)) else { return Ok(path) };
+    // A directory cannot stand for a single file.
+    let is_file = layout.files().iter().all(|file| file.path.len() == 1);
+    Ok(if there(&inside) > there(&path) || is_file && path.is_dir() { inside } else { path })
 }
 
 /// Says what is missing.
@@ -210,7 +214,8 @@ fn incomplete(layout: &Layout, root: &Path, have: &FixedBitSet) -> Failure {
     let mut faults = Vec::new();
     for file in layout.files().iter().filter(|file| file.kind != FileKind::Pad && file.len > 0) {
         let pieces = lengths.pieces_in(&file.range());
-        let (of, bad) = pieces.fold((0, 0), |(of, bad), piece| (of + 1, bad + u32::from(!have.contains(piece.index()))));
+        let (of, bad) =
+            pieces.fold((0, 0), |(of, bad), piece| (of + 1, bad + u32::from(!have.contains(piece.index()))));
         if bad > 0 {
             let path = below(root, file);
             let why = match path.metadata() {
@@ -234,4 +239,66 @@ fn incomplete(layout: &Layout, root: &Path, have: &FixedBitSet) -> Failure {
         faults.join("; ")
     );
     Failure::new(Exit::Failure, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metainfo::Lengths;
+
+    fn layout(files: &[(&str, u64)]) -> Layout {
+        let mut offset = 0;
+        let files: Vec<File> = files
+            .iter()
+            .map(|(path, len)| {
+                let kind = FileKind::Regular { executable: false };
+                let path = path.split('/').map(str::to_owned).collect();
+                let file = File { path, offset, len: *len, kind };
+                offset += len;
+                file
+            })
+            .collect();
+        Layout::new(Lengths::new(offset, 16).unwrap(), files)
+    }
+
+    #[test]
+    fn the_data_is_found_by_its_own_name_by_another_and_in_its_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path().canonicalize().unwrap();
+        for path in ["mine/t/a", "mine/t/b", "other/a", "other/b", "nested/t/t/a", "nested/t/a", "nested/t/b"] {
+            fs::create_dir_all(base.join(path).parent().unwrap()).unwrap();
+            fs::write(base.join(path), [0; 20]).unwrap();
+        }
+        let many = layout(&[("t/a", 20), ("t/b", 20)]);
+        let found = |layout: &Layout, path: &str| locate(layout, &base.join(path)).unwrap();
+        for (path, root) in [
+            ("mine/t", "mine/t"),
+            ("mine", "mine/t"),
+            ("other", "other"),
+            ("nested/t", "nested/t"),
+            ("nested", "nested/t"),
+        ] {
+            assert_eq!(found(&many, path), base.join(root), "{path}");
+        }
+        let single = layout(&[("a", 20)]);
+        assert_eq!(found(&single, "other/b"), base.join("other/b"), "by another name");
+        assert_eq!(found(&single, "other"), base.join("other/a"));
+        assert_eq!(found(&single, "mine"), base.join("mine/a"), "where it should be");
+        assert!(locate(&single, &base.join("nowhere")).unwrap_err().to_string().contains("nowhere"));
+    }
+
+    #[test]
+    fn what_is_missing_is_named_up_to_a_few_files() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("a"), [0; 32]).unwrap();
+        fs::write(dir.path().join("b"), [0; 5]).unwrap();
+        let layout = layout(&[("t/a", 32), ("t/b", 32), ("t/c", 32), ("t/d", 32)]);
+        let mut have = FixedBitSet::with_capacity(8);
+        have.insert(1);
+        let said = incomplete(&layout, dir.path(), &have).to_string();
+        assert!(said.starts_with("7 of 8 pieces are missing: "), "{said}");
+        for part in ["a has 1 of 2 pieces that do not match", "b has 5 of 32 bytes", "c is not there", "1 files more"] {
+            assert!(said.contains(part), "{part}: {said}");
+        }
+    }
 }

@@ -1,8 +1,9 @@
 //! A directory of the user's that a torrent is downloaded to: what is there already, and what is made at the end.
 //!
 //! Nothing of the user's is overwritten unasked. A file in the place of one of the torrent's is taken for it only if a
-//! piece of it bears the torrent's hash, or if the state says that we made it; anything else is an error, before the
-//! first byte is written. Only names below the torrent's own are ever touched.
+//! piece of it bears the torrent's hash, or if the state says that we made it. One of which that cannot be told, for
+//! each of its pieces lacks another file, is compared with what comes for it. Anything else is an error, before the first
+//! byte is written. Only names below the torrent's own are ever touched.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -12,14 +13,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use super::StoreError;
 use super::cache::io_error;
 use super::files::Stamp;
 use super::pieces::State;
 use super::place::step;
 use super::state::Saved;
 use super::torrent::Torrent;
-use crate::metainfo::{self, FileKind};
+use super::{StoreError, lock};
+use crate::metainfo::{self, FileKind, PieceIndex};
 use crate::sys::file as sys;
 
 const NO_FILE: &str = "is no ordinary file";
@@ -85,6 +86,10 @@ pub(super) fn judge(torrent: &Torrent, saved: Option<&Saved>, overwrite: bool) -
             }
             continue;
         }
+        if stamp.size == file.len && pieces().all(|piece| lacks_another(torrent, piece, index)) {
+            lock(&torrent.files.undecided).insert(index);
+            continue;
+        }
         let opened = torrent.files.base.open(file, false).map_err(io_error("open", &path))?;
         // Nobody else reads by this one's position.
         if sys::next_data(&opened, 0).map_err(io_error("read", &path))?.is_some() {
@@ -92,6 +97,13 @@ pub(super) fn judge(torrent: &Torrent, saved: Option<&Saved>, overwrite: bool) -
         }
     }
     Ok(())
+}
+
+/// Whether a piece cannot be hashed for want of another file than this one.
+fn lacks_another(torrent: &Torrent, piece: PieceIndex, file: usize) -> bool {
+    let all = torrent.files.all();
+    let mut others = torrent.files.touching(torrent.lengths.range_of(piece)).filter(|other| *other != file);
+    others.any(|other| torrent.files.stamp(other).size < all[other].len)
 }
 
 /// What a torrent has beside bytes: empty files, links, and leave to run a file.

@@ -4,7 +4,7 @@
 //! follows no symbolic link, so no name and no link planted there leads outside (see `place`). Pad files are not stored:
 //! they are zeros (BEP 47).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{File, Metadata};
 use std::io;
 use std::ops::Range;
@@ -108,6 +108,8 @@ pub(super) struct Files {
     sizing: Mutex<()>,
     /// What files that are only read looked like when they were last read: their owner may change them at any time.
     seen: Mutex<HashMap<usize, Stamp>>,
+    /// Files of a user's that may or may not be the torrent's, for of each piece of theirs another file is missing.
+    pub undecided: Mutex<HashSet<usize>>,
     /// Makes every write fail with this `errno`, once it is not 0; and every read, if it is `EIO`.
     #[cfg(test)]
     pub broken: std::sync::atomic::AtomicI32,
@@ -137,6 +139,7 @@ impl Files {
             files,
             sizing: Mutex::default(),
             seen: Mutex::default(),
+            undecided: Mutex::default(),
             #[cfg(test)]
             broken: Default::default(),
         })
@@ -237,10 +240,26 @@ impl Files {
         for Span { file, at, part } in self.spans(start..start + bytes.len() as u64) {
             if !self.files[file].pad {
                 let handle = self.handle(handles, file, true)?;
-                let written = self.trouble(false).and_then(|()| handle.file.write_all_at(&bytes[part], at));
+                let bytes = &bytes[part];
+                self.decide(file, &handle.file, bytes, at).map_err(self.failed("overwrite", file))?;
+                let written = self.trouble(false).and_then(|()| handle.file.write_all_at(bytes, at));
                 written.map_err(self.failed("write to", file))?;
             }
         }
+        Ok(())
+    }
+
+    /// What comes for a file that nothing was known of tells whether it was the torrent's: then it is there already.
+    fn decide(&self, file: usize, opened: &File, bytes: &[u8], at: u64) -> io::Result<()> {
+        if !lock(&self.undecided).contains(&file) {
+            return Ok(());
+        }
+        let mut there = vec![0; bytes.len()];
+        opened.read_exact_at(&mut there, at)?;
+        if there != bytes {
+            return Err(io::Error::other("it is not the torrent's; move it away, or have it overwritten with --force"));
+        }
+        lock(&self.undecided).remove(&file);
         Ok(())
     }
 

@@ -139,12 +139,7 @@ fn remove_beyond(lengths: &Lengths, file: &StoredFile, stamp: Stamp, pieces: &mu
 }
 
 /// Hashes those of these pieces of which all files are there, on all cores. What does not match is freed, if it is ours.
-fn check(
-    cache: &Cache,
-    torrent: &Torrent,
-    which: FixedBitSet,
-    progress: Option<Progress>,
-) -> Result<(), StoreError> {
+fn check(cache: &Cache, torrent: &Torrent, which: FixedBitSet, progress: Option<Progress>) -> Result<(), StoreError> {
     if which.is_clear() || !torrent.files.base.data().exists() {
         return Ok(());
     }

@@ -5,8 +5,11 @@ use std::os::unix::fs::MetadataExt;
 
 use super::*;
 
+/// Of a file: mode, two times in seconds and nanoseconds, content.
+type Picture = BTreeMap<PathBuf, (u32, i64, i64, i64, i64, Vec<u8>)>;
+
 /// Everything below a directory: what it is, when it was changed, what is in it.
-fn picture(root: &Path) -> BTreeMap<PathBuf, (u32, i64, i64, i64, i64, Vec<u8>)> {
+fn picture(root: &Path) -> Picture {
     let (mut found, mut left) = (BTreeMap::new(), vec![root.to_owned()]);
     while let Some(path) = left.pop() {
         let about = path.symlink_metadata().unwrap();
@@ -95,10 +98,7 @@ fn a_file_that_its_owner_changes_is_hashed_again() {
     let sample = Sample::one_file(2, 4096, 4);
     let root = mine.path().join("file");
     fs::write(&root, &sample.bytes).unwrap();
-    let single = Sample {
-        files: vec![StoredFile { path: "name".into(), ..sample.files[0].clone() }],
-        ..sample
-    };
+    let single = Sample { files: vec![StoredFile { path: "name".into(), ..sample.files[0].clone() }], ..sample };
     let cache = beside(home.path());
     let store = add_at(&cache, &single, Place::Seed(root.clone()), true).unwrap();
     assert!(store.is_all_on_disk() && single.reads(&store, 1));
@@ -267,6 +267,31 @@ fn a_file_that_somebody_put_there_between_two_runs_is_found() {
     let refused = add_at(&cache, &sample, download(users.path(), false), false);
     assert!(matches!(refused, Err(StoreError::Foreign { .. })));
     assert_eq!(fs::read(&first).unwrap(), vec![3; 150]);
+}
+
+#[test]
+fn a_file_that_cannot_be_hashed_alone_is_compared_with_what_comes() {
+    let (home, users) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    // Two files in one piece.
+    let sample = Sample::new(9, 100, &[40, 60]);
+    let first = users.path().join(&sample.files[0].path);
+    fs::create_dir_all(first.parent().unwrap()).unwrap();
+    for (content, is_ours) in [(sample.bytes[..40].to_vec(), true), (vec![9; 40], false)] {
+        fs::write(&first, &content).unwrap();
+        let cache = beside(home.path());
+        let store = add_at(&cache, &sample, download(users.path(), false), false).unwrap();
+        assert_eq!(had(&store), [0; 0]);
+        sample.put(&store, 0);
+        assert_eq!((store.is_all_on_disk(), cache.failure().is_none()), (is_ours, is_ours));
+        assert_eq!(fs::read(&first).unwrap(), content);
+        store.forget_at_close();
+        store.close();
+        let _ = fs::remove_file(users.path().join(&sample.files[1].path));
+    }
+    // Of another size it is another file.
+    fs::write(&first, [9; 39]).unwrap();
+    let refused = add_at(&beside(home.path()), &sample, download(users.path(), false), false);
+    assert!(matches!(refused, Err(StoreError::Foreign { .. })));
 }
 
 #[test]
