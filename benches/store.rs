@@ -29,6 +29,7 @@ fn filled(dir: &std::path::Path, memory: u64) -> (Arc<Cache>, Arc<TorrentStore>,
         files: vec![StoredFile { path: PathBuf::from("file"), offset: 0, len: total, pad: false }],
         hashes: PieceHashes::v1(hashes),
         verify: false,
+        place: torrentfs::store::Place::Cache,
         progress: None,
     };
     let store = cache.add(spec, Box::new(|_| {})).expect("a new torrent");

@@ -28,7 +28,7 @@
 //! | [`portmap`] | our port at the home router (UPnP, NAT-PMP, PCP) | everything else |
 //! | [`tracker`] | a tracker to run, over HTTP and UDP: who is in which swarm | everything else |
 //! | [`route`] | by which way everything leaves: proxy, address, interface | everything else |
-//! | [`store`] | the LRU piece cache: memory tier, disk tier, what survives a restart | the network, FUSE |
+//! | [`store`] | the LRU piece cache: memory tier, disk tier, what survives a restart; files that lie with the user | the network, FUSE |
 //! | [`swarm`] | sans-io: picker, readers, choker, per-peer state | tokio, sockets, files, the clock |
 //! | [`wire`] | sans-io: handshake and message codecs | as above |
 //! | [`payload`] | a user's own files: walked and hashed for new torrents, checked against old ones | torrents at work |
@@ -53,6 +53,7 @@
 //! 7. BitTorrent has no "un-have": a request for an evicted piece is rejected (fast extension) or left choked, and a
 //!    peer is never blamed for our eviction.
 //! 8. What a peer, tracker or file sent is bounded before it is believed: depth, length, count, rate.
+//! 9. The user's own files are opened for reading alone; what is in the way of a download is overwritten only if asked.
 //!
 //! # Glossary
 //!

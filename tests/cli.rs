@@ -66,8 +66,27 @@ fn help_names_every_command_and_exit_code() {
         assert!(text.contains(word), "{word}: {text}");
     }
     let commands = [
-        "mount", "unmount", "status", "top", "add", "remove", "set", "pause", "resume", "verify", "priority", "demo",
-        "create", "show", "check", "edit", "tracker", "config", "completions", "get", "seed",
+        "mount",
+        "unmount",
+        "status",
+        "top",
+        "add",
+        "remove",
+        "set",
+        "pause",
+        "resume",
+        "verify",
+        "priority",
+        "demo",
+        "create",
+        "show",
+        "check",
+        "edit",
+        "tracker",
+        "config",
+        "completions",
+        "get",
+        "seed",
     ];
     for command in commands {
         let help = output(home.path(), &[command, "--help"]);

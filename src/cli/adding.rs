@@ -3,16 +3,19 @@
 use std::convert::Infallible;
 use std::ffi::{OsStr, OsString};
 use std::io::{self, IsTerminal, Write};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, interval};
 
-use super::Failure;
 use super::args::{Exit, MountArgs};
+use super::engine::refused;
+use super::{Failure, fault_to};
 use crate::discovery::Masked;
-use crate::library::{AddError, Added, Library, Opened, Source, Watch};
+use crate::library::{AddError, Added, Library, Opened, Resolver, Source, Watch};
+use crate::metainfo::Metainfo;
 use crate::session::MetadataProgress;
 
 /// Where there is no terminal, a line so often.
@@ -92,6 +95,41 @@ pub(super) async fn add_all(
         watches.push(Watch::start(library.clone(), dir, args.delete_removed).await);
     }
     Ok(watches)
+}
+
+/// What a SOURCE is to a command that takes no directory.
+pub(super) fn single(verb: &str, source: &OsStr) -> Result<Source, Failure> {
+    match Source::read(source) {
+        Ok(Source::Directory(_)) => {
+            Err(fault_to(verb, &shown(source), "it is a directory; give a .torrent file or a link"))
+        }
+        Ok(read) => Ok(read),
+        Err(error) => Err(fault_to(verb, &shown(source), error)),
+    }
+}
+
+/// The torrent that a source names, and peers found on the way; with a live line while its metadata is fetched.
+pub(super) async fn resolve(
+    verb: &str,
+    source: Source,
+    named: &OsStr,
+    resolver: Resolver<'_>,
+) -> Result<(Metainfo, Vec<SocketAddr>), Failure> {
+    let (progress, shown_progress) = watch::channel(MetadataProgress::default());
+    let name = match &source {
+        Source::Magnet(magnet) => Some(magnet.name.clone().unwrap_or_else(|| magnet.info_hash.to_string())),
+        _ => None,
+    };
+    let shows = name.map(|name| (name, shown_progress)).into_iter().collect();
+    let resolved = tokio::select! {
+        resolved = resolver.resolve(source, &progress) => resolved,
+        never = show(shows) => match never {},
+    };
+    clear_line();
+    resolved.map_err(|error| match error {
+        AddError::Session(error) => refused(error),
+        error => fault_to(verb, &shown(named), error),
+    })
 }
 
 /// The failure of a mount for its source's sake.

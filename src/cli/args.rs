@@ -15,12 +15,14 @@ use super::check::{self, CheckArgs};
 use super::config::ConfigArgs;
 use super::create::{self, CreateArgs};
 use super::edit::{self, EditArgs};
+use super::get::{self, GetArgs};
 use super::http::HttpFlags;
 use super::log::LogFormat;
 use super::manual::{CompletionsArgs, ManArgs};
 use super::network::{NetworkArgs, NetworkFlags};
 use super::options::{MountOptions, Options};
 use super::orders::{AddArgs, PriorityArgs, RemoveArgs, SetArgs, TorrentArgs};
+use super::seed::{self, SeedArgs};
 use super::show::{self, ShowArgs};
 use super::status::StatusArgs;
 use super::top::TopArgs;
@@ -45,6 +47,8 @@ Examples:
   torrentfs status --watch
   torrentfs set /mnt/film --download-limit 2MiB
   torrentfs unmount /mnt/film
+  torrentfs get -o ~/Videos film.torrent
+  torrentfs seed film.torrent ~/Videos/film.mkv
   torrentfs create film -a http://tracker.example.org/announce
   torrentfs show film.torrent
   torrentfs check film.torrent ~/film
@@ -55,7 +59,8 @@ Exit codes:
   2  the command line makes no sense
   3  the torrent cannot be read or fetched, is malformed or is of a kind not supported
   4  the mountpoint cannot be used, or FUSE is not available
-  5  a port, the cache directory or a tracker's file cannot be used
+  5  a port, the cache directory, the directory of a download or a tracker's file
+     cannot be used, or has no room
   6  what was checked is not all there, or not all right";
 
 const AFTER_MOUNT_HELP: &str = "\
@@ -198,6 +203,15 @@ pub enum Command {
 
     /// Fetch files before all others, or only what is read of them
     Priority(PriorityArgs),
+
+    /// Download torrents as ordinary files, without a mount
+    #[command(after_help = get::AFTER_HELP, args_override_self = true)]
+    Get(Box<GetArgs>),
+
+    /// Give others what you have: your own files, as they lie
+    #[command(after_help = seed::AFTER_HELP, args_override_self = true)]
+    #[command(mut_arg("no_upload", |arg| arg.hide(true)))]
+    Seed(Box<SeedArgs>),
 
     /// See it work: a whole swarm on this machine, with sample music and video, mounted
     ///
@@ -640,6 +654,13 @@ mod tests {
         }
         assert!(fault("torrentfs mount a.torrent").contains("MOUNTPOINT"));
         assert!(fault("torrentfs unmount").contains("MOUNTPOINT"));
+        assert!(fault("torrentfs get").contains("SOURCE"));
+        assert!(fault("torrentfs seed a.torrent").contains("TORRENT"));
+        assert!(fault("torrentfs seed --create dir a.torrent dir").contains("--create"));
+        assert!(fault("torrentfs seed a.torrent dir -a http://t/announce").contains("--create"));
+        assert!(parse("torrentfs seed --create dir -a http://t/announce,http://u/announce --seed-ratio 2").is_ok());
+        assert!(parse("torrentfs seed --seed-time 1h a.torrent a b.torrent b").is_ok());
+        assert!(parse("torrentfs get --seed -o dir a.torrent b.torrent --port 0").is_ok());
         assert!(fault("torrentfs frobnicate").contains("frobnicate"));
         assert!(fault("torrentfs unmount -v -q /mnt").contains("--quiet"));
     }

@@ -147,7 +147,37 @@ struct Omitted {
     empty_directories: usize,
 }
 
+impl CreateArgs {
+    /// Everything else by default.
+    pub(super) fn plain(path: &Path, trackers: &[Tier], output: Option<&Path>, force: bool) -> Self {
+        Self {
+            path: path.to_owned(),
+            output: output.map(Path::to_owned),
+            force,
+            trackers: trackers.to_vec(),
+            web_seeds: Vec::new(),
+            private: false,
+            comment: None,
+            source: None,
+            name: None,
+            piece_length: None,
+            no_date: false,
+            hidden: false,
+            ignore: Vec::new(),
+            dereference: false,
+            no_executable: false,
+            format: Format::V1,
+            json: false,
+        }
+    }
+}
+
 pub(super) fn run(args: &CreateArgs, quiet: bool) -> Result<(), Failure> {
+    make(args, quiet).map(drop)
+}
+
+/// Makes it, tells of it, and returns it.
+pub(super) fn make(args: &CreateArgs, quiet: bool) -> Result<Metainfo, Failure> {
     if args.format != Format::V1 {
         return Err(Failure::new(Exit::Usage, "torrents of BitTorrent v2 cannot be made yet; leave out --format"));
     }
@@ -190,7 +220,8 @@ pub(super) fn run(args: &CreateArgs, quiet: bool) -> Result<(), Failure> {
     let bytes = torrent.build(&hashes).map_err(|error| failed(&args.path, error))?;
     let metainfo = Metainfo::parse(&bytes).map_err(|error| failed(&args.path, error))?;
     let path = target.write(&bytes)?;
-    tell(args, quiet, path.as_deref(), &metainfo, left_out)
+    tell(args, quiet, path.as_deref(), &metainfo, left_out)?;
+    Ok(metainfo)
 }
 
 /// Hashes the files, and makes sure that they are still what they were when the last one is done.

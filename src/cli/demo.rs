@@ -22,7 +22,7 @@ use crate::metainfo::{Metainfo, NewFile, NewTorrent, hash_pieces};
 use crate::net::{self, Limits, PortChoice};
 use crate::route::{Bind, Route};
 use crate::session::{Session, SessionConfig, Torrent, TorrentOptions};
-use crate::store::{Cache, CacheConfig};
+use crate::store::{Cache, Place};
 use crate::tracker::{self, Tracker};
 
 const NAME: &str = "torrentfs-demo";
@@ -185,25 +185,14 @@ fn make_torrent(library: &Path, files: &[NewFile], announce: &str) -> Result<Vec
     make().map_err(|error| failed("make the torrent", error))
 }
 
-/// A seeder of our own engine: its cache is filled with the library before it starts, and checked.
+/// A seeder of our own engine. It gives the library as it lies, checked before.
 async fn seed(
     dir: &Path,
     library: &Path,
     metainfo: &Metainfo,
     rate: u64,
 ) -> Result<(Session, Arc<Torrent>, Arc<Cache>), Failure> {
-    let data = dir.join(metainfo.info_hash.to_string()).join("data").join(NAME);
-    for file in metainfo.layout.files() {
-        // The first component is the torrent's name, the library itself.
-        let relative: PathBuf = file.path.iter().skip(1).collect();
-        let to = data.join(&relative);
-        let copied = to
-            .parent()
-            .map_or(Ok(()), fs::create_dir_all)
-            .and_then(|()| fs::copy(library.join(&relative), &to).map(drop));
-        copied.map_err(|error| failed("give a seeder the library", error))?;
-    }
-    let cache = Cache::open(CacheConfig { dir: dir.into(), disk_limit: None, memory: 1 << 20 });
+    let cache = Cache::open_beside(dir.into(), 1 << 20);
     let cache = cache.map_err(|error| Failure::new(Exit::Resource, error))?;
     let session = Session::start(SessionConfig {
         net: net::Config {
@@ -215,7 +204,8 @@ async fn seed(
         ..SessionConfig::new(cache.clone())
     });
     let session = session.map_err(|error| Failure::new(Exit::Resource, error))?;
-    let options = TorrentOptions { verify: true, ..TorrentOptions::default() };
+    let place = Place::Seed(library.to_owned());
+    let options = TorrentOptions { place, whole: true, verify: true, ..TorrentOptions::default() };
     let torrent = session.add(metainfo.clone(), options).await;
     let torrent = torrent.map_err(|error| Failure::new(Exit::Resource, error))?;
     Ok((session, torrent, cache))

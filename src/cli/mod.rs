@@ -3,13 +3,18 @@
 mod adding;
 pub mod args;
 mod check;
+mod checking;
 mod config;
 mod create;
 mod demo;
 mod edit;
+mod engine;
+mod get;
+mod giving;
 pub mod helper;
 mod http;
 mod kept;
+mod live;
 pub mod log;
 mod manual;
 mod mount;
@@ -20,6 +25,7 @@ mod output;
 mod progress;
 mod reach;
 mod sample;
+mod seed;
 mod service;
 mod show;
 mod status;
@@ -59,6 +65,8 @@ pub fn run() -> Exit {
         Command::Resume(args) => orders::pause(&args, false),
         Command::Verify(args) => orders::verify(&args),
         Command::Priority(args) => orders::prioritize(&args),
+        Command::Get(args) => get::run(*args, verbosity, cli.quiet),
+        Command::Seed(args) => seed::run(*args, verbosity, cli.quiet),
         Command::Demo(args) => demo::run(args, verbosity),
         Command::Tracker(args) => tracker::run(*args, verbosity),
         Command::Create(args) => create::run(&args, cli.quiet),

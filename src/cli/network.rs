@@ -2,15 +2,17 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{ArgAction, Args};
 
 use super::args::{Bound, duration, patience, rate};
 use crate::discovery::DHT_BOOTSTRAP;
-use crate::net::Encryption;
+use crate::net::{self, Blocklist, Encryption, Limits, PortChoice};
 use crate::route::{Bind, Proxy, Route};
-use crate::session::{PortMapping, SeedLimits};
+use crate::session::{PortMapping, SeedLimits, SessionConfig};
+use crate::store::Cache;
 
 /// How long the metadata of a magnet link is waited for.
 const METADATA_TIMEOUT: Duration = Duration::from_secs(120);
@@ -156,6 +158,32 @@ pub struct NetworkArgs {
     pub pex: bool,
     /// How long to wait for metadata; `None`: for ever.
     pub metadata_timeout: Option<Duration>,
+}
+
+impl NetworkArgs {
+    /// A session that goes by these.
+    pub(super) fn session(&self, cache: Arc<Cache>, blocklist: Arc<Blocklist>) -> SessionConfig {
+        SessionConfig {
+            net: net::Config {
+                port: match self.port {
+                    ListenPort::Usual => PortChoice::Customary,
+                    ListenPort::Exactly(port) => PortChoice::Exactly(port),
+                },
+                route: self.route.clone(),
+                encryption: self.encryption,
+                utp: self.utp,
+                blocklist,
+            },
+            limits: Arc::new(Limits::new(self.download_limit.unwrap_or(0), self.upload_limit.unwrap_or(0))),
+            upload: self.upload,
+            seed: self.seed,
+            pex: self.pex,
+            dht: self.dht.clone(),
+            lsd: self.lsd,
+            port_mapping: self.port_mapping,
+            ..SessionConfig::new(cache)
+        }
+    }
 }
 
 /// The port to listen on.

@@ -54,6 +54,19 @@ impl Progress {
         Self { total, done: AtomicU64::new(0), shown }
     }
 
+    /// So many bytes were done before: they count for neither rate nor time left.
+    pub(super) fn resume(&self, done: u64) {
+        self.done.store(done, Ordering::Relaxed);
+        match &self.shown {
+            Shown::Nothing => {}
+            Shown::Bar(bar) => {
+                bar.set_position(done);
+                bar.reset_eta();
+            }
+            Shown::Lines { last, .. } => last.lock().unwrap_or_else(PoisonError::into_inner).done = done,
+        }
+    }
+
     /// So many bytes more are done.
     pub(super) fn add(&self, bytes: u64) {
         let done = self.done.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);

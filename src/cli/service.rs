@@ -11,11 +11,10 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::Failure;
 use super::adding;
 use super::args::{Exit, MountArgs};
-use super::network::ListenPort;
 use crate::control::{Mount, Server};
 use crate::fs::{Attacher, Mounted, Shelf};
 use crate::library::{Library, LibraryOptions, Source, Watch};
-use crate::net::{self, Blocklist, Limits, PortChoice, Ranges, Unread};
+use crate::net::{Blocklist, Ranges, Unread};
 use crate::session::{Session, SessionConfig, SessionError};
 use crate::store::{Cache, CacheConfig};
 use crate::sys;
@@ -114,31 +113,8 @@ impl Service {
             again = (!in_terminal).then(|| (file, blocklist.clone()));
         }
         let http = args.http.bind()?;
-        let session = Session::start(SessionConfig {
-            net: net::Config {
-                port: match args.network.port {
-                    ListenPort::Usual => PortChoice::Customary,
-                    ListenPort::Exactly(port) => PortChoice::Exactly(port),
-                },
-                route: args.network.route.clone(),
-                encryption: args.network.encryption,
-                utp: args.network.utp,
-                blocklist: blocklist.clone(),
-            },
-            limits: Arc::new(Limits::new(
-                args.network.download_limit.unwrap_or(0),
-                args.network.upload_limit.unwrap_or(0),
-            )),
-            upload: args.network.upload,
-            seed: args.network.seed,
-            pex: args.network.pex,
-            dht: args.network.dht.clone(),
-            lsd: args.network.lsd,
-            port_mapping: args.network.port_mapping,
-            read_timeout: args.read_timeout,
-            ..SessionConfig::new(cache.clone())
-        })
-        .map_err(resource)?;
+        let config = args.network.session(cache.clone(), blocklist);
+        let session = Session::start(SessionConfig { read_timeout: args.read_timeout, ..config }).map_err(resource)?;
         let options = args.options.to_fs();
         let shelf = Arc::new(Shelf::new(&options));
         // Of several, each would write over the other's line.
@@ -196,11 +172,7 @@ impl Service {
                 () = self.mounted.ended() => return Ok(()),
             };
             let Some((file, blocklist)) = self.blocklist.as_ref().filter(|_| hangup) else { return Ok(()) };
-            // What cannot be read leaves the old one in force.
-            match read_blocklist(file) {
-                Ok(ranges) => blocklist.replace(ranges),
-                Err(failure) => tracing::error!("{failure}; the old one stays in force"),
-            }
+            reread_blocklist(file, blocklist);
         }
     }
 
@@ -215,7 +187,15 @@ impl Service {
     }
 }
 
-fn read_blocklist(file: &Path) -> Result<Ranges, Failure> {
+/// What cannot be read leaves the old one in force.
+pub(super) fn reread_blocklist(file: &Path, blocklist: &Blocklist) {
+    match read_blocklist(file) {
+        Ok(ranges) => blocklist.replace(ranges),
+        Err(failure) => tracing::error!("{failure}; the old one stays in force"),
+    }
+}
+
+pub(super) fn read_blocklist(file: &Path) -> Result<Ranges, Failure> {
     let ranges = Ranges::load(file).map_err(|error| {
         Failure::new(Exit::Resource, format!("cannot read the blocklist {}: {error}", file.display()))
     })?;

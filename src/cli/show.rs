@@ -14,7 +14,7 @@ use super::args::Exit;
 use super::create::count;
 use super::output::{self, BOLD, PLAIN, STANDARD, YELLOW};
 use super::service;
-use super::{Failure, fault_to};
+use super::{Failure, adding, fault_to};
 use crate::discovery::{TrackerClient, fetch_torrent};
 use crate::library::{Source, read_torrent};
 use crate::metainfo::{File, FileKind, Magnet, Metainfo};
@@ -49,12 +49,13 @@ pub(super) fn run(args: &ShowArgs) -> Result<(), Failure> {
         let metainfo = Metainfo::parse(&bytes).map_err(|error| fault_to("show", "standard input", error))?;
         Source::Torrent(Box::new(metainfo))
     } else {
-        Source::read(&args.source).map_err(|error| fault(&error))?
+        adding::single("show", &args.source)?
     };
     let text = match source {
         Source::Torrent(metainfo) => torrent(&metainfo, args.json)?,
         Source::Magnet(magnet) => link(&magnet, args.json)?,
-        Source::Directory(_) => return Err(fault(&"it is a directory; give a .torrent file or a link")),
+        // It was refused.
+        Source::Directory(_) => return Ok(()),
         Source::Url(url) => {
             let client = TrackerClient::new(Route::default()).map_err(|error| Failure::new(Exit::Failure, error))?;
             let bytes = service::runtime()?.block_on(fetch_torrent(client.http(), &url));

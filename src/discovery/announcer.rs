@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::client::TrackerClient;
 use super::reply::Reply;
@@ -207,11 +207,7 @@ impl Driver {
             if due && (self.turn.is_some_and(|turn| turn <= now) || self.shared.urgent.load(Ordering::Relaxed)) {
                 self.turn = None;
                 while let Some(order) = self.schedule.poll(now) {
-                    let requests = self.requests.clone();
-                    self.in_flight.spawn(async move {
-                        let outcome = requests.make(&order).await;
-                        (order, outcome)
-                    });
+                    self.begin(order);
                 }
             }
             self.shared.publish(&self.schedule);
@@ -264,9 +260,33 @@ impl Driver {
         }
     }
 
+    fn begin(&mut self, order: Order) {
+        let requests = self.requests.clone();
+        self.in_flight.spawn(async move {
+            let outcome = requests.make(&order).await;
+            (order, outcome)
+        });
+    }
+
+    /// The last piece may have come just now: trackers count downloads by what they are told of that.
+    async fn tell_completed(&mut self, limit: Duration) {
+        self.take_wishes();
+        let end = Instant::now() + limit;
+        while self.schedule.owes_completed() {
+            while let Some(order) = self.schedule.poll_completed(Instant::now().into_std()) {
+                self.begin(order);
+            }
+            let Ok(Some(Ok((order, outcome)))) = timeout_at(end, self.in_flight.join_next()).await else { return };
+            self.done(order, outcome);
+        }
+    }
+
     /// What is still under way would only delay it.
     async fn farewell(mut self, limit: Duration) {
+        let begun = Instant::now();
+        self.tell_completed(limit / 2).await;
         self.in_flight.abort_all();
+        let limit = limit.saturating_sub(begun.elapsed());
         let mut farewells = JoinSet::new();
         for (order, counts_us) in self.schedule.stopped() {
             let requests = self.requests.clone();

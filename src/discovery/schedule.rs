@@ -148,8 +148,8 @@ impl Schedule {
 
     /// The next announce that is due. Call until `None`.
     pub fn poll(&mut self, now: Instant) -> Option<Order> {
-        if let Some(index) = self.trackers.iter().position(|t| t.completed_at(now) == Some(now)) {
-            return Some(self.order(index));
+        if let Some(order) = self.poll_completed(now) {
+            return Some(order);
         }
         if let Round::Next(when) = self.round {
             if !when.reached(now) {
@@ -246,6 +246,17 @@ impl Schedule {
         for tracker in &mut self.trackers {
             tracker.owes_completed = tracker.knows_us || tracker.in_flight;
         }
+    }
+
+    /// Whom to tell now that the download is complete, one after the other; whom else to ask is not looked at.
+    pub fn poll_completed(&mut self, now: Instant) -> Option<Order> {
+        let index = self.trackers.iter().position(|tracker| tracker.completed_at(now) == Some(now))?;
+        Some(self.order(index))
+    }
+
+    /// Somebody is being told, or is yet to be, that the download is complete.
+    pub fn owes_completed(&self) -> bool {
+        self.trackers.iter().any(|tracker| tracker.owes_completed && (tracker.knows_us || tracker.in_flight))
     }
 
     /// More peers are wanted before the interval is over: the next round comes as soon as any tracker allows it.

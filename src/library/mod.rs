@@ -28,6 +28,7 @@ use crate::metainfo::{InfoHash, Metainfo, MetainfoError};
 use crate::session::{MetadataError, MetadataProgress, Session, SessionError, Torrent, TorrentOptions};
 use crate::store::{Cache, StoreError};
 
+pub use resolve::Resolver;
 pub use source::{Opened, Source, SourceError, read_torrent};
 pub use watch::Watch;
 
@@ -271,6 +272,17 @@ impl Library {
 }
 
 impl Inner {
+    /// The torrent that a source names, and peers found on the way.
+    async fn resolve(
+        &self,
+        source: Source,
+        progress: &channel::Sender<MetadataProgress>,
+    ) -> Result<(Metainfo, Vec<SocketAddr>), AddError> {
+        let Inner { session, cache, options, .. } = self;
+        let resolver = Resolver { session, cache, peers: &options.peers, limit: options.metadata_timeout };
+        resolver.resolve(source, progress).await
+    }
+
     /// Nothing panics while it holds the lock.
     fn lock(&self) -> MutexGuard<'_, Torrents> {
         self.torrents.lock().unwrap_or_else(PoisonError::into_inner)

@@ -6,18 +6,30 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::{AddError, Inner, Source};
+use super::{AddError, Source};
 use crate::discovery::fetch_torrent;
 use crate::metainfo::{Magnet, Metainfo};
-use crate::session::MetadataProgress;
+use crate::session::{MetadataProgress, Session};
 use crate::store::Cache;
 
 /// Names of peers are looked up within this time.
 const LOOKUP_LIMIT: Duration = Duration::from_secs(5);
 
-impl Inner {
+/// What it takes to find out about a torrent.
+pub struct Resolver<'a> {
+    /// Who asks.
+    pub session: &'a Session,
+    /// Where metadata that was fetched is kept.
+    pub cache: &'a Arc<Cache>,
+    /// Peers by hand.
+    pub peers: &'a [SocketAddr],
+    /// How long the metadata of a link is waited for; `None`: for ever.
+    pub limit: Option<Duration>,
+}
+
+impl Resolver<'_> {
     /// The torrent, and peers found on the way.
-    pub(super) async fn resolve(
+    pub async fn resolve(
         &self,
         source: Source,
         progress: &watch::Sender<MetadataProgress>,
@@ -39,12 +51,12 @@ impl Inner {
         progress: &watch::Sender<MetadataProgress>,
     ) -> Result<(Metainfo, Vec<SocketAddr>), AddError> {
         let mut peers = lookup(&magnet.peers).await;
-        if let Some(mut metainfo) = kept(&self.cache, magnet).await {
+        if let Some(mut metainfo) = kept(self.cache, magnet).await {
             metainfo.adopt(magnet);
             return Ok((metainfo, peers));
         }
-        peers.extend(&self.options.peers);
-        let limit = self.options.metadata_timeout.unwrap_or(Duration::MAX);
+        peers.extend(self.peers);
+        let limit = self.limit.unwrap_or(Duration::MAX);
         let (metainfo, peers) = self.session.resolve(magnet, peers, limit, progress).await?;
         let (torrent, cache, hash) = (magnet.torrent(&metainfo.info), self.cache.clone(), metainfo.info_hash);
         let kept = tokio::task::spawn_blocking(move || cache.keep_metainfo(&hash, &torrent)).await;

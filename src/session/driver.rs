@@ -108,6 +108,8 @@ pub(super) struct Driver {
     pub(super) pex: bool,
     /// Others may be served at all.
     upload: bool,
+    /// Nothing more is fetched, even if it is not all there (a partial seed, BEP 21).
+    given: bool,
     dialer: Arc<Dialer>,
     pub(super) limits: Arc<Limits>,
     /// For peers' `port` messages; not of a private torrent.
@@ -333,7 +335,8 @@ impl Driver {
         self.hear(Event::Connected { peer: key, addr, direction, id: theirs.peer_id, fast, extended });
         // The swarm's first message (what we have) is the first after the handshake; ours comes behind it.
         let metadata = Some(self.metainfo.info.len() as u32);
-        let payload = extensions::greeting(addr, self.port.get(), metadata, self.pex, self.swarm.complete());
+        let payload =
+            extensions::greeting(addr, self.port.get(), metadata, self.pex, self.given || self.swarm.complete());
         let dht = self.dht.as_ref().filter(|_| theirs.reserved.dht()).map(|dht| Message::Port(dht.port()));
         if let Some(peer) = self.peers.get_mut(&key) {
             peer.outgoing.extend(extended.then_some(Message::Extended { id: 0, payload }));

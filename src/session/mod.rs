@@ -40,7 +40,7 @@ use crate::metainfo::{InfoHash, Metainfo};
 use crate::net::{self, Dialer, Handshaken, Host, Limits, Listener, PortChoice};
 use crate::portmap::{PortMapConfig, PortMapStatus, PortMapper};
 use crate::route::{Bind, Route};
-use crate::store::{Cache, StoreError};
+use crate::store::{Cache, Place, StoreError};
 use crate::wire::{Handshake, PeerId};
 
 pub use metadata::{MetadataError, MetadataProgress};
@@ -117,7 +117,11 @@ pub struct TorrentOptions {
     pub found: Vec<SocketAddr>,
     /// Complete and perhaps the only one: give each piece once and let the others spread it (BEP 16).
     pub super_seed: bool,
-    /// Hash everything that is in the cache before the torrent is used.
+    /// Where its files are.
+    pub place: Place,
+    /// Do not start unless every piece is there.
+    pub whole: bool,
+    /// Hash everything that is there before the torrent is used.
     pub verify: bool,
     /// Called while all of it is hashed, from the threads that do it: pieces done, of how many.
     pub progress: Option<fn(u32, u32)>,
@@ -143,6 +147,9 @@ pub enum SessionError {
     /// The same torrent is here already.
     #[error("{0} is already added")]
     Twice(InfoHash),
+    /// It was to be all there ([`TorrentOptions::whole`]): the pieces that are.
+    #[error("{} of {} pieces are missing", .0.len() - .0.count_ones(..), .0.len())]
+    Incomplete(fixedbitset::FixedBitSet),
     /// The session is ending.
     #[error("the session is ending")]
     Ending,

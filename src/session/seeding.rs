@@ -11,6 +11,15 @@ pub struct SeedLimits {
     pub time: Option<Duration>,
 }
 
+impl SeedLimits {
+    /// Whether a torrent of `size` bytes that has been complete for so long has been given enough.
+    pub fn reached(&self, complete_for: Duration, up: u64, down: u64, size: u64) -> bool {
+        let fetched = if down == 0 { size } else { down };
+        self.time.is_some_and(|time| complete_for >= time)
+            || self.ratio.is_some_and(|ratio| up as f64 >= ratio * fetched as f64)
+    }
+}
+
 /// One torrent's way to its limits.
 #[derive(Debug)]
 pub(super) struct Seeding {
@@ -27,11 +36,9 @@ impl Seeding {
     /// Looks at a torrent of `size` bytes. `Some`: from now on it is, or is no longer, to be served.
     pub(super) fn look(&mut self, now: Instant, complete: bool, up: u64, down: u64, size: u64) -> Option<bool> {
         self.complete = if complete { Some(self.complete.unwrap_or(now)) } else { None };
-        let fetched = if down == 0 { size } else { down };
-        let over = self.complete.is_some_and(|since| {
-            self.limits.time.is_some_and(|time| now.saturating_duration_since(since) >= time)
-                || self.limits.ratio.is_some_and(|ratio| up as f64 >= ratio * fetched as f64)
-        });
+        let over = self
+            .complete
+            .is_some_and(|since| self.limits.reached(now.saturating_duration_since(since), up, down, size));
         (std::mem::replace(&mut self.over, over) != over).then_some(!over)
     }
 }

@@ -72,6 +72,11 @@ impl Torrent {
         self.stats.borrow().clone()
     }
 
+    /// The same, as it changes: once a second, and at the moment when the last piece has come.
+    pub fn watch(&self) -> watch::Receiver<Stats> {
+        self.stats.clone()
+    }
+
     /// How its reads were answered.
     pub fn reads(&self) -> ReadCounts {
         self.reads.counts()

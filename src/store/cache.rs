@@ -4,7 +4,7 @@ use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io::{Read, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, Weak};
 use std::thread::JoinHandle;
@@ -18,7 +18,7 @@ use super::ledger::{Ledger, Parked, Victim, on_disk};
 use super::memory::{Lost, Memory};
 use super::state::Saved;
 use super::torrent::{Save, Torrent};
-use super::{CacheConfig, EvictionSink, StoreError, TorrentSpec, Usage, lock, start};
+use super::{CacheConfig, EvictionSink, Place, StoreError, TorrentSpec, Usage, lock, start};
 use crate::metainfo::{InfoHash, PieceIndex};
 
 /// Between two rounds of the keeper.
@@ -40,12 +40,14 @@ pub struct Cache {
     pub(super) health: Health,
     /// Counts uses; see `Pieces::touch`.
     pub(super) clock: AtomicU64,
+    /// Keeps no torrents of its own; see [`Cache::open_beside`].
+    beside: bool,
     ledger: Mutex<Ledger>,
     /// Held while a parked torrent is removed and while one is taken up, so that the two do not meet.
     parking: Mutex<()>,
     /// Dropped, it ends the keeper.
     keeper: Mutex<Option<(Sender<()>, JoinHandle<()>)>>,
-    /// Keeps other processes out for as long as it is open.
+    /// Keeps other processes out for as long as it is open; `None`: they are not in the way.
     lock_file: Mutex<Option<File>>,
 }
 
@@ -68,7 +70,10 @@ impl Cache {
 
     /// Takes a directory, made if it is not there, and counts what it holds. Blocking.
     pub fn open(config: CacheConfig) -> Result<Arc<Cache>, StoreError> {
-        let cache = Self::open_unkept(config)?;
+        Self::with_keeper(Self::open_unkept(config)?)
+    }
+
+    fn with_keeper(cache: Arc<Self>) -> Result<Arc<Self>, StoreError> {
         let (stop, stopped) = channel();
         let weak = Arc::downgrade(&cache);
         let keeper = std::thread::Builder::new().name("store".into()).spawn(move || keep(&weak, &stopped));
@@ -77,25 +82,44 @@ impl Cache {
         Ok(cache)
     }
 
+    /// Uses a directory beside others who do, for torrents that lie elsewhere ([`Place`]): nothing is counted, nothing
+    /// evicted. Blocking.
+    pub fn open_beside(dir: PathBuf, memory: u64) -> Result<Arc<Cache>, StoreError> {
+        make_dir(&dir)?;
+        Self::with_keeper(Self::new(dir, None, memory, Ledger::default(), 0, None))
+    }
+
     /// [`Self::open`] without the keeper: whoever calls this calls [`Self::round`].
     pub(super) fn open_unkept(config: CacheConfig) -> Result<Arc<Cache>, StoreError> {
-        let dir = config.dir;
+        let CacheConfig { dir, disk_limit, memory } = config;
         make_dir(&dir)?;
         let lock_file = take_lock(&dir)?;
         let (parked, clock) = count(&dir)?;
-        Ok(Arc::new(Self {
+        Ok(Self::new(dir, disk_limit, memory, Ledger::new(parked), clock, Some(lock_file)))
+    }
+
+    fn new(
+        dir: PathBuf,
+        disk_limit: Option<u64>,
+        memory: u64,
+        ledger: Ledger,
+        clock: u64,
+        lock_file: Option<File>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
             dir,
-            disk_limit: config.disk_limit,
-            memory: Memory::new(config.memory),
+            disk_limit,
+            memory: Memory::new(memory),
             pool: Arc::default(),
             handles: Handles::new(),
             health: Health::default(),
             clock: AtomicU64::new(clock.saturating_add(1)),
-            ledger: Mutex::new(Ledger::new(parked)),
+            beside: lock_file.is_none(),
+            ledger: Mutex::new(ledger),
             parking: Mutex::default(),
             keeper: Mutex::default(),
-            lock_file: Mutex::new(Some(lock_file)),
-        }))
+            lock_file: Mutex::new(lock_file),
+        })
     }
 
     /// Takes up a torrent with what the directory has of it. Blocking: reads its state, looks at its files, and hashes
@@ -113,19 +137,19 @@ impl Cache {
             ledger.next_id += 1;
             ledger.next_id
         };
+        let evictable = torrent.place.is_evictable();
         let parked = {
             let _parking = lock(&self.parking);
-            lock(&self.ledger).parked.remove(&info_hash)
+            if evictable { lock(&self.ledger).parked.remove(&info_hash) } else { None }
         };
-        let home = self.dir.join(info_hash.to_string());
-        match make_dir(&home).and_then(|()| start::load(self, torrent, id, home, evicted)) {
+        match self.take_up(torrent, id, evicted) {
             Ok(torrent) => {
                 let torrent = Arc::new(torrent);
                 let mut ledger = lock(&self.ledger);
                 if ledger.closed {
                     return Err(StoreError::Closed);
                 }
-                ledger.active += torrent.bytes_on_disk();
+                ledger.active += if evictable { torrent.bytes_on_disk() } else { 0 };
                 ledger.torrents.push(Arc::clone(&torrent));
                 drop(ledger);
                 Ok(Arc::new(TorrentStore::new(Arc::clone(self), torrent)))
@@ -137,6 +161,27 @@ impl Cache {
                 Err(error)
             }
         }
+    }
+
+    fn take_up(&self, spec: TorrentSpec, id: u32, evicted: EvictionSink) -> Result<Torrent, StoreError> {
+        if spec.place.is_evictable() && self.beside {
+            return Err(StoreError::Beside(self.dir.clone()));
+        }
+        let home = spec.place.home(&self.dir, &spec.info_hash);
+        if let Some(home) = &home {
+            make_dir(home)?;
+        }
+        // Two processes in the same cache may not make the same files.
+        let lock_file = match (&spec.place, &home) {
+            (Place::Download { dir, .. }, Some(home)) => Some(take_lock(home).map_err(|error| match error {
+                StoreError::InUse { holder, .. } => StoreError::Busy { dir: dir.clone(), holder },
+                error => error,
+            })?),
+            _ => None,
+        };
+        let torrent = start::load(self, spec, id, home, evicted)?;
+        *lock(&torrent.lock_file) = lock_file;
+        Ok(torrent)
     }
 
     /// A buffer for a piece. Its content is unspecified until it is written.
@@ -179,10 +224,18 @@ impl Cache {
         }
     }
 
-    /// Bytes that can be added without evicting a piece of an open torrent.
-    pub(super) fn room(&self) -> u64 {
+    /// What the disk refused last, if it has not taken anything since.
+    pub fn failure(&self) -> Option<String> {
+        self.health.cause()
+    }
+
+    /// Bytes that can be added to a torrent without evicting a piece of an open one.
+    pub(super) fn room(&self, torrent: &Torrent) -> u64 {
         if self.health.fault().is_some() {
             return 0;
+        }
+        if !torrent.evictable {
+            return u64::MAX;
         }
         self.disk_limit.map_or(u64::MAX, |limit| limit.saturating_sub(lock(&self.ledger).active))
     }
@@ -193,7 +246,12 @@ impl Cache {
 
     /// Reports a failure of the disk, if it is one.
     pub(super) fn note<T>(&self, result: Result<T, DiskError>) -> Option<T> {
-        result.map_err(|error| self.health.report(&self.dir, &error, Instant::now())).ok()
+        result.map_err(|error| self.report(&error)).ok()
+    }
+
+    fn report(&self, error: &DiskError) {
+        // Without a cache to go on from it is for whoever waits for the files to say so.
+        self.health.report(&self.dir, error, Instant::now(), !self.beside);
     }
 
     pub(super) fn tell(lost: Vec<Lost>) {
@@ -222,21 +280,21 @@ impl Cache {
             Gate::Full if reserve == Reserve::Insist => self.replace(len),
             Gate::Full | Gate::Failing => return false,
         }
-        if !self.reserve(len, reserve) {
+        if torrent.evictable && !self.reserve(len, reserve) {
             return false;
         }
         let mut written = torrent.write(&self.handles, piece, bytes);
         match &written {
             Ok(_) if gate == Gate::Open => self.health.well(begun),
             Err(error) if gate == Gate::Open && reserve == Reserve::Insist && error.is_full() => {
-                self.health.report(&self.dir, error, Instant::now());
+                self.report(error);
                 self.replace(len);
                 written = torrent.write(&self.handles, piece, bytes);
             }
             _ => {}
         }
         let on_disk = self.note(written).unwrap_or(false);
-        if !on_disk {
+        if !on_disk && torrent.evictable {
             let mut ledger = lock(&self.ledger);
             ledger.active = ledger.active.saturating_sub(len);
         }
@@ -338,7 +396,11 @@ impl Cache {
     /// Syncs and closes one torrent; what it has stays in the directory.
     pub(super) fn close_torrent(&self, torrent: &Torrent) {
         if torrent.shut() {
-            if let Err(error) = torrent.save(&self.handles, &self.clock, Save::Closed) {
+            if let Some(home) = torrent.home.as_ref().filter(|_| torrent.forgettable.load(SeqCst)) {
+                if let Err(error) = fs::remove_dir_all(home) {
+                    tracing::info!("cannot remove {}: {error}", home.display());
+                }
+            } else if let Err(error) = torrent.save(&self.handles, &self.clock, Save::Closed) {
                 tracing::warn!("{error}; the torrent's pieces will be checked again when it is next used");
                 let _ = torrent.save(&self.handles, &self.clock, Save::Hint);
             }
@@ -354,9 +416,12 @@ impl Cache {
             let bytes = torrent.bytes_on_disk();
             ledger.names.remove(&torrent.info_hash);
             ledger.torrents.retain(|other| other.pieces.id != torrent.pieces.id);
-            ledger.active = ledger.active.saturating_sub(bytes);
-            ledger.parked.insert(torrent.info_hash, Parked { bytes, last_use });
+            if torrent.evictable {
+                ledger.active = ledger.active.saturating_sub(bytes);
+                ledger.parked.insert(torrent.info_hash, Parked { bytes, last_use });
+            }
         }
+        drop(lock(&torrent.lock_file).take());
         self.memory.remove_torrent(torrent.pieces.id);
         self.handles.close(torrent.pieces.id);
     }

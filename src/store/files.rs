@@ -1,15 +1,15 @@
 //! The data files of a torrent: sparse, laid out as the torrent lays them out, made on their first write.
 //!
-//! Every opening walks down from the torrent's directory one component at a time and follows no symbolic link, so no
-//! name and no link planted there leads outside. Pad files are not stored: they are zeros (BEP 47).
+//! Every opening but of the user's own files walks down from the torrent's directory one component at a time and
+//! follows no symbolic link, so no name and no link planted there leads outside (see `place`). Pad files are not stored:
+//! they are zeros (BEP 47).
 
-use std::ffi::OsStr;
+use std::collections::{HashMap, HashSet};
 use std::fs::{File, Metadata};
 use std::io;
 use std::ops::Range;
-use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Component, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 
@@ -17,11 +17,14 @@ use lru::LruCache;
 
 use super::health::DiskError;
 use super::pieces::{Pieces, State};
+use super::place::Base;
 use super::{StoreError, StoredFile, lock};
 use crate::sys::file as sys;
 
 /// Open files at most, over all torrents.
 const MAX_OPEN: usize = 128;
+/// How often a read is tried again while its file changes.
+const STEADY_TRIES: usize = 4;
 
 /// The open files of all torrents, by torrent and file.
 pub(super) struct Handles(Mutex<LruCache<(u32, usize), Handle>>);
@@ -69,6 +72,17 @@ pub(super) struct Stamp {
     pub changed: i64,
 }
 
+impl Stamp {
+    fn of(about: &Metadata) -> Self {
+        let nanoseconds = |seconds: i64, rest: i64| seconds.saturating_mul(1_000_000_000).saturating_add(rest);
+        Self {
+            size: about.len(),
+            modified: nanoseconds(about.mtime(), about.mtime_nsec()),
+            changed: nanoseconds(about.ctime(), about.ctime_nsec()),
+        }
+    }
+}
+
 /// One file's part of a range of the torrent.
 struct Span {
     file: usize,
@@ -86,13 +100,16 @@ pub(super) enum Cached {
 
 pub(super) struct Files {
     pieces: Arc<Pieces>,
-    /// The torrent's directory; the files are in `data` below it.
-    home: PathBuf,
+    pub base: Base,
     files: Vec<StoredFile>,
     /// Which file each was when it was last looked at; 0: not yet.
     inodes: Box<[AtomicU64]>,
     /// Held while a file is given its length.
     sizing: Mutex<()>,
+    /// What files that are only read looked like when they were last read: their owner may change them at any time.
+    seen: Mutex<HashMap<usize, Stamp>>,
+    /// Files of a user's that may or may not be the torrent's, for of each piece of theirs another file is missing.
+    pub undecided: Mutex<HashSet<usize>>,
     /// Makes every write fail with this `errno`, once it is not 0; and every read, if it is `EIO`.
     #[cfg(test)]
     pub broken: std::sync::atomic::AtomicI32,
@@ -100,7 +117,7 @@ pub(super) struct Files {
 
 impl Files {
     /// Checks that the files tile the torrent and that each path is a plain relative one.
-    pub fn new(pieces: Arc<Pieces>, home: PathBuf, files: Vec<StoredFile>) -> Result<Self, StoreError> {
+    pub fn new(pieces: Arc<Pieces>, base: Base, files: Vec<StoredFile>) -> Result<Self, StoreError> {
         let mut at = 0u64;
         for file in &files {
             let plain = file.path.components().all(|part| matches!(part, Component::Normal(_)));
@@ -117,10 +134,12 @@ impl Files {
         }
         Ok(Self {
             pieces,
-            home,
+            base,
             inodes: files.iter().map(|_| AtomicU64::new(0)).collect(),
             files,
             sizing: Mutex::default(),
+            seen: Mutex::default(),
+            undecided: Mutex::default(),
             #[cfg(test)]
             broken: Default::default(),
         })
@@ -130,13 +149,8 @@ impl Files {
         &self.files
     }
 
-    fn path(&self, file: usize) -> PathBuf {
-        self.data().join(&self.files[file].path)
-    }
-
-    /// Where the files are.
-    pub fn data(&self) -> PathBuf {
-        self.home.join("data")
+    pub fn path(&self, file: usize) -> PathBuf {
+        self.base.path(&self.files[file])
     }
 
     fn spans(&self, range: Range<u64>) -> impl Iterator<Item = Span> {
@@ -167,15 +181,33 @@ impl Files {
                 continue;
             }
             let handle = self.handle(handles, file, false)?;
-            let read = self.trouble(true).and_then(|()| handle.file.read_exact_at(out, at));
+            let read = self.trouble(true).and_then(|()| self.read_steadily(&handle.file, out, at));
             read.map_err(|error| {
                 if error.kind() == io::ErrorKind::UnexpectedEof {
                     self.suspect(file);
                 }
                 self.failed("read", file)(error)
             })?;
+            self.look_again(file, &handle).map_err(self.failed("look at", file))?;
         }
         Ok(())
+    }
+
+    /// Reads bytes that were all there at the same time: what is hashed here may be served later. Our own files nobody
+    /// else writes.
+    fn read_steadily(&self, file: &File, out: &mut [u8], at: u64) -> io::Result<()> {
+        if !self.base.is_read_only() {
+            return file.read_exact_at(out, at);
+        }
+        let mut before = Stamp::of(&file.metadata()?);
+        for _ in 0..STEADY_TRIES {
+            file.read_exact_at(out, at)?;
+            let after = Stamp::of(&file.metadata()?);
+            if std::mem::replace(&mut before, after) == after {
+                return Ok(());
+            }
+        }
+        Err(io::Error::other("it changes while it is read"))
     }
 
     /// As [`Self::read`], from what is in the page cache.
@@ -198,6 +230,7 @@ impl Files {
                 Err(error) if error.kind() == io::ErrorKind::Unsupported => return Ok(Cached::WouldWait),
                 Err(error) => return Err(error),
             }
+            self.look_again(file, &handle)?;
         }
         Ok(Cached::Read)
     }
@@ -207,15 +240,35 @@ impl Files {
         for Span { file, at, part } in self.spans(start..start + bytes.len() as u64) {
             if !self.files[file].pad {
                 let handle = self.handle(handles, file, true)?;
-                let written = self.trouble(false).and_then(|()| handle.file.write_all_at(&bytes[part], at));
+                let bytes = &bytes[part];
+                self.decide(file, &handle.file, bytes, at).map_err(self.failed("overwrite", file))?;
+                let written = self.trouble(false).and_then(|()| handle.file.write_all_at(bytes, at));
                 written.map_err(self.failed("write to", file))?;
             }
         }
         Ok(())
     }
 
+    /// What comes for a file that nothing was known of tells whether it was the torrent's: then it is there already.
+    fn decide(&self, file: usize, opened: &File, bytes: &[u8], at: u64) -> io::Result<()> {
+        if !lock(&self.undecided).contains(&file) {
+            return Ok(());
+        }
+        let mut there = vec![0; bytes.len()];
+        opened.read_exact_at(&mut there, at)?;
+        if there != bytes {
+            return Err(io::Error::other("it is not the torrent's; move it away, or have it overwritten with --force"));
+        }
+        lock(&self.undecided).remove(&file);
+        Ok(())
+    }
+
     /// Gives a range back to the filesystem. Blocks that it shares with its neighbours are zeroed within it but stay.
+    /// Only of what is ours: what the user has is not freed, whatever is in it.
     pub fn punch(&self, handles: &Handles, range: Range<u64>) -> Result<(), DiskError> {
+        if !self.base.is_own() {
+            return Ok(());
+        }
         for Span { file, at, part } in self.spans(range).filter(|span| !self.files[span.file].pad) {
             match self.handle(handles, file, false) {
                 Ok(handle) => {
@@ -232,8 +285,8 @@ impl Files {
     /// Has the disk keep these files' content. Many files: has it keep the whole filesystem's.
     pub fn sync(&self, handles: &Handles, files: impl ExactSizeIterator<Item = usize>) -> Result<(), DiskError> {
         if files.len() > MAX_OPEN / 2 {
-            let failed = || DiskError::new("sync", &self.home);
-            return File::open(&self.home).and_then(|home| sys::sync_filesystem(&home)).map_err(failed());
+            let failed = || DiskError::new("sync", self.base.dir());
+            return File::open(self.base.dir()).and_then(|home| sys::sync_filesystem(&home)).map_err(failed());
         }
         for file in files {
             match self.handle(handles, file, false) {
@@ -254,15 +307,12 @@ impl Files {
 
     /// What the file looks like now.
     pub fn stamp(&self, file: usize) -> Stamp {
-        let nanoseconds = |seconds: i64, rest: i64| seconds.saturating_mul(1_000_000_000).saturating_add(rest);
-        match self.path(file).symlink_metadata() {
+        let path = self.path(file);
+        let about = if self.base.is_read_only() { path.metadata() } else { path.symlink_metadata() };
+        match about {
             Ok(about) if about.is_file() => {
                 self.recognise(file, &about);
-                Stamp {
-                    size: about.len(),
-                    modified: nanoseconds(about.mtime(), about.mtime_nsec()),
-                    changed: nanoseconds(about.ctime(), about.ctime_nsec()),
-                }
+                Stamp::of(&about)
             }
             _ => Stamp::default(),
         }
@@ -277,12 +327,15 @@ impl Files {
             }
             return Ok(handle);
         }
-        let opened = self.open(file, write).and_then(|opened| {
+        let opened = self.base.open(&self.files[file], write).and_then(|opened| {
             let about = opened.metadata()?;
             if !about.is_file() {
                 return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
             }
             self.recognise(file, &about);
+            if self.base.is_read_only() {
+                lock(&self.seen).entry(file).or_insert(Stamp::of(&about));
+            }
             if write {
                 self.size(file, &opened, &about)?;
             }
@@ -306,11 +359,28 @@ impl Files {
             return Ok(());
         }
         let _turn = lock(&self.sizing);
-        if opened.metadata()?.len() == len {
+        let now = opened.metadata()?.len();
+        if now == len {
             return Ok(()); // somebody else of us was first
+        }
+        if now > len && !self.base.is_own() {
+            return Err(io::Error::other("it is longer than the torrent says, so somebody else writes to it"));
         }
         self.suspect(file);
         opened.set_len(len)
+    }
+
+    /// A file that is not ours to write may have been changed by its owner since it was last read.
+    fn look_again(&self, file: usize, handle: &Handle) -> io::Result<()> {
+        if !self.base.is_read_only() {
+            return Ok(());
+        }
+        let now = Stamp::of(&handle.file.metadata()?);
+        let before = lock(&self.seen).insert(file, now);
+        if before.is_some_and(|before| before != now) {
+            self.suspect(file);
+        }
+        Ok(())
     }
 
     /// Notes which file it is. Another one than before is a stranger's.
@@ -323,24 +393,13 @@ impl Files {
 
     /// Somebody else changed the file: whatever we have of it is to be hashed again before it is served.
     fn suspect(&self, file: usize) {
-        let StoredFile { path, offset, len, .. } = &self.files[file];
+        let StoredFile { offset, len, .. } = &self.files[file];
         let of_file = self.pieces.lengths.pieces_in(&(*offset..offset + len));
         let doubted = of_file.filter(|piece| self.pieces.advance(*piece, State::Disk, State::Unproven)).count();
         if doubted > 0 {
-            let path = self.data().join(path);
+            let path = self.path(file);
             tracing::warn!("{} was changed by somebody else: its pieces are checked again", path.display());
         }
-    }
-
-    fn open(&self, file: usize, create: bool) -> io::Result<File> {
-        let path = &self.files[file].path;
-        let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
-        let home = File::open(&self.home)?;
-        let mut dir = step(home.as_fd(), OsStr::new("data"), create)?;
-        for part in path.parent().into_iter().flat_map(Path::components) {
-            dir = step(dir.as_fd(), part.as_os_str(), create)?;
-        }
-        sys::open_file_at(dir.as_fd(), name, create)
     }
 
     fn failed(&self, action: &'static str, file: usize) -> impl FnOnce(io::Error) -> DiskError {
@@ -361,19 +420,5 @@ impl Files {
             errno if reading && errno != libc::EIO => Ok(()),
             errno => Err(io::Error::from_raw_os_error(errno)),
         }
-    }
-}
-
-/// Opens a directory in `dir`, making it first if asked to.
-fn step(dir: std::os::fd::BorrowedFd<'_>, name: &OsStr, create: bool) -> io::Result<std::os::fd::OwnedFd> {
-    match sys::open_dir_at(dir, name) {
-        Err(error) if create && error.kind() == io::ErrorKind::NotFound => {
-            match sys::make_dir_at(dir, name) {
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-                _ => {}
-            }
-            sys::open_dir_at(dir, name)
-        }
-        opened => opened,
     }
 }

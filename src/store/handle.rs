@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 
 use bytes::Bytes;
 use fixedbitset::FixedBitSet;
@@ -158,7 +158,7 @@ impl TorrentStore {
 
     /// Bytes that background fetching may still add without evicting anything in use; 0 while the disk is at fault.
     pub fn room(&self) -> u64 {
-        self.cache.room()
+        self.cache.room(&self.torrent)
     }
 
     /// The cache it is in.
@@ -174,6 +174,17 @@ impl TorrentStore {
     /// Has the disk keep the data and the state. Blocking.
     pub fn flush(&self) {
         self.cache.note(self.torrent.save(&self.cache.handles, &self.cache.clock, Save::Synced));
+    }
+
+    /// Whether every piece is in its files, checked: as opposed to in memory alone, or yet to be hashed.
+    pub fn is_all_on_disk(&self) -> bool {
+        let pieces = &self.torrent.pieces;
+        !self.is_closed() && pieces.lengths.iter().all(|piece| pieces.word(piece).state() == State::Disk)
+    }
+
+    /// Once it is closed nothing is to be left of it but its files: its state goes, and the files are not synced.
+    pub fn forget_at_close(&self) {
+        self.torrent.forgettable.store(!self.torrent.evictable, SeqCst);
     }
 
     /// Wakes all who wait and takes nothing more; syncs the data and says so in the state. Blocking.
@@ -275,7 +286,9 @@ impl TorrentStore {
         match self.torrent.files.read(&self.cache.handles, start, out) {
             Ok(()) => self.torrent.pieces.undisturbed(piece, word),
             Err(error) => {
-                if error.is_gone() {
+                if self.torrent.files.base.is_read_only() {
+                    tracing::warn!("{error}; piece {piece} is not served any more");
+                } else if error.is_gone() {
                     tracing::warn!("{error}; fetching piece {piece} again");
                 } else {
                     self.cache.note::<()>(Err(error));
@@ -306,7 +319,7 @@ impl TorrentStore {
                 Cache::tell(cache.memory.insert_copy(&torrent.pieces, piece, buffer.freeze()));
             }
         } else {
-            tracing::info!("piece {piece} of {} is not what it was; fetching it again", torrent.info_hash);
+            tracing::info!("piece {piece} of {} is not what it was", torrent.info_hash);
             cache.discard(torrent, piece);
         }
     }

@@ -54,6 +54,8 @@ pub(super) struct Health {
 
 struct Fault {
     words: String,
+    /// The failure alone.
+    cause: String,
     full: bool,
     retry: Instant,
 }
@@ -76,8 +78,13 @@ impl Health {
         lock(&self.fault).as_ref().map(|fault| fault.words.clone())
     }
 
-    /// Notes a failure; the first since all was well is logged.
-    pub fn report(&self, dir: &Path, error: &DiskError, now: Instant) {
+    /// What failed, without what follows for a cache.
+    pub fn cause(&self) -> Option<String> {
+        lock(&self.fault).as_ref().map(|fault| fault.cause.clone())
+    }
+
+    /// Notes a failure; the first since all was well is logged, if `aloud`.
+    pub fn report(&self, dir: &Path, error: &DiskError, now: Instant, aloud: bool) {
         let advice = if error.is_full() {
             "free some space, or lower --cache-size, or choose another --cache-dir"
         } else {
@@ -85,10 +92,10 @@ impl Health {
         };
         let words = format!("cache {}: {error}; going on from memory and the swarm; {advice}", dir.display());
         let mut fault = lock(&self.fault);
-        if fault.is_none() {
+        if fault.is_none() && aloud {
             tracing::warn!("{words}");
         }
-        *fault = Some(Fault { words, full: error.is_full(), retry: now + RETRY });
+        *fault = Some(Fault { words, cause: error.to_string(), full: error.is_full(), retry: now + RETRY });
     }
 
     /// A write begun at `begun` succeeded that was no replacement of something else. Only a try that was due since the
@@ -116,7 +123,7 @@ mod tests {
     fn a_write_that_was_under_way_ends_no_fault() {
         let (health, before) = (Health::default(), Instant::now());
         let full = DiskError::new("write to", "/cache/film")(io::Error::from_raw_os_error(libc::ENOSPC));
-        health.report(Path::new("/cache"), &full, before);
+        health.report(Path::new("/cache"), &full, before, true);
         health.well(before);
         assert!(health.fault().is_some() && health.gate(before) == Gate::Full);
         health.well(before + RETRY);

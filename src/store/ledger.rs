@@ -22,7 +22,8 @@ pub(super) type Victim = (Arc<Torrent>, PieceIndex);
 
 #[derive(Default)]
 pub(super) struct Ledger {
-    /// Bytes of the pieces of open torrents that are on the disk or on their way there.
+    /// Bytes of the pieces of open torrents that are on the disk or on their way there. Only of those in the cache: what
+    /// lies with the user is neither counted nor evicted.
     pub active: u64,
     pub parked: HashMap<InfoHash, Parked>,
     /// Open torrents.
@@ -68,7 +69,7 @@ impl Ledger {
     /// Takes a piece off the books if its word allows. True: the caller ends its leaving.
     pub fn take(&mut self, torrent: &Torrent, piece: PieceIndex, ready: impl Fn(Word) -> bool) -> bool {
         let taken = torrent.pieces.change(piece, State::Leaving, ready).is_some();
-        if taken {
+        if taken && torrent.evictable {
             self.active = self.active.saturating_sub(torrent.lengths.len_of(piece).into());
         }
         taken
@@ -76,7 +77,7 @@ impl Ledger {
 
     fn look(&mut self) {
         let mut all: Vec<(u64, u32, PieceIndex)> = Vec::new();
-        for torrent in &self.torrents {
+        for torrent in self.torrents.iter().filter(|torrent| torrent.evictable) {
             let pieces = &torrent.pieces;
             let candidates = pieces.lengths.iter().filter(|piece| evictable(pieces.word(*piece)));
             for piece in candidates {

@@ -13,6 +13,8 @@
 //!   word again after it has read. Punching is over before the piece can be put again.
 //! - **No lock is held across I/O** by what a FUSE thread calls ([`TorrentStore::memory`], [`TorrentStore::read_now`],
 //!   [`TorrentStore::has`], [`TorrentStore::wait`]).
+//! - **Not everything lies in the cache.** A torrent may be downloaded to a directory of the user's, or be the user's own
+//!   files, which are only ever read ([`Place`]). Neither is counted or evicted.
 //! - **The limits.** Memory counts the pieces of the tier; buffers given out ([`Cache::buffer`]) are for their holders to
 //!   bound. Disk counts the bytes of the pieces had (the filesystem may use up to a block more at each end of a
 //!   piece that is not aligned to it, and the state files). The limit is passed only by what is pinned.
@@ -26,6 +28,7 @@ use crate::metainfo::{BlockIndex, FileKind, InfoHash, Lengths, Metainfo, PieceHa
 
 mod buffer;
 mod cache;
+mod download;
 mod files;
 mod handle;
 mod health;
@@ -33,6 +36,7 @@ mod ledger;
 mod memory;
 mod metainfo;
 mod pieces;
+mod place;
 mod start;
 mod state;
 mod torrent;
@@ -47,7 +51,9 @@ pub use state::fuzz_state;
 
 pub use buffer::PieceBuf;
 pub use cache::Cache;
+pub use download::{Deliver, space_missing};
 pub use handle::{TorrentStore, VerifiedPiece};
+pub use place::Place;
 
 /// Where and how much to cache.
 #[derive(Clone, Debug)]
@@ -91,6 +97,8 @@ pub struct TorrentSpec {
     pub hashes: PieceHashes,
     /// Check every piece on the disk before [`Cache::add`] returns.
     pub verify: bool,
+    /// Where its files are.
+    pub place: Place,
     /// Told of the progress of that check; also when it is done because the state file is lost.
     pub progress: Option<Progress>,
 }
@@ -109,6 +117,7 @@ impl From<&Metainfo> for TorrentSpec {
             files: metainfo.layout.files().iter().map(file).collect(),
             hashes: metainfo.hashes.clone(),
             verify: false,
+            place: Place::Cache,
             progress: None,
         }
     }
@@ -175,6 +184,33 @@ pub enum StoreError {
     /// The torrent is in the cache's hands already.
     #[error("torrent {0} is open already; mount it once")]
     Already(InfoHash),
+    /// Another process makes the same files.
+    #[error("{holder} is at work on this torrent in {}: let it finish, or end it first", dir.display())]
+    Busy {
+        /// Where the files are made.
+        dir: PathBuf,
+        /// Who does it, in words.
+        holder: String,
+    },
+    /// What is there is not the torrent's, and nobody said that it may go.
+    #[error("{} {why}; move it away, choose another directory, or have it overwritten with --force", path.display())]
+    Foreign {
+        /// What is in the way.
+        path: PathBuf,
+        /// What it is.
+        why: &'static str,
+    },
+    /// What is there is not the torrent's, and is not ours to remove.
+    #[error("{} {why}; move it away or choose another directory", path.display())]
+    InTheWay {
+        /// What is in the way.
+        path: PathBuf,
+        /// What it is.
+        why: &'static str,
+    },
+    /// A cache that keeps no pieces was asked to.
+    #[error("cache {} was not opened to keep torrents in it", .0.display())]
+    Beside(PathBuf),
     /// A path that would leave the cache.
     #[error("file path {path:?} of the torrent is not a plain relative path; get a sound .torrent file")]
     Unsafe {

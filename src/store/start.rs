@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
 use std::{fs, io, thread};
 
 use fixedbitset::FixedBitSet;
@@ -11,45 +11,73 @@ use fixedbitset::FixedBitSet;
 use super::cache::{Cache, io_error};
 use super::files::{Files, Stamp};
 use super::pieces::{Pieces, State};
+use super::place::Base;
 use super::state::Saved;
-use super::torrent::Torrent;
-use super::{EvictionSink, Progress, StoreError, StoredFile, TorrentSpec, lock};
+use super::torrent::{Save, Torrent};
+use super::{EvictionSink, Place, Progress, StoreError, StoredFile, TorrentSpec, download, lock};
 use crate::metainfo::{Lengths, PieceIndex};
 
 /// Reads a torrent's state and looks at its files; hashes all that is there if asked to, or if there is data of which
 /// no state tells. Files are looked at only where the state says that there are pieces.
+///
+/// Of a download all that is had is proven at once. Of the user's own files nothing is recorded: each piece is hashed
+/// now, or before its first byte is served.
 pub(super) fn load(
     cache: &Cache,
     spec: TorrentSpec,
     id: u32,
-    home: PathBuf,
+    home: Option<PathBuf>,
     evicted: EvictionSink,
 ) -> Result<Torrent, StoreError> {
-    let TorrentSpec { info_hash, lengths, files, hashes, verify, progress } = spec;
+    let TorrentSpec { info_hash, lengths, files, hashes, verify, place, progress } = spec;
     let pieces = Arc::new(Pieces::new(id, lengths, evicted));
-    let files = Files::new(Arc::clone(&pieces), home.clone(), files)?;
-    let state = home.join("state");
-    let (saved, stateless) = match Saved::load(&state) {
-        Ok(Some(saved)) if saved.info_hash == info_hash && saved.lengths == lengths => (Some(saved), false),
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io_error("read", &state)(error)),
-        _ => (None, fs::read_dir(files.data()).is_ok_and(|mut entries| entries.next().is_some())),
+    let files = Files::new(Arc::clone(&pieces), Base::new(&place, home.as_deref()), files)?;
+    let saved = match home.as_ref().map(|home| home.join("state")) {
+        Some(state) => match Saved::load(&state) {
+            Ok(saved) => saved.filter(|saved| saved.info_hash == info_hash && saved.lengths == lengths),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(io_error("read", &state)(error)),
+        },
+        None => None,
     };
-    // Whoever asks for a check knows that the data may come from elsewhere.
-    if stateless && !verify {
-        tracing::warn!("{}: no readable state beside the data; checking all pieces", home.display());
-    }
     let closed = saved.as_ref().is_some_and(|saved| saved.closed);
     let torrent = Torrent::new(info_hash, hashes, pieces, files, home, closed);
+    let there = match &place {
+        Place::Cache => fs::read_dir(torrent.files.base.data()).is_ok_and(|mut entries| entries.next().is_some()),
+        Place::Download { dir, overwrite } => download::survey(&torrent, dir, *overwrite)?,
+        Place::Seed(_) => true,
+    };
     if let Some(saved) = &saved {
         let uses = saved.had.ones().zip(&saved.uses);
         let pieces = uses.filter_map(|(piece, used)| Some((lengths.piece(u32::try_from(piece).ok()?)?, used)));
         pieces.for_each(|(piece, used)| torrent.pieces.set_last_use(piece, *used));
         torrent.set_told_use();
     }
-    if verify || stateless {
-        check_all(cache, &torrent, progress)?;
-    } else if let Some(saved) = saved {
-        believe(&torrent, saved);
+    let mut all = FixedBitSet::with_capacity(lengths.pieces() as usize);
+    all.insert_range(..);
+    match (&place, &saved) {
+        _ if verify => check(cache, &torrent, all, progress)?,
+        (Place::Seed(_), _) => assume(&torrent, all),
+        (_, Some(saved)) => believe(&torrent, saved),
+        (Place::Cache, None) if there => {
+            let home = torrent.files.base.dir().display();
+            tracing::warn!("{home}: no readable state beside the data; checking all pieces");
+            check(cache, &torrent, all, progress)?;
+        }
+        (_, None) if there => check(cache, &torrent, all, progress)?,
+        _ => {}
+    }
+    if let Place::Download { overwrite, .. } = place {
+        let doubtful = |piece: &PieceIndex| torrent.pieces.word(*piece).state() == State::Unproven;
+        let mut doubted = FixedBitSet::with_capacity(lengths.pieces() as usize);
+        doubted.extend(lengths.iter().filter(doubtful).map(PieceIndex::index));
+        check(cache, &torrent, doubted, None)?;
+        download::judge(&torrent, saved.as_ref(), overwrite)?;
+        if saved.is_none() {
+            // From here on files may be made, and are known to be ours even if we are killed.
+            let saved = torrent.save(&cache.handles, &cache.clock, Save::Hint);
+            saved.map_err(|error| io_error(error.action, &error.path)(error.source))?;
+        }
     }
     Ok(torrent)
 }
@@ -60,9 +88,20 @@ fn pieces_of(lengths: &Lengths, file: &StoredFile) -> Range<usize> {
     (file.offset / piece_len) as usize..(file.offset + file.len).div_ceil(piece_len) as usize
 }
 
+/// Takes all that files are long enough for as had, to be hashed before it is served.
+fn assume(torrent: &Torrent, mut there: FixedBitSet) {
+    for (index, file) in torrent.files.all().iter().enumerate().filter(|(_, file)| !file.pad && file.len > 0) {
+        remove_beyond(&torrent.lengths, file, torrent.files.stamp(index), &mut there);
+    }
+    for piece in torrent.lengths.iter().filter(|piece| there.contains(piece.index())) {
+        torrent.pieces.advance(piece, State::Missing, State::Unproven);
+    }
+}
+
 /// Takes over what a state file says, as far as the files look like it.
-fn believe(torrent: &Torrent, saved: Saved) {
-    let Saved { closed, mut had, mut proven, stamps, .. } = saved;
+fn believe(torrent: &Torrent, saved: &Saved) {
+    let (closed, stamps) = (saved.closed, &saved.stamps);
+    let (mut had, mut proven) = (saved.had.clone(), saved.proven.clone());
     let all = torrent.files.all();
     if !closed || stamps.len() != all.len() {
         proven.clear();
@@ -79,7 +118,7 @@ fn believe(torrent: &Torrent, saved: Saved) {
         if stamps.get(index) != Some(&stamp) {
             proven.remove_range(pieces.clone());
             if closed {
-                let path = torrent.files.data().join(&file.path);
+                let path = torrent.files.path(index);
                 tracing::warn!("{} was changed by somebody else: its pieces are checked again", path.display());
             }
         }
@@ -100,15 +139,14 @@ fn remove_beyond(lengths: &Lengths, file: &StoredFile, stamp: Stamp, pieces: &mu
     }
 }
 
-/// Hashes every piece of which all files are there, on all cores. What does not match is freed.
-fn check_all(cache: &Cache, torrent: &Torrent, progress: Option<Progress>) -> Result<(), StoreError> {
-    if !torrent.files.data().exists() {
+/// Hashes those of these pieces of which all files are there, on all cores. What does not match is freed, if it is ours.
+fn check(cache: &Cache, torrent: &Torrent, which: FixedBitSet, progress: Option<Progress>) -> Result<(), StoreError> {
+    if which.is_clear() || !torrent.files.base.data().exists() {
         return Ok(());
     }
     torrent.mark_in_use().map_err(|error| io_error(error.action, &error.path)(error.source))?;
     let lengths = &torrent.lengths;
-    let mut there = FixedBitSet::with_capacity(lengths.pieces() as usize);
-    there.insert_range(..);
+    let mut there = which.clone();
     {
         let mut book = lock(&torrent.book);
         for (index, file) in torrent.files.all().iter().enumerate().filter(|(_, file)| !file.pad && file.len > 0) {
@@ -116,19 +154,20 @@ fn check_all(cache: &Cache, torrent: &Torrent, progress: Option<Progress>) -> Re
             remove_beyond(lengths, file, book.stamps[index], &mut there);
         }
     }
-    let (next, done) = (AtomicU32::new(0), AtomicU32::new(0));
+    let which: Vec<PieceIndex> = lengths.iter().filter(|piece| which.contains(piece.index())).collect();
+    let (next, done) = (AtomicUsize::new(0), AtomicU32::new(0));
     let work = || {
         let mut buffer =
             cache.pool.buffer(lengths.piece_len().min(lengths.total().try_into().unwrap_or(u32::MAX)) as usize);
-        while let Some(piece) = lengths.piece(next.fetch_add(1, Relaxed)) {
-            check_one(cache, torrent, piece, there.contains(piece.index()), &mut buffer);
+        while let Some(piece) = which.get(next.fetch_add(1, Relaxed)) {
+            check_one(cache, torrent, *piece, there.contains(piece.index()), &mut buffer);
             let done = done.fetch_add(1, Relaxed) + 1;
             if let Some(progress) = &progress {
-                progress(done, lengths.pieces());
+                progress(done, which.len() as u32);
             }
         }
     };
-    let workers = thread::available_parallelism().map_or(1, usize::from).min(lengths.pieces() as usize);
+    let workers = thread::available_parallelism().map_or(1, usize::from).min(which.len());
     thread::scope(|scope| (0..workers).for_each(|_| drop(scope.spawn(work))));
     torrent.set_changed();
     Ok(())
@@ -137,9 +176,9 @@ fn check_all(cache: &Cache, torrent: &Torrent, progress: Option<Progress>) -> Re
 fn check_one(cache: &Cache, torrent: &Torrent, piece: PieceIndex, there: bool, buffer: &mut [u8]) {
     let buffer = &mut buffer[..torrent.lengths.len_of(piece) as usize];
     let good = there && cache.note(torrent.check_on_disk(&cache.handles, piece, buffer)) == Some(true);
-    if good {
-        torrent.pieces.advance(piece, State::Missing, State::Disk);
-    } else {
+    // Nobody else has the torrent yet.
+    torrent.pieces.change(piece, if good { State::Disk } else { State::Missing }, |_| true);
+    if !good {
         cache.note(torrent.free(&cache.handles, piece));
     }
 }

@@ -16,6 +16,8 @@ use sha1::{Digest, Sha1};
 
 use super::*;
 
+mod places;
+
 /// A torrent with known content.
 #[derive(Clone)]
 struct Sample {
@@ -64,6 +66,7 @@ impl Sample {
             files: self.files.clone(),
             hashes: self.hashes.clone(),
             verify: false,
+            place: Place::Cache,
             progress: None,
         }
     }

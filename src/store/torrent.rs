@@ -14,6 +14,7 @@
 //! matter: a state that could be wrong is never trusted.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
@@ -42,8 +43,14 @@ pub(super) struct Torrent {
     pub waiters: Arc<Waiters>,
     /// Only one reader hashes unproven pieces at a time: the others then find them proven.
     pub proving: Mutex<()>,
-    /// Its directory.
-    pub home: PathBuf,
+    /// Where its state is kept; `None`: nowhere.
+    pub home: Option<PathBuf>,
+    /// Counted against the cache's limit, and dropped piece by piece to keep to it.
+    pub evictable: bool,
+    /// Nothing is to be known of it after it is closed.
+    pub forgettable: AtomicBool,
+    /// Keeps other processes from the same download.
+    pub lock_file: Mutex<Option<File>>,
     pub book: Mutex<Book>,
     /// Whoever changes the data reads; closing writes `true`.
     closed: RwLock<bool>,
@@ -87,7 +94,7 @@ impl Torrent {
         hashes: PieceHashes,
         pieces: Arc<Pieces>,
         files: Files,
-        home: PathBuf,
+        home: Option<PathBuf>,
         closed: bool,
     ) -> Self {
         Self {
@@ -97,6 +104,9 @@ impl Torrent {
             pieces,
             waiters: Arc::default(),
             proving: Mutex::default(),
+            evictable: files.base.is_own(),
+            forgettable: AtomicBool::new(false),
+            lock_file: Mutex::default(),
             book: Mutex::new(Book { stamps: vec![Stamp::default(); files.all().len()], ..Book::default() }),
             files,
             home,
@@ -108,8 +118,8 @@ impl Torrent {
         }
     }
 
-    pub fn state_path(&self) -> PathBuf {
-        self.home.join("state")
+    pub fn state_path(&self) -> Option<PathBuf> {
+        self.home.as_ref().map(|home| home.join("state"))
     }
 
     /// Takes no lock.
@@ -144,7 +154,7 @@ impl Torrent {
     pub fn mark_in_use(&self) -> Result<(), DiskError> {
         let mut clean = lock(&self.clean);
         if *clean {
-            let path = self.state_path();
+            let Some(path) = self.state_path() else { return Ok(()) };
             state::reopen(&path).map_err(DiskError::new("update", path))?;
             *clean = false;
         }
@@ -180,6 +190,9 @@ impl Torrent {
 
     /// Frees what is on the disk of a piece that is not had.
     pub fn free(&self, handles: &Handles, piece: PieceIndex) -> Result<(), DiskError> {
+        if !self.files.base.is_own() {
+            return Ok(());
+        }
         let range = self.lengths.range_of(piece);
         self.change_data(piece, || self.files.punch(handles, range)).map(drop)
     }
@@ -216,13 +229,14 @@ impl Torrent {
 
     /// Writes the state file.
     pub fn save(&self, handles: &Handles, clock: &AtomicU64, how: Save) -> Result<(), DiskError> {
+        let Some(path) = self.state_path() else { return Ok(()) };
         let mut clean = lock(&self.clean);
         let changed = self.changed.load(SeqCst);
         let same_uses = || !changed && self.last_use() == self.told_use.load(Relaxed);
         if *clean && (how != Save::Closed || same_uses()) {
             return Ok(()); // it says all there is to say, but perhaps for the order of uses
         }
-        if !*clean && !changed && self.bytes_on_disk() == 0 && !self.state_path().exists() {
+        if !*clean && !changed && self.bytes_on_disk() == 0 && !path.exists() {
             return Ok(()); // there is nothing to say
         }
         // Before the pieces are looked at: what changes from here on is for the next time.
@@ -235,7 +249,6 @@ impl Torrent {
             }
         }
         let saved = self.snapshot(clock, how == Save::Closed);
-        let path = self.state_path();
         let result = saved.save(&path, how != Save::Hint).map_err(DiskError::new("write", path));
         match &result {
             Ok(()) => *clean = saved.closed,

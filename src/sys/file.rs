@@ -5,6 +5,8 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -110,33 +112,63 @@ pub fn sync_filesystem(file: &File) -> io::Result<()> {
     check(unsafe { libc::syncfs(file.as_raw_fd()) }).map(drop)
 }
 
-fn open_at(dir: BorrowedFd<'_>, name: &OsStr, flags: libc::c_int) -> io::Result<OwnedFd> {
+fn open_at(dir: BorrowedFd<'_>, name: &OsStr, flags: libc::c_int, mode: u32) -> io::Result<OwnedFd> {
     let name = c_string(name)?;
     let flags = flags | libc::O_NOFOLLOW | libc::O_CLOEXEC;
     // SAFETY: `name` is NUL-terminated and outlives the call; the descriptor is open.
-    let fd = check(unsafe { libc::openat(dir.as_raw_fd(), name.as_ptr(), flags, 0o600) })?;
+    let fd = check(unsafe { libc::openat(dir.as_raw_fd(), name.as_ptr(), flags, mode) })?;
     // SAFETY: `openat` succeeded, so `fd` is open and nobody else's.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Opens the directory `name` in `dir`, not through a symbolic link. `name` must be a single component.
 pub fn open_dir_at(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {
-    open_at(dir, name, libc::O_PATH | libc::O_DIRECTORY)
+    open_at(dir, name, libc::O_PATH | libc::O_DIRECTORY, 0)
 }
 
-/// Opens the file `name` in `dir` to read and write, not through a symbolic link; `create` makes it with mode 0600 if
+/// Opens the file `name` in `dir` to read and write, not through a symbolic link; `create` makes it with that mode if
 /// it is not there. `name` must be a single component.
-pub fn open_file_at(dir: BorrowedFd<'_>, name: &OsStr, create: bool) -> io::Result<File> {
+pub fn open_file_at(dir: BorrowedFd<'_>, name: &OsStr, create: Option<u32>) -> io::Result<File> {
     // A FIFO in the file's place must not hold up the opening; for a regular file O_NONBLOCK says nothing.
-    let flags = libc::O_RDWR | libc::O_NONBLOCK | if create { libc::O_CREAT } else { 0 };
-    open_at(dir, name, flags).map(File::from)
+    let flags = libc::O_RDWR | libc::O_NONBLOCK | if create.is_some() { libc::O_CREAT } else { 0 };
+    open_at(dir, name, flags, create.unwrap_or(0)).map(File::from)
 }
 
-/// Makes the directory `name` in `dir` with mode 0700.
-pub fn make_dir_at(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+/// Opens a file for reading alone, wherever links lead. As above, a FIFO holds up nothing.
+pub fn open_to_read(path: &Path) -> io::Result<File> {
+    File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)
+}
+
+/// Makes the directory `name` in `dir`.
+pub fn make_dir_at(dir: BorrowedFd<'_>, name: &OsStr, mode: u32) -> io::Result<()> {
     let name = c_string(name)?;
     // SAFETY: `name` is NUL-terminated and outlives the call; the descriptor is open.
-    check(unsafe { libc::mkdirat(dir.as_raw_fd(), name.as_ptr(), 0o700) }).map(drop)
+    check(unsafe { libc::mkdirat(dir.as_raw_fd(), name.as_ptr(), mode) }).map(drop)
+}
+
+/// Makes the symbolic link `name` in `dir`.
+pub fn make_link_at(dir: BorrowedFd<'_>, name: &OsStr, target: &OsStr) -> io::Result<()> {
+    let (name, target) = (c_string(name)?, c_string(target)?);
+    // SAFETY: both are NUL-terminated and outlive the call; the descriptor is open.
+    check(unsafe { libc::symlinkat(target.as_ptr(), dir.as_raw_fd(), name.as_ptr()) }).map(drop)
+}
+
+/// Removes `name` from `dir`; no directory.
+pub fn remove_at(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+    let name = c_string(name)?;
+    // SAFETY: `name` is NUL-terminated and outlives the call; the descriptor is open.
+    check(unsafe { libc::unlinkat(dir.as_raw_fd(), name.as_ptr(), 0) }).map(drop)
+}
+
+/// Bytes that the file's filesystem has left for us.
+pub fn available(file: &File) -> io::Result<u64> {
+    // SAFETY: all-zero bytes are a valid `statvfs`, which holds integers only.
+    let mut about: libc::statvfs = unsafe { std::mem::zeroed() };
+    // SAFETY: `about` is writable and outlives the call; the descriptor is open.
+    check(unsafe { libc::fstatvfs(file.as_raw_fd(), &mut about) })?;
+    // The types of the two differ from platform to platform.
+    #[allow(clippy::unnecessary_cast)]
+    Ok((about.f_bavail as u64).saturating_mul(about.f_frsize as u64))
 }
 
 #[cfg(test)]
@@ -176,6 +208,7 @@ mod tests {
         assert_eq!(next_data(&file, 64 << 20).unwrap(), None);
         assert!(next_hole(&file, u64::MAX).is_err());
         read_ahead(&file, 0, 1 << 20);
+        assert!(available(&file).unwrap() > 0);
     }
 
     #[test]
@@ -203,11 +236,11 @@ mod tests {
         let name = OsStr::new;
         assert!(open_dir_at(root.as_fd(), name("real")).is_ok());
         assert!(open_dir_at(root.as_fd(), name("dir-link")).is_err());
-        assert!(open_file_at(root.as_fd(), name("file"), false).is_ok());
-        assert!(open_file_at(root.as_fd(), name("file-link"), true).is_err());
-        assert!(open_file_at(root.as_fd(), name("new"), false).is_err());
-        make_dir_at(root.as_fd(), name("made")).unwrap();
+        assert!(open_file_at(root.as_fd(), name("file"), None).is_ok());
+        assert!(open_file_at(root.as_fd(), name("file-link"), Some(0o600)).is_err());
+        assert!(open_file_at(root.as_fd(), name("new"), None).is_err());
+        make_dir_at(root.as_fd(), name("made"), 0o700).unwrap();
         let made = open_dir_at(root.as_fd(), name("made")).unwrap();
-        assert!(open_file_at(made.as_fd(), name("new"), true).is_ok());
+        assert!(open_file_at(made.as_fd(), name("new"), Some(0o600)).is_ok());
     }
 }

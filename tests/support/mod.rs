@@ -4,6 +4,8 @@
 
 #![allow(dead_code, missing_docs, reason = "each test file uses its own part")]
 
+pub mod plain;
+
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -190,12 +192,18 @@ impl Lab {
 
     /// Peers that the tracker knows: those with everything, and the others (BEP 48).
     pub fn scrape(&self) -> (u32, u32) {
+        (self.scraped("8:completei"), self.scraped("10:incompletei"))
+    }
+
+    /// How often the tracker was told that a download is complete.
+    pub fn downloads(&self) -> u32 {
+        self.scraped("10:downloadedi")
+    }
+
+    fn scraped(&self, key: &str) -> u32 {
         let reply = self.scrape_reply(&self.info_hash()).expect("the tracker answers");
-        let number = |key: &str| {
-            let digits = reply.split(key).nth(1).and_then(|rest| rest.split('e').next());
-            digits.map_or(0, |digits| digits.parse().unwrap())
-        };
-        (number("8:completei"), number("10:incompletei"))
+        let digits = reply.split(key).nth(1).and_then(|rest| rest.split('e').next());
+        digits.map_or(0, |digits| digits.parse().unwrap())
     }
 
     fn scrape_reply(&self, info_hash: &str) -> Option<String> {

@@ -19,7 +19,7 @@ use crate::session::seeding::Seeding;
 use crate::session::shares::{MAX_PARTIAL, MAX_PEERS, Share};
 use crate::session::sources::{Finders, Sources};
 use crate::session::{Session, SessionError, Torrent, TorrentOptions};
-use crate::store::{self, TorrentSpec};
+use crate::store::{self, Place, TorrentSpec};
 use crate::swarm::{self, Stats, Swarm};
 use crate::webseed::WebSeed;
 
@@ -41,7 +41,9 @@ pub(in crate::session) async fn start(
 ) -> Result<Arc<Torrent>, SessionError> {
     let (evicted_tx, evicted) = mpsc::unbounded_channel();
     let progress = options.progress.map(|tell| Box::new(tell) as store::Progress);
-    let spec = TorrentSpec { verify: options.verify, progress, ..TorrentSpec::from(&*metainfo) };
+    // The user's own files: nothing is fetched, for there is nowhere to put it.
+    let given = matches!(options.place, Place::Seed(_));
+    let spec = TorrentSpec { verify: options.verify, place: options.place, progress, ..TorrentSpec::from(&*metainfo) };
     let cache = session.config.cache.clone();
     let opening = tokio::task::spawn_blocking(move || {
         cache.add(
@@ -52,6 +54,10 @@ pub(in crate::session) async fn start(
         )
     });
     let store = opening.await.map_err(|_| SessionError::Ending)??;
+    let have = store.have();
+    if options.whole && !have.is_full() {
+        return Err(SessionError::Incomplete(have));
+    }
 
     let lengths = *metainfo.layout.lengths();
     let transferred = Arc::new(Transferred::default());
@@ -61,7 +67,7 @@ pub(in crate::session) async fn start(
         seed: rand::random(),
         our_id: session.peer_id,
         info_hash: metainfo.info_hash,
-        on_demand: options.on_demand,
+        on_demand: options.on_demand || given,
         upload: session.config.upload,
         super_seed: options.super_seed,
         max_peers: MAX_PEERS,
@@ -69,7 +75,6 @@ pub(in crate::session) async fn start(
         max_partial: MAX_PARTIAL,
         order: swarm::PickOrder::RarestFirst,
     };
-    let have = store.have();
     transferred.left.store(left(&store, &metainfo), Ordering::Relaxed);
     let swarm = Swarm::new(config, have, Instant::now());
     let sources = Sources::start(
@@ -101,6 +106,7 @@ pub(in crate::session) async fn start(
         port: session.announced.clone(),
         pex: session.config.pex && !metainfo.private,
         upload: session.config.upload,
+        given,
         dialer: session.dialer.clone(),
         limits: session.config.limits.clone(),
         dht: session.dht.clone().filter(|_| !metainfo.private),

@@ -1,0 +1,74 @@
+//! Giving torrents to others until it is enough, and the line that says how that goes.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytesize::ByteSize;
+
+use super::live::Live;
+use crate::session::{SeedLimits, Torrent};
+
+/// How often the line changes.
+const LINE_EVERY: Duration = Duration::from_secs(1);
+
+pub(super) struct Giving {
+    limits: SeedLimits,
+    torrents: Vec<Arc<Torrent>>,
+    /// Bytes given of those that have been given enough.
+    given: u64,
+    live: Live,
+    begun: Instant,
+}
+
+impl Giving {
+    pub(super) fn new(limits: SeedLimits, quiet: bool) -> Self {
+        Self { limits, torrents: Vec::new(), given: 0, live: Live::new(quiet), begun: Instant::now() }
+    }
+
+    pub(super) fn add(&mut self, torrent: Arc<Torrent>) {
+        self.torrents.push(torrent);
+    }
+
+    /// Ends each torrent once it has reached a limit, and returns when none is left. Without a limit it never does.
+    pub(super) async fn until_enough(&mut self) {
+        while !self.torrents.is_empty() {
+            self.live.show(&self.line());
+            tokio::time::sleep(LINE_EVERY).await;
+            let enough = |torrent: &Arc<Torrent>| {
+                let (stats, size) = (torrent.stats(), torrent.metainfo().layout.lengths().total());
+                self.limits.reached(self.begun.elapsed(), stats.uploaded, stats.downloaded, size)
+            };
+            let (over, on) = std::mem::take(&mut self.torrents).into_iter().partition(enough);
+            self.torrents = on;
+            let over: Vec<Arc<Torrent>> = over;
+            for torrent in over {
+                self.given += torrent.stats().uploaded;
+                torrent.stop().await;
+            }
+        }
+    }
+
+    /// Bytes given in all.
+    pub(super) fn given(&self) -> u64 {
+        self.given + self.torrents.iter().map(|torrent| torrent.stats().uploaded).sum::<u64>()
+    }
+
+    fn line(&self) -> String {
+        let stats: Vec<_> = self.torrents.iter().map(|torrent| torrent.stats()).collect();
+        let rate = stats.iter().map(|stats| stats.up_rate).sum();
+        let peers: usize = stats.iter().map(|stats| stats.peers).sum();
+        let size: u64 = self.torrents.iter().map(|torrent| torrent.metainfo().layout.lengths().total()).sum();
+        let given = self.given();
+        let what = match self.torrents.as_slice() {
+            [torrent] => torrent.metainfo().name.replace(char::is_control, " "),
+            several => format!("{} torrents", several.len()),
+        };
+        format!(
+            "seeding {what}: {}/s to {peers} peer{}, {} given, ratio {:.2}",
+            ByteSize(rate),
+            if peers == 1 { "" } else { "s" },
+            ByteSize(given),
+            given as f64 / size.max(1) as f64
+        )
+    }
+}

@@ -1,0 +1,228 @@
+//! A directory of the user's that a torrent is downloaded to: what is there already, and what is made at the end.
+//!
+//! Nothing of the user's is overwritten unasked. A file in the place of one of the torrent's is taken for it only if a
+//! piece of it bears the torrent's hash, or if the state says that we made it. One of which that cannot be told, for
+//! each of its pieces lacks another file, is compared with what comes for it. Anything else is an error, before the first
+//! byte is written. Only names below the torrent's own are ever touched.
+
+use std::collections::HashSet;
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use super::cache::io_error;
+use super::files::Stamp;
+use super::pieces::State;
+use super::place::step;
+use super::state::Saved;
+use super::torrent::Torrent;
+use super::{StoreError, lock};
+use crate::metainfo::{self, FileKind, PieceIndex};
+use crate::sys::file as sys;
+
+const NO_FILE: &str = "is no ordinary file";
+const NO_DIR: &str = "is no directory";
+const LONGER: &str = "is longer than the torrent's file of that name";
+const OTHER: &str = "is not the torrent's: no piece of it matches";
+
+/// What is in the way of a file's path within `dir`, of the directories it is to be in. `seen` spares the same looks.
+fn look_above(dir: &Path, file: &Path, seen: &mut HashSet<PathBuf>) -> Result<(), StoreError> {
+    let mut above: Vec<&Path> = file.ancestors().skip(1).filter(|path| !path.as_os_str().is_empty()).collect();
+    above.reverse();
+    for parent in above {
+        if !seen.insert(parent.to_owned()) {
+            continue;
+        }
+        let path = dir.join(parent);
+        match path.symlink_metadata() {
+            Ok(about) if about.is_dir() => {}
+            Ok(_) => return Err(StoreError::InTheWay { path, why: NO_DIR }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(io_error("look at", &path)(error)),
+        }
+    }
+    Ok(())
+}
+
+/// Looks at what has the names of the torrent's files: whether there is any content.
+pub(super) fn survey(torrent: &Torrent, dir: &Path, overwrite: bool) -> Result<bool, StoreError> {
+    let (mut seen, mut any) = (HashSet::new(), false);
+    for (index, file) in torrent.files.all().iter().enumerate().filter(|(_, file)| !file.pad && file.len > 0) {
+        look_above(dir, &file.path, &mut seen)?;
+        let path = torrent.files.path(index);
+        match path.symlink_metadata() {
+            Ok(about) if !about.is_file() => return Err(StoreError::InTheWay { path, why: NO_FILE }),
+            Ok(about) if about.len() > file.len && !overwrite => return Err(StoreError::Foreign { path, why: LONGER }),
+            Ok(about) => any |= about.len() > 0,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(io_error("look at", &path)(error)),
+        }
+    }
+    Ok(any)
+}
+
+/// Decides, once all that is believed to be there is checked, whether each file is ours to write.
+pub(super) fn judge(torrent: &Torrent, saved: Option<&Saved>, overwrite: bool) -> Result<(), StoreError> {
+    for (index, file) in torrent.files.all().iter().enumerate().filter(|(_, file)| !file.pad && file.len > 0) {
+        let (stamp, path) = (torrent.files.stamp(index), torrent.files.path(index));
+        if stamp.size == 0 {
+            continue;
+        }
+        let pieces = || torrent.lengths.pieces_in(&(file.offset..file.offset + file.len));
+        let matches = pieces().any(|piece| torrent.pieces.word(piece).state() == State::Disk);
+        let made_by_us = match saved {
+            None => false,
+            Some(saved) if saved.closed => saved.stamps.get(index) == Some(&stamp) && stamp != Stamp::default(),
+            // Where no clean end tells, what had none of our pieces yet may have been made in the last moment.
+            Some(saved) => !pieces().any(|piece| saved.had.contains(piece.index())),
+        };
+        if matches || made_by_us || overwrite {
+            if stamp.size > file.len {
+                let cut = torrent.files.base.open(file, false).and_then(|opened| opened.set_len(file.len));
+                cut.map_err(io_error("shorten", &path))?;
+            }
+            continue;
+        }
+        if stamp.size == file.len && pieces().all(|piece| lacks_another(torrent, piece, index)) {
+            lock(&torrent.files.undecided).insert(index);
+            continue;
+        }
+        let opened = torrent.files.base.open(file, false).map_err(io_error("open", &path))?;
+        // Nobody else reads by this one's position.
+        if sys::next_data(&opened, 0).map_err(io_error("read", &path))?.is_some() {
+            return Err(StoreError::Foreign { path, why: OTHER });
+        }
+    }
+    Ok(())
+}
+
+/// Whether a piece cannot be hashed for want of another file than this one.
+fn lacks_another(torrent: &Torrent, piece: PieceIndex, file: usize) -> bool {
+    let all = torrent.files.all();
+    let mut others = torrent.files.touching(torrent.lengths.range_of(piece)).filter(|other| *other != file);
+    others.any(|other| torrent.files.stamp(other).size < all[other].len)
+}
+
+/// What a torrent has beside bytes: empty files, links, and leave to run a file.
+pub struct Deliver<'a> {
+    /// The directory it is downloaded to.
+    pub dir: &'a Path,
+    /// Its files.
+    pub files: &'a [metainfo::File],
+    /// Take the place of what is not the torrent's.
+    pub overwrite: bool,
+}
+
+impl Deliver<'_> {
+    /// Whether anything is in the way of [`Self::make`].
+    pub fn look(&self) -> Result<(), StoreError> {
+        let mut seen = HashSet::new();
+        self.each(|file, path, _| {
+            look_above(self.dir, &file.path.iter().collect::<PathBuf>(), &mut seen)?;
+            self.is_there(file, path).map(drop)
+        })
+    }
+
+    /// Makes it all. Ends with the first that cannot be made.
+    pub fn make(&self) -> Result<(), StoreError> {
+        self.each(|file, path, relative| {
+            let failed = |action| io_error(action, path);
+            if self.is_there(file, path)? {
+                return Ok(());
+            }
+            let (dir, name) = self.open_parent(relative).map_err(failed("make the directory of"))?;
+            match &file.kind {
+                FileKind::Symlink { target } => {
+                    match sys::remove_at(dir.as_fd(), name) {
+                        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("remove")(error)),
+                        _ => {}
+                    }
+                    sys::make_link_at(dir.as_fd(), name, OsStr::new(target)).map_err(failed("make link"))
+                }
+                _ => {
+                    let opened = sys::open_file_at(dir.as_fd(), name, Some(0o666)).map_err(failed("make"))?;
+                    if file.len == 0 {
+                        opened.set_len(0).map_err(failed("empty"))?;
+                    }
+                    if file.kind == (FileKind::Regular { executable: true }) {
+                        // Some filesystems have no such thing.
+                        let _ = allow_to_run(&opened);
+                    }
+                    Ok(())
+                }
+            }
+        })
+    }
+
+    fn each(
+        &self,
+        mut with: impl FnMut(&metainfo::File, &Path, &Path) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        let concerned = |file: &&metainfo::File| match file.kind {
+            FileKind::Pad => false,
+            FileKind::Symlink { .. } => true,
+            FileKind::Regular { executable } => executable || file.len == 0,
+        };
+        for file in self.files.iter().filter(concerned) {
+            let relative: PathBuf = file.path.iter().collect();
+            with(file, &self.dir.join(&relative), &relative)?;
+        }
+        Ok(())
+    }
+
+    /// Whether it is made already; an error if something else is in its place that must not go.
+    fn is_there(&self, file: &metainfo::File, path: &Path) -> Result<bool, StoreError> {
+        let about = match path.symlink_metadata() {
+            Ok(about) => about,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(io_error("look at", path)(error)),
+        };
+        let in_the_way = |why| StoreError::InTheWay { path: path.to_owned(), why };
+        let foreign = |why| {
+            let error = StoreError::Foreign { path: path.to_owned(), why };
+            if self.overwrite { Ok(false) } else { Err(error) }
+        };
+        match &file.kind {
+            FileKind::Symlink { .. } if about.is_dir() => Err(in_the_way("is a directory")),
+            FileKind::Symlink { target } => {
+                let same = about.is_symlink() && fs::read_link(path).is_ok_and(|there| there == Path::new(target));
+                if same { Ok(true) } else { foreign("is not the torrent's link of that name") }
+            }
+            _ if !about.is_file() => Err(in_the_way(NO_FILE)),
+            _ if file.len == 0 && about.len() > 0 => foreign(LONGER),
+            FileKind::Regular { executable } => Ok(!executable || about.mode() & 0o111 != 0),
+            FileKind::Pad => Ok(true),
+        }
+    }
+
+    fn open_parent<'a>(&self, relative: &'a Path) -> io::Result<(OwnedFd, &'a OsStr)> {
+        let name = relative.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+        let mut dir = OwnedFd::from(File::open(self.dir)?);
+        for part in relative.parent().into_iter().flat_map(Path::components) {
+            dir = step(dir.as_fd(), part.as_os_str(), Some(0o777))?;
+        }
+        Ok((dir, name))
+    }
+}
+
+/// Whoever may read it may run it.
+fn allow_to_run(file: &File) -> io::Result<()> {
+    let mode = file.metadata()?.permissions().mode();
+    file.set_permissions(PermissionsExt::from_mode(mode | (mode & 0o444) >> 2))
+}
+
+/// How much room a torrent's files lack on the filesystem of `dir`: bytes still to be allocated and bytes free, if there
+/// is not enough. What the files take already counts as theirs.
+pub fn space_missing(dir: &Path, files: &[metainfo::File]) -> io::Result<Option<(u64, u64)>> {
+    let allocated = |file: &metainfo::File| {
+        let about = dir.join(file.path.iter().collect::<PathBuf>()).symlink_metadata();
+        about.ok().filter(|about| about.is_file()).map_or(0, |about| about.blocks().saturating_mul(512))
+    };
+    let with_bytes = files.iter().filter(|file| matches!(file.kind, FileKind::Regular { .. }));
+    let needed = with_bytes.map(|file| file.len.saturating_sub(allocated(file))).fold(0, u64::saturating_add);
+    let free = sys::available(&File::open(dir)?)?;
+    Ok((needed > free).then_some((needed, free)))
+}
