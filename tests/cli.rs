@@ -120,9 +120,11 @@ fn a_failure_is_one_line_and_a_code() {
     let taken = taken.local_addr().unwrap().port().to_string();
 
     let (mnt, film, missing) = (path("mnt"), path("film.torrent"), path("not-there"));
+    let data = path("film.bin");
     let (broken, two_lines) = (path("broken.torrent"), path("two\nlines.torrent"));
     let magnet = "magnet:?xt=urn:btih:0123456789012345678901234567890123456789";
-    let cases: [(i32, &str, &[&str]); 11] = [
+    let cases: [(i32, &str, &[&str]); 12] = [
+        (2, "--create", &["seed", &film, &data, "-a", "http://127.0.0.1:1/announce"]),
         (3, "No such file", &["mount", "/nowhere.torrent", &mnt]),
         (3, "no metadata", &["mount", "--metadata-timeout", "200ms", magnet, &mnt]),
         (3, "names no torrent", &["mount", "magnet:?dn=x", &mnt]),

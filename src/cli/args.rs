@@ -657,7 +657,6 @@ mod tests {
         assert!(fault("torrentfs get").contains("SOURCE"));
         assert!(fault("torrentfs seed a.torrent").contains("TORRENT"));
         assert!(fault("torrentfs seed --create dir a.torrent dir").contains("--create"));
-        assert!(fault("torrentfs seed a.torrent dir -a http://t/announce").contains("--create"));
         assert!(parse("torrentfs seed --create dir -a http://t/announce,http://u/announce --seed-ratio 2").is_ok());
         assert!(parse("torrentfs seed --seed-time 1h a.torrent a b.torrent b").is_ok());
         assert!(parse("torrentfs get --seed -o dir a.torrent b.torrent --port 0").is_ok());

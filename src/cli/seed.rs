@@ -102,6 +102,10 @@ pub(super) fn run(args: SeedArgs, verbosity: Verbosity, quiet: bool) -> Result<(
     if !args.pairs.len().is_multiple_of(2) {
         return Err(Failure::new(Exit::Usage, "each TORRENT needs the PATH of its data behind it"));
     }
+    // The parser does not see that: what `create` needs it lets go where `create` would be refused.
+    if args.create.is_none() && (!args.trackers.is_empty() || args.output.is_some() || args.force) {
+        return Err(Failure::new(Exit::Usage, "--tracker, --output and --force are for a torrent made with --create"));
+    }
     let read = |pair: &[OsString]| {
         let (torrent, path) = (&pair[0], &pair[1]);
         Ok(Offer {
