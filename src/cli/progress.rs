@@ -35,7 +35,6 @@ struct Line {
     note: String,
 }
 
-#[allow(dead_code, reason = "each command has its own use of it")]
 impl Progress {
     /// Begins to show `what`, as in "hashing film.mkv", of so many bytes.
     pub(super) fn start(what: &str, total: u64, quiet: bool) -> Self {

@@ -12,11 +12,9 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
-use std::fs::Metadata;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -29,6 +27,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::{AddError, Added, Library, Origin, Source, SourceError};
 use crate::metainfo::InfoHash;
+use crate::payload::Stamp;
 use crate::session::MetadataProgress;
 use crate::sys;
 
@@ -78,26 +77,6 @@ impl Watch {
 impl Drop for Watch {
     fn drop(&mut self) {
         self.0.abort();
-    }
-}
-
-/// What tells a changed file.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Stamp {
-    inode: (u64, u64),
-    len: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
-
-impl From<&Metadata> for Stamp {
-    fn from(about: &Metadata) -> Self {
-        Self {
-            inode: (about.dev(), about.ino()),
-            len: about.len(),
-            modified: (about.mtime(), about.mtime_nsec()),
-            changed: (about.ctime(), about.ctime_nsec()),
-        }
     }
 }
 
