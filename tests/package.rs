@@ -131,15 +131,20 @@ fn the_deb_is_installed_used_upgraded_and_purged() {
     let (base, peer, hash) = (lab.dir.path().display(), &seeder.addr, lab.info_hash());
     let fstab = format!(
         "{base}/film.bin.torrent {base}/file torrentfs {ALONE},peer={peer} 0 0\n\
+         {base}/torrents {base}/directory torrentfs {ALONE},peer={peer} 0 0\n\
          magnet:?xt=urn:btih:{hash}&x.pe={peer} {base}/magnet torrentfs {ALONE},_netdev 0 0\n"
     );
+    fs::create_dir(lab.path("torrents")).unwrap();
+    fs::copy(&torrent, lab.path("torrents/film.torrent")).unwrap();
     fs::write(lab.path("fstab"), fstab).unwrap();
-    machine.sh("mkdir $BASE/file $BASE/magnet && mount --all --fstab $BASE/fstab");
-    for mountpoint in ["file", "magnet"] {
+    machine.sh("mkdir $BASE/file $BASE/directory $BASE/magnet && mount --all --fstab $BASE/fstab");
+    for mountpoint in ["file", "directory", "magnet"] {
         let user = "setpriv --reuid 65534 --regid 65534 --clear-groups";
         machine.sh(&format!("{user} cmp $BASE/{mountpoint}/film.bin $BASE/payload/film.bin"));
         let pid =
             machine.sh(&format!("getfattr --absolute-names --only-values -n user.torrentfs.pid $BASE/{mountpoint}"));
+        // Root finds and asks it, whoever serves.
+        assert!(machine.sh(&format!("torrentfs status $BASE/{mountpoint}")).contains("film.bin"));
         let status = machine.sh(&format!("cat /proc/{}/status; id -u torrentfs", pid.trim()));
         let user = status.lines().last().unwrap();
         let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();

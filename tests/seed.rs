@@ -10,6 +10,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use support::plain::Plain;
+use support::served::{Served, publish};
 use support::*;
 
 const LIMIT: Duration = Duration::from_secs(180);
@@ -53,16 +54,17 @@ fn picture(root: &Path) -> BTreeMap<PathBuf, (u32, i64, i64, Vec<u8>)> {
     found
 }
 
-/// Five leechers of four programs, one seeder, one tracker. The seeder goes once one of them has everything.
+/// Five leechers of four programs, one seeder, one `torrentfs tracker`. The seeder goes once one of them has everything.
 #[test]
 fn five_leechers_of_four_programs_complete_when_the_seeder_has_gone() {
     if !tools(&["aria2c", "transmission-cli"]) {
         return;
     }
     let _turn = turn();
-    let mut lab = Lab::new();
+    let lab = Lab::new();
+    let tracker = Served::start(&[]);
     let data = noise(12 << 20, 21);
-    let torrent = lab.publish("film.bin", &data, 16);
+    let torrent = publish(&lab, &format!("http://{}/announce", tracker.addr), &data);
     let out = |name: &str| {
         let dir = lab.path(name);
         fs::create_dir_all(&dir).unwrap();
@@ -77,13 +79,13 @@ fn five_leechers_of_four_programs_complete_when_the_seeder_has_gone() {
             .args(["-M", "-U", "-D", "-p", &free_port().to_string(), "-w"])
             .args([&out("transmission"), &torrent]),
     );
-    wait_until("transmission announces itself", LIMIT, || lab.scrape().1 == 1);
+    wait_until("transmission announces itself", LIMIT, || tracker.peers().1 == 1);
     let mut seeder = seed(
         &lab.path("seeder"),
         &["--bind", "127.0.0.2", "--upload-limit", "2MiB"],
         &[&torrent, &lab.path("payload")],
     );
-    wait_until("the seeder announces itself", LIMIT, || lab.scrape().0 == 1);
+    wait_until("the seeder announces itself", LIMIT, || tracker.peers().0 == 1);
     let _aria2 = quiet(
         Command::new("aria2c")
             .args(["--enable-dht=false", "--enable-dht6=false", "--bt-enable-lpd=false", "--no-conf=true"])
@@ -112,6 +114,7 @@ fn five_leechers_of_four_programs_complete_when_the_seeder_has_gone() {
     }
     assert!(mount.read("film.bin") == data);
     mount.stop();
+    tracker.stop();
 }
 
 /// Eight leechers in whose directories `has(leecher, piece)` is there already, and nobody who has it all.

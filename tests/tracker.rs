@@ -6,13 +6,14 @@
 mod support;
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
+use support::served::{Served, publish};
 use support::*;
 use tokio::sync::mpsc;
 use torrentfs::discovery::{Announce, Announcer, Scrape, TrackerClient, Transferred};
@@ -21,97 +22,6 @@ use torrentfs::route::Route;
 use torrentfs::wire::PeerId;
 
 const LONG: Duration = Duration::from_secs(60);
-
-/// `torrentfs tracker`, up and answering.
-struct Tracker {
-    process: Process,
-    addr: SocketAddr,
-    said: Arc<Mutex<String>>,
-}
-
-impl Tracker {
-    /// At a free port of 127.0.0.1, and wherever else `args` say.
-    fn start(args: &[&str]) -> Self {
-        Self::start_at("127.0.0.1:0", args)
-    }
-
-    fn start_at(listen: &str, args: &[&str]) -> Self {
-        let mut process = Process::start(
-            Command::new(TORRENTFS)
-                .args(["tracker", "-v", "--listen", listen])
-                .args(args)
-                .stdout(Stdio::piped())
-                .stderr(Stdio::piped()),
-        );
-        let mut output = BufReader::new(process.0.stdout.take().unwrap());
-        let mut line = String::new();
-        output.read_line(&mut line).unwrap();
-        let addr = line.strip_prefix("listening at ").and_then(|rest| rest.split(',').next()?.parse().ok());
-        let addr = addr.unwrap_or_else(|| panic!("{line}: {}", drain(process.0.stderr.take().unwrap())));
-        let said = Arc::new(Mutex::new(line));
-        let log = process.0.stderr.take().unwrap();
-        for mut from in [Box::new(output) as Box<dyn BufRead + Send>, Box::new(BufReader::new(log))] {
-            let said = said.clone();
-            std::thread::spawn(move || {
-                let mut line = String::new();
-                while from.read_line(&mut line).is_ok_and(|len| len > 0) {
-                    said.lock().unwrap().push_str(&line);
-                    line.clear();
-                }
-            });
-        }
-        Self { process, addr, said }
-    }
-
-    fn said(&self, words: &str) -> bool {
-        self.said.lock().unwrap().contains(words)
-    }
-
-    fn wait_said(&self, words: &str) {
-        wait_until(&format!("it says {words:?}"), LONG, || self.said(words));
-    }
-
-    /// The answer to a GET, head and all.
-    fn get(&self, path: &str) -> String {
-        let mut stream = TcpStream::connect(self.addr).unwrap();
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: t\r\n\r\n").unwrap();
-        let mut reply = Vec::new();
-        stream.read_to_end(&mut reply).unwrap();
-        reply.escape_ascii().to_string()
-    }
-
-    fn metric(&self, name: &str) -> u64 {
-        let name = format!("torrentfs_tracker_{name} ").replace('"', "\\\"");
-        let metrics = self.get("/metrics");
-        let value = metrics.split("\\n").find_map(|line| line.strip_prefix(&name)?.parse().ok());
-        value.unwrap_or_else(|| panic!("no {name} in {metrics}"))
-    }
-
-    /// Seeders and leechers.
-    fn peers(&self) -> (u64, u64) {
-        (self.metric("peers{role=\"seeder\"}"), self.metric("peers{role=\"leecher\"}"))
-    }
-
-    fn stop(mut self) {
-        self.process.signal("TERM");
-        let status = self.process.wait(LONG).expect("it ends");
-        assert!(status.success(), "{status}: {}", self.said.lock().unwrap());
-    }
-}
-
-/// A file to share and its torrent, with `announce` for a tracker.
-fn publish(lab: &Lab, announce: &str, data: &[u8]) -> PathBuf {
-    let (payload, torrent) = (lab.path("payload"), lab.path("film.torrent"));
-    fs::create_dir_all(&payload).unwrap();
-    fs::write(payload.join("film.bin"), data).unwrap();
-    let _ = fs::remove_file(&torrent);
-    let made = run(
-        "mktorrent",
-        &["-l", "16", "-a", announce, "-o", torrent.to_str().unwrap(), payload.join("film.bin").to_str().unwrap()],
-    );
-    assert!(made.status.success(), "{made:?}");
-    torrent
-}
 
 fn info_hash(torrent: &Path) -> InfoHash {
     Metainfo::parse(&fs::read(torrent).unwrap()).unwrap().info_hash
@@ -128,7 +38,7 @@ fn clients_meet(scheme: &str) {
     }
     let _turn = turn();
     let lab = Lab::new();
-    let tracker = Tracker::start(&["--interval", "2min"]);
+    let tracker = Served::start(&["--interval", "2min"]);
     let data = noise(3_000_001, 51);
     let torrent = publish(&lab, &format!("{scheme}://{}/announce", tracker.addr), &data);
     let file = torrent.to_str().unwrap();
@@ -218,7 +128,7 @@ async fn our_announcer_meets_and_scrapes_in_both_families() {
     }
     let _turn = turn();
     let hash = InfoHash([0x5a; 20]);
-    let tracker = Tracker::start_at("[::1]:0", &["--listen", "127.0.0.1:0"]);
+    let tracker = Served::start_at("[::1]:0", &["--listen", "127.0.0.1:0"]);
     tracker.wait_said("listening at 127.0.0.1:");
     let line = tracker.said.lock().unwrap().clone();
     let v4 = line.split("listening at 127.0.0.1:").nth(1).unwrap().split(',').next().unwrap().to_owned();
@@ -247,7 +157,7 @@ async fn our_announcer_meets_and_scrapes_in_both_families() {
 #[test]
 fn by_udp_it_answers_from_where_it_was_asked() {
     let _turn = turn();
-    let tracker = Tracker::start_at("0.0.0.0:0", &[]);
+    let tracker = Served::start_at("0.0.0.0:0", &[]);
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     socket.set_read_timeout(Some(LONG)).unwrap();
     socket.connect(("127.0.0.42", tracker.addr.port())).unwrap();
@@ -256,7 +166,7 @@ fn by_udp_it_answers_from_where_it_was_asked() {
     tracker.stop();
 }
 
-fn announce(tracker: &Tracker, info_hash: InfoHash, port: u16, rest: &str) -> String {
+fn announce(tracker: &Served, info_hash: InfoHash, port: u16, rest: &str) -> String {
     let hash = escaped(info_hash);
     tracker.get(&format!("/announce?info_hash={hash}&peer_id=-XX0001-aaaaaaaaaaaa&port={port}&left=1{rest}"))
 }
@@ -268,12 +178,12 @@ fn a_restart_keeps_the_peers() {
     let state = dir.path().join("state");
     let args = ["--state", state.to_str().unwrap()];
     let (one, other) = (InfoHash([1; 20]), InfoHash([2; 20]));
-    let tracker = Tracker::start(&args);
+    let tracker = Served::start(&args);
     announce(&tracker, one, 0x1ae1, "");
     announce(&tracker, other, 0x1ae2, "&left=0&event=completed");
     tracker.stop();
 
-    let tracker = Tracker::start(&args);
+    let tracker = Served::start(&args);
     tracker.wait_said("remembered: torrents 2, peers 2");
     assert!(announce(&tracker, one, 0x1ae3, "").ends_with(r"5:peers6:\x7f\x00\x00\x01\x1a\xe1e"));
     // A second one may not have the same port, and says so in a line.
@@ -284,7 +194,7 @@ fn a_restart_keeps_the_peers() {
     tracker.stop();
 
     fs::write(&state, [&fs::read(&state).unwrap()[..], b"more"].concat()).unwrap();
-    let tracker = Tracker::start(&args);
+    let tracker = Served::start(&args);
     tracker.wait_said("is damaged, the tracker begins anew; it is kept as");
     assert!(announce(&tracker, one, 0x1ae3, "").ends_with("5:peers0:e"));
     tracker.stop();
@@ -307,7 +217,7 @@ fn lists_are_followed() {
     let (one, other) = (InfoHash([1; 20]), InfoHash([2; 20]));
     fs::write(&list, format!("# mine\n{one}\n")).unwrap();
     let args = ["--allow", list.to_str().unwrap(), "--torrents", torrents.to_str().unwrap()];
-    let tracker = Tracker::start(&args);
+    let tracker = Served::start(&args);
     tracker.wait_said("torrents served: 1, those of the lists");
     let served = |info_hash| announce(&tracker, info_hash, 1, "").contains("5:peers");
     assert!(served(one) && !served(other));
@@ -391,7 +301,7 @@ print('done')
 fn a_flood_keeps_nobody_out() {
     let _turn = turn();
     let tracker =
-        Tracker::start(&["--max-torrents", "100", "--max-host-peers", "50", "--max-host-peers-of-torrent", "10"]);
+        Served::start(&["--max-torrents", "100", "--max-host-peers", "50", "--max-host-peers-of-torrent", "10"]);
     let ask = |from: &str, info_hash: InfoHash, port: u16| {
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
         socket.bind(&format!("{from}:0").parse::<SocketAddr>().unwrap().into()).unwrap();
@@ -427,7 +337,7 @@ fn a_flood_keeps_nobody_out() {
 #[test]
 fn what_its_user_sees() {
     let _turn = turn();
-    let tracker = Tracker::start(&[]);
+    let tracker = Served::start(&[]);
     let at = tracker.addr;
     tracker.wait_said(&format!("announce URLs: http://{at}/announce  udp://{at}/announce"));
     tracker.wait_said("torrents served: all");

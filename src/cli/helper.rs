@@ -44,7 +44,7 @@ const FAILED: u8 = 32;
 #[derive(Parser, Debug)]
 #[command(name = "mount.torrentfs", version, after_help = AFTER_HELP, max_term_width = 110)]
 struct HelperArgs {
-    /// A .torrent file, its http(s) URL, a magnet link, or an info hash
+    /// A .torrent file, its http(s) URL, a magnet link, an info hash, or a directory of torrents
     #[arg(value_name = "SOURCE")]
     source: OsString,
 

@@ -5,6 +5,7 @@
 #![allow(dead_code, missing_docs, reason = "each test file uses its own part")]
 
 pub mod plain;
+pub mod served;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
