@@ -30,11 +30,12 @@ pub(super) struct Verbosity(&'static str);
 impl Verbosity {
     pub(super) fn new(verbose: u8, quiet: bool) -> Self {
         Self(match (quiet, verbose) {
-            (true, _) => "error",
-            // fuser warns of each operation that is rightly left to the kernel, such as a terminal's ioctl.
-            (_, 0) => "warn,fuser=error",
-            (_, 1) => "warn,fuser=error,torrentfs=info",
-            (_, 2) => "info,fuser=error,torrentfs=debug",
+            (true, _) => "error,fuser::reply=off",
+            // fuser warns of each operation that is rightly left to the kernel, such as a terminal's ioctl, and of each
+            // reply to a request that is gone: who asked was killed, or the mount has ended.
+            (_, 0) => "warn,fuser=error,fuser::reply=off",
+            (_, 1) => "warn,fuser=error,fuser::reply=off,torrentfs=info",
+            (_, 2) => "info,fuser=error,fuser::reply=off,torrentfs=debug",
             _ => "trace",
         })
     }
