@@ -69,6 +69,23 @@ fn a_tree_is_downloaded_and_the_tracker_is_told() {
     assert_eq!(base.join("out/tree/s1").metadata().unwrap().len(), 10);
 }
 
+/// The memory for pieces under way is used again and again.
+#[test]
+fn more_than_is_under_way_at_once_is_fetched() {
+    if !tools() {
+        return;
+    }
+    let _turn = turn();
+    let mut lab = Lab::new();
+    let data = noise(150 << 20, 6);
+    let torrent = lab.publish("film.bin", &data, 20);
+    let _seeder = lab.libtorrent("seed", 2, 0, &lab.path("payload"), &torrent);
+    let base = lab.path("get");
+    let mut get = Plain::get(&base, &[], &torrent);
+    assert!(get.ends().success());
+    assert!(fs::read(base.join("out/film.bin")).unwrap() == data);
+}
+
 #[test]
 fn it_goes_on_after_kill_and_ctrl_c() {
     if !tools() {

@@ -134,7 +134,6 @@ pub(super) struct Driver {
     /// When it is looked what else there is to do, and how long that took to come.
     look_at: Instant,
     look: Duration,
-    room: u64,
     share: Share,
     allowed: Allowed,
 }
@@ -422,8 +421,8 @@ impl Driver {
 
     fn update_room(&mut self) {
         let room = self.store.room().min(self.allowed.background);
-        if room != self.room {
-            self.room = room;
+        // What the swarm counts on shrinks with each piece that comes; the room itself may not have.
+        if room != self.swarm.room() {
             self.hear(Event::Room(room));
         }
     }

@@ -75,6 +75,7 @@ pub(super) fn load(
         download::judge(&torrent, saved.as_ref(), overwrite)?;
         if saved.is_none() {
             // From here on files may be made, and are known to be ours even if we are killed.
+            torrent.set_changed();
             let saved = torrent.save(&cache.handles, &cache.clock, Save::Hint);
             saved.map_err(|error| io_error(error.action, &error.path)(error.source))?;
         }

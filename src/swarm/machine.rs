@@ -217,6 +217,11 @@ impl Swarm {
         self.peers.len() + self.addresses.calling()
     }
 
+    /// Bytes that background fetching may still add, as it counts on: what `Event::Room` said, less what has come since.
+    pub fn room(&self) -> u64 {
+        self.room
+    }
+
     /// Bytes of the pieces under way.
     pub fn partial_bytes(&self) -> u64 {
         self.pieces.partial_bytes()

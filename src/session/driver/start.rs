@@ -126,7 +126,6 @@ pub(in crate::session) async fn start(
         stats: stats_tx,
         look_at: Instant::now(),
         look: LOOK,
-        room: u64::MAX,
         allowed: share.allowed(Instant::now()),
         share,
     };
