@@ -2,24 +2,21 @@
 
 use std::convert::Infallible;
 use std::ffi::{OsStr, OsString};
-use std::io::{self, IsTerminal, Write};
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, interval};
+use tokio::time::interval;
 
 use super::args::{Exit, MountArgs};
 use super::engine::refused;
+use super::live::{LINE_EVERY, Live};
 use super::{Failure, fault_to};
 use crate::discovery::Masked;
 use crate::library::{AddError, Added, Library, Opened, Resolver, Source, Watch};
 use crate::metainfo::Metainfo;
 use crate::session::MetadataProgress;
-
-/// Where there is no terminal, a line so often.
-const LINE_EVERY: Duration = Duration::from_secs(10);
 
 /// Opens each SOURCE of the command line.
 pub(super) fn open(args: &MountArgs) -> Result<Vec<Opened>, Failure> {
@@ -88,7 +85,6 @@ pub(super) async fn add_all(
         never = show(shows) => match never {},
         () = unwanted(wanted) => Err(Failure::new(Exit::Failure, "nobody waits for the mount any more")),
     };
-    clear_line();
     added?;
     let mut watches = Vec::new();
     for dir in dirs {
@@ -125,7 +121,6 @@ pub(super) async fn resolve(
         resolved = resolver.resolve(source, &progress) => resolved,
         never = show(shows) => match never {},
     };
-    clear_line();
     resolved.map_err(|error| match error {
         AddError::Session(error) => refused(error),
         error => fault_to(verb, &shown(named), error),
@@ -161,22 +156,14 @@ async fn unwanted(wanted: &dyn Fn() -> bool) {
     }
 }
 
-/// Shows how far it is, for ever: one changing line on a terminal, a line now and then elsewhere. Of several it is the
-/// first that is not done.
+/// Shows how far it is, for ever. Of several it is the first that is not done.
 async fn show(all: Vec<(String, watch::Receiver<MetadataProgress>)>) -> Infallible {
-    let live = io::stderr().is_terminal();
-    let mut said = Instant::now();
+    let mut live = Live::later();
     for (name, mut progress) in all {
         loop {
             let MetadataProgress { found, peers, had, pieces } = *progress.borrow_and_update();
             let pieces = if pieces == 0 { String::new() } else { format!(", {had} of {pieces} pieces") };
-            let line = format!("metadata of {name}: {found} peers found, {peers} asked{pieces}");
-            if live {
-                let _ = write!(io::stderr(), "\r\x1b[K{line}");
-            } else if said.elapsed() >= LINE_EVERY {
-                said = Instant::now();
-                let _ = writeln!(io::stderr(), "{line}");
-            }
+            live.show(&format!("metadata of {name}: {found} peers found, {peers} asked{pieces}"));
             tokio::select! {
                 changed = progress.changed() => {
                     // It is added, or has failed.
@@ -188,11 +175,7 @@ async fn show(all: Vec<(String, watch::Receiver<MetadataProgress>)>) -> Infallib
             }
         }
     }
+    // What stands there is over.
+    drop(live);
     std::future::pending().await
-}
-
-fn clear_line() {
-    if io::stderr().is_terminal() {
-        let _ = write!(io::stderr(), "\r\x1b[K");
-    }
 }

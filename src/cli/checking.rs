@@ -9,7 +9,6 @@ pub(super) struct Checking(());
 
 struct Shown {
     what: String,
-    bytes: u64,
     quiet: bool,
     /// From the first time it is told: what needs no hashing shows nothing.
     progress: Option<Progress>,
@@ -23,17 +22,16 @@ fn shown() -> MutexGuard<'static, Option<Shown>> {
 }
 
 impl Checking {
-    /// Begins to show that so many bytes of `name` are checked.
-    pub(super) fn start(name: &str, bytes: u64, quiet: bool) -> Self {
-        *shown() = Some(Shown { what: format!("checking {name}"), bytes, quiet, progress: None });
+    /// Begins to show how much of `name` is checked.
+    pub(super) fn start(name: &str, quiet: bool) -> Self {
+        *shown() = Some(Shown { what: format!("checking {name}"), quiet, progress: None });
         Self(())
     }
 
-    /// So many pieces are done, of so many.
-    pub(super) fn tell(done: u32, of: u32) {
-        if let Some(Shown { what, bytes, quiet, progress }) = &mut *shown() {
-            let progress = progress.get_or_insert_with(|| Progress::start(what, *bytes, *quiet));
-            progress.set((u128::from(*bytes) * u128::from(done) / u128::from(of.max(1))) as u64);
+    /// So many bytes are done, of so many.
+    pub(super) fn tell(done: u64, of: u64) {
+        if let Some(Shown { what, quiet, progress }) = &mut *shown() {
+            progress.get_or_insert_with(|| Progress::start(what, of, *quiet)).set(done);
         }
     }
 }

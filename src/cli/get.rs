@@ -210,7 +210,7 @@ async fn take_up(engine: &Engine, named: &OsString, source: Source, wishes: &Wis
         progress: Some(Checking::tell),
         ..TorrentOptions::default()
     };
-    let _checking = Checking::start(&metainfo.name, metainfo.layout.lengths().total(), wishes.quiet);
+    let _checking = Checking::start(&metainfo.name, wishes.quiet);
     engine.add(metainfo, options).await.map_err(refused)
 }
 

@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 /// Where there is no terminal.
-const LINE_EVERY: Duration = Duration::from_secs(10);
+pub(super) const LINE_EVERY: Duration = Duration::from_secs(10);
 
 pub(super) struct Live {
     place: Place,
@@ -26,6 +26,15 @@ impl Live {
             _ => Place::Lines(None),
         };
         Self { place, said: String::new() }
+    }
+
+    /// For what is mostly over soon: the first line waits its turn, too, where there is no terminal.
+    pub(super) fn later() -> Self {
+        let mut live = Self::new(false);
+        if let Place::Lines(last) = &mut live.place {
+            *last = Some(Instant::now());
+        }
+        live
     }
 
     /// Nobody may be listening any more, which is no reason to stop.

@@ -170,7 +170,7 @@ async fn seed(
             progress: Some(Checking::tell),
             ..TorrentOptions::default()
         };
-        let checking = Checking::start(&metainfo.name, metainfo.layout.lengths().total(), quiet);
+        let checking = Checking::start(&metainfo.name, quiet);
         let (metainfo, layout) = (metainfo.clone(), metainfo.layout);
         let added = engine.add(metainfo, options).await;
         drop(checking);

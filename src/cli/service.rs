@@ -2,7 +2,7 @@
 
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use etcetera::BaseStrategy;
 use tokio::runtime;
@@ -11,6 +11,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::Failure;
 use super::adding;
 use super::args::{Exit, MountArgs};
+use super::checking::Checking;
 use crate::control::{Mount, Server};
 use crate::fs::{Attacher, Mounted, Shelf};
 use crate::library::{Library, LibraryOptions, Source, Watch};
@@ -117,8 +118,10 @@ impl Service {
         let session = Session::start(SessionConfig { read_timeout: args.read_timeout, ..config }).map_err(resource)?;
         let options = args.options.to_fs();
         let shelf = Arc::new(Shelf::new(&options));
-        // Of several, each would write over the other's line.
+        // Of several, each would write over the other's bar.
         let alone = sources.len() == 1 && !matches!(sources[..], [Source::Directory(_)]);
+        let checking =
+            (alone && std::io::stderr().is_terminal()).then(|| Checking::start("what is in the cache", false));
         let library = Library::new(
             session,
             cache.clone(),
@@ -127,7 +130,7 @@ impl Service {
                 on_demand: args.on_demand,
                 peers: args.network.peers.clone(),
                 verify: args.verify,
-                progress: (alone && std::io::stderr().is_terminal()).then_some(show_check),
+                progress: checking.as_ref().map(|_| Checking::tell as fn(u64, u64)),
                 metadata_timeout: args.network.metadata_timeout,
             },
         );
@@ -138,6 +141,7 @@ impl Service {
                 return Err(failure);
             }
         };
+        drop(checking);
         // From here on a signal that killed would leave a dead mount behind.
         let signals = match Signals::listen() {
             Ok(signals) => tokio::sync::Mutex::new(signals),
@@ -205,22 +209,6 @@ pub(super) fn read_blocklist(file: &Path) -> Result<Ranges, Failure> {
     }
     tracing::info!("the blocklist {} has {} ranges", file.display(), ranges.len());
     Ok(ranges)
-}
-
-/// A line that changes while what is in the cache is hashed, and goes when that is done.
-fn show_check(done: u32, pieces: u32) {
-    /// In percent. Several threads tell, not always in order.
-    static SHOWN: Mutex<u64> = Mutex::new(0);
-    let percent = u64::from(done) * 100 / u64::from(pieces.max(1));
-    let mut shown = SHOWN.lock().unwrap_or_else(PoisonError::into_inner);
-    if percent > *shown {
-        *shown = percent;
-        // To the line's begin, and away with what stood there.
-        eprint!("\r\x1b[K");
-        if done < pieces {
-            eprint!("checking what is in the cache: {percent} %");
-        }
-    }
 }
 
 fn resource(error: SessionError) -> Failure {

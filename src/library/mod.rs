@@ -45,7 +45,7 @@ pub struct LibraryOptions {
     /// Hash everything that is in the cache before it is used.
     pub verify: bool,
     /// Told of the progress of such a check.
-    pub progress: Option<fn(u32, u32)>,
+    pub progress: Option<fn(u64, u64)>,
     /// How long metadata may take; `None`: for ever.
     pub metadata_timeout: Option<Duration>,
 }

@@ -123,8 +123,8 @@ pub struct TorrentOptions {
     pub whole: bool,
     /// Hash everything that is there before the torrent is used.
     pub verify: bool,
-    /// Called while all of it is hashed, from the threads that do it: pieces done, of how many.
-    pub progress: Option<fn(u32, u32)>,
+    /// Called while all of it is hashed, from the threads that do it: bytes done, of how many.
+    pub progress: Option<fn(u64, u64)>,
 }
 
 /// Why a session or a torrent cannot start.

@@ -40,7 +40,12 @@ pub(in crate::session) async fn start(
     callers: mpsc::Receiver<Handshaken>,
 ) -> Result<Arc<Torrent>, SessionError> {
     let (evicted_tx, evicted) = mpsc::unbounded_channel();
-    let progress = options.progress.map(|tell| Box::new(tell) as store::Progress);
+    let lengths = *metainfo.layout.lengths();
+    let progress = options.progress.map(|tell| {
+        let total = lengths.total();
+        let bytes = move |done: u32, of: u32| (u128::from(total) * u128::from(done) / u128::from(of.max(1))) as u64;
+        Box::new(move |done, of| tell(bytes(done, of), total)) as store::Progress
+    });
     // The user's own files: nothing is fetched, for there is nowhere to put it.
     let given = matches!(options.place, Place::Seed(_));
     let spec = TorrentSpec { verify: options.verify, place: options.place, progress, ..TorrentSpec::from(&*metainfo) };
@@ -59,7 +64,6 @@ pub(in crate::session) async fn start(
         return Err(SessionError::Incomplete(have));
     }
 
-    let lengths = *metainfo.layout.lengths();
     let transferred = Arc::new(Transferred::default());
     let (finders, found) = Finders::channel();
     let config = swarm::Config {
