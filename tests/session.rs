@@ -104,3 +104,22 @@ async fn the_end_of_a_torrent_ends_its_reads() {
     assert_eq!(blocked, Err(ReadError::Closed));
     assert_eq!(reader.read(0, 1).await, Err(ReadError::Closed), "and those that come later");
 }
+
+#[tokio::test]
+async fn the_first_read_waits_until_a_player_can_go_on_and_never_long() {
+    let (data, metainfo) = sample();
+    let dir = tempfile::tempdir().unwrap();
+    let peer = fake::peer("127.0.0.1", &metainfo, &data, Manner::Honest);
+    let lab = start(&dir.path().join("all"), &metainfo, Duration::from_secs(60), &[&peer]).await;
+    let began = std::time::Instant::now();
+    assert!(*lab.open().read(0, 65_536).await.unwrap() == data[..65_536]);
+    let next = metainfo.layout.lengths().piece(1).unwrap();
+    assert!(lab.torrent.store().has(next) || began.elapsed() >= Duration::from_millis(350));
+    lab.session.remove(&lab.torrent).await;
+
+    // The end of the file is less than a cushion: nothing more to wait for.
+    let lab = start(&dir.path().join("end"), &metainfo, Duration::from_secs(60), &[&peer]).await;
+    let end = data.len() as u64 - 100;
+    assert!(*lab.open().read(end, 100).await.unwrap() == data[data.len() - 100..]);
+    lab.session.remove(&lab.torrent).await;
+}

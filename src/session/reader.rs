@@ -22,6 +22,13 @@ use super::{Torrent, lock};
 /// read more of the same piece fails with it and does not wait for the limit again.
 const SAME_READ: Duration = Duration::from_secs(1);
 
+/// Peers that were just connected give little until both sides know each other's rate: measured, a rate-limited libtorrent
+/// sends half of what it may in the first second. A player that starts with the first bytes would stand still right
+/// after them. So the first read of a torrent that waits for peers waits for this many bytes from its own first one on,
+/// as any player does that buffers, but no longer than `CUSHION_LIMIT`. With fast peers that is some milliseconds.
+const CUSHION: u64 = 512 << 10;
+const CUSHION_LIMIT: Duration = Duration::from_millis(350);
+
 /// Why a read has no bytes.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReadError {
@@ -85,15 +92,15 @@ impl Reader {
     pub async fn read(&self, offset: u64, len: u32) -> Result<Bytes, ReadError> {
         let bytes = self.clip(offset, len);
         let Reads { disk, missed, .. } = &self.torrent.reads;
-        Reads::count(if self.lengths().pieces_in(&bytes).all(|piece| self.torrent.store.has(piece)) {
-            disk
-        } else {
-            missed
-        });
+        let here = self.lengths().pieces_in(&bytes).all(|piece| self.torrent.store.has(piece));
+        Reads::count(if here { disk } else { missed });
         let want = Want::start(self, &bytes).await;
         loop {
             for piece in self.lengths().pieces_in(&bytes) {
                 self.wait_for(piece, &bytes, &want).await?;
+            }
+            if !here && !self.torrent.flowing.load(Ordering::Relaxed) {
+                self.wait_for_cushion(bytes.start).await;
             }
             // The piece may have been evicted since, or the disk may hold it: not for an async thread.
             let (store, lengths, range) = (self.torrent.store.clone(), *self.lengths(), bytes.clone());
@@ -117,6 +124,26 @@ impl Reader {
                 Err(_) => return Err(ReadError::Closed),
             }
         }
+    }
+
+    /// Ends early with the torrent: what was to be read is here.
+    async fn wait_for_cushion(&self, start: u64) {
+        let cushion = start..start.saturating_add(CUSHION).min(self.file.end);
+        let mut closed = self.torrent.closed.clone();
+        let filled = async {
+            for piece in self.lengths().pieces_in(&cushion) {
+                let had = pin!(self.torrent.store.wait(piece));
+                if !self.torrent.store.has(piece) {
+                    had.await;
+                }
+            }
+        };
+        tokio::select! {
+            () = filled => {}
+            () = tokio::time::sleep(CUSHION_LIMIT) => {}
+            () = async { drop(closed.wait_for(|closed| *closed).await) } => {}
+        }
+        self.torrent.flowing.store(true, Ordering::Relaxed);
     }
 
     async fn wait_for(&self, piece: PieceIndex, bytes: &Range<u64>, want: &Want<'_>) -> Result<(), ReadError> {

@@ -54,6 +54,8 @@ pub struct Torrent {
     pub(super) priorities: Mutex<BTreeMap<FileIndex, Priority>>,
     pub(super) verification: Mutex<Option<Verification>>,
     pub(super) reads: Reads,
+    /// Peers have delivered: no read waits for more than its own bytes.
+    pub(super) flowing: AtomicBool,
 }
 
 impl Torrent {

@@ -155,5 +155,6 @@ pub(in crate::session) async fn start(
         priorities: Mutex::default(),
         verification: Mutex::default(),
         reads: Reads::default(),
+        flowing: AtomicBool::new(false),
     }))
 }
