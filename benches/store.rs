@@ -20,7 +20,7 @@ fn filled(dir: &std::path::Path, memory: u64) -> (Arc<Cache>, Arc<TorrentStore>,
     let content = |piece: u32| vec![piece as u8; PIECE_LEN as usize];
     let total = u64::from(PIECE_LEN) * u64::from(PIECES);
     let lengths = Lengths::new(total, PIECE_LEN.into()).expect("sizes of a torrent");
-    let hashes = (0..PIECES).map(|piece| Sha1::digest(content(piece)).into()).collect();
+    let hashes: Vec<u8> = (0..PIECES).flat_map(|piece| Sha1::digest(content(piece))).collect();
     let config = CacheConfig { dir: dir.to_owned(), disk_limit: None, memory };
     let cache = Cache::open(config).expect("a new directory");
     let spec = TorrentSpec {

@@ -33,8 +33,8 @@ const MIB: u64 = 1 << 20;
 const READ_TIMEOUT: Duration = Duration::from_secs(120);
 /// Bytes of all cached torrents on disk.
 const CACHE_SIZE: u64 = 20 << 30;
-/// Bytes of pieces in memory.
-const MEMORY: u64 = 128 * MIB;
+/// Bytes of pieces in memory. More makes nothing faster: what was read lately is in the kernel's page cache, too.
+const MEMORY: u64 = 32 * MIB;
 /// Below, nothing sensible fits.
 const LEAST_SIZE: u64 = MIB;
 
@@ -333,7 +333,7 @@ pub(super) struct Flags {
     #[arg(long, value_name = "SIZE", value_parser = cache_size, help_heading = "Cache")]
     cache_size: Option<Bound<u64>>,
 
-    /// What pieces kept in memory may take [default: 128MiB]
+    /// What pieces kept in memory may take [default: 32MiB]
     #[arg(long, value_name = "SIZE", value_parser = memory, help_heading = "Cache")]
     memory: Option<u64>,
 
@@ -543,7 +543,7 @@ mod tests {
             read_timeout: Some(Duration::from_secs(120)),
             cache_dir: None,
             cache_size: Some(20 << 30),
-            memory: 128 << 20,
+            memory: 32 << 20,
             verify: false,
             delete_removed: false,
             network: NetworkArgs::default(),

@@ -15,6 +15,7 @@ use super::log::Verbosity;
 use super::options::Options;
 use super::{Failure, adding, kept, mount};
 use crate::fs::{daemon, mountinfo};
+use crate::sys::process::keep_heap_small;
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -96,6 +97,7 @@ pub(super) fn command() -> clap::Command {
 
 /// Runs the helper; what it returns is the exit status.
 pub fn run() -> ExitCode {
+    keep_heap_small();
     let args = match HelperArgs::try_parse() {
         Ok(args) => args,
         Err(error) => {

@@ -2,8 +2,8 @@
 
 use std::fmt;
 use std::str::FromStr;
-use std::sync::Arc;
 
+use bytes::Bytes;
 use sha1::{Digest, Sha1};
 
 use super::{BlockIndex, PieceIndex};
@@ -65,12 +65,13 @@ pub enum Verdict {
 /// What checks a piece. Today the SHA-1 list of BitTorrent v1; Merkle trees of v2 join here, and nothing above changes.
 #[derive(Clone)]
 pub struct PieceHashes {
-    v1: Arc<[[u8; 20]]>,
+    /// 20 bytes a piece. Of a torrent that was read, a part of its `info`: they are most of what it takes in memory.
+    v1: Bytes,
 }
 
 impl PieceHashes {
-    /// One SHA-1 a piece, in order (BEP 3 `pieces`).
-    pub fn v1(hashes: Vec<[u8; 20]>) -> Self {
+    /// One SHA-1 a piece, in order (BEP 3 `pieces`). Bytes at the end that are less than one are of no piece.
+    pub fn v1(hashes: impl Into<Bytes>) -> Self {
         Self { v1: hashes.into() }
     }
 
@@ -84,13 +85,13 @@ impl PieceHashes {
 
     /// Whether this is the SHA-1 of the whole of a piece.
     pub fn is(&self, piece: PieceIndex, digest: &[u8; 20]) -> bool {
-        self.v1.get(piece.index()) == Some(digest)
+        self.v1.as_chunks::<20>().0.get(piece.index()) == Some(digest)
     }
 }
 
 impl fmt::Debug for PieceHashes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "PieceHashes({} pieces)", self.v1.len())
+        write!(f, "PieceHashes({} pieces)", self.v1.len() / 20)
     }
 }
 

@@ -74,7 +74,7 @@ impl Metainfo {
         let name = info.name(info_hash)?;
         let private = info.private == Field::Is(1);
         let source = text(info.source.clone());
-        let (layout, hashes) = info.into_content(&name)?;
+        let (layout, hashes) = info.into_content(&name, &raw_info)?;
         Ok(Self {
             info_hash,
             name,
@@ -129,7 +129,7 @@ impl Info {
         Ok(if says_nothing { info_hash.to_string() } else { names::safe(name) })
     }
 
-    fn into_content(self, name: &str) -> Result<(Layout, PieceHashes), MetainfoError> {
+    fn into_content(self, name: &str, raw: &Bytes) -> Result<(Layout, PieceHashes), MetainfoError> {
         let place = Place::Info;
         let has_tree = match self.file_tree {
             Field::Absent => false,
@@ -160,11 +160,13 @@ impl Info {
         let lengths = Lengths::new(total, piece_len)?;
 
         let pieces = required(self.pieces, place, "pieces")?;
-        let (hashes, rest) = pieces.as_chunks::<20>();
-        if hashes.len() != lengths.pieces() as usize || !rest.is_empty() {
+        if pieces.len() as u64 != u64::from(lengths.pieces()) * 20 {
             return Err(MetainfoError::Pieces { found: pieces.len(), pieces: lengths.pieces() });
         }
-        Ok((Layout::new(lengths, files), PieceHashes::v1(hashes.to_vec())))
+        // The value ends with the string that it is.
+        let span = bencode::span_of(raw, b"pieces", &Limits::TORRENT)?;
+        let held = span.map(|span| raw.slice(span.end - pieces.len()..span.end)).filter(|held| *held == pieces);
+        Ok((Layout::new(lengths, files), PieceHashes::v1(held.unwrap_or_else(|| pieces.into()))))
     }
 }
 

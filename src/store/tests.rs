@@ -51,7 +51,7 @@ impl Sample {
             files.push(StoredFile { path, offset, len: *len, pad });
             offset += len;
         }
-        let hashes = bytes.chunks(piece_len as usize).map(|piece| Sha1::digest(piece).into()).collect();
+        let hashes: Vec<u8> = bytes.chunks(piece_len as usize).flat_map(Sha1::digest).collect();
         Self { lengths, bytes, files, hashes: PieceHashes::v1(hashes), info_hash: InfoHash([name; 20]) }
     }
 

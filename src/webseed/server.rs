@@ -430,7 +430,7 @@ mod tests {
             comment: None,
             created_by: None,
             source: None,
-            hashes: PieceHashes::v1(vec![[0; 20]; lengths.pieces() as usize]),
+            hashes: PieceHashes::v1(vec![0; 20 * lengths.pieces() as usize]),
             layout: Layout::new(lengths, files),
             info: Bytes::new(),
         };
