@@ -21,7 +21,7 @@ use super::log::LogFormat;
 use super::manual::{CompletionsArgs, ManArgs};
 use super::network::{NetworkArgs, NetworkFlags};
 use super::options::{MountOptions, Options};
-use super::orders::{AddArgs, PriorityArgs, RemoveArgs, SetArgs, TorrentArgs};
+use super::orders::{AddArgs, PriorityArgs, RemoveArgs, SetArgs, TorrentArgs, VerifyArgs};
 use super::seed::{self, SeedArgs};
 use super::show::{self, ShowArgs};
 use super::status::StatusArgs;
@@ -198,8 +198,11 @@ pub enum Command {
     /// Go on with what was paused
     Resume(TorrentArgs),
 
-    /// Hash again what is here, in the background; what is not as it should be is fetched again
-    Verify(TorrentArgs),
+    /// Hash again what is here, while it is used; what is not as it should be is fetched again
+    ///
+    /// Shows how far it is till it ends; ended by Ctrl-C, the check goes on. If something was not as it should be, the
+    /// exit code is 6.
+    Verify(VerifyArgs),
 
     /// Fetch files before all others, or only what is read of them
     Priority(PriorityArgs),
