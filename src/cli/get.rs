@@ -32,6 +32,7 @@ already is checked and used, so the same command goes on after Ctrl-C, a crash o
 torrent's is not overwritten without --force. The exit code is 0 only if all is there and every hash matched.
 
 RATE is a SIZE such as 500KB or 2MiB for a second. TIME is a number with a unit: 90s, 2min, 1h.
+BOOL is true or false, and true if left out.
 
 Examples:
   torrentfs get film.torrent

@@ -36,6 +36,7 @@ it is ever written, made or removed. Every hash is checked first. With --no-chec
 hashed before it is first sent.
 
 RATE is a SIZE such as 500KB or 2MiB for a second. TIME is a number with a unit: 90s, 2min, 1h.
+BOOL is true or false, and true if left out.
 
 Examples:
   torrentfs seed film.torrent ~/Videos/film.mkv
