@@ -121,3 +121,34 @@ fn a_mount_obeys_and_its_log_keeps_secrets() {
     let refused = output(home, &["mount", "-f", &format!("{tracker}&x.torrent"), mnt.to_str().unwrap()], &[]);
     assert!(!String::from_utf8_lossy(&refused.stderr).contains(secret), "{refused:?}");
 }
+
+/// `on_demand = true` in the file, and each way to have it otherwise for once.
+#[test]
+fn a_flag_an_option_and_a_variable_switch_off_what_a_file_switches_on() {
+    let _turn = turn();
+    let home = tempfile::tempdir().unwrap();
+    let home = home.path();
+    let [film, torrent, mnt] =
+        ["film.bin", "film.torrent", "mnt"].map(|name| home.join(name).to_str().unwrap().to_owned());
+    fs::write(&film, noise(100_000, 1)).unwrap();
+    fs::create_dir(&mnt).unwrap();
+    assert!(output(home, &["create", &film, "-o", &torrent], &[]).status.success());
+    configure(home, "on_demand = true\nno_dht = true\nno_lsd = true\nno_port_mapping = true\nport = 0\n");
+    for (flags, environment, on_demand) in [
+        (&[][..], &[][..], true),
+        (&["--on-demand=false"], &[], false),
+        (&["-o", "on_demand=false"], &[], false),
+        (&[], &[("TORRENTFS_ON_DEMAND", "false")], false),
+        // Bare it takes nothing but itself, and goes before the variable.
+        (&["--on-demand"], &[("TORRENTFS_ON_DEMAND", "false")], true),
+    ] {
+        let args = [&["mount", "--bind", "127.0.0.1"], flags, &[&torrent, &mnt]].concat();
+        let mounted = output(home, &args, environment);
+        assert!(mounted.status.success(), "{flags:?}: {mounted:?}");
+        let status = output(home, &["status", "--json", &mnt], &[]);
+        let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
+        let unmounted = output(home, &["unmount", &mnt], &[]);
+        assert_eq!(status["torrents"][0]["on_demand"], on_demand, "{flags:?} {environment:?}: {status}");
+        assert!(unmounted.status.success(), "{unmounted:?}");
+    }
+}

@@ -413,11 +413,17 @@ fn orders_are_obeyed() {
     let stored = mounted.cache.join(lab.info_hash()).join("data/show/film.mkv");
     let file = fs::File::options().write(true).open(&stored).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&file, b"spoiled!", 1 << 20).unwrap();
-    assert!(said(&["verify", &dir, "show"]).starts_with("show: checking, "));
-    let checked = waits_for(&mounted, "the check ends", |torrent| torrent["verification"]["running"] == false);
+    let output = torrentfs(&["verify", &dir, "show"]);
+    assert_eq!(output.stdout, b"show: 1 piece was not as it should be; it is fetched again\n", "{output:?}");
+    assert_eq!(output.status.code(), Some(6));
+    let checked = torrent(&mounted);
+    assert_eq!(checked["verification"]["running"], false);
     assert_eq!((&checked["verification"]["bad"], &checked["verification"]["done"]), (&1.into(), &64.into()));
     waits_for(&mounted, "it is fetched again", |torrent| torrent["state"] == "seeding");
     wait_until("the disk has it", LONG, || fs::read(&stored).unwrap() == film);
+    assert!(said(&["verify", &dir, "show", "--no-wait"]).starts_with("show: checking, "));
+    assert_eq!(said(&["verify", &dir]), "show: all that is here is as it should be\n");
+    assert_eq!(said(&["verify", &dir, "-q"]), "");
 
     // What makes no sense is said, and changes nothing.
     for (args, code, word) in [

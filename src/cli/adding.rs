@@ -1,4 +1,4 @@
-//! The SOURCEs of a mount, put into its library; and the live line while metadata is fetched.
+//! The SOURCEs of a mount, put into its library; and what is shown while metadata is fetched.
 
 use std::convert::Infallible;
 use std::ffi::{OsStr, OsString};
@@ -11,12 +11,15 @@ use tokio::time::interval;
 
 use super::args::{Exit, MountArgs};
 use super::engine::refused;
-use super::live::{LINE_EVERY, Live};
+use super::progress::Progress;
 use super::{Failure, fault_to};
 use crate::discovery::Masked;
 use crate::library::{AddError, Added, Library, Opened, Resolver, Source, Watch};
 use crate::metainfo::Metainfo;
 use crate::session::MetadataProgress;
+
+/// How often it is looked whether it is time to say how far metadata is, though nothing changed.
+const SAY_EVERY: Duration = Duration::from_secs(1);
 
 /// Opens each SOURCE of the command line.
 pub(super) fn open(args: &MountArgs) -> Result<Vec<Opened>, Failure> {
@@ -47,6 +50,7 @@ pub(super) async fn add_all(
     library: &Library,
     args: &MountArgs,
     sources: Vec<Source>,
+    quiet: bool,
     wanted: &dyn Fn() -> bool,
 ) -> Result<Vec<Watch>, Failure> {
     let mut shows = Vec::new();
@@ -82,7 +86,7 @@ pub(super) async fn add_all(
     };
     let added = tokio::select! {
         added = all() => added,
-        never = show(shows) => match never {},
+        never = show(shows, quiet) => match never {},
         () = unwanted(wanted) => Err(Failure::new(Exit::Failure, "nobody waits for the mount any more")),
     };
     added?;
@@ -104,12 +108,13 @@ pub(super) fn single(verb: &str, source: &OsStr) -> Result<Source, Failure> {
     }
 }
 
-/// The torrent that a source names, and peers found on the way; with a live line while its metadata is fetched.
+/// The torrent that a source names, and peers found on the way; showing how far its metadata is.
 pub(super) async fn resolve(
     verb: &str,
     source: Source,
     named: &OsStr,
     resolver: Resolver<'_>,
+    quiet: bool,
 ) -> Result<(Metainfo, Vec<SocketAddr>), Failure> {
     let (progress, shown_progress) = watch::channel(MetadataProgress::default());
     let name = match &source {
@@ -119,7 +124,7 @@ pub(super) async fn resolve(
     let shows = name.map(|name| (name, shown_progress)).into_iter().collect();
     let resolved = tokio::select! {
         resolved = resolver.resolve(source, &progress) => resolved,
-        never = show(shows) => match never {},
+        never = show(shows, quiet) => match never {},
     };
     resolved.map_err(|error| match error {
         AddError::Session(error) => refused(error),
@@ -157,13 +162,18 @@ async fn unwanted(wanted: &dyn Fn() -> bool) {
 }
 
 /// Shows how far it is, for ever. Of several it is the first that is not done.
-async fn show(all: Vec<(String, watch::Receiver<MetadataProgress>)>) -> Infallible {
-    let mut live = Live::later();
-    for (name, mut progress) in all {
+async fn show(all: Vec<(String, watch::Receiver<MetadataProgress>)>, quiet: bool) -> Infallible {
+    if all.is_empty() {
+        return std::future::pending().await;
+    }
+    let shown = Progress::open(quiet);
+    let count = all.len();
+    for (at, (name, mut progress)) in (1..).zip(all) {
+        let which = if count > 1 { format!("{name} ({at} of {count})") } else { name };
         loop {
             let MetadataProgress { found, peers, had, pieces } = *progress.borrow_and_update();
             let pieces = if pieces == 0 { String::new() } else { format!(", {had} of {pieces} pieces") };
-            live.show(&format!("metadata of {name}: {found} peers found, {peers} asked{pieces}"));
+            shown.tell(&format!("metadata of {which}: {found} peers found, {peers} asked{pieces}"));
             tokio::select! {
                 changed = progress.changed() => {
                     // It is added, or has failed.
@@ -171,11 +181,11 @@ async fn show(all: Vec<(String, watch::Receiver<MetadataProgress>)>) -> Infallib
                         break;
                     }
                 }
-                () = tokio::time::sleep(LINE_EVERY) => {}
+                () = tokio::time::sleep(SAY_EVERY) => {}
             }
         }
     }
     // What stands there is over.
-    drop(live);
+    drop(shown);
     std::future::pending().await
 }

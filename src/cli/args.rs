@@ -21,7 +21,7 @@ use super::log::LogFormat;
 use super::manual::{CompletionsArgs, ManArgs};
 use super::network::{NetworkArgs, NetworkFlags};
 use super::options::{MountOptions, Options};
-use super::orders::{AddArgs, PriorityArgs, RemoveArgs, SetArgs, TorrentArgs};
+use super::orders::{AddArgs, PriorityArgs, RemoveArgs, SetArgs, TorrentArgs, VerifyArgs};
 use super::seed::{self, SeedArgs};
 use super::show::{self, ShowArgs};
 use super::status::StatusArgs;
@@ -66,6 +66,8 @@ Exit codes:
 const AFTER_MOUNT_HELP: &str = "\
 SIZE is a number with a unit: 512MiB, 20GiB, 500MB. RATE is a SIZE for a second.
 TIME is a number with a unit: 90s, 2min, 1h.
+BOOL is true or false, and true if left out; --on-demand=false switches off what
+is configured (`torrentfs config` prints that).
 
 Examples:
   torrentfs mount film.torrent /mnt/film
@@ -83,9 +85,10 @@ Options of -o, separated by commas (\\, stands for a comma in a value):
                  user_allow_other in /etc/fuse.conf
   uid=N, gid=N   the files' owner and group, by number
   umask=OCTAL    permissions that the files do not have
-  noexec         no file may be executed
+  noexec         no file may be executed; exec takes it back
   ro             always so
-  Every flag above by its name, with _ or -: -o on_demand,read_timeout=5min";
+  Every flag above by its name, with _ or -: -o on_demand,read_timeout=5min
+  allow_other, noexec and each flag with a BOOL take one: -o allow_other=false";
 
 const AFTER_STATUS_HELP: &str = "\
 Flags of a peer:
@@ -108,6 +111,8 @@ What comes first in this list is in force:
   4. ~/.config/torrentfs/torrentfs.toml (of $XDG_CONFIG_HOME, if set)
   5. /etc/torrentfs/torrentfs.toml
   6. defaults
+What a file switches on, a flag, -o or a variable switches off:
+--no-dht=false, -o no_dht=false, TORRENTFS_NO_DHT=false.
 --config FILE stands for both files. mount.torrentfs has no part 3, and for root
 no part 4.";
 
@@ -198,8 +203,11 @@ pub enum Command {
     /// Go on with what was paused
     Resume(TorrentArgs),
 
-    /// Hash again what is here, in the background; what is not as it should be is fetched again
-    Verify(TorrentArgs),
+    /// Hash again what is here, while it is used; what is not as it should be is fetched again
+    ///
+    /// Shows how far it is till it ends; ended by Ctrl-C, the check goes on. If something was not as it should be, the
+    /// exit code is 6.
+    Verify(VerifyArgs),
 
     /// Fetch files before all others, or only what is read of them
     Priority(PriorityArgs),
@@ -313,12 +321,14 @@ impl FromArgMatches for Places {
 #[derive(Args, Clone, Debug, Default, PartialEq)]
 pub(super) struct Flags {
     /// Stay in the terminal instead of going to the background
-    #[arg(short, long)]
-    pub(super) foreground: bool,
+    #[arg(short, long, value_name = "BOOL", value_parser = truth)]
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(super) foreground: Option<bool>,
 
     /// Fetch only what is read and what will be next; without it, all that fits the cache
-    #[arg(long)]
-    on_demand: bool,
+    #[arg(long, value_name = "BOOL", value_parser = truth)]
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    on_demand: Option<bool>,
 
     /// A read that gets no data for so long fails with an I/O error; 0: waits for ever [default: 120s]
     #[arg(long, value_name = "TIME", value_parser = patience)]
@@ -338,12 +348,14 @@ pub(super) struct Flags {
     memory: Option<u64>,
 
     /// Check the hash of every piece found in the cache before it is used
-    #[arg(long, help_heading = "Cache")]
-    verify: bool,
+    #[arg(long, value_name = "BOOL", value_parser = truth, help_heading = "Cache")]
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    verify: Option<bool>,
 
     /// When a file is removed from a directory SOURCE, delete what is cached of its torrent, too
-    #[arg(long, help_heading = "Cache")]
-    delete_removed: bool,
+    #[arg(long, value_name = "BOOL", value_parser = truth, help_heading = "Cache")]
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    delete_removed: Option<bool>,
 
     #[command(flatten)]
     network: NetworkFlags,
@@ -360,14 +372,14 @@ impl Flags {
     /// These, and what they leave open from `under`.
     pub(super) fn over(self, under: Self) -> Self {
         Self {
-            foreground: self.foreground || under.foreground,
-            on_demand: self.on_demand || under.on_demand,
+            foreground: self.foreground.or(under.foreground),
+            on_demand: self.on_demand.or(under.on_demand),
             read_timeout: self.read_timeout.or(under.read_timeout),
             cache_dir: self.cache_dir.or(under.cache_dir),
             cache_size: self.cache_size.or(under.cache_size),
             memory: self.memory.or(under.memory),
-            verify: self.verify || under.verify,
-            delete_removed: self.delete_removed || under.delete_removed,
+            verify: self.verify.or(under.verify),
+            delete_removed: self.delete_removed.or(under.delete_removed),
             network: self.network.over(under.network),
             http: self.http.over(under.http),
             log_format: self.log_format.or(under.log_format),
@@ -424,14 +436,14 @@ impl MountArgs {
         Self {
             sources,
             mountpoint,
-            foreground: flags.foreground,
-            on_demand: flags.on_demand,
+            foreground: flags.foreground.unwrap_or(false),
+            on_demand: flags.on_demand.unwrap_or(false),
             read_timeout: flags.read_timeout.map_or(Some(READ_TIMEOUT), |bound| bound.0),
             cache_dir: flags.cache_dir,
             cache_size: flags.cache_size.map_or(Some(CACHE_SIZE), |bound| bound.0),
             memory: flags.memory.unwrap_or(MEMORY),
-            verify: flags.verify,
-            delete_removed: flags.delete_removed,
+            verify: flags.verify.unwrap_or(false),
+            delete_removed: flags.delete_removed.unwrap_or(false),
             network: flags.network.into(),
             http: flags.http,
             log_format: flags.log_format,
@@ -472,6 +484,15 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
 
 pub(super) fn patience(text: &str) -> Result<Bound<Duration>, String> {
     duration(text).map(|time| Bound(Some(time).filter(|time| !time.is_zero())))
+}
+
+/// Yes or no, as a file, a variable or a flag may say it.
+pub(super) fn truth(text: &str) -> Result<bool, String> {
+    match text {
+        "true" | "yes" | "on" | "1" => Ok(true),
+        "false" | "no" | "off" | "0" => Ok(false),
+        _ => Err("expected true or false".to_owned()),
+    }
 }
 
 fn bytes(text: &str, example: impl Display) -> Result<u64, String> {
@@ -612,6 +633,40 @@ mod tests {
             let known = Options::from_str(name).is_ok() || Options::from_str(name).unwrap_err().contains("value");
             assert!(known, "{name}");
         }
+    }
+
+    #[test]
+    fn a_switch_switches_off_what_is_on_and_takes_nothing_that_is_not_its_own() {
+        let command = Cli::command();
+        let is_switch = |arg: &&Arg| arg.get_value_names().is_some_and(|names| names == ["BOOL"]);
+        let switches: Vec<_> = command.find_subcommand("mount").unwrap().get_arguments().filter(is_switch).collect();
+        assert_eq!(switches.len(), 10);
+        for name in switches.iter().filter_map(|arg| arg.get_long()) {
+            let on = mount(&format!("-o {name}"));
+            assert_ne!(on, mount(""), "{name}");
+            assert_eq!(mount(&format!("-o {name}=yes")), on);
+            assert_eq!(mount(&format!("-o {name},{name}=false")), mount(""), "{name}");
+            assert_eq!(mount(&format!("--{name}")), on);
+            assert_eq!(mount(&format!("-o {name} --{name}=no")), mount(""), "{name}");
+            assert_eq!(mount(&format!("-o {name}=off --{name}")), on, "{name}");
+        }
+        let own = |options: &str| mount(options).options;
+        let (allow_other, noexec) =
+            (|set| MountOptions { allow_other: set, ..own("") }, |set| MountOptions { noexec: set, ..own("") });
+        assert_eq!(own("-o allow_other -o allow_other=no"), allow_other(Some(false)));
+        assert_eq!(own("-o allow_other=0,allow_other"), allow_other(Some(true)));
+        assert_eq!(own("-o noexec -o exec"), noexec(Some(false)));
+        for line in ["-f a.torrent /mnt", "--foreground a.torrent /mnt", "-fv a.torrent /mnt", "a.torrent -f /mnt"] {
+            match parse(&format!("torrentfs mount {line}")).unwrap() {
+                Cli { command: Command::Mount(command), verbose, .. } => {
+                    let args = command.over(Options::default());
+                    assert_eq!((args.sources, args.foreground), (vec!["a.torrent".into()], true), "{line}");
+                    assert_eq!(verbose, u8::from(line.starts_with("-fv")));
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(fault("torrentfs mount --on-demand=maybe a.torrent /mnt").contains("expected true or false"));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use etcetera::BaseStrategy;
 use toml::de::{DeTable, DeValue};
 
 use super::Failure;
-use super::args::Exit;
+use super::args::{Exit, truth};
 use super::options::{self, Key, Options};
 use crate::discovery::Masked;
 use crate::fs::daemon;
@@ -45,7 +45,7 @@ pub(super) struct Config {
 
 /// What is said of one key.
 struct Setting {
-    /// Of a key without a value: one to be set, none to be unset.
+    /// Of a switch `true` or `false`.
     values: Vec<String>,
     origin: Origin,
 }
@@ -141,14 +141,11 @@ impl Config {
             let values = if key.is_list {
                 let parts = text.split([',', ' ']).filter(|part| !part.is_empty());
                 Ok(parts.map(str::to_owned).collect())
-            } else if key.has_value {
-                Ok(vec![text])
+            } else if key.is_switch {
+                // A variable without anything in it is as good as none.
+                if text.is_empty() { Ok(false) } else { truth(&text) }.map(|set| vec![set.to_string()])
             } else {
-                match text.as_str() {
-                    "1" | "true" | "yes" => Ok(vec![String::new()]),
-                    "" | "0" | "false" | "no" => Ok(Vec::new()),
-                    _ => Err("expected true or false".to_owned()),
-                }
+                Ok(vec![text])
             };
             let values = values.and_then(|values| check(key, values));
             let values = values.map_err(|error| fault(format!("{variable}: {error}")))?;
@@ -205,8 +202,8 @@ impl Key {
     fn usual(&self) -> &str {
         match &self.default {
             Some(default) => default,
-            None if self.has_value => "none",
-            None => "false",
+            None if self.is_switch => "false",
+            None => "none",
         }
     }
 }
@@ -216,7 +213,7 @@ impl Setting {
         let shown = |value: &String| shown(value);
         match self.values.first() {
             _ if key.is_list => self.values.iter().map(shown).collect(),
-            first if !key.has_value => first.is_some().into(),
+            first if key.is_switch => first.is_some_and(|set| set == "true").into(),
             first => first.map(shown).into(),
         }
     }
@@ -238,14 +235,14 @@ fn shown(value: &str) -> String {
 }
 
 fn pair<'a>(key: &'a Key, value: &'a str) -> (&'a str, Option<&'a str>) {
-    (&key.name, key.has_value.then_some(value))
+    (&key.name, Some(value))
 }
 
 /// Values as they would stand on a command line.
 fn values(key: &Key, value: &DeValue<'_>) -> Result<Vec<String>, String> {
     match value {
-        DeValue::Boolean(set) if !key.has_value => Ok(if *set { vec![String::new()] } else { Vec::new() }),
-        _ if !key.has_value => Err("expected true or false".to_owned()),
+        DeValue::Boolean(set) if key.is_switch => Ok(vec![set.to_string()]),
+        _ if key.is_switch => Err("expected true or false".to_owned()),
         DeValue::String(text) => Ok(vec![text.to_string()]),
         DeValue::Integer(number) if number.radix() == 10 => Ok(vec![number.as_str().to_owned()]),
         DeValue::Float(number) => Ok(vec![number.as_str().to_owned()]),
@@ -300,10 +297,21 @@ mod tests {
     }
 
     #[test]
+    fn every_key_may_stand_alone_and_every_switch_be_off() {
+        for key in options::keys().iter().filter(|key| key.is_switch) {
+            for said in ["true", "false"] {
+                let options = options(&[&format!("{} = {said}", key.name)]);
+                assert_eq!(options, format!("{}={said}", key.name).parse().unwrap(), "{}", key.name);
+            }
+        }
+        options(&["http_token = '0123456789abcdef'"]);
+    }
+
+    #[test]
     fn later_layers_replace() {
         let system = "cache_size = '1GiB'\nno_dht = true\npeer = '10.0.0.1:1'";
         let user = "no_dht = false\npeer = ['10.0.0.2:2']";
-        assert_eq!(options(&[system, user]), "cache_size=1GiB,peer=10.0.0.2:2".parse().unwrap());
+        assert_eq!(options(&[system, user]), "cache_size=1GiB,no_dht=false,peer=10.0.0.2:2".parse().unwrap());
         let mut config = config(&[system]).unwrap();
         let environment = |name: &str| match name {
             "TORRENTFS_CACHE_SIZE" => Some("2GiB".to_owned()),
@@ -313,7 +321,7 @@ mod tests {
             _ => None,
         };
         config.read_environment(environment).unwrap();
-        let said = "cache_size=2GiB,peer=10.0.0.3:3,peer=10.0.0.4:4,on_demand";
+        let said = "cache_size=2GiB,no_dht=false,peer=10.0.0.3:3,peer=10.0.0.4:4,on_demand";
         assert_eq!(config.options().unwrap(), said.parse().unwrap());
         assert!(config.read_environment(|name| (name == "TORRENTFS_NO_DHT").then(|| "maybe".into())).is_err());
     }

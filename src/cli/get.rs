@@ -13,7 +13,6 @@ use tokio::sync::Notify;
 use super::Failure;
 use super::adding;
 use super::args::Exit;
-use super::checking::Checking;
 use super::engine::{Engine, refused};
 use super::giving::Giving;
 use super::log::{self, Verbosity};
@@ -33,6 +32,7 @@ already is checked and used, so the same command goes on after Ctrl-C, a crash o
 torrent's is not overwritten without --force. The exit code is 0 only if all is there and every hash matched.
 
 RATE is a SIZE such as 500KB or 2MiB for a second. TIME is a number with a unit: 90s, 2min, 1h.
+BOOL is true or false, and true if left out.
 
 Examples:
   torrentfs get film.torrent
@@ -186,7 +186,8 @@ async fn download(
 
 /// From what names a torrent to its task.
 async fn take_up(engine: &Engine, named: &OsString, source: Source, wishes: &Wishes) -> Result<Arc<Torrent>, Failure> {
-    let (metainfo, found) = adding::resolve("get", source, named, engine.resolver(&wishes.network)).await?;
+    let (metainfo, found) =
+        adding::resolve("get", source, named, engine.resolver(&wishes.network), wishes.quiet).await?;
     let (dir, files, force) = (wishes.dir.clone(), metainfo.layout.files().to_owned(), wishes.force);
     let looked = tokio::task::spawn_blocking(move || {
         let resource = |error: &dyn std::fmt::Display| Failure::new(Exit::Resource, error);
@@ -203,14 +204,14 @@ async fn take_up(engine: &Engine, named: &OsString, source: Source, wishes: &Wis
         }
     });
     looked.await.map_err(|error| Failure::new(Exit::Failure, error))??;
+    let checking = Arc::new(Progress::start(&format!("checking {}", metainfo.name), 0, wishes.quiet));
     let options = TorrentOptions {
         place: Place::Download { dir: wishes.dir.clone(), overwrite: wishes.force },
         peers: [wishes.network.peers.clone(), found].concat(),
         verify: wishes.verify,
-        progress: Some(Checking::tell),
+        progress: Some(checking.of_checks()),
         ..TorrentOptions::default()
     };
-    let _checking = Checking::start(&metainfo.name, wishes.quiet);
     engine.add(metainfo, options).await.map_err(refused)
 }
 

@@ -5,24 +5,26 @@ use std::time::{Duration, Instant};
 
 use bytesize::ByteSize;
 
-use super::live::Live;
+use super::progress::Progress;
 use crate::session::{SeedLimits, Torrent};
 
-/// How often the line changes.
-const LINE_EVERY: Duration = Duration::from_secs(1);
+/// How often the line changes on a terminal, and comes where there is none.
+const CHANGE_EVERY: Duration = Duration::from_secs(1);
+const LINE_EVERY: Duration = Duration::from_secs(10);
 
 pub(super) struct Giving {
     limits: SeedLimits,
     torrents: Vec<Arc<Torrent>>,
     /// Bytes given of those that have been given enough.
     given: u64,
-    live: Live,
+    shown: Progress,
     begun: Instant,
 }
 
 impl Giving {
     pub(super) fn new(limits: SeedLimits, quiet: bool) -> Self {
-        Self { limits, torrents: Vec::new(), given: 0, live: Live::new(quiet), begun: Instant::now() }
+        let shown = Progress::open(quiet).at_once(LINE_EVERY);
+        Self { limits, torrents: Vec::new(), given: 0, shown, begun: Instant::now() }
     }
 
     pub(super) fn add(&mut self, torrent: Arc<Torrent>) {
@@ -32,8 +34,8 @@ impl Giving {
     /// Ends each torrent once it has reached a limit, and returns when none is left. Without a limit it never does.
     pub(super) async fn until_enough(&mut self) {
         while !self.torrents.is_empty() {
-            self.live.show(&self.line());
-            tokio::time::sleep(LINE_EVERY).await;
+            self.shown.tell(&self.line());
+            tokio::time::sleep(CHANGE_EVERY).await;
             let enough = |torrent: &Arc<Torrent>| {
                 let (stats, size) = (torrent.stats(), torrent.metainfo().layout.lengths().total());
                 self.limits.reached(self.begun.elapsed(), stats.uploaded, stats.downloaded, size)

@@ -128,7 +128,7 @@ fn perform(args: HelperArgs) -> Result<(), (u8, Failure)> {
     for options in &args.options {
         given = Options::read(options, sloppy).map_err(usage)?.over(given);
     }
-    if given.flags.foreground {
+    if given.flags.foreground == Some(true) {
         return Err(usage("option foreground: mount(8) waits for the command to end; use `torrentfs mount`".into()));
     }
     let given = given.over(Config::of_system().and_then(|config| config.options()).map_err(failed)?);

@@ -24,7 +24,7 @@ pub(super) struct HttpFlags {
 
     /// What every request must bear: a file that holds it, by a path with a '/', or the token itself (which `ps` shows);
     /// needed where others can reach the address
-    #[arg(long, value_name = "FILE|TOKEN", requires = "http", help_heading = "HTTP")]
+    #[arg(long, value_name = "FILE|TOKEN", help_heading = "HTTP")]
     pub(super) http_token: Option<String>,
 }
 
@@ -36,7 +36,12 @@ impl HttpFlags {
 
     /// Takes the address, if one is asked for.
     pub(super) fn bind(&self) -> Result<Option<Http>, Failure> {
-        let Some(addr) = self.http else { return Ok(None) };
+        let Some(addr) = self.http else {
+            // Not a matter of the parser: either may be configured.
+            let stray = self.http_token.is_some();
+            let why = "--http-token is of no use without --http, which says where to serve";
+            return if stray { Err(Failure::new(Exit::Usage, why)) } else { Ok(None) };
+        };
         let token = self.http_token.as_deref().map(token).transpose()?;
         Http::bind(addr, token).map(Some).map_err(|error| {
             let exit = if matches!(error, HttpError::Open(_)) { Exit::Usage } else { Exit::Resource };

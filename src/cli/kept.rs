@@ -69,7 +69,7 @@ pub(super) fn mount(
 
 /// It is the system's mount, and who serves it owns nothing in it.
 fn for_everybody(args: &mut MountArgs) {
-    args.options.allow_other = true;
+    args.options.allow_other = Some(true);
     args.options.uid.get_or_insert(0);
     args.options.gid.get_or_insert(0);
 }

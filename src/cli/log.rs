@@ -18,6 +18,7 @@ use tracing_subscriber::{EnvFilter, Layer};
 
 use super::Failure;
 use super::args::Exit;
+use super::progress::Stderr;
 
 /// One place in the code may log so many lines within [`WINDOW`]: what a peer can cause must not fill a disk.
 const LINES: u32 = 50;
@@ -25,11 +26,14 @@ const WINDOW: Duration = Duration::from_secs(60);
 
 /// How much to tell. `TORRENTFS_LOG` (in the form of tracing's filters) overrules it.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Verbosity(&'static str);
+pub(super) struct Verbosity {
+    filter: &'static str,
+    quiet: bool,
+}
 
 impl Verbosity {
     pub(super) fn new(verbose: u8, quiet: bool) -> Self {
-        Self(match (quiet, verbose) {
+        let filter = match (quiet, verbose) {
             (true, _) => "error,fuser::reply=off",
             // fuser warns of each operation that is rightly left to the kernel, such as a terminal's ioctl, and of each
             // reply to a request that is gone: who asked was killed, or the mount has ended.
@@ -37,11 +41,17 @@ impl Verbosity {
             (_, 1) => "warn,fuser=error,fuser::reply=off,torrentfs=info",
             (_, 2) => "info,fuser=error,fuser::reply=off,torrentfs=debug",
             _ => "trace",
-        })
+        };
+        Self { filter, quiet }
+    }
+
+    /// Whether only errors are to be told.
+    pub(super) fn is_quiet(self) -> bool {
+        self.quiet
     }
 
     fn filter(self) -> EnvFilter {
-        EnvFilter::try_from_env("TORRENTFS_LOG").unwrap_or_else(|_| EnvFilter::new(self.0))
+        EnvFilter::try_from_env("TORRENTFS_LOG").unwrap_or_else(|_| EnvFilter::new(self.filter))
     }
 }
 
@@ -70,14 +80,14 @@ impl LogFormat {
 
 /// To the terminal, or whatever standard error is, in lines for people.
 pub(super) fn to_stderr(verbosity: Verbosity) {
-    human(verbosity, io::stderr, io::stderr().is_terminal());
+    human(verbosity, || Stderr, io::stderr().is_terminal());
 }
 
 /// For a mount that stays in the foreground: to standard error, or to the journal where standard error leads there.
 pub(super) fn in_foreground(verbosity: Verbosity, format: Option<LogFormat>) -> Result<(), Failure> {
     match format.unwrap_or_else(usual) {
         LogFormat::Human => to_stderr(verbosity),
-        LogFormat::Json => json(verbosity, io::stderr),
+        LogFormat::Json => json(verbosity, || Stderr),
         LogFormat::Journald => journald(verbosity)?,
     }
     Ok(())

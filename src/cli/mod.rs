@@ -3,7 +3,6 @@
 mod adding;
 pub mod args;
 mod check;
-mod checking;
 mod config;
 mod create;
 mod demo;
@@ -14,7 +13,6 @@ mod giving;
 pub mod helper;
 mod http;
 mod kept;
-mod live;
 pub mod log;
 mod manual;
 mod mount;
@@ -65,7 +63,7 @@ pub fn run() -> Exit {
         Command::Set(args) => orders::set(&args),
         Command::Pause(args) => orders::pause(&args, true),
         Command::Resume(args) => orders::pause(&args, false),
-        Command::Verify(args) => orders::verify(&args),
+        Command::Verify(args) => orders::verify(&args, cli.quiet),
         Command::Priority(args) => orders::prioritize(&args),
         Command::Get(args) => get::run(*args, verbosity, cli.quiet),
         Command::Seed(args) => seed::run(*args, verbosity, cli.quiet),

@@ -40,7 +40,7 @@ pub(super) fn in_foreground(
     log::in_foreground(verbosity, args.log_format)?;
     let cache = service::open_cache(args)?;
     service::runtime()?.block_on(async {
-        let service = Service::start(args, sources, cache, by, &|| true).await?;
+        let service = Service::start(args, sources, cache, by, verbosity.is_quiet(), &|| true).await?;
         let mounted = mounted_at(service.mounted.path());
         let how_to_end = if std::io::stdin().is_terminal() { "; Ctrl-C unmounts" } else { "" };
         eprintln!("{mounted}{how_to_end}");
@@ -112,8 +112,16 @@ pub(super) fn serve(
             .map_err(|error| Failure::new(Exit::Resource, format!("cannot write {}: {error}", log.display())))?;
         log::of_daemon(verbosity, args.log_format, file)?;
         let runtime = service::runtime()?;
-        let service = runtime.block_on(Service::start(args, sources, cache, by, &|| notifier.is_awaited()))?;
-        Ok((runtime, service, log))
+        let (quiet, wanted) = (verbosity.is_quiet(), || notifier.is_awaited());
+        let starting = Service::start(args, sources, cache, by, quiet, &wanted);
+        match runtime.block_on(starting) {
+            Ok(service) => Ok((runtime, service, log)),
+            Err(failure) => {
+                // A check that nobody waits for any more may still be at work.
+                runtime.shutdown_background();
+                Err(failure)
+            }
+        }
     });
     let (runtime, service, log) = match started {
         Ok(started) => started,

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args};
 
-use super::args::{Bound, duration, patience, rate};
+use super::args::{Bound, duration, patience, rate, truth};
 use crate::discovery::DHT_BOOTSTRAP;
 use crate::net::{self, Blocklist, Encryption, Limits, PortChoice};
 use crate::route::{Bind, Proxy, Route};
@@ -41,16 +41,19 @@ pub(super) struct NetworkFlags {
     upload_limit: Option<Bound<u64>>,
 
     /// Give others nothing; they may then be slow to give us anything
-    #[arg(long, help_heading = "Network")]
-    no_upload: bool,
+    #[arg(long, value_name = "BOOL", value_parser = truth, help_heading = "Network")]
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    no_upload: Option<bool>,
 
     /// Do not look for peers in the DHT
-    #[arg(long, help_heading = "Network")]
-    no_dht: bool,
+    #[arg(long, value_name = "BOOL", value_parser = truth, help_heading = "Network")]
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    no_dht: Option<bool>,
 
     /// Do not look for peers in the local network
-    #[arg(long, help_heading = "Network")]
-    no_lsd: bool,
+    #[arg(long, value_name = "BOOL", value_parser = truth, help_heading = "Network")]
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    no_lsd: Option<bool>,
 
     /// Once all is here, give others no more than this many times what was fetched, such as 1.5 [default: no end]
     #[arg(long, value_name = "NUMBER", value_parser = ratio, help_heading = "Network")]
@@ -65,16 +68,18 @@ pub(super) struct NetworkFlags {
     dht_bootstrap: Vec<String>,
 
     /// Do not ask the home router to pass calls on to us (UPnP, NAT-PMP, PCP)
-    #[arg(long, help_heading = "Network")]
-    no_port_mapping: bool,
+    #[arg(long, value_name = "BOOL", value_parser = truth, help_heading = "Network")]
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    no_port_mapping: Option<bool>,
 
     /// The router to ask, in place of that of the default route: for tests
     #[arg(long, value_name = "ADDR", hide = true, help_heading = "Network")]
     gateway: Option<Ipv4Addr>,
 
     /// Do not use uTP, TCP alone
-    #[arg(long, help_heading = "Network")]
-    no_utp: bool,
+    #[arg(long, value_name = "BOOL", value_parser = truth, help_heading = "Network")]
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    no_utp: Option<bool>,
 
     /// Whether connections to peers are encrypted: "prefer" does whatever the peer takes [default: prefer]
     #[arg(long, value_name = "prefer|require|off", value_parser = encryption, help_heading = "Network")]
@@ -90,8 +95,9 @@ pub(super) struct NetworkFlags {
     blocklist: Option<PathBuf>,
 
     /// Do not exchange addresses of peers with peers
-    #[arg(long, help_heading = "Network")]
-    no_pex: bool,
+    #[arg(long, value_name = "BOOL", value_parser = truth, help_heading = "Network")]
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    no_pex: Option<bool>,
 
     /// How long to wait for what a magnet link or info hash names; 0: for ever [default: 2min]
     #[arg(long, value_name = "TIME", value_parser = patience, help_heading = "Network")]
@@ -107,19 +113,19 @@ impl NetworkFlags {
             peers: [under.peers, self.peers].concat(),
             download_limit: self.download_limit.or(under.download_limit),
             upload_limit: self.upload_limit.or(under.upload_limit),
-            no_upload: self.no_upload || under.no_upload,
-            no_dht: self.no_dht || under.no_dht,
-            no_lsd: self.no_lsd || under.no_lsd,
+            no_upload: self.no_upload.or(under.no_upload),
+            no_dht: self.no_dht.or(under.no_dht),
+            no_lsd: self.no_lsd.or(under.no_lsd),
             seed_ratio: self.seed_ratio.or(under.seed_ratio),
             seed_time: self.seed_time.or(under.seed_time),
             dht_bootstrap: [under.dht_bootstrap, self.dht_bootstrap].concat(),
-            no_port_mapping: self.no_port_mapping || under.no_port_mapping,
+            no_port_mapping: self.no_port_mapping.or(under.no_port_mapping),
             gateway: self.gateway.or(under.gateway),
-            no_utp: self.no_utp || under.no_utp,
+            no_utp: self.no_utp.or(under.no_utp),
             encryption: self.encryption.or(under.encryption),
             proxy: self.proxy.or(under.proxy),
             blocklist: self.blocklist.or(under.blocklist),
-            no_pex: self.no_pex || under.no_pex,
+            no_pex: self.no_pex.or(under.no_pex),
             metadata_timeout: self.metadata_timeout.or(under.metadata_timeout),
         }
     }
@@ -199,7 +205,7 @@ impl From<NetworkFlags> for NetworkArgs {
     fn from(flags: NetworkFlags) -> Self {
         Self {
             port: flags.port.map_or(ListenPort::Usual, ListenPort::Exactly),
-            port_mapping: (!flags.no_port_mapping && flags.proxy.is_none()).then_some(PortMapping {
+            port_mapping: (flags.no_port_mapping != Some(true) && flags.proxy.is_none()).then_some(PortMapping {
                 gateway: flags.gateway,
                 // Where there is but one router, it is all of the network.
                 search: flags.gateway.map(|gateway| (gateway, 1900).into()),
@@ -208,17 +214,17 @@ impl From<NetworkFlags> for NetworkArgs {
             peers: flags.peers,
             download_limit: flags.download_limit.and_then(|bound| bound.0),
             upload_limit: flags.upload_limit.and_then(|bound| bound.0),
-            upload: !flags.no_upload,
+            upload: flags.no_upload != Some(true),
             seed: SeedLimits { ratio: flags.seed_ratio, time: flags.seed_time },
-            dht: (!flags.no_dht).then(|| match flags.dht_bootstrap {
+            dht: (flags.no_dht != Some(true)).then(|| match flags.dht_bootstrap {
                 nodes if nodes.is_empty() => DHT_BOOTSTRAP.map(String::from).into(),
                 nodes => nodes,
             }),
-            lsd: !flags.no_lsd,
-            utp: !flags.no_utp,
+            lsd: flags.no_lsd != Some(true),
+            utp: flags.no_utp != Some(true),
             encryption: flags.encryption.unwrap_or_default(),
             blocklist: flags.blocklist,
-            pex: !flags.no_pex,
+            pex: flags.no_pex != Some(true),
             metadata_timeout: flags.metadata_timeout.map_or(Some(METADATA_TIMEOUT), |bound| bound.0),
         }
     }

@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use clap::{CommandFactory, Parser};
 
-use super::args::Flags;
+use super::args::{Flags, truth};
 use crate::fs;
 
 /// Accepted and without effect here: fstab's own words, what a read-only mount without devices and set-user-id is
@@ -19,7 +19,6 @@ const IGNORED: &[&str] = &[
     "dev",
     "diratime",
     "dirsync",
-    "exec",
     "group",
     "lazytime",
     "loud",
@@ -56,10 +55,10 @@ const OWN: &[&str] = &["allow_other", "gid", "noexec", "setuid", "uid", "umask"]
 /// What mounting itself takes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MountOptions {
-    /// Other users may read, too.
-    pub allow_other: bool,
-    /// No file may be executed.
-    pub noexec: bool,
+    /// Other users may read, too; `None`: not said, and so no.
+    pub allow_other: Option<bool>,
+    /// No file may be executed; `None`: not said, and so they may.
+    pub noexec: Option<bool>,
     /// Owner of the files; `None`: who mounts.
     pub uid: Option<u32>,
     /// Group of the files; `None`: that of who mounts.
@@ -74,8 +73,8 @@ impl MountOptions {
     /// What the mount itself is to know.
     pub(super) fn to_fs(&self) -> fs::MountOptions {
         fs::MountOptions {
-            allow_other: self.allow_other,
-            noexec: self.noexec,
+            allow_other: self.allow_other.unwrap_or(false),
+            noexec: self.noexec.unwrap_or(false),
             uid: self.uid,
             gid: self.gid,
             umask: self.umask.unwrap_or(0),
@@ -97,8 +96,8 @@ impl Options {
         Self {
             flags: self.flags.over(under.flags),
             mount: MountOptions {
-                allow_other: self.mount.allow_other || under.mount.allow_other,
-                noexec: self.mount.noexec || under.mount.noexec,
+                allow_other: self.mount.allow_other.or(under.mount.allow_other),
+                noexec: self.mount.noexec.or(under.mount.noexec),
                 uid: self.mount.uid.or(under.mount.uid),
                 gid: self.mount.gid.or(under.mount.gid),
                 umask: self.mount.umask.or(under.mount.umask),
@@ -144,14 +143,15 @@ impl Options {
         for (name, value) in pairs {
             let flag = name.replace('_', "-");
             match (name, value) {
-                ("allow_other", None) => mount.allow_other = true,
-                ("noexec", None) => mount.noexec = true,
+                ("allow_other", said) => mount.allow_other = Some(switch(name, said)?),
+                ("noexec", said) => mount.noexec = Some(switch(name, said)?),
+                // mount(8)'s way of taking it back.
+                ("exec", None) => mount.noexec = Some(false),
                 ("uid", Some(id)) => mount.uid = Some(number(name, id, 10, u32::MAX - 1)?),
                 ("gid", Some(id)) => mount.gid = Some(number(name, id, 10, u32::MAX - 1)?),
                 ("umask", Some(mask)) => mount.umask = Some(number(name, mask, 8, 0o777)? as u16),
                 ("setuid", Some(user)) => mount.setuid = Some(user.to_owned()),
                 ("uid" | "gid" | "umask" | "setuid", None) => return Err(format!("option {name} needs a value")),
-                ("allow_other" | "noexec", Some(_)) => return Err(format!("option {name} takes no value")),
                 // mount(8) says who may unmount, and by which helper.
                 ("comment" | "user" | "uhelper" | "helper", Some(_)) => {}
                 ("remount", None) => {
@@ -175,8 +175,8 @@ impl Options {
 pub(super) struct Key {
     /// Written with `_`.
     pub name: String,
-    /// Whether it has a value; else it is there or not.
-    pub has_value: bool,
+    /// Whether it is true or false, and nothing else.
+    pub is_switch: bool,
     /// Whether it may be given more than once.
     pub is_list: bool,
     /// Its default in words, if the help tells one.
@@ -191,14 +191,14 @@ pub(super) fn keys() -> Vec<Key> {
         let default = help.split_once("[default: ").and_then(|(_, rest)| rest.split_once(']'));
         Some(Key {
             name: arg.get_long()?.replace('-', "_"),
-            has_value: arg.get_action().takes_values(),
+            is_switch: arg.get_num_args().is_some_and(|values| values.min_values() == 0),
             is_list: matches!(arg.get_action(), clap::ArgAction::Append),
             default: default.map(|(default, _)| default.to_owned()),
         })
     });
     let own = OWN.iter().map(|name| Key {
         name: (*name).to_owned(),
-        has_value: !matches!(*name, "allow_other" | "noexec"),
+        is_switch: matches!(*name, "allow_other" | "noexec"),
         is_list: false,
         default: None,
     });
@@ -230,6 +230,11 @@ fn split(text: &str) -> Vec<String> {
     }
     parts.retain(|part| !part.is_empty());
     parts
+}
+
+/// A name alone says yes.
+fn switch(name: &str, said: Option<&str>) -> Result<bool, String> {
+    said.map_or(Ok(true), truth).map_err(|why| format!("option {name}: {why}"))
 }
 
 fn number(name: &str, text: &str, radix: u32, max: u32) -> Result<u32, String> {
@@ -265,8 +270,8 @@ mod tests {
         assert_eq!(
             mount("allow_other,noexec,uid=1000,gid=0,umask=027"),
             MountOptions {
-                allow_other: true,
-                noexec: true,
+                allow_other: Some(true),
+                noexec: Some(true),
                 uid: Some(1000),
                 gid: Some(0),
                 umask: Some(0o027),
@@ -276,7 +281,10 @@ mod tests {
         assert_eq!(mount("setuid=tv,user=me").setuid.as_deref(), Some("tv"));
         let later =
             Options::from_str("uid=2,allow_other").unwrap().over(Options::from_str("uid=1,gid=1").unwrap()).mount;
-        assert_eq!(later, MountOptions { allow_other: true, uid: Some(2), gid: Some(1), ..MountOptions::default() });
+        assert_eq!(
+            later,
+            MountOptions { allow_other: Some(true), uid: Some(2), gid: Some(1), ..MountOptions::default() }
+        );
     }
 
     #[test]
@@ -310,10 +318,10 @@ mod tests {
             ("umask=888", r#"option umask takes an octal number up to 777, not "888""#),
             ("umask=1000", r#"option umask takes an octal number up to 777, not "1000""#),
             ("umask", "option umask needs a value"),
-            ("allow_other=1", "option allow_other takes no value"),
+            ("allow_other=me", "option allow_other: expected true or false"),
             ("memory=much", "invalid value 'much' for '--memory <SIZE>': expected a size such as 512MiB or 20GiB"),
             ("memory", "a value is required for '--memory <SIZE>' but none was supplied"),
-            ("verify=yes", "unexpected value 'yes' for '--verify' found; no more were expected"),
+            ("verify=maybe", "invalid value 'maybe' for '--verify[=<BOOL>]': expected true or false"),
             ("help", r#"unknown option "help"; did you mean "http"?"#),
         ] {
             assert_eq!(Options::from_str(text).unwrap_err(), message);

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytesize::ByteSize;
 use clap::Args;
@@ -12,12 +13,12 @@ use fixedbitset::FixedBitSet;
 use super::Failure;
 use super::adding;
 use super::args::Exit;
-use super::checking::Checking;
 use super::create::{self, CreateArgs};
 use super::engine::{Engine, refused};
 use super::giving::Giving;
 use super::log::{self, Verbosity};
 use super::network::{NetworkArgs, NetworkFlags};
+use super::progress::Progress;
 use super::service::{self, Signals};
 use crate::library::Source;
 use crate::metainfo::{File, FileKind, Layout};
@@ -35,6 +36,7 @@ it is ever written, made or removed. Every hash is checked first. With --no-chec
 hashed before it is first sent.
 
 RATE is a SIZE such as 500KB or 2MiB for a second. TIME is a number with a unit: 90s, 2min, 1h.
+BOOL is true or false, and true if left out.
 
 Examples:
   torrentfs seed film.torrent ~/Videos/film.mkv
@@ -157,20 +159,20 @@ async fn seed(
     quiet: bool,
 ) -> Result<(), Failure> {
     for Offer { named, source, path, check } in offers {
-        let (metainfo, found) = adding::resolve("seed", source, &named, engine.resolver(network)).await?;
+        let (metainfo, found) = adding::resolve("seed", source, &named, engine.resolver(network), quiet).await?;
         let layout = metainfo.layout.clone();
         let root = tokio::task::spawn_blocking(move || locate(&layout, &path)).await;
         let root = root.map_err(|error| Failure::new(Exit::Failure, error))??;
+        let checking = Arc::new(Progress::start(&format!("checking {}", metainfo.name), 0, quiet));
         let options = TorrentOptions {
             place: Place::Seed(root.clone()),
             whole: !args.partial,
             peers: [network.peers.clone(), found].concat(),
             super_seed: args.super_seed,
             verify: check,
-            progress: Some(Checking::tell),
+            progress: Some(checking.of_checks()),
             ..TorrentOptions::default()
         };
-        let checking = Checking::start(&metainfo.name, quiet);
         let (metainfo, layout) = (metainfo.clone(), metainfo.layout);
         let added = engine.add(metainfo, options).await;
         drop(checking);

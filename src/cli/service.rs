@@ -11,7 +11,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::Failure;
 use super::adding;
 use super::args::{Exit, MountArgs};
-use super::checking::Checking;
+use super::progress::Progress;
 use crate::control::{Mount, Server};
 use crate::fs::{Attacher, Mounted, Shelf};
 use crate::library::{Library, LibraryOptions, Source, Watch};
@@ -95,12 +95,14 @@ pub(super) fn cache_dir(given: Option<&Path>) -> Result<PathBuf, Failure> {
 
 impl Service {
     /// Starts the swarm and mounts; returns once the mount answers. On failure nothing is left running or mounted.
-    /// `by` attaches it to the kernel. `wanted` is asked while metadata is still being fetched: false ends it.
+    /// `by` attaches it to the kernel. How far checks and the fetching of metadata are is shown unless `quiet`, and `wanted`
+    /// is asked meanwhile: false ends it.
     pub(super) async fn start(
         args: &MountArgs,
         sources: Vec<Source>,
         cache: Arc<Cache>,
         by: Attacher,
+        quiet: bool,
         wanted: &dyn Fn() -> bool,
     ) -> Result<Self, Failure> {
         let blocklist = Arc::new(Blocklist::default());
@@ -118,10 +120,7 @@ impl Service {
         let session = Session::start(SessionConfig { read_timeout: args.read_timeout, ..config }).map_err(resource)?;
         let options = args.options.to_fs();
         let shelf = Arc::new(Shelf::new(&options));
-        // Of several, each would write over the other's bar.
-        let alone = sources.len() == 1 && !matches!(sources[..], [Source::Directory(_)]);
-        let checking =
-            (alone && std::io::stderr().is_terminal()).then(|| Checking::start("what is in the cache", false));
+        let checking = Arc::new(Progress::start("checking what is in the cache", 0, quiet));
         let library = Library::new(
             session,
             cache.clone(),
@@ -130,11 +129,11 @@ impl Service {
                 on_demand: args.on_demand,
                 peers: args.network.peers.clone(),
                 verify: args.verify,
-                progress: checking.as_ref().map(|_| Checking::tell as fn(u64, u64)),
+                progress: Some(checking.of_checks()),
                 metadata_timeout: args.network.metadata_timeout,
             },
         );
-        let watches = match adding::add_all(&library, args, sources, wanted).await {
+        let watches = match adding::add_all(&library, args, sources, quiet, wanted).await {
             Ok(watches) => watches,
             Err(failure) => {
                 library.stop().await;

@@ -25,7 +25,7 @@ use tokio::sync::watch as channel;
 use crate::discovery::FetchError;
 use crate::fs::Shelf;
 use crate::metainfo::{InfoHash, Metainfo, MetainfoError};
-use crate::session::{MetadataError, MetadataProgress, Session, SessionError, Torrent, TorrentOptions};
+use crate::session::{CheckProgress, MetadataError, MetadataProgress, Session, SessionError, Torrent, TorrentOptions};
 use crate::store::{Cache, StoreError};
 
 pub use resolve::Resolver;
@@ -44,8 +44,8 @@ pub struct LibraryOptions {
     pub peers: Vec<SocketAddr>,
     /// Hash everything that is in the cache before it is used.
     pub verify: bool,
-    /// Told of the progress of such a check.
-    pub progress: Option<fn(u64, u64)>,
+    /// Told of the progress of such a check, and of one that is needed because the state is lost.
+    pub progress: Option<CheckProgress>,
     /// How long metadata may take; `None`: for ever.
     pub metadata_timeout: Option<Duration>,
 }
@@ -361,7 +361,7 @@ impl Inner {
             peers: self.options.peers.clone(),
             found: peers,
             verify: self.options.verify,
-            progress: self.options.progress,
+            progress: self.options.progress.clone(),
             ..TorrentOptions::default()
         };
         let torrent = self.session.add(metainfo, options).await?;

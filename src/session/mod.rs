@@ -51,7 +51,7 @@ pub use reads::ReadCounts;
 pub use report::{PeerReport, Report};
 pub use seeding::SeedLimits;
 pub use torrent::Torrent;
-pub use verify::Verification;
+pub use verify::{CheckProgress, Verification};
 
 use shares::Shares;
 
@@ -123,8 +123,8 @@ pub struct TorrentOptions {
     pub whole: bool,
     /// Hash everything that is there before the torrent is used.
     pub verify: bool,
-    /// Called while all of it is hashed, from the threads that do it: bytes done, of how many.
-    pub progress: Option<fn(u64, u64)>,
+    /// Told while all of it is hashed.
+    pub progress: Option<CheckProgress>,
 }
 
 /// Why a session or a torrent cannot start.

@@ -1,6 +1,7 @@
 //! Hashing again what is had, while it is used: a piece at a time, resting as long as it works, so that reads hardly
 //! feel it. What is not as it should be is had no more, and fetched again.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -17,6 +18,29 @@ pub struct Verification {
     pub pieces: u32,
     /// Pieces that were not as they should be.
     pub bad: u32,
+}
+
+/// Whom to tell how far the hashing of what is there has come, before torrents are used. Called from the threads that do
+/// it; one may serve many torrents.
+#[derive(Clone)]
+pub struct CheckProgress(Arc<dyn Fn(u64, u64) + Send + Sync>);
+
+impl CheckProgress {
+    /// Calls this with the bytes that there are to hash in addition, and those that are done in addition.
+    pub fn new(tell: impl Fn(u64, u64) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(tell))
+    }
+
+    /// So many bytes more to hash, and so many more done.
+    pub fn tell(&self, more: u64, done: u64) {
+        (self.0)(more, done);
+    }
+}
+
+impl fmt::Debug for CheckProgress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("CheckProgress")
+    }
 }
 
 impl Torrent {

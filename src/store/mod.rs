@@ -69,7 +69,7 @@ pub struct CacheConfig {
 /// Called with each piece that is had no more, from whatever thread caused it, without a lock held. It must not block.
 pub type EvictionSink = Box<dyn Fn(PieceIndex) + Send + Sync>;
 
-/// Called during a check of all pieces: how many are done, and of how many.
+/// Called during a check of all pieces: how many are done, and of how many. First with 0, then once with each number.
 pub type Progress = Box<dyn Fn(u32, u32) + Send + Sync>;
 
 /// One file as the disk tier keeps it.

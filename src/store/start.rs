@@ -157,6 +157,9 @@ fn check(cache: &Cache, torrent: &Torrent, which: FixedBitSet, progress: Option<
     }
     let which: Vec<PieceIndex> = lengths.iter().filter(|piece| which.contains(piece.index())).collect();
     let (next, done) = (AtomicUsize::new(0), AtomicU32::new(0));
+    if let Some(progress) = &progress {
+        progress(0, which.len() as u32);
+    }
     let work = || {
         let mut buffer =
             cache.pool.buffer(lengths.piece_len().min(lengths.total().try_into().unwrap_or(u32::MAX)) as usize);

@@ -44,7 +44,11 @@ pub(in crate::session) async fn start(
     let progress = options.progress.map(|tell| {
         let total = lengths.total();
         let bytes = move |done: u32, of: u32| (u128::from(total) * u128::from(done) / u128::from(of.max(1))) as u64;
-        Box::new(move |done, of| tell(bytes(done, of), total)) as store::Progress
+        let news = move |done: u32, of| match done.checked_sub(1) {
+            None => tell.tell(total, 0),
+            Some(before) => tell.tell(0, bytes(done, of) - bytes(before, of)),
+        };
+        Box::new(news) as store::Progress
     });
     // The user's own files: nothing is fetched, for there is nowhere to put it.
     let given = matches!(options.place, Place::Seed(_));
