@@ -168,9 +168,18 @@ fn the_info_hash_is_libtorrents() {
     }
 }
 
-/// transmission-create 3.00 sorts by ASCII letters without their case, leaves empty and hidden files out, follows links,
-/// and always says whether a torrent is private. So it agrees on private torrents, where the names' letters are of one
-/// case and no file is empty.
+/// What transmission-create makes; `what` and ours of the same agree if ours is made with `AS_TRANSMISSION`.
+///
+/// It follows links, takes no hidden and no empty files, and always says whether a torrent is private, which others do
+/// of private ones alone. It sorts without the case of ASCII letters and everything else before ASCII (its bytes are
+/// signed), where mktorrent, libtorrent and we sort by bytes.
+fn transmission(dir: &Path, what: &str, piece_kib: u32) -> Metainfo {
+    let options = format!("-p -t http://127.0.0.1/a -s {piece_kib}");
+    theirs(dir, &format!("transmission-create {options} -o theirs.torrent '{what}' 2>&1"))
+}
+
+const AS_TRANSMISSION: [&str; 3] = ["--private", "--dereference", "--no-executable"];
+
 #[test]
 fn the_info_hash_is_transmissions() {
     if !can_run(&["transmission-create"]) {
@@ -178,43 +187,56 @@ fn the_info_hash_is_transmissions() {
     }
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
-    for (n, name) in
-        ["a/x", "a-b", "a0", "b/c/deep", "b.d", "z9", "z10", "with spaces", "q'uote", ".left out"].iter().enumerate()
-    {
-        let path = dir.join("tree").join(name);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, noise(n * 7001 % 40_000 + 1, n as u64)).unwrap();
+    odd_tree(&dir.join("tree"));
+    // What it would leave out or put elsewhere (see above).
+    let cased = ["A", "b/B", "Z9", "Z10", "B/b", "B/up"];
+    let not_ascii = ["\u{fc}ml\u{e4}ut", "\u{1f3ac}.mkv", "a/\u{e9}/deep/er", "link to a directory"];
+    for name in ["empty", "a/empty"].iter().chain(&cased).chain(&not_ascii) {
+        fs::remove_file(dir.join("tree").join(name)).unwrap();
     }
-    symlink("../z9", dir.join("tree/b/link")).unwrap();
-    fs::write(dir.join("single"), noise(100_001, 1)).unwrap();
-    for what in ["tree", "single"] {
-        let theirs =
-            theirs(dir, &format!("transmission-create -p -t http://127.0.0.1/a -s 32 -o theirs.torrent '{what}' 2>&1"));
-        same(&ours(dir, what, &["--private", "-l", "32KiB", "--dereference", "--no-executable"]), &theirs);
+    fs::write(dir.join("\u{1f3ac}"), noise(100_001, 1)).unwrap();
+    for what in ["tree", "\u{1f3ac}"] {
+        same(&ours(dir, what, &[&["-l", "32KiB"], &AS_TRANSMISSION[..]].concat()), &transmission(dir, what, 32));
     }
 }
 
 #[test]
 fn ten_thousand_files() {
-    if !can_run(&["mktorrent"]) || !has_libtorrent() {
+    if !can_run(&["mktorrent", "transmission-create"]) || !has_libtorrent() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
-    for n in 0..10_000usize {
-        let path = dir.join(format!("tree/{:02}/d{}/{n}.txt", n % 97, n % 7));
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, noise(n % 1501, n as u64)).unwrap();
+    let path = |n: usize| dir.join(format!("tree/{:02}/d{}/{n}.txt", n % 97, n % 7));
+    for n in 0..10_000 {
+        fs::create_dir_all(path(n).parent().unwrap()).unwrap();
+        fs::write(path(n), noise(n % 1501, n as u64)).unwrap();
     }
-    let ours = ours(dir, "tree", &["-l", "64KiB"]);
-    assert_eq!(ours.layout.files().len(), 10_000);
-    same(&ours, &theirs(dir, "mktorrent -l 16 -o theirs.torrent tree"));
-    same(&ours, &libtorrent(dir, "tree", 65536, ""));
+    let made = ours(dir, "tree", &["-l", "64KiB"]);
+    assert_eq!(made.layout.files().len(), 10_000);
+    same(&made, &theirs(dir, "mktorrent -l 16 -o theirs.torrent tree"));
+    same(&made, &libtorrent(dir, "tree", 65536, ""));
+    // Without the empty ones, of which transmission knows nothing.
+    let empty = (0..10_000).step_by(1501);
+    empty.clone().for_each(|n| fs::write(path(n), "x").unwrap());
+    let made = ours(dir, "tree", &[&["-l", "64KiB"], &AS_TRANSMISSION[..]].concat());
+    assert_eq!(made.layout.files().len(), 10_000);
+    same(&made, &transmission(dir, "tree", 64));
+    // Where they are there, it makes a torrent of the others, and ours differs in that list alone.
+    empty.for_each(|n| fs::write(path(n), "").unwrap());
+    let made = ours(dir, "tree", &[&["-l", "64KiB"], &AS_TRANSMISSION[..]].concat());
+    let theirs = transmission(dir, "tree", 64);
+    assert!(made.layout.files().iter().filter(|file| file.len > 0).eq(theirs.layout.files()));
+    let after_files = |of: &Metainfo| {
+        let at = of.info.windows(12).position(|part| part == b"4:name4:tree").unwrap();
+        of.info[at..].to_vec()
+    };
+    assert!(after_files(&made) == after_files(&theirs));
 }
 
 #[test]
 fn five_gibibytes_of_mostly_nothing() {
-    if !can_run(&["mktorrent"]) {
+    if !can_run(&["mktorrent", "transmission-create"]) || !has_libtorrent() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -224,7 +246,10 @@ fn five_gibibytes_of_mostly_nothing() {
     for at in [100_000_000u64, 3 << 30, (5 << 30) - 70_000] {
         sparse.write_all_at(&noise(100_000, at), at).unwrap();
     }
-    same(&ours(dir, "sparse", &["-l", "1MiB"]), &theirs(dir, "mktorrent -l 20 -o theirs.torrent sparse"));
+    let made = ours(dir, "sparse", &["-l", "1MiB"]);
+    same(&made, &theirs(dir, "mktorrent -l 20 -o theirs.torrent sparse"));
+    same(&made, &libtorrent(dir, "sparse", 1 << 20, ""));
+    same(&ours(dir, "sparse", &["-l", "1MiB", "--private"]), &transmission(dir, "sparse", 1024));
 }
 
 /// Files as the walk found them, and the torrent of them that is yet to be hashed.

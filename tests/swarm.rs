@@ -356,3 +356,14 @@ fn super_seeding_gives_hardly_more_than_one_copy() {
         assert!(super_time <= 2.0 * plain, "seed {seed}: {super_time:.2} and {plain:.2}");
     }
 }
+
+#[test]
+fn a_lone_leecher_of_a_super_seed_waits_for_nobody() {
+    let (rate, size) = (MIB as f64, 16 * MIB);
+    let mut world = World::new(seed(6), lengths(size, 128 * KIB), millis(10));
+    world.add(rate, |_| true, |config| config.super_seed = true);
+    let leecher = world.add(rate, |_| false, |_| {});
+    world.introduce();
+    // At the link's rate it takes 16 s; with patience for each two pieces it would be 20 minutes.
+    world.run_until(Duration::from_secs(25), |world| world.nodes[leecher].completed.is_some());
+}

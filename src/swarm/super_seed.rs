@@ -1,10 +1,10 @@
 //! Super-seeding (BEP 16): the first seeder of a torrent gives each piece once, and lets the others spread it.
 //!
 //! We say that we have nothing, and offer each peer a few pieces as if they had just come. A peer is offered another
-//! one when a piece that it was offered is seen at somebody else, for only then has it passed something on. When the
-//! others have every piece among them, this ends and we are an ordinary seed. So the first copy leaves us with hardly
-//! any piece sent twice, which matters where our upload is what the swarm waits for; otherwise it only slows things
-//! down.
+//! one when a piece that it was offered is seen at somebody else, for only then has it passed something on; or as soon
+//! as it has the piece, while there is nobody else to pass it on to. When the others have every piece among them, this
+//! ends and we are an ordinary seed. So the first copy leaves us with hardly any piece sent twice, which matters where
+//! our upload is what the swarm waits for; otherwise it only slows things down.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -17,8 +17,8 @@ use crate::wire::Message;
 
 /// Pieces offered to a peer that nobody else has been seen with yet.
 const OFFERS: usize = 2;
-/// A peer that has what it was offered and passes nothing on is offered the next after so long: it may be the only
-/// one, or its friends are not ours.
+/// A peer that has what it was offered and passes nothing on is offered the next after so long: its friends may not be
+/// ours.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Pieces told one by one to each peer at the end; where there are more, peers come back and are told at once.
 const MAX_TOLD: u32 = 20_000;
@@ -70,10 +70,11 @@ impl Swarm {
     /// A peer said that it has a piece: whoever was offered it before has passed it on.
     pub(super) fn super_seed_seen(&mut self, now: Instant, key: PeerKey, piece: u32) {
         let Some(state) = &mut self.super_seed else { return };
+        let alone = state.peers.len() == 1;
         let mut served = Vec::new();
         for (other, offers) in &mut state.peers {
             let Some(at) = offers.open.iter().position(|(open, _)| *open == piece) else { continue };
-            if *other == key {
+            if *other == key && !alone {
                 offers.open[at].1.get_or_insert(now);
             } else {
                 offers.open.swap_remove(at);
@@ -90,10 +91,11 @@ impl Swarm {
         if (0..self.pieces.count()).all(|piece| spread(&piece)) {
             return self.end_super_seed(now);
         }
+        let patience = if state.peers.len() == 1 { Duration::ZERO } else { PATIENCE };
         let mut idle = Vec::new();
         for (key, offers) in &mut state.peers {
             let tired =
-                |since: &Option<Instant>| since.is_some_and(|since| now.saturating_duration_since(since) >= PATIENCE);
+                |since: &Option<Instant>| since.is_some_and(|since| now.saturating_duration_since(since) >= patience);
             let before = offers.open.len();
             offers.open.retain(|(_, since)| !tired(since));
             if offers.open.len() < before || before < OFFERS {

@@ -1,4 +1,4 @@
-//! Reads that never block, reading ahead, holes in files, and opening that follows no symbolic link.
+//! Reads that never block, holes in files, and opening that follows no symbolic link.
 
 use std::ffi::{CString, OsStr};
 use std::fs::File;
@@ -89,14 +89,6 @@ fn seek(file: &File, offset: u64, whence: libc::c_int) -> io::Result<u64> {
     // SAFETY: no memory is passed; the descriptor is open.
     let at = unsafe { libc::lseek(file.as_raw_fd(), signed(offset)?, whence) };
     u64::try_from(at).map_err(|_| io::Error::last_os_error())
-}
-
-/// `posix_fadvise(WILLNEED)`: starts reading these bytes into the page cache, without waiting for them. A hint: that a
-/// filesystem does not take it is no fault.
-pub fn read_ahead(file: &File, offset: u64, len: u64) {
-    let (Ok(offset), Ok(len)) = (signed(offset), signed(len)) else { return };
-    // SAFETY: no memory is passed; the descriptor is open.
-    unsafe { libc::posix_fadvise(file.as_raw_fd(), offset, len, libc::POSIX_FADV_WILLNEED) };
 }
 
 /// `sync_file_range(WRITE)`: starts writing dirty pages to the disk, without waiting for the end and without any
@@ -207,7 +199,6 @@ mod tests {
         assert!(((32 << 20) + 10..64 << 20).contains(&hole), "{hole}");
         assert_eq!(next_data(&file, 64 << 20).unwrap(), None);
         assert!(next_hole(&file, u64::MAX).is_err());
-        read_ahead(&file, 0, 1 << 20);
         assert!(available(&file).unwrap() > 0);
     }
 

@@ -67,13 +67,13 @@ pub(super) fn save(path: &Path, table: &Table, now: u32, unix: u64) -> io::Resul
     for nth in 0..PARTS {
         out.clear();
         table.visit(nth, |info_hash, torrent| {
-            let counts = [torrent.v4.len(), torrent.v6.as_ref().map_or(0, |peers| peers.len())];
+            let counts = [torrent.v4().len(), torrent.v6().len()];
             out.extend_from_slice(&info_hash.0);
             for number in [torrent.completed, counts[0] as u32, counts[1] as u32] {
                 out.extend_from_slice(&number.to_be_bytes());
             }
-            put_peers(&torrent.v4, now, &mut out);
-            torrent.v6.iter().for_each(|peers| put_peers(peers, now, &mut out));
+            put_peers(torrent.v4(), now, &mut out);
+            put_peers(torrent.v6(), now, &mut out);
         });
         put(&out)?;
     }
@@ -241,9 +241,9 @@ mod tests {
         let mut all = Vec::new();
         for nth in 0..PARTS {
             table.visit(nth, |info_hash, torrent| {
-                let v4 = torrent.v4.iter().map(|(addr, seed, seen)| (take_compact(addr).unwrap(), seed, seen));
+                let v4 = torrent.v4().iter().map(|(addr, seed, seen)| (take_compact(addr).unwrap(), seed, seen));
                 let mut peers: Vec<_> = v4.collect();
-                for (addr, seed, seen) in torrent.v6.iter().flat_map(|peers| peers.iter()) {
+                for (addr, seed, seen) in torrent.v6().iter() {
                     peers.push((take_compact(addr).unwrap(), seed, seen));
                 }
                 peers.sort();

@@ -48,6 +48,9 @@ pub(super) struct Peers<const N: usize> {
 }
 
 impl<const N: usize> Peers<N> {
+    /// Nobody.
+    pub const NONE: &Self = &Self { list: Vec::new(), seeds: 0, index: None };
+
     pub fn len(&self) -> usize {
         self.list.len()
     }
