@@ -192,6 +192,28 @@ fn a_directory_is_shown_as_it_changes() {
 }
 
 #[test]
+fn what_the_cache_has_no_place_for_comes_when_it_has() {
+    if !can_run(&[]) {
+        return;
+    }
+    let _turn = turn();
+    let watched = Watched::new();
+    let [good, late] = ["good.bin", "late.bin"].map(|name| torrent(name, &noise(50_000, 9), None));
+    watched.put("good.torrent", &good);
+    watched.put("late.torrent", &late);
+    let in_the_way = watched.base.path().join("cache").join(hash(&late).to_string());
+    fs::create_dir_all(in_the_way.parent().unwrap()).unwrap();
+    fs::write(&in_the_way, b"a file").unwrap();
+    let mounted = watched.mount(&[]);
+    assert_eq!(listing(&mounted.dir), ["good.bin"]);
+    wait_until("it is said", LONG, || mounted.log().contains("it is tried again"));
+    fs::remove_file(&in_the_way).unwrap();
+    await_listing(&mounted, &["good.bin", "late.bin"]);
+    assert_eq!(mounted.log().matches("it is tried again").count(), 1, "{}", mounted.log());
+    mounted.stop();
+}
+
+#[test]
 fn torrents_of_one_name_are_shown_alike_whatever_their_order() {
     if !can_run(&[]) {
         return;

@@ -9,8 +9,9 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::interval;
 
-use super::args::{Exit, MountArgs};
+use super::args::Exit;
 use super::engine::refused;
+use super::mount_args::MountArgs;
 use super::progress::Progress;
 use super::{Failure, fault_to};
 use crate::discovery::Masked;

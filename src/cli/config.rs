@@ -15,8 +15,9 @@ use etcetera::BaseStrategy;
 use toml::de::{DeTable, DeValue};
 
 use super::Failure;
-use super::args::{Exit, truth};
+use super::args::Exit;
 use super::options::{self, Key, Options};
+use super::values::truth;
 use crate::discovery::Masked;
 use crate::fs::daemon;
 

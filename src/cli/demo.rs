@@ -9,9 +9,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytesize::ByteSize;
 
-use super::args::{DemoArgs, Exit, MountArgs};
+use super::args::{DemoArgs, Exit};
 use super::http::HttpFlags;
 use super::log::{self, Verbosity};
+use super::mount_args::MountArgs;
 use super::network::{ListenPort, NetworkArgs};
 use super::options::MountOptions;
 use super::service::{self, Service, Signals};

@@ -9,9 +9,10 @@ use std::process::ExitCode;
 
 use clap::{ArgAction, CommandFactory, Parser};
 
-use super::args::{Exit, MountArgs};
+use super::args::Exit;
 use super::config::Config;
 use super::log::Verbosity;
+use super::mount_args::MountArgs;
 use super::options::Options;
 use super::{Failure, adding, kept, mount};
 use crate::fs::{daemon, mountinfo};

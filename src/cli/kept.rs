@@ -11,8 +11,9 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::process;
 
-use super::args::{Exit, MountArgs};
+use super::args::Exit;
 use super::log::Verbosity;
+use super::mount_args::MountArgs;
 use super::{Failure, adding, mount};
 use crate::control::server_dir;
 use crate::fs::daemon::{self, Account, Notifier, Side};

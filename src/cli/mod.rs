@@ -16,6 +16,7 @@ mod kept;
 pub mod log;
 mod manual;
 mod mount;
+pub mod mount_args;
 pub mod network;
 pub mod options;
 mod orders;
@@ -29,6 +30,7 @@ mod show;
 mod status;
 mod top;
 mod tracker;
+mod values;
 
 use std::fmt;
 

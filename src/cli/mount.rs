@@ -6,8 +6,9 @@ use std::path::Path;
 
 use sd_notify::NotifyState;
 
-use super::args::{Exit, MountArgs};
+use super::args::Exit;
 use super::log::{self, Verbosity};
+use super::mount_args::MountArgs;
 use super::service::{self, Service};
 use super::{Failure, adding};
 use crate::fs::Attacher;

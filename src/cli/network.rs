@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args};
 
-use super::args::{Bound, duration, patience, rate, truth};
+use super::values::{Bound, duration, patience, rate, truth};
 use crate::discovery::DHT_BOOTSTRAP;
 use crate::net::{self, Blocklist, Encryption, Limits, PortChoice};
 use crate::route::{Bind, Proxy, Route};

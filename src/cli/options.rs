@@ -4,7 +4,8 @@ use std::str::FromStr;
 
 use clap::{CommandFactory, Parser};
 
-use super::args::{Flags, truth};
+use super::mount_args::Flags;
+use super::values::truth;
 use crate::fs;
 
 /// Accepted and without effect here: fstab's own words, what a read-only mount without devices and set-user-id is

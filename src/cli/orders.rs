@@ -9,10 +9,11 @@ use std::time::Duration;
 use axum::http::Method;
 use clap::Args;
 
-use super::args::{Bound, Exit, rate};
+use super::args::Exit;
 use super::progress::Progress;
 use super::reach::{self, Reached};
 use super::status::{rate as shown_rate, share};
+use super::values::{Bound, rate};
 use super::{Failure, service};
 use crate::control::client::New;
 use crate::control::orders::{

@@ -10,7 +10,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::Failure;
 use super::adding;
-use super::args::{Exit, MountArgs};
+use super::args::Exit;
+use super::mount_args::MountArgs;
 use super::progress::Progress;
 use crate::control::{Mount, Server};
 use crate::fs::{Attacher, Mounted, Shelf};

@@ -10,9 +10,10 @@ use clap::Args;
 use tokio::runtime;
 
 use super::Failure;
-use super::args::{Exit, duration};
+use super::args::Exit;
 use super::log::{self, Verbosity};
 use super::service::Signals;
+use super::values::duration;
 use crate::sys::process::allow_descriptors;
 use crate::tracker::{Config, Counts, DEFAULT_PORT, Limits, Tracker};
 

@@ -6,7 +6,8 @@
 //!
 //! A file may be half written. One that makes no sense is tried again for a moment before a line in the log says so; a
 //! link, whose beginning makes sense already, is read once its file has rested. Then a file that makes no sense is left
-//! alone until it changes. A directory that cannot be read, as that of a disk that was taken away, takes nothing away.
+//! alone until it changes. A torrent for which the cache has no place is tried again, after 5 s at first and after a
+//! minute at last. A directory that cannot be read, as that of a disk that was taken away, takes nothing away.
 //!
 //! Magnet links are looked for behind the scenes, a few at a time, until they are found or their file is gone.
 
@@ -21,14 +22,14 @@ use std::time::{Duration, SystemTime};
 
 use inotify::{Inotify, WatchMask};
 use tokio::io::unix::AsyncFd;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::{AddError, Added, Library, Origin, Source, SourceError};
 use crate::metainfo::InfoHash;
 use crate::payload::Stamp;
-use crate::session::MetadataProgress;
+use crate::session::{MetadataProgress, SessionError};
 use crate::sys;
 
 /// What changes together is looked at together.
@@ -49,6 +50,8 @@ const SEEKING: usize = 16;
 /// How long a link is looked for before another has its turn, if nothing else is said; and how long it then rests.
 const TURN: Duration = Duration::from_secs(120);
 const PAUSE: Duration = Duration::from_secs(60);
+/// How long the cache has for making place, the first time.
+const SHORT_PAUSE: Duration = Duration::from_secs(5);
 
 /// Keeps a library as a directory has it, until it is dropped.
 pub struct Watch(JoinHandle<()>);
@@ -67,6 +70,7 @@ impl Watch {
             adding: Arc::new(Semaphore::new(ADDING)),
             seeking: Arc::new(Semaphore::new(SEEKING)),
             lost: false,
+            crowded: false,
         };
         let again = folder.look().await;
         folder.settle().await;
@@ -99,7 +103,8 @@ struct Known {
 
 struct Named {
     info_hash: InfoHash,
-    is_link: bool,
+    /// Ends when it was tried to add it. `None`: a link, for which nobody waits.
+    tried: Option<oneshot::Receiver<()>>,
     /// Adds it.
     task: JoinHandle<()>,
 }
@@ -119,6 +124,8 @@ struct Folder {
     seeking: Arc<Semaphore>,
     /// The directory cannot be read, and that was said.
     lost: bool,
+    /// It has more than is looked at, and that was said.
+    crowded: bool,
 }
 
 impl Folder {
@@ -152,8 +159,8 @@ impl Folder {
 
     /// Waits until every torrent that was read is added, or is not to be.
     async fn settle(&mut self) {
-        for named in self.known.values_mut().filter_map(|known| known.named.as_mut()).filter(|named| !named.is_link) {
-            let _ = (&mut named.task).await;
+        for tried in self.known.values_mut().filter_map(|known| known.named.as_mut()?.tried.as_mut()) {
+            let _ = tried.await;
         }
     }
 
@@ -162,7 +169,16 @@ impl Folder {
         let dir = self.dir.clone();
         let listed = spawn_blocking(move || list(&dir)).await.unwrap_or_else(|error| Err(io::Error::other(error)));
         let found = match listed {
-            Ok(found) => found,
+            Ok((found, all)) => {
+                if !all && !self.crowded {
+                    tracing::warn!(
+                        "{} has more than {MAX_FILES} entries; the rest is passed over, put it into another directory",
+                        self.dir.display()
+                    );
+                }
+                self.crowded = !all;
+                found
+            }
             Err(error) => {
                 if !std::mem::replace(&mut self.lost, true) {
                     tracing::warn!("{} cannot be read: {error}; what it had stays", self.dir.display());
@@ -251,15 +267,28 @@ impl Folder {
             Source::Torrent(metainfo) => {
                 let (info_hash, adding) = (metainfo.info_hash, self.adding.clone());
                 let moved = moved.contains(&info_hash);
+                let (trying, tried) = oneshot::channel();
                 let task = tokio::spawn(async move {
-                    // Never closed.
-                    let _turn = adding.acquire().await;
-                    let added = library.admit(*metainfo, Vec::new(), origin).await;
-                    if !(moved && added.as_ref().is_ok_and(|added| added.already)) {
-                        say(&path, added);
+                    let (mut trying, mut pause) = (Some(trying), SHORT_PAUSE);
+                    loop {
+                        // Never closed.
+                        let turn = adding.acquire().await;
+                        let added = library.admit((*metainfo).clone(), Vec::new(), origin.clone()).await;
+                        drop(turn);
+                        let passes = added.as_ref().is_err_and(may_pass);
+                        let is_news = if passes { trying.is_some() } else { !moved || !is_already(&added) };
+                        if is_news {
+                            say(&path, added);
+                        }
+                        trying = None;
+                        if !passes {
+                            return;
+                        }
+                        sleep(pause).await;
+                        pause = (pause * 2).min(PAUSE);
                     }
                 });
-                Some(Named { info_hash, is_link: false, task })
+                Some(Named { info_hash, tried: Some(tried), task })
             }
             Source::Magnet(magnet) => {
                 let info_hash = magnet.info_hash;
@@ -267,7 +296,7 @@ impl Folder {
                 let task = tokio::spawn(async move {
                     seek(&library, &path, Source::Magnet(magnet), origin, &seeking).await;
                 });
-                Some(Named { info_hash, is_link: true, task })
+                Some(Named { info_hash, tried: None, task })
             }
             Source::Url(_) | Source::Directory(_) => None,
         }
@@ -288,7 +317,10 @@ async fn seek(library: &Library, path: &Path, source: Source, origin: Origin, se
         };
         drop(turn);
         let why = match found {
-            Ok(Ok((metainfo, peers))) => return say(path, library.admit(metainfo, peers, origin).await),
+            Ok(Ok((metainfo, peers))) => match library.admit(metainfo, peers, origin.clone()).await {
+                Err(error) if may_pass(&error) => error.to_string(),
+                added => return say(path, added),
+            },
             Ok(Err(error @ AddError::Metainfo(_))) => return say(path, Err(error)),
             Ok(Err(error)) => error.to_string(),
             Err(_) => format!("no metadata within {}", humantime::format_duration(limit)),
@@ -316,12 +348,22 @@ async fn shown(library: &Library, source: &Source, origin: &Origin) -> Added {
     }
 }
 
+/// The fault is the cache's, and not the torrent's.
+fn may_pass(error: &AddError) -> bool {
+    matches!(error, AddError::Session(SessionError::Store(_)))
+}
+
+fn is_already(added: &Result<Added, AddError>) -> bool {
+    added.as_ref().is_ok_and(|added| added.already)
+}
+
 /// One line for what came of a file.
 fn say(path: &Path, added: Result<Added, AddError>) {
     let file = path.display();
     match added {
         Ok(Added { name, already: false, .. }) => tracing::info!("{file}: added as {name}"),
         Ok(Added { name, .. }) => tracing::warn!("{file}: the same torrent as {name}, which is here; shown once"),
+        Err(error) if may_pass(&error) => tracing::warn!("{file}: {error}; it is tried again"),
         Err(error) => tracing::warn!("{file}: {error}; left out"),
     }
 }
@@ -339,10 +381,11 @@ fn is_link(name: &OsString) -> bool {
     has_extension(name, "magnet")
 }
 
-/// The files that name torrents; hidden ones are others' work in progress.
-fn list(dir: &Path) -> io::Result<Vec<Found>> {
+/// The files that name torrents; hidden ones are others' work in progress. Whether that is all.
+fn list(dir: &Path) -> io::Result<(Vec<Found>, bool)> {
     let mut found = Vec::new();
-    for entry in dir.read_dir()?.take(MAX_FILES) {
+    let mut entries = dir.read_dir()?;
+    for entry in entries.by_ref().take(MAX_FILES) {
         let name = entry?.file_name();
         if name.as_bytes().starts_with(b".") || !(is_link(&name) || has_extension(&name, "torrent")) {
             continue;
@@ -355,7 +398,7 @@ fn list(dir: &Path) -> io::Result<Vec<Found>> {
     }
     // Which of two files that name the same torrent comes first is not left to chance.
     found.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(found)
+    Ok((found, entries.next().is_none()))
 }
 
 fn read_all(dir: &Path, names: Vec<OsString>) -> Vec<Result<Source, SourceError>> {

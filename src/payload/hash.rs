@@ -3,8 +3,8 @@
 //! Each worker takes the next piece and hashes it in chunks that stay in the core's own cache. So the disk sees one run
 //! of reads in order, as far ahead as there are workers, and memory is a chunk a worker, whatever the length of a piece.
 //! How far to read ahead is left to the kernel: hints (`posix_fadvise`), and a thread that reads for the others, were
-//! measured and made a cold disk slower, by a half and a fifth. Holes in sparse files are not read, and a piece that is nothing but a hole
-//! is not hashed either: one such hash is as good as the other.
+//! measured and made a cold disk slower, by a half and a fifth. Holes in sparse files are not read, and a piece that is
+//! nothing but a hole is not hashed either: one such hash is as good as the other.
 
 use std::fs::File;
 use std::io;

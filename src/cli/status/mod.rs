@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::args::{Exit, duration};
+use super::args::Exit;
 use super::reach::{self, Reached};
+use super::values::duration;
 use super::{Failure, service};
 use crate::control::status::Status;
 

@@ -138,7 +138,7 @@ async fn obey(reached: &Reached, order: &Order) -> Result<(), String> {
             reached.change(torrent, &changes).await.map(drop)
         }
         Order::Limit { down, text } => {
-            let rate = Some(super::args::rate(text.trim())?.0);
+            let rate = Some(super::values::rate(text.trim())?.0);
             let changes = match down {
                 true => LimitChanges { download: rate, ..LimitChanges::default() },
                 false => LimitChanges { upload: rate, ..LimitChanges::default() },

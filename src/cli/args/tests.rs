@@ -1,0 +1,243 @@
+//! What command lines mean, and what is refused.
+
+use std::str::FromStr;
+
+use super::super::http::HttpFlags;
+use super::super::log::LogFormat;
+use super::super::mount_args::MountArgs;
+use super::super::network::{ListenPort, NetworkArgs};
+use super::super::options::{MountOptions, Options};
+use super::*;
+use clap::Arg;
+use clap::CommandFactory;
+use clap::error::ErrorKind;
+
+fn parse(line: &str) -> Result<Cli, clap::Error> {
+    Cli::try_parse_from(line.split(' '))
+}
+
+fn mount(flags: &str) -> MountArgs {
+    match parse(format!("torrentfs mount a.torrent /mnt {flags}").trim_end()) {
+        Ok(Cli { command: Command::Mount(command), .. }) => command.over(Options::default()),
+        other => panic!("{flags}: {other:?}"),
+    }
+}
+
+fn fault(line: &str) -> String {
+    let error = parse(line).unwrap_err();
+    assert_eq!(error.exit_code(), Exit::Usage as i32);
+    error.to_string()
+}
+
+#[test]
+fn the_definition_is_sound() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn defaults() {
+    let expected = MountArgs {
+        sources: vec!["a.torrent".into()],
+        mountpoint: "/mnt".into(),
+        foreground: false,
+        on_demand: false,
+        read_timeout: Some(Duration::from_secs(120)),
+        cache_dir: None,
+        cache_size: Some(20 << 30),
+        memory: 32 << 20,
+        verify: false,
+        delete_removed: false,
+        network: NetworkArgs::default(),
+        http: HttpFlags::default(),
+        log_format: None,
+        options: MountOptions::default(),
+    };
+    assert_eq!(mount(""), expected);
+    assert_eq!(mount("-o rw,nosuid"), expected);
+    let nodes = mount("--dht-bootstrap a:1 --dht-bootstrap [::1]:2").network.dht.unwrap();
+    assert_eq!(nodes, ["a:1", "[::1]:2"]);
+}
+
+#[test]
+fn every_flag_has_its_meaning_and_so_has_the_option_of_its_name() {
+    let expected = MountArgs {
+        foreground: true,
+        on_demand: true,
+        read_timeout: Some(Duration::from_secs(300)),
+        cache_dir: Some("/var/c".into()),
+        cache_size: Some(1 << 30),
+        memory: 64 << 20,
+        verify: true,
+        network: NetworkArgs {
+            port: ListenPort::Exactly(0),
+            route: crate::route::Route {
+                proxy: Some("socks5://me:secret@10.0.0.1:1080".parse().unwrap()),
+                bind: crate::route::Bind::Address([127, 0, 0, 1].into()),
+            },
+            peers: vec![([10, 0, 0, 1], 80).into(), "[::1]:81".parse().unwrap()],
+            download_limit: Some(2 << 20),
+            upload_limit: Some(500_000),
+            upload: false,
+            seed: crate::session::SeedLimits { ratio: Some(1.5), time: Some(Duration::from_secs(3600)) },
+            dht: None,
+            lsd: false,
+            port_mapping: None,
+            utp: false,
+            encryption: crate::net::Encryption::Require,
+            blocklist: Some("/etc/blocked".into()),
+            pex: false,
+            metadata_timeout: Some(Duration::from_secs(60)),
+        },
+        http: HttpFlags { http: Some(([127, 0, 0, 1], 8080).into()), http_token: Some("0123456789abcdef".into()) },
+        log_format: Some(LogFormat::Json),
+        ..mount("")
+    };
+    let flags = "--foreground --on-demand --read-timeout 5min --cache-dir /var/c --cache-size 1GiB --memory 64MiB \
+                 --verify --port 0 --bind 127.0.0.1 --peer 10.0.0.1:80 --peer [::1]:81 --download-limit 2MiB/s \
+                 --upload-limit 500KB --no-upload --no-dht --no-lsd --no-utp --no-port-mapping --encryption require --proxy socks5://me:secret@10.0.0.1:1080 --blocklist /etc/blocked --no-pex \
+                 --http 127.0.0.1:8080 --http-token 0123456789abcdef --metadata-timeout 1min --seed-ratio 1.5 --seed-time 1h --log-format json";
+    assert_eq!(mount(flags), expected);
+    let options = flags.replace(" --", ",").replace(' ', "=").replacen("--", "", 1);
+    assert_eq!(mount(&format!("-o {options}")), expected);
+    let options = options.replace('-', "_");
+    let (first, second) = options.split_at(options.find("verify").unwrap());
+    let halves = format!("-o {} -o {}", first.trim_end_matches(','), second);
+    assert_eq!(mount(&halves), expected);
+}
+
+#[test]
+fn every_flag_can_be_an_option() {
+    let command = Cli::command();
+    let mount = command.find_subcommand("mount").unwrap();
+    for name in mount.get_arguments().filter(|arg| !arg.is_global_set()).filter_map(|arg| arg.get_long()) {
+        let known = Options::from_str(name).is_ok() || Options::from_str(name).unwrap_err().contains("value");
+        assert!(known, "{name}");
+    }
+}
+
+#[test]
+fn a_switch_switches_off_what_is_on_and_takes_nothing_that_is_not_its_own() {
+    let command = Cli::command();
+    let is_switch = |arg: &&Arg| arg.get_value_names().is_some_and(|names| names == ["BOOL"]);
+    let switches: Vec<_> = command.find_subcommand("mount").unwrap().get_arguments().filter(is_switch).collect();
+    assert_eq!(switches.len(), 10);
+    for name in switches.iter().filter_map(|arg| arg.get_long()) {
+        let on = mount(&format!("-o {name}"));
+        assert_ne!(on, mount(""), "{name}");
+        assert_eq!(mount(&format!("-o {name}=yes")), on);
+        assert_eq!(mount(&format!("-o {name},{name}=false")), mount(""), "{name}");
+        assert_eq!(mount(&format!("--{name}")), on);
+        assert_eq!(mount(&format!("-o {name} --{name}=no")), mount(""), "{name}");
+        assert_eq!(mount(&format!("-o {name}=off --{name}")), on, "{name}");
+    }
+    let own = |options: &str| mount(options).options;
+    let (allow_other, noexec) =
+        (|set| MountOptions { allow_other: set, ..own("") }, |set| MountOptions { noexec: set, ..own("") });
+    assert_eq!(own("-o allow_other -o allow_other=no"), allow_other(Some(false)));
+    assert_eq!(own("-o allow_other=0,allow_other"), allow_other(Some(true)));
+    assert_eq!(own("-o noexec -o exec"), noexec(Some(false)));
+    for line in ["-f a.torrent /mnt", "--foreground a.torrent /mnt", "-fv a.torrent /mnt", "a.torrent -f /mnt"] {
+        match parse(&format!("torrentfs mount {line}")).unwrap() {
+            Cli { command: Command::Mount(command), verbose, .. } => {
+                let args = command.over(Options::default());
+                assert_eq!((args.sources, args.foreground), (vec!["a.torrent".into()], true), "{line}");
+                assert_eq!(verbose, u8::from(line.starts_with("-fv")));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(fault("torrentfs mount --on-demand=maybe a.torrent /mnt").contains("expected true or false"));
+}
+
+#[test]
+fn flags_beat_options_and_later_ones_earlier_ones() {
+    let args = mount("--cache-size 2GiB -o cache_size=1GiB,memory=2MiB -o memory=3MiB,uid=5");
+    assert_eq!((args.cache_size, args.memory, args.options.uid), (Some(2 << 30), 3 << 20, Some(5)));
+    assert_eq!(mount("--memory 2MiB --memory 3MiB").memory, 3 << 20);
+    let args = mount("--peer 1.1.1.1:1 -o peer=2.2.2.2:2,peer=3.3.3.3:3");
+    assert_eq!(args.network.peers.len(), 3);
+}
+
+#[test]
+fn no_limit_can_be_said() {
+    let args = mount("--cache-size unlimited --read-timeout 0 --download-limit 0 --upload-limit unlimited");
+    assert_eq!(args, MountArgs { cache_size: None, read_timeout: None, ..mount("") });
+    assert_eq!(mount("--read-timeout 90").read_timeout, Some(Duration::from_secs(90)));
+}
+
+#[test]
+fn nonsense_is_refused_with_its_name_and_an_example() {
+    for (flags, part) in [
+        ("--cache-size much", "'much' for '--cache-size <SIZE>': expected a size such as 512MiB"),
+        ("--cache-size 5KiB", "at least 1MiB"),
+        ("--memory 0", "at least 1MiB"),
+        ("--read-timeout soon", "expected a time such as 90s"),
+        ("--read-timeout=-1s", "expected a time such as 90s"),
+        ("--download-limit fast", "expected a rate such as 500KB"),
+        ("--port 65536", "65536 is not in 0..=65535"),
+        ("--port x", "invalid value 'x'"),
+        ("--dht-bootstrap here", "expected HOST:PORT"),
+        ("--encryption maybe", "expected prefer, require or off"),
+        ("--proxy ftp://a", "SOCKS5"),
+        ("--seed-ratio some", "a number such as 1.5"),
+        ("--peer 1.2.3.4", "invalid socket address"),
+        ("--on-demnd", "--on-demand"),
+        ("-o cache_sise=1GiB", "cache_size"),
+    ] {
+        let error = fault(&format!("torrentfs mount a.torrent /mnt {flags}"));
+        assert!(error.contains(part), "{flags}: {error}");
+    }
+    assert!(fault("torrentfs mount a.torrent").contains("MOUNTPOINT"));
+    assert!(fault("torrentfs unmount").contains("MOUNTPOINT"));
+    assert!(fault("torrentfs get").contains("SOURCE"));
+    assert!(fault("torrentfs seed a.torrent").contains("TORRENT"));
+    assert!(fault("torrentfs seed --create dir a.torrent dir").contains("--create"));
+    assert!(parse("torrentfs seed --create dir -a http://t/announce,http://u/announce --seed-ratio 2").is_ok());
+    assert!(parse("torrentfs seed --seed-time 1h a.torrent a b.torrent b").is_ok());
+    assert!(parse("torrentfs get --seed -o dir a.torrent b.torrent --port 0").is_ok());
+    assert!(fault("torrentfs frobnicate").contains("frobnicate"));
+    assert!(fault("torrentfs unmount -v -q /mnt").contains("--quiet"));
+}
+
+#[test]
+fn all_but_the_last_are_sources() {
+    let several = match parse("torrentfs mount a.torrent --verify b.torrent torrents /mnt -f").unwrap() {
+        Cli { command: Command::Mount(command), .. } => command.over(Options::default()),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(several.sources, ["a.torrent", "b.torrent", "torrents"]);
+    assert!(several.mountpoint.as_os_str() == "/mnt" && several.verify && several.foreground);
+}
+
+#[test]
+fn other_commands() {
+    let cli = parse("torrentfs -vv umount /mnt").unwrap();
+    assert_eq!(cli.verbose, 2);
+    assert!(matches!(cli.command, Command::Unmount { mountpoint } if mountpoint.as_os_str() == "/mnt"));
+    assert!(parse("torrentfs unmount /mnt -q").unwrap().quiet);
+
+    let demo = |flags: &str| match parse(format!("torrentfs demo {flags}").trim_end()).unwrap().command {
+        Command::Demo(args) => args,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(demo(""), DemoArgs { mountpoint: None, rate: 2 << 20, time: None, check: false });
+    assert_eq!(
+        demo("/mnt --rate 1MB --for 5s"),
+        DemoArgs { mountpoint: Some("/mnt".into()), rate: 1_000_000, time: Some(Duration::from_secs(5)), check: false }
+    );
+    assert!(demo("--check").check);
+    assert!(fault("torrentfs demo --check --for 5s").contains("--for"));
+    assert!(fault("torrentfs demo --rate 0").contains("above 0"));
+}
+
+#[test]
+fn help_has_examples_and_the_exit_codes() {
+    let help = parse("torrentfs --help").unwrap_err();
+    assert_eq!((help.kind(), help.exit_code()), (ErrorKind::DisplayHelp, 0));
+    let help = help.to_string();
+    assert!(help.contains("torrentfs mount film.torrent /mnt/film"));
+    for exit in [Exit::Success, Exit::Failure, Exit::Usage, Exit::Torrent, Exit::Mountpoint, Exit::Resource] {
+        assert!(help.contains(&format!("\n  {}  ", exit as u8)), "{exit:?}");
+    }
+    assert!(parse("torrentfs mount --help").unwrap_err().to_string().contains("allow_other"));
+}

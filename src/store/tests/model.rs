@@ -1,0 +1,163 @@
+//! The store against a naive model of it, step by step at random.
+
+use super::*;
+
+#[derive(Clone, Debug)]
+enum Step {
+    Put(u32),
+    Read(u32),
+    Peek(u32),
+    Pin(u32, u32),
+    Round,
+    Close,
+    Crash,
+    Hint,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        8 => (0u32..24).prop_map(Step::Put),
+        6 => (0u32..24).prop_map(Step::Read),
+        2 => (0u32..24).prop_map(Step::Peek),
+        2 => (0u32..24, 0u32..5).prop_map(|(from, len)| Step::Pin(from, from + len)),
+        1 => Just(Step::Round),
+        1 => Just(Step::Close),
+        1 => Just(Step::Crash),
+        1 => Just(Step::Hint),
+    ]
+}
+
+/// The store, naively: pieces in the order of their last use.
+#[derive(Default)]
+struct Model {
+    clock: u64,
+    had: BTreeMap<u32, u64>,
+    pinned: BTreeSet<u32>,
+    /// What the last written state says, less what was evicted since: a state may be written again in between.
+    hint: BTreeMap<u32, u64>,
+}
+
+impl Model {
+    fn use_piece(&mut self, n: u32) {
+        self.clock += 1;
+        self.had.insert(n, self.clock);
+    }
+
+    fn make_room(&mut self, len_of: &dyn Fn(u32) -> u64, len: u64, limit: u64) -> Vec<u32> {
+        let mut evicted = Vec::new();
+        while self.had.keys().map(|n| len_of(*n)).sum::<u64>() + len > limit {
+            let oldest = self.had.iter().filter(|(n, _)| !self.pinned.contains(n)).min_by_key(|(_, used)| **used);
+            let Some(n) = oldest.map(|(n, _)| *n) else { break };
+            self.had.remove(&n);
+            self.hint.remove(&n);
+            evicted.push(n);
+        }
+        evicted
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+
+    /// No memory tier: what is had is exactly what the naive model has, through restarts and crashes.
+    #[test]
+    fn the_disk_tier_is_an_lru_of_pieces(steps in prop::collection::vec(step(), 1..80), limit in 4u64..30) {
+        let dir = tempfile::tempdir().unwrap();
+        let sample = Sample::new(1, 700, &[3000, 1234, 166, 5000, 1, 2, 6000]);
+        let pieces = sample.lengths.pieces();
+        let limit = limit * 700;
+        let len_of = |n: u32| sample.content(n).len() as u64;
+        let mut cache = open(dir.path(), Some(limit), 0);
+        let (mut store, mut evicted) = add(&cache, &sample);
+        let mut model = Model::default();
+        for step in steps {
+            lock(&evicted).clear();
+            let mut expected = Vec::new();
+            match step {
+                Step::Put(n) if n < pieces && !model.had.contains_key(&n) => {
+                    let pinned = model.pinned.contains(&n);
+                    expected = model.make_room(&len_of, len_of(n), limit);
+                    let fits = model.had.keys().map(|n| len_of(*n)).sum::<u64>() + len_of(n) <= limit;
+                    sample.put(&store, n);
+                    if fits || pinned {
+                        model.use_piece(n);
+                    } else {
+                        // It stays in memory, alone, until another one comes: not the disk tier's.
+                        cache.memory.remove((cache_torrent(&cache).pieces.id, sample.piece(n)));
+                        cache_torrent(&cache).pieces.advance(sample.piece(n), pieces::State::Memory, pieces::State::Missing);
+                    }
+                }
+                Step::Put(n) if n < pieces => sample.put(&store, n),
+                Step::Read(n) if n < pieces => {
+                    prop_assert_eq!(sample.reads(&store, n), model.had.contains_key(&n));
+                    if model.had.contains_key(&n) {
+                        model.use_piece(n);
+                    }
+                }
+                Step::Peek(n) if n < pieces => {
+                    let mut out = vec![0; len_of(n) as usize];
+                    let lookup = store.peek(sample.piece(n), 0, &mut out).unwrap();
+                    prop_assert_eq!(lookup == Lookup::Hit, model.had.contains_key(&n));
+                    prop_assert!(lookup == Lookup::Missing || out == sample.content(n));
+                }
+                Step::Pin(from, to) => {
+                    store.pin(vec![from..to]);
+                    let now: BTreeSet<u32> = (from..to.min(pieces)).collect();
+                    let before = std::mem::replace(&mut model.pinned, now.clone());
+                    for n in before.difference(&now) {
+                        if model.had.contains_key(n) {
+                            model.use_piece(*n);
+                        }
+                    }
+                }
+                Step::Round => {
+                    expected = model.make_room(&len_of, 0, limit);
+                    cache.round(Instant::now());
+                }
+                Step::Hint => {
+                    store.flush();
+                    model.hint = model.had.clone();
+                }
+                Step::Close => {
+                    cache.close();
+                    cache = open(dir.path(), Some(limit), 0);
+                    (store, evicted) = add(&cache, &sample);
+                    model.pinned.clear();
+                    model.hint = model.had.clone();
+                }
+                Step::Crash => {
+                    drop(store);
+                    drop(cache);
+                    cache = open(dir.path(), Some(limit), 0);
+                    (store, evicted) = add(&cache, &sample);
+                    // What the state claims, as far as it is still (or again) true.
+                    let claimed: BTreeSet<u32> = had(&store).into_iter().map(|n| n as u32).collect();
+                    model.pinned.clear();
+                    let before = std::mem::take(&mut model.had);
+                    for n in 0..pieces {
+                        let there = sample.reads(&store, n);
+                        prop_assert!(!there || claimed.contains(&n));
+                        if model.hint.contains_key(&n) && before.contains_key(&n) {
+                            prop_assert!(there, "piece {} was synced and not evicted since", n);
+                        }
+                        if there {
+                            model.use_piece(n);
+                        }
+                    }
+                    lock(&evicted).clear();
+                }
+                _ => {}
+            }
+            let mut had: Vec<u32> = model.had.keys().copied().collect();
+            had.sort_unstable();
+            prop_assert_eq!(store.have().ones().map(|n| n as u32).collect::<Vec<_>>(), had);
+            prop_assert_eq!(&*lock(&evicted), &expected);
+            prop_assert_eq!(cache.usage().disk, model.had.keys().map(|n| len_of(*n)).sum::<u64>());
+            let memory = cache.usage().memory;
+            prop_assert!(memory <= 700 + 256, "{} bytes in a tier of none but the newest piece", memory);
+        }
+        for n in 0..pieces {
+            prop_assert_eq!(sample.reads(&store, n), model.had.contains_key(&n));
+        }
+    }
+}
