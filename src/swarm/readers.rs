@@ -56,21 +56,14 @@ struct Want {
     since: Instant,
 }
 
-impl Want {
-    /// It began to wait a moment ago.
-    fn is_new(&self, now: Instant) -> bool {
-        now.saturating_duration_since(self.since) < MOMENT
-    }
-}
-
 /// A piece that a reader needs, the most urgent first.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Urgent {
     pub(super) piece: u32,
     /// A read waits for it.
     pub(super) blocked: bool,
-    /// Of the window of a reader that began to wait a moment ago where it just sought. Whether it will read on is not
-    /// known: only when all blocks that reads wait for are asked for.
+    /// Of the window of a reader that waits where it just sought. Whether it will read on is not known: for a moment it
+    /// comes only when all blocks that reads wait for are asked for.
     pub(super) unsure: bool,
 }
 
@@ -166,7 +159,7 @@ impl Readers {
 
     /// A read began to wait a moment ago: all else holds its breath.
     pub(super) fn just_blocked(&self, now: Instant) -> bool {
-        self.wants.values().any(|want| want.is_new(now))
+        self.wants.values().any(|want| now.saturating_duration_since(want.since) < MOMENT)
     }
 
     /// Somebody reads or did just now.
@@ -201,9 +194,7 @@ impl Readers {
         }
         let mut soon = Vec::new();
         let mut left = self.budget;
-        // After a moment what is not asked of the window would be asked in the background.
-        let waiting: BTreeSet<ReaderId> =
-            self.wants.values().filter(|want| want.is_new(now)).map(|want| want.reader).collect();
+        let waiting: BTreeSet<ReaderId> = self.wants.values().map(|want| want.reader).collect();
         for (id, reader) in &self.readers {
             let unsure = reader.sought && waiting.contains(id);
             let rate = reader.consumed.rate(now).max(SLOWEST);
@@ -322,8 +313,6 @@ mod tests {
             |readers: &Readers| readers.urgent(now, |_| true).iter().map(|urgent| urgent.piece).collect::<Vec<_>>();
         assert_eq!(pieces(&readers)[..5], [100, 1, 2, 3, 4], "whether the second reads on after its seek is not known");
         assert!(readers.urgent(now, |_| true).iter().all(|urgent| urgent.unsure == (urgent.piece > 100)));
-        let later = readers.urgent(now + MOMENT, |_| true);
-        assert!(later.iter().all(|urgent| !urgent.unsure), "background requests are no longer held back either");
         readers.read(now, ReaderId(2), &(101 * PIECE..101 * PIECE + 1));
         assert_eq!(pieces(&readers)[..3], [100, 1, 101], "two handles are two windows, both due at once");
         assert_eq!(readers.pins(), [0..5, 93..106]);

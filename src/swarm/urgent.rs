@@ -59,12 +59,15 @@ impl Swarm {
         }
         let mut lanes = self.lanes(now);
         let mut deferred = 0;
+        // Once the background is held back no longer, it would take what the window is refused.
+        let moment = self.readers.just_blocked(now);
         let mut urgent = std::mem::take(&mut self.urgent);
         urgent.retain(|urgent| {
+            let urgent = Urgent { unsure: urgent.unsure && moment, ..*urgent };
             deferred >= MAX_DEFERRED
                 || !lanes.iter().any(|lane| lane.room > 0.0)
                 || urgent.unsure && self.blocked.iter().any(|piece| self.is_short(*piece))
-                || self.serve_piece(now, *urgent, &mut lanes, &mut deferred)
+                || self.serve_piece(now, urgent, &mut lanes, &mut deferred)
         });
         self.urgent = urgent;
         for lane in lanes {
