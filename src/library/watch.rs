@@ -27,7 +27,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::{AddError, Added, Library, Origin, Source, SourceError};
-use crate::metainfo::InfoHash;
+use crate::metainfo::{InfoHash, Metainfo};
 use crate::payload::Stamp;
 use crate::session::{MetadataProgress, SessionError};
 use crate::sys;
@@ -269,24 +269,7 @@ impl Folder {
                 let moved = moved.contains(&info_hash);
                 let (trying, tried) = oneshot::channel();
                 let task = tokio::spawn(async move {
-                    let (mut trying, mut pause) = (Some(trying), SHORT_PAUSE);
-                    loop {
-                        // Never closed.
-                        let turn = adding.acquire().await;
-                        let added = library.admit((*metainfo).clone(), Vec::new(), origin.clone()).await;
-                        drop(turn);
-                        let passes = added.as_ref().is_err_and(may_pass);
-                        let is_news = if passes { trying.is_some() } else { !moved || !is_already(&added) };
-                        if is_news {
-                            say(&path, added);
-                        }
-                        trying = None;
-                        if !passes {
-                            return;
-                        }
-                        sleep(pause).await;
-                        pause = (pause * 2).min(PAUSE);
-                    }
+                    add(&library, &path, &metainfo, origin, moved, trying, &adding).await;
                 });
                 Some(Named { info_hash, tried: Some(tried), task })
             }
@@ -300,6 +283,37 @@ impl Folder {
             }
             Source::Url(_) | Source::Directory(_) => None,
         }
+    }
+}
+
+/// Adds a torrent; while the cache has no place for it, again and again. `trying` goes after the first time. `moved`: its
+/// file has another name now, and that it is here already is no news.
+async fn add(
+    library: &Library,
+    path: &Path,
+    metainfo: &Metainfo,
+    origin: Origin,
+    moved: bool,
+    trying: oneshot::Sender<()>,
+    adding: &Semaphore,
+) {
+    let (mut trying, mut pause) = (Some(trying), SHORT_PAUSE);
+    loop {
+        // Never closed.
+        let turn = adding.acquire().await;
+        let added = library.admit(metainfo.clone(), Vec::new(), origin.clone()).await;
+        drop(turn);
+        let passes = added.as_ref().is_err_and(may_pass);
+        let is_old = if passes { trying.is_none() } else { moved && added.as_ref().is_ok_and(|added| added.already) };
+        if !is_old {
+            say(path, added);
+        }
+        if !passes {
+            return;
+        }
+        trying = None;
+        sleep(pause).await;
+        pause = (pause * 2).min(PAUSE);
     }
 }
 
@@ -351,10 +365,6 @@ async fn shown(library: &Library, source: &Source, origin: &Origin) -> Added {
 /// The fault is the cache's, and not the torrent's.
 fn may_pass(error: &AddError) -> bool {
     matches!(error, AddError::Session(SessionError::Store(_)))
-}
-
-fn is_already(added: &Result<Added, AddError>) -> bool {
-    added.as_ref().is_ok_and(|added| added.already)
 }
 
 /// One line for what came of a file.
