@@ -170,7 +170,6 @@ impl Swarm {
                 self.stale = true;
             }
             Event::Want { want, reader, bytes } => {
-                self.readers.read(now, reader, &bytes);
                 self.readers.want(now, want, reader, bytes);
                 self.blocked_read(now);
             }
@@ -298,7 +297,7 @@ impl Swarm {
         self.freed = self.pieces.freed;
         let pieces = &self.pieces;
         self.urgent = self.readers.urgent(now, |piece| !pieces.has(piece));
-        self.blocked = self.urgent.iter().filter(|urgent| urgent.blocked).map(|urgent| urgent.piece).collect();
+        self.blocked = self.urgent.iter().filter(|urgent| urgent.is_blocked()).map(|urgent| urgent.piece).collect();
         self.blocked.sort_unstable();
         self.needed = self.urgent.iter().map(|urgent| urgent.piece).collect();
         self.needed.sort_unstable();

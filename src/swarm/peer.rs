@@ -218,8 +218,17 @@ impl Peer {
 
     /// Bytes that may be asked for now.
     pub(super) fn room(&self, slack: f64) -> f64 {
-        let left = (self.reqq - self.asks.len().min(self.reqq)) as f64 * f64::from(BLOCK_LEN);
-        self.pipeline.room(slack).min(left)
+        self.pipeline.room(slack).min(self.queue_left())
+    }
+
+    /// Bytes that may be asked for now if that counts more than a short queue: what it delivers in `seconds`.
+    pub(super) fn room_in_haste(&self, seconds: f64) -> f64 {
+        self.pipeline.room_in_haste(seconds).min(self.queue_left())
+    }
+
+    /// Bytes that it would queue beyond those that it was asked for.
+    fn queue_left(&self) -> f64 {
+        (self.reqq - self.asks.len().min(self.reqq)) as f64 * f64::from(BLOCK_LEN)
     }
 
     /// Enough of the pipeline has run empty for another batch.

@@ -109,6 +109,15 @@ impl Pipeline {
         self.target(slack) - self.outstanding as f64
     }
 
+    /// Bytes that may be asked for now, whatever the window, to have work for `seconds`. Of a peer whose rate is not known,
+    /// or that has stopped answering, no more than otherwise.
+    pub(super) fn room_in_haste(&self, seconds: f64) -> f64 {
+        if self.snubbed || !self.rate_is_known() {
+            return 0.0;
+        }
+        self.rate() * (self.base() + seconds) - self.outstanding as f64
+    }
+
     fn target(&self, slack: f64) -> f64 {
         if self.snubbed {
             return 1.0;

@@ -31,6 +31,13 @@ const MAX_PIECES: usize = 2_048;
 /// A read this recent means that somebody is waiting: queues at peers stay short.
 const ACTIVE: Duration = Duration::from_secs(10);
 
+/// So much later are reads due that the kernel sent ahead and whose handle has sought away since: nobody waits for them any
+/// more. They still come, for that is a guess.
+const LEFT: Duration = Duration::from_secs(3);
+
+/// Bytes that a reader may be through with before long.
+const MOMENT_AHEAD: u64 = 512 << 10;
+
 /// How long a blocked read keeps background requests back.
 const MOMENT: Duration = Duration::from_millis(300);
 
@@ -49,22 +56,53 @@ struct Reader {
     sought: bool,
 }
 
+impl Reader {
+    /// A read there is no seek.
+    fn is_near(&self, start: u64) -> bool {
+        let before = self.position.saturating_sub(REORDER);
+        (before..=self.position.saturating_add(self.window.max(REORDER))).contains(&start)
+    }
+}
+
 #[derive(Debug)]
 struct Want {
     reader: ReaderId,
     bytes: Range<u64>,
     since: Instant,
+    /// It was a seek itself.
+    sought: bool,
 }
 
-/// A piece that a reader needs, the most urgent first.
+/// A piece that a reader needs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Urgent {
     pub(super) piece: u32,
+    pub(super) need: Need,
+}
+
+/// How much, the most urgent first.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum Need {
+    /// Of those that a handle's reads wait for, the first in the file.
+    Due,
     /// A read waits for it.
-    pub(super) blocked: bool,
+    Blocked,
+    /// What a reader that waits for nothing gets to in a moment.
+    Next,
+    /// Of a window.
+    Soon,
     /// Of the window of a reader that waits where it just sought. Whether it will read on is not known: for a moment it
     /// comes only when all blocks that reads wait for are asked for.
-    pub(super) unsure: bool,
+    Unsure,
+    /// Sent ahead by the kernel, where the reader has sought away from.
+    Left,
+}
+
+impl Urgent {
+    /// A read waits for it.
+    pub(super) fn is_blocked(self) -> bool {
+        self.need <= Need::Blocked
+    }
 }
 
 #[derive(Debug)]
@@ -112,23 +150,23 @@ impl Readers {
         self.readers.remove(&id);
     }
 
-    pub(super) fn read(&mut self, now: Instant, id: ReaderId, bytes: &Range<u64>) {
+    /// A read moves its handle's window. True if it was a seek.
+    pub(super) fn read(&mut self, now: Instant, id: ReaderId, bytes: &Range<u64>) -> bool {
         self.last_read = Some(now);
         let (first, budget) = (self.first_window(), self.budget);
-        let Some(reader) = self.readers.get_mut(&id) else { return };
+        let Some(reader) = self.readers.get_mut(&id) else { return false };
         let (start, end) = (bytes.start.max(reader.file.start), bytes.end.min(reader.file.end));
         if start >= end {
-            return;
+            return false;
         }
-        let near = reader.position.saturating_sub(REORDER)..=reader.position.saturating_add(reader.window.max(REORDER));
-        if !reader.opened || !near.contains(&start) {
+        if !reader.opened || !reader.is_near(start) {
             reader.opened = true;
             reader.sought = true;
             reader.window = first;
             reader.position = end;
             reader.grown_at = end;
             reader.consumed = Meter::new(now);
-            return;
+            return true;
         }
         reader.sought &= reader.position.abs_diff(end) == 0;
         if end > reader.position {
@@ -141,11 +179,13 @@ impl Readers {
             reader.window = (reader.window * 2).min(most);
             reader.grown_at = reader.position;
         }
+        false
     }
 
+    /// A read waits, or does so anew.
     pub(super) fn want(&mut self, now: Instant, want: WantId, reader: ReaderId, bytes: Range<u64>) {
-        self.last_read = Some(now);
-        self.wants.insert(want, Want { reader, bytes, since: now });
+        let sought = self.read(now, reader, &bytes) || self.wants.get(&want).is_some_and(|want| want.sought);
+        self.wants.insert(want, Want { reader, bytes, since: now, sought });
     }
 
     /// False if it was not known.
@@ -187,54 +227,67 @@ impl Readers {
     pub(super) fn urgent(&self, now: Instant, lacks: impl Fn(u32) -> bool) -> Vec<Urgent> {
         let mut list = Vec::new();
         let mut seen = BTreeSet::new();
-        for (_, piece) in self.awaited(now) {
-            if lacks(piece) && seen.insert(piece) {
-                list.push(Urgent { piece, blocked: true, unsure: false });
-            }
-        }
+        let (left, awaited): (Vec<Urgent>, Vec<Urgent>) =
+            self.awaited(now, &lacks).into_iter().partition(|urgent| urgent.need == Need::Left);
+        list.extend(awaited.into_iter().filter(|urgent| seen.insert(urgent.piece)));
         let mut soon = Vec::new();
-        let mut left = self.budget;
+        let mut budget = self.budget;
         let waiting: BTreeSet<ReaderId> = self.wants.values().map(|want| want.reader).collect();
         for (id, reader) in &self.readers {
-            let unsure = reader.sought && waiting.contains(id);
+            let waits = waiting.contains(id);
+            let mut next = !waits;
             let rate = reader.consumed.rate(now).max(SLOWEST);
             for piece in self.lengths.pieces_in(&self.window(reader)).take(MAX_PIECES) {
                 if lacks(piece.get()) && !seen.contains(&piece.get()) {
                     let ahead = self.lengths.offset_of(piece).saturating_sub(reader.position);
-                    soon.push((unsure, (ahead as f64 / rate * 1e6) as u64, piece));
+                    let need = match std::mem::take(&mut next) {
+                        true if ahead < MOMENT_AHEAD => Need::Next,
+                        _ if waits && reader.sought => Need::Unsure,
+                        _ => Need::Soon,
+                    };
+                    soon.push((need, (ahead as f64 / rate * 1e6) as u64, piece));
                 }
             }
         }
         soon.sort_unstable();
-        for (unsure, _, piece) in soon {
+        for (need, _, piece) in soon {
             if seen.insert(piece.get()) {
-                left = match left.checked_sub(u64::from(self.lengths.len_of(piece))) {
-                    Some(left) => left,
+                budget = match budget.checked_sub(u64::from(self.lengths.len_of(piece))) {
+                    Some(budget) => budget,
                     None => break,
                 };
-                list.push(Urgent { piece: piece.get(), blocked: false, unsure });
+                list.push(Urgent { piece: piece.get(), need });
             }
         }
+        list.extend(left.into_iter().filter(|urgent| seen.insert(urgent.piece)));
         list
     }
 
-    /// The pieces of blocked reads and when they were or will be due, the earliest first.
-    fn awaited(&self, now: Instant) -> Vec<(Instant, u32)> {
+    /// The lacking pieces of blocked reads, in the order in which they were or will be due.
+    fn awaited(&self, now: Instant, lacks: impl Fn(u32) -> bool) -> Vec<Urgent> {
         let mut wants: Vec<&Want> = self.wants.values().collect();
         wants.sort_unstable_by_key(|want| (want.reader, want.bytes.start));
         let mut awaited = Vec::new();
         for run in wants.chunk_by(|a, b| a.reader == b.reader && b.bytes.start <= a.bytes.end.saturating_add(REORDER)) {
             let since = run.iter().map(|want| want.since).min().unwrap_or(now);
-            let rate = self.readers.get(&run[0].reader).map_or(0.0, |reader| reader.consumed.rate(now)).max(SLOWEST);
+            let reader = self.readers.get(&run[0].reader);
+            let rate = reader.map_or(0.0, |reader| reader.consumed.rate(now)).max(SLOWEST);
+            let near =
+                reader.is_none_or(|reader| run.iter().any(|want| want.sought || reader.is_near(want.bytes.start)));
+            let left = !near && now < since + LEFT;
+            let mut need = if left { Need::Left } else { Need::Due };
             for want in run {
-                for piece in self.lengths.pieces_in(&want.bytes).take(MAX_PIECES) {
+                let pieces = self.lengths.pieces_in(&want.bytes).take(MAX_PIECES);
+                for piece in pieces.filter(|piece| lacks(piece.get())) {
                     let ahead = self.lengths.offset_of(piece).saturating_sub(run[0].bytes.start);
-                    awaited.push((since + Duration::from_secs_f64(ahead as f64 / rate), piece.get()));
+                    let due = since + Duration::from_secs_f64(ahead as f64 / rate);
+                    awaited.push((due, Urgent { piece: piece.get(), need }));
+                    need = need.max(Need::Blocked);
                 }
             }
         }
-        awaited.sort_unstable();
-        awaited
+        awaited.sort_unstable_by_key(|(due, urgent)| (*due, urgent.piece));
+        awaited.into_iter().map(|(_, urgent)| urgent).collect()
     }
 
     /// Pieces that must stay in the cache: windows, a little behind each, and what blocked reads wait for. Sorted and
@@ -312,7 +365,9 @@ mod tests {
         let pieces =
             |readers: &Readers| readers.urgent(now, |_| true).iter().map(|urgent| urgent.piece).collect::<Vec<_>>();
         assert_eq!(pieces(&readers)[..5], [100, 1, 2, 3, 4], "whether the second reads on after its seek is not known");
-        assert!(readers.urgent(now, |_| true).iter().all(|urgent| urgent.unsure == (urgent.piece > 100)));
+        assert!(
+            readers.urgent(now, |_| true).iter().all(|urgent| (urgent.need == Need::Unsure) == (urgent.piece > 100))
+        );
         readers.read(now, ReaderId(2), &(101 * PIECE..101 * PIECE + 1));
         assert_eq!(pieces(&readers)[..3], [100, 1, 101], "two handles are two windows, both due at once");
         assert_eq!(readers.pins(), [0..5, 93..106]);
@@ -320,6 +375,30 @@ mod tests {
         readers.close(ReaderId(2));
         assert!(readers.unwant(WantId(1)) && !readers.unwant(WantId(1)));
         assert!(readers.urgent(now, |_| true).is_empty() && readers.pins().is_empty());
+    }
+
+    #[test]
+    fn what_the_kernel_sent_ahead_of_a_place_that_was_left_comes_last() {
+        let (mut readers, now) = readers();
+        readers.open(now, ReaderId(1), 0..400 * PIECE);
+        readers.read(now, ReaderId(1), &(0..PIECE));
+        readers.want(now, WantId(1), ReaderId(1), PIECE..2 * PIECE);
+        readers.want(now, WantId(2), ReaderId(1), 2 * PIECE..3 * PIECE);
+        readers.want(now, WantId(3), ReaderId(1), 200 * PIECE..200 * PIECE + 1);
+        let needs = |readers: &Readers, after| -> Vec<(u32, Need)> {
+            readers.urgent(now + after, |_| true).iter().map(|urgent| (urgent.piece, urgent.need)).collect()
+        };
+        let window = (200..205).map(|piece| (piece, if piece == 200 { Need::Due } else { Need::Unsure }));
+        let mut expected: Vec<(u32, Need)> = window.collect();
+        expected.extend([(1, Need::Left), (2, Need::Left)]);
+        assert_eq!(needs(&readers, Duration::ZERO), expected);
+        assert_eq!(needs(&readers, LEFT)[..3], [(1, Need::Due), (200, Need::Due), (2, Need::Blocked)], "not for ever");
+        // A read that was a seek itself has somebody who waits for it.
+        readers.want(now, WantId(4), ReaderId(1), 300 * PIECE..300 * PIECE + 1);
+        assert_eq!(needs(&readers, Duration::ZERO)[..2], [(200, Need::Due), (300, Need::Due)]);
+        // What waits for nothing any more gets on from where it is.
+        (1..=4).for_each(|want| assert!(readers.unwant(WantId(want))));
+        assert_eq!(needs(&readers, Duration::ZERO)[..2], [(300, Need::Next), (301, Need::Soon)]);
     }
 
     #[test]
@@ -333,7 +412,7 @@ mod tests {
         readers.want(now + Duration::from_millis(1), WantId(5), ReaderId(1), 200 * PIECE..200 * PIECE + 1);
         readers.want(now + Duration::from_millis(2), WantId(6), ReaderId(2), 100 * PIECE..100 * PIECE + 1);
         let urgent = readers.urgent(now, |_| true);
-        let pieces: Vec<u32> = urgent.iter().filter(|urgent| urgent.blocked).map(|urgent| urgent.piece).collect();
+        let pieces: Vec<u32> = urgent.iter().filter(|urgent| urgent.is_blocked()).map(|urgent| urgent.piece).collect();
         assert_eq!(pieces, [1, 200, 100, 2, 3, 4], "what waits at other places is due sooner than what was sent ahead");
     }
 }

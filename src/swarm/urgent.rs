@@ -7,7 +7,7 @@
 use std::time::Instant;
 
 use super::pieces::{BlockId, Slot, State};
-use super::readers::Urgent;
+use super::readers::{Need, Urgent};
 use super::{PeerKey, Swarm};
 use crate::metainfo::BLOCK_LEN;
 
@@ -21,6 +21,10 @@ const SPARE: u64 = 4;
 /// Bytes that keep a peer from running dry. More is not asked for what may never be read: the next seek would wait
 /// behind it.
 const DRY: f64 = 2.0 * BLOCK_LEN as f64;
+
+/// Seconds of queue at a peer for what is due: it is asked for at once, for what is left for later costs one more round
+/// trip, and a peer whose bandwidth comes in portions delivers what it was asked for by then.
+const HASTE: f64 = 0.25;
 
 /// Seconds that a reader waits for a block from the one peer that is to deliver the piece alone.
 const SOLO_PATIENCE: f64 = 3.0;
@@ -45,6 +49,8 @@ struct Lane {
     room: f64,
     /// Of them, those until it would not run dry before it can be asked again.
     dry: f64,
+    /// More than `room`: bytes that may be asked of it for what is due first.
+    haste: f64,
     /// Seconds until a block asked for now would be here.
     eta: f64,
     /// Seconds that one block more adds.
@@ -63,11 +69,16 @@ impl Swarm {
         let moment = self.readers.just_blocked(now);
         let mut urgent = std::mem::take(&mut self.urgent);
         urgent.retain(|urgent| {
-            let urgent = Urgent { unsure: urgent.unsure && moment, ..*urgent };
+            let unsure = urgent.need == Need::Unsure && moment;
+            let room = match urgent.need {
+                Need::Due | Need::Next => |lane: &Lane| lane.room.max(lane.haste),
+                Need::Unsure if moment => |lane: &Lane| lane.room.min(lane.dry),
+                Need::Blocked | Need::Soon | Need::Unsure | Need::Left => |lane: &Lane| lane.room,
+            };
             deferred >= MAX_DEFERRED
-                || !lanes.iter().any(|lane| lane.room > 0.0)
-                || urgent.unsure && self.blocked.iter().any(|piece| self.is_short(*piece))
-                || self.serve_piece(now, urgent, &mut lanes, &mut deferred)
+                || !lanes.iter().any(|lane| room(lane) > 0.0)
+                || unsure && self.blocked.iter().any(|piece| self.is_short(*piece))
+                || self.serve_piece(now, *urgent, room, &mut lanes, &mut deferred)
         });
         self.urgent = urgent;
         for lane in lanes {
@@ -97,13 +108,21 @@ impl Swarm {
             let late = if !peer.asks.is_empty() && silence > peer.pipeline.late_after() { silence } else { 0.0 };
             let snubbed = if peer.pipeline.snubbed { SNUBBED } else { 0.0 };
             let eta = peer.pipeline.eta(queued, len) + late + snubbed;
-            Lane { key: *key, room: peer.room(self.slack), dry: DRY - queued, eta, block }
+            let room = peer.room(self.slack);
+            Lane { key: *key, room, dry: DRY - queued, haste: peer.room_in_haste(HASTE), eta, block }
         })
         .collect()
     }
 
-    /// Asks for the free blocks of one piece. False if none is left.
-    fn serve_piece(&mut self, now: Instant, urgent: Urgent, lanes: &mut [Lane], deferred: &mut usize) -> bool {
+    /// Asks for the free blocks of one piece, of peers that have `room` for it. False if none is left.
+    fn serve_piece(
+        &mut self,
+        now: Instant,
+        urgent: Urgent,
+        room: fn(&Lane) -> f64,
+        lanes: &mut [Lane],
+        deferred: &mut usize,
+    ) -> bool {
         let piece = urgent.piece;
         let state = self.pieces.state(piece);
         if !matches!(state, State::Missing | State::Partial) {
@@ -111,7 +130,6 @@ impl Swarm {
         }
         let serves = |lane: &Lane| self.peers.get(&lane.key).is_some_and(|peer| peer.serves(now, piece));
         let mut able: Vec<usize> = (0..lanes.len()).filter(|at| serves(&lanes[*at])).collect();
-        let room = |lane: &Lane| if urgent.unsure { lane.room.min(lane.dry) } else { lane.room };
         if !able.iter().any(|at| room(&lanes[*at]) > 0.0) {
             return true;
         }
@@ -138,6 +156,7 @@ impl Swarm {
             if room(lane) > 0.0 {
                 lane.room -= f64::from(BLOCK_LEN);
                 lane.dry -= f64::from(BLOCK_LEN);
+                lane.haste -= f64::from(BLOCK_LEN);
                 asks.push((lane.key, id));
                 left -= 1;
             } else {
@@ -162,7 +181,7 @@ impl Swarm {
         if fits(self, 0) {
             return true;
         }
-        let protected = if urgent.blocked { &self.blocked } else { &self.needed };
+        let protected = if urgent.is_blocked() { &self.blocked } else { &self.needed };
         let least = self
             .pieces
             .partials()
@@ -172,7 +191,7 @@ impl Swarm {
             self.give_up(now, piece);
             return true;
         }
-        urgent.blocked && fits(self, SPARE * u64::from(self.config.lengths.piece_len()))
+        urgent.is_blocked() && fits(self, SPARE * u64::from(self.config.lengths.piece_len()))
     }
 
     /// Blocks that readers need and that are later than their peer usually is are asked of one peer more, if that one
