@@ -69,6 +69,10 @@ What comes first in this list is in force:
   6. defaults
 What a file switches on, a flag, -o or a variable switches off:
 --no-dht=false, -o no_dht=false, TORRENTFS_NO_DHT=false.
+cache_dir is for all mounts: the first has it, each that comes beside it a
+directory below it, mounts/ and the name of its mount point, for good. Named by
+--cache-dir or -o, it is that mount's alone. For root mount.torrentfs gives each
+mount a directory in cache_dir, named after the mount point.
 --config FILE stands for both files. mount.torrentfs has no part 3, and for root
 no part 4.";
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches};
 
+use super::cache_dir::CacheDir;
 use super::http::HttpFlags;
 use super::log::LogFormat;
 use super::network::{NetworkArgs, NetworkFlags};
@@ -120,7 +121,8 @@ pub(super) struct Flags {
     #[arg(long, value_name = "TIME", value_parser = patience)]
     read_timeout: Option<Bound<Duration>>,
 
-    /// Where fetched pieces are kept [default: torrentfs in the user's cache directory]
+    /// Where fetched pieces are kept; a directory has one mount at a time. Configured, or by default, it is for all mounts:
+    /// one has it, each other one a directory below it [default: torrentfs in the user's cache directory]
     #[arg(long, value_name = "DIR", help_heading = "Cache")]
     cache_dir: Option<PathBuf>,
 
@@ -186,8 +188,8 @@ pub struct MountArgs {
     pub on_demand: bool,
     /// How long a read may wait without progress; `None`: for ever.
     pub read_timeout: Option<Duration>,
-    /// `None`: the user's cache directory.
-    pub cache_dir: Option<PathBuf>,
+    /// Where pieces are kept on disk.
+    pub cache_dir: CacheDir,
     /// Bytes on disk, all torrents together; `None`: unlimited.
     pub cache_size: Option<u64>,
     /// Bytes of pieces in memory.
@@ -211,21 +213,28 @@ impl MountCommand {
     pub(super) fn over(self, mut configured: Options) -> MountArgs {
         // Who serves is a question of mount(8) alone.
         configured.mount.setuid = None;
-        let given = self.options.into_iter().fold(configured, |earlier, later| later.over(earlier));
-        MountArgs::new(self.places.sources, self.places.mountpoint, self.flags.over(given.flags), given.mount)
+        let given = self.options.into_iter().fold(Options::default(), |earlier, later| later.over(earlier));
+        let given = Options { flags: self.flags.over(given.flags), ..given };
+        MountArgs::new(self.places.sources, self.places.mountpoint, given, configured)
     }
 }
 
 impl MountArgs {
-    /// Fills the defaults in.
-    pub(super) fn new(sources: Vec<OsString>, mountpoint: PathBuf, flags: Flags, options: MountOptions) -> Self {
+    /// Fills in what is `configured`, and the defaults.
+    pub(super) fn new(sources: Vec<OsString>, mountpoint: PathBuf, given: Options, configured: Options) -> Self {
+        // What is said once for all mounts is not said for one.
+        let cache_dir = match &given.flags.cache_dir {
+            Some(dir) => CacheDir::Exactly(dir.clone()),
+            None => CacheDir::Shared(configured.flags.cache_dir.clone()),
+        };
+        let Options { flags, mount: options } = given.over(configured);
         Self {
             sources,
             mountpoint,
             foreground: flags.foreground.unwrap_or(false),
             on_demand: flags.on_demand.unwrap_or(false),
             read_timeout: flags.read_timeout.map_or(Some(READ_TIMEOUT), |bound| bound.0),
-            cache_dir: flags.cache_dir,
+            cache_dir,
             cache_size: flags.cache_size.map_or(Some(CACHE_SIZE), |bound| bound.0),
             memory: flags.memory.unwrap_or(MEMORY),
             verify: flags.verify.unwrap_or(false),

@@ -2,6 +2,7 @@
 
 use std::str::FromStr;
 
+use super::super::cache_dir::CacheDir;
 use super::super::http::HttpFlags;
 use super::super::log::LogFormat;
 use super::super::mount_args::MountArgs;
@@ -42,7 +43,7 @@ fn defaults() {
         foreground: false,
         on_demand: false,
         read_timeout: Some(Duration::from_secs(120)),
-        cache_dir: None,
+        cache_dir: CacheDir::Shared(None),
         cache_size: Some(20 << 30),
         memory: 32 << 20,
         verify: false,
@@ -64,7 +65,7 @@ fn every_flag_has_its_meaning_and_so_has_the_option_of_its_name() {
         foreground: true,
         on_demand: true,
         read_timeout: Some(Duration::from_secs(300)),
-        cache_dir: Some("/var/c".into()),
+        cache_dir: CacheDir::Exactly("/var/c".into()),
         cache_size: Some(1 << 30),
         memory: 64 << 20,
         verify: true,
@@ -156,6 +157,21 @@ fn flags_beat_options_and_later_ones_earlier_ones() {
     assert_eq!(mount("--memory 2MiB --memory 3MiB").memory, 3 << 20);
     let args = mount("--peer 1.1.1.1:1 -o peer=2.2.2.2:2,peer=3.3.3.3:3");
     assert_eq!(args.network.peers.len(), 3);
+}
+
+/// A directory named for one mount is its own; one that is configured is where all of them begin.
+#[test]
+fn a_cache_that_is_configured_is_shared() {
+    let over = |line: &str| match parse(line).unwrap().command {
+        Command::Mount(command) => command.over("cache_dir=/var/all,memory=2MiB".parse().unwrap()),
+        other => panic!("{other:?}"),
+    };
+    let args = over("torrentfs mount a.torrent /mnt");
+    assert_eq!((args.cache_dir, args.memory), (CacheDir::Shared(Some("/var/all".into())), 2 << 20));
+    for flags in ["--cache-dir /var/c", "-o cache_dir=/var/c", "-o cache_dir=/var/b,cache_dir=/var/c"] {
+        let args = over(&format!("torrentfs mount a.torrent /mnt {flags}"));
+        assert_eq!(args.cache_dir, CacheDir::Exactly("/var/c".into()), "{flags}");
+    }
 }
 
 #[test]
