@@ -51,19 +51,21 @@ impl CacheDir {
             Self::Shared(dir) => dir_or_default(dir.as_deref())?,
         };
         // One that cannot be mounted on gets no directory.
-        let mountpoint = prepare(mountpoint).map_err(|error| Failure::new(Exit::Mountpoint, error))?;
-        let name = name_of(&mountpoint);
+        let name = name_of(&ready(mountpoint)?);
         let own = base.join(MOUNTS).join(&name);
         if own.is_dir() {
-            return patiently(|| open(&own)).map_err(fault);
+            return patiently(mountpoint, || open(&own));
         }
         let opened = match open(&base) {
-            Err(StoreError::InUse { .. }) if noted(&base).as_ref() == Some(&name) => patiently(|| open(&base)),
+            Err(StoreError::InUse { .. }) if noted(&base).as_ref() == Some(&name) => {
+                return patiently(mountpoint, || open(&base));
+            }
             Err(StoreError::InUse { .. }) => return open(&own).map_err(fault),
-            opened => opened,
+            opened => opened.map_err(fault)?,
         };
         // Without the note the next mount at this place would not wait for the end of this one: no reason to fail.
-        opened.inspect(|_| drop(fs::write(base.join(NOTE), &name))).map_err(fault)
+        let _ = fs::write(base.join(NOTE), &name);
+        Ok(opened)
     }
 }
 
@@ -89,15 +91,22 @@ fn noted(base: &Path) -> Option<String> {
     Some(name)
 }
 
-/// Nothing is mounted here any more, so whoever has the cache is about to leave it.
-fn patiently(open: impl Fn() -> Result<Arc<Cache>, StoreError>) -> Result<Arc<Cache>, StoreError> {
+/// Whoever has the cache is about to leave it, for nothing is mounted here any more; or to mount here, and then that is
+/// the fault.
+fn patiently(mountpoint: &Path, open: impl Fn() -> Result<Arc<Cache>, StoreError>) -> Result<Arc<Cache>, Failure> {
     let begin = Instant::now();
     loop {
         match open() {
             Err(StoreError::InUse { .. }) if begin.elapsed() < LEAVE => std::thread::sleep(TRY),
-            opened => return opened,
+            opened => return opened.map_err(|error| Failure::new(Exit::Resource, error)),
         }
+        ready(mountpoint)?;
     }
+}
+
+/// The mount point, if it can be mounted on.
+fn ready(mountpoint: &Path) -> Result<PathBuf, Failure> {
+    prepare(mountpoint).map_err(|error| Failure::new(Exit::Mountpoint, error))
 }
 
 /// A name for what belongs to a mount point, as systemd makes them: `/mnt/my film` is `mnt-my\x20film`.
