@@ -31,18 +31,22 @@ const LOOKED_AT: usize = 1000;
 const NAMED: usize = 3;
 
 pub(super) const AFTER_HELP: &str = "\
-PATH is the torrent's file or directory, by whatever name, or the directory that it is in. It is only read: nothing in
-it is ever written, made or removed. Every hash is checked first. With --no-check that is put off: each piece is then
-hashed before it is first sent.
+PATH is the torrent's file or directory, by whatever name, or the directory
+that it is in. It is only read: nothing in it is ever written, made or removed.
+Every hash is checked first. With --no-check that is put off: each piece is
+then hashed before it is first sent.
 
-RATE is a SIZE such as 500KB or 2MiB for a second. TIME is a number with a unit: 90s, 2min, 1h.
-BOOL is true or false, and true if left out.
+RATE is a number with a unit, for a second: 500KB, 2MiB. TIME is one, too: 90s,
+2min, 1h. BOOL is true or false, and true if left out.
 
 Examples:
   torrentfs seed film.torrent ~/Videos/film.mkv
   torrentfs seed a.torrent /srv/a b.torrent /srv/b
   torrentfs seed --create album -a http://tracker.example.org/announce
   torrentfs seed --seed-ratio 2 --upload-limit 1MiB film.torrent ~/Videos";
+
+pub(super) const USAGE: &str = "torrentfs seed [OPTIONS] <TORRENT> <PATH> [<TORRENT> <PATH>]...
+       torrentfs seed [OPTIONS] --create <PATH>";
 
 /// `torrentfs seed`.
 #[derive(Args, Clone, Debug)]

@@ -203,7 +203,8 @@ fn nonsense_is_refused_with_its_name_and_an_example() {
         let error = fault(&format!("torrentfs mount a.torrent /mnt {flags}"));
         assert!(error.contains(part), "{flags}: {error}");
     }
-    assert!(fault("torrentfs mount a.torrent").contains("MOUNTPOINT"));
+    let missing = fault("torrentfs mount a.torrent");
+    assert!(missing.contains("  <MOUNTPOINT>\n") && missing.contains("mount [OPTIONS] <SOURCE>... <MOUNTPOINT>"));
     assert!(fault("torrentfs unmount").contains("MOUNTPOINT"));
     assert!(fault("torrentfs get").contains("SOURCE"));
     assert!(fault("torrentfs seed a.torrent").contains("TORRENT"));
@@ -246,6 +247,15 @@ fn other_commands() {
     assert!(fault("torrentfs demo --rate 0").contains("above 0"));
 }
 
+/// What is laid out by hand is not broken anew on a terminal of 80 columns.
+#[test]
+fn what_follows_the_options_fits_a_terminal() {
+    for command in Cli::command().get_subcommands() {
+        let text = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+        assert_eq!(text.lines().find(|line| line.chars().count() > 80), None, "{}", command.get_name());
+    }
+}
+
 #[test]
 fn help_has_examples_and_the_exit_codes() {
     let help = parse("torrentfs --help").unwrap_err();
@@ -255,5 +265,9 @@ fn help_has_examples_and_the_exit_codes() {
     for exit in [Exit::Success, Exit::Failure, Exit::Usage, Exit::Torrent, Exit::Mountpoint, Exit::Resource] {
         assert!(help.contains(&format!("\n  {}  ", exit as u8)), "{exit:?}");
     }
-    assert!(parse("torrentfs mount --help").unwrap_err().to_string().contains("allow_other"));
+    let help = parse("torrentfs mount --help").unwrap_err().to_string();
+    assert!(help.contains("allow_other") && !help.contains('\u{1b}'));
+    for listed in ["Usage: torrentfs mount [OPTIONS] <SOURCE>... <MOUNTPOINT>", "  <SOURCE>...  ", "  <MOUNTPOINT>  "] {
+        assert!(help.contains(listed), "{help}");
+    }
 }
