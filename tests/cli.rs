@@ -151,7 +151,7 @@ fn a_failure_is_one_line_and_a_code() {
     }
 }
 
-/// In the background: back once it answers, told how to end it; a second one on the same cache is refused.
+/// In the background: back once it answers, told how to end it; a second one in a cache that was named is refused.
 #[test]
 fn mounts_in_the_background() {
     if !can_run(&["mktorrent"]) {
@@ -164,21 +164,23 @@ fn mounts_in_the_background() {
     sh(&format!("cd '{}' && mktorrent -o film.torrent film.bin && mkdir mnt other", home.display()));
     let [film, mnt, other] = ["film.torrent", "mnt", "other"].map(|name| home.join(name).to_str().unwrap().to_owned());
 
-    let up = output(home, &["mount", "--port", "0", "--read-timeout", "1s", &film, &mnt]);
+    let cache = home.join("cache").to_str().unwrap().to_owned();
+    let here = ["mount", "--port", "0", "--cache-dir", &cache];
+    let up = output(home, &[&here[..], &["--read-timeout", "1s", &film, &mnt]].concat());
     assert!(up.status.success(), "{up:?}");
     let said = String::from_utf8_lossy(&up.stdout);
     assert!(said.contains(&mnt) && said.contains(&format!("torrentfs unmount {mnt}")), "{said}");
     assert_eq!(fs::metadata(home.join("mnt/film.bin")).unwrap().len(), 100_000);
 
-    let (code, line) = failure(&output(home, &["mount", "--port", "0", &film, &other]));
+    let (code, line) = failure(&output(home, &[&here[..], &[&film, &other]].concat()));
     assert_eq!(code, 5, "{line}");
-    assert!(line.contains("cache"), "{line}");
+    assert!(line.contains(&cache) && line.contains("in use"), "{line}");
     assert_eq!(mounts_below(home), [mnt.as_str()]);
 
     let down = output(home, &["unmount", &mnt]);
     assert!(down.status.success() && down.stderr.is_empty(), "{down:?}");
     assert_eq!(mounts_below(home), [""; 0]);
-    let again = output(home, &["mount", "--port", "0", &film, &mnt]);
+    let again = output(home, &[&here[..], &[&film, &mnt]].concat());
     assert!(again.status.success(), "the first one has let go of the cache: {again:?}");
     assert!(output(home, &["unmount", &mnt]).status.success());
 }

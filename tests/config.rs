@@ -152,3 +152,69 @@ fn a_flag_an_option_and_a_variable_switch_off_what_a_file_switches_on() {
         assert!(unmounted.status.success(), "{unmounted:?}");
     }
 }
+
+/// A cache of which every mount is told, by a file, a variable or nobody, is none that a second mount is refused for; and
+/// each finds its pieces again.
+#[test]
+fn mounts_at_once_have_a_cache_each_and_find_it_again() {
+    let _turn = turn();
+    let tmp = tempfile::tempdir().unwrap();
+    let home = tmp.path().canonicalize().unwrap();
+    let home = home.as_path();
+    let path = |name: &str| home.join(name).to_str().unwrap().to_owned();
+    let [film, torrent] = ["film.bin", "film.torrent"].map(path);
+    let data = noise(300_000, 1);
+    fs::write(&film, &data).unwrap();
+    assert!(output(home, &["create", &film, "-o", &torrent], &[]).status.success());
+    let port = free_port();
+    let alone = ["--bind", "127.0.0.1", "--no-dht", "--no-lsd", "--no-port-mapping"];
+    let mut seeder = torrentfs(home, &["seed"], &[]);
+    seeder.args(alone).args(["--port", &port.to_string(), &torrent, &film]).stdout(Stdio::null()).stderr(Stdio::null());
+    let _seeder = Process::start(&mut seeder);
+    let peer = format!("127.0.0.1:{port}");
+
+    let shared = [path("by file"), path("by variable"), path("cache/torrentfs")];
+    let cases = [
+        (format!("cache_dir = {:?}", shared[0]), None),
+        (String::new(), Some(shared[1].as_str())),
+        (String::new(), None),
+    ];
+    for (n, ((file, variable), shared)) in cases.iter().zip(&shared).enumerate() {
+        configure(home, file);
+        let environment: Vec<_> = variable.iter().map(|dir| ("TORRENTFS_CACHE_DIR", *dir)).collect();
+        let [one, two] = ["one", "two"].map(|name| {
+            fs::create_dir(home.join(format!("{name}{n}"))).unwrap();
+            path(&format!("{name}{n}"))
+        });
+        let mount = |mountpoint: &str, flags: &[&str]| {
+            let args = [&["mount", "--port", "0"], &alone[..], flags, &[&torrent, mountpoint]].concat();
+            let mounted = output(home, &args, &environment);
+            assert!(mounted.status.success(), "{mounted:?}");
+            String::from_utf8(mounted.stdout).unwrap()
+        };
+        let unmount = |mountpoint: &str| assert!(output(home, &["unmount", mountpoint], &[]).status.success());
+        let fetching = ["--peer", &peer];
+        assert!(mount(&one, &fetching).contains(&format!("log: {shared}/torrentfs.log")));
+        let said = mount(&two, &fetching);
+        let log = said.lines().find_map(|line| line.strip_prefix("log: ")).unwrap();
+        let dir = Path::new(log).parent().unwrap();
+        assert!(dir.parent() == Some(&Path::new(shared).join("mounts")) && dir.join("lock").exists(), "{said}");
+        for mountpoint in [&one, &two] {
+            assert!(fs::read(Path::new(mountpoint).join("film.bin")).unwrap() == data);
+        }
+        // The same place twice is no reason for another cache.
+        let twice = output(home, &["mount", &torrent, &two], &environment);
+        assert_eq!(twice.status.code(), Some(4), "{twice:?}");
+        unmount(&one);
+        unmount(&two);
+        // They are told of nobody now.
+        let nobody = ["--read-timeout", "1s"];
+        assert!(mount(&two, &nobody).contains(&format!("log: {log}")), "its own, though the other one is free");
+        assert!(mount(&one, &nobody).contains(&format!("log: {shared}/torrentfs.log")));
+        for mountpoint in [&one, &two] {
+            assert!(fs::read(Path::new(mountpoint).join("film.bin")).unwrap() == data, "it is found again");
+            unmount(mountpoint);
+        }
+        assert_eq!(fs::read_dir(Path::new(shared).join("mounts")).unwrap().count(), 1);
+    }
+}

@@ -363,6 +363,33 @@ fn failures_have_mounts_codes_and_leave_nothing() {
     stage.wait_until_clear();
 }
 
+/// `cache_dir` of the system's file is for all mounts: each has a directory in it, so that none is refused.
+#[test]
+fn mounts_share_the_cache_directory_that_is_configured() {
+    if !can_stage(&[]) {
+        return;
+    }
+    let _turn = turn();
+    let Swarm { lab, torrent, seeder, .. } = swarm(8);
+    let stage = Stage::new(lab.dir.path());
+    let film = torrent.display();
+    stage.sh("mkdir $BASE/mnt $BASE/other /etc/torrentfs
+         echo \"cache_dir = '/var/cache/all'\" > /etc/torrentfs/torrentfs.toml");
+    for mountpoint in ["mnt", "other"] {
+        stage.sh(&format!("mount -t torrentfs -o {ALONE},peer={} {film} $BASE/{mountpoint}", seeder.addr));
+        stage.sh(&format!("cmp $BASE/{mountpoint}/film.bin $BASE/payload/film.bin"));
+    }
+    let caches = stage.sh("stat -c '%a %U %n' /var/cache/all/*");
+    let mut caches: Vec<&str> = caches.lines().collect();
+    caches.sort_unstable();
+    assert_eq!(caches.len(), 2, "{caches:?}");
+    for (cache, mountpoint) in caches.iter().zip(["mnt", "other"]) {
+        assert!(cache.starts_with("700 torrentfs /var/cache/all/") && cache.ends_with(mountpoint), "{caches:?}");
+    }
+    stage.sh("test ! -e /var/cache/torrentfs && umount $BASE/mnt $BASE/other");
+    stage.wait_until_clear();
+}
+
 /// While a link's metadata is fetched there is no mount yet: nobody hangs in it, and who mounts may give up.
 #[test]
 fn the_mount_point_stays_usable_until_there_is_something_to_show() {

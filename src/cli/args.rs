@@ -57,6 +57,26 @@ Examples:
   torrentfs status --watch /mnt/film
   torrentfs status --json /mnt/film | jq .total";
 
+const AFTER_TOP_HELP: &str = "\
+Keys: up and down choose a torrent, p pauses it or has it go on, q ends; ? shows
+all of them.";
+
+const AFTER_SET_HELP: &str = "\
+RATE is a number with a unit, for a second: 500KB, 2MiB.
+
+Examples:
+  torrentfs set /mnt/film --download-limit 2MiB
+  torrentfs set /mnt/film --upload-limit 0
+  torrentfs set /mnt/all --on-demand on --torrent linux.iso";
+
+const AFTER_PRIORITY_HELP: &str = "\
+skip fetches nothing of it but what is read; normal is as all others are; high
+comes before all others.
+
+Examples:
+  torrentfs priority /mnt/all album/02.flac high
+  torrentfs priority /mnt/all /mnt/all/album/extras skip";
+
 const AFTER_CONFIG_HELP: &str = "\
 What `torrentfs mount` takes as a flag or an option of -o can be configured, by
 the same name: cache_size = \"5GiB\", no_dht = true, peer = [\"10.0.0.1:6881\"].
@@ -69,6 +89,10 @@ What comes first in this list is in force:
   6. defaults
 What a file switches on, a flag, -o or a variable switches off:
 --no-dht=false, -o no_dht=false, TORRENTFS_NO_DHT=false.
+cache_dir is for all mounts: the first has it, each that comes beside it a
+directory below it, mounts/ and the name of its mount point, for good. Named by
+--cache-dir or -o, it is that mount's alone. For root mount.torrentfs gives each
+mount a directory in cache_dir, named after the mount point.
 --config FILE stands for both files. mount.torrentfs has no part 3, and for root
 no part 4.";
 
@@ -126,7 +150,8 @@ pub enum Command {
     #[command(
         after_help = mount_args::AFTER_HELP,
         args_override_self = true,
-        override_usage = "torrentfs mount [OPTIONS] <SOURCE>... <MOUNTPOINT>"
+        override_usage = mount_args::USAGE,
+        help_template = mount_args::TEMPLATE
     )]
     Mount(Box<MountCommand>),
 
@@ -142,6 +167,7 @@ pub enum Command {
     Status(StatusArgs),
 
     /// Watch a mount in the terminal: torrents, pieces, peers, reads that wait
+    #[command(after_help = AFTER_TOP_HELP)]
     Top(TopArgs),
 
     /// Show more torrents in a running mount
@@ -151,6 +177,7 @@ pub enum Command {
     Remove(RemoveArgs),
 
     /// Change a running mount until it ends: its rate limits, or whether all is fetched
+    #[command(after_help = AFTER_SET_HELP)]
     Set(SetArgs),
 
     /// Stop fetching and giving until `resume` or the mount's end; reads of what is not here wait
@@ -166,6 +193,7 @@ pub enum Command {
     Verify(VerifyArgs),
 
     /// Fetch files before all others, or only what is read of them, until the mount ends
+    #[command(after_help = AFTER_PRIORITY_HELP)]
     Priority(PriorityArgs),
 
     /// Download torrents as ordinary files, without a mount
@@ -174,7 +202,7 @@ pub enum Command {
 
     /// Give others what you have: your own files, as they lie
     #[command(after_help = seed::AFTER_HELP, args_override_self = true)]
-    #[command(mut_arg("no_upload", |arg| arg.hide(true)))]
+    #[command(override_usage = seed::USAGE, mut_arg("no_upload", |arg| arg.hide(true)))]
     Seed(Box<SeedArgs>),
 
     /// See it work: a whole swarm on this machine, with sample music and video, mounted

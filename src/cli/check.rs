@@ -22,19 +22,26 @@ use crate::payload::{self, Check, CheckedFile, FileState, PieceState};
 const RUNS: usize = 8;
 
 pub(super) const AFTER_HELP: &str = "\
-The exit code is 0 only if every piece is good and every file is as long as it should be; 6 if not.
-Nothing is written. Each file that is not as it should be has a line:
+The exit code is 0 only if every piece is good and every file is as long as it
+should be; 6 if not. Nothing is written. Each file that is not as it should be
+has a line:
 
   missing     it is not there
   short       it has fewer bytes than it should have
   long        it has more
-  bad         some of its pieces do not have the torrent's hash; a piece may lie in several files
+  bad         some of its pieces do not have the torrent's hash; a piece may lie
+              in several files
   unchecked   it is all there, but shares a piece with a file that is not
   unreadable  it cannot be read
   other       something else is there, or a link leads elsewhere
 
-JSON: complete, path, size, good_bytes, pieces, good_pieces, bad_pieces and missing_pieces (their numbers), files: path,
-size, state (\"good\" or one of the above), detail, pieces, bad_pieces, missing_pieces (how many).";
+JSON: complete, path, size, good_bytes, pieces, good_pieces, bad_pieces and
+missing_pieces (their numbers), files: path, size, state (\"good\" or one of the
+above), detail, pieces, bad_pieces, missing_pieces (how many).
+
+Examples:
+  torrentfs check film.torrent ~/Videos/film.mkv
+  torrentfs check album.torrent ~/Music && echo all right";
 
 /// `torrentfs check`.
 #[derive(Args, Clone, Debug)]

@@ -35,8 +35,9 @@ errors: --ignore leaves them out. SOURCE_DATE_EPOCH is the date, if it is set.
 
 Examples:
   torrentfs create film -a http://tracker.example.org/announce
-  torrentfs create album -a udp://a.example.org:1337,udp://b.example.org:1337 -a udp://c.example.org:80
-  torrentfs create photos --ignore '*.xmp' --ignore thumbnails/ --private -o - > photos.torrent";
+  torrentfs create album -a http://a.example.org/announce \\
+      -a udp://b.example.org:80,udp://c.example.org:80
+  torrentfs create photos --ignore '*.xmp' --ignore thumbnails/ --private";
 
 /// `torrentfs create`.
 #[derive(Args, Clone, Debug)]

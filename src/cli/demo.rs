@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use bytesize::ByteSize;
 
 use super::args::{DemoArgs, Exit};
+use super::cache_dir::CacheDir;
 use super::http::HttpFlags;
 use super::log::{self, Verbosity};
 use super::mount_args::MountArgs;
@@ -58,7 +59,7 @@ async fn demonstrate(args: &DemoArgs, dir: &Path) -> Result<(), Failure> {
         foreground: true,
         on_demand: false,
         read_timeout: Some(Duration::from_secs(60)),
-        cache_dir: Some(dir.join("cache")),
+        cache_dir: CacheDir::Exactly(dir.join("cache")),
         cache_size: None,
         memory: 64 << 20,
         verify: false,

@@ -17,18 +17,21 @@ use crate::library::read_torrent;
 use crate::metainfo::{Edit, Metainfo};
 
 pub(super) const AFTER_HELP: &str = "\
-Each FILE is replaced in one step, and only if something changes. The info hash stays, byte for byte of what it is of,
-and so does every key that is not named here; only --rename makes another torrent of it, which peers of the old one do
-not have. An empty TEXT takes the text out. Options are applied in the order of this list: first what replaces all
-trackers, then what removes, replaces and adds single ones.
+Each FILE is replaced in one step, and only if something changes. The info hash
+stays, byte for byte of what it is of, and so does every key that is not named
+here; only --rename makes another torrent of it, which peers of the old one do
+not have. An empty TEXT takes the text out. Options are applied in the order of
+this list: first what replaces all trackers, then what removes, replaces and
+adds single ones.
 
-JSON: file, output (null: standard output or nowhere), changes, name, info_hash, old_info_hash, trackers, web_seeds,
-written; a line for each FILE.
+JSON: file, output (null: standard output or nowhere), changes, name, info_hash,
+old_info_hash, trackers, web_seeds, written; a line for each FILE.
 
 Examples:
-  torrentfs edit film.torrent --replace-tracker http://old.example.org/announce http://new.example.org/announce
-  torrentfs edit *.torrent --add-tracker udp://tracker.example.org:1337 --dry-run
-  torrentfs edit film.torrent --comment 'with subtitles' --output with-comment.torrent";
+  torrentfs edit film.torrent --replace-tracker \\
+      http://old.example.org/announce https://new.example.org/announce
+  torrentfs edit *.torrent --dry-run --add-tracker udp://tracker.example.org:80
+  torrentfs edit film.torrent --comment 'with subtitles' -o other.torrent";
 
 /// `torrentfs edit`.
 #[derive(Args, Clone, Debug)]

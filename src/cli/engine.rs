@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Failure;
 use super::args::Exit;
+use super::cache_dir;
 use super::network::NetworkArgs;
 use super::service::{self, Signals};
 use crate::library::Resolver;
@@ -27,8 +28,8 @@ pub(super) struct Engine {
 
 impl Engine {
     /// Opens a port; nothing else is heard of us before a torrent is added.
-    pub(super) fn start(network: &NetworkArgs, cache_dir: Option<&Path>) -> Result<Self, Failure> {
-        let cache = Cache::open_beside(service::cache_dir(cache_dir)?, MEMORY);
+    pub(super) fn start(network: &NetworkArgs, dir: Option<&Path>) -> Result<Self, Failure> {
+        let cache = Cache::open_beside(cache_dir::dir_or_default(dir)?, MEMORY);
         let cache = cache.map_err(|error| Failure::new(Exit::Resource, error))?;
         let blocklist = Arc::new(Blocklist::default());
         let mut again = None;

@@ -27,12 +27,14 @@ use crate::store::{Deliver, Place, space_missing};
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 pub(super) const AFTER_HELP: &str = "\
-Files are made in DIR as the torrent lays them out: DIR/NAME for a single file, DIR/NAME/... for many. What is there
-already is checked and used, so the same command goes on after Ctrl-C, a crash or a full disk. A file that is not the
-torrent's is not overwritten without --force. The exit code is 0 only if all is there and every hash matched.
+Files are made in DIR as the torrent lays them out: DIR/NAME for a single file,
+DIR/NAME/... for many. What is there already is checked and used, so the same
+command goes on after Ctrl-C, a crash or a full disk. A file that is not the
+torrent's is not overwritten without --force. The exit code is 0 only if all is
+there and every hash matched.
 
-RATE is a SIZE such as 500KB or 2MiB for a second. TIME is a number with a unit: 90s, 2min, 1h.
-BOOL is true or false, and true if left out.
+RATE is a number with a unit, for a second: 500KB, 2MiB. TIME is one, too: 90s,
+2min, 1h. BOOL is true or false, and true if left out.
 
 Examples:
   torrentfs get film.torrent

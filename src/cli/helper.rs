@@ -31,7 +31,9 @@ Options are those of `torrentfs mount -o`, which `torrentfs mount --help` lists.
   setuid=USER    who is to serve the mount, without any privilege
                  [default: torrentfs, if there is such a user]
 and then all users may read, as uid=, gid= and umask= say (default: root's, for
-everybody); the cache is a directory of its own in /var/cache/torrentfs.
+everybody); the cache is a directory named after the mount point, in the
+cache_dir of /etc/torrentfs/torrentfs.toml [default: /var/cache/torrentfs], or
+exactly where -o cache_dir=DIR says.
 
 Exit codes: 0 mounted; 1 wrong usage; 2 system error; 32 mounting failed.";
 
@@ -132,8 +134,8 @@ fn perform(args: HelperArgs) -> Result<(), (u8, Failure)> {
     if given.flags.foreground == Some(true) {
         return Err(usage("option foreground: mount(8) waits for the command to end; use `torrentfs mount`".into()));
     }
-    let given = given.over(Config::of_system().and_then(|config| config.options()).map_err(failed)?);
-    let args = MountArgs { foreground: false, ..MountArgs::new(vec![source], mountpoint, given.flags, given.mount) };
+    let configured = Config::of_system().and_then(|config| config.options()).map_err(failed)?;
+    let args = MountArgs { foreground: false, ..MountArgs::new(vec![source], mountpoint, given, configured) };
     let system = |what: String| move |error| (SYSTEM, Failure::new(Exit::Resource, format!("{what}: {error}")));
     if let Some(pid) = attach {
         return kept::attach_for(pid, &args).map_err(failed);

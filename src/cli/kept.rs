@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process;
 
 use super::args::Exit;
+use super::cache_dir::{CacheDir, name_of};
 use super::log::Verbosity;
 use super::mount_args::MountArgs;
 use super::{Failure, adding, mount};
@@ -23,10 +24,8 @@ use crate::library::Opened;
 
 /// Who serves unless somebody is named.
 const USER: &str = "torrentfs";
-/// Where each mount has its cache, unless one is named.
+/// Where each mount has its cache, unless another directory is named or configured.
 const CACHES: &str = "/var/cache/torrentfs";
-/// The longest name of such a cache: a name has 255 bytes at most.
-const MAX_NAME: usize = 200;
 /// What the kernel takes as a mount's source, less its NUL.
 const MAX_SOURCE: usize = 4095;
 
@@ -39,7 +38,7 @@ pub(super) fn mount(
 ) -> Result<String, Failure> {
     let account = server(args.options.setuid.as_deref())?;
     let cache = cache_dir(&args)?;
-    args.cache_dir = Some(cache.clone());
+    args.cache_dir = CacheDir::Exactly(cache.clone());
     if let Some(blocklist) = &mut args.network.blocklist {
         *blocklist = absolute(blocklist)?;
     }
@@ -86,8 +85,12 @@ fn options(args: &MountArgs) -> MountOptions {
 pub(super) fn serve_service(mut args: MountArgs, verbosity: Verbosity) -> Result<(), Failure> {
     for_everybody(&mut args);
     args.foreground = true;
+    // Elsewhere its sandbox would not let it write: this goes before what is configured.
     let dirs = std::env::var_os("CACHE_DIRECTORY");
-    args.cache_dir = args.cache_dir.or_else(|| dirs.and_then(|dirs| std::env::split_paths(&dirs).next()));
+    let dir = dirs.and_then(|dirs| std::env::split_paths(&dirs).next());
+    if let (CacheDir::Shared(_), Some(dir)) = (&args.cache_dir, dir) {
+        args.cache_dir = CacheDir::Exactly(dir);
+    }
     let sources = adding::read(&args, adding::open(&args)?)?;
     mount::in_foreground(&args, sources, verbosity, Attacher::Other(Box::new(mount::say_ready)))
 }
@@ -189,29 +192,11 @@ fn absolute(path: &Path) -> Result<PathBuf, Failure> {
 
 fn cache_dir(args: &MountArgs) -> Result<PathBuf, Failure> {
     match &args.cache_dir {
-        Some(dir) => absolute(dir),
-        None => Ok(Path::new(CACHES).join(name_of(&absolute(&args.mountpoint)?))),
-    }
-}
-
-/// A name for what belongs to a mount point, as systemd makes them: `/mnt/my film` is `mnt-my\x20film`.
-fn name_of(path: &Path) -> String {
-    let text = path.to_string_lossy();
-    let mut name = String::new();
-    for byte in text.trim_matches('/').bytes() {
-        match byte {
-            b'/' => name.push('-'),
-            b'.' if name.is_empty() => name.push_str("\\x2e"),
-            byte if byte.is_ascii_alphanumeric() || b":_.".contains(&byte) => name.push(byte.into()),
-            byte => name.push_str(&format!("\\x{byte:02x}")),
-        }
-    }
-    match name.len() {
-        0 => "-".to_owned(),
-        1..=MAX_NAME => name,
-        _ => {
-            let hash = crate::metainfo::InfoHash::of(text.as_bytes());
-            format!("{}-{hash}", &name[..MAX_NAME - 41])
+        CacheDir::Exactly(dir) => absolute(dir),
+        // Each in its own, whether or not others are there: who serves may differ from one to the next.
+        CacheDir::Shared(base) => {
+            let base = absolute(base.as_deref().unwrap_or(Path::new(CACHES)))?;
+            Ok(base.join(name_of(&absolute(&args.mountpoint)?)))
         }
     }
 }
@@ -244,21 +229,6 @@ mod tests {
     use std::os::unix::fs::{MetadataExt, symlink};
 
     use super::*;
-
-    #[test]
-    fn names_are_systemds() {
-        for (path, name) in [
-            ("/mnt/film", "mnt-film"),
-            ("/mnt/my film/", r"mnt-my\x20film"),
-            ("/.hidden/a-b", r"\x2ehidden-a\x2db"),
-            ("/mnt/ü", r"mnt-\xc3\xbc"),
-            ("/", "-"),
-        ] {
-            assert_eq!(name_of(Path::new(path)), name);
-        }
-        let long = |last: &str| name_of(Path::new(&format!("/{}{last}", "x".repeat(300))));
-        assert!(long("a").len() <= MAX_NAME && long("a") != long("b"));
-    }
 
     #[test]
     fn a_directory_is_made_for_its_user_and_one_that_is_there_is_left_alone() {

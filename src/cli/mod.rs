@@ -2,6 +2,7 @@
 
 mod adding;
 pub mod args;
+pub mod cache_dir;
 mod check;
 mod config;
 mod create;

@@ -104,11 +104,9 @@ pub(super) fn serve(
     notifier: daemon::Notifier,
     by: Attacher,
 ) -> Result<(), Failure> {
-    let dir = service::cache_dir(args.cache_dir.as_deref());
-    let started = dir.and_then(|dir| {
-        let cache = service::open_cache(args)?;
-        // Only now: the cache's lock says that no other daemon writes there.
-        let log = dir.join(LOG);
+    let started = service::open_cache(args).and_then(|cache| {
+        // The cache's lock says that no other daemon writes there.
+        let log = cache.dir().join(LOG);
         let file = File::create(&log)
             .map_err(|error| Failure::new(Exit::Resource, format!("cannot write {}: {error}", log.display())))?;
         log::of_daemon(verbosity, args.log_format, file)?;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches};
 
+use super::cache_dir::CacheDir;
 use super::http::HttpFlags;
 use super::log::LogFormat;
 use super::network::{NetworkArgs, NetworkFlags};
@@ -49,6 +50,32 @@ Options of -o, separated by commas (\\, stands for a comma in a value):
   Every flag above by its name, with _ or -: -o on_demand,read_timeout=5min
   allow_other, noexec and each flag with a BOOL take one: -o allow_other=false";
 
+pub(super) const USAGE: &str = "torrentfs mount [OPTIONS] <SOURCE>... <MOUNTPOINT>";
+
+/// clap's own, with [`Places`] told of by hand.
+pub(super) const TEMPLATE: &str = "\
+{before-help}{about-with-newline}
+{usage-heading} {usage}
+
+\u{1b}[1;4mArguments:\u{1b}[0m
+  <SOURCE>...   A .torrent file, its http(s) URL, a magnet link (in quotes), an
+                info hash, or a directory: of it every .torrent and .magnet file
+                is shown, as they come and go
+  <MOUNTPOINT>  An existing directory
+
+{all-args}{after-help}";
+
+const PLACES: &str = "places";
+const SOURCES: &str = "A .torrent file, its http(s) URL, a magnet link (in quotes), an info hash, or a directory: of it \
+                       every .torrent and .magnet file is shown, as they come and go";
+const MOUNTPOINT: &str = "An existing directory";
+
+/// The arguments as a page of the manual tells of them.
+pub(super) fn for_manual(command: clap::Command) -> clap::Command {
+    let mountpoint = Arg::new("MOUNTPOINT").required(true).help(MOUNTPOINT);
+    command.mut_arg(PLACES, |places| places.hide(false)).arg(mountpoint)
+}
+
 /// `torrentfs mount`, as given. [`MountArgs`] is what is meant.
 #[derive(Args, Clone, Debug)]
 pub struct MountCommand {
@@ -73,10 +100,8 @@ struct Places {
 
 impl Args for Places {
     fn augment_args(command: clap::Command) -> clap::Command {
-        let help = "Of each SOURCE, a .torrent file, its http(s) URL, a magnet link (in quotes), an info hash, or a \
-                    directory: of it every .torrent and .magnet file is shown, as they come and go. The MOUNTPOINT is \
-                    an existing directory";
-        let places = Arg::new("places").value_names(["SOURCE", "MOUNTPOINT"]).num_args(1..).required(true).help(help);
+        // The template tells of it, as of the two that it is for users.
+        let places = Arg::new(PLACES).value_name("SOURCE").num_args(1..).required(true).help(SOURCES).hide(true);
         command.arg(places.value_parser(clap::value_parser!(OsString)).action(ArgAction::Append))
     }
 
@@ -87,12 +112,13 @@ impl Args for Places {
 
 impl FromArgMatches for Places {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        let mut all: Vec<OsString> = matches.get_many("places").into_iter().flatten().cloned().collect();
+        let mut all: Vec<OsString> = matches.get_many(PLACES).into_iter().flatten().cloned().collect();
         match all.pop() {
             Some(mountpoint) if !all.is_empty() => Ok(Self { sources: all, mountpoint: mountpoint.into() }),
             _ => {
-                let missing = "the following required arguments were not provided:\n  <MOUNTPOINT>\n";
-                Err(clap::Error::raw(ErrorKind::MissingRequiredArgument, missing))
+                let missing = "the following required arguments were not provided:\n  <MOUNTPOINT>";
+                let mut command = clap::Command::new("mount").override_usage(USAGE);
+                Err(clap::Error::raw(ErrorKind::MissingRequiredArgument, missing).format(&mut command))
             }
         }
     }
@@ -120,7 +146,8 @@ pub(super) struct Flags {
     #[arg(long, value_name = "TIME", value_parser = patience)]
     read_timeout: Option<Bound<Duration>>,
 
-    /// Where fetched pieces are kept [default: torrentfs in the user's cache directory]
+    /// Where this mount alone keeps fetched pieces; what is configured, or the default, is shared: see `torrentfs help
+    /// config` [default: torrentfs in the user's cache directory]
     #[arg(long, value_name = "DIR", help_heading = "Cache")]
     cache_dir: Option<PathBuf>,
 
@@ -186,8 +213,8 @@ pub struct MountArgs {
     pub on_demand: bool,
     /// How long a read may wait without progress; `None`: for ever.
     pub read_timeout: Option<Duration>,
-    /// `None`: the user's cache directory.
-    pub cache_dir: Option<PathBuf>,
+    /// Where pieces are kept on disk.
+    pub cache_dir: CacheDir,
     /// Bytes on disk, all torrents together; `None`: unlimited.
     pub cache_size: Option<u64>,
     /// Bytes of pieces in memory.
@@ -211,21 +238,28 @@ impl MountCommand {
     pub(super) fn over(self, mut configured: Options) -> MountArgs {
         // Who serves is a question of mount(8) alone.
         configured.mount.setuid = None;
-        let given = self.options.into_iter().fold(configured, |earlier, later| later.over(earlier));
-        MountArgs::new(self.places.sources, self.places.mountpoint, self.flags.over(given.flags), given.mount)
+        let given = self.options.into_iter().fold(Options::default(), |earlier, later| later.over(earlier));
+        let given = Options { flags: self.flags.over(given.flags), ..given };
+        MountArgs::new(self.places.sources, self.places.mountpoint, given, configured)
     }
 }
 
 impl MountArgs {
-    /// Fills the defaults in.
-    pub(super) fn new(sources: Vec<OsString>, mountpoint: PathBuf, flags: Flags, options: MountOptions) -> Self {
+    /// Fills in what is `configured`, and the defaults.
+    pub(super) fn new(sources: Vec<OsString>, mountpoint: PathBuf, given: Options, configured: Options) -> Self {
+        // What is said once for all mounts is not said for one.
+        let cache_dir = match &given.flags.cache_dir {
+            Some(dir) => CacheDir::Exactly(dir.clone()),
+            None => CacheDir::Shared(configured.flags.cache_dir.clone()),
+        };
+        let Options { flags, mount: options } = given.over(configured);
         Self {
             sources,
             mountpoint,
             foreground: flags.foreground.unwrap_or(false),
             on_demand: flags.on_demand.unwrap_or(false),
             read_timeout: flags.read_timeout.map_or(Some(READ_TIMEOUT), |bound| bound.0),
-            cache_dir: flags.cache_dir,
+            cache_dir,
             cache_size: flags.cache_size.map_or(Some(CACHE_SIZE), |bound| bound.0),
             memory: flags.memory.unwrap_or(MEMORY),
             verify: flags.verify.unwrap_or(false),

@@ -28,6 +28,15 @@ pub(super) struct NetworkFlags {
     #[arg(long, value_name = "ADDR|INTERFACE", help_heading = "Network")]
     bind: Option<Bind>,
 
+    /// Do not ask the home router to pass calls on to us (UPnP, NAT-PMP, PCP)
+    #[arg(long, value_name = "BOOL", value_parser = truth, help_heading = "Network")]
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    no_port_mapping: Option<bool>,
+
+    /// The router to ask, in place of that of the default route: for tests
+    #[arg(long, value_name = "ADDR", hide = true, help_heading = "Network")]
+    gateway: Option<Ipv4Addr>,
+
     /// A peer to connect to, as ADDR:PORT; may be given more than once
     #[arg(long = "peer", value_name = "ADDR", action = ArgAction::Append, help_heading = "Network")]
     peers: Vec<SocketAddr>,
@@ -40,6 +49,14 @@ pub(super) struct NetworkFlags {
     #[arg(long, value_name = "RATE", value_parser = rate, help_heading = "Network")]
     upload_limit: Option<Bound<u64>>,
 
+    /// Once all is here, give others no more than this many times what was fetched, such as 1.5 [default: no end]
+    #[arg(long, value_name = "NUMBER", value_parser = ratio, help_heading = "Network")]
+    seed_ratio: Option<f64>,
+
+    /// Once all is here, give others something for so long [default: no end]
+    #[arg(long, value_name = "TIME", value_parser = duration, help_heading = "Network")]
+    seed_time: Option<Duration>,
+
     /// Give others nothing; they may then be slow to give us anything
     #[arg(long, value_name = "BOOL", value_parser = truth, help_heading = "Network")]
     #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
@@ -50,31 +67,19 @@ pub(super) struct NetworkFlags {
     #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     no_dht: Option<bool>,
 
+    /// A node to enter the DHT by, as HOST:PORT, in place of the usual ones; may be given more than once
+    #[arg(long, value_name = "NODE", action = ArgAction::Append, value_parser = node, help_heading = "Network")]
+    dht_bootstrap: Vec<String>,
+
     /// Do not look for peers in the local network
     #[arg(long, value_name = "BOOL", value_parser = truth, help_heading = "Network")]
     #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     no_lsd: Option<bool>,
 
-    /// Once all is here, give others no more than this many times what was fetched, such as 1.5 [default: no end]
-    #[arg(long, value_name = "NUMBER", value_parser = ratio, help_heading = "Network")]
-    seed_ratio: Option<f64>,
-
-    /// Once all is here, give others something for so long [default: no end]
-    #[arg(long, value_name = "TIME", value_parser = duration, help_heading = "Network")]
-    seed_time: Option<Duration>,
-
-    /// A node to enter the DHT by, as HOST:PORT, in place of the usual ones; may be given more than once
-    #[arg(long, value_name = "NODE", action = ArgAction::Append, value_parser = node, help_heading = "Network")]
-    dht_bootstrap: Vec<String>,
-
-    /// Do not ask the home router to pass calls on to us (UPnP, NAT-PMP, PCP)
+    /// Do not exchange addresses of peers with peers
     #[arg(long, value_name = "BOOL", value_parser = truth, help_heading = "Network")]
     #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    no_port_mapping: Option<bool>,
-
-    /// The router to ask, in place of that of the default route: for tests
-    #[arg(long, value_name = "ADDR", hide = true, help_heading = "Network")]
-    gateway: Option<Ipv4Addr>,
+    no_pex: Option<bool>,
 
     /// Do not use uTP, TCP alone
     #[arg(long, value_name = "BOOL", value_parser = truth, help_heading = "Network")]
@@ -93,11 +98,6 @@ pub(super) struct NetworkFlags {
     /// Addresses to leave alone: a PeerGuardian, eMule or CIDR list; read again at SIGHUP
     #[arg(long, value_name = "FILE", help_heading = "Network")]
     blocklist: Option<PathBuf>,
-
-    /// Do not exchange addresses of peers with peers
-    #[arg(long, value_name = "BOOL", value_parser = truth, help_heading = "Network")]
-    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    no_pex: Option<bool>,
 
     /// How long to wait for what a magnet link or info hash names; 0: for ever [default: 2min]
     #[arg(long, value_name = "TIME", value_parser = patience, help_heading = "Network")]

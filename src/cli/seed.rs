@@ -21,7 +21,7 @@ use super::network::{NetworkArgs, NetworkFlags};
 use super::progress::Progress;
 use super::service::{self, Signals};
 use crate::library::Source;
-use crate::metainfo::{File, FileKind, Layout};
+use crate::metainfo::{File, FileKind, Layout, PieceIndex};
 use crate::session::{SessionError, TorrentOptions};
 use crate::store::Place;
 
@@ -31,18 +31,22 @@ const LOOKED_AT: usize = 1000;
 const NAMED: usize = 3;
 
 pub(super) const AFTER_HELP: &str = "\
-PATH is the torrent's file or directory, by whatever name, or the directory that it is in. It is only read: nothing in
-it is ever written, made or removed. Every hash is checked first. With --no-check that is put off: each piece is then
-hashed before it is first sent.
+PATH is the torrent's file or directory, by whatever name, or the directory
+that it is in. It is only read: nothing in it is ever written, made or removed.
+Every hash is checked first. With --no-check that is put off: each piece is
+then hashed before it is first sent.
 
-RATE is a SIZE such as 500KB or 2MiB for a second. TIME is a number with a unit: 90s, 2min, 1h.
-BOOL is true or false, and true if left out.
+RATE is a number with a unit, for a second: 500KB, 2MiB. TIME is one, too: 90s,
+2min, 1h. BOOL is true or false, and true if left out.
 
 Examples:
   torrentfs seed film.torrent ~/Videos/film.mkv
   torrentfs seed a.torrent /srv/a b.torrent /srv/b
   torrentfs seed --create album -a http://tracker.example.org/announce
   torrentfs seed --seed-ratio 2 --upload-limit 1MiB film.torrent ~/Videos";
+
+pub(super) const USAGE: &str = "torrentfs seed [OPTIONS] <TORRENT> <PATH> [<TORRENT> <PATH>]...
+       torrentfs seed [OPTIONS] --create <PATH>";
 
 /// `torrentfs seed`.
 #[derive(Args, Clone, Debug)]
@@ -219,37 +223,64 @@ fn locate(layout: &Layout, path: &Path) -> Result<PathBuf, Failure> {
     Ok(if there(&inside) > there(&path) || is_file && path.is_dir() { inside } else { path })
 }
 
-/// Says what is missing.
+/// Says what is missing, and what is there and not the torrent's.
 fn incomplete(layout: &Layout, root: &Path, have: &FixedBitSet) -> Failure {
     let lengths = layout.lengths();
-    let mut faults = Vec::new();
-    for file in layout.files().iter().filter(|file| file.kind != FileKind::Pad && file.len > 0) {
-        let pieces = lengths.pieces_in(&file.range());
-        let (of, bad) =
-            pieces.fold((0, 0), |(of, bad), piece| (of + 1, bad + u32::from(!have.contains(piece.index()))));
-        if bad > 0 {
-            let path = below(root, file);
-            let why = match path.metadata() {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => "is not there".to_owned(),
-                Err(error) => error.to_string(),
-                Ok(about) if about.len() < file.len => {
-                    format!("has {} of {} bytes", about.len(), file.len)
-                }
-                Ok(_) => format!("has {bad} of {of} pieces that do not match"),
-            };
-            faults.push(format!("{} {why}", path.display()));
+    let files = || layout.files().iter().filter(|file| file.kind != FileKind::Pad && file.len > 0);
+    let looked: Vec<Result<u64, io::Error>> = files().map(|file| readable(&below(root, file))).collect();
+    let mut missing = FixedBitSet::with_capacity(have.len());
+    for (file, there) in files().zip(&looked) {
+        let range = file.range();
+        let there = *there.as_ref().unwrap_or(&0);
+        if there < file.len {
+            missing.extend(lengths.pieces_in(&(range.start + there..range.end)).map(PieceIndex::index));
         }
+    }
+    missing.difference_with(have);
+    let is_bad = |piece: &PieceIndex| !have.contains(piece.index()) && !missing.contains(piece.index());
+    let mut faults = Vec::new();
+    for (file, there) in files().zip(&looked) {
+        let bad = lengths.pieces_in(&file.range()).filter(is_bad).count();
+        let why = match there {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => "is not there".to_owned(),
+            Err(error) => format!("cannot be read: {error}"),
+            Ok(there) if *there < file.len && bad == 0 => format!("has {there} of {} bytes", file.len),
+            Ok(there) if *there < file.len => {
+                let pieces = if bad == 1 { "piece" } else { "pieces" };
+                format!("has {there} of {} bytes, {bad} {pieces} of them bad", file.len)
+            }
+            Ok(_) if bad > 0 => format!("has {bad} of {} pieces bad", lengths.pieces_in(&file.range()).count()),
+            // What is wrong with its pieces, if anything, is another file's.
+            Ok(_) => continue,
+        };
+        faults.push(format!("{} {why}", below(root, file).display()));
     }
     let more = faults.len().saturating_sub(NAMED);
     faults.truncate(NAMED);
-    let more = if more > 0 { format!("; and {more} files more") } else { String::new() };
-    let missing = have.len() - have.count_ones(..);
-    let message = format!(
-        "{missing} of {} pieces are missing: {}{more}; with --partial the rest is seeded",
-        have.len(),
-        faults.join("; ")
-    );
-    Failure::new(Exit::Failure, message)
+    let more = match more {
+        0 => String::new(),
+        1 => "; and 1 file more".to_owned(),
+        _ => format!("; and {more} files more"),
+    };
+    let (of, missing) = (have.len(), missing.count_ones(..));
+    let bad = of - have.count_ones(..) - missing;
+    let are = |count: usize| if count == 1 { "is" } else { "are" };
+    let what = match (missing, bad) {
+        (_, 0) => format!("{missing} of {of} pieces {} missing", are(missing)),
+        (0, _) => format!("{bad} of {of} pieces {} bad", are(bad)),
+        _ => format!("of {of} pieces {missing} {} missing and {bad} {} bad", are(missing), are(bad)),
+    };
+    Failure::new(Exit::Failure, format!("{what}: {}{more}; with --partial the rest is seeded", faults.join("; ")))
+}
+
+/// How many bytes of a file there are to be read.
+fn readable(path: &Path) -> io::Result<u64> {
+    let about = path.metadata()?;
+    // What is no file may keep who opens it waiting.
+    if !about.is_file() {
+        return Err(io::Error::other("it is not a file"));
+    }
+    fs::File::open(path).map(|_| about.len())
 }
 
 #[cfg(test)]
@@ -298,18 +329,53 @@ mod tests {
         assert!(locate(&single, &base.join("nowhere")).unwrap_err().to_string().contains("nowhere"));
     }
 
+    /// What [`incomplete`] says, if these pieces are there and right.
+    fn said(layout: &Layout, root: &Path, good: &[usize]) -> String {
+        let mut have = FixedBitSet::with_capacity(layout.lengths().pieces() as usize);
+        have.extend(good.iter().copied());
+        incomplete(layout, root, &have).to_string().replace(&format!("{}/", root.display()), "")
+    }
+
     #[test]
-    fn what_is_missing_is_named_up_to_a_few_files() {
+    fn what_is_missing_and_what_is_bad_is_named_up_to_a_few_files() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("a"), [0; 32]).unwrap();
         fs::write(dir.path().join("b"), [0; 5]).unwrap();
-        let layout = layout(&[("t/a", 32), ("t/b", 32), ("t/c", 32), ("t/d", 32)]);
-        let mut have = FixedBitSet::with_capacity(8);
-        have.insert(1);
-        let said = incomplete(&layout, dir.path(), &have).to_string();
-        assert!(said.starts_with("7 of 8 pieces are missing: "), "{said}");
-        for part in ["a has 1 of 2 pieces that do not match", "b has 5 of 32 bytes", "c is not there", "1 files more"] {
-            assert!(said.contains(part), "{part}: {said}");
-        }
+        let many = layout(&[("t/a", 32), ("t/b", 32), ("t/c", 32), ("t/d", 32)]);
+        assert_eq!(
+            said(&many, dir.path(), &[1]),
+            "of 8 pieces 6 are missing and 1 is bad: a has 1 of 2 pieces bad; b has 5 of 32 bytes; c is not there; \
+             and 1 file more; with --partial the rest is seeded"
+        );
+        fs::write(dir.path().join("b"), [0; 31]).unwrap();
+        let two = layout(&[("t/a", 32), ("t/b", 32)]);
+        let rest = "with --partial the rest is seeded";
+        assert_eq!(
+            said(&two, dir.path(), &[0, 1, 2]),
+            format!("1 of 4 pieces is missing: b has 31 of 32 bytes; {rest}")
+        );
+        assert_eq!(
+            said(&two, dir.path(), &[0, 1]),
+            format!("of 4 pieces 1 is missing and 1 is bad: b has 31 of 32 bytes, 1 piece of them bad; {rest}")
+        );
+        fs::write(dir.path().join("b"), [0; 32]).unwrap();
+        assert_eq!(
+            said(&two, dir.path(), &[0]),
+            format!("3 of 4 pieces are bad: a has 1 of 2 pieces bad; b has 2 of 2 pieces bad; {rest}")
+        );
+    }
+
+    /// A piece that lies in two files is not bad for the one that is not there.
+    #[test]
+    fn a_piece_of_a_file_that_is_not_there_is_missing() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("a"), [0; 20]).unwrap();
+        fs::create_dir(dir.path().join("c")).unwrap();
+        let layout = layout(&[("t/a", 20), ("t/b", 20), ("t/c", 24)]);
+        assert_eq!(
+            said(&layout, dir.path(), &[0]),
+            "3 of 4 pieces are missing: b is not there; c cannot be read: it is not a file; with --partial the rest \
+             is seeded"
+        );
     }
 }

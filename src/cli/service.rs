@@ -4,7 +4,6 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use etcetera::BaseStrategy;
 use tokio::runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -74,24 +73,9 @@ pub(super) fn runtime() -> Result<runtime::Runtime, Failure> {
 
 /// Opens the cache that the arguments name.
 pub(super) fn open_cache(args: &MountArgs) -> Result<Arc<Cache>, Failure> {
-    let dir = cache_dir(args.cache_dir.as_deref())?;
-    let config = CacheConfig { dir, disk_limit: args.cache_size, memory: args.memory };
-    Cache::open(config).map_err(|error| Failure::new(Exit::Resource, error))
-}
-
-/// Absolute, for a daemon leaves its working directory.
-pub(super) fn cache_dir(given: Option<&Path>) -> Result<PathBuf, Failure> {
-    let dir = match given {
-        Some(dir) => dir.to_owned(),
-        None => etcetera::choose_base_strategy()
-            .map_err(|_| {
-                Failure::new(Exit::Resource, "no home directory to keep the cache in; name one with --cache-dir")
-            })?
-            .cache_dir()
-            .join("torrentfs"),
-    };
-    std::path::absolute(&dir)
-        .map_err(|error| Failure::new(Exit::Resource, format!("cannot use cache {}: {error}", dir.display())))
+    args.cache_dir.open(&args.mountpoint, |dir| {
+        Cache::open(CacheConfig { dir: dir.to_owned(), disk_limit: args.cache_size, memory: args.memory })
+    })
 }
 
 impl Service {

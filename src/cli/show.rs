@@ -23,10 +23,16 @@ use crate::route::Route;
 pub(super) const AFTER_HELP: &str = "\
 A magnet link or an info hash is only shown: nothing is fetched from peers.
 
-JSON, of a torrent: name, info_hash, magnet, format (\"v1\" or \"hybrid\"), size, piece_length, pieces, private,
-trackers (lists of tiers), web_seeds, http_seeds, nodes, creation_date (seconds since 1970), created_by, comment,
-source, files (path, size, kind (\"file\", \"link\" or \"pad\"), executable, target); of a link: name, info_hash, magnet,
-trackers, web_seeds, peers. What is not said is null or an empty list.";
+JSON, of a torrent: name, info_hash, magnet, format (\"v1\" or \"hybrid\"), size,
+piece_length, pieces, private, trackers (lists of tiers), web_seeds,
+http_seeds, nodes, creation_date (seconds since 1970), created_by, comment,
+source, files (path, size, kind (\"file\", \"link\" or \"pad\"), executable, target);
+of a link: name, info_hash, magnet, trackers, web_seeds, peers. What is not
+said is null or an empty list.
+
+Examples:
+  torrentfs show film.torrent
+  torrentfs show --json film.torrent | jq -r .magnet";
 
 /// `torrentfs show`.
 #[derive(Args, Clone, Debug)]

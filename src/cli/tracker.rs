@@ -30,14 +30,17 @@ const SHORTEST_INTERVAL: Duration = Duration::from_secs(1);
 const LONGEST_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
 
 pub(super) const AFTER_HELP: &str = "\
-It answers at /announce and /scrape over HTTP, and over UDP on the same port. / is a page for people, /metrics is for
-Prometheus.
+It answers at /announce and /scrape over HTTP, and over UDP on the same port: a
+torrent names it as http://HOST:6969/announce, or udp://HOST:6969. / is a page
+for people, /metrics is for Prometheus.
 
 Examples:
   torrentfs tracker
   torrentfs tracker --torrents ~/shared --state ~/.local/state/tracker
-  torrentfs tracker --listen 192.0.2.1 --listen '[2001:db8::1]:6969' --allow allowed.txt
-  torrentfs tracker --listen 127.0.0.1:8080 --trust-forwarded 127.0.0.1    (behind a proxy with HTTPS)";
+  torrentfs tracker --listen 192.0.2.1 --listen '[2001:db8::1]:6969'
+  torrentfs tracker --allow allowed.txt
+  torrentfs tracker --listen 127.0.0.1:8080 --trust-forwarded 127.0.0.1
+                                              (behind a proxy that adds HTTPS)";
 
 /// `torrentfs tracker`.
 #[derive(Args, Clone, Debug, PartialEq)]
@@ -78,7 +81,7 @@ pub struct TrackerArgs {
     #[arg(long, value_name = "N", default_value_t = Limits::default().torrents, help_heading = "Limits")]
     max_torrents: usize,
 
-    /// The most peers known at a time; a million take 55 to 210 MiB
+    /// The most peers known at a time; a million take 55 to 170 MiB
     #[arg(long, value_name = "N", default_value_t = Limits::default().peers, help_heading = "Limits")]
     max_peers: usize,
 

@@ -233,7 +233,7 @@ impl Attached {
 }
 
 /// Checks a mount point, clears away what a killed torrentfs left there, and gives its canonical path.
-pub(super) fn prepare(mountpoint: &Path) -> Result<PathBuf, MountError> {
+pub fn prepare(mountpoint: &Path) -> Result<PathBuf, MountError> {
     let fault = |source| MountError::MountPoint { path: mountpoint.to_owned(), source };
     let path = unmount::resolve(mountpoint).map_err(fault)?;
     for _ in 0..MAX_DEAD {

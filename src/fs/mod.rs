@@ -37,7 +37,7 @@ pub mod tree;
 pub mod unmount;
 pub mod vfs;
 
-pub use attach::{MountError, MountOptions};
+pub use attach::{MountError, MountOptions, prepare};
 pub use content::{Content, ReadError, Reader};
 pub use mount::{Attacher, Mounted};
 pub use shelf::Shelf;

@@ -42,7 +42,7 @@ const PATIENCE: Duration = Duration::from_millis(1500);
 const TRY: Duration = Duration::from_millis(200);
 /// A link's file that was not written to for so long is whole.
 const REST: Duration = Duration::from_millis(300);
-/// Files looked at in one directory.
+/// Entries looked at in one directory, and files taken in.
 const MAX_FILES: usize = 100_000;
 /// Torrents being added at a time, and links being looked for.
 const ADDING: usize = 16;
@@ -166,8 +166,10 @@ impl Folder {
 
     /// Looks at the whole directory. Says when to do it again, if some file is not settled.
     async fn look(&mut self) -> Option<Instant> {
-        let dir = self.dir.clone();
-        let listed = spawn_blocking(move || list(&dir)).await.unwrap_or_else(|error| Err(io::Error::other(error)));
+        let (dir, known) = (self.dir.clone(), self.known.keys().cloned().collect());
+        let listed = spawn_blocking(move || list(&dir, known, MAX_FILES))
+            .await
+            .unwrap_or_else(|error| Err(io::Error::other(error)));
         let found = match listed {
             Ok((found, all)) => {
                 if !all && !self.crowded {
@@ -391,24 +393,38 @@ fn is_link(name: &OsString) -> bool {
     has_extension(name, "magnet")
 }
 
-/// The files that name torrents; hidden ones are others' work in progress. Whether that is all.
-fn list(dir: &Path) -> io::Result<(Vec<Found>, bool)> {
+/// The files that name torrents, `most` of them; hidden ones are others' work in progress. Whether that is all.
+///
+/// Where it is not, which entries come first is the filesystem's to say, each time anew: those `known` that were not among
+/// them are asked for by name, and go before new ones.
+fn list(dir: &Path, known: HashSet<OsString>, most: usize) -> io::Result<(Vec<Found>, bool)> {
     let mut found = Vec::new();
     let mut entries = dir.read_dir()?;
-    for entry in entries.by_ref().take(MAX_FILES) {
+    for entry in entries.by_ref().take(most) {
         let name = entry?.file_name();
         if name.as_bytes().starts_with(b".") || !(is_link(&name) || has_extension(&name, "torrent")) {
             continue;
         }
-        // By its path: a symbolic link is as good as a file.
-        let Ok(about) = dir.join(&name).metadata() else { continue };
-        if about.is_file() {
-            found.push(Found { name, stamp: Stamp::from(&about), modified: about.modified()? });
-        }
+        found.extend(look_at(dir, name));
+    }
+    let all = entries.next().is_none();
+    if !all {
+        let (mut old, new): (Vec<_>, Vec<_>) = found.into_iter().partition(|found| known.contains(&found.name));
+        let listed: HashSet<OsString> = old.iter().map(|found| found.name.clone()).collect();
+        old.extend(known.into_iter().filter(|name| !listed.contains(name)).filter_map(|name| look_at(dir, name)));
+        let room = most.saturating_sub(old.len());
+        old.extend(new.into_iter().take(room));
+        found = old;
     }
     // Which of two files that name the same torrent comes first is not left to chance.
     found.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok((found, entries.next().is_none()))
+    Ok((found, all))
+}
+
+/// By its path: a symbolic link is as good as a file.
+fn look_at(dir: &Path, name: OsString) -> Option<Found> {
+    let about = dir.join(&name).metadata().ok().filter(|about| about.is_file())?;
+    Some(Found { name, stamp: Stamp::from(&about), modified: about.modified().ok()? })
 }
 
 fn read_all(dir: &Path, names: Vec<OsString>) -> Vec<Result<Source, SourceError>> {
@@ -471,4 +487,38 @@ impl Ears {
 
 fn read_events(inotify: &mut Inotify) -> io::Result<()> {
     inotify.read_events(&mut [0; 4096]).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    /// Whatever the filesystem lists first: what had been taken in stays for as long as it is there.
+    #[test]
+    fn what_is_passed_over_is_not_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let name = |n: usize| OsString::from(format!("{n}.torrent"));
+        let make = |of: std::ops::Range<usize>| of.for_each(|n| fs::write(dir.path().join(name(n)), []).unwrap());
+        let look = |known: &HashSet<OsString>| {
+            let (found, all) = list(dir.path(), known.clone(), 10).unwrap();
+            (found.into_iter().map(|found| found.name).collect::<HashSet<_>>(), all)
+        };
+        make(0..9);
+        fs::write(dir.path().join("note.txt"), []).unwrap();
+        let (first, all) = look(&HashSet::new());
+        assert_eq!((first.len(), all), (9, true));
+
+        make(9..100);
+        let (found, all) = look(&first);
+        assert!(found.is_superset(&first) && found.len() <= 10 && !all, "{found:?}");
+        for n in 0..4 {
+            fs::remove_file(dir.path().join(name(n))).unwrap();
+        }
+        fs::create_dir(dir.path().join(name(3))).unwrap();
+        let gone: HashSet<OsString> = (0..4).map(name).collect();
+        let (found, _) = look(&first);
+        assert!(found.is_superset(&(&first - &gone)) && found.is_disjoint(&gone) && found.len() <= 10, "{found:?}");
+    }
 }

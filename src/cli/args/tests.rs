@@ -2,6 +2,7 @@
 
 use std::str::FromStr;
 
+use super::super::cache_dir::CacheDir;
 use super::super::http::HttpFlags;
 use super::super::log::LogFormat;
 use super::super::mount_args::MountArgs;
@@ -42,7 +43,7 @@ fn defaults() {
         foreground: false,
         on_demand: false,
         read_timeout: Some(Duration::from_secs(120)),
-        cache_dir: None,
+        cache_dir: CacheDir::Shared(None),
         cache_size: Some(20 << 30),
         memory: 32 << 20,
         verify: false,
@@ -64,7 +65,7 @@ fn every_flag_has_its_meaning_and_so_has_the_option_of_its_name() {
         foreground: true,
         on_demand: true,
         read_timeout: Some(Duration::from_secs(300)),
-        cache_dir: Some("/var/c".into()),
+        cache_dir: CacheDir::Exactly("/var/c".into()),
         cache_size: Some(1 << 30),
         memory: 64 << 20,
         verify: true,
@@ -158,6 +159,21 @@ fn flags_beat_options_and_later_ones_earlier_ones() {
     assert_eq!(args.network.peers.len(), 3);
 }
 
+/// A directory named for one mount is its own; one that is configured is where all of them begin.
+#[test]
+fn a_cache_that_is_configured_is_shared() {
+    let over = |line: &str| match parse(line).unwrap().command {
+        Command::Mount(command) => command.over("cache_dir=/var/all,memory=2MiB".parse().unwrap()),
+        other => panic!("{other:?}"),
+    };
+    let args = over("torrentfs mount a.torrent /mnt");
+    assert_eq!((args.cache_dir, args.memory), (CacheDir::Shared(Some("/var/all".into())), 2 << 20));
+    for flags in ["--cache-dir /var/c", "-o cache_dir=/var/c", "-o cache_dir=/var/b,cache_dir=/var/c"] {
+        let args = over(&format!("torrentfs mount a.torrent /mnt {flags}"));
+        assert_eq!(args.cache_dir, CacheDir::Exactly("/var/c".into()), "{flags}");
+    }
+}
+
 #[test]
 fn no_limit_can_be_said() {
     let args = mount("--cache-size unlimited --read-timeout 0 --download-limit 0 --upload-limit unlimited");
@@ -187,7 +203,8 @@ fn nonsense_is_refused_with_its_name_and_an_example() {
         let error = fault(&format!("torrentfs mount a.torrent /mnt {flags}"));
         assert!(error.contains(part), "{flags}: {error}");
     }
-    assert!(fault("torrentfs mount a.torrent").contains("MOUNTPOINT"));
+    let missing = fault("torrentfs mount a.torrent");
+    assert!(missing.contains("  <MOUNTPOINT>\n") && missing.contains("mount [OPTIONS] <SOURCE>... <MOUNTPOINT>"));
     assert!(fault("torrentfs unmount").contains("MOUNTPOINT"));
     assert!(fault("torrentfs get").contains("SOURCE"));
     assert!(fault("torrentfs seed a.torrent").contains("TORRENT"));
@@ -230,6 +247,15 @@ fn other_commands() {
     assert!(fault("torrentfs demo --rate 0").contains("above 0"));
 }
 
+/// What is laid out by hand is not broken anew on a terminal of 80 columns.
+#[test]
+fn what_follows_the_options_fits_a_terminal() {
+    for command in Cli::command().get_subcommands() {
+        let text = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+        assert_eq!(text.lines().find(|line| line.chars().count() > 80), None, "{}", command.get_name());
+    }
+}
+
 #[test]
 fn help_has_examples_and_the_exit_codes() {
     let help = parse("torrentfs --help").unwrap_err();
@@ -239,5 +265,9 @@ fn help_has_examples_and_the_exit_codes() {
     for exit in [Exit::Success, Exit::Failure, Exit::Usage, Exit::Torrent, Exit::Mountpoint, Exit::Resource] {
         assert!(help.contains(&format!("\n  {}  ", exit as u8)), "{exit:?}");
     }
-    assert!(parse("torrentfs mount --help").unwrap_err().to_string().contains("allow_other"));
+    let help = parse("torrentfs mount --help").unwrap_err().to_string();
+    assert!(help.contains("allow_other") && !help.contains('\u{1b}'));
+    for listed in ["Usage: torrentfs mount [OPTIONS] <SOURCE>... <MOUNTPOINT>", "  <SOURCE>...  ", "  <MOUNTPOINT>  "] {
+        assert!(help.contains(listed), "{help}");
+    }
 }
