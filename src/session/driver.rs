@@ -53,7 +53,8 @@ const STOP_LIMIT: Duration = Duration::from_secs(2);
 /// What work done elsewhere gives back to the task.
 #[derive(Debug)]
 pub(super) enum Done {
-    Called(SocketAddr, Result<Handshaken, net::DialError>),
+    /// In a box, as callers are: each torrent has a place for 32 of these and of those.
+    Called(SocketAddr, Result<Box<Handshaken>, net::DialError>),
     Checked {
         piece: PieceIndex,
         verdict: Verdict,
@@ -78,7 +79,7 @@ struct Inputs {
     inbox: mpsc::Receiver<(PeerKey, Incoming)>,
     done: mpsc::Receiver<Done>,
     commands: mpsc::Receiver<Command>,
-    callers: mpsc::Receiver<Handshaken>,
+    callers: mpsc::Receiver<Box<Handshaken>>,
     found: Found,
     /// Unbounded, for the store must not wait while it evicts; it holds each piece once at most between two turns.
     evicted: mpsc::UnboundedReceiver<PieceIndex>,
@@ -159,7 +160,7 @@ impl Driver {
                     self.update_allowed(Instant::now());
                     self.found(addrs, source);
                 }
-                Some(caller) = inputs.callers.recv() => self.connected(caller, Direction::Incoming),
+                Some(caller) = inputs.callers.recv() => self.connected(*caller, Direction::Incoming),
                 Some((peer, incoming)) = inputs.inbox.recv() => self.incoming(peer, incoming),
                 () = tokio::time::sleep_until(wakeup.into()) => {}
             }
@@ -277,7 +278,7 @@ impl Driver {
 
     fn finished(&mut self, done: Done) {
         match done {
-            Done::Called(_, Ok(handshaken)) => self.connected(handshaken, Direction::Outgoing),
+            Done::Called(_, Ok(handshaken)) => self.connected(*handshaken, Direction::Outgoing),
             Done::Called(addr, Err(error)) => {
                 tracing::debug!(%addr, "cannot connect: {error}");
                 self.hear(Event::ConnectFailed(addr));
@@ -515,7 +516,7 @@ impl Driver {
         tokio::spawn(async move {
             tokio::select! {
                 called = dialer.connect(addr, &ours) => {
-                    let _ = done.send(Done::Called(addr, called)).await;
+                    let _ = done.send(Done::Called(addr, called.map(Box::new))).await;
                 }
                 // The torrent has ended.
                 () = done.closed() => {}
