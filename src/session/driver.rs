@@ -43,7 +43,7 @@ const MAX_UNSENT: usize = 4096;
 const FEW_PEERS: usize = 10;
 
 /// How often it is looked what else there is to do: while there are peers or readers; and at most while there are none,
-/// after twice as long each time.
+/// after four times as long each time.
 const LOOK: Duration = Duration::from_secs(1);
 const IDLE_LOOK: Duration = Duration::from_secs(5 * 60);
 
@@ -357,9 +357,11 @@ impl Driver {
         self.hear(Event::Tick);
         if now >= self.look_at {
             // A thousand torrents at rest are not to wake all at once.
-            let spread = if self.look == LOOK { 1.0 } else { rand::random_range(0.75..1.25) };
-            self.look_at = now + self.look.mul_f64(spread);
-            self.look = (self.look * 2).min(IDLE_LOOK);
+            self.look_at = match self.look {
+                LOOK => now + LOOK,
+                look => self.share.beat(now + look.mul_f64(rand::random_range(0.75..1.25))),
+            };
+            self.look = (self.look * 4).min(IDLE_LOOK);
             self.update_allowed(now);
             self.update_transferred();
             self.update_room();
