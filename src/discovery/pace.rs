@@ -8,20 +8,25 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 /// From one torrent's announce to the next one's; and how many may leave at once after a pause.
 const GAP: Duration = Duration::from_millis(100);
 const AT_ONCE: u32 = 20;
+/// Turns that have to be waited for come at whole ones of these, some at a time: to wake for each by itself took a third
+/// of what an announce costs.
+const BEAT: Duration = Duration::from_secs(1);
 /// Farewells under way at a time: all of them have but two seconds.
 const FAREWELLS: usize = 100;
 
 /// When whose turn is, over all torrents of a session.
 #[derive(Debug)]
 pub(super) struct Pace {
-    /// When the next turn is, or could have been.
+    /// When the next turn is, or could have been, before it is brought to a beat.
     next: Mutex<Option<Instant>>,
+    /// When the beats began.
+    begin: Instant,
     farewells: Semaphore,
 }
 
 impl Default for Pace {
     fn default() -> Self {
-        Self { next: Mutex::default(), farewells: Semaphore::new(FAREWELLS) }
+        Self { next: Mutex::default(), begin: Instant::now(), farewells: Semaphore::new(FAREWELLS) }
     }
 }
 
@@ -32,7 +37,11 @@ impl Pace {
         let earliest = now.checked_sub(GAP * (AT_ONCE - 1)).unwrap_or(now);
         let turn = next.map_or(earliest, |next| next.max(earliest));
         *next = Some(turn + GAP);
-        turn.max(now)
+        if turn <= now {
+            return now;
+        }
+        let beats = turn.saturating_duration_since(self.begin).as_millis().div_ceil(BEAT.as_millis());
+        u32::try_from(beats).map_or(turn, |beats| self.begin + BEAT * beats)
     }
 
     /// A place among those that take leave.
@@ -48,14 +57,18 @@ mod tests {
 
     #[test]
     fn a_few_at_once_and_then_one_after_the_other() {
-        let (pace, now) = (Pace::default(), Instant::now() + Duration::from_secs(3600));
+        let pace = Pace::default();
+        // Between two beats.
+        let now = pace.begin + Duration::from_millis(3_600_250);
         let waits = |now: Instant, count: usize| -> Vec<Duration> {
             (0..count).map(|_| pace.turn(now).saturating_duration_since(now)).collect()
         };
         let first = waits(now, 1000);
         assert!(first[..AT_ONCE as usize].iter().all(Duration::is_zero));
-        assert_eq!(first[AT_ONCE as usize..][..3], [GAP, GAP * 2, GAP * 3]);
-        assert_eq!(first[999], GAP * (1000 - AT_ONCE));
+        let [first_beat, second_beat] = [750, 1750].map(Duration::from_millis);
+        assert_eq!(first[AT_ONCE as usize..][..10], [[first_beat; 7].as_slice(), &[second_beat; 3]].concat());
+        assert!(first.iter().zip(0..).all(|(wait, n)| *wait >= GAP * (n + 1 - AT_ONCE.min(n + 1))), "none is early");
+        assert!(first[999] < GAP * (1000 - AT_ONCE) + BEAT);
         // Long after, there is no debt and no more credit than at the start.
         let later = waits(now + Duration::from_secs(3600), 100);
         assert_eq!(later.iter().filter(|wait| wait.is_zero()).count(), AT_ONCE as usize);

@@ -43,7 +43,7 @@ const MAX_UNSENT: usize = 4096;
 const FEW_PEERS: usize = 10;
 
 /// How often it is looked what else there is to do: while there are peers or readers; and at most while there are none,
-/// after twice as long each time.
+/// after four times as long each time.
 const LOOK: Duration = Duration::from_secs(1);
 const IDLE_LOOK: Duration = Duration::from_secs(5 * 60);
 
@@ -53,7 +53,8 @@ const STOP_LIMIT: Duration = Duration::from_secs(2);
 /// What work done elsewhere gives back to the task.
 #[derive(Debug)]
 pub(super) enum Done {
-    Called(SocketAddr, Result<Handshaken, net::DialError>),
+    /// In a box, as callers are: each torrent has a place for 32 of these and of those.
+    Called(SocketAddr, Result<Box<Handshaken>, net::DialError>),
     Checked {
         piece: PieceIndex,
         verdict: Verdict,
@@ -78,7 +79,7 @@ struct Inputs {
     inbox: mpsc::Receiver<(PeerKey, Incoming)>,
     done: mpsc::Receiver<Done>,
     commands: mpsc::Receiver<Command>,
-    callers: mpsc::Receiver<Handshaken>,
+    callers: mpsc::Receiver<Box<Handshaken>>,
     found: Found,
     /// Unbounded, for the store must not wait while it evicts; it holds each piece once at most between two turns.
     evicted: mpsc::UnboundedReceiver<PieceIndex>,
@@ -159,7 +160,7 @@ impl Driver {
                     self.update_allowed(Instant::now());
                     self.found(addrs, source);
                 }
-                Some(caller) = inputs.callers.recv() => self.connected(caller, Direction::Incoming),
+                Some(caller) = inputs.callers.recv() => self.connected(*caller, Direction::Incoming),
                 Some((peer, incoming)) = inputs.inbox.recv() => self.incoming(peer, incoming),
                 () = tokio::time::sleep_until(wakeup.into()) => {}
             }
@@ -277,7 +278,7 @@ impl Driver {
 
     fn finished(&mut self, done: Done) {
         match done {
-            Done::Called(_, Ok(handshaken)) => self.connected(handshaken, Direction::Outgoing),
+            Done::Called(_, Ok(handshaken)) => self.connected(*handshaken, Direction::Outgoing),
             Done::Called(addr, Err(error)) => {
                 tracing::debug!(%addr, "cannot connect: {error}");
                 self.hear(Event::ConnectFailed(addr));
@@ -356,9 +357,11 @@ impl Driver {
         self.hear(Event::Tick);
         if now >= self.look_at {
             // A thousand torrents at rest are not to wake all at once.
-            let spread = if self.look == LOOK { 1.0 } else { rand::random_range(0.75..1.25) };
-            self.look_at = now + self.look.mul_f64(spread);
-            self.look = (self.look * 2).min(IDLE_LOOK);
+            self.look_at = match self.look {
+                LOOK => now + LOOK,
+                look => self.share.beat(now + look.mul_f64(rand::random_range(0.75..1.25))),
+            };
+            self.look = (self.look * 4).min(IDLE_LOOK);
             self.update_allowed(now);
             self.update_transferred();
             self.update_room();
@@ -515,7 +518,7 @@ impl Driver {
         tokio::spawn(async move {
             tokio::select! {
                 called = dialer.connect(addr, &ours) => {
-                    let _ = done.send(Done::Called(addr, called)).await;
+                    let _ = done.send(Done::Called(addr, called.map(Box::new))).await;
                 }
                 // The torrent has ended.
                 () = done.closed() => {}

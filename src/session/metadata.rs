@@ -117,7 +117,7 @@ impl Session {
 struct OpenDoor<'a> {
     session: &'a Session,
     magnet: &'a Magnet,
-    callers: mpsc::Sender<Handshaken>,
+    callers: mpsc::Sender<Box<Handshaken>>,
 }
 
 impl Drop for OpenDoor<'_> {
@@ -132,7 +132,7 @@ impl Drop for OpenDoor<'_> {
 struct Inputs {
     inbox: mpsc::Receiver<(PeerKey, Incoming)>,
     called: mpsc::Receiver<(SocketAddr, Result<Handshaken, DialError>)>,
-    callers: mpsc::Receiver<Handshaken>,
+    callers: mpsc::Receiver<Box<Handshaken>>,
     found: Found,
 }
 
@@ -187,7 +187,7 @@ impl Resolver<'_> {
                         }
                     }
                 }
-                Some(caller) = inputs.callers.recv() => self.connected(caller),
+                Some(caller) = inputs.callers.recv() => self.connected(*caller),
                 Some((_, addrs)) = inputs.found.recv() => self.found(addrs),
                 _ = second.tick() => self.tick(),
             }

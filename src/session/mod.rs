@@ -165,7 +165,7 @@ struct Doors {
 
 /// Whom callers of one info hash are for.
 struct Door {
-    callers: mpsc::Sender<Handshaken>,
+    callers: mpsc::Sender<Box<Handshaken>>,
     /// A torrent's. Else only its metadata is looked for: whoever comes next takes the door over.
     is_torrent: bool,
 }
@@ -189,7 +189,7 @@ impl Host for Doors {
     fn welcome(&self, caller: Handshaken) {
         // A torrent that is too busy to take a caller loses one, no more.
         if let Some(door) = lock(&self.torrents).get(&caller.theirs.info_hash) {
-            let _ = door.callers.try_send(caller);
+            let _ = door.callers.try_send(Box::new(caller));
         }
     }
 }

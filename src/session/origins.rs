@@ -1,12 +1,11 @@
 //! Who named which address first: to tell where a peer came from.
 
 use std::net::SocketAddr;
-use std::num::NonZeroUsize;
 
 use lru::LruCache;
 
 /// Addresses remembered: twice what the swarm's address book holds.
-const MAX_ORIGINS: NonZeroUsize = NonZeroUsize::new(4_000).expect("it is not zero");
+const MAX_ORIGINS: usize = 4_000;
 
 /// Where a peer came from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -34,7 +33,8 @@ pub(super) struct Origins(LruCache<SocketAddr, PeerSource>);
 
 impl Origins {
     pub(super) fn new() -> Self {
-        Self(LruCache::new(MAX_ORIGINS))
+        // With a capacity it would take the memory for all of them at once, for each torrent.
+        Self(LruCache::unbounded())
     }
 
     /// These were named. The first word counts.
@@ -43,6 +43,9 @@ impl Origins {
             let addr = canonical(*addr);
             if !self.0.contains(&addr) {
                 self.0.put(addr, source);
+            }
+            if self.0.len() > MAX_ORIGINS {
+                self.0.pop_lru();
             }
         }
     }
@@ -70,6 +73,6 @@ mod tests {
         assert_eq!(origins.of(addr(1)), PeerSource::Dht);
         assert_eq!(origins.of("[::ffff:10.0.0.1]:2".parse().unwrap()), PeerSource::Tracker);
         (3..9_000).for_each(|port| origins.note(&[addr(port)], PeerSource::Lsd));
-        assert_eq!(origins.0.len(), MAX_ORIGINS.get());
+        assert_eq!(origins.0.len(), MAX_ORIGINS);
     }
 }

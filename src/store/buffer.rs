@@ -19,6 +19,8 @@ const MAX_SPARE_BUFFER: usize = 32 << 20;
 pub(super) struct BufferPool {
     spare: Mutex<Spare>,
     in_use: AtomicU64,
+    /// Bytes of all buffers that did not go round.
+    freed: AtomicU64,
 }
 
 #[derive(Default)]
@@ -50,10 +52,16 @@ impl BufferPool {
         self.in_use.load(Relaxed)
     }
 
+    /// Bytes that were freed since it was made.
+    pub fn freed(&self) -> u64 {
+        self.freed.load(Relaxed)
+    }
+
     fn give_back(&self, buffer: Box<[u8]>) {
         self.in_use.fetch_sub(buffer.len() as u64, Relaxed);
         let len = buffer.len();
         if len == 0 || len > MAX_SPARE_BUFFER {
+            self.freed.fetch_add(len as u64, Relaxed);
             return;
         }
         let mut spare = lock(&self.spare);
@@ -61,7 +69,9 @@ impl BufferPool {
         spare.buffers.push(buffer);
         // The oldest go first: torrents of other piece lengths leave buffers that fit nobody.
         while spare.bytes > MAX_SPARE && spare.buffers.len() > 1 {
-            spare.bytes -= spare.buffers.remove(0).len();
+            let freed = spare.buffers.remove(0).len();
+            spare.bytes -= freed;
+            self.freed.fetch_add(freed as u64, Relaxed);
         }
     }
 }
@@ -140,6 +150,8 @@ mod tests {
         drop(pool.buffer(100 << 20));
         let spare = lock(&pool.spare);
         assert!(spare.bytes <= MAX_SPARE);
+        let all = (0..40).map(|n| (1 << 20) + n * 1000).sum::<u64>() + (100 << 20);
+        assert_eq!(pool.freed() + spare.bytes as u64, all);
         assert_eq!(spare.bytes, spare.buffers.iter().map(|b| b.len()).sum::<usize>());
         assert!(!spare.buffers.is_empty());
     }

@@ -14,12 +14,14 @@ use super::buffer::{BufferPool, PieceBuf};
 use super::files::Handles;
 use super::handle::TorrentStore;
 use super::health::{DiskError, Gate, Health};
+use super::holes::Holes;
 use super::ledger::{Ledger, Parked, Victim, on_disk};
 use super::memory::{Lost, Memory};
 use super::state::Saved;
 use super::torrent::{Save, Torrent};
 use super::{CacheConfig, EvictionSink, Place, StoreError, TorrentSpec, Usage, lock, start};
 use crate::metainfo::{InfoHash, PieceIndex};
+use crate::sys::process::give_heap_back;
 
 /// Between two rounds of the keeper.
 const ROUND: Duration = Duration::from_secs(1);
@@ -451,9 +453,13 @@ impl Cache {
 
 /// The keeper's life: a round a second until the cache is closed or dropped.
 fn keep(cache: &Weak<Cache>, stopped: &std::sync::mpsc::Receiver<()>) {
+    let mut holes = Holes::default();
     while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(ROUND) {
         let Some(cache) = cache.upgrade() else { break };
         cache.round(Instant::now());
+        if holes.round(cache.pool.freed()) {
+            give_heap_back();
+        }
     }
 }
 

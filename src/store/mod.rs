@@ -32,6 +32,7 @@ mod download;
 mod files;
 mod handle;
 mod health;
+mod holes;
 mod ledger;
 mod memory;
 mod metainfo;

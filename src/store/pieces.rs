@@ -1,12 +1,13 @@
-//! What is had of one torrent: one word a piece, read without a lock.
+//! What is had of one torrent: one word a piece, read without a lock. Until the first piece comes there are no words, and
+//! every piece is missing: of a thousand torrents most are never read.
 //!
 //! A word holds the piece's [`State`], whether it is pinned, and a generation that grows each time the piece leaves the
 //! disk. A reader that took bytes from the disk looks at the word again afterwards: the same generation means that no
 //! hole was punched in between, even if the piece went and came back meanwhile.
 
 use std::ops::Range;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst, fence};
+use std::sync::{Mutex, OnceLock};
 
 use super::{EvictionSink, lock};
 use crate::metainfo::{Lengths, PieceIndex};
@@ -73,23 +74,34 @@ pub(super) struct Pieces {
     /// Tells the torrents of one cache apart.
     pub id: u32,
     pub lengths: Lengths,
-    words: Box<[AtomicU32]>,
-    /// When each was last used, by the cache's clock of uses.
-    used: Box<[AtomicU64]>,
+    table: OnceLock<Table>,
     pins: Mutex<Vec<Range<u32>>>,
     sink: EvictionSink,
 }
 
+/// By piece. An index of another torrent may be out of range: that piece is simply missing.
+struct Table {
+    words: Box<[AtomicU32]>,
+    /// When each was last used, by the cache's clock of uses.
+    used: Box<[AtomicU64]>,
+}
+
 impl Pieces {
     pub fn new(id: u32, lengths: Lengths, sink: EvictionSink) -> Self {
-        let words = lengths.iter().map(|_| AtomicU32::new(0)).collect();
-        let used = lengths.iter().map(|_| AtomicU64::new(0)).collect();
-        Self { id, lengths, words, used, pins: Mutex::default(), sink }
+        Self { id, lengths, table: OnceLock::new(), pins: Mutex::default(), sink }
+    }
+
+    /// For a change. Whoever is told of that change (by a lock or a channel, as all are) finds the table from then on.
+    fn table(&self) -> &Table {
+        self.table.get_or_init(|| Table {
+            words: self.lengths.iter().map(|_| AtomicU32::new(0)).collect(),
+            used: self.lengths.iter().map(|_| AtomicU64::new(0)).collect(),
+        })
     }
 
     pub fn word(&self, piece: PieceIndex) -> Word {
-        // An index of another torrent may be out of range: it is simply missing.
-        Word(self.words.get(piece.index()).map_or(0, |word| word.load(SeqCst)))
+        let word = self.table.get().and_then(|table| table.words.get(piece.index()));
+        Word(word.map_or(0, |word| word.load(SeqCst)))
     }
 
     /// Whether bytes read from the disk since `before` was seen are those of the piece.
@@ -101,7 +113,7 @@ impl Pieces {
 
     /// Moves the piece on if `ready` says so of its word, and returns the word it had.
     pub fn change(&self, piece: PieceIndex, to: State, ready: impl Fn(Word) -> bool) -> Option<Word> {
-        let word = self.words.get(piece.index())?;
+        let word = self.table().words.get(piece.index())?;
         let next = |now| ready(Word(now)).then(|| Word(now).with(to).0);
         word.fetch_update(SeqCst, SeqCst, next).ok().map(Word)
     }
@@ -112,11 +124,12 @@ impl Pieces {
     }
 
     pub fn last_use(&self, piece: PieceIndex) -> u64 {
-        self.used.get(piece.index()).map_or(0, |used| used.load(Relaxed))
+        let used = self.table.get().and_then(|table| table.used.get(piece.index()));
+        used.map_or(0, |used| used.load(Relaxed))
     }
 
     pub fn set_last_use(&self, piece: PieceIndex, tick: u64) {
-        if let Some(used) = self.used.get(piece.index()) {
+        if let Some(used) = self.table().used.get(piece.index()) {
             used.store(tick, Relaxed);
         }
     }
@@ -136,15 +149,16 @@ impl Pieces {
         if *pins == ranges {
             return;
         }
+        let words = &self.table().words;
         for piece in ranges.iter().cloned().flatten() {
-            self.words[piece as usize].fetch_or(PINNED, SeqCst);
+            words[piece as usize].fetch_or(PINNED, SeqCst);
         }
         for piece in pins.iter().cloned().flatten() {
             if !ranges.iter().any(|range| range.contains(&piece)) {
                 if let Some(piece) = self.lengths.piece(piece) {
                     self.touch(piece, clock);
                 }
-                self.words[piece as usize].fetch_and(!PINNED, SeqCst);
+                words[piece as usize].fetch_and(!PINNED, SeqCst);
             }
         }
         *pins = ranges;
@@ -166,6 +180,9 @@ mod tests {
         let pieces = Pieces::new(0, Lengths::new(50, 10).unwrap(), Box::new(|_| {}));
         let clock = AtomicU64::new(7);
         let piece = pieces.lengths.piece(3).unwrap();
+        assert!(
+            pieces.word(piece).state() == State::Missing && pieces.last_use(piece) == 0 && pieces.table.get().is_none()
+        );
         pieces.pin(vec![2..9, 1..1], &clock);
         assert!(pieces.advance(piece, State::Missing, State::Disk));
         let before = pieces.word(piece);

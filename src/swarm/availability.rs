@@ -3,6 +3,8 @@
 //! The *enrolled* pieces (those that background fetching may start) stand in one array, rarest first, random within
 //! one count. Counts move by one, and a piece moves to the neighbouring bucket by one swap: a `have` costs no scan.
 //! Peers that have everything are only counted, so a seed's coming and going costs nothing.
+//!
+//! It *sleeps* while there is no peer, and then takes no memory: of a thousand torrents most have none.
 
 use rand::RngExt;
 use rand::rngs::SmallRng;
@@ -11,9 +13,9 @@ use rand::seq::SliceRandom;
 /// `place` of a piece that is not enrolled.
 const ABSENT: u32 = u32::MAX;
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Availability {
-    /// Peers that have each piece, seeds left out.
+    /// Peers that have each piece, seeds left out. Empty while it sleeps, as all else is.
     counts: Vec<u16>,
     /// Enrolled pieces by ascending count.
     order: Vec<u32>,
@@ -26,8 +28,8 @@ pub(super) struct Availability {
 }
 
 impl Availability {
-    /// Nobody has anything; `pieces` of `total` are enrolled.
-    pub(super) fn new(total: u32, pieces: impl Iterator<Item = u32>, rng: &mut SmallRng) -> Self {
+    /// The first peer comes: nobody has anything yet, `pieces` of `total` are enrolled.
+    pub(super) fn awake(total: u32, pieces: impl Iterator<Item = u32>, rng: &mut SmallRng) -> Self {
         let mut order: Vec<u32> = pieces.collect();
         order.shuffle(rng);
         let mut place = vec![ABSENT; total as usize];
@@ -38,18 +40,23 @@ impl Availability {
         Self { counts: vec![0; total as usize], order, place, ends, seeds: 0 }
     }
 
+    /// Nothing is counted, no piece is enrolled, and none can be.
+    pub(super) fn sleeps(&self) -> bool {
+        self.counts.is_empty()
+    }
+
     /// Enrolled pieces, rarest first.
     pub(super) fn rarest(&self) -> &[u32] {
         &self.order
     }
 
     pub(super) fn is_enrolled(&self, piece: u32) -> bool {
-        self.place[piece as usize] != ABSENT
+        self.place.get(piece as usize).is_some_and(|place| *place != ABSENT)
     }
 
     /// Peers that have it, seeds left out.
     pub(super) fn of(&self, piece: u32) -> u16 {
-        self.counts[piece as usize]
+        self.counts.get(piece as usize).copied().unwrap_or(0)
     }
 
     pub(super) fn seeds(&self) -> u32 {
@@ -92,6 +99,9 @@ impl Availability {
     /// The piece may be started from now on.
     pub(super) fn enroll(&mut self, piece: u32, rng: &mut SmallRng) {
         debug_assert!(!self.is_enrolled(piece));
+        if self.sleeps() {
+            return;
+        }
         let count = usize::from(self.counts[piece as usize]);
         self.reach(count);
         self.place[piece as usize] = self.order.len() as u32;
@@ -107,6 +117,9 @@ impl Availability {
 
     /// These, and only these, may be started from now on. Counts stay.
     pub(super) fn enroll_only(&mut self, mut pieces: Vec<u32>, rng: &mut SmallRng) {
+        if self.sleeps() {
+            return;
+        }
         pieces.shuffle(rng);
         pieces.sort_by_key(|piece| self.counts[*piece as usize]);
         self.place.fill(ABSENT);
@@ -185,7 +198,7 @@ mod tests {
         #[test]
         fn agrees_with_a_recount(steps in prop::collection::vec((0u8..5, 0u32..12), 0..300), seed: u64) {
             let rng = &mut SmallRng::seed_from_u64(seed);
-            let mut availability = Availability::new(12, (0..12).filter(|piece| piece % 3 != 0), rng);
+            let mut availability = Availability::awake(12, (0..12).filter(|piece| piece % 3 != 0), rng);
             let mut counts = [0usize; 12];
             let mut enrolled: Vec<bool> = (0..12).map(|piece| piece % 3 != 0).collect();
             for (step, piece) in steps {

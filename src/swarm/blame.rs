@@ -117,7 +117,6 @@ mod tests {
         let mut pieces = crate::swarm::pieces::Pieces::new(
             crate::metainfo::Lengths::new(65_536, 65_536).unwrap(),
             &fixedbitset::FixedBitSet::with_capacity(1),
-            &mut rand::SeedableRng::seed_from_u64(0),
         );
         pieces.begin(0, None, false);
         for (block, by) in by.iter().enumerate() {

@@ -53,6 +53,9 @@ impl Swarm {
             self.addresses.left(now, addr, false, false);
             return refuse(self, goodbye);
         }
+        if self.peers.is_empty() {
+            self.pieces.wake(&mut self.rng);
+        }
         self.peers.insert(key, Peer::new(now, addr, direction, id, fast, self.pieces.count()));
         self.greet(now, key);
     }
@@ -131,6 +134,9 @@ impl Swarm {
             Holding::Some(bits) => {
                 bits.ones().for_each(|piece| self.pieces.availability.lower(piece as u32, &mut self.rng));
             }
+        }
+        if self.peers.is_empty() {
+            self.pieces.sleep();
         }
         self.abandon_all_solo(now, key);
         self.super_seed_lost(key);

@@ -80,11 +80,11 @@ pub struct Swarm {
 impl Swarm {
     /// A swarm that has the pieces `have`. Bits beyond the torrent are ignored.
     pub fn new(config: Config, have: FixedBitSet, now: Instant) -> Self {
-        let mut rng = SmallRng::seed_from_u64(config.seed);
+        let rng = SmallRng::seed_from_u64(config.seed);
         let mut config = config;
         // Counts of peers are 16 bits wide.
         config.max_peers = config.max_peers.min(usize::from(u16::MAX));
-        let pieces = Pieces::new(config.lengths, &have, &mut rng);
+        let pieces = Pieces::new(config.lengths, &have);
         Self {
             rng,
             peers: BTreeMap::new(),
@@ -325,7 +325,9 @@ impl Swarm {
         self.addresses.check();
         self.blame.check();
         let count_of = |piece| self.peers.values().filter(|peer| !peer.is_seed() && peer.has(piece)).count();
-        self.pieces.availability.check(|piece| self.pieces.is_to_begin(piece), count_of);
+        assert_eq!(self.pieces.availability.sleeps(), self.peers.is_empty());
+        let enrolled = |piece| !self.peers.is_empty() && self.pieces.is_to_begin(piece);
+        self.pieces.availability.check(enrolled, count_of);
         assert_eq!(
             self.pieces.availability.seeds() as usize,
             self.peers.values().filter(|peer| peer.is_seed()).count()

@@ -30,7 +30,7 @@
 //!
 //! A block that comes costs a few map look-ups; requests go out in batches when a quarter of a peer's pipeline has run
 //! empty. Nothing here walks over all pieces or peers for one block. Torrents of millions of pieces cost 11 bytes a
-//! piece, and one bit a piece for each peer that is not a seed.
+//! piece (one while there is no peer), and one bit a piece for each peer that is not a seed.
 
 mod addresses;
 mod availability;

@@ -1,7 +1,7 @@
 //! Every piece's state, and the blocks of those under way.
 //!
 //! A piece is in exactly one state. `Missing` pieces that are not to be skipped, and only they, are enrolled in the
-//! availability order; `Partial` and `Checking` ones, and only they, have an entry in `partials`.
+//! availability order, while there are peers; `Partial` and `Checking` ones, and only they, have an entry in `partials`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -98,7 +98,7 @@ pub(super) struct Pieces {
     skipped: FixedBitSet,
     /// For it before all others.
     high: FixedBitSet,
-    /// Of them, those that are enrolled.
+    /// Of them, those to be begun.
     urged: BTreeSet<u32>,
     have: u32,
     /// Bytes of the partial and checking pieces.
@@ -108,14 +108,13 @@ pub(super) struct Pieces {
 }
 
 impl Pieces {
-    pub(super) fn new(lengths: Lengths, had: &FixedBitSet, rng: &mut SmallRng) -> Self {
+    pub(super) fn new(lengths: Lengths, had: &FixedBitSet) -> Self {
         let has = |piece: u32| had.contains(piece as usize);
         let state: Vec<State> =
             (0..lengths.pieces()).map(|piece| if has(piece) { State::Have } else { State::Missing }).collect();
-        let missing = (0..lengths.pieces()).filter(|piece| !has(*piece));
         Self {
             lengths,
-            availability: Availability::new(lengths.pieces(), missing, rng),
+            availability: Availability::default(),
             have: state.iter().filter(|state| **state == State::Have).count() as u32,
             state,
             skipped: FixedBitSet::new(),
@@ -211,8 +210,8 @@ impl Pieces {
         debug_assert_eq!(self.state(piece), State::Missing);
         if self.availability.is_enrolled(piece) {
             self.availability.withdraw(piece);
-            self.urged.remove(&piece);
         }
+        self.urged.remove(&piece);
         self.state[piece as usize] = State::Partial;
         let blocks = self.blocks_in(piece);
         let partial = Partial {
@@ -361,6 +360,22 @@ impl Pieces {
     /// Missing, and not to be skipped: background fetching may begin it.
     pub(super) fn is_to_begin(&self, piece: u32) -> bool {
         self.state(piece) == State::Missing && !self.skipped.contains(piece as usize)
+    }
+
+    /// How many of these there are. Walks over all pieces.
+    pub(super) fn to_begin(&self) -> usize {
+        (0..self.count()).filter(|piece| self.is_to_begin(*piece)).count()
+    }
+
+    /// The first peer comes: from now on it is counted who has what.
+    pub(super) fn wake(&mut self, rng: &mut SmallRng) {
+        let missing = (0..self.count()).filter(|piece| self.is_to_begin(*piece));
+        self.availability = Availability::awake(self.count(), missing, rng);
+    }
+
+    /// The last has left.
+    pub(super) fn sleep(&mut self) {
+        self.availability = Availability::default();
     }
 
     /// Pieces to be begun before all others.

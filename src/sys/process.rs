@@ -56,6 +56,16 @@ pub fn keep_heap_small() {
     }
 }
 
+/// Has the GNU allocator give what is free in the middle of its heaps back to the kernel (`malloc_trim(3)`). Whoever
+/// allocates meanwhile waits, for some milliseconds if there is much to give.
+pub fn give_heap_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes an integer.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// A process held by descriptor: its number cannot come to mean another process while this lives.
 #[derive(Debug)]
 pub struct Process(OwnedFd);

@@ -37,7 +37,7 @@ pub(in crate::session) async fn start(
     session: &Session,
     metainfo: Arc<Metainfo>,
     options: TorrentOptions,
-    callers: mpsc::Receiver<Handshaken>,
+    callers: mpsc::Receiver<Box<Handshaken>>,
 ) -> Result<Arc<Torrent>, SessionError> {
     let (evicted_tx, evicted) = mpsc::unbounded_channel();
     let lengths = *metainfo.layout.lengths();
