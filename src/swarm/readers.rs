@@ -4,7 +4,8 @@
 //! reads are sequential and collapses on a seek. The kernel reads ahead and out of order, so a read a little before or
 //! after the position is no seek. What a blocked read waits for was due when it began to wait; but of blocked reads that
 //! lie close together, most are the kernel's for later, so all but the lowest are due when the reader will be there, at
-//! the rate at which it consumed so far. So is a piece of a window.
+//! the rate at which it consumed so far. So is a piece of a window. And what the kernel sent ahead of a place that its
+//! reader has left comes after all windows.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -232,7 +233,8 @@ impl Readers {
         list.extend(awaited.into_iter().filter(|urgent| seen.insert(urgent.piece)));
         let mut soon = Vec::new();
         let mut budget = self.budget;
-        let waiting: BTreeSet<ReaderId> = self.wants.values().map(|want| want.reader).collect();
+        let waiting: BTreeSet<ReaderId> =
+            self.wants.values().filter(|want| self.is_waited_for(want)).map(|want| want.reader).collect();
         for (id, reader) in &self.readers {
             let waits = waiting.contains(id);
             let mut next = !waits;
@@ -288,6 +290,11 @@ impl Readers {
         }
         awaited.sort_unstable_by_key(|(due, urgent)| (*due, urgent.piece));
         awaited.into_iter().map(|(_, urgent)| urgent).collect()
+    }
+
+    /// Not only sent ahead by the kernel, at a place that its handle has left since.
+    fn is_waited_for(&self, want: &Want) -> bool {
+        want.sought || self.readers.get(&want.reader).is_none_or(|reader| reader.is_near(want.bytes.start))
     }
 
     /// Pieces that must stay in the cache: windows, a little behind each, and what blocked reads wait for. Sorted and
@@ -396,8 +403,8 @@ mod tests {
         // A read that was a seek itself has somebody who waits for it.
         readers.want(now, WantId(4), ReaderId(1), 300 * PIECE..300 * PIECE + 1);
         assert_eq!(needs(&readers, Duration::ZERO)[..2], [(200, Need::Due), (300, Need::Due)]);
-        // What waits for nothing any more gets on from where it is.
-        (1..=4).for_each(|want| assert!(readers.unwant(WantId(want))));
+        // A reader whose seeks were answered waits for nothing, and gets on from where it is.
+        (3..=4).for_each(|want| assert!(readers.unwant(WantId(want))));
         assert_eq!(needs(&readers, Duration::ZERO)[..2], [(300, Need::Next), (301, Need::Soon)]);
     }
 
