@@ -122,8 +122,10 @@ impl Pipeline {
         if self.snubbed {
             return 1.0;
         }
-        // Twice: the window is what grows, the rate only keeps it from being far off when the slack has shrunk.
-        self.window.min((2.0 * self.rate() * (self.base() + slack)).max(FIRST)).max(FLOOR)
+        // A quarter more: the window is what grows, the rate keeps it from standing far above what a seek should have to
+        // wait behind, when the slack has shrunk and blocks come in time.
+        let most = 1.25 * self.rate() * (self.base() + slack);
+        self.window.min(if self.rate_is_known() { most } else { most.max(FIRST) }).max(FLOOR)
     }
 
     /// Requests go out in batches: not before a quarter of the pipeline has run empty.
