@@ -274,9 +274,7 @@ impl Readers {
             let since = run.iter().map(|want| want.since).min().unwrap_or(now);
             let reader = self.readers.get(&run[0].reader);
             let rate = reader.map_or(0.0, |reader| reader.consumed.rate(now)).max(SLOWEST);
-            let near =
-                reader.is_none_or(|reader| run.iter().any(|want| want.sought || reader.is_near(want.bytes.start)));
-            let left = !near && now < since + LEFT;
+            let left = now < since + LEFT && !run.iter().any(|want| self.is_waited_for(want));
             let mut need = if left { Need::Left } else { Need::Due };
             for want in run {
                 let pieces = self.lengths.pieces_in(&want.bytes).take(MAX_PIECES);
