@@ -197,6 +197,27 @@ fn waiting_reads_stall_no_other_file() {
     }
 }
 
+/// The kernel reads ahead; but the bytes before those that have not come do not wait with them.
+#[test]
+fn what_is_here_does_not_wait_for_what_comes_next() {
+    let Some(fixture) = Fixture::new() else { return };
+    for begin in [128 << 10, 0] {
+        let (path, data) = (fixture.path("wait/half"), noise(200, HALF as usize));
+        let (give, take) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let (file, mut chunk) = (File::open(path).unwrap(), vec![0; 64 << 10]);
+            for at in (begin..HALF).step_by(chunk.len()) {
+                file.read_exact_at(&mut chunk, at).unwrap();
+                give.send((at, chunk.clone())).unwrap();
+            }
+        });
+        for at in (begin..HALF).step_by(64 << 10) {
+            let (got, chunk) = take.recv_timeout(LONG).unwrap();
+            assert!(got == at && chunk == data[at as usize..][..64 << 10], "at {at}");
+        }
+    }
+}
+
 #[test]
 fn a_waiting_reader_dies_by_ctrl_c() {
     let Some(fixture) = Fixture::new() else { return };
@@ -300,14 +321,14 @@ fn the_options_reach_the_kernel() {
         umask: 0o007,
         fsname: "a b,user_id=7".to_owned(),
         read_ahead: 512 * 1024,
-        max_read: 64 * 1024,
+        max_read: 32 * 1024,
         ..MountOptions::default()
     };
     let fake = sample();
     let mounted = Mounted::start(vec![fake.clone()], directory.path(), &options, runtime.handle().clone()).unwrap();
     let mount = mountinfo::mount_at(mounted.path()).unwrap().unwrap();
     assert_eq!((mount.fstype.as_str(), mount.owner()), ("fuse.torrentfs", Some(0)));
-    for option in ["max_read=65536", "allow_other", "default_permissions"] {
+    for option in ["max_read=32768", "allow_other", "default_permissions"] {
         assert!(mount.options.split(',').any(|set| set == option), "{option} in {}", mount.options);
     }
     let source = succeed("findmnt", &[&"-no", &"SOURCE", &directory.path()]);
@@ -317,7 +338,7 @@ fn the_options_reach_the_kernel() {
     let read_ahead = fs::read_to_string(format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb")).unwrap();
     assert_eq!(read_ahead.trim(), "512");
     assert_eq!(fs::read(directory.path().join("t/big.bin")).unwrap(), fake.data[2]);
-    assert_eq!(fake.largest.load(Ordering::SeqCst), 64 * 1024);
+    assert_eq!(fake.largest.load(Ordering::SeqCst), 32 * 1024);
     let file = fs::metadata(directory.path().join("t/small.txt")).unwrap();
     assert_eq!((file.uid(), file.gid(), file.mode() & 0o777), (1234, 4321, 0o440));
     // Another user is let in as far as the modes go.

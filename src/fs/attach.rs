@@ -45,8 +45,9 @@ pub struct MountOptions {
     pub fsname: String,
     /// How far the kernel reads ahead, in bytes. Only root can set it; the kernel's own is 128 KiB.
     pub read_ahead: u32,
-    /// The largest single read request, in bytes. A request waits until all of it is there, so a large one delays the
-    /// first bytes after a seek; a small one costs time when everything is there.
+    /// The largest single read request, in bytes. A request waits until all of it is there. So of one that spans two pieces
+    /// the bytes in the first come only with the second, and a player that was to have them by then stands still. Half as
+    /// large as what the kernel would send costs nothing that could be measured; smaller ones do.
     pub max_read: u32,
     /// Threads that take requests from the kernel.
     pub threads: usize,
@@ -63,7 +64,7 @@ impl Default for MountOptions {
             umask: 0,
             fsname: "torrentfs".to_owned(),
             read_ahead: 1024 * 1024,
-            max_read: 128 * 1024,
+            max_read: 64 * 1024,
             threads: 2,
         }
     }

@@ -2,7 +2,7 @@
 
 #![allow(dead_code, missing_docs, reason = "each test file uses its own part")]
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::ops::Range;
@@ -25,11 +25,12 @@ pub const LONG: Duration = Duration::from_secs(60);
 
 // ---- contents
 
-/// A torrent in memory. Reads of its gated files wait until the gate opens.
+/// A torrent in memory. Some of its bytes wait until the gate opens.
 pub struct Fake {
     pub metainfo: Metainfo,
     pub data: Vec<Bytes>,
-    pub gated: HashSet<u32>,
+    /// Of files, the first byte that waits.
+    pub gated: HashMap<u32, u64>,
     pub gate: watch::Sender<bool>,
     pub waiting: Arc<AtomicUsize>,
     /// The largest read so far, in bytes.
@@ -38,7 +39,8 @@ pub struct Fake {
 
 pub struct FakeReader {
     pub data: Bytes,
-    pub gate: Option<watch::Receiver<bool>>,
+    /// The first byte that waits, and for what.
+    pub gate: Option<(u64, watch::Receiver<bool>)>,
     pub waiting: Arc<AtomicUsize>,
     pub largest: Arc<AtomicUsize>,
 }
@@ -47,11 +49,12 @@ pub struct Part {
     pub path: String,
     pub data: Bytes,
     pub kind: FileKind,
-    pub gated: bool,
+    /// From here on its bytes wait for the gate.
+    pub gated: Option<u64>,
 }
 
 pub fn part(path: impl Into<String>, data: impl Into<Bytes>) -> Part {
-    Part { path: path.into(), data: data.into(), kind: FileKind::Regular { executable: false }, gated: false }
+    Part { path: path.into(), data: data.into(), kind: FileKind::Regular { executable: false }, gated: None }
 }
 
 /// Bytes that differ from place to place.
@@ -68,16 +71,14 @@ pub fn noise(seed: u64, len: usize) -> Vec<u8> {
 }
 
 pub fn torrent(name: &str, parts: Vec<Part>) -> Arc<Fake> {
-    let (mut files, mut data, mut gated, mut offset) = (Vec::new(), Vec::new(), HashSet::new(), 0);
+    let (mut files, mut data, mut gated, mut offset) = (Vec::new(), Vec::new(), HashMap::new(), 0);
     for (index, part) in (0..).zip(parts) {
         let len = part.data.len() as u64;
         let path = part.path.split('/').map(str::to_owned).collect();
         files.push(metainfo::File { path, offset, len, kind: part.kind });
         offset += len;
         data.push(part.data);
-        if part.gated {
-            gated.insert(index);
-        }
+        gated.extend(part.gated.map(|from| (index, from)));
     }
     let metainfo = Metainfo {
         info_hash: InfoHash::of(name.as_bytes()),
@@ -113,7 +114,7 @@ impl Content for Fake {
     }
 
     fn open(self: &Arc<Self>, file: FileIndex) -> Option<FakeReader> {
-        let gate = self.gated.contains(&file.0).then(|| self.gate.subscribe());
+        let gate = self.gated.get(&file.0).map(|from| (*from, self.gate.subscribe()));
         Some(FakeReader {
             data: self.data[file.0 as usize].clone(),
             gate,
@@ -133,24 +134,33 @@ impl FakeReader {
     pub fn slice(&self, offset: u64, len: u32) -> Bytes {
         self.data.slice(offset as usize..offset as usize + len as usize)
     }
+
+    fn gate(&self, offset: u64, len: u32) -> Option<watch::Receiver<bool>> {
+        let (from, gate) = self.gate.as_ref()?;
+        (offset + u64::from(len) > *from).then(|| gate.clone())
+    }
 }
 
 impl Reader for FakeReader {
     fn read_now(&self, offset: u64, len: u32) -> Option<Bytes> {
         self.largest.fetch_max(len as usize, Ordering::SeqCst);
-        self.gate.as_ref().is_none_or(|gate| *gate.borrow()).then(|| self.slice(offset, len))
+        self.gate(offset, len).is_none_or(|gate| *gate.borrow()).then(|| self.slice(offset, len))
     }
 
     async fn read(&self, offset: u64, len: u32) -> Result<Bytes, ReadError> {
-        if let Some(gate) = &self.gate {
+        if let Some(mut gate) = self.gate(offset, len) {
             self.waiting.fetch_add(1, Ordering::SeqCst);
-            gate.clone().wait_for(|open| *open).await.map_err(|_| ReadError::Closed)?;
+            gate.wait_for(|open| *open).await.map_err(|_| ReadError::Closed)?;
         }
         Ok(self.slice(offset, len))
     }
 }
 
-/// What most tests mount: `t/…` with a bit of everything, and 100 files in `t/wait` that do not come.
+/// Bytes that come of a file of twice as many; as long as pieces often are.
+pub const HALF: u64 = 256 * 1024;
+
+/// What most tests mount: `t/…` with a bit of everything, 100 files in `t/wait` that do not come, and one of
+/// which only the first `HALF` bytes do.
 pub fn sample() -> Arc<Fake> {
     let mut parts = vec![
         part("t/small.txt", &b"hello\n"[..]),
@@ -164,7 +174,8 @@ pub fn sample() -> Arc<Fake> {
     parts[1].kind = FileKind::Pad;
     parts[5].kind = FileKind::Regular { executable: true };
     parts[6].kind = FileKind::Symlink { target: "dir/deep/zeros".to_owned() };
-    parts.extend((0..100).map(|n| Part { gated: true, ..part(format!("t/wait/{n}"), noise(n, 200_000)) }));
+    parts.extend((0..100).map(|n| Part { gated: Some(0), ..part(format!("t/wait/{n}"), noise(n, 200_000)) }));
+    parts.push(Part { gated: Some(HALF), ..part("t/wait/half", noise(200, 2 * HALF as usize)) });
     torrent("t", parts)
 }
 
