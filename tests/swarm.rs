@@ -135,6 +135,34 @@ fn a_player_never_stalls_and_jumps_at_once() {
     }
 }
 
+/// The kernel reads ahead in many requests, and two threads take them: what is on its way for the later-comers stays.
+#[test]
+fn reads_out_of_order_take_nothing_back() {
+    let mut world = World::new(seed(16), lengths(16 * MIB, 64 * KIB), millis(5));
+    let seeder = world.add_seed(1e6);
+    let node = world.add(1e6, |_| false, |_| {});
+    world.check = true;
+    // What is cancelled is then of a reader.
+    world.event(node, Event::OnDemand(true));
+    world.introduce_to(node, &[seeder]);
+    world.open(node, 1, 0..16 * MIB);
+    world.read_now(node, 1, 0..64 * KIB, Duration::from_secs(5));
+    for four in 0..16 {
+        let wants: Vec<_> = [4, 3, 2, 1]
+            .map(|one| {
+                let begin = (4 * four + one) * 64 * KIB;
+                let want = world.read(node, 1, begin..begin + 64 * KIB);
+                world.run(millis(2));
+                want
+            })
+            .into();
+        let all = |world: &World| wants.iter().all(|want| world.nodes[node].answered.contains_key(want));
+        world.run_until(Duration::from_secs(5), all);
+    }
+    assert_eq!(world.nodes[node].swarm.stats(world.clock()).wasted, 0);
+    assert_eq!(world.nodes[node].cancelled, 0);
+}
+
 #[test]
 fn a_copy_uses_all_bandwidth() {
     let mut world = World::new(seed(4), lengths(256 * MIB, MIB), Duration::from_micros(300));

@@ -42,7 +42,7 @@ impl Swarm {
         if self.readers.just_blocked(now) || peer.choking_us && self.pieces.had() >= RANDOM_FIRST {
             return;
         }
-        let mut room = peer.room(self.slack);
+        let mut room = peer.room(now, self.slack);
         while room > 0.0 {
             let Some(piece) = self.next_piece(now, key) else { break };
             let (Some(partial), Some(peer)) = (self.pieces.partial(piece), self.peers.get_mut(&key)) else { break };
@@ -183,13 +183,10 @@ impl Swarm {
         if !over || !peer.asks.is_empty() || peer.wanted == 0 || peer.pipeline.snubbed {
             return;
         }
-        let mine = peer.pipeline.eta(0.0, f64::from(BLOCK_LEN));
+        let mine = peer.pipeline.eta(f64::from(BLOCK_LEN));
         let later = |other: &PeerKey| {
             *other != key
-                && self.peers.get(other).is_some_and(|other| {
-                    let silence = now.saturating_duration_since(other.last_progress).as_secs_f64();
-                    silence.max(other.pipeline.eta(other.pipeline.outstanding() as f64, 0.0)) > mine
-                })
+                && self.peers.get(other).is_some_and(|other| other.eta(now, other.pipeline.outstanding() as f64) > mine)
         };
         let mut ids = Vec::new();
         for (piece, partial) in self.pieces.partials().take(END_GAME_PIECES) {

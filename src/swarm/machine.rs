@@ -55,7 +55,8 @@ pub struct Swarm {
     pub(super) stale: bool,
     /// `Pieces::freed` when `urgent` was made.
     freed: u64,
-    pins: Vec<Range<u32>>,
+    /// Pieces in and around the windows of readers, sorted.
+    pub(super) pins: Vec<Range<u32>>,
     pub(super) actions: VecDeque<Action>,
     /// Nothing is fetched or given.
     pub(super) paused: bool,

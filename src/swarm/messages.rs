@@ -202,7 +202,7 @@ impl Swarm {
         };
         let Some(peer) = self.peers.get_mut(&key) else { return };
         if peer.take_ask(id).is_some() {
-            peer.pipeline.dropped(request.length);
+            peer.pipeline.dropped(now, request.length);
             if !peer.choking_us || peer.allowed.contains(&id.piece) {
                 peer.refuse(now, id.piece);
             }

@@ -217,8 +217,8 @@ impl Peer {
     }
 
     /// Bytes that may be asked for now.
-    pub(super) fn room(&self, slack: f64) -> f64 {
-        self.pipeline.room(slack).min(self.queue_left())
+    pub(super) fn room(&self, now: Instant, slack: f64) -> f64 {
+        self.pipeline.room(now, slack).min(self.queue_left())
     }
 
     /// Bytes that may be asked for now if that counts more than a short queue: what it delivers in `seconds`.
@@ -229,6 +229,23 @@ impl Peer {
     /// Bytes that it would queue beyond those that it was asked for.
     fn queue_left(&self) -> f64 {
         (self.reqq - self.asks.len().min(self.reqq)) as f64 * f64::from(BLOCK_LEN)
+    }
+
+    /// Seconds until the next `bytes` of what it owes, and of what it would be asked for now, are here. What it owes may come
+    /// all at once, at the end of the time that it takes, and has been on its way since it last sent something. Only who
+    /// lets even that time pass has stalled, and of him nothing is known but that he may stay silent for as long again.
+    pub(super) fn eta(&self, now: Instant, bytes: f64) -> f64 {
+        let owed = self.pipeline.outstanding() as f64;
+        let silence = match self.asks.is_empty() {
+            true => 0.0,
+            false => now.saturating_duration_since(self.last_progress).as_secs_f64(),
+        };
+        let eta = self.pipeline.eta(bytes);
+        if silence > self.pipeline.late_after().max(self.pipeline.eta(owed)) {
+            return eta + silence;
+        }
+        let least = if bytes > owed { self.pipeline.eta(bytes - owed) } else { 0.0 };
+        (eta - silence).max(least)
     }
 
     /// Enough of the pipeline has run empty for another batch.

@@ -95,7 +95,7 @@ impl Swarm {
         if peer.take_ask(id).is_none() {
             return false;
         }
-        peer.pipeline.dropped(self.pieces.block_len(id));
+        peer.pipeline.dropped(now, self.pieces.block_len(id));
         peer.doubt(now, id);
         self.pieces.unask(id, key);
         true
@@ -178,7 +178,8 @@ impl Swarm {
         }
     }
 
-    /// A read waits: what else is queued at the peers that can serve it makes room.
+    /// A read waits: what else is queued at the peers that can serve it makes room. But not what lies a little before a
+    /// reader: where the kernel's requests come out of order, those for it come next.
     pub(super) fn blocked_read(&mut self, now: Instant) {
         self.refresh(now);
         let short: Vec<u32> = self.blocked.iter().copied().filter(|piece| self.is_short(*piece)).collect();
@@ -188,7 +189,10 @@ impl Swarm {
         let mut in_the_way = Vec::new();
         for (key, peer) in &self.peers {
             if short.iter().any(|piece| peer.serves(now, *piece)) {
-                let other = |id: &BlockId| self.needed.binary_search(&id.piece).is_err();
+                let other = |id: &BlockId| {
+                    self.needed.binary_search(&id.piece).is_err()
+                        && !self.pins.iter().any(|pin| pin.contains(&id.piece))
+                };
                 in_the_way.extend(peer.asks.iter().map(|ask| ask.id).filter(other).map(|id| (*key, id)));
             }
         }

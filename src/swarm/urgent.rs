@@ -102,13 +102,10 @@ impl Swarm {
         able.map(|(key, peer)| {
             let queued = peer.pipeline.outstanding() as f64;
             let len = f64::from(BLOCK_LEN);
-            let block = peer.pipeline.eta(queued, 2.0 * len) - peer.pipeline.eta(queued, len);
-            // Who is late with what it owes will be late with this.
-            let silence = now.saturating_duration_since(peer.last_progress).as_secs_f64();
-            let late = if !peer.asks.is_empty() && silence > peer.pipeline.late_after() { silence } else { 0.0 };
+            let block = peer.pipeline.eta(2.0 * len) - peer.pipeline.eta(len);
             let snubbed = if peer.pipeline.snubbed { SNUBBED } else { 0.0 };
-            let eta = peer.pipeline.eta(queued, len) + late + snubbed;
-            let room = peer.room(self.slack);
+            let eta = peer.eta(now, queued + len) + snubbed;
+            let room = peer.room(now, self.slack);
             Lane { key: *key, room, dry: DRY - queued, haste: peer.room_in_haste(HASTE), eta, block }
         })
         .collect()
@@ -203,9 +200,6 @@ impl Swarm {
         let mut late = Vec::new();
         for (key, peer) in &self.peers {
             let after = peer.pipeline.late_after();
-            let silence = now.saturating_duration_since(peer.last_progress).as_secs_f64();
-            // Of a peer that has fallen silent nothing is known but that it may stay so for as long again.
-            let stalled = if silence > after { silence } else { 0.0 };
             let mut ahead = 0.0;
             for ask in &peer.asks {
                 ahead += f64::from(BLOCK_LEN);
@@ -213,7 +207,7 @@ impl Swarm {
                 let age = now.saturating_duration_since(ask.sent).as_secs_f64();
                 let limit = if blocked { after } else { 2.0 * after };
                 if age > limit && (blocked || self.needed.binary_search(&ask.id.piece).is_ok()) {
-                    late.push(Late { key: *key, id: ask.id, age, eta: stalled + peer.pipeline.eta(0.0, ahead) });
+                    late.push(Late { key: *key, id: ask.id, age, eta: peer.eta(now, ahead) });
                 }
             }
         }

@@ -67,6 +67,8 @@ pub struct Node {
     pub banned: BTreeSet<SocketAddr>,
     pub goodbyes: Vec<Goodbye>,
     pub received: u64,
+    /// Requests that it took back.
+    pub cancelled: usize,
     alive: bool,
     wakeup: Option<Duration>,
 }
@@ -176,6 +178,7 @@ impl World {
             banned: BTreeSet::new(),
             goodbyes: Vec::new(),
             received: 0,
+            cancelled: 0,
             alive: true,
             wakeup: None,
         });
@@ -396,6 +399,7 @@ impl World {
                     }
                 }
                 Action::Send(key, message) => {
+                    self.nodes[node].cancelled += usize::from(matches!(message, Message::Cancel(_)));
                     if let Some((other, theirs)) = self.nodes[node].links.get(&key).copied() {
                         self.at(self.now + self.latency, other, Next::Deliver(theirs, message));
                     }
