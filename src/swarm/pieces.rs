@@ -101,6 +101,8 @@ pub(super) struct Pieces {
     /// Of them, those to be begun.
     urged: BTreeSet<u32>,
     have: u32,
+    /// How many are missing and not to be skipped.
+    to_begin: u32,
     /// Bytes of the partial and checking pieces.
     partial_bytes: u64,
     /// Counts the times that a block became free: a peer for which there was nothing need not look again before.
@@ -112,10 +114,12 @@ impl Pieces {
         let has = |piece: u32| had.contains(piece as usize);
         let state: Vec<State> =
             (0..lengths.pieces()).map(|piece| if has(piece) { State::Have } else { State::Missing }).collect();
+        let have = state.iter().filter(|state| **state == State::Have).count() as u32;
         Self {
             lengths,
             availability: Availability::default(),
-            have: state.iter().filter(|state| **state == State::Have).count() as u32,
+            have,
+            to_begin: lengths.pieces() - have,
             state,
             skipped: FixedBitSet::new(),
             high: FixedBitSet::new(),
@@ -212,6 +216,7 @@ impl Pieces {
             self.availability.withdraw(piece);
         }
         self.urged.remove(&piece);
+        self.to_begin -= u32::from(self.is_to_begin(piece));
         self.state[piece as usize] = State::Partial;
         let blocks = self.blocks_in(piece);
         let partial = Partial {
@@ -350,6 +355,7 @@ impl Pieces {
         self.state[piece as usize] = State::Missing;
         self.freed += 1;
         if self.is_to_begin(piece) {
+            self.to_begin += 1;
             self.availability.enroll(piece, rng);
             if self.high.contains(piece as usize) {
                 self.urged.insert(piece);
@@ -362,9 +368,9 @@ impl Pieces {
         self.state(piece) == State::Missing && !self.skipped.contains(piece as usize)
     }
 
-    /// How many of these there are. Walks over all pieces.
-    pub(super) fn to_begin(&self) -> usize {
-        (0..self.count()).filter(|piece| self.is_to_begin(*piece)).count()
+    /// How many of these there are.
+    pub(super) fn to_begin(&self) -> u32 {
+        self.to_begin
     }
 
     /// The first peer comes: from now on it is counted who has what.
@@ -394,6 +400,7 @@ impl Pieces {
         self.high.clone_from(high);
         self.high.difference_with(&self.skipped);
         let enrolled: Vec<u32> = (0..self.count()).filter(|piece| self.is_to_begin(*piece)).collect();
+        self.to_begin = enrolled.len() as u32;
         self.urged = enrolled.iter().copied().filter(|piece| self.high.contains(*piece as usize)).collect();
         self.availability.enroll_only(enrolled, rng);
         self.freed += 1;
@@ -434,6 +441,7 @@ impl Pieces {
             }
         }
         assert_eq!(self.partial_bytes, bytes);
+        assert_eq!(self.to_begin as usize, (0..self.count()).filter(|piece| self.is_to_begin(*piece)).count());
         let urged = |piece: &u32| self.is_to_begin(*piece) && self.high.contains(*piece as usize);
         assert_eq!(self.urged, (0..self.count()).filter(urged).collect());
         assert_eq!(self.have as usize, self.state.iter().filter(|state| **state == State::Have).count());

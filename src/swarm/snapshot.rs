@@ -160,7 +160,7 @@ impl Swarm {
             have: self.pieces.bitfield(),
             skipped: self.pieces.skipped().clone(),
             // As many as there are pieces at most.
-            to_fetch: (self.pieces.to_begin() + partial.len()) as u32,
+            to_fetch: self.pieces.to_begin() + partial.len() as u32,
             partial,
             readers: self.readers.windows().map(|window| ReaderSnapshot { window }).collect(),
             waits: self.waits(now),
