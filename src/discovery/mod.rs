@@ -50,6 +50,7 @@ pub use http::{HttpClient, HttpLimits};
 pub use local::{Purpose, is_local, may_be_local, says_local};
 pub use lsd::{Lsd, LsdTorrent};
 pub use mask::Masked;
+pub(crate) use pace::beat;
 pub use resolve::GlobalOnly;
 pub use url::TrackerUrl;
 

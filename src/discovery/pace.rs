@@ -8,11 +8,17 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 /// From one torrent's announce to the next one's; and how many may leave at once after a pause.
 const GAP: Duration = Duration::from_millis(100);
 const AT_ONCE: u32 = 20;
-/// Turns that have to be waited for come at whole ones of these, some at a time: to wake for each by itself took a third
-/// of what an announce costs.
+/// What can wait a little happens at whole ones of these.
 const BEAT: Duration = Duration::from_secs(1);
 /// Farewells under way at a time: all of them have but two seconds.
 const FAREWELLS: usize = 100;
+
+/// `at` or a little later: a moment at which whatever else can wait a little happens, too. Together it costs less than one
+/// by one: to wake for each took a third of what an announce costs.
+pub fn beat(begin: Instant, at: Instant) -> Instant {
+    let beats = at.saturating_duration_since(begin).as_millis().div_ceil(BEAT.as_millis());
+    u32::try_from(beats).map_or(at, |beats| begin + BEAT * beats)
+}
 
 /// When whose turn is, over all torrents of a session.
 #[derive(Debug)]
@@ -37,11 +43,7 @@ impl Pace {
         let earliest = now.checked_sub(GAP * (AT_ONCE - 1)).unwrap_or(now);
         let turn = next.map_or(earliest, |next| next.max(earliest));
         *next = Some(turn + GAP);
-        if turn <= now {
-            return now;
-        }
-        let beats = turn.saturating_duration_since(self.begin).as_millis().div_ceil(BEAT.as_millis());
-        u32::try_from(beats).map_or(turn, |beats| self.begin + BEAT * beats)
+        if turn <= now { now } else { beat(self.begin, turn) }
     }
 
     /// A place among those that take leave.
@@ -54,6 +56,13 @@ impl Pace {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_can_wait_happens_together() {
+        let begin = Instant::now();
+        let beat = |millis| beat(begin, begin + Duration::from_millis(millis)) - begin;
+        assert_eq!([0, 1, 999, 1000, 1001].map(beat), [0, 1, 1, 1, 2].map(Duration::from_secs));
+    }
 
     #[test]
     fn a_few_at_once_and_then_one_after_the_other() {

@@ -11,6 +11,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use crate::discovery;
+
 /// Connections of a session, those being made included; and how many of them are for torrents that are read.
 const CONNECTIONS: usize = 500;
 const RESERVED: usize = 100;
@@ -22,8 +24,6 @@ const FEW_PEERS: usize = 4;
 const PARTIAL: u64 = 64 << 20;
 pub(super) const MAX_PARTIAL: u64 = 32 << 20;
 const LEAST_PARTIAL: u64 = 4 << 20;
-/// Torrents at rest wake at whole ones of these.
-const BEAT: Duration = Duration::from_secs(1);
 /// For so long the word of a reader that waits holds.
 const WAITING: Duration = Duration::from_secs(2);
 
@@ -107,10 +107,9 @@ impl Share {
         self.shares.waiting.fetch_max(until, Relaxed);
     }
 
-    /// `at` or a little later: a moment at which the other torrents wake, too. Together they cost less than one by one.
+    /// `at` or a little later: when the other torrents wake, too.
     pub(super) fn beat(&self, at: Instant) -> Instant {
-        let beats = self.shares.since(at).div_ceil(BEAT.as_millis() as u64);
-        u32::try_from(beats).map_or(at, |beats| self.shares.begin + BEAT * beats)
+        discovery::beat(self.shares.begin, at)
     }
 
     /// What it may have. Of what others have had before and have no more right to, it gets nothing at once.
@@ -159,14 +158,6 @@ mod tests {
         // Its own readers do not hold it back.
         only.wait(now);
         assert_eq!(only.allowed(now).background, PARTIAL);
-    }
-
-    #[test]
-    fn torrents_at_rest_wake_together() {
-        let shares = Arc::new(Shares::default());
-        let begin = shares.begin;
-        let beat = |millis| Share::new(shares.clone()).beat(begin + Duration::from_millis(millis)) - begin;
-        assert_eq!([1, 999, 1000, 1001].map(beat), [1, 1, 1, 2].map(Duration::from_secs));
     }
 
     #[test]
