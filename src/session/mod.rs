@@ -147,8 +147,8 @@ pub enum SessionError {
     /// The same torrent is here already.
     #[error("{0} is already added")]
     Twice(InfoHash),
-    /// It was to be all there ([`TorrentOptions::whole`]): the pieces that are.
-    #[error("{} of {} pieces are missing", .0.len() - .0.count_ones(..), .0.len())]
+    /// It was to be all there ([`TorrentOptions::whole`]): the pieces that are. Whoever asked for that has better words.
+    #[error("pieces are missing")]
     Incomplete(fixedbitset::FixedBitSet),
     /// The session is ending.
     #[error("the session is ending")]
