@@ -1,7 +1,7 @@
 //! Buffers of a piece's size that go round instead of being freed.
 //!
-//! A stream of a gigabyte would otherwise allocate, page-fault and free a gigabyte. The pool keeps a few spare MiB only:
-//! what is in use is bounded by those who use it (the memory tier, the driver's partial pieces).
+//! A stream of a gigabyte would otherwise allocate, page-fault and free a gigabyte. The pool keeps a few spare MiB only,
+//! and none beyond its limit: what is in use is bounded by those who use it (the memory tier, the driver's partial pieces).
 
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -15,12 +15,13 @@ use super::lock;
 const MAX_SPARE: usize = 8 << 20;
 const MAX_SPARE_BUFFER: usize = 32 << 20;
 
-#[derive(Default)]
 pub(super) struct BufferPool {
+    /// Bytes of all buffers beyond which none is kept to spare.
+    limit: u64,
     spare: Mutex<Spare>,
     in_use: AtomicU64,
-    /// Bytes of all buffers that did not go round.
-    freed: AtomicU64,
+    /// Bytes of all buffers that were ever given out.
+    given: AtomicU64,
 }
 
 #[derive(Default)]
@@ -30,20 +31,30 @@ struct Spare {
 }
 
 impl BufferPool {
+    pub fn new(limit: u64) -> Self {
+        Self { limit, spare: Mutex::default(), in_use: AtomicU64::new(0), given: AtomicU64::new(0) }
+    }
+
+    /// How many bytes too many there would be with a buffer of `len` more.
+    pub fn excess(&self, len: usize) -> u64 {
+        (self.in_use() + len as u64).saturating_sub(self.limit)
+    }
+
     /// A buffer of `len` bytes whose content is unspecified (zeros, or some old piece).
     pub fn buffer(self: &Arc<Self>, len: usize) -> PieceBuf {
         let spare = {
             let mut spare = lock(&self.spare);
             // The last piece of a torrent is shorter than the rest and may take a full-size buffer.
             let found = spare.buffers.iter().rposition(|spare| spare.len() >= len && spare.len() / 2 <= len);
-            found.map(|at| {
-                let buffer = spare.buffers.swap_remove(at);
-                spare.bytes -= buffer.len();
-                buffer
-            })
+            let found = found.map(|at| spare.buffers.swap_remove(at));
+            let taken = found.as_ref().map_or(0, |buffer| buffer.len());
+            spare.bytes -= taken;
+            self.in_use.fetch_add(taken.max(len) as u64, Relaxed);
+            self.trim(&mut spare);
+            found
         };
+        self.given.fetch_add(len as u64, Relaxed);
         let buffer = spare.unwrap_or_else(|| vec![0; len].into_boxed_slice());
-        self.in_use.fetch_add(buffer.len() as u64, Relaxed);
         PieceBuf { buffer, len, pool: Arc::clone(self) }
     }
 
@@ -52,26 +63,28 @@ impl BufferPool {
         self.in_use.load(Relaxed)
     }
 
-    /// Bytes that were freed since it was made.
-    pub fn freed(&self) -> u64 {
-        self.freed.load(Relaxed)
+    /// Bytes of all buffers that were ever given out.
+    pub fn given(&self) -> u64 {
+        self.given.load(Relaxed)
     }
 
     fn give_back(&self, buffer: Box<[u8]>) {
         self.in_use.fetch_sub(buffer.len() as u64, Relaxed);
         let len = buffer.len();
         if len == 0 || len > MAX_SPARE_BUFFER {
-            self.freed.fetch_add(len as u64, Relaxed);
             return;
         }
         let mut spare = lock(&self.spare);
         spare.bytes += len;
         spare.buffers.push(buffer);
-        // The oldest go first: torrents of other piece lengths leave buffers that fit nobody.
-        while spare.bytes > MAX_SPARE && spare.buffers.len() > 1 {
-            let freed = spare.buffers.remove(0).len();
-            spare.bytes -= freed;
-            self.freed.fetch_add(freed as u64, Relaxed);
+        self.trim(&mut spare);
+    }
+
+    /// Frees what is too much to spare. The oldest go first: torrents of other piece lengths leave buffers that fit nobody.
+    fn trim(&self, spare: &mut Spare) {
+        let most = MAX_SPARE.min(self.limit.saturating_sub(self.in_use()).try_into().unwrap_or(usize::MAX));
+        while spare.bytes > most && spare.buffers.len() > 1 {
+            spare.bytes -= spare.buffers.remove(0).len();
         }
     }
 }
@@ -127,7 +140,7 @@ mod tests {
 
     #[test]
     fn buffers_go_round() {
-        let pool = Arc::new(BufferPool::default());
+        let pool = Arc::new(BufferPool::new(0));
         let mut buffer = pool.buffer(1 << 20);
         buffer[5] = 9;
         let place = buffer.as_ptr();
@@ -144,14 +157,18 @@ mod tests {
 
     #[test]
     fn spare_bytes_are_bounded() {
-        let pool = Arc::new(BufferPool::default());
-        let many: Vec<_> = (0..40).map(|n| pool.buffer((1 << 20) + n * 1000)).collect();
-        drop(many);
+        let pool = Arc::new(BufferPool::new(45 << 20));
+        let mut many: Vec<_> = (0..40).map(|n| pool.buffer((1 << 20) + n * 1000)).collect();
+        assert_eq!((pool.excess(1 << 20), pool.excess(6 << 20) > 0), (0, true));
+        many.truncate(39);
+        assert_eq!(lock(&pool.spare).buffers.len(), 1);
+        let more: Vec<_> = (0..7).map(|_| pool.buffer(1 << 20)).collect();
+        many.truncate(37);
+        assert_eq!(lock(&pool.spare).buffers.len(), 1, "no more to spare than the limit leaves");
+        drop((many, more));
         drop(pool.buffer(100 << 20));
         let spare = lock(&pool.spare);
         assert!(spare.bytes <= MAX_SPARE);
-        let all = (0..40).map(|n| (1 << 20) + n * 1000).sum::<u64>() + (100 << 20);
-        assert_eq!(pool.freed() + spare.bytes as u64, all);
         assert_eq!(spare.bytes, spare.buffers.iter().map(|b| b.len()).sum::<usize>());
         assert!(!spare.buffers.is_empty());
     }

@@ -112,7 +112,7 @@ impl Cache {
             dir,
             disk_limit,
             memory: Memory::new(memory),
-            pool: Arc::default(),
+            pool: Arc::new(BufferPool::new(memory)),
             handles: Handles::new(),
             health: Health::default(),
             clock: AtomicU64::new(clock.saturating_add(1)),
@@ -186,8 +186,10 @@ impl Cache {
         Ok(torrent)
     }
 
-    /// A buffer for a piece. Its content is unspecified until it is written.
+    /// A buffer for a piece. Its content is unspecified until it is written. Pieces in memory that are on the disk, too,
+    /// make way for it.
     pub fn buffer(&self, len: usize) -> PieceBuf {
+        self.memory.make_way(self.pool.excess(len));
         self.pool.buffer(len)
     }
 
@@ -457,7 +459,7 @@ fn keep(cache: &Weak<Cache>, stopped: &std::sync::mpsc::Receiver<()>) {
     while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(ROUND) {
         let Some(cache) = cache.upgrade() else { break };
         cache.round(Instant::now());
-        if holes.round(cache.pool.freed()) {
+        if holes.round(cache.pool.given()) {
             give_heap_back();
         }
     }

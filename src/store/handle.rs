@@ -200,7 +200,7 @@ impl TorrentStore {
         if self.is_closed() || !matches!(word.state(), State::Disk | State::Unproven) {
             return None;
         }
-        let mut buffer = cache.pool.buffer(torrent.lengths.len_of(piece) as usize);
+        let mut buffer = cache.buffer(torrent.lengths.len_of(piece) as usize);
         if !self.read_disk(piece, word, 0, &mut buffer) {
             // Unreadable, and so given up; or it was evicted by then.
             return (!self.has(piece)).then_some(false);
@@ -307,7 +307,7 @@ impl TorrentStore {
         if word.state() != State::Unproven {
             return;
         }
-        let mut buffer = cache.pool.buffer(torrent.lengths.len_of(piece) as usize);
+        let mut buffer = cache.buffer(torrent.lengths.len_of(piece) as usize);
         if !self.read_disk(piece, word, 0, &mut buffer) {
             return;
         }

@@ -1,40 +1,32 @@
 //! When memory that was freed goes back to the kernel.
 //!
-//! A burst (ten torrents read at a time) takes tens of MiB of buffers and frees them again, in the middle of the heap:
-//! there the allocator keeps them, and gives back only what is free at its end. So it is told to look for holes, rarely,
-//! for it holds everybody up meanwhile: when a burst is over, or one lasts. A stream by itself reuses its buffers, and
-//! makes none.
+//! What comes from peers goes through receive buffers, which are freed in the middle of the heap: there the allocator
+//! keeps them, and gives back only what is free at its end. So it is told to look for holes: from time to time while much
+//! comes, and once more when that is over, and the connections and readers are gone. A look takes about a millisecond.
 
-/// Less than this is not worth the look.
-const WORTH: u64 = 8 << 20;
-/// Rounds of the keeper without more of it: the burst is over, and what went with it (connections, above all), too.
+/// Less than this is not worth a look.
+const WORTH: u64 = 32 << 20;
+/// Rounds of the keeper in which nothing more comes: it is over.
 const QUIET: u32 = 3;
-/// Rounds after which it is done while it goes on.
-const PATIENCE: u32 = 60;
 
 /// Counts rounds.
 #[derive(Default)]
 pub(super) struct Holes {
-    /// Bytes freed until the last round, and until the last look.
-    freed: u64,
-    given_back: u64,
-    /// Rounds since more was freed, and since so much was freed that a look is worth it.
+    /// Bytes that had come at the last round, and at the last look.
+    come: u64,
+    looked_at: u64,
+    /// Rounds since more came.
     quiet: u32,
-    waiting: u32,
 }
 
 impl Holes {
-    /// One round; `freed` is what was freed in all. True: now is the time to look for holes.
-    pub fn round(&mut self, freed: u64) -> bool {
-        self.quiet = if freed == self.freed { self.quiet.saturating_add(1) } else { 0 };
-        self.freed = freed;
-        if freed - self.given_back < WORTH {
-            return false;
-        }
-        self.waiting += 1;
-        let now = self.quiet >= QUIET || self.waiting >= PATIENCE;
+    /// One round; `come` is what has come in all. True: now is the time to look for holes.
+    pub fn round(&mut self, come: u64) -> bool {
+        self.quiet = if come == self.come { self.quiet.saturating_add(1) } else { 0 };
+        self.come = come;
+        let now = come - self.looked_at >= WORTH || self.quiet == QUIET;
         if now {
-            (self.given_back, self.waiting) = (freed, 0);
+            self.looked_at = come;
         }
         now
     }
@@ -45,15 +37,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_look_follows_a_burst_and_is_rare_while_one_lasts() {
+    fn a_look_comes_while_much_comes_and_when_it_is_over() {
         let mut holes = Holes::default();
-        assert!((0..1000).all(|_| !holes.round(WORTH - 1)), "not worth it");
-        let looks =
-            |holes: &mut Holes, freed: &[u64]| freed.iter().map(|freed| holes.round(*freed)).collect::<Vec<_>>();
-        let burst = [WORTH, WORTH * 2, WORTH * 2, WORTH * 2, WORTH * 2, WORTH * 2, WORTH * 2];
-        assert_eq!(looks(&mut holes, &burst), [false, false, false, false, true, false, false]);
-        let lasting = (3..).map(|n| WORTH * n);
-        let looks: Vec<bool> = lasting.take(600).map(|freed| holes.round(freed)).collect();
-        assert_eq!(looks.iter().filter(|look| **look).count(), 600 / PATIENCE as usize);
+        let mut looks = |come: &[u64]| come.iter().map(|come| holes.round(*come)).collect::<Vec<_>>();
+        assert_eq!(looks(&[1, WORTH - 1, WORTH, WORTH + 1]), [false, false, true, false]);
+        assert_eq!(looks(&[WORTH * 2, WORTH * 3, WORTH * 3 + 1]), [true, true, false]);
+        assert_eq!(looks(&[WORTH * 3 + 1; 5]), [false, false, true, false, false]);
+        assert_eq!(looks(&[WORTH * 3 + 2; 5]), [false, false, false, true, false]);
     }
 }

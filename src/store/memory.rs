@@ -1,4 +1,5 @@
-//! The memory tier: whole pieces, least recently used first out, bounded in bytes. Its lock is never held across I/O.
+//! The memory tier: whole pieces, least recently used first out, bounded in bytes; those that are on the disk, too, make
+//! way for pieces under way. Its lock is never held across I/O.
 
 use std::sync::{Arc, Mutex};
 
@@ -134,6 +135,21 @@ impl Memory {
         claimed
     }
 
+    /// Drops so many bytes of what is on the disk, too, if there are. The newest piece stays, for its waiters have not
+    /// looked yet.
+    pub fn make_way(&self, bytes: u64) {
+        if bytes == 0 {
+            return;
+        }
+        let mut inner = lock(&self.inner);
+        let until = inner.cost.saturating_sub(bytes);
+        while inner.cost > until
+            && let Some(key) = inner.oldest(|_, entry| entry.hold == Hold::Copy)
+        {
+            inner.pop(key);
+        }
+    }
+
     pub fn remove(&self, key: Key) {
         let mut inner = lock(&self.inner);
         inner.pop(key);
@@ -157,25 +173,52 @@ impl Inner {
         Some(entry)
     }
 
+    /// Of those that fit, what was used longest ago; the newest piece never.
+    fn oldest(&self, fits: impl Fn(&Key, &Entry) -> bool) -> Option<Key> {
+        let oldest_first = self.entries.iter().rev().take(self.entries.len().saturating_sub(1));
+        oldest_first.filter(|(key, entry)| fits(key, entry)).map(|(key, _)| *key).next()
+    }
+
     /// Drops what was used longest ago until the rest fits. What is only here and pinned goes last; what is being
     /// written, and the newest piece (its waiters have not looked yet), never.
     fn shrink(&mut self, limit: u64) -> Vec<Lost> {
         let mut lost = Vec::new();
         while self.cost > limit {
-            let oldest_first = || self.entries.iter().rev().take(self.entries.len() - 1);
-            let precious =
-                |(key, entry): &(&Key, &Entry)| entry.hold == Hold::Only && entry.pieces.word(key.1).pinned();
-            let free = |(_, entry): &(&Key, &Entry)| entry.hold != Hold::Writing;
-            let victim = oldest_first()
-                .filter(free)
-                .find(|item| !precious(item))
-                .or_else(|| oldest_first().find(free))
-                .map(|(key, _)| *key);
+            let free = |entry: &Entry| entry.hold != Hold::Writing;
+            let precious = |key: &Key, entry: &Entry| entry.hold == Hold::Only && entry.pieces.word(key.1).pinned();
+            let victim = self
+                .oldest(|key, entry| free(entry) && !precious(key, entry))
+                .or_else(|| self.oldest(|_, entry| free(entry)));
             let Some((key, entry)) = victim.and_then(|key| Some((key, self.pop(key)?))) else { break };
             if entry.hold == Hold::Only && entry.pieces.advance(key.1, State::Memory, State::Missing) {
                 lost.push((entry.pieces, key.1));
             }
         }
         lost
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metainfo::Lengths;
+
+    #[test]
+    fn what_is_on_the_disk_too_makes_way() {
+        let pieces = Arc::new(Pieces::new(0, Lengths::new(60, 10).unwrap(), Box::new(|_| {})));
+        let memory = Memory::new(1 << 20);
+        let piece = |n| pieces.lengths.piece(n).unwrap();
+        let put = |n, hold| memory.insert(&pieces, piece(n), vec![0; 10].into(), hold);
+        let holds = [Hold::Only, Hold::Copy, Hold::Writing, Hold::Copy, Hold::Copy, Hold::Copy];
+        (0..).zip(holds).for_each(|(n, hold)| drop(put(n, hold)));
+        let kept = || (0..6).filter(|n| memory.get((0, piece(*n)), false).is_some()).collect::<Vec<_>>();
+        memory.get((0, piece(1)), true);
+        memory.make_way(0);
+        assert_eq!(kept(), [0, 1, 2, 3, 4, 5]);
+        memory.make_way(10 + OVERHEAD + 1);
+        assert_eq!(kept(), [0, 1, 2, 5], "those that were used longest ago");
+        memory.make_way(1 << 20);
+        assert_eq!(kept(), [0, 1, 2], "the newest has yet to be looked at");
+        assert_eq!(memory.used(), 3 * (10 + OVERHEAD));
     }
 }

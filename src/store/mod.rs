@@ -15,8 +15,8 @@
 //!   [`TorrentStore::has`], [`TorrentStore::wait`]).
 //! - **Not everything lies in the cache.** A torrent may be downloaded to a directory of the user's, or be the user's own
 //!   files, which are only ever read ([`Place`]). Neither is counted or evicted.
-//! - **The limits.** Memory counts the pieces of the tier; buffers given out ([`Cache::buffer`]) are for their holders to
-//!   bound. Disk counts the bytes of the pieces had (the filesystem may use up to a block more at each end of a
+//! - **The limits.** Memory counts the pieces of the tier and all other buffers given out ([`Cache::buffer`]): for those,
+//!   pieces of the tier that are on the disk, too, make way. Beyond that it is for their holders to bound them. Disk counts the bytes of the pieces had (the filesystem may use up to a block more at each end of a
 //!   piece that is not aligned to it, and the state files). The limit is passed only by what is pinned.
 //! - **A disk that is full or fails** is no error of a read or a put: pieces stay in memory only, the fault is logged
 //!   once and shown in [`Usage::fault`], background room is 0, and writing is tried again every 30 s. What is pinned
@@ -63,7 +63,7 @@ pub struct CacheConfig {
     pub dir: PathBuf,
     /// Bytes of pieces on the disk, over all torrents; `None`: no limit.
     pub disk_limit: Option<u64>,
-    /// Bytes of pieces in memory, over all torrents.
+    /// Bytes of pieces in memory, those under way included, over all torrents.
     pub memory: u64,
 }
 

@@ -161,8 +161,7 @@ fn check(cache: &Cache, torrent: &Torrent, which: FixedBitSet, progress: Option<
         progress(0, which.len() as u32);
     }
     let work = || {
-        let mut buffer =
-            cache.pool.buffer(lengths.piece_len().min(lengths.total().try_into().unwrap_or(u32::MAX)) as usize);
+        let mut buffer = cache.buffer(lengths.piece_len().min(lengths.total().try_into().unwrap_or(u32::MAX)) as usize);
         while let Some(piece) = which.get(next.fetch_add(1, Relaxed)) {
             check_one(cache, torrent, *piece, there.contains(piece.index()), &mut buffer);
             let done = done.fetch_add(1, Relaxed) + 1;

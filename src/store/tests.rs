@@ -163,6 +163,25 @@ fn a_piece_is_read_back_from_memory_and_from_the_disk() {
 }
 
 #[test]
+fn pieces_in_memory_make_way_for_those_under_way() {
+    let dir = tempfile::tempdir().unwrap();
+    let sample = Sample::one_file(1, 64 << 10, 12);
+    let limit = 6 * (65 << 10);
+    let cache = open(dir.path(), None, limit);
+    let (store, evicted) = add(&cache, &sample);
+    (0..12).for_each(|n| sample.put(&store, n));
+    assert!(cache.usage().memory > 5 * (64 << 10));
+    let mut under_way = Vec::new();
+    for _ in 0..5 {
+        under_way.push(cache.buffer(64 << 10));
+        assert!(cache.usage().buffers <= limit, "{:?}", cache.usage());
+    }
+    under_way.extend((0..5).map(|_| cache.buffer(64 << 10)));
+    assert_eq!(cache.usage().memory, (64 << 10) + 256, "the newest");
+    assert!(lock(&evicted).is_empty() && (0..12).all(|n| sample.reads(&store, n)));
+}
+
+#[test]
 fn what_is_in_the_page_cache_is_read_without_waiting() {
     let dir = tempfile::tempdir().unwrap();
     let sample = Sample::one_file(1, 1 << 16, 4);
