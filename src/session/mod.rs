@@ -265,6 +265,7 @@ impl Session {
             let config = PortMapConfig { bind, gateway, ..PortMapConfig::new(port) };
             Some(PortMapper::spawn(PortMapConfig { search: search.unwrap_or(config.search), ..config }))
         });
+        let shares = Arc::new(Shares::new(config.cache.usage().memory_limit));
         let announced = AnnouncedPort::from(port);
         if let Some(mapper) = &mapper {
             tokio::spawn(follow(mapper.status(), port, announced.clone()));
@@ -281,7 +282,7 @@ impl Session {
             lsd,
             doors,
             dialer,
-            shares: Arc::default(),
+            shares,
             _listener: listener,
         })
     }

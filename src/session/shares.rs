@@ -1,11 +1,16 @@
 //! What the torrents of a session share, and who goes first: connections, memory for pieces under way, and the line.
 //!
 //! Torrents that are read come first. A part of the connections is theirs alone; when all are taken, the others let go
-//! of some, one a second each. Of the memory each of them has an equal part, and the others what is left. And while a
-//! reader waits for what is on its way, no other torrent begins a piece in the background.
+//! of some, one a second each. Of the memory for pieces each of them has an equal part, and the others what is left. And
+//! while a reader waits for what is on its way, no other torrent begins a piece in the background.
+//!
+//! The memory of a session, then: all pieces, kept or under way, have `CacheConfig::memory` together; only where that is
+//! less than [`MAX_PARTIAL`], or more than a few torrents are read ([`LEAST_PARTIAL`]), those under way may have more. To
+//! that come 128 KiB for each connection that is fast, 1 MiB for what waits for the task of each torrent that receives
+//! (`net::connection`, `driver::start`), and, for each torrent at rest, its metainfo and 30 KiB.
 //!
 //! All of it is counted without a lock. Torrents look at the same moment and then take, so that a limit may be passed by
-//! what a few of them take in one turn.
+//! what a few of them take in one turn; and that of memory by what has been begun before others were read.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -20,16 +25,17 @@ const RESERVED: usize = 100;
 pub(super) const MAX_PEERS: usize = 100;
 /// Connections that a torrent keeps though another is in need, and that one that is read may always have.
 const FEW_PEERS: usize = 4;
-/// Bytes of pieces under way, in all torrents; in one; and what one that is read has at least.
-const PARTIAL: u64 = 64 << 20;
+/// Bytes of pieces under way in one torrent; and what one that is read has at least.
 pub(super) const MAX_PARTIAL: u64 = 32 << 20;
-const LEAST_PARTIAL: u64 = 4 << 20;
+const LEAST_PARTIAL: u64 = 2 << 20;
 /// For so long the word of a reader that waits holds.
 const WAITING: Duration = Duration::from_secs(2);
 
 /// The counts of a session.
 #[derive(Debug)]
 pub(super) struct Shares {
+    /// Bytes that the pieces under way in all torrents may have.
+    memory: u64,
     connections: AtomicUsize,
     partial: AtomicU64,
     /// Torrents that are read.
@@ -39,15 +45,21 @@ pub(super) struct Shares {
     waiting: AtomicU64,
 }
 
-impl Default for Shares {
-    fn default() -> Self {
+impl Shares {
+    /// `memory`: what all pieces in memory may take. If that is little, one torrent is to be as fast nevertheless.
+    pub(super) fn new(memory: u64) -> Self {
         Self {
+            memory: memory.max(MAX_PARTIAL),
             connections: AtomicUsize::new(0),
             partial: AtomicU64::new(0),
             reading: AtomicUsize::new(0),
             begin: Instant::now(),
             waiting: AtomicU64::new(0),
         }
+    }
+
+    fn since(&self, at: Instant) -> u64 {
+        u64::try_from(at.saturating_duration_since(self.begin).as_millis()).unwrap_or(u64::MAX)
     }
 }
 
@@ -114,7 +126,7 @@ impl Share {
 
     /// What it may have. Of what others have had before and have no more right to, it gets nothing at once.
     pub(super) fn allowed(&self, now: Instant) -> Allowed {
-        let Shares { connections, partial, reading, waiting, .. } = &*self.shares;
+        let Shares { memory, connections, partial, reading, waiting, .. } = &*self.shares;
         let (all, reading) = (connections.load(Relaxed), reading.load(Relaxed).max(1));
         let limit = if self.reading { CONNECTIONS } else { CONNECTIONS - RESERVED };
         let mut peers = (self.connections + limit.saturating_sub(all)).min(MAX_PEERS);
@@ -122,9 +134,9 @@ impl Share {
             peers = peers.min((CONNECTIONS / reading).max(FEW_PEERS)).max(FEW_PEERS);
         }
         let shed = !self.reading && all >= CONNECTIONS && self.connections > FEW_PEERS;
-        let most = (PARTIAL / reading as u64).clamp(LEAST_PARTIAL, MAX_PARTIAL);
+        let most = (memory / reading as u64).clamp(LEAST_PARTIAL, MAX_PARTIAL);
         let held_back = !self.reading && waiting.load(Relaxed) > self.shares.since(now);
-        let free = PARTIAL.saturating_sub(partial.load(Relaxed));
+        let free = memory.saturating_sub(partial.load(Relaxed));
         let background = if held_back { 0 } else { self.partial + free };
         Allowed { peers, shed, partial: most, background }
     }
@@ -136,33 +148,29 @@ impl Drop for Share {
     }
 }
 
-impl Shares {
-    fn since(&self, at: Instant) -> u64 {
-        u64::try_from(at.saturating_duration_since(self.begin).as_millis()).unwrap_or(u64::MAX)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const MEMORY: u64 = 64 << 20;
+
     #[test]
     fn one_torrent_has_all_that_it_ever_had() {
-        let (shares, now) = (Arc::new(Shares::default()), Instant::now());
+        let (shares, now) = (Arc::new(Shares::new(1 << 20)), Instant::now());
         let mut only = Share::new(shares);
         for reading in [false, true] {
             only.set(MAX_PEERS, MAX_PARTIAL, reading);
-            let expected = Allowed { peers: MAX_PEERS, shed: false, partial: MAX_PARTIAL, background: PARTIAL };
+            let expected = Allowed { peers: MAX_PEERS, shed: false, partial: MAX_PARTIAL, background: MAX_PARTIAL };
             assert_eq!(only.allowed(now), expected);
         }
         // Its own readers do not hold it back.
         only.wait(now);
-        assert_eq!(only.allowed(now).background, PARTIAL);
+        assert_eq!(only.allowed(now).background, MAX_PARTIAL);
     }
 
     #[test]
     fn connections_are_kept_for_those_who_are_read() {
-        let (shares, now) = (Arc::new(Shares::default()), Instant::now());
+        let (shares, now) = (Arc::new(Shares::new(MEMORY)), Instant::now());
         let mut idle: Vec<Share> = (0..5).map(|_| Share::new(shares.clone())).collect();
         for share in &mut idle {
             share.set(share.allowed(now).peers, 0, false);
@@ -187,13 +195,13 @@ mod tests {
 
     #[test]
     fn memory_is_shared_and_the_background_waits_for_readers() {
-        let (shares, now) = (Arc::new(Shares::default()), Instant::now());
+        let (shares, now) = (Arc::new(Shares::new(MEMORY)), Instant::now());
         let mut all: Vec<Share> = (0..10).map(|_| Share::new(shares.clone())).collect();
         all.iter_mut().for_each(|share| share.set(1, 0, true));
-        assert_eq!(all[0].allowed(now).partial, PARTIAL / 10);
+        assert_eq!(all[0].allowed(now).partial, MEMORY / 10);
         all.iter_mut().take(8).for_each(|share| share.set(1, 5 << 20, false));
         assert_eq!(all[0].allowed(now).partial, MAX_PARTIAL);
-        assert_eq!(all[0].allowed(now).background, (5 << 20) + PARTIAL - (40 << 20));
+        assert_eq!(all[0].allowed(now).background, (5 << 20) + MEMORY - (40 << 20));
         all[9].wait(now);
         assert_eq!((all[0].allowed(now).background, all[8].allowed(now).background > 0), (0, true));
         assert!(all[0].allowed(now + WAITING * 2).background > 0);
