@@ -17,7 +17,7 @@ use super::{Handshaken, Limits, RateLimit};
 
 /// Receive buffers start small, so that hundreds of idle peers cost little, and grow while a peer fills them.
 const BUFFER_MIN: usize = 16 * 1024;
-const BUFFER_MAX: usize = 256 * 1024;
+const BUFFER_MAX: usize = 128 * 1024;
 
 /// Batches of messages that may wait for one peer's socket.
 const OUTBOX: usize = 128;
@@ -32,7 +32,7 @@ const CHATTER: u64 = 20_000;
 const GATHER: usize = 64 * 1024;
 
 /// Reads shorter than this are of a peer that waits for acknowledgements, not of one that fills the pipe.
-const QUICK: usize = 128 * 1024;
+const QUICK: usize = BUFFER_MAX / 2;
 
 /// Nothing at all received in this time: the peer is gone (keep-alives come every two minutes, BEP 3).
 const IDLE_LIMIT: Duration = Duration::from_secs(240);
@@ -158,7 +158,7 @@ async fn receive<K: Copy>(
                 patience.take(chatter).await;
             }
         }
-        buffer.reserve(want.saturating_sub(buffer.len()).max(BUFFER_MIN));
+        make_room(&mut buffer, want);
         let room = buffer.capacity() - buffer.len();
         let n = timeout(IDLE_LIMIT, socket.read_buf(&mut buffer)).await.map_err(|_| ReceiveError::Idle)??;
         match n {
@@ -174,6 +174,17 @@ async fn receive<K: Copy>(
             socket.acknowledge();
         }
         limits.down.take(n).await;
+    }
+}
+
+/// Makes room to read: `want` bytes with what is there already, or a little more. A buffer whose blocks are with the
+/// driver yet is left to them. (`reserve` would double it instead.)
+fn make_room(buffer: &mut BytesMut, want: usize) {
+    let more = want.saturating_sub(buffer.len()).max(BUFFER_MIN);
+    if !buffer.try_reclaim(more) {
+        let mut fresh = BytesMut::with_capacity(buffer.len() + more);
+        fresh.extend_from_slice(buffer);
+        *buffer = fresh;
     }
 }
 
@@ -269,6 +280,22 @@ mod tests {
 
     fn block(piece: u32) -> Message {
         Message::Piece { piece, begin: 0, data: vec![piece as u8; 16384].into() }
+    }
+
+    #[test]
+    fn receive_buffers_are_no_larger_than_wanted() {
+        let (mut buffer, mut blocks) = (BytesMut::new(), Vec::new());
+        for round in 0..200_usize {
+            make_room(&mut buffer, BUFFER_MAX);
+            let room = buffer.capacity() - buffer.len();
+            assert!(room >= BUFFER_MIN && buffer.capacity() <= BUFFER_MAX + 2 * BUFFER_MIN);
+            buffer.resize(buffer.len() + (round * 7919) % room, round as u8);
+            while buffer.len() >= 16384 {
+                blocks.push(buffer.split_to(16384));
+            }
+            // The driver is now behind and now not.
+            blocks.truncate(if round % 3 == 0 { 0 } else { 50 });
+        }
     }
 
     #[tokio::test]

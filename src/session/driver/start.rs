@@ -23,8 +23,11 @@ use crate::store::{self, Place, TorrentSpec};
 use crate::swarm::{self, Stats, Swarm};
 use crate::webseed::WebSeed;
 
-/// Batches of messages from all peers that may wait for the task; a batch is at most one receive buffer.
-const INBOX: usize = 64;
+/// Batches of messages from all peers that may wait for the task; a batch keeps one receive buffer at most, 128 KiB.
+const INBOX: usize = 8;
+
+/// What work done elsewhere gives back and may wait for the task.
+const DONE: usize = 64;
 
 /// Commands from readers that may wait for the task.
 const COMMANDS: usize = 4096;
@@ -98,7 +101,7 @@ pub(in crate::session) async fn start(
     }
 
     let (inbox_tx, inbox) = mpsc::channel(INBOX);
-    let (done_tx, done) = mpsc::channel(INBOX);
+    let (done_tx, done) = mpsc::channel(DONE);
     let (commands_tx, commands) = mpsc::channel(COMMANDS);
     let (closed_tx, closed) = watch::channel(false);
     let (stats_tx, stats) = watch::channel(Stats::default());
