@@ -273,13 +273,16 @@ fn gather(
         let from = bytes.start.max(held.start) - held.start;
         let to = bytes.end.min(held.end) - held.start;
         let (from, to) = (from as usize, to as usize);
+        let all = (bytes.end - bytes.start) as usize;
         if let Some(data) = store.memory(piece) {
-            if to - from == (bytes.end - bytes.start) as usize {
+            if to - from == all {
                 return Some(data.slice(from..to));
             }
+            whole.reserve(all - whole.len());
             whole.extend_from_slice(&data[from..to]);
         } else {
             let at = whole.len();
+            whole.reserve(all - at);
             whole.resize(at + to - from, 0);
             if !read(store, piece, from as u32, &mut whole[at..]) {
                 return None;
