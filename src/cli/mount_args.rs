@@ -20,7 +20,7 @@ use super::values::{Bound, cache_size, memory, patience, truth};
 const READ_TIMEOUT: Duration = Duration::from_secs(120);
 /// Bytes of all cached torrents on disk.
 const CACHE_SIZE: u64 = 20 << 30;
-/// Bytes of pieces in memory. More makes nothing faster: what was read lately is in the kernel's page cache, too.
+/// Bytes of pieces in memory, those under way included. More makes nothing faster: what was read lately is in the kernel's page cache, too.
 const MEMORY: u64 = 32 << 20;
 
 pub(super) const AFTER_HELP: &str = "\
@@ -156,7 +156,8 @@ pub(super) struct Flags {
     #[arg(long, value_name = "SIZE", value_parser = cache_size, help_heading = "Cache")]
     cache_size: Option<Bound<u64>>,
 
-    /// What pieces kept in memory may take [default: 32MiB]
+    /// What pieces in memory may take, kept or under way; those under way may take 32MiB even if this is less [default:
+    /// 32MiB]
     #[arg(long, value_name = "SIZE", value_parser = memory, help_heading = "Cache")]
     memory: Option<u64>,
 
@@ -217,7 +218,7 @@ pub struct MountArgs {
     pub cache_dir: CacheDir,
     /// Bytes on disk, all torrents together; `None`: unlimited.
     pub cache_size: Option<u64>,
-    /// Bytes of pieces in memory.
+    /// Bytes of pieces in memory, those under way included.
     pub memory: u64,
     /// Check every cached piece.
     pub verify: bool,
