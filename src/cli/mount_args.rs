@@ -20,7 +20,8 @@ use super::values::{Bound, cache_size, memory, patience, truth};
 const READ_TIMEOUT: Duration = Duration::from_secs(120);
 /// Bytes of all cached torrents on disk.
 const CACHE_SIZE: u64 = 20 << 30;
-/// Bytes of pieces in memory, those under way included. More makes nothing faster: what was read lately is in the kernel's page cache, too.
+/// Bytes of pieces in memory, those under way included. More makes nothing faster: what was read lately is in the kernel's
+/// page cache, too.
 const MEMORY: u64 = 32 << 20;
 
 pub(super) const AFTER_HELP: &str = "\

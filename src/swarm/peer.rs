@@ -22,6 +22,8 @@ const MAX_REQQ: usize = 2_000;
 const MAX_HINTS: usize = 64;
 /// How long a piece whose request was rejected is not asked of that peer again.
 const REFUSED: Duration = Duration::from_secs(5);
+/// How many times as long as all that it owes should take a peer is silent that has stalled.
+const STALLED: f64 = 1.5;
 /// How long an answer to a cancelled request may take; then the block may be asked of that peer again.
 const DOUBT: Duration = Duration::from_secs(10);
 /// The most cancelled requests remembered.
@@ -231,9 +233,9 @@ impl Peer {
         (self.reqq - self.asks.len().min(self.reqq)) as f64 * f64::from(BLOCK_LEN)
     }
 
-    /// Seconds until the next `bytes` of what it owes, and of what it would be asked for now, are here. What it owes may come
-    /// all at once, at the end of the time that it takes, and has been on its way since it last sent something. Only who
-    /// lets even that time pass has stalled, and of him nothing is known but that he may stay silent for as long again.
+    /// Seconds until the next `bytes` of what it owes, and of what it would be asked for now, are here. What it owes has
+    /// been on its way since it last sent something, and may come all at once at the end of the time that it takes. Only a
+    /// peer that lets that time pass has stalled; nothing is known of it but that it may stay silent for as long again.
     pub(super) fn eta(&self, now: Instant, bytes: f64) -> f64 {
         let owed = self.pipeline.outstanding() as f64;
         let silence = match self.asks.is_empty() {
@@ -241,7 +243,7 @@ impl Peer {
             false => now.saturating_duration_since(self.last_progress).as_secs_f64(),
         };
         let eta = self.pipeline.eta(bytes);
-        if silence > self.pipeline.late_after().max(self.pipeline.eta(owed)) {
+        if silence > self.pipeline.late_after().max(STALLED * self.pipeline.eta(owed)) {
             return eta + silence;
         }
         let least = if bytes > owed { self.pipeline.eta(bytes - owed) } else { 0.0 };
