@@ -99,8 +99,8 @@ impl Reader {
             for piece in self.lengths().pieces_in(&bytes) {
                 self.wait_for(piece, &bytes, &want).await?;
             }
-            if !here && !self.torrent.flowing.load(Ordering::Relaxed) {
-                self.wait_for_cushion(bytes.start).await;
+            if !here {
+                self.torrent.flowing.get_or_init(|| self.wait_for_cushion(bytes.start)).await;
             }
             // The piece may have been evicted since, or the disk may hold it: not for an async thread.
             let (store, lengths, range) = (self.torrent.store.clone(), *self.lengths(), bytes.clone());
@@ -126,7 +126,8 @@ impl Reader {
         }
     }
 
-    /// Ends early with the torrent: what was to be read is here.
+    /// Whoever reads first waits, and who comes meanwhile waits with it. Ends early with the torrent: what was to be read is
+    /// here.
     async fn wait_for_cushion(&self, start: u64) {
         let cushion = start..start.saturating_add(CUSHION).min(self.file.end);
         let mut closed = self.torrent.closed.clone();
@@ -143,7 +144,6 @@ impl Reader {
             () = tokio::time::sleep(CUSHION_LIMIT) => {}
             () = async { drop(closed.wait_for(|closed| *closed).await) } => {}
         }
-        self.torrent.flowing.store(true, Ordering::Relaxed);
     }
 
     async fn wait_for(&self, piece: PieceIndex, bytes: &Range<u64>, want: &Want<'_>) -> Result<(), ReadError> {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{OnceCell, mpsc, oneshot, watch};
 
 use crate::discovery::{Announcer, TrackerStatus};
 use crate::metainfo::{FileIndex, Metainfo, PieceIndex};
@@ -54,8 +54,8 @@ pub struct Torrent {
     pub(super) priorities: Mutex<BTreeMap<FileIndex, Priority>>,
     pub(super) verification: Mutex<Option<Verification>>,
     pub(super) reads: Reads,
-    /// Peers have delivered: no read waits for more than its own bytes.
-    pub(super) flowing: AtomicBool,
+    /// Set once peers have delivered: no read waits for more than its own bytes.
+    pub(super) flowing: OnceCell<()>,
 }
 
 impl Torrent {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OnceCell, mpsc, watch};
 
 use super::{Driver, Inputs, LOOK, left};
 use crate::discovery::Transferred;
@@ -162,6 +162,6 @@ pub(in crate::session) async fn start(
         priorities: Mutex::default(),
         verification: Mutex::default(),
         reads: Reads::default(),
-        flowing: AtomicBool::new(false),
+        flowing: OnceCell::new(),
     }))
 }
