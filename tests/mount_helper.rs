@@ -136,6 +136,13 @@ fn status(pid: u32) -> HashMap<String, String> {
     fields.map(|(key, value)| (key.to_owned(), value.trim().to_owned())).collect()
 }
 
+/// The process group and the session of a process: fields 5 and 6 of its `stat`, the second of which may hold anything.
+fn group_and_session(pid: u32) -> (u32, u32) {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<&str> = text.rsplit(')').next().unwrap().split_whitespace().collect();
+    (fields[2].parse().unwrap(), fields[3].parse().unwrap())
+}
+
 /// A zombie has no program any more.
 fn is_alive(pid: u32) -> bool {
     fs::read_link(format!("/proc/{pid}/exe")).is_ok()
@@ -178,6 +185,8 @@ fn root_mounts_and_a_user_without_any_right_serves_everybody() {
     stage.sh("setpriv --reuid 65534 --regid 65534 --clear-groups cmp $BASE/mnt/film.bin $BASE/payload/film.bin");
 
     let (server, keeper) = stage.processes("$BASE/mnt");
+    // Neither is reached by a Ctrl-C that is meant for others.
+    assert_eq!([server, keeper].map(group_and_session), [(server, server), (keeper, keeper)]);
     let of = status(server);
     let ids = format!("{SERVER}\t{SERVER}\t{SERVER}\t{SERVER}");
     assert_eq!((&of["Uid"], &of["Gid"], of["NoNewPrivs"].as_str()), (&ids, &ids, "1"));
@@ -406,6 +415,8 @@ fn the_mount_point_stays_usable_until_there_is_something_to_show() {
     let mut mount = Process::start(mount.arg(lab.path("mnt")).args(["-o", ALONE]).stderr(Stdio::null()));
     // The helper, the keeper and the server.
     wait_until("it fetches", LIMIT, || stage.left().len() == 3);
+    // One group with who called: an automount's mount point lets nobody else pass until it is mounted.
+    assert!(stage.left().iter().all(|pid| group_and_session(*pid) == group_and_session(std::process::id())));
     let begin = Instant::now();
     assert_eq!(stage.sh("stat -c %F $BASE/mnt; ls -A $BASE/mnt").trim(), "directory");
     assert!(begin.elapsed() < LIMIT && stage.mounts().is_empty());

@@ -18,6 +18,8 @@
 //! Invariants:
 //! - The mount point and all options are the keeper's own, from before the split: the server chooses nothing.
 //! - The keeper reads single bytes from the server, and nothing from the network or from any torrent.
+//! - Until the mount answers it stays in the process group of whoever called, as the server does
+//!   ([`fork`](super::daemon::fork)).
 //! - It holds no descriptor of the FUSE device, else the kernel would wait for its answers when the server has died.
 
 use std::ffi::OsString;
@@ -147,7 +149,10 @@ impl Keeping {
                 }
                 Err(error) => Err(error.to_string()),
             },
-            (b'c', Some(attached)) => attached.check(&self.options).map_err(|error| error.to_string()),
+            (b'c', Some(attached)) => attached
+                .check(&self.options)
+                .map_err(|error| error.to_string())
+                .and_then(|()| process::new_session().map_err(|error| error.to_string())),
             (b'd', Some(attached)) => attached.detach().map_err(|error| error.to_string()),
             _ => Err("that is no question to ask now".to_owned()),
         };

@@ -142,7 +142,9 @@ pub struct Notifier {
     pipe: File,
 }
 
-/// Splits off a daemon, in a session of its own (Ctrl-C in the terminal does not reach it).
+/// Splits off a daemon. It stays in this process group until [`Notifier::ready`]: while an automount waits for its mount,
+/// autofs lets nobody else reach the mount point (systemd runs mount(8) in its own group for that). And whoever gives up
+/// waiting, by Ctrl-C, ends both.
 ///
 /// It keeps its working directory and its standard streams until [`Notifier::ready`], so that relative paths and
 /// messages still work while it starts. Must come before any thread is started, the async runtime's above all: a fork
@@ -152,12 +154,18 @@ pub fn fork() -> io::Result<Side> {
     match split()? {
         None => {
             drop(read);
-            // SAFETY: takes nothing. It fails only for a group leader, which a new child is not.
-            check(unsafe { libc::setsid() })?;
             Ok(Side::Child(Notifier { pipe: File::from(OwnedFd::from(write)) }))
         }
         Some(child) => Ok(Side::Parent(Waiter { pipe: File::from(OwnedFd::from(read)), child })),
     }
+}
+
+/// Begins a session: Ctrl-C in the terminal, and the terminal's end, do not reach this process any more (`setsid(2)`). Fails
+/// for the leader of a process group, which the child of a fork is not.
+pub fn new_session() -> io::Result<()> {
+    // SAFETY: takes nothing.
+    check(unsafe { libc::setsid() })?;
+    Ok(())
 }
 
 /// `fork(2)`, on the conditions of [`fork`]: the child, or `None` in the child.
@@ -288,11 +296,11 @@ fn death(child: Child) -> io::Result<String> {
 }
 
 impl Notifier {
-    /// Says that all is well, leaves the working directory (so that it can be unmounted) and the terminal.
+    /// Says that all is well, leaves the working directory (so that it can be unmounted), the terminal and its session.
     ///
     /// `BrokenPipe` if the parent is gone: whoever started this has given up.
     pub fn ready(self, message: &str) -> io::Result<()> {
-        leave(|| self.say(b'+', message))
+        leave(|| new_session().and_then(|()| self.say(b'+', message)))
     }
 
     /// Whether somebody still waits for the word.
@@ -333,7 +341,6 @@ mod tests {
         heard.lines().next().unwrap().to_owned()
     }
 
-    /// Not a test of its own: the process that the tests below start.
     #[test]
     fn descriptors_are_never_fewer() {
         let now = allow_descriptors(0).unwrap();
@@ -343,6 +350,7 @@ mod tests {
         assert_eq!(allow_descriptors(0).unwrap(), more);
     }
 
+    /// Not a test of its own: the process that the tests below start.
     #[test]
     fn daemon_helper() {
         let Ok(role) = std::env::var(ROLE) else { return };
