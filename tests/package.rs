@@ -24,7 +24,7 @@ cd $STAGE/root
 mount -t proc proc proc; mount -t sysfs sysfs sys
 mount -t tmpfs run run; mount -t tmpfs tmp tmp; mount -t tmpfs -o mode=755 dev dev
 for node in null zero full random urandom tty; do touch dev/$node; mount --bind /dev/$node dev/$node; done
-ln -s /proc/self/fd dev/fd; mkdir dev/shm; mknod -m 666 dev/fuse c 10 229
+ln -s /proc/self/fd dev/fd; mkdir dev/shm; mknod -m 666 dev/fuse c 10 229; mknod dev/autofs c 10 235
 mkdir -p .$BASE; mount --bind $BASE .$BASE
 mkdir -p run/old; pivot_root . run/old; umount -l /run/old
 rm -rf /etc/systemd/system/*.wants /etc/systemd/system/*.requires; : > /etc/fstab
@@ -220,6 +220,20 @@ fn its_units_do_under_systemd_what_they_say() {
     assert!(is_mounted());
     machine.sh("test -f /mnt/film/film.bin && systemctl stop mnt-film.mount");
     assert!(!is_mounted());
+
+    // A kernel may have been made without autofs; then systemd has no automounts either.
+    if fs::read_to_string("/proc/filesystems").unwrap().contains("\tautofs\n") {
+        let unit = "/usr/share/doc/torrentfs/examples/mnt-film.automount";
+        machine
+            .sh(&format!("cp {unit} /etc/systemd/system; systemctl daemon-reload; systemctl start mnt-film.automount"));
+        assert!(!is_mounted());
+        machine.sh("timeout 60 ls -l /mnt/film/film.bin");
+        assert!(is_mounted());
+        machine.sh("systemctl stop mnt-film.automount mnt-film.mount");
+        assert!(!is_mounted());
+    } else {
+        eprintln!("left out: this kernel has no autofs");
+    }
     wait_until("nobody is left", LIMIT, || {
         !machine.run("pgrep --exact 'mount.torrentfs|torrentfs-keep'").status.success()
     });
