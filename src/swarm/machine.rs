@@ -55,7 +55,7 @@ pub struct Swarm {
     pub(super) stale: bool,
     /// `Pieces::freed` when `urgent` was made.
     freed: u64,
-    /// Pieces in and around the windows of readers, sorted.
+    /// What readers need, and what lies a little before them: `needed` is a part of it. Sorted.
     pub(super) pins: Vec<Range<u32>>,
     pub(super) actions: VecDeque<Action>,
     /// Nothing is fetched or given.

@@ -169,10 +169,8 @@ impl Pipeline {
         self.spoil_probe(now);
         if self.outstanding == 0 {
             if self.is_stale(now) {
-                self.probing = true;
-                if !clean {
-                    self.spoil_probe(now);
-                }
+                self.probing = clean;
+                self.probe_at = now + PROBE_AGAIN;
             }
             // What is on its way cannot be here before the base latency has passed: that is not the rate.
             self.clock = now + Duration::from_secs_f64(self.base().min(10.0));

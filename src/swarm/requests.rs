@@ -189,10 +189,7 @@ impl Swarm {
         let mut in_the_way = Vec::new();
         for (key, peer) in &self.peers {
             if short.iter().any(|piece| peer.serves(now, *piece)) {
-                let other = |id: &BlockId| {
-                    self.needed.binary_search(&id.piece).is_err()
-                        && !self.pins.iter().any(|pin| pin.contains(&id.piece))
-                };
+                let other = |id: &BlockId| !self.pins.iter().any(|pin| pin.contains(&id.piece));
                 in_the_way.extend(peer.asks.iter().map(|ask| ask.id).filter(other).map(|id| (*key, id)));
             }
         }
