@@ -66,13 +66,18 @@
 //! - **urgent**: wanted by a reader, by a deadline. **background**: the rest, rarest first.
 //! - **end-game**: when all that is missing is already requested, it is requested from more than one peer.
 
+#[cfg(feature = "cli")]
 pub mod cli;
+#[cfg(feature = "web")]
 pub mod control;
 pub mod discovery;
+#[cfg(feature = "fs")]
 pub mod fs;
+#[cfg(feature = "fs")]
 pub mod library;
 pub mod metainfo;
 pub mod net;
+#[cfg(feature = "fs")]
 pub mod payload;
 pub mod portmap;
 pub mod route;
@@ -81,6 +86,7 @@ pub mod store;
 pub mod swarm;
 #[allow(unsafe_code)]
 mod sys;
+#[cfg(feature = "cli")]
 pub mod tracker;
 pub mod webseed;
 pub mod wire;
