@@ -13,7 +13,7 @@
 //!
 //! # Map
 //!
-//! Imports point down this list, never up (`tests/layers.rs` checks it).
+//! Imports point down this list, never up (`tests/pure/layers.rs` checks it).
 //!
 //! | module | owns | knows nothing of |
 //! |---|---|---|
