@@ -2,6 +2,7 @@
 
 mod layers;
 mod simulation;
+mod source_graph;
 mod swarm;
 mod swarm_hostile;
 mod torrents;
