@@ -13,27 +13,28 @@
 //!
 //! # Map
 //!
-//! Imports point down this list, never up (`tests/layers.rs` checks it).
+//! Imports point down this list, never up: each module imports exactly those of the last column, and no files import each
+//! other (`tests/pure/layers.rs` checks it).
 //!
-//! | module | owns | knows nothing of |
-//! |---|---|---|
-//! | [`cli`] | arguments to calls, errors to words; one file a subcommand | how anything works |
-//! | [`control`] | what a running mount tells of itself, and the orders it takes | FUSE, sockets of peers |
-//! | [`library`] | the torrents of a mount, as they come and go; watched directories | the command line |
-//! | [`fs`] | the tree of inodes, the answering of reads, the FUSE mount | peers, trackers |
-//! | [`session`] | the driver: owns each torrent's `Swarm`, turns its actions into I/O | the wire format |
-//! | [`webseed`] | HTTP servers as peers that have everything (BEP 19, 17) | picking, choking |
-//! | [`net`] | connections, the listener, rate limits: dumb pipes of messages | picking, choking |
-//! | [`discovery`] | trackers, the DHT, local discovery: they yield peer addresses | everything else |
-//! | [`portmap`] | our port at the home router (UPnP, NAT-PMP, PCP) | everything else |
-//! | [`tracker`] | a tracker to run, over HTTP and UDP: who is in which swarm | everything else |
-//! | [`route`] | by which way everything leaves: proxy, address, interface | everything else |
-//! | [`store`] | the LRU piece cache: memory tier, disk tier, what survives a restart; files that lie with the user | the network, FUSE |
-//! | [`swarm`] | sans-io: picker, readers, choker, per-peer state | tokio, sockets, files, the clock |
-//! | [`wire`] | sans-io: handshake and message codecs | as above |
-//! | [`payload`] | a user's own files: walked and hashed for new torrents, checked against old ones | torrents at work |
-//! | [`metainfo`] | bencode guard, `.torrent`, piece ↔ file layout | as above |
-//! | `sys` | system calls that the standard library has not: the only `unsafe` code | everything else |
+//! | module | owns | knows nothing of | imports |
+//! |---|---|---|---|
+//! | [`cli`] | arguments to calls, errors to words; one file a subcommand | how anything works | control, discovery, fs, library, metainfo, net, payload, route, session, store, sys, tracker |
+//! | [`control`] | what a running mount tells of itself, and the orders it takes | FUSE, sockets of peers | discovery, library, metainfo, net, session, swarm, sys, wire |
+//! | [`library`] | the torrents of a mount, as they come and go; watched directories | the command line | discovery, fs, metainfo, payload, session, store, sys |
+//! | [`fs`] | the tree of inodes, the answering of reads, the FUSE mount | peers, trackers | metainfo, session, sys |
+//! | [`session`] | the driver: owns each torrent's `Swarm`, turns its actions into I/O | the wire format | discovery, metainfo, net, portmap, route, store, swarm, webseed, wire |
+//! | [`webseed`] | HTTP servers as peers that have everything (BEP 19, 17) | picking, choking | discovery, metainfo, net, wire |
+//! | [`net`] | connections, the listener, rate limits: dumb pipes of messages | picking, choking | metainfo, route, wire |
+//! | [`discovery`] | trackers, the DHT, local discovery: they yield peer addresses | everything else | metainfo, route, wire |
+//! | [`portmap`] | our port at the home router (UPnP, NAT-PMP, PCP) | everything else | nothing |
+//! | [`tracker`] | a tracker to run, over HTTP and UDP: who is in which swarm | everything else | metainfo, sys, wire |
+//! | [`route`] | by which way everything leaves: proxy, address, interface | everything else | nothing |
+//! | [`store`] | the LRU piece cache: memory tier, disk tier, what survives a restart; files that lie with the user | the network, FUSE | metainfo, sys |
+//! | [`swarm`] | sans-io: picker, readers, choker, per-peer state | tokio, sockets, files, the clock | metainfo, wire |
+//! | [`wire`] | sans-io: handshake and message codecs | as above | metainfo |
+//! | [`payload`] | a user's own files: walked and hashed for new torrents, checked against old ones | torrents at work | metainfo, sys |
+//! | [`metainfo`] | bencode guard, `.torrent`, piece ↔ file layout | as above | nothing |
+//! | `sys` | system calls that the standard library has not: the only `unsafe` code | everything else | nothing |
 //!
 //! Who uses the program reads `README.md`. Beside `src/`: `mount-helper/` (the program that mount(8) runs, and what the
 //! packages install for systemd), `tests/` (the layers, simulated swarms in virtual time, real
