@@ -27,6 +27,7 @@
 //! | [`discovery`] | trackers, the DHT, local discovery: they yield peer addresses | everything else |
 //! | [`portmap`] | our port at the home router (UPnP, NAT-PMP, PCP) | everything else |
 //! | [`tracker`] | a tracker to run, over HTTP and UDP: who is in which swarm | everything else |
+//! | [`http`] | bounded HTTP requests: limits, redirects, access to the local network, masked URLs | what an answer means |
 //! | [`route`] | by which way everything leaves: proxy, address, interface | everything else |
 //! | [`store`] | the LRU piece cache: memory tier, disk tier, what survives a restart; files that lie with the user | the network, FUSE |
 //! | [`swarm`] | sans-io: picker, readers, choker, per-peer state | tokio, sockets, files, the clock |
@@ -34,6 +35,7 @@
 //! | [`payload`] | a user's own files: walked and hashed for new torrents, checked against old ones | torrents at work |
 //! | [`metainfo`] | bencode guard, `.torrent`, piece ↔ file layout | as above |
 //! | `sys` | system calls that the standard library has not: the only `unsafe` code | everything else |
+//! | `util` | locks, classes of addresses, text for display, timers that fire together | everything else |
 //!
 //! Who uses the program reads `README.md`. Beside `src/`: `mount-helper/` (the program that mount(8) runs, and what the
 //! packages install for systemd), `tests/` (the layers, simulated swarms in virtual time, real
@@ -70,6 +72,7 @@ pub mod cli;
 pub mod control;
 pub mod discovery;
 pub mod fs;
+pub mod http;
 pub mod library;
 pub mod metainfo;
 pub mod net;
@@ -82,5 +85,6 @@ pub mod swarm;
 #[allow(unsafe_code)]
 mod sys;
 pub mod tracker;
+mod util;
 pub mod webseed;
 pub mod wire;

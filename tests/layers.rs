@@ -4,7 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Lowest first. A module may import itself and what stands before it.
-const LAYERS: [&str; 17] = [
+const LAYERS: [&str; 19] = [
+    "util",
     "sys",
     "metainfo",
     "payload",
@@ -12,6 +13,7 @@ const LAYERS: [&str; 17] = [
     "swarm",
     "store",
     "route",
+    "http",
     "discovery",
     "portmap",
     "tracker",

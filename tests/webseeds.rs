@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use torrentfs::discovery::HttpClient;
+use torrentfs::http::HttpClient;
 use torrentfs::metainfo::{FileKind, Layout, Metainfo};
 use torrentfs::net::Limits;
 use torrentfs::webseed::WebSeed;
