@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::timeout;
-use torrentfs::discovery::HttpClient;
+use torrentfs::http::HttpClient;
 use torrentfs::metainfo::{FileKind, Metainfo, NewFile, NewTorrent, hash_pieces};
 use torrentfs::net::{Connection, Incoming, Limits};
 use torrentfs::webseed::WebSeed;

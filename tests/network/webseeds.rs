@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use crate::support;
 use crate::web::*;
-use torrentfs::discovery::HttpClient;
+use torrentfs::http::HttpClient;
 use torrentfs::metainfo::{FileKind, Layout, Metainfo};
 use torrentfs::net::Limits;
 use torrentfs::webseed::WebSeed;
