@@ -18,7 +18,8 @@
 //! | module | owns | knows nothing of |
 //! |---|---|---|
 //! | [`cli`] | arguments to calls, errors to words; one file a subcommand | how anything works |
-//! | [`control`] | what a running mount tells of itself, and the orders it takes | FUSE, sockets of peers |
+//! | [`web`] | everything served over HTTP: API, status page, files, metrics; and the client of the API | FUSE, peer connections |
+//! | [`control`] | the status that a running mount reports, and the orders it accepts | HTTP, FUSE, peer connections |
 //! | [`library`] | the torrents of a mount, as they come and go; watched directories | the command line |
 //! | [`fs`] | the tree of inodes, the answering of reads, the FUSE mount | peers, trackers |
 //! | [`session`] | the driver: owns each torrent's `Swarm`, turns its actions into I/O | the wire format |
@@ -82,5 +83,6 @@ pub mod swarm;
 #[allow(unsafe_code)]
 mod sys;
 pub mod tracker;
+pub mod web;
 pub mod webseed;
 pub mod wire;

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Lowest first. A module may import itself and what stands before it.
-const LAYERS: [&str; 17] = [
+const LAYERS: [&str; 18] = [
     "sys",
     "metainfo",
     "payload",
@@ -21,6 +21,7 @@ const LAYERS: [&str; 17] = [
     "fs",
     "library",
     "control",
+    "web",
     "cli",
 ];
 
