@@ -25,8 +25,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::util::lock;
 use crate::metainfo::{BlockIndex, InfoHash, Layout, Metainfo, PieceHashes, PieceIndex};
+use crate::util::lock;
 
 mod buffer;
 mod cache;
