@@ -276,8 +276,11 @@ pub struct Running(pub Child);
 
 impl Running {
     pub fn new(program: &str, path: &Path) -> Self {
-        let mut command = Command::new(program);
-        Self(command.arg(path).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+        Self::start(Command::new(program).arg(path))
+    }
+
+    pub fn start(command: &mut Command) -> Self {
+        Self(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
     }
 
     pub fn signal(&self, signal: &str) {

@@ -68,7 +68,7 @@ async fn nginx_serves_files_by_ranges_over_few_connections() {
 
     // Once it is gone, the seed chokes; once it is back, it serves again.
     nginx.signal("TERM");
-    nginx.wait(LONG);
+    assert!(nginx.wait(LONG).is_some(), "nginx did not end");
     driver.blocks.clear();
     driver.ask_all();
     driver.until(|driver| driver.choked && driver.outstanding == 0).await;
