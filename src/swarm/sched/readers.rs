@@ -85,12 +85,12 @@ impl Readers {
 
     /// Sets the bytes of partial pieces allowed. Windows leave a quarter of them to blocked reads.
     pub(in crate::swarm) fn set_budget(&mut self, max_partial: u64) {
-        self.budget = (max_partial / 4 * 3).max(2 * u64::from(self.lengths.piece_len()));
+        self.budget = (max_partial / 4 * 3).max(self.lengths.full_pieces(2));
     }
 
     /// Returns the bytes of a window after a seek: at least one piece.
     fn first_window(&self) -> u64 {
-        self.policy.min_read_ahead.max(u64::from(self.lengths.piece_len()))
+        self.policy.min_read_ahead.max(self.lengths.full_pieces(1))
     }
 
     pub(in crate::swarm) fn open(&mut self, now: Instant, id: ReaderId, file: Range<u64>) {
@@ -283,11 +283,8 @@ impl Readers {
             .map(|reader| behind(reader).max(reader.file.start)..self.window(reader).end);
         let mut ranges: Vec<Range<u32>> = windows
             .chain(self.wants.values().map(|want| want.bytes.clone()))
-            .filter_map(|bytes| {
-                let mut pieces = self.lengths.pieces_in(&bytes);
-                let first = pieces.next()?.get();
-                Some(first..pieces.next_back().map_or(first, |last| last.get()) + 1)
-            })
+            .map(|bytes| self.lengths.pieces_in(&bytes).numbers())
+            .filter(|pieces| !pieces.is_empty())
             .collect();
         ranges.sort_unstable_by_key(|range| range.start);
         ranges.dedup_by(|next, range| {

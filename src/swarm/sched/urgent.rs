@@ -16,7 +16,7 @@ use crate::swarm::{PeerKey, Swarm};
 /// Blocks left for a better peer in one pass: bounds its cost.
 const MAX_DEFERRED: usize = 256;
 /// Pieces by which blocked reads may exceed the limit on partial pieces, so that one is never stuck behind windows.
-const SPARE_PIECES: u64 = 4;
+const SPARE_PIECES: u32 = 4;
 
 /// A block that is later than its peer usually is.
 struct Late {
@@ -175,7 +175,7 @@ impl Swarm {
             self.give_up(now, piece);
             return true;
         }
-        urgent.need.is_blocked() && fits(self, SPARE_PIECES * u64::from(self.config.lengths.piece_len()))
+        urgent.need.is_blocked() && fits(self, self.config.lengths.full_pieces(SPARE_PIECES))
     }
 
     /// Requests late blocks that readers need from one peer more, if that one is clearly sooner.
