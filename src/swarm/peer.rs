@@ -219,21 +219,34 @@ impl Peer {
         self.pipeline.room(now, need, phase).min(queue_left)
     }
 
-    /// Seconds until the next `bytes` of what it owes, and of what it would be asked for now, are here. What it owes has
-    /// been on its way since it last sent something, and may come all at once at the end of the time that it takes. Only a
-    /// peer that lets that time pass has stalled; nothing is known of it but that it may stay silent for as long again.
+    /// Returns the seconds until the next `bytes` of what it owes, and of what it would be asked for now, are here.
+    /// Cancelled blocks that may still come are ahead of them. What a peer owes has been on its way since it last sent
+    /// something, and may come all at once at the end of the time that it takes. A peer that lets that time pass has
+    /// stalled: nothing is known about it but that it may stay silent for as long again.
     pub(super) fn eta(&self, now: Instant, bytes: f64) -> f64 {
-        let owed = self.pipeline.outstanding() as f64;
+        let strays = self.stray_bytes(now);
+        let (owed, bytes) = (self.pipeline.outstanding() as f64 + strays, bytes + strays);
         let silence = match self.asks.is_empty() {
             true => 0.0,
             false => now.saturating_duration_since(self.last_progress).as_secs_f64(),
         };
         let eta = self.pipeline.eta(bytes);
-        if silence > self.pipeline.late_after().max(self.policy().stall_factor * self.pipeline.eta(owed)) {
+        if silence > self.pipeline.eta(owed) {
             return eta + silence;
         }
         let least = if bytes > owed { self.pipeline.eta(bytes - owed) } else { 0.0 };
         (eta - silence).max(least)
+    }
+
+    /// Returns the bytes of cancelled requests whose blocks may still come. With the fast extension each is answered by
+    /// its block or a reject.
+    fn stray_bytes(&self, now: Instant) -> f64 {
+        if self.doubts.is_empty() {
+            return 0.0;
+        }
+        let grace = if self.fast { self.policy().cancel_grace } else { self.policy().stray_grace };
+        let strays = self.doubts.values().filter(|since| now < **since + grace).count();
+        strays as f64 * f64::from(BLOCK_LEN)
     }
 
     /// Enough of the pipeline has run empty for another batch.

@@ -58,13 +58,8 @@ pub struct Policy {
     /// Queue at a peer for blocks that a reader waits for now. A block that is held back costs another round trip, and a
     /// peer that grants bandwidth in bursts sends this much at once.
     pub due_queue: Duration,
-    /// Bytes requested from a peer whose rate is unknown.
-    pub first_window: u64,
     /// Bytes that may be outstanding at any peer: fewer make a slow peer pause between two requests.
     pub min_window: u64,
-    /// Bytes outstanding at a peer for speculative pieces just after a seek: they keep it from idling, and the next seek
-    /// waits behind no more.
-    pub speculative_window: u64,
     /// How far above the measured rate the window may be: a rate that our own window limits is found by growth.
     pub rate_headroom: f64,
     /// Part of the window below which the next batch of requests goes out.
@@ -87,15 +82,9 @@ pub struct Policy {
     /// Time until a spoilt probe is repeated.
     pub probe_retry: Duration,
 
-    /// A block is late after its peer's mean delay plus so many mean deviations.
-    pub late_deviations: f64,
-    /// The least time after which a block is late.
-    pub min_late: Duration,
     /// How many times sooner a second peer must deliver a late block before it is asked as well: where all peers are late
     /// alike, asking twice would only halve what they deliver.
     pub hedge_advantage: f64,
-    /// A peer has stalled when it is silent for so many times as long as everything it owes should take.
-    pub stall_factor: f64,
     /// A peer that owes blocks and sends none for so long is snubbed: asked for one block at a time.
     pub snub_timeout: Duration,
     /// How long a reader waits for a block from the one peer that must deliver a suspect piece alone.
@@ -164,25 +153,20 @@ impl Default for Policy {
             filling_queue: Duration::from_secs(1),
             reading_queue: Duration::from_millis(50),
             due_queue: Duration::from_millis(250),
-            first_window: 6 * BLOCK,
             min_window: 3 * BLOCK,
-            speculative_window: 2 * BLOCK,
             rate_headroom: 1.25,
             refill_level: 0.75,
 
             rate_span: Duration::from_millis(400),
             min_rate_span: Duration::from_millis(100),
-            unknown_rate: 1_000_000,
+            unknown_rate: 200_000,
             unknown_latency: Duration::from_millis(100),
             probe_interval: Duration::from_secs(10),
-            probe_latencies: 100.0,
+            probe_latencies: 300.0,
             first_probe_interval: Duration::from_secs(3),
             probe_retry: Duration::from_secs(1),
 
-            late_deviations: 4.0,
-            min_late: Duration::from_millis(50),
             hedge_advantage: 2.0,
-            stall_factor: 1.5,
             snub_timeout: Duration::from_secs(20),
             solo_timeout: Duration::from_secs(3),
             choke_grace: Duration::from_secs(2),

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use fixedbitset::FixedBitSet;
 use proptest::prelude::*;
 use torrentfs::metainfo::{InfoHash, Lengths};
-use torrentfs::swarm::{Action, Config, Direction, Event, PeerKey, PickOrder, ReaderId, Swarm, WantId};
+use torrentfs::swarm::{Action, Config, Direction, Event, PeerKey, PickOrder, Policy, ReaderId, Swarm, WantId};
 use torrentfs::wire::{Message, PeerId, Request};
 
 const PIECES: u32 = 11;
@@ -296,12 +296,13 @@ impl Driver {
 /// As aria2 tells of the pieces that it got since.
 #[test]
 fn a_bitfield_may_come_later() {
-    let mut driver = Driver::new(config(), FixedBitSet::with_capacity(PIECES as usize));
+    // So that a peer's window has room for all of it.
+    let policy = Arc::new(Policy { min_window: TOTAL, ..Policy::default() });
+    let mut driver = Driver::new(Config { policy, ..config() }, FixedBitSet::with_capacity(PIECES as usize));
     let (peer, port, id) = (0, 100, 100);
     driver.step(Step::Connect { peer, port, id, fast: true, outgoing: false, serves: false });
     let key = PeerKey(driver.keys[0]);
     driver.step(Step::Says(peer, Message::Unchoke));
-    // Few enough that a new peer's first pipeline has room for all.
     for (bits, pieces) in [([0x80, 0], 0..1), ([0x80, 0], 0..0), ([0xff, 0xe0], 1..PIECES)] {
         driver.requests.clear();
         driver.step(Step::Says(peer, Message::Bitfield(Bytes::copy_from_slice(&bits))));

@@ -10,7 +10,7 @@
 //!   *probe*: the pipeline runs empty and one block is requested alone, which costs two round trips. Alone, because some
 //!   peers send nothing before they may send everything that they were asked for.
 //! - A rate measured through a window that is too small is too small itself. So the window does not follow the rate
-//!   alone: as long as blocks come back within half of the allowed queue, it grows by what came, doubling each round trip.
+//!   alone: as long as blocks come back within half of the allowed queue, it is larger by [`Policy::rate_headroom`].
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,10 +26,12 @@ pub(in crate::swarm) struct Pipeline {
     policy: Arc<Policy>,
     /// Bytes requested and not yet received.
     outstanding: u64,
-    /// Bytes that may be outstanding.
-    window: f64,
     /// The last refill stopped at the window, not for lack of work.
     limited: bool,
+    /// The last block came so soon that the window may be too small for the peer's real rate.
+    growing: bool,
+    /// A block came.
+    known: bool,
     /// Decayed bytes received, and the decayed seconds in which they came.
     bytes: f64,
     seconds: f64,
@@ -42,8 +44,6 @@ pub(in crate::swarm) struct Pipeline {
     probe_at: Instant,
     /// The one outstanding block is a probe.
     probing: bool,
-    /// Mean and mean deviation of the delay from request to block, in seconds.
-    delay: Option<(f64, f64)>,
     /// The peer stopped answering: only one block may be outstanding.
     pub(in crate::swarm) snubbed: bool,
 }
@@ -52,8 +52,9 @@ impl Pipeline {
     pub(in crate::swarm) fn new(now: Instant, policy: Arc<Policy>) -> Self {
         Self {
             outstanding: 0,
-            window: policy.first_window as f64,
             limited: false,
+            growing: true,
+            known: false,
             bytes: 0.0,
             seconds: 0.0,
             clock: now,
@@ -61,7 +62,6 @@ impl Pipeline {
             base_before: None,
             probe_at: now,
             probing: false,
-            delay: None,
             snubbed: false,
             policy,
         }
@@ -97,7 +97,7 @@ impl Pipeline {
 
     /// Returns whether at least one block came.
     pub(in crate::swarm) fn rate_is_known(&self) -> bool {
-        self.delay.is_some()
+        self.known
     }
 
     /// Returns the seconds that `bytes` would take if they were requested now and nothing else were outstanding.
@@ -105,49 +105,31 @@ impl Pipeline {
         self.base() + bytes / self.rate().max(1.0)
     }
 
-    /// Returns the seconds after which a block is late: the mean delay and some deviations.
-    pub(in crate::swarm) fn late_after(&self) -> f64 {
-        let Policy { late_deviations, min_late, .. } = &*self.policy;
-        self.delay.map_or(1.0, |(mean, deviation)| (mean + late_deviations * deviation).max(min_late.as_secs_f64()))
-    }
-
     /// Returns the bytes that may be requested now for a need: the one path from an allowance to bytes.
     pub(in crate::swarm) fn room(&self, now: Instant, need: Need, phase: Phase) -> f64 {
+        self.target(now, need, phase) - self.outstanding as f64
+    }
+
+    /// Returns the bytes that may be outstanding once a need is served.
+    fn target(&self, now: Instant, need: Need, phase: Phase) -> f64 {
         let Some(queue) = self.policy.queue_allowance(need, phase) else { return 0.0 };
-        let usual = self.target(now, self.queue(phase));
-        let target = if need.is_due() && self.rate_is_known() && !self.snubbed {
-            // Neither a probe nor the window holds back what a reader waits for now.
-            usual.max(self.rate() * (self.base() + queue.as_secs_f64()))
-        } else if queue.is_zero() {
-            usual.min(self.policy.speculative_window as f64)
-        } else {
-            usual
-        };
-        target - self.outstanding as f64
-    }
-
-    /// Returns the seconds of queue that the window is kept for.
-    fn queue(&self, phase: Phase) -> f64 {
-        self.policy.queue_allowance(Need::Soon, phase).unwrap_or_default().as_secs_f64()
-    }
-
-    /// Returns the bytes that may be outstanding with `queue` seconds of queue at the peer.
-    fn target(&self, now: Instant, queue: f64) -> f64 {
-        if self.snubbed || self.probing || self.is_stale(now) {
-            return 1.0;
+        // Less than a block, so that one may be outstanding. Due blocks do not wait for a probe.
+        let one = 1.0;
+        if self.snubbed || !need.is_due() && (self.probing || self.is_stale(now)) {
+            return one;
         }
-        let Policy { rate_headroom, first_window, min_window, .. } = &*self.policy;
-        // The window is what grows; the rate keeps it from staying far above what a seek should wait behind when the
-        // allowed queue has shrunk and blocks come in time.
-        let most = rate_headroom * self.rate() * (self.base() + queue);
-        let most = if self.rate_is_known() { most } else { most.max(*first_window as f64) };
-        self.window.min(most).max(*min_window as f64)
+        let least = self.policy.min_window as f64;
+        if !self.known {
+            return least;
+        }
+        let headroom = if self.growing { self.policy.rate_headroom } else { 1.0 };
+        (headroom * self.rate() * (self.base() + queue.as_secs_f64())).max(least)
     }
 
     /// Returns whether enough of the window has run empty for the next batch of requests.
     pub(in crate::swarm) fn wants_refill(&self, now: Instant, phase: Phase) -> bool {
         let alone = self.probing || self.is_stale(now);
-        let level = if alone { 0.0 } else { self.policy.refill_level * self.target(now, self.queue(phase)) };
+        let level = if alone { 0.0 } else { self.policy.refill_level * self.target(now, Need::Soon, phase) };
         self.outstanding as f64 <= level
     }
 
@@ -185,9 +167,9 @@ impl Pipeline {
         empty && clean
     }
 
-    /// Records a block whose request had been cancelled too late.
-    pub(in crate::swarm) fn strayed(&mut self, bytes: u32) {
-        self.bytes += f64::from(bytes);
+    /// Records a block whose request had been cancelled too late. It says as much about the rate as any other.
+    pub(in crate::swarm) fn strayed(&mut self, now: Instant, bytes: u32) {
+        self.count(now, bytes, true);
         self.snubbed = false;
     }
 
@@ -202,10 +184,16 @@ impl Pipeline {
         let busy = self.limited || self.outstanding as f64 >= 4.0 * BLOCK;
         self.outstanding -= u64::from(bytes);
         self.snubbed = false;
+        self.known = true;
+        self.count(now, bytes, busy);
         let delay = delay.as_secs_f64();
-        let bytes = f64::from(bytes);
+        self.measure_base(now, delay, fresh);
+        let queue = self.policy.queue_allowance(Need::Soon, phase).unwrap_or_default().as_secs_f64();
+        self.growing = delay < self.base() + 0.5 * queue;
+    }
 
-        // A trickle is our rate, not the peer's; it may only raise the estimate.
+    /// Counts a block for the rate. A trickle (not `busy`) is our rate, not the peer's; it may only raise the estimate.
+    fn count(&mut self, now: Instant, bytes: u32, busy: bool) {
         if busy || self.bytes == 0.0 {
             let passed = now.saturating_duration_since(self.clock).as_secs_f64();
             if passed > 0.0 {
@@ -214,26 +202,9 @@ impl Pipeline {
                 self.bytes *= keep;
                 self.seconds = self.seconds * keep + span * (1.0 - keep);
             }
-            self.bytes += bytes;
+            self.bytes += f64::from(bytes);
         }
         self.clock = self.clock.max(now);
-        self.measure_base(now, delay, fresh);
-        self.delay = Some(match self.delay {
-            None => (delay, delay / 2.0),
-            Some((mean, deviation)) => {
-                (mean + (delay - mean) / 16.0, deviation + ((delay - mean).abs() - deviation) / 8.0)
-            }
-        });
-
-        let (base, queue) = (self.base(), self.queue(phase));
-        if delay < base + 0.5 * queue {
-            if self.limited {
-                self.window += bytes;
-            }
-        } else if delay > base + queue {
-            let measured = self.rate() * (base + queue);
-            self.window = self.window.min(measured.max(self.policy.min_window as f64));
-        }
     }
 
     fn measure_base(&mut self, now: Instant, delay: f64, fresh: bool) {
@@ -253,7 +224,6 @@ impl Pipeline {
     /// Records that nothing came for long: the peer starts over with one block.
     pub(in crate::swarm) fn snub(&mut self) {
         self.snubbed = true;
-        self.window = self.policy.min_window as f64;
     }
 }
 

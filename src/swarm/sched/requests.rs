@@ -35,7 +35,7 @@ impl Swarm {
             let delay = now.saturating_duration_since(ask.sent);
             peer.pipeline.arrived(now, length, delay, ask.fresh, self.phase);
         } else if peer.doubts.remove(&id).is_some() {
-            peer.pipeline.strayed(length);
+            peer.pipeline.strayed(now, length);
             peer.barren = None;
         } else {
             peer.unsolicited += 1;
@@ -198,7 +198,7 @@ impl Swarm {
         }
     }
 
-    /// Snubs silent peers, frees what choking peers were asked for, and hedges late blocks.
+    /// Snubs silent peers, frees what choking peers were asked for, and hedges blocked reads.
     pub(in crate::swarm) fn tick_requests(&mut self, now: Instant) {
         self.set_phase(now);
         let Policy { snub_timeout, choke_grace, .. } = *self.config.policy;
@@ -233,6 +233,6 @@ impl Swarm {
             peer.end_pause(now);
             peer.forget_doubts(now);
         }
-        self.hedge_late_blocks(now);
+        self.hedge(now);
     }
 }

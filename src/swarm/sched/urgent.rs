@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use crate::metainfo::BLOCK_LEN;
 use crate::swarm::pieces::{BlockId, Slot, State};
-use crate::swarm::policy::{Need, Phase};
+use crate::swarm::policy::{Need, Phase, Policy};
 use crate::swarm::sched::readers::Urgent;
 use crate::swarm::{PeerKey, Swarm};
 
@@ -18,12 +18,10 @@ const MAX_DEFERRED: usize = 256;
 /// Pieces by which blocked reads may exceed the limit on partial pieces, so that one is never stuck behind windows.
 const SPARE_PIECES: u32 = 4;
 
-/// A block that is later than its peer usually is.
-struct Late {
+/// A block of a blocked read that one peer owes.
+struct Owed {
     key: PeerKey,
     id: BlockId,
-    /// Seconds since it was requested.
-    age: f64,
     /// Seconds until it is expected.
     eta: f64,
 }
@@ -178,47 +176,50 @@ impl Swarm {
         urgent.need.is_blocked() && fits(self, self.config.lengths.full_pieces(SPARE_PIECES))
     }
 
-    /// Requests late blocks that readers need from one peer more, if that one is clearly sooner.
-    pub(in crate::swarm) fn hedge_late_blocks(&mut self, now: Instant) {
+    /// Hedges blocked reads: requests blocks that a peer owes from a second one that is clearly sooner, once all blocks of
+    /// their piece are requested. The second answer is wasted, so only reads that are blocked are worth it.
+    pub(in crate::swarm) fn hedge(&mut self, now: Instant) {
         if self.needed.is_empty() {
             return;
         }
-        let mut late = Vec::new();
+        let Policy { hedge_advantage, solo_timeout, .. } = *self.config.policy;
+        let (mut owed, mut stuck) = (Vec::new(), Vec::new());
         for (key, peer) in &self.peers {
-            let after = peer.pipeline.late_after();
             let mut ahead = 0.0;
             for ask in &peer.asks {
                 ahead += f64::from(BLOCK_LEN);
-                let blocked = self.blocked.binary_search(&ask.id.piece).is_ok();
-                let age = now.saturating_duration_since(ask.sent).as_secs_f64();
-                let limit = if blocked { after } else { 2.0 * after };
-                if age > limit && (blocked || self.needed.binary_search(&ask.id.piece).is_ok()) {
-                    late.push(Late { key: *key, id: ask.id, age, eta: peer.eta(now, ahead) });
+                if self.needed.binary_search(&ask.id.piece).is_err() {
+                    continue;
+                }
+                let Some(partial) = self.pieces.partial(ask.id.piece) else { continue };
+                if partial.solo {
+                    stuck.extend((now >= ask.sent + solo_timeout).then_some((*key, ask.id.piece)));
+                } else if partial.free == 0
+                    && matches!(partial.slots[ask.id.block as usize], Slot::Asked(_, None))
+                    && self.blocked.binary_search(&ask.id.piece).is_ok()
+                {
+                    owed.push(Owed { key: *key, id: ask.id, eta: peer.eta(now, ahead) });
                 }
             }
         }
+        for (key, piece) in stuck {
+            self.abandon_solo(now, key, piece);
+        }
+        if owed.is_empty() {
+            return;
+        }
+        owed.sort_by(|a, b| b.eta.total_cmp(&a.eta));
         let mut candidates = self.candidates(now);
-        let policy = self.config.policy.clone();
-        for Late { key, id, age, eta } in late {
-            let Some(partial) = self.pieces.partial(id.piece) else { continue };
-            if partial.solo {
-                if age > policy.solo_timeout.as_secs_f64() {
-                    self.abandon_solo(now, key, id.piece);
-                }
-                continue;
-            }
-            if !matches!(partial.slots[id.block as usize], Slot::Asked(_, None)) {
-                continue;
-            }
-            let sooner = |candidate: &&mut Candidate| {
+        for Owed { key, id, eta } in owed {
+            let able = |candidate: &&mut Candidate| {
                 candidate.key != key
-                    && policy.hedge_advantage * candidate.eta < eta
+                    && hedge_advantage * candidate.eta < eta
                     && self
                         .peers
                         .get(&candidate.key)
                         .is_some_and(|peer| peer.serves(now, id.piece) && !peer.in_doubt(now, id) && !peer.is_full())
             };
-            if let Some(candidate) = candidates.iter_mut().filter(sooner).min_by(|a, b| a.eta.total_cmp(&b.eta)) {
+            if let Some(candidate) = candidates.iter_mut().filter(able).min_by(|a, b| a.eta.total_cmp(&b.eta)) {
                 candidate.eta += candidate.block;
                 let key = candidate.key;
                 self.ask(now, key, id);
