@@ -150,7 +150,7 @@ impl Default for Policy {
     fn default() -> Self {
         const BLOCK: u64 = crate::metainfo::BLOCK_LEN as u64;
         Self {
-            filling_queue: Duration::from_secs(1),
+            filling_queue: Duration::from_millis(400),
             reading_queue: Duration::from_millis(50),
             due_queue: Duration::from_millis(250),
             min_window: 3 * BLOCK,

@@ -458,14 +458,17 @@ impl World {
                 }
                 Action::Ban(addr) => drop(self.nodes[node].banned.insert(addr)),
                 Action::Upload(key, request) => {
-                    let now = self.now;
+                    let (now, nature) = (self.now, self.nodes[node].nature);
+                    if matches!(nature, Nature::Silent | Nature::Dripping) {
+                        continue;
+                    }
                     if let Some(link) = &mut self.nodes[node].link {
                         let transfer = link.send_block(now, request.length, &mut self.rng);
                         self.at(transfer.sent, node, Next::Sent(key, request));
                         if let Some((other, theirs)) = self.nodes[node].links.get(&key).copied() {
-                            self.at(transfer.arrives, other, Next::Block(theirs, request, false));
+                            self.at(transfer.arrives, other, Next::Block(theirs, request, nature == Nature::Liar));
                         }
-                    } else if !matches!(self.nodes[node].nature, Nature::Silent | Nature::Dripping) {
+                    } else {
                         self.nodes[node].queue.push_back((key, request));
                         if !self.nodes[node].sending {
                             self.nodes[node].sending = true;

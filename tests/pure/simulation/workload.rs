@@ -9,8 +9,8 @@ use rand::RngExt;
 use torrentfs::metainfo::Lengths;
 use torrentfs::swarm::Policy;
 
-use super::World;
 use super::link::Link;
+use super::{Nature, World};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -39,6 +39,8 @@ enum Kind {
     Unsteady,
     /// Peers grant bandwidth every so many milliseconds.
     Bursts(u64),
+    /// The first and the fourth peer never send a block, and the fifth sends wrong ones.
+    Hostile,
 }
 
 const HOME: &[(u64, u32)] = &[
@@ -99,9 +101,9 @@ const CROWD: &[(u64, u32)] = &[
     (127, 69),
 ];
 
-/// The profiles: a home line's swarm, few peers, distant peers, many slow peers; then the first with small pieces and with
-/// unsteady links, and fast peers nearby that send in bursts.
-pub const PROFILES: [Profile; 7] = [
+/// The profiles: a home line's swarm, few peers, distant peers, many slow peers; then the first with small pieces, with
+/// unsteady links and with hostile peers; and fast peers nearby that send in bursts.
+pub const PROFILES: [Profile; 8] = [
     Profile { name: "home", peers: HOME, piece: 2 * MIB, kind: Kind::Steady },
     Profile { name: "few", peers: &[(45, 1500), (110, 900), (180, 400)], piece: 2 * MIB, kind: Kind::Steady },
     Profile {
@@ -113,6 +115,7 @@ pub const PROFILES: [Profile; 7] = [
     Profile { name: "crowd", peers: CROWD, piece: 2 * MIB, kind: Kind::Steady },
     Profile { name: "small", peers: HOME, piece: 256 * KIB, kind: Kind::Steady },
     Profile { name: "unsteady", peers: HOME, piece: 2 * MIB, kind: Kind::Unsteady },
+    Profile { name: "hostile", peers: HOME, piece: 256 * KIB, kind: Kind::Hostile },
     Profile { name: "bursts", peers: &[(1, 4000), (1, 4000), (5, 1000)], piece: MIB, kind: Kind::Bursts(20) },
 ];
 
@@ -141,7 +144,7 @@ impl Profile {
         for (rtt, rate) in self.peers {
             let mut link = Link::new(f64::from(*rate) * 1e3, Duration::from_micros(rtt * 500));
             match self.kind {
-                Kind::Steady => {}
+                Kind::Steady | Kind::Hostile => {}
                 Kind::Bursts(millis) => link.burst = Duration::from_millis(millis),
                 Kind::Unsteady => {
                     let mut at = 0.0;
@@ -156,6 +159,11 @@ impl Profile {
                 }
             }
             seeds.push(world.add_seed_behind(link));
+        }
+        if self.kind == Kind::Hostile {
+            world.nodes[seeds[0]].nature = Nature::Silent;
+            world.nodes[seeds[3]].nature = Nature::Silent;
+            world.nodes[seeds[4]].nature = Nature::Liar;
         }
         let policy = Arc::new(policy.clone());
         let client = world.add(
@@ -205,11 +213,11 @@ impl Handle {
         bytes.end - bytes.start
     }
 
+    /// Sends the reads up to `end`. They arrive out of order: several threads send what the kernel reads ahead.
     fn ask(&mut self, world: &mut World, end: u64) {
-        while self.asked < end {
-            let to = (self.asked + READ_AHEAD).min(end);
-            world.read(self.client, 1, self.asked..to);
-            self.asked = to;
+        let from = std::mem::replace(&mut self.asked, self.asked.max(end));
+        for chunk in (from..end).step_by(CHUNK as usize).collect::<Vec<_>>().into_iter().rev() {
+            world.read(self.client, 1, chunk..(chunk + CHUNK).min(end));
         }
     }
 }
@@ -224,6 +232,23 @@ pub fn measure(profile: &Profile, policy: &Policy, seed: u64) -> Results {
     results.push(("copy", copy(profile, policy, seed)));
     results.push(("fill", fill(profile, policy, seed)));
     results
+}
+
+/// Fifteen leechers fetch from each other and from one seed, each able to send 500 kB/s: the time until all are complete,
+/// in copies that the seed could send in that time.
+pub fn flash_crowd(policy: &Policy, seed: u64) -> f64 {
+    let (rate, size) = (500e3, 8 * MIB);
+    let lengths = Lengths::new(size, 128 * KIB).expect("sizes of a torrent");
+    let mut world = World::new(seed, lengths, Duration::from_millis(10));
+    let policy = Arc::new(policy.clone());
+    world.add_seed(rate);
+    for _ in 0..15 {
+        let policy = policy.clone();
+        world.add(rate, |_| false, |config| config.policy = policy);
+    }
+    world.introduce();
+    let done = |world: &World| world.nodes[1..].iter().all(|node| node.completed.is_some());
+    world.run_until(Duration::from_secs(300), done).as_secs_f64() * rate / size as f64
 }
 
 /// A player of 1.5 MB/s with a buffer of 10 s starts once it has 2 s of media, plays, and jumps. `play` is the time that
