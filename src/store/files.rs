@@ -18,7 +18,7 @@ use lru::LruCache;
 use super::health::DiskError;
 use super::pieces::{Pieces, State};
 use super::place::Base;
-use super::{StoreError, lock};
+use super::{error::StoreError, lock};
 use crate::metainfo::{self, FileIndex, Layout, PieceIndex};
 use crate::sys::file as sys;
 

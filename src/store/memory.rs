@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use lru::LruCache;
 
-use super::lock;
+use crate::util::lock;
 use super::pieces::{Pieces, State};
 use crate::metainfo::PieceIndex;
 

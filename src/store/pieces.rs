@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst, fence};
 use std::sync::{Mutex, OnceLock};
 
-use super::{EvictionSink, lock};
+use super::{lock, spec::EvictionSink};
 use crate::metainfo::{Lengths, PieceIndex};
 
 /// Where a piece is. Exactly one of these (invariant 2).

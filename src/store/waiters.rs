@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use tokio::sync::Notify;
 
-use super::lock;
+use crate::util::lock;
 use crate::metainfo::PieceIndex;
 
 /// One [`Notify`] a waited piece, gone with the last waiter; so its size is bounded by the number of waiting reads.
