@@ -92,7 +92,7 @@ pub fn torrent(name: &str, parts: Vec<Part>) -> Arc<Fake> {
         comment: None,
         created_by: None,
         source: None,
-        layout: Layout::new(Lengths::new(offset, 16 * 1024).unwrap(), files),
+        layout: Layout::new(Lengths::new(offset, 16 * 1024).unwrap(), files).into(),
         hashes: PieceHashes::v1(Vec::new()),
         info: Bytes::new(),
     };

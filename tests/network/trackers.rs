@@ -14,7 +14,8 @@ use std::time::Duration;
 use crate::support::*;
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
-use torrentfs::discovery::{Announce, AnnounceError, Announcer, Purpose, Scrape, TrackerClient, Transferred};
+use torrentfs::discovery::{Announce, AnnounceError, Announcer, Scrape, TrackerClient, Transferred};
+use torrentfs::http::{Purpose, RequestError};
 use torrentfs::metainfo::{InfoHash, Metainfo};
 use torrentfs::route::{Bind, Route};
 use torrentfs::wire::PeerId;
@@ -191,7 +192,7 @@ async fn through_a_socks_proxy_the_tracker_sees_the_proxy() {
     assert_eq!(hidden.status()[0].last, Some(Err(AnnounceError::NotThroughProxy)));
     let (refused, _peers, _) = peer(&lab, &torrent, &through("me:wrong"), (7002, 0), &["HTTP"]);
     let fault = fault(&refused).await;
-    assert!(matches!(fault, AnnounceError::Connect(_)), "{fault}");
+    assert!(matches!(fault, AnnounceError::Request(RequestError::Connect(_))), "{fault}");
 
     let client = TrackerClient::new(Route::default()).unwrap();
     let (_open, mut peers, _) = peer(&lab, &torrent, &client, (7003, 5), &["UDP"]);
@@ -279,7 +280,7 @@ async fn strangers_names() {
     };
     let (inside, asked) = serve("127.0.0.1", "200 OK".into());
     let port = inside.port();
-    let blocked = Err(AnnounceError::Redirect("into the local network"));
+    let blocked = Err(RequestError::Redirect("into the local network"));
     // By name or by address, shaped as an announce or not: nothing leads back inside.
     for target in [format!("inside.test:{port}"), inside.to_string()] {
         for path in ["announce", "admin"] {
@@ -295,8 +296,8 @@ async fn strangers_names() {
     let (onward, _) = serve("203.0.113.1", format!("302 Found\r\nlocation: http://world.test:{}/a?b", world.port()));
     assert_eq!(get(&format!("http://world.test:{}/x", onward.port()), Purpose::Announce).await, Ok(200));
 
-    assert_eq!(get(&format!("http://inside.test:{port}/admin"), Purpose::Announce).await, Err(AnnounceError::Local));
-    assert_eq!(get(&format!("http://inside.test:{port}/f?q"), Purpose::WebSeed).await, Err(AnnounceError::Local));
+    assert_eq!(get(&format!("http://inside.test:{port}/admin"), Purpose::Announce).await, Err(RequestError::Local));
+    assert_eq!(get(&format!("http://inside.test:{port}/f?q"), Purpose::WebSeed).await, Err(RequestError::Local));
     assert!(asked.lock().unwrap().is_empty());
     assert_eq!(get(&format!("http://inside.test:{port}/announce?q"), Purpose::Announce).await, Ok(200));
     let (redirecting, _) = serve("127.0.0.1", format!("302 Found\r\nlocation: http://{inside}/announce"));
@@ -313,6 +314,6 @@ async fn strangers_names() {
         key: 0,
     };
     let announcer = Announcer::spawn(announce, Arc::default(), client.clone(), mpsc::channel(1).0);
-    assert_eq!(fault(&announcer).await, AnnounceError::Local);
+    assert_eq!(fault(&announcer).await, AnnounceError::Request(RequestError::Local));
     assert!(udp.recv(&mut [0; 16]).is_err());
 }

@@ -7,7 +7,7 @@ use std::fmt::{self, Write};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use reqwest::Url;
 
-use super::printable;
+use crate::util::printable;
 
 /// A path segment this long, without a dot (which names of files have), is taken for a passkey.
 const PASSKEY_LEN: usize = 16;

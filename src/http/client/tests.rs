@@ -7,7 +7,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
 use super::*;
-use crate::discovery::tests::{Manner, Server, raw, serve};
+use crate::http::testing::{Manner, Server, raw, serve};
 
 fn limits() -> HttpLimits {
     HttpLimits { body: 64 << 10, redirects: 3, ..HttpLimits::default() }
@@ -22,7 +22,7 @@ fn through(proxy: &str) -> HttpClient {
     HttpClient::with_route(route, limits()).unwrap()
 }
 
-async fn get(client: &HttpClient, url: &str, purpose: Purpose) -> Result<Vec<u8>, AnnounceError> {
+async fn get(client: &HttpClient, url: &str, purpose: Purpose) -> Result<Vec<u8>, RequestError> {
     client.get(url.parse().unwrap(), purpose).await.map(|(_, body)| body)
 }
 
@@ -46,7 +46,7 @@ async fn this_machine_is_asked_only_for_what_looks_as_it_should() {
     ] {
         for host in ["127.0.0.1", "localhost"] {
             let url = format!("http://{host}:{}{path}", server.addr.port());
-            let expected = if allowed { Ok(b"hello".to_vec()) } else { Err(AnnounceError::Local) };
+            let expected = if allowed { Ok(b"hello".to_vec()) } else { Err(RequestError::Local) };
             assert_eq!(get(&client, &url, purpose).await, expected, "{url} {purpose:?}");
         }
     }
@@ -58,8 +58,8 @@ async fn a_redirect_changes_no_rule() {
     let goal = Server::start(Manner::Body(b"goal".to_vec())).await;
     for (path, expected) in [
         ("/x/announce.php", Ok(b"goal".to_vec())),
-        ("/admin", Err(AnnounceError::Local)),
-        ("", Err(AnnounceError::Local)),
+        ("/admin", Err(RequestError::Local)),
+        ("", Err(RequestError::Local)),
     ] {
         let start = Server::start(redirect_to(&format!("http://{}{path}", goal.addr))).await;
         assert_eq!(get(&client(), &start.url(), Purpose::Announce).await, expected);
@@ -70,7 +70,7 @@ async fn a_redirect_changes_no_rule() {
 #[tokio::test]
 async fn no_redirect_leads_from_a_global_address_into_the_local_network() {
     let inside = Server::start(Manner::Body(b"inside".to_vec())).await;
-    let blocked = Err(AnnounceError::Redirect("into the local network"));
+    let blocked = Err(RequestError::Redirect("into the local network"));
     for place in [inside.url(), format!("http://localhost:{}/announce", inside.addr.port())] {
         // The proxy stands for the world.
         let world = Server::start(redirect_to(&place)).await;
@@ -90,7 +90,7 @@ async fn names_are_judged_by_what_they_resolve_to() {
     let client = client();
     let ask = |clients: &Clients| clients.plain.get(format!("http://localhost:{}/", server.addr.port())).send();
     let fault = ask(&client.inner.global).await.unwrap_err();
-    assert_eq!(client.fault(fault), AnnounceError::Local);
+    assert_eq!(client.fault(fault), RequestError::Local);
     assert!(ask(&client.inner.any).await.is_ok());
     assert_eq!(server.requests.borrow().len(), 1);
 
@@ -173,12 +173,12 @@ async fn a_socks_proxy_carries_everything_and_resolves_names() {
         assert_eq!(get(&client, url, Purpose::Announce).await.unwrap(), b"hello", "{url}");
     }
     // What is local to the proxy is no less so.
-    assert_eq!(get(&client, "http://localhost/admin", Purpose::Announce).await, Err(AnnounceError::Local));
+    assert_eq!(get(&client, "http://localhost/admin", Purpose::Announce).await, Err(RequestError::Local));
     let expected = ["tracker.example:80".into(), "tracker.example:8080".into(), direct.addr.to_string()];
     assert_eq!(*asked.borrow(), expected.map(|to| format!("me:pass@word@{to}")));
     assert!(direct.requests.borrow().is_empty());
     let https = get(&client, "https://tracker.example/announce", Purpose::Announce).await.unwrap_err();
-    assert!(matches!(https, AnnounceError::Connect(_) | AnnounceError::Transport(_)), "{https:?}");
+    assert!(matches!(https, RequestError::Connect(_) | RequestError::Transport(_)), "{https:?}");
     assert_eq!(asked.borrow()[3], "me:pass@word@tracker.example:443");
 }
 
@@ -191,7 +191,7 @@ async fn a_proxy_that_does_not_serve_us_is_a_fault_and_not_gone_around() {
     drop(listener);
     for proxy in [format!("socks5://me:wrong@{refusing}"), format!("socks5://{nobody}"), format!("http://{nobody}")] {
         let fault = get(&through(&proxy), &direct.url(), Purpose::Announce).await.unwrap_err();
-        assert!(matches!(fault, AnnounceError::Connect(_)), "{proxy}: {fault:?}");
+        assert!(matches!(fault, RequestError::Connect(_)), "{proxy}: {fault:?}");
         assert!(!fault.to_string().contains("wrong"), "{fault}");
     }
     let angry = Server::start(raw("HTTP/1.1 407 Proxy Authentication Required\r\ncontent-length: 0\r\n\r\n")).await;
@@ -222,7 +222,7 @@ async fn it_leaves_from_where_it_is_bound_to() {
     }
     assert_eq!(sources.borrow()[0], IpAddr::from([127, 0, 0, 9]));
     let fault = get(&bound("no-such-if"), &url, Purpose::Announce).await.unwrap_err();
-    assert!(matches!(fault, AnnounceError::Connect(_)), "{fault:?}");
+    assert!(matches!(fault, RequestError::Connect(_)), "{fault:?}");
 }
 
 #[tokio::test]

@@ -8,11 +8,12 @@ use reqwest::header::{self, HeaderMap};
 use reqwest::{Client, ClientBuilder, Response, StatusCode, Url, redirect};
 use tokio::sync::OnceCell;
 
-use super::local::{self, Purpose};
+use super::RequestError;
+use super::reach::{self, Purpose};
 use super::resolve::{self, GlobalOnly, LocalName};
-use super::{AnnounceError, printable};
 use crate::metainfo::bencode::Limits;
 use crate::route::{Bind, Route};
+use crate::util::{is_local, printable};
 
 /// Connections to one server that are kept while nothing is asked: as many as a web seed uses.
 const MAX_IDLE: usize = 8;
@@ -74,17 +75,17 @@ struct Clients {
 
 impl HttpClient {
     /// A client with the usual limits. Fails only if the system's proxy settings make no sense.
-    pub fn new() -> Result<Self, AnnounceError> {
+    pub fn new() -> Result<Self, RequestError> {
         Self::with_limits(HttpLimits::default())
     }
 
     /// A client with limits of your own.
-    pub fn with_limits(limits: HttpLimits) -> Result<Self, AnnounceError> {
+    pub fn with_limits(limits: HttpLimits) -> Result<Self, RequestError> {
         Self::with_route(Route::default(), limits)
     }
 
     /// A client by a way of your own. Fails also if the proxy cannot be used.
-    pub fn with_route(route: Route, limits: HttpLimits) -> Result<Self, AnnounceError> {
+    pub fn with_route(route: Route, limits: HttpLimits) -> Result<Self, RequestError> {
         let clients = |global| {
             let plain = build(without_roots(builder(limits, &route, global)?)?)?;
             Ok(Clients { plain, tls: OnceCell::new() })
@@ -99,7 +100,7 @@ impl HttpClient {
     }
 
     /// The same way and rules with other limits; connections are not shared.
-    pub fn limited(&self, limits: HttpLimits) -> Result<Self, AnnounceError> {
+    pub fn limited(&self, limits: HttpLimits) -> Result<Self, RequestError> {
         Self::with_route(self.inner.route.clone(), limits)
     }
 
@@ -109,29 +110,29 @@ impl HttpClient {
     }
 
     /// Fetches `url`: the final status and the body. A body is given with any status: trackers put reasons there.
-    pub async fn get(&self, url: Url, purpose: Purpose) -> Result<(StatusCode, Vec<u8>), AnnounceError> {
+    pub async fn get(&self, url: Url, purpose: Purpose) -> Result<(StatusCode, Vec<u8>), RequestError> {
         let total = self.inner.limits.total;
         let fetch = async {
             let response = self.follow(url, purpose, &HeaderMap::new()).await?;
             self.body(response).await
         };
-        tokio::time::timeout(total, fetch).await.map_err(|_| AnnounceError::Timeout(total))?
+        tokio::time::timeout(total, fetch).await.map_err(|_| RequestError::Timeout(total))?
     }
 
     /// Asks for `url` with further headers (such as `Range`) and follows redirects: the response with its status and
     /// headers, its body still to be read. The time limit is on what comes before the body; how long and how large
     /// that may be is the caller's to watch.
-    pub async fn open(&self, url: Url, purpose: Purpose, headers: &HeaderMap) -> Result<Response, AnnounceError> {
+    pub async fn open(&self, url: Url, purpose: Purpose, headers: &HeaderMap) -> Result<Response, RequestError> {
         let total = self.inner.limits.total;
         let follow = self.follow(url, purpose, headers);
-        tokio::time::timeout(total, follow).await.map_err(|_| AnnounceError::Timeout(total))?
+        tokio::time::timeout(total, follow).await.map_err(|_| RequestError::Timeout(total))?
     }
 
-    async fn follow(&self, mut url: Url, purpose: Purpose, headers: &HeaderMap) -> Result<Response, AnnounceError> {
+    async fn follow(&self, mut url: Url, purpose: Purpose, headers: &HeaderMap) -> Result<Response, RequestError> {
         let mut from_global = false;
         for _ in 0..=self.inner.limits.redirects {
             let into_local = |fault| match fault {
-                AnnounceError::Local if from_global => AnnounceError::Redirect("into the local network"),
+                RequestError::Local if from_global => RequestError::Redirect("into the local network"),
                 fault => fault,
             };
             let client = self.client_for(&url, purpose, from_global).await.map_err(into_local)?;
@@ -143,24 +144,24 @@ impl HttpClient {
                 Some(location) => {
                     from_global |= !self.was_local(&url, &response);
                     let next = location.to_str().ok().and_then(|text| url.join(text).ok());
-                    url = next.ok_or(AnnounceError::Redirect("to nowhere"))?;
+                    url = next.ok_or(RequestError::Redirect("to nowhere"))?;
                 }
             }
         }
-        Err(AnnounceError::Redirect("too many times"))
+        Err(RequestError::Redirect("too many times"))
     }
 
     /// The client that reaches what `url` may reach.
-    async fn client_for(&self, url: &Url, purpose: Purpose, from_global: bool) -> Result<&Client, AnnounceError> {
+    async fn client_for(&self, url: &Url, purpose: Purpose, from_global: bool) -> Result<&Client, RequestError> {
         let tls = match url.scheme() {
             "http" => false,
             "https" => true,
-            _ => return Err(AnnounceError::Redirect("to what is not HTTP")),
+            _ => return Err(RequestError::Redirect("to what is not HTTP")),
         };
-        let may_be_local = !from_global && local::may_be_local(url, purpose);
-        let says_local = local::says_local(url);
+        let may_be_local = !from_global && reach::may_be_local(url, purpose);
+        let says_local = reach::says_local(url);
         if says_local && !may_be_local {
-            return Err(AnnounceError::Local);
+            return Err(RequestError::Local);
         }
         let inner = &self.inner;
         let clients = if may_be_local { &inner.any } else { &inner.global };
@@ -169,25 +170,25 @@ impl HttpClient {
                 let (limits, route) = (inner.limits, inner.route.clone());
                 // Reads files. A panic of the verifier's would surface here as an error.
                 let built = tokio::task::spawn_blocking(move || build(builder(limits, &route, !may_be_local)?)).await;
-                built.map_err(|_| AnnounceError::Connect("TLS cannot be set up".into()))?
+                built.map_err(|_| RequestError::Connect("TLS cannot be set up".into()))?
             };
             return clients.tls.get_or_try_init(build).await;
         }
-        let loopback = local::literal(url).map_or(says_local, |ip| ip.to_canonical().is_loopback());
+        let loopback = reach::ip_literal(url).map_or(says_local, |ip| ip.to_canonical().is_loopback());
         Ok(inner.loopback.as_ref().filter(|_| loopback).unwrap_or(&clients.plain))
     }
 
     /// Whether a response came from the local network. Behind a proxy only words can tell.
     fn was_local(&self, url: &Url, response: &Response) -> bool {
         let peer = response.remote_addr().filter(|_| !self.inner.proxied);
-        local::says_local(url) || peer.is_some_and(|addr| local::is_local(addr.ip()))
+        reach::says_local(url) || peer.is_some_and(|addr| is_local(addr.ip()))
     }
 
-    async fn body(&self, mut response: Response) -> Result<(StatusCode, Vec<u8>), AnnounceError> {
+    async fn body(&self, mut response: Response) -> Result<(StatusCode, Vec<u8>), RequestError> {
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|error| self.fault(error))? {
             if body.len() + chunk.len() > self.inner.limits.body {
-                return Err(AnnounceError::TooLong(self.inner.limits.body));
+                return Err(RequestError::TooLong(self.inner.limits.body));
             }
             body.extend_from_slice(&chunk);
         }
@@ -195,16 +196,16 @@ impl HttpClient {
     }
 
     /// In one line and without the URL, which may hold a passkey.
-    fn fault(&self, error: reqwest::Error) -> AnnounceError {
+    fn fault(&self, error: reqwest::Error) -> RequestError {
         let limits = &self.inner.limits;
         if error.is_timeout() {
-            return AnnounceError::Timeout(if error.is_connect() { limits.connect } else { limits.total });
+            return RequestError::Timeout(if error.is_connect() { limits.connect } else { limits.total });
         }
         if causes(&error).any(|cause| cause.is::<LocalName>()) {
-            return AnnounceError::Local;
+            return RequestError::Local;
         }
-        let words = words(&error);
-        if error.is_connect() { AnnounceError::Connect(words) } else { AnnounceError::Transport(words) }
+        let text = describe(&error);
+        if error.is_connect() { RequestError::Connect(text) } else { RequestError::Transport(text) }
     }
 }
 
@@ -212,13 +213,17 @@ fn causes(error: &reqwest::Error) -> impl Iterator<Item = &(dyn Error + 'static)
     std::iter::successors(error.source(), |&cause| cause.source())
 }
 
-/// The innermost cause says what happened; what is around it only repeats where.
-fn words(error: &reqwest::Error) -> String {
+/// Describes a fault in one line without the URL, which may hold a secret. The innermost cause says what happened; the
+/// errors around it only repeat where.
+pub(crate) fn describe(error: &reqwest::Error) -> String {
+    if error.is_timeout() {
+        return if error.is_connect() { "no connection in time".into() } else { "no answer in time".into() };
+    }
     let text = causes(error).last().map_or_else(|| "the request cannot be made".into(), ToString::to_string);
     printable(text.as_bytes(), 200)
 }
 
-fn builder(limits: HttpLimits, route: &Route, global_only: bool) -> Result<ClientBuilder, AnnounceError> {
+fn builder(limits: HttpLimits, route: &Route, global_only: bool) -> Result<ClientBuilder, RequestError> {
     // An error says that there is a default already, which is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let mut builder = Client::builder()
@@ -242,22 +247,22 @@ fn builder(limits: HttpLimits, route: &Route, global_only: bool) -> Result<Clien
 }
 
 /// A client that trusts nobody, for plain HTTP: quick to build.
-fn without_roots(builder: ClientBuilder) -> Result<ClientBuilder, AnnounceError> {
+fn without_roots(builder: ClientBuilder) -> Result<ClientBuilder, RequestError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .map_err(|error| AnnounceError::Connect(error.to_string()))?
+        .map_err(|error| RequestError::Connect(error.to_string()))?
         .with_root_certificates(rustls::RootCertStore::empty())
         .with_no_client_auth();
     Ok(builder.tls_backend_preconfigured(config))
 }
 
-fn build(builder: ClientBuilder) -> Result<Client, AnnounceError> {
+fn build(builder: ClientBuilder) -> Result<Client, RequestError> {
     builder.build().map_err(|error| cannot_build(&error))
 }
 
-fn cannot_build(error: &reqwest::Error) -> AnnounceError {
-    AnnounceError::Connect(words(error))
+fn cannot_build(error: &reqwest::Error) -> RequestError {
+    RequestError::Connect(describe(error))
 }
 
 #[cfg(test)]
