@@ -6,7 +6,7 @@ use super::failure::Failure;
 use super::flags::Key;
 use super::output;
 use super::settings::{Setting, Settings};
-use crate::discovery::Masked;
+use crate::http::Masked;
 
 const AFTER_HELP: &str = "\
 What `torrentfs mount` takes as a flag or an option of -o can be configured, by

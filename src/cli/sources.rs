@@ -12,7 +12,7 @@ use tokio::time::interval;
 use super::failure::{Exit, Failure};
 use super::mount_args::MountArgs;
 use super::progress::Progress;
-use crate::discovery::Masked;
+use crate::http::Masked;
 use crate::library::{AddError, Added, Library, Opened, Resolver, Source, Watch};
 use crate::metainfo::Metainfo;
 use crate::session::MetadataProgress;

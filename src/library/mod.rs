@@ -17,7 +17,7 @@ mod watch;
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::sync::watch as channel;
@@ -27,6 +27,7 @@ use crate::fs::Shelf;
 use crate::metainfo::{InfoHash, Metainfo, MetainfoError};
 use crate::session::{CheckProgress, MetadataError, MetadataProgress, Session, SessionError, Torrent, TorrentOptions};
 use crate::store::{Cache, StoreError};
+use crate::util::lock;
 
 pub use resolve::Resolver;
 pub use source::{Opened, Source, SourceError, read_torrent};
@@ -283,9 +284,8 @@ impl Inner {
         resolver.resolve(source, progress).await
     }
 
-    /// Nothing panics while it holds the lock.
     fn lock(&self) -> MutexGuard<'_, Torrents> {
-        self.torrents.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.torrents)
     }
 
     /// A torrent that is shown; it stays until `origin` is gone, too.

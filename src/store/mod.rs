@@ -25,6 +25,7 @@
 use std::path::PathBuf;
 
 use crate::metainfo::{BlockIndex, FileKind, InfoHash, Lengths, Metainfo, PieceHashes, PieceIndex};
+use crate::util::lock;
 
 mod buffer;
 mod cache;
@@ -237,9 +238,4 @@ pub enum StoreError {
     /// The cache was closed.
     #[error("the cache is closed")]
     Closed,
-}
-
-/// Locks; a panic elsewhere does not spread. Every critical section here leaves its data whole at each step.
-fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
