@@ -18,9 +18,10 @@
 //!
 //! | module | owns | knows nothing of | imports |
 //! |---|---|---|---|
-//! | [`cli`] | arguments to calls, errors to words; one file a subcommand | how anything works | control, discovery, fs, http, library, metainfo, net, payload, route, session, store, sys, tracker |
-//! | [`control`] | what a running mount tells of itself, and the orders it takes | FUSE, sockets of peers | discovery, library, metainfo, net, session, swarm, sys, wire |
-//! | [`library`] | the torrents of a mount, as they come and go; watched directories | the command line | discovery, fs, metainfo, payload, session, store, sys, util |
+//! | [`cli`] | arguments to calls, errors to words; one file a subcommand | how anything works | control, discovery, fs, http, library, metainfo, net, payload, route, session, store, sys, tracker, web |
+//! | [`web`] | everything served over HTTP: API, status page, files, metrics; and the client of the API | FUSE, peer connections | control, metainfo, session, sys |
+//! | [`control`] | the status that a running mount reports, and the orders it accepts | HTTP, FUSE, peer connections | discovery, library, metainfo, net, session, swarm, wire |
+//! | [`library`] | the torrents of a mount, as they come and go; watched directories | the command line | discovery, fs, metainfo, payload, session, store, sys |
 //! | [`fs`] | the tree of inodes, the answering of reads, the FUSE mount | peers, trackers | metainfo, session, sys |
 //! | [`session`] | the driver: owns each torrent's `Swarm`, turns its actions into I/O | the wire format | discovery, http, metainfo, net, portmap, route, store, swarm, util, webseed, wire |
 //! | [`webseed`] | HTTP servers as peers that have everything (BEP 19, 17) | picking, choking | http, metainfo, net, util, wire |
@@ -93,5 +94,7 @@ mod sys;
 #[cfg(feature = "cli")]
 pub mod tracker;
 mod util;
+#[cfg(feature = "web")]
+pub mod web;
 pub mod webseed;
 pub mod wire;

@@ -9,9 +9,9 @@ use clap::Args;
 use super::failure::{Exit, Failure};
 use super::running_mount;
 use super::runtime::runtime;
-use crate::control::client::New;
 use crate::control::orders::{AddedTorrent, NewTorrent};
 use crate::metainfo::{InfoHash, MAX_TORRENT_LEN};
+use crate::web::client::New;
 
 /// Show more torrents in a running mount
 #[derive(Args, Clone, Debug, PartialEq)]

@@ -102,7 +102,7 @@ async fn demonstrate(args: &DemoArgs, dir: &Path) -> Result<(), Failure> {
     };
     let cache = service::open_cache(&mount_args)?;
     let source = Source::Torrent(Box::new(metainfo));
-    let service = Service::start(&mount_args, vec![source], cache, Attacher::Ourselves, true, &|| true).await?;
+    let service = Service::start(&mount_args, vec![source], cache, Attacher::ThisProcess, true, &|| true).await?;
     let root = service.mounted.path().join(NAME);
     let shown = root.display();
     println!("mounted at {shown}, {} to come", ByteSize(total));

@@ -139,7 +139,7 @@ pub(super) fn run(args: MountArgs, verbosity: Verbosity) -> Result<(), Failure> 
     }
     let sources = sources::read(&args, sources::open(&args)?)?;
     if args.foreground {
-        return serve::in_foreground(&args, sources, verbosity, Attacher::Ourselves);
+        return serve::in_foreground(&args, sources, verbosity, Attacher::ThisProcess);
     }
     println!("{}", serve::in_background(&args, sources, verbosity)?);
     Ok(())

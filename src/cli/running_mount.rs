@@ -5,12 +5,12 @@ use std::path::Path;
 use axum::http::Method;
 
 use super::failure::{Exit, Failure};
-use crate::control::client::{Client, ClientError};
 use crate::control::orders::{LimitChanges, TorrentChanges};
-use crate::control::socket;
 use crate::control::status::{RateLimits, Status, TorrentStatus};
 use crate::fs::mountinfo;
 use crate::fs::unmount::resolve;
+use crate::web::client::{Client, ClientError};
+use crate::web::socket;
 
 /// A mount that can be asked.
 pub(super) struct RunningMount {

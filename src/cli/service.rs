@@ -11,11 +11,12 @@ use super::mount_args::MountArgs;
 use super::progress::Progress;
 use super::runtime::Signals;
 use super::sources;
-use crate::control::{Mount, Server};
-use crate::fs::{Attacher, Mounted, Shelf};
+use crate::control::Mount;
+use crate::fs::{Attacher, Mounted, MountedTorrents};
 use crate::library::{Library, LibraryOptions, Source, Watch};
 use crate::session::{Session, SessionConfig, SessionError};
 use crate::store::{Cache, CacheConfig};
+use crate::web::Server;
 
 /// Torrents that are mounted.
 pub(super) struct Service {
@@ -58,12 +59,12 @@ impl Service {
         let config = args.network.session(cache.clone(), list);
         let session = Session::start(SessionConfig { read_timeout: args.read_timeout, ..config }).map_err(resource)?;
         let options = args.options.to_fs();
-        let shelf = Arc::new(Shelf::new(&options));
+        let mounted_torrents = Arc::new(MountedTorrents::new(&options));
         let checking = Arc::new(Progress::start("checking what is in the cache", 0, quiet));
         let library = Library::new(
             session,
             cache.clone(),
-            shelf.clone(),
+            mounted_torrents.clone(),
             LibraryOptions {
                 on_demand: args.on_demand,
                 peers: args.network.peers.clone(),
@@ -91,7 +92,8 @@ impl Service {
 
         let mountpoint = args.mountpoint.clone();
         let handle = runtime::Handle::current();
-        let mounting = tokio::task::spawn_blocking(move || Mounted::show(by, shelf, &mountpoint, &options, handle));
+        let mounting =
+            tokio::task::spawn_blocking(move || Mounted::serve(by, mounted_torrents, &mountpoint, &options, handle));
         let failure = match mounting.await {
             Ok(Ok(mounted)) => {
                 let (mountpoint, device) = (mounted.path().to_owned(), mounted.device());

@@ -279,11 +279,8 @@ fn gather(
     mut read: impl FnMut(&TorrentStore, PieceIndex, u32, &mut [u8]) -> bool,
 ) -> Option<Bytes> {
     let mut whole = BytesMut::new();
-    for piece in lengths.pieces_in(bytes) {
-        let held = lengths.range_of(piece);
-        let from = bytes.start.max(held.start) - held.start;
-        let to = bytes.end.min(held.end) - held.start;
-        let (from, to) = (from as usize, to as usize);
+    for (piece, part) in lengths.parts(bytes) {
+        let (from, to) = (part.start as usize, part.end as usize);
         let all = (bytes.end - bytes.start) as usize;
         if let Some(data) = store.memory(piece) {
             if to - from == all {

@@ -13,7 +13,7 @@ use serde_json::Value;
 #[test]
 fn the_description_is_as_it_was() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/openapi.json");
-    let now = torrentfs::control::openapi() + "\n";
+    let now = torrentfs::web::openapi() + "\n";
     if std::env::var_os("TORRENTFS_BLESS").is_some() {
         fs::write(&path, &now).unwrap();
     }
@@ -184,7 +184,7 @@ fn every_route_is_described_and_nothing_else_answers() {
         }
     }
     let document = ask(&socket, "GET", "/openapi.json", "");
-    assert_eq!(document.text(), torrentfs::control::openapi());
+    assert_eq!(document.text(), torrentfs::web::openapi());
     let map = ask(&socket, "GET", &format!("/torrents/{}/pieces?cells=10", lab.info_hash()), "");
     is_as_described("PieceMap", &map.body);
     let cells = map.json()["cells"].as_array().unwrap().clone();

@@ -92,7 +92,7 @@ pub fn torrent(name: &str, parts: Vec<Part>) -> Arc<Fake> {
         comment: None,
         created_by: None,
         source: None,
-        layout: Layout::new(Lengths::new(offset, 16 * 1024).unwrap(), files),
+        layout: Layout::new(Lengths::new(offset, 16 * 1024).unwrap(), files).into(),
         hashes: PieceHashes::v1(Vec::new()),
         info: Bytes::new(),
     };
@@ -124,7 +124,7 @@ impl Content for Fake {
     }
 
     /// As if the first half had come.
-    fn had(&self, pieces: Range<u32>) -> u32 {
+    fn have_count(&self, pieces: Range<u32>) -> u32 {
         let half = self.metainfo.layout.lengths().pieces() / 2;
         pieces.end.min(half).saturating_sub(pieces.start)
     }
@@ -276,8 +276,11 @@ pub struct Running(pub Child);
 
 impl Running {
     pub fn new(program: &str, path: &Path) -> Self {
-        let mut command = Command::new(program);
-        Self(command.arg(path).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+        Self::start(Command::new(program).arg(path))
+    }
+
+    pub fn start(command: &mut Command) -> Self {
+        Self(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
     }
 
     pub fn signal(&self, signal: &str) {

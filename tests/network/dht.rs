@@ -157,8 +157,9 @@ async fn a_bootstrap_name_that_leads_nowhere_holds_nothing_up() {
     dht.add_node(at);
     let _announced_too = search(&dht, Some(1003));
     assert!(search(&one, None).finds("127.0.0.3:1003".parse().unwrap()).await);
+    // The resolver gives up on a name after ten seconds, if nobody answers it.
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
     dht.stop().await;
-    assert!(started.elapsed() < LIMIT);
 }
 
 /// libtorrent's node is our only bootstrap node and knows of one peer, libtorrent's too.

@@ -114,6 +114,13 @@ async fn the_first_read_waits_until_a_player_can_go_on_and_never_long() {
     assert!(lab.torrent.store().has(next) || began.elapsed() >= Duration::from_millis(350));
     lab.session.remove(&lab.torrent).await;
 
+    // A slow peer needs 2.4 s for each piece: the first one is served while the next one is still under way.
+    let slow = fake::peer("127.0.0.1", &metainfo, &data, Manner::Slow);
+    let lab = start(&dir.path().join("slow"), &metainfo, Duration::from_secs(60), &[&slow]).await;
+    assert!(*lab.open().read(0, 65_536).await.unwrap() == data[..65_536]);
+    assert!(!lab.torrent.store().has(next), "the first read waited for the second piece");
+    lab.session.remove(&lab.torrent).await;
+
     // The end of the file is less than a cushion: nothing more to wait for.
     let lab = start(&dir.path().join("end"), &metainfo, Duration::from_secs(60), &[&peer]).await;
     let end = data.len() as u64 - 100;

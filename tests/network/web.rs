@@ -111,7 +111,7 @@ impl Driver {
         let lengths = self.metainfo.layout.lengths();
         let requests = lengths.iter().flat_map(|piece| lengths.blocks(piece)).map(|block| {
             let begin = lengths.begin_of(block);
-            (lengths.offset_of(block.piece) + u64::from(begin), block.piece.get(), begin, lengths.block_len(block))
+            (lengths.offset_in(block.piece, begin), block.piece.get(), begin, lengths.block_len(block))
         });
         let inside = requests.filter(|(at, ..)| (from..to).contains(at));
         inside.map(|(_, piece, begin, length)| Request { piece, begin, length }).collect()
@@ -174,7 +174,7 @@ impl Driver {
     pub fn check(&self, data: &[u8]) -> usize {
         let lengths = self.metainfo.layout.lengths();
         for ((piece, begin), block) in &self.blocks {
-            let at = (lengths.offset_of(lengths.piece(*piece).unwrap()) + u64::from(*begin)) as usize;
+            let at = lengths.offset_in(lengths.piece(*piece).unwrap(), *begin) as usize;
             assert!(data[at..at + block.len()] == block[..], "wrong bytes in piece {piece} at {begin}");
         }
         self.blocks.values().map(Vec::len).sum()

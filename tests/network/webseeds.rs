@@ -68,7 +68,7 @@ async fn nginx_serves_files_by_ranges_over_few_connections() {
 
     // Once it is gone, the seed chokes; once it is back, it serves again.
     nginx.signal("TERM");
-    nginx.wait(LONG);
+    assert!(nginx.wait(LONG).is_some(), "nginx did not end");
     driver.blocks.clear();
     driver.ask_all();
     driver.until(|driver| driver.choked && driver.outstanding == 0).await;
@@ -122,7 +122,7 @@ async fn what_lies_too_far_from_the_start_is_not_had_of_a_server_without_ranges(
     let lengths = torrentfs::metainfo::Lengths::new(100_000_000, 1 << 20).unwrap();
     let mut files = metainfo.layout.files().to_vec();
     files[0].len = 100_000_000;
-    metainfo.layout = Layout::new(lengths, files);
+    metainfo.layout = Layout::new(lengths, files).into();
     let fake = Fake::start(|_, stream| {
         head(stream, "200 OK", "", 100_000_000)?;
         while stream.write_all(&[0; 65_536]).is_ok() {}
@@ -148,7 +148,7 @@ async fn pads_are_made_up_and_not_asked_for() {
     let (mut metainfo, mut data) = torrent(&[("a", 50_000), ("pad", 15_536), ("b", 40_000)], 65_536);
     let mut files = metainfo.layout.files().to_vec();
     files[1].kind = FileKind::Pad;
-    metainfo.layout = Layout::new(*metainfo.layout.lengths(), files);
+    metainfo.layout = Layout::new(*metainfo.layout.lengths(), files).into();
     data[50_000..65_536].fill(0);
     let served = data.clone();
     let fake = Fake::start(move |asked, stream| match asked.path.as_str() {

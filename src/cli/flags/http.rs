@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use clap::Args;
 
 use crate::cli::failure::{Exit, Failure};
-use crate::control::{Http, HttpError};
+use crate::web::{Http, HttpError};
 
 /// A shorter token can be guessed.
 const LEAST_TOKEN: usize = 16;

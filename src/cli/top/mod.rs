@@ -21,9 +21,9 @@ use super::failure::{Exit, Failure};
 use super::flags::values;
 use super::running_mount::{self, RunningMount};
 use super::runtime::{Signals, runtime};
-use crate::control::client::ClientError;
 use crate::control::orders::{LimitChanges, TorrentChanges};
 use crate::control::status::{PieceMap, Status};
+use crate::web::client::ClientError;
 use model::{Model, Order};
 
 const AFTER_HELP: &str = "\

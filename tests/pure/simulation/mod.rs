@@ -360,7 +360,7 @@ impl World {
             this.stored.remove(&piece);
             evicted.push(piece);
         }
-        let left = capacity.saturating_sub(this.stored.len()) as u64 * u64::from(self.lengths.piece_len());
+        let left = self.lengths.full_pieces(capacity.saturating_sub(this.stored.len()) as u32);
         self.event(node, Event::Room(left));
         let lengths = self.lengths;
         for piece in evicted.into_iter().filter_map(|piece| lengths.piece(piece)) {

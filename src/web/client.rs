@@ -1,4 +1,4 @@
-//! The other end of a mount's socket.
+//! The client side of a mount's socket.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,63 +13,62 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
-use super::Refusal;
-use super::api::Fault;
-use super::orders::NewTorrent;
+use super::problem::{Fault, Problem};
+use crate::control::orders::NewTorrent;
 
-/// To the whole of an answer.
-const LIMIT: Duration = Duration::from_secs(20);
-/// Bytes of an answer.
-const MAX_ANSWER: usize = 64 << 20;
+/// Time limit for a request and its whole response, so that a process that hangs does not hang the command.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
+/// Longest accepted response in bytes. The status of a thousand torrents with all their peers fits.
+const MAX_RESPONSE: usize = 64 << 20;
 
 const JSON: &str = "application/json";
 
-/// A torrent to be added.
+/// A torrent to add.
 #[derive(Clone, Debug)]
 pub enum New {
     /// A `.torrent` file.
     File(Vec<u8>),
-    /// What names it.
+    /// A magnet link, info hash or URL.
     Named(NewTorrent),
 }
 
-/// Why there is no answer.
+/// Error of a request to a mount.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// Nobody listens.
+    /// No process listens on the socket.
     #[error("its process does not answer: {0}")]
     Connect(#[source] io::Error),
-    /// It began to answer, and failed.
+    /// The connection failed, or the response is unusable.
     #[error("its process did not answer: {0}")]
     Broken(String),
-    /// It said no.
+    /// The mount refused the request.
     #[error(transparent)]
-    Refused(#[from] Refusal),
+    Refused(#[from] Problem),
 }
 
-/// Speaks to one mount; a connection for each question.
+/// Client of one mount. Opens a connection for each request.
 #[derive(Clone, Debug)]
 pub struct Client {
     socket: PathBuf,
 }
 
 impl Client {
-    /// Through the socket at this path.
+    /// Makes a client that connects to the socket at this path.
     pub fn new(socket: PathBuf) -> Self {
         Self { socket }
     }
 
-    /// Where it is.
+    /// Returns the path of the socket.
     pub fn socket(&self) -> &Path {
         &self.socket
     }
 
-    /// Asks.
+    /// Sends a GET request.
     pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
-        self.ask(Method::GET, path, Body::empty()).await
+        self.request(Method::GET, path, Body::empty()).await
     }
 
-    /// Orders.
+    /// Sends a request with a JSON body.
     pub async fn send<T: DeserializeOwned>(
         &self,
         method: Method,
@@ -77,10 +76,10 @@ impl Client {
         body: &impl Serialize,
     ) -> Result<T, ClientError> {
         let body = serde_json::to_vec(body).map_err(|error| ClientError::Broken(error.to_string()))?;
-        self.ask(method, path, Body::from(body)).await
+        self.request(method, path, Body::from(body)).await
     }
 
-    /// Gives the mount one more torrent: a `.torrent` file's bytes, or what names one. Waits as long as it takes.
+    /// Adds a torrent to the mount. Has no time limit: the metadata of a magnet link may take long to find.
     pub async fn add<T: DeserializeOwned>(&self, new: &New) -> Result<T, ClientError> {
         let (kind, body) = match new {
             New::File(bytes) => ("application/x-bittorrent", bytes.clone()),
@@ -91,9 +90,12 @@ impl Client {
         read(self.exchange(Method::POST, "/torrents", kind, Body::from(body)).await?)
     }
 
-    async fn ask<T: DeserializeOwned>(&self, method: Method, path: &str, body: Body) -> Result<T, ClientError> {
-        let asked = tokio::time::timeout(LIMIT, self.exchange(method, path, JSON, body)).await;
-        read(asked.map_err(|_| ClientError::Broken(format!("nothing within {} s", LIMIT.as_secs())))??)
+    async fn request<T: DeserializeOwned>(&self, method: Method, path: &str, body: Body) -> Result<T, ClientError> {
+        let exchanged = tokio::time::timeout(REQUEST_TIMEOUT, self.exchange(method, path, JSON, body)).await;
+        read(
+            exchanged
+                .map_err(|_| ClientError::Broken(format!("no response within {} s", REQUEST_TIMEOUT.as_secs())))??,
+        )
     }
 
     async fn exchange(
@@ -106,7 +108,7 @@ impl Client {
         let broken = |error: &dyn std::fmt::Display| ClientError::Broken(error.to_string());
         let stream = UnixStream::connect(&self.socket).await.map_err(ClientError::Connect)?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
-        // It ends with the sender, which lives as long as this.
+        // The task ends when `sender` is dropped, at the end of this function.
         let task = tokio::spawn(connection);
         let request = Request::builder()
             .method(method)
@@ -115,9 +117,9 @@ impl Client {
             .header(header::CONTENT_TYPE, kind)
             .body(body)
             .map_err(|error| broken(&error))?;
-        let answer = sender.send_request(request).await.map_err(|error| broken(&error))?;
-        let status = answer.status();
-        let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await.map_err(|error| broken(&error))?;
+        let response = sender.send_request(request).await.map_err(|error| broken(&error))?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), MAX_RESPONSE).collect().await.map_err(|error| broken(&error))?;
         task.abort();
         Ok((status, body.to_bytes().into()))
     }
@@ -127,6 +129,6 @@ fn read<T: DeserializeOwned>((status, body): (StatusCode, Vec<u8>)) -> Result<T,
     if status.is_success() {
         return serde_json::from_slice(&body).map_err(|error| ClientError::Broken(error.to_string()));
     }
-    let said = serde_json::from_slice(&body).map(|Fault { error }| error);
-    Err(Refusal::new(status, said.unwrap_or_else(|_| status.to_string())).into())
+    let message = serde_json::from_slice(&body).map(|Fault { error }| error);
+    Err(Problem::new(status, message.unwrap_or_else(|_| status.to_string())).into())
 }
