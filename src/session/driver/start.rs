@@ -86,6 +86,7 @@ pub(in crate::session) async fn start(
         max_connecting: MAX_CONNECTING,
         max_partial: MAX_PARTIAL,
         order: swarm::PickOrder::RarestFirst,
+        policy: Arc::default(),
     };
     transferred.left.store(left(&store, &metainfo), Ordering::Relaxed);
     let swarm = Swarm::new(config, have, Instant::now());
