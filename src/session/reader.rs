@@ -16,7 +16,7 @@ use crate::swarm::{Event, ReaderId, WantId};
 
 use super::reads::Reads;
 use super::torrent::Command;
-use super::{Torrent, lock};
+use super::{FileStream, Torrent, lock};
 
 /// When a read-ahead fails, the kernel asks at once for the page that is needed now; so long after a failure, one
 /// read more of the same piece fails with it and does not wait for the limit again.
@@ -74,6 +74,17 @@ impl Reader {
 
     fn open_event(&self) -> Event {
         Event::Open { reader: self.id, bytes: self.file.clone() }
+    }
+
+    /// The file's length in bytes.
+    #[allow(clippy::len_without_is_empty, reason = "a length on disk, not a collection")]
+    pub fn len(&self) -> u64 {
+        self.file.end - self.file.start
+    }
+
+    /// The file as a stream of bytes that can be read and sought with tokio's extension traits.
+    pub fn into_stream(self) -> FileStream {
+        FileStream::new(self)
     }
 
     /// Answers from memory or the page cache, or not at all. Never waits. Clipped at the end of the file.

@@ -15,11 +15,11 @@ use super::files::Handles;
 use super::health::{DiskError, Gate, Health};
 use super::holes::Holes;
 use super::ledger::{Ledger, Parked, Victim, on_disk};
-use super::lock;
 use super::memory::{Lost, Memory};
 use super::torrent::{Save, Torrent};
 use crate::metainfo::{InfoHash, PieceIndex};
 use crate::sys::process::give_heap_back;
+use crate::util::lock;
 
 /// Between two rounds of the keeper.
 const ROUND: Duration = Duration::from_secs(1);

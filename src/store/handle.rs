@@ -12,9 +12,10 @@ use super::error::StoreError;
 use super::files::Cached;
 use super::pieces::{State, Word};
 use super::spec::{EvictionSink, TorrentSpec};
+use super::start;
 use super::torrent::{Save, Torrent};
-use super::{lock, start};
 use crate::metainfo::{BlockIndex, PieceIndex, Verdict};
+use crate::util::lock;
 
 /// The pieces of one torrent. Closed, it has nothing and takes nothing.
 ///

@@ -56,8 +56,3 @@ pub use error::StoreError;
 pub use handle::{Bad, Lookup, TorrentStore, VerifiedPiece};
 pub use place::Place;
 pub use spec::{EvictionSink, Progress, TorrentSpec};
-
-/// Locks; a panic elsewhere does not spread. Every critical section here leaves its data whole at each step.
-fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-}

@@ -9,6 +9,7 @@ use fixedbitset::FixedBitSet;
 
 use super::cache::Cache;
 use super::dir::{make_dir, take_lock};
+use super::download;
 use super::error::{StoreError, io_error};
 use super::files::{Files, Stamp};
 use super::pieces::{Pieces, State};
@@ -16,8 +17,8 @@ use super::place::{Base, Place};
 use super::spec::{EvictionSink, Progress, TorrentSpec};
 use super::state::Saved;
 use super::torrent::{Save, Torrent};
-use super::{download, lock};
 use crate::metainfo::{File, Lengths, PieceIndex};
+use crate::util::lock;
 
 /// Takes up a torrent with what the directory has of it. Blocking: reads its state, looks at its files, and hashes
 /// them all if asked to or if there is data without a state. `evicted` may be called before this returns.

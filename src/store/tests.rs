@@ -16,6 +16,7 @@ use sha1::{Digest, Sha1};
 
 use super::*;
 use crate::metainfo::{File, FileKind, InfoHash, Layout, Lengths, PieceHashes, PieceIndex};
+use crate::util::lock;
 
 mod model;
 mod places;

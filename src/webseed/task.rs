@@ -9,11 +9,12 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
-use super::fetch::{Fetch, lock};
+use super::fetch::Fetch;
 use super::queue::{FlightId, Queue};
 use super::server::{Fault, Holding, Remedy, Server};
 use super::url::SeedKind;
 use crate::net::{Incoming, Limits};
+use crate::util::lock;
 use crate::wire::{ExtensionHandshake, Message, Request};
 
 /// Requests to one server under way at a time, those of which nothing more is wanted counted too.
