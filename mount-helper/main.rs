@@ -1,4 +1,4 @@
-//! The `mount.torrentfs` command, which mount(8) runs for `mount -t torrentfs` and for lines of `/etc/fstab`.
+//! The `mount.torrentfs` command, which mount(8) runs for `mount -t torrentfs` and for `/etc/fstab`.
 
 use std::process::ExitCode;
 

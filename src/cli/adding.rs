@@ -14,8 +14,8 @@ use super::engine::refused;
 use super::mount_args::MountArgs;
 use super::progress::Progress;
 use super::{Failure, fault_to};
-use crate::discovery::Masked;
-use crate::library::{AddError, Added, Library, Opened, Resolver, Source, Watch};
+use crate::http::Masked;
+use crate::library::{AddError, Added, Library, OpenedSource, Resolver, Source, Watch};
 use crate::metainfo::Metainfo;
 use crate::session::MetadataProgress;
 
@@ -23,14 +23,15 @@ use crate::session::MetadataProgress;
 const SAY_EVERY: Duration = Duration::from_secs(1);
 
 /// Opens each SOURCE of the command line.
-pub(super) fn open(args: &MountArgs) -> Result<Vec<Opened>, Failure> {
-    let open = |source: &OsString| Opened::new(source).map_err(|error| fault(&shown(source), error));
+pub(super) fn open(args: &MountArgs) -> Result<Vec<OpenedSource>, Failure> {
+    let open = |source: &OsString| OpenedSource::new(source).map_err(|error| fault(&shown(source), error));
     args.sources.iter().map(open).collect()
 }
 
 /// What each SOURCE is. One that is bad is an error, however many there are.
-pub(super) fn read(args: &MountArgs, opened: Vec<Opened>) -> Result<Vec<Source>, Failure> {
-    let read = |(opened, source): (Opened, &OsString)| opened.read().map_err(|error| fault(&shown(source), error));
+pub(super) fn read(args: &MountArgs, opened: Vec<OpenedSource>) -> Result<Vec<Source>, Failure> {
+    let read =
+        |(opened, source): (OpenedSource, &OsString)| opened.read().map_err(|error| fault(&shown(source), error));
     let sources: Vec<Source> = opened.into_iter().zip(&args.sources).map(read).collect::<Result<_, _>>()?;
     // Mounted over, its files could not be read any more.
     let below = args.mountpoint.canonicalize().ok();
@@ -68,7 +69,7 @@ pub(super) async fn add_all(
         }
         let (library, named) = (library.clone(), shown(named));
         adding.spawn(async move {
-            let added = library.add_watched(&source, &progress).await;
+            let added = library.add_with_progress(&source, &progress).await;
             (named, added)
         });
     }

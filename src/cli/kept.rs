@@ -17,9 +17,9 @@ use super::log::Verbosity;
 use super::mount_args::MountArgs;
 use super::{Failure, adding, mount};
 use crate::fs::daemon::{self, Account, Notifier, Side};
-use crate::fs::keeper::{self, Client, Keeper};
+use crate::fs::keeper::{self, Keeper, KeeperClient};
 use crate::fs::{Attacher, MountOptions};
-use crate::library::Opened;
+use crate::library::OpenedSource;
 use crate::web::server_dir;
 
 /// Who serves unless somebody is named.
@@ -32,7 +32,7 @@ const MAX_SOURCE: usize = 4095;
 /// Mounts; returns once the mount answers, with what to tell. Must come before any thread is started.
 pub(super) fn mount(
     mut args: MountArgs,
-    sources: Vec<Opened>,
+    sources: Vec<OpenedSource>,
     namespace: Option<File>,
     verbosity: Verbosity,
 ) -> Result<String, Failure> {
@@ -50,12 +50,12 @@ pub(super) fn mount(
         Side::Child(notifier) => notifier,
     };
     let code = match keeper::split() {
-        Ok(keeper::Side::Keeper(keeper)) => {
+        Ok(keeper::Role::Keeper(keeper)) => {
             // It believes nothing that others wrote, so it does not hold it either.
             drop(sources);
             keep(keeper, namespace, &args.mountpoint, options, notifier)
         }
-        Ok(keeper::Side::Server(keeper)) => {
+        Ok(keeper::Role::Server(keeper)) => {
             serve(&args, sources, &cache, account.as_ref(), keeper, verbosity, notifier)
         }
         Err(error) => {
@@ -92,7 +92,7 @@ pub(super) fn serve_service(mut args: MountArgs, verbosity: Verbosity) -> Result
         args.cache_dir = CacheDir::Exactly(dir);
     }
     let sources = adding::read(&args, adding::open(&args)?)?;
-    mount::in_foreground(&args, sources, verbosity, Attacher::Other(Box::new(mount::say_ready)))
+    mount::in_foreground(&args, sources, verbosity, Attacher::External(Box::new(mount::say_ready)))
 }
 
 /// Attaches the mount of a process that runs [`serve_service`].
@@ -107,13 +107,13 @@ pub(super) fn attach_for(pid: u32, args: &MountArgs) -> Result<(), Failure> {
 fn keep(keeper: Keeper, namespace: Option<File>, mountpoint: &Path, options: MountOptions, notifier: Notifier) -> u8 {
     let entered = namespace.map_or(Ok(()), |namespace| daemon::enter_mount_namespace(namespace.as_fd()));
     let entered = entered.map_err(|error| Failure::new(Exit::Resource, format!("cannot enter the namespace: {error}")));
-    let begun =
-        entered.and_then(|()| keeper.begin(mountpoint, options).map_err(|error| Failure::new(Exit::Mountpoint, error)));
+    let begun = entered
+        .and_then(|()| keeper.prepare(mountpoint, options).map_err(|error| Failure::new(Exit::Mountpoint, error)));
     match begun {
         Ok(keeping) => {
             // From now on it is the server's to say how it goes.
             drop(notifier);
-            keeping.keep()
+            keeping.run()
         }
         Err(failure) => {
             mount::tell(notifier, &failure);
@@ -125,10 +125,10 @@ fn keep(keeper: Keeper, namespace: Option<File>, mountpoint: &Path, options: Mou
 /// The server's life.
 fn serve(
     args: &MountArgs,
-    sources: Vec<Opened>,
+    sources: Vec<OpenedSource>,
     cache: &Path,
     account: Option<&Account>,
-    keeper: Client,
+    keeper: KeeperClient,
     verbosity: Verbosity,
     notifier: Notifier,
 ) -> u8 {

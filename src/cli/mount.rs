@@ -25,7 +25,7 @@ pub(super) fn run(args: MountArgs, verbosity: Verbosity) -> Result<(), Failure> 
     }
     let sources = adding::read(&args, adding::open(&args)?)?;
     if args.foreground {
-        return in_foreground(&args, sources, verbosity, Attacher::Ourselves);
+        return in_foreground(&args, sources, verbosity, Attacher::ThisProcess);
     }
     println!("{}", in_background(&args, sources, verbosity)?);
     Ok(())
@@ -69,7 +69,7 @@ fn say_to_manager(state: &[NotifyState<'_>]) {
 pub(super) fn in_background(args: &MountArgs, sources: Vec<Source>, verbosity: Verbosity) -> Result<String, Failure> {
     match fork()? {
         Side::Parent(waiter) => hear(waiter),
-        Side::Child(notifier) => match serve(args, sources, verbosity, notifier, Attacher::Ourselves) {
+        Side::Child(notifier) => match serve(args, sources, verbosity, notifier, Attacher::ThisProcess) {
             Ok(()) => std::process::exit(Exit::Success as i32),
             // Whoever started this has the message, or is gone; it is in the log, too.
             Err(failure) => std::process::exit(failure.exit as i32),

@@ -13,7 +13,7 @@ use super::args::Exit;
 use super::mount_args::MountArgs;
 use super::progress::Progress;
 use crate::control::Mount;
-use crate::fs::{Attacher, Mounted, Shelf};
+use crate::fs::{Attacher, Mounted, MountedTorrents};
 use crate::library::{Library, LibraryOptions, Source, Watch};
 use crate::net::{Blocklist, Ranges, Unread};
 use crate::session::{Session, SessionConfig, SessionError};
@@ -105,12 +105,12 @@ impl Service {
         let config = args.network.session(cache.clone(), blocklist);
         let session = Session::start(SessionConfig { read_timeout: args.read_timeout, ..config }).map_err(resource)?;
         let options = args.options.to_fs();
-        let shelf = Arc::new(Shelf::new(&options));
+        let mounted_torrents = Arc::new(MountedTorrents::new(&options));
         let checking = Arc::new(Progress::start("checking what is in the cache", 0, quiet));
         let library = Library::new(
             session,
             cache.clone(),
-            shelf.clone(),
+            mounted_torrents.clone(),
             LibraryOptions {
                 on_demand: args.on_demand,
                 peers: args.network.peers.clone(),
@@ -138,7 +138,8 @@ impl Service {
 
         let mountpoint = args.mountpoint.clone();
         let handle = runtime::Handle::current();
-        let mounting = tokio::task::spawn_blocking(move || Mounted::show(by, shelf, &mountpoint, &options, handle));
+        let mounting =
+            tokio::task::spawn_blocking(move || Mounted::serve(by, mounted_torrents, &mountpoint, &options, handle));
         let failure = match mounting.await {
             Ok(Ok(mounted)) => {
                 let (mountpoint, device) = (mounted.path().to_owned(), mounted.device());

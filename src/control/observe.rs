@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 use super::mount::{Mount, MountedTorrent};
 use super::status::{self, Cell, PieceMap, Status, TorrentStatus};
 use crate::discovery;
-use crate::metainfo::{FileKind, Layout, Lengths};
+use crate::metainfo::{FileKind, Layout};
 use crate::net::Transport;
 use crate::session::{self, PeerReport, ReadCounts, Report};
-use crate::swarm::{Direction, Snapshot, WaitSnapshot};
+use crate::swarm::{Direction, WaitSnapshot};
 use crate::wire::client_of;
 
 /// Largest number of blocked reads in a torrent's report, to bound its size.
@@ -98,9 +98,8 @@ pub(crate) async fn torrent(mounted: &MountedTorrent) -> TorrentStatus {
     let metainfo = torrent.metainfo();
     let lengths = metainfo.layout.lengths();
     let stats = report.as_ref().map_or_else(|| torrent.stats(), |report| report.swarm.stats.clone());
-    let have = report
-        .as_ref()
-        .map_or_else(|| bytes_of(lengths, stats.have, false), |report| have_bytes(lengths, &report.swarm));
+    let have =
+        report.as_ref().map_or_else(|| lengths.full_pieces(stats.have), |report| lengths.bytes_in(&report.swarm.have));
     let left = lengths.total() - have;
     let on_demand = report.as_ref().is_some_and(|report| report.swarm.on_demand);
     let eta = (left > 0 && stats.down_rate > 0 && !on_demand).then(|| left / stats.down_rate.max(1));
@@ -113,7 +112,7 @@ pub(crate) async fn torrent(mounted: &MountedTorrent) -> TorrentStatus {
     TorrentStatus {
         name: mounted.name.clone(),
         info_hash: metainfo.info_hash.to_string(),
-        state: state(report.as_ref(), checking, left, u64::from(lengths.piece_len()).min(left)),
+        state: state(report.as_ref(), checking, left, lengths.full_pieces(1).min(left)),
         on_demand,
         private: metainfo.private,
         size: lengths.total(),
@@ -143,21 +142,6 @@ pub(crate) async fn torrent(mounted: &MountedTorrent) -> TorrentStatus {
         }),
         priorities: priorities.take(MAX_PRIORITIES).collect(),
     }
-}
-
-/// Returns the number of bytes in the pieces that we have.
-fn have_bytes(lengths: &Lengths, swarm: &Snapshot) -> u64 {
-    let last = (lengths.pieces() as usize).checked_sub(1).is_some_and(|last| swarm.have.contains(last));
-    bytes_of(lengths, swarm.stats.have, last)
-}
-
-/// Returns the number of bytes in `pieces` pieces. The torrent's last piece may be shorter than the others; `with_last`
-/// says whether it is among them.
-fn bytes_of(lengths: &Lengths, pieces: u32, with_last: bool) -> u64 {
-    let len = u64::from(lengths.piece_len());
-    let last = lengths.total() - u64::from(lengths.pieces().saturating_sub(1)) * len;
-    let whole = u64::from(pieces) * len;
-    if with_last { whole - len + last } else { whole }.min(lengths.total())
 }
 
 fn state(report: Option<&Report>, checking: bool, left: u64, piece: u64) -> status::State {
@@ -317,19 +301,6 @@ impl From<status::Priority> for session::Priority {
             status::Priority::Skip => Self::Skip,
             status::Priority::Normal => Self::Normal,
             status::Priority::High => Self::High,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_last_piece_counts_with_its_own_length() {
-        let lengths = Lengths::new(25, 10).unwrap();
-        for (pieces, with_last, bytes) in [(0, false, 0), (1, false, 10), (1, true, 5), (2, true, 15), (3, true, 25)] {
-            assert_eq!(bytes_of(&lengths, pieces, with_last), bytes, "{pieces} {with_last}");
         }
     }
 }

@@ -1,5 +1,5 @@
 //! Tests of the tracker over real sockets, with handwritten requests. `discovery` tests it with our own announcer, and
-//! `tests/tracker.rs` with clients of other projects.
+//! `tests/interop/tracker.rs` with clients of other projects.
 
 use super::*;
 use proptest::prelude::*;
