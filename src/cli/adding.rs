@@ -14,7 +14,7 @@ use super::engine::refused;
 use super::mount_args::MountArgs;
 use super::progress::Progress;
 use super::{Failure, fault_to};
-use crate::discovery::Masked;
+use crate::http::Masked;
 use crate::library::{AddError, Added, Library, OpenedSource, Resolver, Source, Watch};
 use crate::metainfo::Metainfo;
 use crate::session::MetadataProgress;

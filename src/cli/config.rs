@@ -18,8 +18,8 @@ use super::Failure;
 use super::args::Exit;
 use super::options::{self, Key, Options};
 use super::values::truth;
-use crate::discovery::Masked;
 use crate::fs::daemon;
+use crate::http::Masked;
 
 /// The system's.
 const SYSTEM: &str = "/etc/torrentfs/torrentfs.toml";

@@ -14,7 +14,7 @@ use super::cache_dir::CacheDir;
 use super::http::HttpFlags;
 use super::log::{self, Verbosity};
 use super::mount_args::MountArgs;
-use super::network::{ListenPort, NetworkArgs};
+use super::network::NetworkArgs;
 use super::options::MountOptions;
 use super::service::{self, Service, Signals};
 use super::{Failure, sample};
@@ -65,7 +65,7 @@ async fn demonstrate(args: &DemoArgs, dir: &Path) -> Result<(), Failure> {
         verify: false,
         delete_removed: false,
         network: NetworkArgs {
-            port: ListenPort::Exactly(0),
+            port: PortChoice::Exactly(0),
             route: Route { bind: Bind::Address(LOOPBACK), ..Route::default() },
             dht: None,
             lsd: false,

@@ -139,7 +139,7 @@ impl Download {
 
     fn bytes(&self) -> u64 {
         let lengths = self.torrent.metainfo().layout.lengths();
-        (u64::from(self.torrent.stats().have) * u64::from(lengths.piece_len())).min(lengths.total())
+        lengths.full_pieces(self.torrent.stats().have)
     }
 }
 

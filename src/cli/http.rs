@@ -8,7 +8,7 @@ use clap::Args;
 
 use super::Failure;
 use super::args::Exit;
-use crate::control::{Http, HttpError};
+use crate::web::{Http, HttpError};
 
 /// A shorter token can be guessed.
 const LEAST_TOKEN: usize = 16;

@@ -16,11 +16,11 @@ use super::cache_dir::{CacheDir, name_of};
 use super::log::Verbosity;
 use super::mount_args::MountArgs;
 use super::{Failure, adding, mount};
-use crate::control::server_dir;
 use crate::fs::daemon::{self, Account, Notifier, Side};
 use crate::fs::keeper::{self, Keeper, KeeperClient};
 use crate::fs::{Attacher, MountOptions};
 use crate::library::OpenedSource;
+use crate::web::server_dir;
 
 /// Who serves unless somebody is named.
 const USER: &str = "torrentfs";

@@ -135,7 +135,7 @@ impl NetworkFlags {
 #[derive(Clone, Debug, PartialEq)]
 pub struct NetworkArgs {
     /// Where to listen for peers.
-    pub port: ListenPort,
+    pub port: PortChoice,
     /// By which way everything leaves, and comes in.
     pub route: Route,
     /// Peers named by the user.
@@ -171,10 +171,7 @@ impl NetworkArgs {
     pub(super) fn session(&self, cache: Arc<Cache>, blocklist: Arc<Blocklist>) -> SessionConfig {
         SessionConfig {
             net: net::Config {
-                port: match self.port {
-                    ListenPort::Usual => PortChoice::Customary,
-                    ListenPort::Exactly(port) => PortChoice::Exactly(port),
-                },
+                port: self.port,
                 route: self.route.clone(),
                 encryption: self.encryption,
                 utp: self.utp,
@@ -192,19 +189,10 @@ impl NetworkArgs {
     }
 }
 
-/// The port to listen on.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum ListenPort {
-    /// 6881 to 6889, the first that is free, or else any.
-    Usual,
-    /// This one or none (0: any free one). The user asked for it, so it must not silently become another.
-    Exactly(u16),
-}
-
 impl From<NetworkFlags> for NetworkArgs {
     fn from(flags: NetworkFlags) -> Self {
         Self {
-            port: flags.port.map_or(ListenPort::Usual, ListenPort::Exactly),
+            port: flags.port.map_or(PortChoice::Customary, PortChoice::Exactly),
             port_mapping: (flags.no_port_mapping != Some(true) && flags.proxy.is_none()).then_some(PortMapping {
                 gateway: flags.gateway,
                 // Where there is but one router, it is all of the network.

@@ -15,12 +15,12 @@ use super::reach::{self, Reached};
 use super::status::{rate as shown_rate, share};
 use super::values::{Bound, rate};
 use super::{Failure, service};
-use crate::control::client::New;
 use crate::control::orders::{
     AddedTorrent, FilesChanged, LimitChanges, NewTorrent, PriorityChange, RemovedTorrent, TorrentChanges,
 };
 use crate::control::status::{Priority, RateLimits, TorrentStatus, VerificationStatus};
 use crate::metainfo::{InfoHash, MAX_TORRENT_LEN};
+use crate::web::client::New;
 
 /// How often a mount is asked how far a check is.
 const LOOK_EVERY: Duration = Duration::from_millis(500);

@@ -4,11 +4,11 @@ use std::path::Path;
 
 use super::Failure;
 use super::args::Exit;
-use crate::control::client::{Client, ClientError};
-use crate::control::socket;
 use crate::control::status::{Status, TorrentStatus};
 use crate::fs::mountinfo;
 use crate::fs::unmount::resolve;
+use crate::web::client::{Client, ClientError};
+use crate::web::socket;
 
 /// A mount that can be asked.
 pub(super) struct Reached {

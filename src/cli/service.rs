@@ -12,13 +12,14 @@ use super::adding;
 use super::args::Exit;
 use super::mount_args::MountArgs;
 use super::progress::Progress;
-use crate::control::{Mount, Server};
+use crate::control::Mount;
 use crate::fs::{Attacher, Mounted, MountedTorrents};
 use crate::library::{Library, LibraryOptions, Source, Watch};
 use crate::net::{Blocklist, Ranges, Unread};
 use crate::session::{Session, SessionConfig, SessionError};
 use crate::store::{Cache, CacheConfig};
 use crate::sys;
+use crate::web::Server;
 
 /// Threads for hashing and for the disk.
 const BLOCKING_THREADS: usize = 32;

@@ -41,7 +41,7 @@ pub fn metainfo(seed: u8, name: &str, mut files: Vec<File>) -> Metainfo {
         comment: None,
         created_by: None,
         source: None,
-        layout: Layout::new(Lengths::new(total, 4).unwrap(), files),
+        layout: Layout::new(Lengths::new(total, 4).unwrap(), files).into(),
         hashes: PieceHashes::v1(Vec::new()),
         info: bytes::Bytes::new(),
     }

@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use super::content::{Content, ReadError, Reader};
 use super::names::MAX_NAME;
 use super::tree::{Kind, ROOT, Subtree, Tree, TreeError};
-use crate::metainfo::{FileIndex, InfoHash, Layout};
+use crate::metainfo::{FileIndex, InfoHash, Layout, MAX_DATE};
 
 /// Prefix of all our extended attributes.
 pub const ATTRIBUTE_PREFIX: &str = "user.torrentfs.";
@@ -32,8 +32,6 @@ const USER_CLASS: &str = "user.";
 const SECTOR: u64 = 512;
 /// Preferred read size (`st_blksize`) and unit of `statfs`, in bytes: a memory page.
 const BLOCK: u32 = 4096;
-/// The last second of the year 9999, in Unix time. Later creation dates are ignored as bogus.
-const LAST_DATE: i64 = 253_402_300_799;
 
 /// An error of a request, named after its `errno`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -230,7 +228,7 @@ impl<C: Content> Vfs<C> {
             return self.changed;
         }
         let date = self.content(ino).and_then(|content| content.metainfo().creation_date);
-        date.filter(|date| (1..=LAST_DATE).contains(date))
+        date.filter(|date| (1..=MAX_DATE).contains(date))
             .and_then(|date| SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(date.unsigned_abs())))
             .unwrap_or(self.view.mounted)
     }
@@ -357,9 +355,9 @@ impl<C: Content> Vfs<C> {
             // End of the last piece counted, so that a piece of two files counts once.
             let mut counted = 0;
             for bytes in spans(layout, &files) {
-                let pieces = piece_numbers(layout, &bytes);
+                let pieces = layout.lengths().pieces_in(&bytes).numbers();
                 progress.bytes += bytes.end - bytes.start;
-                progress.have_bytes += have_bytes(content.as_ref(), &bytes, &pieces);
+                progress.have_bytes += have_bytes(content.as_ref(), &bytes);
                 let new = pieces.start.max(counted)..pieces.end;
                 counted = pieces.end;
                 progress.pieces += new.len() as u64;
@@ -400,34 +398,15 @@ fn spans(layout: &Layout, files: &[FileIndex]) -> Vec<Range<u64>> {
     spans
 }
 
-/// Returns the pieces that contain any of these bytes.
-fn piece_numbers(layout: &Layout, bytes: &Range<u64>) -> Range<u32> {
-    let mut pieces = layout.lengths().pieces_in(bytes);
-    match (pieces.next(), pieces.next_back()) {
-        (Some(first), last) => first.get()..last.unwrap_or(first).get() + 1,
-        (None, _) => 0..0,
-    }
-}
-
-/// Counts the bytes of a range that we have: inner pieces count whole, those at the edges in part.
-fn have_bytes<C: Content>(content: &C, bytes: &Range<u64>, pieces: &Range<u32>) -> u64 {
+/// Returns how many of these bytes we have. The pieces at the edges count in part, those between them whole.
+fn have_bytes<C: Content>(content: &C, bytes: &Range<u64>) -> u64 {
     let lengths = content.metainfo().layout.lengths();
-    let edge = |number: u32| {
-        let Some(piece) = lengths.piece(number).filter(|_| content.have_count(number..number + 1) == 1) else {
-            return 0;
-        };
-        let piece = lengths.range_of(piece);
-        piece.end.min(bytes.end) - piece.start.max(bytes.start)
-    };
-    match pieces.len() {
-        0 => 0,
-        1 => edge(pieces.start),
-        _ => {
-            let inner = pieces.start + 1..pieces.end - 1;
-            let whole = if inner.is_empty() { 0 } else { content.have_count(inner) };
-            edge(pieces.start) + u64::from(whole) * u64::from(lengths.piece_len()) + edge(pieces.end - 1)
-        }
-    }
+    let (pieces, mut parts) = (lengths.pieces_in(bytes).numbers(), lengths.parts(bytes));
+    let edges = parts.next().into_iter().chain(parts.next_back());
+    let have = edges.filter(|(piece, _)| content.have_count(piece.get()..piece.get() + 1) == 1);
+    let at_edges: u64 = have.map(|(_, part)| u64::from(part.end - part.start)).sum();
+    let inner = pieces.start + 1..pieces.end.saturating_sub(1);
+    at_edges + if inner.is_empty() { 0 } else { lengths.full_pieces(content.have_count(inner)) }
 }
 
 impl<R: Reader> Handle<R> {

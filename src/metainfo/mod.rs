@@ -2,6 +2,8 @@
 //!
 //! Pure: bytes in, values out. Everything here is bounded before it is believed (invariant 8).
 
+use std::sync::Arc;
+
 pub mod bencode;
 mod create;
 mod edit;
@@ -18,10 +20,11 @@ mod torrent;
 pub use create::{CreateError, DraftError, NewFile, NewTorrent, hash_pieces, is_name, link_target, piece_len_for};
 pub use edit::Edit;
 pub use error::{MetainfoError, Place};
-pub use files::MAX_FILES;
 pub use identity::{InfoHash, PieceHashes, Verdict};
-pub use layout::{File, FileIndex, FileKind, Layout};
-pub use lengths::{BLOCK_LEN, Block, BlockIndex, Lengths, LengthsError, MAX_PIECE_LEN, MAX_PIECES, PieceIndex};
+pub use layout::{File, FileIndex, FileKind, Layout, MAX_FILES};
+pub use lengths::{
+    BLOCK_LEN, Block, BlockIndex, Lengths, LengthsError, MAX_PIECE_LEN, MAX_PIECES, PieceIndex, PieceRange,
+};
 pub use magnet::{Magnet, MagnetError};
 pub use torrent::{MAX_DATE, MAX_TORRENT_LEN};
 
@@ -51,8 +54,8 @@ pub struct Metainfo {
     pub created_by: Option<String>,
     /// Whom it was made for; part of what is hashed.
     pub source: Option<String>,
-    /// Pieces and files.
-    pub layout: Layout,
+    /// Pieces and files, shared with the store.
+    pub layout: Arc<Layout>,
     /// What checks a piece.
     pub hashes: PieceHashes,
     /// The raw `info` value, as hashed; served to peers that have only a magnet link (BEP 9).

@@ -14,8 +14,8 @@ use serde::de::SeqAccess;
 use super::bencode::{self, Field, Limits, List, Shape, dict};
 use super::error::{MetainfoError, Place};
 use super::file_tree::FileTree;
-use super::files::{self, MAX_FILES, required, size};
-use super::layout::{File, FileKind, Layout};
+use super::files::{self, required, size};
+use super::layout::{File, FileKind, Layout, MAX_FILES};
 use super::{FileIndex, InfoHash, Lengths, Metainfo, PieceHashes, names};
 
 /// The largest `.torrent` file accepted, in bytes. It has room for the hashes of the most pieces accepted.
@@ -87,7 +87,7 @@ impl Metainfo {
             comment: text(top.comment_utf8).or_else(|| text(top.comment)),
             created_by: text(top.created_by),
             source,
-            layout,
+            layout: layout.into(),
             hashes,
             info: raw_info,
         })

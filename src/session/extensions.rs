@@ -13,9 +13,9 @@ use bytes::Bytes;
 use super::driver::Driver;
 use super::holepunch::Allowance;
 use super::origins::PeerSource;
-use crate::discovery::is_local;
 use crate::net::Transport;
 use crate::swarm::{Direction, Event, PeerKey};
+use crate::util::is_local;
 use crate::wire::{
     ExtensionHandshake, Holepunch, METADATA_PIECE_LEN, Message, MetadataMessage, Pex, PexFlags, UT_HOLEPUNCH,
     UT_METADATA, UT_PEX,

@@ -21,6 +21,7 @@ mod report;
 mod seeding;
 mod shares;
 mod sources;
+mod stream;
 mod torrent;
 mod verify;
 mod webseeds;
@@ -35,12 +36,14 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use crate::discovery::{AnnounceError, AnnouncedPort, Dht, DhtConfig, DhtStatus, HttpClient, Lsd, TrackerClient};
+use crate::discovery::{AnnouncedPort, Dht, DhtConfig, DhtStatus, Lsd, TrackerClient};
+use crate::http::{HttpClient, RequestError};
 use crate::metainfo::{InfoHash, Metainfo};
 use crate::net::{self, Dialer, Handshaken, Host, Limits, Listener, PortChoice};
 use crate::portmap::{PortMapConfig, PortMapStatus, PortMapper};
 use crate::route::{Bind, Route};
 use crate::store::{Cache, Place, StoreError};
+use crate::util::lock;
 use crate::wire::{Handshake, PeerId};
 
 pub use metadata::{MetadataError, MetadataProgress};
@@ -50,6 +53,7 @@ pub use reader::{ReadError, Reader};
 pub use reads::ReadCounts;
 pub use report::{PeerReport, Report};
 pub use seeding::SeedLimits;
+pub use stream::FileStream;
 pub use torrent::Torrent;
 pub use verify::{CheckProgress, Verification};
 
@@ -143,7 +147,7 @@ pub enum SessionError {
     Store(#[from] StoreError),
     /// The client for HTTP trackers.
     #[error("cannot talk to trackers: {0}")]
-    Http(#[from] AnnounceError),
+    Http(#[from] RequestError),
     /// The same torrent is here already.
     #[error("{0} is already added")]
     Twice(InfoHash),
@@ -370,9 +374,4 @@ async fn follow(mut status: watch::Receiver<PortMapStatus>, ours: u16, announced
         let port = status.borrow_and_update().mapping().map_or(ours, |mapping| mapping.tcp_port);
         announced.set(port);
     }
-}
-
-/// No code panics while it holds one of these locks; if it did, the plain data behind is still sound.
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use crate::discovery;
+use crate::util::align_to_tick;
 
 /// Connections of a session, those being made included; and how many of them are for torrents that are read.
 const CONNECTIONS: usize = 500;
@@ -121,7 +121,7 @@ impl Share {
 
     /// `at` or a little later: when the other torrents wake, too.
     pub(super) fn beat(&self, at: Instant) -> Instant {
-        discovery::beat(self.shares.begin, at)
+        align_to_tick(self.shares.begin, at)
     }
 
     /// What it may have. Of what others have had before and have no more right to, it gets nothing at once.

@@ -255,7 +255,7 @@ impl TorrentStore {
                 State::Unproven if patience == Patience::Never => return Ok(Lookup::WouldBlock),
                 State::Unproven => self.prove(piece),
                 State::Disk if patience == Patience::Never => {
-                    let start = self.torrent.lengths.offset_of(piece) + u64::from(begin);
+                    let start = self.torrent.lengths.offset_in(piece, begin);
                     match self.torrent.files.read_cached(&cache.handles, start, out) {
                         Ok(Cached::Read) if pieces.undisturbed(piece, word) => return Ok(self.hit(piece, used)),
                         Ok(Cached::Read) => {}
@@ -282,7 +282,7 @@ impl TorrentStore {
 
     /// Reads from the disk. False: the piece moved on, by itself or because it could not be read.
     fn read_disk(&self, piece: PieceIndex, word: Word, begin: u32, out: &mut [u8]) -> bool {
-        let start = self.torrent.lengths.offset_of(piece) + u64::from(begin);
+        let start = self.torrent.lengths.offset_in(piece, begin);
         match self.torrent.files.read(&self.cache.handles, start, out) {
             Ok(()) => self.torrent.pieces.undisturbed(piece, word),
             Err(error) => {

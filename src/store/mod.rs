@@ -23,8 +23,10 @@
 //!   takes, on a full disk, the place of what was used longest ago.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use crate::metainfo::{BlockIndex, FileKind, InfoHash, Lengths, Metainfo, PieceHashes, PieceIndex};
+use crate::metainfo::{BlockIndex, InfoHash, Layout, Metainfo, PieceHashes, PieceIndex};
+use crate::util::lock;
 
 mod buffer;
 mod cache;
@@ -73,27 +75,12 @@ pub type EvictionSink = Box<dyn Fn(PieceIndex) + Send + Sync>;
 /// Called during a check of all pieces: how many are done, and of how many. First with 0, then once with each number.
 pub type Progress = Box<dyn Fn(u32, u32) + Send + Sync>;
 
-/// One file as the disk tier keeps it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StoredFile {
-    /// Relative, of plain components only.
-    pub path: PathBuf,
-    /// Where it begins in the torrent, in bytes.
-    pub offset: u64,
-    /// Its size in bytes; an empty file is not made.
-    pub len: u64,
-    /// Zeros that are not stored (BEP 47).
-    pub pad: bool,
-}
-
 /// What the store must know of a torrent.
 pub struct TorrentSpec {
     /// Names its directory.
     pub info_hash: InfoHash,
-    /// Its sizes.
-    pub lengths: Lengths,
-    /// Its files, in order, tiling it.
-    pub files: Vec<StoredFile>,
+    /// Its pieces and files.
+    pub layout: Arc<Layout>,
     /// What checks its pieces.
     pub hashes: PieceHashes,
     /// Check every piece on the disk before [`Cache::add`] returns.
@@ -106,16 +93,9 @@ pub struct TorrentSpec {
 
 impl From<&Metainfo> for TorrentSpec {
     fn from(metainfo: &Metainfo) -> Self {
-        let file = |file: &crate::metainfo::File| StoredFile {
-            path: file.path.iter().collect(),
-            offset: file.offset,
-            len: file.len,
-            pad: file.kind == FileKind::Pad,
-        };
         Self {
             info_hash: metainfo.info_hash,
-            lengths: *metainfo.layout.lengths(),
-            files: metainfo.layout.files().iter().map(file).collect(),
+            layout: metainfo.layout.clone(),
             hashes: metainfo.hashes.clone(),
             verify: false,
             place: Place::Cache,
@@ -218,12 +198,6 @@ pub enum StoreError {
         /// The path.
         path: PathBuf,
     },
-    /// The files do not tile the torrent.
-    #[error("the torrent's files do not add up at {path:?}; get a sound .torrent file")]
-    Layout {
-        /// Where.
-        path: PathBuf,
-    },
     /// A range that is not within its piece: a mistake of the caller.
     #[error("bytes {begin}+{len} are not within piece {piece}")]
     Range {
@@ -237,9 +211,4 @@ pub enum StoreError {
     /// The cache was closed.
     #[error("the cache is closed")]
     Closed,
-}
-
-/// Locks; a panic elsewhere does not spread. Every critical section here leaves its data whole at each step.
-fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use super::peer::is_near;
+use crate::util::is_lan;
 use crate::wire::PeerId;
 
 /// Addresses kept at most.
@@ -89,8 +89,8 @@ impl Addresses {
         let useful = |addr: &SocketAddr| self.entries.get(addr).is_some_and(|entry| want_seeds || !entry.seed);
         let mut ready = self.due.iter().take_while(|(after, _)| *after <= now).filter(|(_, addr)| useful(addr));
         let first = ready.next().copied()?;
-        let near = |(_, addr): &&(Instant, SocketAddr)| is_near(addr.ip());
-        let place = if is_near(first.1.ip()) { first } else { ready.find(near).copied().unwrap_or(first) };
+        let near = |(_, addr): &&(Instant, SocketAddr)| is_lan(addr.ip());
+        let place = if is_lan(first.1.ip()) { first } else { ready.find(near).copied().unwrap_or(first) };
         self.due.remove(&place);
         self.entries.get_mut(&place.1)?.usage = Use::Calling;
         self.calling += 1;

@@ -1,7 +1,7 @@
 //! One connection's protocol state: who chokes whom, what they have, what we asked of them, what they asked of us.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use fixedbitset::FixedBitSet;
@@ -12,6 +12,7 @@ use super::rate::Meter;
 use super::uploads::Uploads;
 use super::{Direction, PeerKey};
 use crate::metainfo::BLOCK_LEN;
+use crate::util::is_lan;
 use crate::wire::PeerId;
 
 /// Requests that a peer is assumed to queue when it does not say (BEP 10 `reqq`; libtorrent's default).
@@ -106,14 +107,6 @@ pub(super) struct Peer {
     pub(super) last_progress: Instant,
 }
 
-/// An address that only means something in our own network.
-pub(super) fn is_near(ip: IpAddr) -> bool {
-    match ip.to_canonical() {
-        IpAddr::V4(ip) => ip.is_private() || ip.is_link_local() || ip.is_loopback(),
-        IpAddr::V6(ip) => ip.is_unique_local() || ip.is_unicast_link_local() || ip.is_loopback(),
-    }
-}
-
 impl Peer {
     pub(super) fn new(
         now: Instant,
@@ -125,7 +118,7 @@ impl Peer {
     ) -> Self {
         Self {
             addr,
-            is_near: is_near(addr.ip()),
+            is_near: is_lan(addr.ip()),
             direction,
             id,
             fast,

@@ -6,9 +6,10 @@ use super::super::cache_dir::CacheDir;
 use super::super::http::HttpFlags;
 use super::super::log::LogFormat;
 use super::super::mount_args::MountArgs;
-use super::super::network::{ListenPort, NetworkArgs};
+use super::super::network::NetworkArgs;
 use super::super::options::{MountOptions, Options};
 use super::*;
+use crate::net::PortChoice;
 use clap::Arg;
 use clap::CommandFactory;
 use clap::error::ErrorKind;
@@ -70,7 +71,7 @@ fn every_flag_has_its_meaning_and_so_has_the_option_of_its_name() {
         memory: 64 << 20,
         verify: true,
         network: NetworkArgs {
-            port: ListenPort::Exactly(0),
+            port: PortChoice::Exactly(0),
             route: crate::route::Route {
                 proxy: Some("socks5://me:secret@10.0.0.1:1080".parse().unwrap()),
                 bind: crate::route::Bind::Address([127, 0, 0, 1].into()),

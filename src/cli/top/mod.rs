@@ -21,9 +21,9 @@ use super::args::Exit;
 use super::reach::{self, Reached};
 use super::service::{self, Signals};
 use super::{Failure, orders};
-use crate::control::client::ClientError;
 use crate::control::orders::{LimitChanges, TorrentChanges};
 use crate::control::status::{PieceMap, Status};
+use crate::web::client::ClientError;
 use model::{Model, Order};
 
 /// Between two questions to the mount.
