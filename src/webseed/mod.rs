@@ -114,7 +114,7 @@ impl WebSeed {
             return Err(self.fault().unwrap_or_else(|| "it has nothing of this torrent".into()));
         };
         let server = self.server.clone();
-        Ok(Connection::played_by(|queue| {
+        Ok(Connection::without_socket(|queue| {
             tokio::spawn(task::run(server, holding, queue, limits, key, inbox)).abort_handle()
         }))
     }
