@@ -100,7 +100,7 @@ fn listen(addr: SocketAddr, bind: &Bind) -> io::Result<TcpListener> {
     // Permits a restart while old connections are in TIME_WAIT.
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
-    bind.tie(&socket)?;
+    bind.bind_device(&socket)?;
     socket.bind(&addr.into())?;
     socket.listen(128)?;
     TcpListener::from_std(socket.into())

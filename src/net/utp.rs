@@ -114,7 +114,7 @@ fn endpoint(addr: SocketAddr, bind: &Bind, cancel: CancellationToken) -> io::Res
     socket.set_recv_buffer_size(KERNEL_BUFFER)?;
     socket.set_send_buffer_size(KERNEL_BUFFER)?;
     socket.set_nonblocking(true)?;
-    bind.tie(&socket)?;
+    bind.bind_device(&socket)?;
     socket.bind(&addr.into())?;
     let udp =
         Udp { addr: socket.local_addr()?.as_socket().unwrap_or(addr), socket: UdpSocket::from_std(socket.into())? };
