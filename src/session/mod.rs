@@ -21,6 +21,7 @@ mod report;
 mod seeding;
 mod shares;
 mod sources;
+mod stream;
 mod torrent;
 mod verify;
 mod webseeds;
@@ -52,6 +53,7 @@ pub use reader::{ReadError, Reader};
 pub use reads::ReadCounts;
 pub use report::{PeerReport, Report};
 pub use seeding::SeedLimits;
+pub use stream::FileStream;
 pub use torrent::Torrent;
 pub use verify::{CheckProgress, Verification};
 

@@ -16,7 +16,7 @@ use crate::swarm::{Event, ReaderId, WantId};
 
 use super::reads::Reads;
 use super::torrent::Command;
-use super::{Torrent, lock};
+use super::{FileStream, Torrent, lock};
 
 /// When a read-ahead fails, the kernel asks at once for the page that is needed now; so long after a failure, one
 /// read more of the same piece fails with it and does not wait for the limit again.
@@ -74,6 +74,17 @@ impl Reader {
 
     fn open_event(&self) -> Event {
         Event::Open { reader: self.id, bytes: self.file.clone() }
+    }
+
+    /// The file's length in bytes.
+    #[allow(clippy::len_without_is_empty, reason = "a length on disk, not a collection")]
+    pub fn len(&self) -> u64 {
+        self.file.end - self.file.start
+    }
+
+    /// The file as a stream of bytes that can be read and sought with tokio's extension traits.
+    pub fn into_stream(self) -> FileStream {
+        FileStream::new(self)
     }
 
     /// Answers from memory or the page cache, or not at all. Never waits. Clipped at the end of the file.
@@ -268,11 +279,8 @@ fn gather(
     mut read: impl FnMut(&TorrentStore, PieceIndex, u32, &mut [u8]) -> bool,
 ) -> Option<Bytes> {
     let mut whole = BytesMut::new();
-    for piece in lengths.pieces_in(bytes) {
-        let held = lengths.range_of(piece);
-        let from = bytes.start.max(held.start) - held.start;
-        let to = bytes.end.min(held.end) - held.start;
-        let (from, to) = (from as usize, to as usize);
+    for (piece, part) in lengths.parts(bytes) {
+        let (from, to) = (part.start as usize, part.end as usize);
         let all = (bytes.end - bytes.start) as usize;
         if let Some(data) = store.memory(piece) {
             if to - from == all {

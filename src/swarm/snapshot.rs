@@ -9,7 +9,6 @@ use fixedbitset::FixedBitSet;
 
 use super::pieces::{Partial, State};
 use super::{Direction, PeerKey, Stats, Swarm};
-use crate::metainfo::BLOCK_LEN;
 use crate::wire::PeerId;
 
 /// Pieces told of one blocked read.
@@ -183,7 +182,7 @@ impl Swarm {
 
     fn awaited_piece(&self, now: Instant, piece: u32) -> AwaitedPiece {
         let partial = self.pieces.partial(piece);
-        let blocks = self.pieces.len_of(piece).div_ceil(BLOCK_LEN);
+        let blocks = self.pieces.blocks_in(piece);
         let received = match self.pieces.state(piece) {
             State::Checking => blocks,
             _ => partial.map_or(0, |partial: &Partial| partial.received),

@@ -2,7 +2,7 @@
 
 use bytes::{Buf, Bytes, BytesMut};
 
-use crate::metainfo::{BLOCK_LEN, Lengths};
+use crate::metainfo::Lengths;
 use crate::wire::Request;
 
 /// Splits one run of the torrent's bytes into blocks. A block that arrives in one chunk is not copied. A block whose
@@ -41,14 +41,11 @@ impl Blocks {
     /// ended.
     pub(super) fn next(&mut self, chunk: &mut Bytes) -> Option<(Request, Bytes)> {
         while chunk.has_remaining() {
-            let piece = self.lengths.piece_at(self.at)?;
-            let range = self.lengths.range_of(piece);
-            let block_len = u64::from(BLOCK_LEN);
-            let start = range.start + (self.at - range.start) / block_len * block_len;
-            let end = (start + block_len).min(range.end);
-            let missing = (end - self.at) as usize;
+            let block = self.lengths.block_at(self.at)?;
+            let range = self.lengths.block_range(block);
+            let missing = (range.end - self.at) as usize;
             let taken = chunk.split_to(missing.min(chunk.len()));
-            let skipped = self.part.is_empty() && self.at != start;
+            let skipped = self.part.is_empty() && self.at != range.start;
             self.at += taken.len() as u64;
             if skipped {
                 continue;
@@ -63,9 +60,8 @@ impl Blocks {
                 self.part.extend_from_slice(&taken);
                 self.part.split().freeze()
             };
-            // Offsets within a piece fit in 32 bits.
-            let begin = (start - range.start) as u32;
-            return Some((Request { piece: piece.get(), begin, length: data.len() as u32 }, data));
+            let begin = self.lengths.begin_of(block);
+            return Some((Request { piece: block.piece.get(), begin, length: data.len() as u32 }, data));
         }
         None
     }

@@ -112,7 +112,7 @@ impl<K: Copy> Fetch<K> {
     }
 
     async fn piece(&self, blocks: &mut Blocks, piece: PieceIndex, bytes: Range<u32>) -> Result<(), Fault> {
-        let end = self.server.metainfo().layout.lengths().offset_of(piece) + u64::from(bytes.end);
+        let end = self.server.metainfo().layout.lengths().offset_in(piece, bytes.end);
         let mut answer = self.server.request_piece(piece, &bytes).await?;
         while blocks.at() < end {
             if !lock(&self.queue).contains_start_in(blocks.pending()..end) && end - blocks.at() > MAX_DRAIN {
@@ -145,7 +145,7 @@ impl<K: Copy> Fetch<K> {
             let mut queue = lock(&self.queue);
             while let Some((request, data)) = blocks.next(&mut chunk) {
                 let piece = lengths.piece(request.piece);
-                let at = piece.map(|piece| lengths.offset_of(piece) + u64::from(request.begin));
+                let at = piece.map(|piece| lengths.offset_in(piece, request.begin));
                 if at.and_then(|at| queue.take(at)).is_some() {
                     messages.push(Message::Piece { piece: request.piece, begin: request.begin, data });
                 }

@@ -211,12 +211,8 @@ impl Server {
                 layout.extents(run.clone()).map(part).collect()
             }
             SeedKind::Script => {
-                let lengths = layout.lengths();
-                let Some(piece) = lengths.piece_at(run.start) else { return Vec::new() };
-                let whole = lengths.range_of(piece);
-                // A run ends with its piece, whose length fits 32 bits.
-                let bytes = (run.start - whole.start) as u32..(run.end.min(whole.end) - whole.start) as u32;
-                vec![Part::Piece(piece, bytes)]
+                // A run ends with its piece.
+                layout.lengths().parts(run).take(1).map(|(piece, bytes)| Part::Piece(piece, bytes)).collect()
             }
         }
     }
@@ -439,7 +435,7 @@ mod tests {
             created_by: None,
             source: None,
             hashes: PieceHashes::v1(vec![0; 20 * lengths.pieces() as usize]),
-            layout: Layout::new(lengths, files),
+            layout: Layout::new(lengths, files).into(),
             info: Bytes::new(),
         };
         let url = SeedUrl::parse(kind, "http://127.0.0.1/").unwrap();

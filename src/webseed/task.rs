@@ -157,8 +157,7 @@ impl<K: Copy + Send + Sync + 'static> Task<K> {
     fn byte_range(&self, request: Request) -> Option<Range<u64>> {
         let lengths = self.fetch.server.metainfo().layout.lengths();
         let block = lengths.block(request.piece, request.begin, request.length)?;
-        let start = lengths.offset_of(block.piece) + u64::from(request.begin);
-        Some(start..start + u64::from(request.length))
+        Some(lengths.block_range(block))
     }
 
     fn start_fetches(&mut self) {

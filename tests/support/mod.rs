@@ -4,8 +4,9 @@
 
 #![allow(dead_code, missing_docs, reason = "each test file uses its own part")]
 
-pub mod plain;
-pub mod served;
+pub mod fake;
+pub mod tracker;
+pub mod transfer;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};

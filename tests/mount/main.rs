@@ -1,0 +1,16 @@
+//! Tests of real mounts: what programs see, what the mount reports and serves, and how it copes with failures.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod api;
+mod control;
+mod filesystem;
+mod fixture;
+mod http;
+mod many;
+mod process;
+mod tools;
+mod trouble;
+mod waiting;
+mod webseed_mount;
