@@ -19,7 +19,7 @@ const METADATA_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// As given; `None`: not said. [`NetworkArgs`] is what is meant.
 #[derive(Args, Clone, Debug, Default, PartialEq)]
-pub(super) struct NetworkFlags {
+pub(in crate::cli) struct NetworkFlags {
     /// The port for peers to call; 0: any free one [default: 6881, or the next free one]
     #[arg(long, value_name = "PORT", help_heading = "Network")]
     port: Option<u16>,
@@ -106,7 +106,7 @@ pub(super) struct NetworkFlags {
 
 impl NetworkFlags {
     /// These, and what they leave open from `under`.
-    pub(super) fn over(self, under: Self) -> Self {
+    pub(in crate::cli) fn over(self, under: Self) -> Self {
         Self {
             port: self.port.or(under.port),
             bind: self.bind.or(under.bind),
@@ -168,7 +168,7 @@ pub struct NetworkArgs {
 
 impl NetworkArgs {
     /// A session that goes by these.
-    pub(super) fn session(&self, cache: Arc<Cache>, blocklist: Arc<Blocklist>) -> SessionConfig {
+    pub(in crate::cli) fn session(&self, cache: Arc<Cache>, blocklist: Arc<Blocklist>) -> SessionConfig {
         SessionConfig {
             net: net::Config {
                 port: self.port,

@@ -6,8 +6,7 @@ use std::net::SocketAddr;
 
 use clap::Args;
 
-use super::Failure;
-use super::args::Exit;
+use crate::cli::failure::{Exit, Failure};
 use crate::web::{Http, HttpError};
 
 /// A shorter token can be guessed.
@@ -17,25 +16,25 @@ const MAX_TOKEN: u64 = 4096;
 
 /// As given.
 #[derive(Args, Clone, Debug, Default, PartialEq)]
-pub(super) struct HttpFlags {
+pub(in crate::cli) struct HttpFlags {
     /// Serve status, orders and the files over HTTP, too; every user of this machine may ask there
     #[arg(long, value_name = "ADDR:PORT", help_heading = "HTTP")]
-    pub(super) http: Option<SocketAddr>,
+    pub(in crate::cli) http: Option<SocketAddr>,
 
     /// What every request must bear: a file that holds it, by a path with a '/', or the token itself (which `ps` shows);
     /// needed where others can reach the address
     #[arg(long, value_name = "FILE|TOKEN", help_heading = "HTTP")]
-    pub(super) http_token: Option<String>,
+    pub(in crate::cli) http_token: Option<String>,
 }
 
 impl HttpFlags {
     /// These, and what they leave open from `under`.
-    pub(super) fn over(self, under: Self) -> Self {
+    pub(in crate::cli) fn over(self, under: Self) -> Self {
         Self { http: self.http.or(under.http), http_token: self.http_token.or(under.http_token) }
     }
 
     /// Takes the address, if one is asked for.
-    pub(super) fn bind(&self) -> Result<Option<Http>, Failure> {
+    pub(in crate::cli) fn bind(&self) -> Result<Option<Http>, Failure> {
         let Some(addr) = self.http else {
             // Not a matter of the parser: either may be configured.
             let stray = self.http_token.is_some();

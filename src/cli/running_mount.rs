@@ -2,23 +2,25 @@
 
 use std::path::Path;
 
-use super::Failure;
-use super::args::Exit;
-use crate::control::status::{Status, TorrentStatus};
+use axum::http::Method;
+
+use super::failure::{Exit, Failure};
+use crate::control::orders::{LimitChanges, TorrentChanges};
+use crate::control::status::{RateLimits, Status, TorrentStatus};
 use crate::fs::mountinfo;
 use crate::fs::unmount::resolve;
 use crate::web::client::{Client, ClientError};
 use crate::web::socket;
 
 /// A mount that can be asked.
-pub(super) struct Reached {
+pub(super) struct RunningMount {
     pub(super) client: Client,
     /// Its mountpoint, as the user named it or as it says.
     pub(super) shown: String,
 }
 
 /// The mount at a path, or the one that a path lies in.
-pub(super) fn mount(path: &Path) -> Result<Reached, Failure> {
+pub(super) fn find(path: &Path) -> Result<RunningMount, Failure> {
     let shown = path.display().to_string();
     let failure = |why: &dyn std::fmt::Display| Failure::new(Exit::Mountpoint, format!("cannot ask {shown}: {why}"));
     let path = resolve(path).map_err(|error| failure(&error))?;
@@ -36,16 +38,16 @@ pub(super) fn mount(path: &Path) -> Result<Reached, Failure> {
     let Some(socket) = sockets.into_iter().find(|found| found.device == mount.device) else {
         return Err(failure(&"no process of this user answers for it; ask as the user who mounted it"));
     };
-    Ok(Reached { client: Client::new(socket.path), shown })
+    Ok(RunningMount { client: Client::new(socket.path), shown })
 }
 
 /// Every mount that this user may ask, with what it says. Sockets that nobody serves any more are passed over.
-pub(super) async fn all() -> Vec<(Reached, Status)> {
+pub(super) async fn all() -> Vec<(RunningMount, Status)> {
     let mut reached = Vec::new();
     for found in socket::all() {
         let client = Client::new(found.path);
         match client.get::<Status>("/status").await {
-            Ok(status) => reached.push((Reached { client, shown: status.mountpoint.clone() }, status)),
+            Ok(status) => reached.push((RunningMount { client, shown: status.mountpoint.clone() }, status)),
             Err(ClientError::Connect(_)) => {}
             Err(error) => tracing::warn!("{}: {error}", client.socket().display()),
         }
@@ -53,7 +55,7 @@ pub(super) async fn all() -> Vec<(Reached, Status)> {
     reached
 }
 
-impl Reached {
+impl RunningMount {
     /// What it says of itself.
     pub(super) async fn status(&self) -> Result<Status, Failure> {
         self.client.get("/status").await.map_err(|error| self.failure(&error))
@@ -83,5 +85,27 @@ impl Reached {
                 Err(Failure::new(Exit::Failure, format!("{} has no torrent {name}; {there}", self.shown)))
             }
         }
+    }
+
+    pub(super) async fn order<T: serde::de::DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: &impl serde::Serialize,
+    ) -> Result<T, Failure> {
+        self.client.send(method, path, body).await.map_err(|error| self.failure(&error))
+    }
+
+    pub(super) async fn change(
+        &self,
+        torrent: &TorrentStatus,
+        changes: &TorrentChanges,
+    ) -> Result<TorrentStatus, Failure> {
+        self.order(Method::PATCH, &format!("/torrents/{}", torrent.info_hash), changes).await
+    }
+
+    /// Changes the rate limits; how they are now.
+    pub(super) async fn limit(&self, changes: &LimitChanges) -> Result<RateLimits, Failure> {
+        self.order(Method::PATCH, "/limits", changes).await
     }
 }

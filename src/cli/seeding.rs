@@ -1,4 +1,4 @@
-//! Giving torrents to others until it is enough, and the line that says how that goes.
+//! Seeding torrents to others until it is enough, and the line that says how that goes.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -6,13 +6,14 @@ use std::time::{Duration, Instant};
 use bytesize::ByteSize;
 
 use super::progress::Progress;
+use super::text::count;
 use crate::session::{SeedLimits, Torrent};
 
 /// How often the line changes on a terminal, and comes where there is none.
 const CHANGE_EVERY: Duration = Duration::from_secs(1);
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
-pub(super) struct Giving {
+pub(super) struct Seeding {
     limits: SeedLimits,
     torrents: Vec<Arc<Torrent>>,
     /// Bytes given of those that have been given enough.
@@ -21,7 +22,7 @@ pub(super) struct Giving {
     begun: Instant,
 }
 
-impl Giving {
+impl Seeding {
     pub(super) fn new(limits: SeedLimits, quiet: bool) -> Self {
         let shown = Progress::open(quiet).at_once(LINE_EVERY);
         Self { limits, torrents: Vec::new(), given: 0, shown, begun: Instant::now() }
@@ -66,9 +67,9 @@ impl Giving {
             several => format!("{} torrents", several.len()),
         };
         format!(
-            "seeding {what}: {}/s to {peers} peer{}, {} given, ratio {:.2}",
+            "seeding {what}: {}/s to {}, {} given, ratio {:.2}",
             ByteSize(rate),
-            if peers == 1 { "" } else { "s" },
+            count(peers, "peer"),
             ByteSize(given),
             given as f64 / size.max(1) as f64
         )

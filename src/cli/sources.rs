@@ -9,11 +9,9 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::interval;
 
-use super::args::Exit;
-use super::engine::refused;
+use super::failure::{Exit, Failure};
 use super::mount_args::MountArgs;
 use super::progress::Progress;
-use super::{Failure, fault_to};
 use crate::http::Masked;
 use crate::library::{AddError, Added, Library, OpenedSource, Resolver, Source, Watch};
 use crate::metainfo::Metainfo;
@@ -103,10 +101,10 @@ pub(super) async fn add_all(
 pub(super) fn single(verb: &str, source: &OsStr) -> Result<Source, Failure> {
     match Source::read(source) {
         Ok(Source::Directory(_)) => {
-            Err(fault_to(verb, &shown(source), "it is a directory; give a .torrent file or a link"))
+            Err(Failure::of_torrent(verb, &shown(source), "it is a directory; give a .torrent file or a link"))
         }
         Ok(read) => Ok(read),
-        Err(error) => Err(fault_to(verb, &shown(source), error)),
+        Err(error) => Err(Failure::of_torrent(verb, &shown(source), error)),
     }
 }
 
@@ -129,14 +127,14 @@ pub(super) async fn resolve(
         never = show(shows, quiet) => match never {},
     };
     resolved.map_err(|error| match error {
-        AddError::Session(error) => refused(error),
-        error => fault_to(verb, &shown(named), error),
+        AddError::Session(error) => error.into(),
+        error => Failure::of_torrent(verb, &shown(named), error),
     })
 }
 
 /// The failure of a mount for its source's sake.
 fn fault(shown: &str, why: impl std::fmt::Display) -> Failure {
-    Failure::new(Exit::Torrent, format!("cannot mount {shown}: {why}"))
+    Failure::of_torrent("mount", shown, why)
 }
 
 fn add_fault(shown: &str, error: AddError) -> Failure {

@@ -11,11 +11,11 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::process;
 
-use super::args::Exit;
 use super::cache_dir::{CacheDir, name_of};
+use super::failure::{Exit, Failure};
 use super::log::Verbosity;
 use super::mount_args::MountArgs;
-use super::{Failure, adding, mount};
+use super::{serve, sources};
 use crate::fs::daemon::{self, Account, Notifier, Side};
 use crate::fs::keeper::{self, Keeper, KeeperClient};
 use crate::fs::{Attacher, MountOptions};
@@ -45,8 +45,8 @@ pub(super) fn mount(
     for_everybody(&mut args);
     let user = account.as_ref().map(|account| (account.user, account.group));
     let options = MountOptions { user, ..options(&args) };
-    let notifier = match mount::fork()? {
-        Side::Parent(waiter) => return mount::hear(waiter),
+    let notifier = match serve::fork()? {
+        Side::Parent(waiter) => return serve::hear(waiter),
         Side::Child(notifier) => notifier,
     };
     let code = match keeper::split() {
@@ -60,7 +60,7 @@ pub(super) fn mount(
         }
         Err(error) => {
             let failure = Failure::new(Exit::Resource, format!("cannot go to the background: {error}"));
-            mount::tell(notifier, &failure);
+            serve::tell(notifier, &failure);
             failure.exit as u8
         }
     };
@@ -91,8 +91,8 @@ pub(super) fn serve_service(mut args: MountArgs, verbosity: Verbosity) -> Result
     if let (CacheDir::Shared(_), Some(dir)) = (&args.cache_dir, dir) {
         args.cache_dir = CacheDir::Exactly(dir);
     }
-    let sources = adding::read(&args, adding::open(&args)?)?;
-    mount::in_foreground(&args, sources, verbosity, Attacher::External(Box::new(mount::say_ready)))
+    let sources = sources::read(&args, sources::open(&args)?)?;
+    serve::in_foreground(&args, sources, verbosity, Attacher::External(Box::new(serve::say_ready)))
 }
 
 /// Attaches the mount of a process that runs [`serve_service`].
@@ -116,7 +116,7 @@ fn keep(keeper: Keeper, namespace: Option<File>, mountpoint: &Path, options: Mou
             keeping.run()
         }
         Err(failure) => {
-            mount::tell(notifier, &failure);
+            serve::tell(notifier, &failure);
             failure.exit as u8
         }
     }
@@ -150,11 +150,11 @@ fn serve(
             dropped.map_err(resource("give up the rights of root".to_owned()))
         })
         // From here on there is nothing to be had from this process.
-        .and_then(|()| adding::read(args, sources));
+        .and_then(|()| sources::read(args, sources));
     let ended = match sources {
-        Ok(sources) => mount::serve(args, sources, verbosity, notifier, Attacher::Keeper(keeper)),
+        Ok(sources) => serve::serve(args, sources, verbosity, notifier, Attacher::Keeper(keeper)),
         Err(failure) => {
-            mount::tell(notifier, &failure);
+            serve::tell(notifier, &failure);
             Err(failure)
         }
     };
@@ -218,7 +218,7 @@ fn make_dir(dir: &Path, owner: Option<&Account>) -> io::Result<()> {
 
 /// The source as the kernel's list of mounts has it, which everybody may read.
 pub(super) fn fsname(source: &OsStr) -> String {
-    let shown = adding::shown(source);
+    let shown = sources::shown(source);
     let shown = if shown.len() > MAX_SOURCE { shown.split('&').next().unwrap_or_default().to_owned() } else { shown };
     let plain: String = shown.chars().map(|c| if c == '\0' { '_' } else { c }).collect();
     if plain.is_empty() || plain.len() > MAX_SOURCE { "torrentfs".to_owned() } else { plain }

@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use clap::{CommandFactory, Parser};
 
-use super::mount_args::Flags;
+use super::mount::MountFlags;
 use super::values::truth;
 use crate::fs;
 
@@ -72,7 +72,7 @@ pub struct MountOptions {
 
 impl MountOptions {
     /// What the mount itself is to know.
-    pub(super) fn to_fs(&self) -> fs::MountOptions {
+    pub(in crate::cli) fn to_fs(&self) -> fs::MountOptions {
         fs::MountOptions {
             allow_other: self.allow_other.unwrap_or(false),
             noexec: self.noexec.unwrap_or(false),
@@ -86,8 +86,8 @@ impl MountOptions {
 
 /// One `-o` in full.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Options {
-    pub flags: Flags,
+pub(in crate::cli) struct Options {
+    pub flags: MountFlags,
     pub mount: MountOptions,
 }
 
@@ -113,7 +113,7 @@ impl Options {
 #[command(no_binary_name = true, disable_help_flag = true, args_override_self = true)]
 struct FlagsOnly {
     #[command(flatten)]
-    flags: Flags,
+    flags: MountFlags,
 }
 
 impl FromStr for Options {
@@ -173,7 +173,7 @@ impl Options {
 }
 
 /// What can be configured.
-pub(super) struct Key {
+pub(in crate::cli) struct Key {
     /// Written with `_`.
     pub name: String,
     /// Whether it is true or false, and nothing else.
@@ -185,7 +185,7 @@ pub(super) struct Key {
 }
 
 /// Every flag that is not hidden, and the options of mounting; sorted by name.
-pub(super) fn keys() -> Vec<Key> {
+pub(in crate::cli) fn keys() -> Vec<Key> {
     let command = FlagsOnly::command();
     let flags = command.get_arguments().filter(|arg| !arg.is_hide_set()).filter_map(|arg| {
         let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
@@ -209,7 +209,7 @@ pub(super) fn keys() -> Vec<Key> {
 }
 
 /// What was most likely meant by a name that is not known.
-pub(super) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<String> {
+pub(in crate::cli) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<String> {
     let written = name.replace('_', "-");
     let distance = |known: &str| strsim::levenshtein(&written, &known.replace('_', "-"));
     let nearest =
