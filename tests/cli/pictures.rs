@@ -32,7 +32,7 @@ fn compare(name: &str, title: &str, dir: &Path, terminal: &Terminal) {
         screen
     };
     if is_writing() {
-        return fs::write(path, capture().to_svg(title, COLUMNS)).unwrap();
+        return fs::write(path, capture().to_svg(title, COLUMNS.into())).unwrap();
     }
     let expected = mask(&text_of(&fs::read_to_string(&path).unwrap()));
     let end = Instant::now() + LIMIT;

@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering;
 use torrentfs::fs::unmount::attribute;
 use torrentfs::fs::{MountError, MountOptions, Mounted, mountinfo};
 
-use crate::mounting::*;
+use crate::fixture::*;
 
 // ---- what tools see
 
@@ -218,7 +218,9 @@ fn what_is_here_does_not_wait_for_what_comes_next() {
 #[test]
 fn a_waiting_reader_dies_by_ctrl_c() {
     let Some(fixture) = Fixture::new() else { return };
-    let mut cat = Running::new("cat", &fixture.path("wait/3"));
+    // A shell starts its background jobs with SIGINT ignored, and the test may be in one.
+    let mut cat = Command::new("env");
+    let mut cat = Running::start(cat.args(["--default-signal=INT", "cat"]).arg(fixture.path("wait/3")));
     fixture.await_waiting(1);
     cat.signal("-INT");
     let status = cat.await_end();

@@ -6,9 +6,9 @@
 
 pub mod fake;
 pub mod picture;
-pub mod plain;
-pub mod served;
 pub mod terminal;
+pub mod tracker;
+pub mod transfer;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};

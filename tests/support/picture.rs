@@ -86,9 +86,10 @@ impl Screen {
         self.rows.iter().map(|row| row.iter().map(|cell| cell.character).chain(['\n']).collect::<String>()).collect()
     }
 
-    /// Draws the screen as a window with a title.
-    pub fn to_svg(&self, title: &str, columns: u16) -> String {
-        let width = f64::from(columns) * CELL_WIDTH + 2.0 * PADDING;
+    /// Draws the screen as a window with a title, `min_columns` characters wide or more.
+    pub fn to_svg(&self, title: &str, min_columns: usize) -> String {
+        let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0).max(min_columns);
+        let width = columns as f64 * CELL_WIDTH + 2.0 * PADDING;
         let height = TITLE_HEIGHT + self.rows.len() as f64 * LINE_HEIGHT + PADDING;
         let mut svg = String::new();
         let title = escape(title);
