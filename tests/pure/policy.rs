@@ -32,12 +32,34 @@ fn lab_baseline() {
     }
 }
 
-trait Scale { fn scaled(self, by: f64) -> Self; }
-impl Scale for f64 { fn scaled(self, by: f64) -> Self { self * by } }
-impl Scale for std::time::Duration { fn scaled(self, by: f64) -> Self { self.mul_f64(by) } }
-impl Scale for u64 { fn scaled(self, by: f64) -> Self { ((self as f64 * by) as Self).max(1) } }
-impl Scale for u32 { fn scaled(self, by: f64) -> Self { ((self as f64 * by) as Self).max(1) } }
-impl Scale for usize { fn scaled(self, by: f64) -> Self { ((self as f64 * by) as Self).max(1) } }
+trait Scale {
+    fn scaled(self, by: f64) -> Self;
+}
+impl Scale for f64 {
+    fn scaled(self, by: f64) -> Self {
+        self * by
+    }
+}
+impl Scale for std::time::Duration {
+    fn scaled(self, by: f64) -> Self {
+        self.mul_f64(by)
+    }
+}
+impl Scale for u64 {
+    fn scaled(self, by: f64) -> Self {
+        ((self as f64 * by) as Self).max(1)
+    }
+}
+impl Scale for u32 {
+    fn scaled(self, by: f64) -> Self {
+        ((self as f64 * by) as Self).max(1)
+    }
+}
+impl Scale for usize {
+    fn scaled(self, by: f64) -> Self {
+        ((self as f64 * by) as Self).max(1)
+    }
+}
 
 type Change = fn(&mut Policy, f64);
 
@@ -50,11 +72,47 @@ macro_rules! fields {
     };
 }
 fields!(
-    filling_queue, reading_queue, due_queue, first_window, min_window, speculative_window, rate_headroom, refill_level,
-    rate_span, min_rate_span, unknown_rate, unknown_latency, probe_interval, probe_latencies, first_probe_interval, probe_retry,
-    late_deviations, min_late, hedge_advantage, stall_factor, snub_timeout, solo_timeout, choke_grace, cancel_grace, stray_grace,
-    reject_pause, min_read_ahead, max_read_ahead, slow_read_ahead, read_ahead_time, reorder_distance, min_read_rate, reader_timeout,
-    abandoned_delay, next_distance, blocked_moment, random_first, end_game_blocks, blocked_tick, busy_tick, idle_tick,
+    filling_queue,
+    reading_queue,
+    due_queue,
+    first_window,
+    min_window,
+    speculative_window,
+    rate_headroom,
+    refill_level,
+    rate_span,
+    min_rate_span,
+    unknown_rate,
+    unknown_latency,
+    probe_interval,
+    probe_latencies,
+    first_probe_interval,
+    probe_retry,
+    late_deviations,
+    min_late,
+    hedge_advantage,
+    stall_factor,
+    snub_timeout,
+    solo_timeout,
+    choke_grace,
+    cancel_grace,
+    stray_grace,
+    reject_pause,
+    min_read_ahead,
+    max_read_ahead,
+    slow_read_ahead,
+    read_ahead_time,
+    reorder_distance,
+    min_read_rate,
+    reader_timeout,
+    abandoned_delay,
+    next_distance,
+    blocked_moment,
+    random_first,
+    end_game_blocks,
+    blocked_tick,
+    busy_tick,
+    idle_tick,
 );
 
 #[test]
@@ -65,7 +123,9 @@ fn lab_sweep() {
     let fields_only = std::env::var("FIELDS").unwrap_or_default();
     let mut jobs: Vec<(String, Policy)> = vec![("default".into(), Policy::default())];
     for (name, change) in fields() {
-        if !fields_only.is_empty() && !fields_only.split(',').any(|f| f == name) { continue }
+        if !fields_only.is_empty() && !fields_only.split(',').any(|f| f == name) {
+            continue;
+        }
         for by in [0.5, 2.0] {
             let mut policy = Policy::default();
             change(&mut policy, by);
@@ -75,15 +135,26 @@ fn lab_sweep() {
     let next = std::sync::atomic::AtomicUsize::new(0);
     std::thread::scope(|scope| {
         for _ in 0..2 {
-            scope.spawn(|| loop {
-                let at = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                let Some((name, policy)) = jobs.get(at) else { return };
-                for profile in PROFILES.iter().filter(|p| only.is_empty() || only.split(',').any(|o| o == p.name)) {
-                    for seed in 0..seeds {
-                        let results = std::panic::catch_unwind(|| measure(profile, policy, seed));
-                        match results { Ok(results) => for (metric, value) in results {
-                            println!("DATA {name} {} {seed} {} {value}", profile.name, metric.replace(' ', "_"));
-                        }, Err(_) => println!("DATA {name} {} {seed} PANIC 1", profile.name) }
+            scope.spawn(|| {
+                loop {
+                    let at = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    let Some((name, policy)) = jobs.get(at) else { return };
+                    for profile in PROFILES.iter().filter(|p| only.is_empty() || only.split(',').any(|o| o == p.name)) {
+                        for seed in 0..seeds {
+                            let results = std::panic::catch_unwind(|| measure(profile, policy, seed));
+                            match results {
+                                Ok(results) => {
+                                    for (metric, value) in results {
+                                        println!(
+                                            "DATA {name} {} {seed} {} {value}",
+                                            profile.name,
+                                            metric.replace(' ', "_")
+                                        );
+                                    }
+                                }
+                                Err(_) => println!("DATA {name} {} {seed} PANIC 1", profile.name),
+                            }
+                        }
                     }
                 }
             });
