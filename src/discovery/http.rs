@@ -180,7 +180,7 @@ impl HttpClient {
     /// Whether a response came from the local network. Behind a proxy only words can tell.
     fn was_local(&self, url: &Url, response: &Response) -> bool {
         let peer = response.remote_addr().filter(|_| !self.inner.proxied);
-        local::says_local(url) || peer.is_some_and(|addr| local::is_local(addr.ip()))
+        local::says_local(url) || peer.is_some_and(|addr| crate::wire::is_local(addr.ip()))
     }
 
     async fn body(&self, mut response: Response) -> Result<(StatusCode, Vec<u8>), AnnounceError> {

@@ -5,9 +5,11 @@
 //! should: a tracker's announce, a web seed without a query. The rule is about addresses, not names: it is applied to
 //! what a name resolves to, and the connection goes there and nowhere else ([`GlobalOnly`](super::GlobalOnly)).
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use reqwest::Url;
+
+use crate::wire::is_local;
 
 /// What a URL is asked for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -40,41 +42,6 @@ pub fn may_be_local(url: &Url, purpose: Purpose) -> bool {
     }
 }
 
-/// Whether an address is of this machine or its network, or of no single machine: all that is not global. An IPv4
-/// address inside an IPv6 one counts as itself.
-pub fn is_local(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(ip) => {
-            let [a, b, ..] = ip.octets();
-            let this_host = a == 0 || ip.is_loopback();
-            // Shared by a provider's customers (RFC 6598).
-            let shared = a == 100 && b & 0xc0 == 64;
-            this_host || shared || ip.is_private() || ip.is_link_local() || a >= 224
-        }
-        IpAddr::V6(ip) => {
-            let first = ip.segments()[0];
-            // Site-local is what unique local addresses were before.
-            let site_local = first & 0xffc0 == 0xfec0;
-            ip.is_unique_local()
-                || ip.is_unicast_link_local()
-                || ip.is_multicast()
-                || site_local
-                || ip.segments()[..3] == [0x64, 0xff9b, 1]
-                || inner(ip).is_some_and(|ip| is_local(ip.into()))
-        }
-    }
-}
-
-/// The IPv4 address that an IPv6 one stands for: mapped or compatible (so `::` and `::1` are in 0.0.0.0/8), NAT64, 6to4.
-fn inner(ip: Ipv6Addr) -> Option<Ipv4Addr> {
-    let last = |high: u16, low: u16| Ipv4Addr::from(u32::from(high) << 16 | u32::from(low));
-    match ip.segments() {
-        [0, 0, 0, 0, 0, 0 | 0xffff, high, low] | [0x64, 0xff9b, 0, 0, 0, 0, high, low] => Some(last(high, low)),
-        [0x2002, high, low, ..] => Some(last(high, low)),
-        _ => None,
-    }
-}
-
 /// Whether the words of a URL alone say that it is local. For other names see what they resolve to.
 pub fn says_local(url: &Url) -> bool {
     if let Some(ip) = literal(url) {
@@ -92,65 +59,6 @@ pub(super) fn literal(url: &Url) -> Option<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_is_local() {
-        for ip in [
-            "0.0.0.0",
-            "0.1.2.3",
-            "127.0.0.1",
-            "127.255.0.1",
-            "10.1.2.3",
-            "172.16.0.1",
-            "172.31.255.255",
-            "192.168.1.1",
-            "169.254.169.254",
-            "100.64.0.1",
-            "100.127.255.255",
-            "224.0.0.1",
-            "239.1.2.3",
-            "240.0.0.1",
-            "255.255.255.255",
-            "::",
-            "::1",
-            "::127.0.0.1",
-            "::ffff:127.0.0.1",
-            "::ffff:10.0.0.1",
-            "::ffff:169.254.169.254",
-            "fe80::1",
-            "febf::1",
-            "fec0::1",
-            "fc00::1",
-            "fd12::1",
-            "ff02::1",
-            "64:ff9b::10.0.0.1",
-            "64:ff9b:1::1",
-            "2002:c0a8:101::1",
-            "2002:7f00:1::",
-        ] {
-            assert!(is_local(ip.parse().unwrap()), "{ip}");
-        }
-        for ip in [
-            "1.1.1.1",
-            "9.255.255.255",
-            "11.0.0.0",
-            "100.63.255.255",
-            "100.128.0.0",
-            "172.15.0.1",
-            "172.32.0.1",
-            "192.167.0.1",
-            "192.169.0.1",
-            "169.253.0.1",
-            "223.255.255.255",
-            "2001:db8::1",
-            "2606:4700::1111",
-            "::ffff:1.1.1.1",
-            "64:ff9b::1.1.1.1",
-            "2002:101:101::1",
-        ] {
-            assert!(!is_local(ip.parse().unwrap()), "{ip}");
-        }
-    }
 
     fn url(text: &str) -> Url {
         text.parse().unwrap()

@@ -47,7 +47,7 @@ pub use client::TrackerClient;
 pub use dht::{DHT_BOOTSTRAP, Dht, DhtConfig, DhtSearch, DhtStatus};
 pub use fetch::{FetchError, fetch_torrent};
 pub use http::{HttpClient, HttpLimits};
-pub use local::{Purpose, is_local, may_be_local, says_local};
+pub use local::{Purpose, may_be_local, says_local};
 pub use lsd::{Lsd, LsdTorrent};
 pub use mask::Masked;
 pub(crate) use pace::beat;

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use reqwest::Url;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 
-use super::local::is_local;
+use crate::wire::is_local;
 
 /// Resolves names to global addresses alone, for `reqwest`: what a client with it reaches is not local, whatever the
 /// names of a URL and of redirects become between two requests. Addresses in place of names it never sees; ask

@@ -154,7 +154,7 @@ impl UdpClient {
             IpAddr::V6(_) => addr,
         });
         let may_be_local = local::may_be_local(url, Purpose::Announce);
-        let allowed: Vec<SocketAddr> = plain.filter(|addr| may_be_local || !local::is_local(addr.ip())).collect();
+        let allowed: Vec<SocketAddr> = plain.filter(|addr| may_be_local || !crate::wire::is_local(addr.ip())).collect();
         if allowed.is_empty() {
             return Err(AnnounceError::Local);
         }

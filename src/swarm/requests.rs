@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::peer::Peer;
 use super::pieces::{BlockId, Receipt, Slot, State};
-use super::{Action, Goodbye, PeerKey, Swarm};
+use super::{Action, DisconnectReason, PeerKey, Swarm};
 use crate::metainfo::Block;
 use crate::wire::Message;
 
@@ -29,7 +29,7 @@ impl Swarm {
     fn received(&mut self, now: Instant, key: PeerKey, piece: u32, begin: u32, length: u32) -> Option<Block> {
         let peer = self.peers.get_mut(&key)?;
         let Some((id, block)) = self.pieces.block(piece, begin, length) else {
-            self.disconnect(now, key, Goodbye::Protocol("a block that we cannot have asked for"));
+            self.disconnect(now, key, DisconnectReason::Protocol("a block that we cannot have asked for"));
             return None;
         };
         peer.last_heard = now;
@@ -44,7 +44,7 @@ impl Swarm {
             peer.unsolicited += 1;
             self.wasted += u64::from(length);
             if peer.unsolicited > MAX_UNSOLICITED {
-                self.disconnect(now, key, Goodbye::Protocol("blocks that nobody asked for"));
+                self.disconnect(now, key, DisconnectReason::Protocol("blocks that nobody asked for"));
             }
             return None;
         }

@@ -7,3 +7,6 @@ pub mod file;
 pub mod mount;
 pub mod privileges;
 pub mod process;
+mod sync;
+
+pub use sync::lock;

@@ -13,6 +13,7 @@ mod error;
 mod extension;
 mod handshake;
 mod holepunch;
+mod local;
 mod metadata;
 mod pex;
 
@@ -20,13 +21,14 @@ use bytes::Bytes;
 
 pub use allowed_fast::allowed_fast_set;
 pub use bitfield::{bitfield_from_wire, bitfield_to_wire};
-pub use client::client_of;
+pub use client::{CLIENT_NAME, client_of};
 pub use codec::{Decoder, MAX_BLOCK_LEN, MAX_EXTENDED_LEN, PIECE_HEADER_LEN, encode, encode_piece_header, encoded_len};
 pub use compact::{put_compact, take_compact};
 pub use error::WireError;
 pub use extension::ExtensionHandshake;
 pub use handshake::{HANDSHAKE_LEN, Handshake, PROTOCOL, Reserved};
 pub use holepunch::{Holepunch, PunchError, UT_HOLEPUNCH};
+pub use local::is_local;
 pub use metadata::{METADATA_PIECE_LEN, MetadataMessage, UT_METADATA};
 pub use pex::{MAX_PEX, Pex, PexFlags, UT_PEX};
 

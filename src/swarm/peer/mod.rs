@@ -1,18 +1,25 @@
 //! One connection's protocol state: who chokes whom, what they have, what we asked of them, what they asked of us.
 
+pub(super) mod extensions;
+pub(super) mod holepunch;
+pub(super) mod metadata;
+pub(super) mod pex;
+
 use std::collections::{BTreeMap, VecDeque};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use fixedbitset::FixedBitSet;
 
+use super::event::{Direction, NewPeer, PeerKey, PeerSource};
 use super::pieces::{BlockId, Contributor};
 use super::pipeline::Pipeline;
 use super::rate::Meter;
 use super::uploads::Uploads;
-use super::{Direction, PeerKey};
 use crate::metainfo::BLOCK_LEN;
-use crate::wire::PeerId;
+use crate::wire::{PeerId, PexFlags, is_local};
+
+use extensions::Extensions;
 
 /// Requests that a peer is assumed to queue when it does not say (BEP 10 `reqq`; libtorrent's default).
 const REQQ: usize = 250;
@@ -48,11 +55,15 @@ pub(super) struct Ask {
 #[derive(Debug)]
 pub(super) struct Peer {
     pub(super) addr: SocketAddr,
-    /// In our own network.
-    pub(super) is_near: bool,
+    /// The peer is in our own network.
+    pub(super) is_local: bool,
     pub(super) direction: Direction,
+    pub(super) source: PeerSource,
     pub(super) id: PeerId,
     pub(super) fast: bool,
+    utp: bool,
+    encrypted: bool,
+    pub(super) extensions: Extensions,
     pub(super) holding: Holding,
     /// How many pieces they have (all of a seed's).
     pub(super) has_count: u32,
@@ -106,29 +117,18 @@ pub(super) struct Peer {
     pub(super) last_progress: Instant,
 }
 
-/// An address that only means something in our own network.
-pub(super) fn is_near(ip: IpAddr) -> bool {
-    match ip.to_canonical() {
-        IpAddr::V4(ip) => ip.is_private() || ip.is_link_local() || ip.is_loopback(),
-        IpAddr::V6(ip) => ip.is_unique_local() || ip.is_unicast_link_local() || ip.is_loopback(),
-    }
-}
-
 impl Peer {
-    pub(super) fn new(
-        now: Instant,
-        addr: SocketAddr,
-        direction: Direction,
-        id: PeerId,
-        fast: bool,
-        pieces: u32,
-    ) -> Self {
+    pub(super) fn new(now: Instant, peer: &NewPeer, source: PeerSource, pieces: u32) -> Self {
         Self {
-            addr,
-            is_near: is_near(addr.ip()),
-            direction,
-            id,
-            fast,
+            addr: peer.addr,
+            is_local: is_local(peer.addr.ip()) && source != PeerSource::WebSeed,
+            direction: peer.direction,
+            source,
+            id: peer.id,
+            fast: peer.fast,
+            utp: peer.utp,
+            encrypted: peer.encrypted,
+            extensions: Extensions::new(now),
             holding: Holding::Some(FixedBitSet::with_capacity(pieces as usize)),
             has_count: 0,
             wanted: 0,
@@ -176,6 +176,27 @@ impl Peer {
 
     pub(super) fn is_seed(&self) -> bool {
         matches!(self.holding, Holding::All)
+    }
+
+    /// Returns the address at which others can dial this peer, if it is known.
+    pub(super) fn dial_addr(&self) -> Option<SocketAddr> {
+        match (self.source, self.direction) {
+            // Its address is a placeholder.
+            (PeerSource::WebSeed, _) => None,
+            (_, Direction::Outgoing) => Some(self.addr),
+            (_, Direction::Incoming) => Some(SocketAddr::new(self.addr.ip(), self.extensions.listen_port?)),
+        }
+    }
+
+    /// Returns what peer exchange says about this peer.
+    pub(super) fn pex_flags(&self) -> PexFlags {
+        PexFlags {
+            seed: self.is_seed(),
+            utp: self.utp,
+            encryption: self.encrypted,
+            holepunch: self.extensions.holepunch != 0,
+            reachable: self.direction == Direction::Outgoing,
+        }
     }
 
     pub(super) fn set_reqq(&mut self, reqq: u32) {
