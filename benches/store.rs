@@ -1,14 +1,13 @@
 //! Reads that the store answers at once: from memory, and from the page cache.
 
 use std::hint::black_box;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use sha1::{Digest, Sha1};
-use torrentfs::metainfo::{InfoHash, Lengths, PieceHashes};
-use torrentfs::store::{Cache, CacheConfig, Lookup, StoredFile, TorrentSpec, TorrentStore};
+use torrentfs::metainfo::{File, FileKind, InfoHash, Layout, Lengths, PieceHashes};
+use torrentfs::store::{Cache, CacheConfig, Lookup, TorrentSpec, TorrentStore};
 
 const PIECE_LEN: u32 = 1 << 20;
 const PIECES: u32 = 32;
@@ -23,16 +22,17 @@ fn filled(dir: &std::path::Path, memory: u64) -> (Arc<Cache>, Arc<TorrentStore>,
     let hashes: Vec<u8> = (0..PIECES).flat_map(|piece| Sha1::digest(content(piece))).collect();
     let config = CacheConfig { dir: dir.to_owned(), disk_limit: None, memory };
     let cache = Cache::open(config).expect("a new directory");
+    let kind = FileKind::Regular { executable: false };
+    let file = File { path: vec!["file".into()], offset: 0, len: total, kind };
     let spec = TorrentSpec {
         info_hash: InfoHash([1; 20]),
-        lengths,
-        files: vec![StoredFile { path: PathBuf::from("file"), offset: 0, len: total, pad: false }],
+        layout: Layout::new(lengths, vec![file]).into(),
         hashes: PieceHashes::v1(hashes),
         verify: false,
         place: torrentfs::store::Place::Cache,
         progress: None,
     };
-    let store = cache.add(spec, Box::new(|_| {})).expect("a new torrent");
+    let store = TorrentStore::open(&cache, spec, Box::new(|_| {})).expect("a new torrent");
     for piece in lengths.iter() {
         let mut buffer = cache.buffer(PIECE_LEN as usize);
         buffer.copy_from_slice(&content(piece.get()));
@@ -52,9 +52,8 @@ fn hits(c: &mut Criterion) {
         let mut at = 0;
         group.bench_function(name, |b| {
             b.iter(|| {
-                let piece = lengths.piece_at(at).expect("within the torrent");
-                let begin = (at - lengths.offset_of(piece)) as u32;
-                assert_eq!(store.read_now(piece, begin, black_box(&mut out)), Lookup::Hit);
+                let (piece, part) = lengths.parts(&(at..at + READ as u64)).next().expect("within the torrent");
+                assert_eq!(store.read_now(piece, part.start, black_box(&mut out)), Lookup::Hit);
                 at = (at + READ as u64) % lengths.total();
             });
         });

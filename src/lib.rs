@@ -13,27 +13,31 @@
 //!
 //! # Map
 //!
-//! Imports point down this list, never up (`tests/layers.rs` checks it).
+//! Imports point down this list, never up: each module imports exactly those of the last column, and no files import each
+//! other (`tests/pure/layers.rs` checks it).
 //!
-//! | module | owns | knows nothing of |
-//! |---|---|---|
-//! | [`cli`] | arguments to calls, errors to words; one file a subcommand | how anything works |
-//! | [`control`] | what a running mount tells of itself, and the orders it takes | FUSE, sockets of peers |
-//! | [`library`] | the torrents of a mount, as they come and go; watched directories | the command line |
-//! | [`fs`] | the tree of inodes, the answering of reads, the FUSE mount | peers, trackers |
-//! | [`session`] | the driver: owns each torrent's `Swarm`, turns its actions into I/O | the wire format |
-//! | [`webseed`] | HTTP servers as peers that have everything (BEP 19, 17) | picking, choking |
-//! | [`net`] | connections, the listener, rate limits: dumb pipes of messages | picking, choking |
-//! | [`discovery`] | trackers, the DHT, local discovery: they yield peer addresses | everything else |
-//! | [`portmap`] | our port at the home router (UPnP, NAT-PMP, PCP) | everything else |
-//! | [`tracker`] | a tracker to run, over HTTP and UDP: who is in which swarm | everything else |
-//! | [`route`] | by which way everything leaves: proxy, address, interface | everything else |
-//! | [`store`] | the LRU piece cache: memory tier, disk tier, what survives a restart; files that lie with the user | the network, FUSE |
-//! | [`swarm`] | sans-io: picker, readers, choker, per-peer state | tokio, sockets, files, the clock |
-//! | [`wire`] | sans-io: handshake and message codecs | as above |
-//! | [`payload`] | a user's own files: walked and hashed for new torrents, checked against old ones | torrents at work |
-//! | [`metainfo`] | bencode guard, `.torrent`, piece ↔ file layout | as above |
-//! | `sys` | system calls that the standard library has not: the only `unsafe` code | everything else |
+//! | module | owns | knows nothing of | imports |
+//! |---|---|---|---|
+//! | [`cli`] | arguments to calls, errors to words; one file a subcommand | how anything works | control, discovery, fs, http, library, metainfo, net, payload, route, session, store, sys, tracker, web |
+//! | [`web`] | everything served over HTTP: API, status page, files, metrics; and the client of the API | FUSE, peer connections | control, metainfo, session, sys |
+//! | [`control`] | the status that a running mount reports, and the orders it accepts | HTTP, FUSE, peer connections | discovery, library, metainfo, net, session, swarm, wire |
+//! | [`library`] | the torrents of a mount, as they come and go; watched directories | the command line | discovery, fs, metainfo, payload, session, store, sys |
+//! | [`fs`] | the tree of inodes, the answering of reads, the FUSE mount | peers, trackers | metainfo, session, sys |
+//! | [`session`] | the driver: owns each torrent's `Swarm`, turns its actions into I/O | the wire format | discovery, http, metainfo, net, portmap, route, store, swarm, util, webseed, wire |
+//! | [`webseed`] | HTTP servers as peers that have everything (BEP 19, 17) | picking, choking | http, metainfo, net, util, wire |
+//! | [`net`] | connections, the listener, rate limits: dumb pipes of messages | picking, choking | metainfo, route, util, wire |
+//! | [`discovery`] | trackers, the DHT, local discovery: they yield peer addresses | everything else | http, metainfo, route, util, wire |
+//! | [`portmap`] | our port at the home router (UPnP, NAT-PMP, PCP) | everything else | util |
+//! | [`tracker`] | a tracker to run, over HTTP and UDP: who is in which swarm | everything else | metainfo, sys, wire |
+//! | [`http`] | bounded HTTP requests: limits, redirects, access to the local network, masked URLs | what an answer means | metainfo, route, util |
+//! | [`route`] | by which way everything leaves: proxy, address, interface | everything else | nothing |
+//! | [`store`] | the LRU piece cache: memory tier, disk tier, what survives a restart; files that lie with the user | the network, FUSE | metainfo, sys, util |
+//! | [`swarm`] | sans-io: picker, readers, choker, per-peer state | tokio, sockets, files, the clock | metainfo, util, wire |
+//! | [`wire`] | sans-io: handshake and message codecs | as above | metainfo |
+//! | [`payload`] | a user's own files: walked and hashed for new torrents, checked against old ones | torrents at work | metainfo, sys |
+//! | [`metainfo`] | bencode guard, `.torrent`, piece ↔ file layout | as above | nothing |
+//! | `sys` | system calls that the standard library has not: the only `unsafe` code | everything else | nothing |
+//! | `util` | locks, classes of addresses, text for display, timers that fire together | everything else | nothing |
 //!
 //! Who uses the program reads `README.md`. Beside `src/`: `mount-helper/` (the program that mount(8) runs, and what the
 //! packages install for systemd), `tests/` (the layers, simulated swarms in virtual time, real
@@ -66,13 +70,19 @@
 //! - **urgent**: wanted by a reader, by a deadline. **background**: the rest, rarest first.
 //! - **end-game**: when all that is missing is already requested, it is requested from more than one peer.
 
+#[cfg(feature = "cli")]
 pub mod cli;
+#[cfg(feature = "web")]
 pub mod control;
 pub mod discovery;
+#[cfg(feature = "fs")]
 pub mod fs;
+pub mod http;
+#[cfg(feature = "fs")]
 pub mod library;
 pub mod metainfo;
 pub mod net;
+#[cfg(feature = "fs")]
 pub mod payload;
 pub mod portmap;
 pub mod route;
@@ -81,6 +91,10 @@ pub mod store;
 pub mod swarm;
 #[allow(unsafe_code)]
 mod sys;
+#[cfg(feature = "cli")]
 pub mod tracker;
+mod util;
+#[cfg(feature = "web")]
+pub mod web;
 pub mod webseed;
 pub mod wire;

@@ -9,11 +9,10 @@ use std::time::Duration;
 use clap::Args;
 use tokio::runtime;
 
-use super::Failure;
-use super::args::Exit;
+use super::failure::{Exit, Failure};
+use super::flags::values::duration;
 use super::log::{self, Verbosity};
-use super::service::Signals;
-use super::values::duration;
+use super::runtime::Signals;
 use crate::sys::process::allow_descriptors;
 use crate::tracker::{Config, Counts, DEFAULT_PORT, Limits, Tracker};
 
@@ -29,7 +28,7 @@ const FAR_V6: SocketAddr = SocketAddr::V6(SocketAddrV6::new(Ipv6Addr::new(0x2001
 const SHORTEST_INTERVAL: Duration = Duration::from_secs(1);
 const LONGEST_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
 
-pub(super) const AFTER_HELP: &str = "\
+const AFTER_HELP: &str = "\
 It answers at /announce and /scrape over HTTP, and over UDP on the same port: a
 torrent names it as http://HOST:6969/announce, or udp://HOST:6969. / is a page
 for people, /metrics is for Prometheus.
@@ -42,9 +41,13 @@ Examples:
   torrentfs tracker --listen 127.0.0.1:8080 --trust-forwarded 127.0.0.1
                                               (behind a proxy that adds HTTPS)";
 
-/// `torrentfs tracker`.
+/// Run a BitTorrent tracker, over HTTP and UDP
+///
+/// Tells the peers of a torrent of each other. Stays in the terminal; Ctrl-C or SIGTERM ends it, SIGHUP reads its
+/// lists again.
 #[derive(Args, Clone, Debug, PartialEq)]
-pub struct TrackerArgs {
+#[command(after_help = AFTER_HELP)]
+pub(super) struct TrackerArgs {
     /// Address, port or both to listen at, by TCP and UDP; may be repeated [default: all addresses, port 6969]
     #[arg(short, long, value_name = "ADDR", value_parser = listen)]
     listen: Vec<Listen>,
@@ -227,16 +230,19 @@ fn reachable(addr: SocketAddr) -> Option<SocketAddr> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::args::{Cli, Command};
     use super::*;
     use clap::Parser;
 
+    #[derive(Parser)]
+    struct CommandLine {
+        #[command(flatten)]
+        args: TrackerArgs,
+    }
+
     fn config(flags: &str) -> Result<Config, String> {
-        let line = format!("torrentfs tracker {flags}");
-        match Cli::try_parse_from(line.split_whitespace()).map_err(|error| error.to_string())?.command {
-            Command::Tracker(args) => Ok((*args).into()),
-            other => panic!("{other:?}"),
-        }
+        let line = format!("tracker {flags}");
+        let parsed = CommandLine::try_parse_from(line.split_whitespace()).map_err(|error| error.to_string())?;
+        Ok(parsed.args.into())
     }
 
     #[test]

@@ -1,28 +1,29 @@
-//! From a session's state to the words of the API.
+//! Builds status reports from the state of a session.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use super::mount::{Mount, MountedTorrent};
 use super::status::{self, Cell, PieceMap, Status, TorrentStatus};
-use super::{Mount, Shown};
 use crate::discovery;
-use crate::metainfo::{FileKind, Layout, Lengths};
+use crate::metainfo::{FileKind, Layout};
 use crate::net::Transport;
 use crate::session::{self, PeerReport, ReadCounts, Report};
-use crate::swarm::{Direction, Snapshot, WaitSnapshot};
+use crate::swarm::{Direction, WaitSnapshot};
 use crate::wire::client_of;
 
-/// Told of a torrent at most.
+/// Largest number of blocked reads in a torrent's report, to bound its size.
 const MAX_BLOCKED: usize = 256;
+/// Largest number of file priorities in a torrent's report, to bound its size.
 const MAX_PRIORITIES: usize = 256;
-/// A torrent's task that is busier than this is told of without its peers.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a torrent's task may take to report. After that the report has no peers.
+const REPORT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// All of it.
-pub(super) async fn mount(mount: &Mount, since: Instant, http: Option<SocketAddr>) -> Status {
+/// Reports on a mount and all its torrents.
+pub(crate) async fn mount(mount: &Mount, since: Instant, http: Option<SocketAddr>) -> Status {
     let mut torrents = Vec::new();
-    for shown in mount.torrents() {
-        torrents.push(torrent(&shown).await);
+    for mounted in mount.torrents() {
+        torrents.push(torrent(&mounted).await);
     }
     let sum = |of: fn(&TorrentStatus) -> u64| torrents.iter().map(of).fold(0, u64::saturating_add);
     let (have, downloaded, uploaded) = (sum(|t| t.have), sum(|t| t.downloaded), sum(|t| t.uploaded));
@@ -68,13 +69,14 @@ pub(super) async fn mount(mount: &Mount, since: Instant, http: Option<SocketAddr
     }
 }
 
-pub(super) fn limits(session: &session::Session) -> status::RateLimits {
+/// Returns the rate limits of a session.
+pub(crate) fn limits(session: &session::Session) -> status::RateLimits {
     let rate = |rate: u64| Some(rate).filter(|rate| *rate > 0);
     let limits = session.limits();
     status::RateLimits { download: rate(limits.down.rate()), upload: rate(limits.up.rate()) }
 }
 
-/// Over what was fetched, or what there was.
+/// Returns the share ratio: uploaded bytes over downloaded bytes, or over `size` if nothing was downloaded.
 fn ratio(uploaded: u64, downloaded: u64, size: u64) -> f64 {
     let over = if downloaded == 0 { size } else { downloaded };
     if over == 0 { 0.0 } else { uploaded as f64 / over as f64 }
@@ -86,18 +88,18 @@ fn reads(counts: ReadCounts) -> status::ReadStatus {
     status::ReadStatus { memory, disk, missed, hit_rate: (all > 0).then(|| (memory + disk) as f64 / all as f64) }
 }
 
-async fn report(shown: &Shown) -> Option<Report> {
-    tokio::time::timeout(PATIENCE, shown.torrent.report()).await.ok().flatten()
+async fn report(mounted: &MountedTorrent) -> Option<Report> {
+    tokio::time::timeout(REPORT_TIMEOUT, mounted.torrent.report()).await.ok().flatten()
 }
 
-/// One torrent.
-pub(super) async fn torrent(shown: &Shown) -> TorrentStatus {
-    let (torrent, report) = (&shown.torrent, report(shown).await);
+/// Reports on one torrent.
+pub(crate) async fn torrent(mounted: &MountedTorrent) -> TorrentStatus {
+    let (torrent, report) = (&mounted.torrent, report(mounted).await);
     let metainfo = torrent.metainfo();
     let lengths = metainfo.layout.lengths();
     let stats = report.as_ref().map_or_else(|| torrent.stats(), |report| report.swarm.stats.clone());
     let have =
-        report.as_ref().map_or_else(|| bytes_of(lengths, stats.have, false), |report| had(lengths, &report.swarm));
+        report.as_ref().map_or_else(|| lengths.full_pieces(stats.have), |report| lengths.bytes_in(&report.swarm.have));
     let left = lengths.total() - have;
     let on_demand = report.as_ref().is_some_and(|report| report.swarm.on_demand);
     let eta = (left > 0 && stats.down_rate > 0 && !on_demand).then(|| left / stats.down_rate.max(1));
@@ -105,12 +107,12 @@ pub(super) async fn torrent(shown: &Shown) -> TorrentStatus {
     let checking = verification.is_some_and(|verification| verification.running);
     let priorities = torrent.priorities().into_iter().filter_map(|(file, priority)| {
         let priority = priority.into();
-        Some(status::FilePriority { path: shown.path(&metainfo.layout.file(file)?.path), priority })
+        Some(status::FilePriority { path: mounted.path(&metainfo.layout.file(file)?.path), priority })
     });
     TorrentStatus {
-        name: shown.name.clone(),
+        name: mounted.name.clone(),
         info_hash: metainfo.info_hash.to_string(),
-        state: state(report.as_ref(), checking, left, u64::from(lengths.piece_len()).min(left)),
+        state: state(report.as_ref(), checking, left, lengths.full_pieces(1).min(left)),
         on_demand,
         private: metainfo.private,
         size: lengths.total(),
@@ -132,7 +134,7 @@ pub(super) async fn torrent(shown: &Shown) -> TorrentStatus {
         blocked_reads: report
             .iter()
             .flat_map(|report| &report.swarm.waits)
-            .filter_map(|wait| blocked(shown, &metainfo.layout, wait))
+            .filter_map(|wait| blocked(mounted, &metainfo.layout, wait))
             .take(MAX_BLOCKED)
             .collect(),
         verification: verification.map(|session::Verification { running, done, pieces, bad }| {
@@ -142,22 +144,9 @@ pub(super) async fn torrent(shown: &Shown) -> TorrentStatus {
     }
 }
 
-fn had(lengths: &Lengths, swarm: &Snapshot) -> u64 {
-    let last = (lengths.pieces() as usize).checked_sub(1).is_some_and(|last| swarm.have.contains(last));
-    bytes_of(lengths, swarm.stats.have, last)
-}
-
-/// Bytes of so many pieces; the last one of the torrent may be shorter than the others.
-fn bytes_of(lengths: &Lengths, pieces: u32, with_last: bool) -> u64 {
-    let len = u64::from(lengths.piece_len());
-    let last = lengths.total() - u64::from(lengths.pieces().saturating_sub(1)) * len;
-    let whole = u64::from(pieces) * len;
-    if with_last { whole - len + last } else { whole }.min(lengths.total())
-}
-
 fn state(report: Option<&Report>, checking: bool, left: u64, piece: u64) -> status::State {
     let Some(Report { swarm, room, peers }) = report else { return status::State::Idle };
-    // The background begins no piece that has no room.
+    // Background fetching starts no piece for which the cache has no room.
     let full = *room < piece;
     match swarm {
         swarm if swarm.paused => status::State::Paused,
@@ -225,7 +214,7 @@ fn tracker(tracker: discovery::TrackerStatus) -> status::TrackerStatus {
     }
 }
 
-fn blocked(shown: &Shown, layout: &Layout, wait: &WaitSnapshot) -> Option<status::BlockedRead> {
+fn blocked(mounted: &MountedTorrent, layout: &Layout, wait: &WaitSnapshot) -> Option<status::BlockedRead> {
     let (index, bytes) = layout.extents(wait.bytes.clone()).next()?;
     let file = layout.file(index).filter(|file| file.kind != FileKind::Pad)?;
     let pieces = wait.pieces.iter().map(|awaited| status::AwaitedPiece {
@@ -236,7 +225,7 @@ fn blocked(shown: &Shown, layout: &Layout, wait: &WaitSnapshot) -> Option<status
         blocks: awaited.blocks,
     });
     Some(status::BlockedRead {
-        file: shown.path(&file.path),
+        file: mounted.path(&file.path),
         offset: bytes.start,
         length: wait.bytes.end - wait.bytes.start,
         waiting: wait.since.as_secs_f64(),
@@ -244,11 +233,11 @@ fn blocked(shown: &Shown, layout: &Layout, wait: &WaitSnapshot) -> Option<status
     })
 }
 
-/// Where the pieces are, in up to `cells` cells.
-pub(super) async fn pieces(shown: &Shown, cells: u32) -> PieceMap {
-    let lengths = shown.torrent.metainfo().layout.lengths();
+/// Returns the piece map of a torrent, in up to `cells` cells.
+pub(crate) async fn pieces(mounted: &MountedTorrent, cells: u32) -> PieceMap {
+    let lengths = mounted.torrent.metainfo().layout.lengths();
     let pieces = lengths.pieces();
-    let Some(Report { swarm, .. }) = report(shown).await else { return PieceMap { pieces, cells: Vec::new() } };
+    let Some(Report { swarm, .. }) = report(mounted).await else { return PieceMap { pieces, cells: Vec::new() } };
     let count = cells.min(pieces);
     let first = |cell: u32| (u64::from(cell) * u64::from(pieces) / u64::from(count.max(1))) as u32;
     let cell_of = |piece: u32| ((u64::from(piece) + 1) * u64::from(count)).saturating_sub(1) / u64::from(pieces.max(1));
@@ -279,14 +268,6 @@ pub(super) async fn pieces(shown: &Shown, cells: u32) -> PieceMap {
         at(awaited.piece, &|cell| cell.blocked = true);
     }
     PieceMap { pieces, cells: map }
-}
-
-impl Shown {
-    /// A file's path from the mount's root. In the root the torrent may bear another name than its own.
-    pub(super) fn path(&self, path: &[String]) -> String {
-        let below = path.iter().skip(1).map(String::as_str);
-        std::iter::once(self.name.as_str()).chain(below).collect::<Vec<_>>().join("/")
-    }
 }
 
 impl From<session::PeerSource> for status::Source {
@@ -320,19 +301,6 @@ impl From<status::Priority> for session::Priority {
             status::Priority::Skip => Self::Skip,
             status::Priority::Normal => Self::Normal,
             status::Priority::High => Self::High,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_last_piece_counts_what_it_has() {
-        let lengths = Lengths::new(25, 10).unwrap();
-        for (pieces, with_last, bytes) in [(0, false, 0), (1, false, 10), (1, true, 5), (2, true, 15), (3, true, 25)] {
-            assert_eq!(bytes_of(&lengths, pieces, with_last), bytes, "{pieces} {with_last}");
         }
     }
 }

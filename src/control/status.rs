@@ -1,238 +1,240 @@
-//! The words of the API. Stable: fields are added, none is renamed or taken away.
+//! Data types of the reports. They are a stable interface: fields may be added, but none is renamed or removed.
 //!
-//! Sizes are bytes, rates bytes a second, times seconds; what is not known or does not apply is `null`.
+//! Sizes are in bytes, rates in bytes per second, times in seconds. A value that is unknown or does not apply is `null`.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// A mount and all that is in it.
+/// Status of a mount and its torrents.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Status {
-    /// The version of torrentfs that serves the mount.
+    /// Version of torrentfs that serves the mount.
     pub version: String,
-    /// Its process.
+    /// Process id of the server.
     pub pid: u32,
-    /// Where it is mounted.
+    /// Path of the mountpoint.
     pub mountpoint: String,
-    /// The filesystem's device number, as `MAJOR:MINOR`; empty if it is not known.
+    /// Device number of the filesystem, as `MAJOR:MINOR`; empty if unknown.
     pub device: String,
-    /// For how long it has been mounted.
+    /// Time since the mount started.
     pub uptime: u64,
-    /// The port that peers call; 0: nobody can.
+    /// Port for incoming peer connections; 0 if none are accepted.
     pub port: u16,
-    /// Where all of this is also served over TCP.
+    /// URL of the HTTP server; `null` if there is none.
     pub http: Option<String>,
-    /// Nodes of the DHT known to be good; `null`: no DHT.
+    /// Good nodes in the DHT routing table; `null` without DHT.
     pub dht_nodes: Option<usize>,
-    /// What may pass in a second.
+    /// Rate limits.
     pub limits: RateLimits,
-    /// All torrents together.
+    /// Totals over all torrents.
     pub total: Totals,
-    /// The piece cache.
+    /// Piece cache.
     pub cache: CacheStatus,
-    /// The torrents, as the mount shows them.
+    /// Torrents of the mount.
     pub torrents: Vec<TorrentStatus>,
 }
 
-/// What may pass in a second, all torrents together.
+/// Rate limits, for all torrents together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RateLimits {
-    /// From peers; `null`: no limit.
+    /// Maximum download rate; `null` for no limit.
     pub download: Option<u64>,
-    /// To peers; `null`: no limit.
+    /// Maximum upload rate; `null` for no limit.
     pub upload: Option<u64>,
 }
 
-/// All torrents together.
+/// Totals over all torrents.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Totals {
-    /// Bytes of all torrents.
+    /// Size of all torrents.
     pub size: u64,
-    /// Bytes that are here.
+    /// Bytes available locally.
     pub have: u64,
-    /// Wanted bytes a second from peers.
+    /// Download rate of payload.
     pub download_rate: u64,
-    /// Bytes a second to peers.
+    /// Upload rate.
     pub upload_rate: u64,
-    /// Wanted bytes from peers, since it was mounted.
+    /// Payload bytes downloaded since the mount started.
     pub downloaded: u64,
-    /// Bytes to peers, since it was mounted.
+    /// Bytes uploaded since the mount started.
     pub uploaded: u64,
-    /// Bytes given over bytes fetched, or over what is here where nothing had to be fetched.
+    /// Share ratio: bytes uploaded over bytes downloaded, or over the bytes available if nothing was downloaded.
     pub ratio: f64,
-    /// Connections.
+    /// Connected peers.
     pub peers: usize,
-    /// Reads that wait.
+    /// Reads that wait for data from peers.
     pub blocked_reads: usize,
 }
 
-/// The piece cache, which all torrents share.
+/// Status of the piece cache, which all torrents share.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct CacheStatus {
-    /// Its directory.
+    /// Path of the cache directory.
     pub directory: String,
-    /// Bytes of pieces on the disk.
+    /// Size of the pieces on disk.
     pub disk: u64,
-    /// What they may be; `null`: no limit.
+    /// Maximum size of the pieces on disk; `null` for no limit.
     pub disk_limit: Option<u64>,
-    /// Bytes of pieces in memory.
+    /// Size of the pieces in memory.
     pub memory: u64,
-    /// What they may be.
+    /// Maximum size of the pieces in memory.
     pub memory_limit: u64,
-    /// What is wrong with the disk, in words.
+    /// Why the cache directory cannot be used; `null` if it can.
     pub fault: Option<String>,
-    /// How reads of all torrents were answered.
+    /// Reads of all torrents, by the source that answered them.
     pub reads: ReadStatus,
 }
 
-/// How reads were answered since it was mounted. What the kernel answers from its own cache is not among them.
+/// Number of reads since the mount started, by the source that answered them. Reads that the kernel answers from its page
+/// cache are not counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ReadStatus {
-    /// From memory alone.
+    /// Answered from memory only.
     pub memory: u64,
-    /// With the help of the disk.
+    /// Answered at least partly from disk.
     pub disk: u64,
-    /// Had to wait for the swarm.
+    /// Waited for data from peers.
     pub missed: u64,
-    /// The share that did not wait, 0 to 1; `null`: there were none.
+    /// Share of reads that did not wait, 0 to 1; `null` if there were no reads.
     pub hit_rate: Option<f64>,
 }
 
-/// What a torrent does.
+/// Activity of a torrent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
-    /// What is here is hashed again.
+    /// Local data is being hashed again.
     Checking,
-    /// Something is being fetched, or would be if there were peers.
+    /// Pieces are being fetched, or would be if a peer had them.
     Fetching,
-    /// All is here, and is given to others.
+    /// The torrent is complete and is uploaded to peers.
     Seeding,
-    /// Nothing is to be done: all is here and nothing is given, or all that is wanted or fits the cache is here.
+    /// There is nothing to do: the torrent is complete and not uploaded, or everything wanted, or everything that fits
+    /// the cache, is available.
     Idle,
-    /// By the user's order.
+    /// Paused by the user.
     Paused,
-    /// Waits for somebody to read.
+    /// Fetches on demand, and no read is waiting.
     OnDemand,
 }
 
-/// A torrent.
+/// Status of a torrent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct TorrentStatus {
-    /// What it is called in the mount.
+    /// Name in the root of the mount.
     pub name: String,
-    /// 40 hexadecimal digits.
+    /// Info hash, 40 hexadecimal digits.
     pub info_hash: String,
-    /// What it does.
+    /// Activity.
     pub state: State,
-    /// Fetched only as it is read.
+    /// Whether only data that is read is fetched.
     pub on_demand: bool,
-    /// Its peers are its trackers' alone.
+    /// Whether the torrent is private (BEP 27): its peers come from its trackers only.
     pub private: bool,
-    /// Bytes in it.
+    /// Size of the torrent.
     pub size: u64,
-    /// Bytes of it that are here.
+    /// Bytes available locally.
     pub have: u64,
-    /// Pieces in it.
+    /// Number of pieces.
     pub pieces: u32,
-    /// Pieces of it that are here.
+    /// Number of pieces available locally.
     pub pieces_had: u32,
-    /// Bytes in a piece.
+    /// Piece length.
     pub piece_length: u32,
-    /// Wanted bytes a second from peers.
+    /// Download rate of payload.
     pub download_rate: u64,
-    /// Bytes a second to peers.
+    /// Upload rate.
     pub upload_rate: u64,
-    /// Wanted bytes from peers, since it was mounted.
+    /// Payload bytes downloaded since the mount started.
     pub downloaded: u64,
-    /// Bytes to peers, since it was mounted.
+    /// Bytes uploaded since the mount started.
     pub uploaded: u64,
-    /// Bytes that failed their hash or came twice.
+    /// Bytes that failed the hash check or were received twice.
     pub wasted: u64,
-    /// Bytes given over bytes fetched, or over the torrent's size where nothing had to be fetched.
+    /// Share ratio: bytes uploaded over bytes downloaded, or over the torrent's size if nothing was downloaded.
     pub ratio: f64,
-    /// Until all is here, at this rate; `null`: it is, or nothing comes.
+    /// Time until the torrent is complete, at the current rate; `null` if it is complete or nothing is being received.
     pub eta: Option<u64>,
-    /// Connections to peers that have everything.
+    /// Connected peers that have the whole torrent.
     pub seeds: usize,
-    /// Connections.
+    /// Connected peers.
     pub peers: Vec<PeerStatus>,
-    /// Trackers, in the order in which they are asked.
+    /// Trackers, in the order in which they are tried.
     pub trackers: Vec<TrackerStatus>,
-    /// How its reads were answered.
+    /// Reads of the torrent, by the source that answered them.
     pub reads: ReadStatus,
-    /// Reads that wait, the longest first, up to 256 of them.
+    /// Reads that wait for data from peers, the longest-waiting first, at most 256.
     pub blocked_reads: Vec<BlockedRead>,
-    /// The check of what is here that goes on, or the last one.
+    /// Verification in progress, or the last one; `null` if there was none.
     pub verification: Option<VerificationStatus>,
-    /// Files that are fetched first or not at all, up to 256 of them.
+    /// Files whose priority is not normal, at most 256.
     pub priorities: Vec<FilePriority>,
 }
 
-/// A connection.
+/// Status of a connected peer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct PeerStatus {
-    /// Its address and port; of a web seed, its URL.
+    /// IP address and port; for a web seed, its URL.
     pub address: String,
-    /// Where it came from.
+    /// How the peer was found.
     pub source: Source,
-    /// The client, as it calls itself.
+    /// Name and version of the client, as the peer reports them.
     pub client: String,
-    /// What carries it.
+    /// Transport protocol.
     pub transport: Transport,
-    /// It called us.
+    /// Whether the peer connected to us.
     pub incoming: bool,
-    /// Encrypted.
+    /// Whether the connection is encrypted.
     pub encrypted: bool,
-    /// It refuses us.
+    /// Whether the peer chokes us.
     pub choking_us: bool,
-    /// We want something that it has.
+    /// Whether we are interested in the peer.
     pub we_interested: bool,
-    /// We refuse it.
+    /// Whether we choke the peer.
     pub we_choke: bool,
-    /// It wants something that we have.
+    /// Whether the peer is interested in us.
     pub interested_in_us: bool,
-    /// It stopped answering.
+    /// Whether the peer has stopped answering requests.
     pub snubbed: bool,
-    /// Pieces that it has.
+    /// Number of pieces that the peer has.
     pub pieces_had: u32,
-    /// Blocks asked of it and not yet here.
+    /// Number of blocks requested and not yet received.
     pub asked: usize,
-    /// Bytes a second from it.
+    /// Download rate from the peer.
     pub download_rate: u64,
-    /// Bytes a second to it.
+    /// Upload rate to the peer.
     pub upload_rate: u64,
-    /// Bytes from it.
+    /// Bytes downloaded from the peer.
     pub downloaded: u64,
-    /// Bytes to it.
+    /// Bytes uploaded to the peer.
     pub uploaded: u64,
-    /// For how long it has been connected.
+    /// Time since the connection was made.
     pub connected: u64,
 }
 
-/// Where a peer came from.
+/// How a peer was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Source {
-    /// A tracker named it.
+    /// A tracker returned its address.
     Tracker,
-    /// The DHT named it.
+    /// The DHT returned its address.
     Dht,
-    /// Another peer named it.
+    /// Another peer sent its address (peer exchange).
     Pex,
-    /// It is in the local network.
+    /// Local service discovery found it.
     Lsd,
-    /// It called us.
+    /// The peer connected to us.
     Incoming,
-    /// The user named it.
+    /// The user gave its address.
     Manual,
-    /// It was found while the metadata of the magnet link was fetched.
+    /// It was found while the metadata of a magnet link was fetched.
     Magnet,
-    /// A web seed, which the torrent names.
+    /// A web seed listed in the torrent.
     WebSeed,
 }
 
-/// What carries a connection.
+/// Transport protocol of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Transport {
@@ -240,135 +242,135 @@ pub enum Transport {
     Tcp,
     /// uTP, over UDP.
     Utp,
-    /// HTTP, of a web seed.
+    /// HTTP, to a web seed.
     Http,
 }
 
-/// What is known of a tracker.
+/// Status of a tracker.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct TrackerStatus {
-    /// Its URL, without what may be secret.
+    /// URL, without the parts that may be secret.
     pub url: String,
-    /// Its place in the torrent's list, from 0.
+    /// Tier in the torrent's list, from 0.
     pub tier: usize,
-    /// How the last announce went.
+    /// State of the announces.
     pub state: TrackerState,
-    /// Why the last announce failed.
+    /// Error of the last announce; `null` if it succeeded.
     pub error: Option<String>,
-    /// What the tracker warns of.
+    /// Warning in the last response.
     pub warning: Option<String>,
-    /// Peers with everything, by its count.
+    /// Number of seeders that the tracker reports.
     pub seeders: Option<u64>,
-    /// Peers without, by its count.
+    /// Number of leechers that the tracker reports.
     pub leechers: Option<u64>,
-    /// Addresses in its last answer.
+    /// Number of peer addresses in the last response.
     pub peers: Option<usize>,
-    /// Until it is asked again; `null`: at once, or never.
+    /// Time until the next announce; `null` if it is due now or none is planned.
     pub next_announce: Option<u64>,
 }
 
-/// How a tracker does.
+/// State of the announces to a tracker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum TrackerState {
-    /// It has not been asked yet.
+    /// No announce has been sent yet.
     Waiting,
-    /// It is being asked.
+    /// An announce is in progress.
     Announcing,
-    /// It answered.
+    /// The last announce succeeded.
     Working,
-    /// It failed.
+    /// The last announce failed.
     Failed,
 }
 
-/// A read that waits.
+/// A read that waits for data from peers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct BlockedRead {
-    /// The file, as the mount shows it.
+    /// Path of the file, from the root of the mount.
     pub file: String,
-    /// Where in the file it begins.
+    /// Offset of the read in the file.
     pub offset: u64,
-    /// Bytes asked for.
+    /// Length of the read.
     pub length: u64,
-    /// For how long it has been waiting.
+    /// Time since the read started to wait.
     pub waiting: f64,
-    /// The pieces that it lacks, up to 64 of them.
+    /// Missing pieces, at most 64.
     pub pieces: Vec<AwaitedPiece>,
 }
 
 /// A piece that a read waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct AwaitedPiece {
-    /// Its number.
+    /// Index of the piece.
     pub piece: u32,
-    /// Peers that have it.
+    /// Number of connected peers that have it.
     pub peers: u32,
-    /// Of them, those that would give it to us now.
+    /// Number of these peers that accept requests for it now.
     pub serving: u32,
-    /// Blocks of it that are here.
+    /// Number of blocks received.
     pub received: u32,
-    /// Blocks in it.
+    /// Number of blocks in the piece.
     pub blocks: u32,
 }
 
-/// A check of what is here.
+/// Status of a verification of local data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct VerificationStatus {
-    /// It goes on.
+    /// Whether it is in progress.
     pub running: bool,
-    /// Pieces looked at.
+    /// Number of pieces checked so far.
     pub done: u32,
-    /// Pieces to look at.
+    /// Number of pieces to check.
     pub pieces: u32,
-    /// Pieces that were not as they should be; they are fetched again.
+    /// Number of pieces that failed the hash check. They are fetched again.
     pub bad: u32,
 }
 
-/// How much a file is wanted when nobody reads it.
+/// Priority of a file in background fetching.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Priority {
-    /// Only what is read of it is fetched.
+    /// Not fetched in the background, only when read.
     Skip,
-    /// As all others.
+    /// Fetched in the normal order.
     Normal,
-    /// Before all others.
+    /// Fetched before all other files.
     High,
 }
 
-/// A file that is fetched first or not at all.
+/// A file whose priority is not normal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct FilePriority {
-    /// The file or directory, from the mount's root.
+    /// Path of the file, from the root of the mount.
     pub path: String,
-    /// How much it is wanted.
+    /// Priority.
     pub priority: Priority,
 }
 
-/// Where the pieces of a torrent are, in as many cells as were asked for.
+/// Map of a torrent's pieces.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PieceMap {
-    /// Pieces in the torrent.
+    /// Number of pieces in the torrent.
     pub pieces: u32,
-    /// Stretches of pieces, in their order.
+    /// Ranges of consecutive pieces, in order.
     pub cells: Vec<Cell>,
 }
 
-/// A stretch of pieces.
+/// A range of consecutive pieces.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Cell {
-    /// Pieces in it.
+    /// Number of pieces in the cell.
     pub pieces: u32,
-    /// Of them, those that are here.
+    /// Number of these pieces that are available locally.
     pub have: u32,
-    /// Of them, those of which some blocks are here or asked for.
+    /// Number of these pieces of which some blocks are received or requested.
     pub partial: u32,
-    /// Of them, those that the background leaves out.
+    /// Number of these pieces that are not fetched in the background.
     pub skipped: u32,
-    /// Of them, those that a reader will need soon.
+    /// Number of these pieces that are in the read-ahead window of a reader.
     pub window: u32,
-    /// A reader is here.
+    /// Whether the position of a reader is in the cell.
     pub reader: bool,
-    /// A read waits for a piece of it.
+    /// Whether a read waits for one of these pieces.
     pub blocked: bool,
 }

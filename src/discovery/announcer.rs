@@ -3,7 +3,7 @@
 use std::future::pending;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -15,6 +15,8 @@ use super::reply::Reply;
 use super::schedule::{News, Order, Schedule};
 use super::url::Query;
 use super::{Announce, AnnounceError, Scrape, TrackerStatus, TrackerUrl, Transferred};
+use crate::http::RequestError;
+use crate::util::lock;
 
 /// Addresses that wait for the session to take them; more are dropped, a tracker will name them again.
 const MAX_PENDING: usize = 2000;
@@ -101,7 +103,7 @@ impl Announcer {
     /// Takes leave of every tracker that counts us, of all at the same time and within `limit`, and ends the task.
     /// A second call returns at once.
     pub async fn stop(&self, limit: Duration) {
-        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let running = lock(&self.running).take();
         // The task is gone already if this fails.
         if let Some((stop, task)) = running
             && stop.send(limit).is_ok()
@@ -112,7 +114,7 @@ impl Announcer {
 
     /// The trackers in the order in which they are asked.
     pub fn status(&self) -> Vec<TrackerStatus> {
-        self.shared.status.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.shared.status).clone()
     }
 
     /// Asks the trackers that answer our announces what they count (BEP 48), all at the same time and within `limit`.
@@ -132,7 +134,8 @@ impl Announcer {
             calls.spawn(async move {
                 let counts =
                     async { client.scrape(url.usable().map_err(AnnounceError::clone)?, announce.info_hash).await };
-                let counts = timeout(limit, counts).await.unwrap_or(Err(AnnounceError::Timeout(limit)));
+                let counts =
+                    timeout(limit, counts).await.unwrap_or(Err(AnnounceError::Request(RequestError::Timeout(limit))));
                 (index, Scraped { url, counts })
             });
         }
@@ -155,7 +158,7 @@ impl Announcer {
 impl Shared {
     fn publish(&self, schedule: &Schedule) {
         let status = schedule.status(Instant::now().into_std());
-        *self.status.lock().unwrap_or_else(PoisonError::into_inner) = status;
+        *lock(&self.status) = status;
     }
 }
 

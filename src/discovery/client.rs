@@ -4,14 +4,13 @@ use std::sync::Arc;
 
 use reqwest::Url;
 
-use super::http::{HttpClient, HttpLimits};
-use super::local::Purpose;
 use super::pace::Pace;
 use super::reply::{self, Reply};
 use super::scrape;
 use super::udp::{UdpClient, UdpLimits};
 use super::url::{Query, TrackerUrl, announce_url};
 use super::{Announce, AnnounceError, Scrape};
+use crate::http::{HttpClient, HttpLimits, Purpose, RequestError};
 use crate::metainfo::InfoHash;
 use crate::route::Route;
 
@@ -27,7 +26,7 @@ pub struct TrackerClient {
 
 impl TrackerClient {
     /// A client with the usual limits. Fails if the proxy or the place to bind to cannot be used.
-    pub fn new(route: Route) -> Result<Self, AnnounceError> {
+    pub fn new(route: Route) -> Result<Self, RequestError> {
         HttpClient::with_route(route, HttpLimits::default()).map(Self::from)
     }
 

@@ -4,10 +4,9 @@ use std::time::Duration;
 
 use reqwest::Url;
 
-use super::http::{HttpClient, HttpLimits};
-use super::local::Purpose;
-use super::{AnnounceError, printable};
+use crate::http::{HttpClient, HttpLimits, Purpose, RequestError};
 use crate::metainfo::MAX_TORRENT_LEN;
+use crate::util::printable;
 
 /// Why a URL gives no `.torrent` file. One line each; never shows the URL, which may hold a secret.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -17,7 +16,7 @@ pub enum FetchError {
     NotAUrl,
     /// The transport's reason.
     #[error("{0}")]
-    Http(AnnounceError),
+    Http(RequestError),
     /// The server says no.
     #[error("the server answers {0}")]
     Status(String),

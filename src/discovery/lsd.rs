@@ -17,7 +17,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, InterfaceIndexOrAddress, Protocol, Socket, Type};
@@ -27,6 +27,7 @@ use tokio::time::sleep_until;
 
 use crate::metainfo::InfoHash;
 use crate::route::Bind;
+use crate::util::lock;
 
 const GROUP_V4: Ipv4Addr = Ipv4Addr::new(239, 192, 152, 143);
 const GROUP_V6: Ipv6Addr = Ipv6Addr::new(0xff15, 0, 0, 0, 0, 0, 0xefc0, 0x988f);
@@ -126,7 +127,7 @@ struct Torrent {
 impl Shared {
     /// Nothing panics while it holds the lock.
     fn torrents(&self) -> MutexGuard<'_, Vec<Torrent>> {
-        let mut torrents = self.torrents.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut torrents = lock(&self.torrents);
         torrents.retain(|torrent| torrent.alive.strong_count() > 0 && !torrent.peers.is_closed());
         torrents
     }

@@ -25,13 +25,9 @@ mod client;
 mod datagram;
 mod dht;
 mod fetch;
-mod http;
-mod local;
 mod lsd;
-mod mask;
 mod pace;
 mod reply;
-mod resolve;
 mod schedule;
 mod scrape;
 mod udp;
@@ -46,14 +42,10 @@ pub use announcer::{Announcer, Scraped};
 pub use client::TrackerClient;
 pub use dht::{DHT_BOOTSTRAP, Dht, DhtConfig, DhtSearch, DhtStatus};
 pub use fetch::{FetchError, fetch_torrent};
-pub use http::{HttpClient, HttpLimits};
-pub use local::{Purpose, may_be_local, says_local};
 pub use lsd::{Lsd, LsdTorrent};
-pub use mask::Masked;
-pub(crate) use pace::beat;
-pub use resolve::GlobalOnly;
 pub use url::TrackerUrl;
 
+use crate::http::RequestError;
 use crate::metainfo::InfoHash;
 use crate::wire::PeerId;
 
@@ -158,33 +150,18 @@ pub enum AnnounceError {
     /// `udp` has no usual port.
     #[error("the address of a udp:// tracker needs a port")]
     NoPort,
-    /// See [`may_be_local`].
-    #[error("not asked: a torrent's URLs may not reach into the local network, except for announces")]
-    Local,
     /// A UDP tracker, and all goes through a proxy.
     #[error("not asked: udp:// trackers cannot be reached through the proxy")]
     NotThroughProxy,
     /// Its URL says not where.
     #[error("it cannot be scraped")]
     NoScrape,
-    /// No connection: refused, unreachable, unknown host, TLS.
-    #[error("cannot connect: {0}")]
-    Connect(String),
-    /// The connection broke, or what came is not HTTP.
-    #[error("the connection failed: {0}")]
-    Transport(String),
-    /// It did not answer in full in time.
-    #[error("no answer within {}", humantime::format_duration(*.0))]
-    Timeout(Duration),
-    /// It answered with more than any tracker would.
-    #[error("the answer is longer than {0} bytes")]
-    TooLong(usize),
+    /// The request failed before there was an answer.
+    #[error(transparent)]
+    Request(#[from] RequestError),
     /// An HTTP status that is no success, and no reason with it.
     #[error("HTTP status {0}")]
     Status(String),
-    /// Redirected too often, or to where we do not follow.
-    #[error("redirected {0}")]
-    Redirect(&'static str),
     /// The answer is not a tracker's.
     #[error("the answer is not from a tracker: {0}")]
     Garbage(String),
@@ -207,23 +184,6 @@ pub enum Retry {
     After(Duration),
     /// `never`
     Never,
-}
-
-/// Words from outside, fit for one line of a terminal: no control or direction-changing characters, at most `max`
-/// characters.
-fn printable(bytes: &[u8], max: usize) -> String {
-    // Cut first: the input may be megabytes. Four bytes a character at most.
-    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(max * 4)]);
-    let hidden = |c: char| {
-        c.is_control()
-            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
-    };
-    let clean: String = text.chars().map(|c| if hidden(c) { ' ' } else { c }).collect();
-    let line = clean.split_whitespace().collect::<Vec<_>>().join(" ");
-    if line.chars().count() <= max {
-        return line;
-    }
-    line.chars().take(max.saturating_sub(1)).chain(['…']).collect()
 }
 
 /// For `fuzz/` alone: an answer is refused, or what is taken from it is bounded.

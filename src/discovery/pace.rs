@@ -1,24 +1,17 @@
 //! Announces of many torrents, spread out.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 
+use crate::util::{align_to_tick, lock};
+
 /// From one torrent's announce to the next one's; and how many may leave at once after a pause.
 const GAP: Duration = Duration::from_millis(100);
 const AT_ONCE: u32 = 20;
-/// What can wait a little happens at whole ones of these.
-const BEAT: Duration = Duration::from_secs(1);
 /// Farewells under way at a time: all of them have but two seconds.
 const FAREWELLS: usize = 100;
-
-/// `at` or a little later: a moment at which whatever else can wait a little happens, too. Together it costs less than one
-/// by one: to wake for each took a third of what an announce costs.
-pub fn beat(begin: Instant, at: Instant) -> Instant {
-    let beats = at.saturating_duration_since(begin).as_millis().div_ceil(BEAT.as_millis());
-    u32::try_from(beats).map_or(at, |beats| begin + BEAT * beats)
-}
 
 /// When whose turn is, over all torrents of a session.
 #[derive(Debug)]
@@ -39,11 +32,11 @@ impl Default for Pace {
 impl Pace {
     /// When a torrent that has something to announce may do so; `now` or later. Whoever cannot wait for it need not.
     pub(super) fn turn(&self, now: Instant) -> Instant {
-        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next = lock(&self.next);
         let earliest = now.checked_sub(GAP * (AT_ONCE - 1)).unwrap_or(now);
         let turn = next.map_or(earliest, |next| next.max(earliest));
         *next = Some(turn + GAP);
-        if turn <= now { now } else { beat(self.begin, turn) }
+        if turn <= now { now } else { align_to_tick(self.begin, turn) }
     }
 
     /// A place among those that take leave.
@@ -56,13 +49,7 @@ impl Pace {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_can_wait_happens_together() {
-        let begin = Instant::now();
-        let beat = |millis| beat(begin, begin + Duration::from_millis(millis)) - begin;
-        assert_eq!([0, 1, 999, 1000, 1001].map(beat), [0, 1, 1, 1, 2].map(Duration::from_secs));
-    }
+    use crate::util::TICK;
 
     #[test]
     fn a_few_at_once_and_then_one_after_the_other() {
@@ -77,7 +64,7 @@ mod tests {
         let [first_beat, second_beat] = [750, 1750].map(Duration::from_millis);
         assert_eq!(first[AT_ONCE as usize..][..10], [[first_beat; 7].as_slice(), &[second_beat; 3]].concat());
         assert!(first.iter().zip(0..).all(|(wait, n)| *wait >= GAP * (n + 1 - AT_ONCE.min(n + 1))), "none is early");
-        assert!(first[999] < GAP * (1000 - AT_ONCE) + BEAT);
+        assert!(first[999] < GAP * (1000 - AT_ONCE) + TICK);
         // Long after, there is no debt and no more credit than at the start.
         let later = waits(now + Duration::from_secs(3600), 100);
         assert_eq!(later.iter().filter(|wait| wait.is_zero()).count(), AT_ONCE as usize);

@@ -10,8 +10,9 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error, SeqAccess, Visitor};
 use serde_bytes::ByteBuf;
 
-use super::{AnnounceError, Answer, Retry, printable};
+use super::{AnnounceError, Answer, Retry};
 use crate::metainfo::bencode::{self, Limits};
+use crate::util::printable;
 use crate::wire::take_compact;
 
 /// Addresses taken from one answer; the rest is dropped.

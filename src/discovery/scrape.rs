@@ -9,9 +9,10 @@ use serde_bytes::ByteBuf;
 
 use super::reply::{self, MAX_WORDS};
 use super::url::RAW;
-use super::{AnnounceError, Retry, Scrape, printable};
+use super::{AnnounceError, Retry, Scrape};
 use crate::metainfo::InfoHash;
 use crate::metainfo::bencode::{self, Field, Limits, Shape, dict};
+use crate::util::printable;
 
 /// Where an HTTP tracker is scraped: its last path segment must begin with `announce`, which becomes `scrape`.
 pub(super) fn scrape_url(announce: &Url, info_hash: InfoHash) -> Option<Url> {

@@ -5,105 +5,20 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::udp::tests::{ANNOUNCE, CONNECT, Fake, ONE_PEER as ONE_UDP_PEER};
 use super::udp::{self, UdpLimits};
 use super::*;
+use crate::http::testing::{Manner, Server, raw};
+use crate::http::{HttpClient, HttpLimits, Purpose};
 use crate::route::{Bind, Route};
 use crate::tracker::{Limits, Tracker};
 
 const ONE_PEER: &[u8] = b"d8:intervali1800e5:peers6:\x7f\0\0\x01\x1a\xe1e";
 const FOREVER: Duration = Duration::from_secs(3600);
-
-/// What a server does with a request.
-#[derive(Clone)]
-pub(super) enum Manner {
-    /// 200 and this body.
-    Body(Vec<u8>),
-    /// These bytes, whatever they are, and the end.
-    Raw(Vec<u8>),
-    /// Says nothing, for ever.
-    Hang,
-    /// A sound beginning, then a byte now and then, for ever.
-    Drip,
-    /// No end of bytes.
-    Flood,
-}
-
-/// A server with one manner. Ends when dropped.
-pub(super) struct Server {
-    pub(super) addr: SocketAddr,
-    /// Paths and queries of the requests so far.
-    pub(super) requests: watch::Receiver<Vec<String>>,
-    task: JoinHandle<()>,
-}
-
-impl Server {
-    pub(super) async fn start(manner: Manner) -> Self {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
-        let addr = listener.local_addr().unwrap();
-        let (log, requests) = watch::channel(Vec::new());
-        let log = Arc::new(log);
-        let task = tokio::spawn(async move {
-            loop {
-                let (stream, _) = listener.accept().await.unwrap();
-                tokio::spawn(serve(stream, manner.clone(), log.clone()));
-            }
-        });
-        Self { addr, requests, task }
-    }
-
-    pub(super) fn url(&self) -> String {
-        format!("http://{}/announce?passkey=secret", self.addr)
-    }
-
-    /// Waits for the `n`th request, from 0, and yields its query.
-    pub(super) async fn request(&mut self, n: usize) -> String {
-        self.requests.wait_for(|requests| requests.len() > n).await.unwrap()[n].clone()
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-pub(super) async fn serve(mut stream: TcpStream, manner: Manner, log: Arc<watch::Sender<Vec<String>>>) -> Option<()> {
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        head.push(stream.read_u8().await.ok()?);
-    }
-    let head = String::from_utf8(head).unwrap();
-    log.send_modify(|requests| requests.push(head.split(' ').nth(1).unwrap().to_owned()));
-    match manner {
-        Manner::Raw(bytes) => stream.write_all(&bytes).await.ok()?,
-        Manner::Body(body) => {
-            let head = format!("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
-            stream.write_all(&[head.as_bytes(), &body].concat()).await.ok()?;
-        }
-        Manner::Hang => std::future::pending().await,
-        Manner::Drip => {
-            stream.write_all(b"HTTP/1.1 200 OK\r\n\r\nd8:interval").await.ok()?;
-            loop {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-                stream.write_all(b"i").await.ok()?;
-            }
-        }
-        Manner::Flood => {
-            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 104857600\r\n\r\n").await.ok()?;
-            loop {
-                stream.write_all(&[b'd'; 4096]).await.ok()?;
-            }
-        }
-    }
-    Some(())
-}
 
 fn announce(tiers: Vec<Vec<String>>) -> Announce {
     Announce {
@@ -147,20 +62,16 @@ async fn fault_of(manner: Manner) -> AnnounceError {
     fault
 }
 
-pub(super) fn raw(text: &str) -> Manner {
-    Manner::Raw(text.as_bytes().to_vec())
-}
-
 #[tokio::test]
 async fn a_tracker_that_does_not_answer_is_given_up() {
-    let expected = AnnounceError::Timeout(Duration::from_millis(500));
+    let expected = AnnounceError::Request(RequestError::Timeout(Duration::from_millis(500)));
     assert_eq!(fault_of(Manner::Hang).await, expected);
     assert_eq!(fault_of(Manner::Drip).await, expected);
 }
 
 #[tokio::test]
 async fn an_answer_without_end_is_cut_off() {
-    assert_eq!(fault_of(Manner::Flood).await, AnnounceError::TooLong(64 << 10));
+    assert_eq!(fault_of(Manner::Flood).await, AnnounceError::Request(RequestError::TooLong(64 << 10)));
 }
 
 #[tokio::test]
@@ -169,11 +80,14 @@ async fn what_is_no_trackers_answer_is_a_fault() {
         let fault = fault_of(Manner::Body(body.into())).await;
         assert!(matches!(fault, AnnounceError::Garbage(_)), "{body}: {fault:?}");
     }
-    assert!(matches!(fault_of(raw("no HTTP at all\r\n\r\n")).await, AnnounceError::Transport(_)));
-    assert!(matches!(fault_of(raw("")).await, AnnounceError::Transport(_)));
+    assert!(matches!(
+        fault_of(raw("no HTTP at all\r\n\r\n")).await,
+        AnnounceError::Request(RequestError::Transport(_))
+    ));
+    assert!(matches!(fault_of(raw("")).await, AnnounceError::Request(RequestError::Transport(_))));
     assert!(matches!(
         fault_of(raw("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nd")).await,
-        AnnounceError::Transport(_)
+        AnnounceError::Request(RequestError::Transport(_))
     ));
 }
 
@@ -204,7 +118,7 @@ async fn tls_to_what_has_none_is_a_fault() {
     let client = client(Duration::from_secs(1));
     let url = format!("https://{}/announce", server.addr).parse().unwrap();
     let fault = client.get(url, Purpose::Announce).await.unwrap_err();
-    assert!(matches!(fault, AnnounceError::Connect(_) | AnnounceError::Timeout(_)), "{fault:?}");
+    assert!(matches!(fault, RequestError::Connect(_) | RequestError::Timeout(_)), "{fault:?}");
 }
 
 #[tokio::test]
@@ -216,9 +130,12 @@ async fn redirects_are_followed_so_far() {
     assert_eq!(peers.recv().await.unwrap().len(), 1);
     assert_eq!(outcome(&announcer).await.unwrap().peers, 1);
 
-    assert_eq!(fault_of(to("/announce")).await, AnnounceError::Redirect("too many times"));
-    assert_eq!(fault_of(to("ftp://127.0.0.1/")).await, AnnounceError::Redirect("to what is not HTTP"));
-    assert_eq!(fault_of(to("http://[")).await, AnnounceError::Redirect("to nowhere"));
+    assert_eq!(fault_of(to("/announce")).await, AnnounceError::Request(RequestError::Redirect("too many times")));
+    assert_eq!(
+        fault_of(to("ftp://127.0.0.1/")).await,
+        AnnounceError::Request(RequestError::Redirect("to what is not HTTP"))
+    );
+    assert_eq!(fault_of(to("http://[")).await, AnnounceError::Request(RequestError::Redirect("to nowhere")));
     assert_eq!(
         fault_of(raw("HTTP/1.1 302 Found\r\ncontent-length: 0\r\n\r\n")).await,
         AnnounceError::Status("302 Found".into())
@@ -440,13 +357,4 @@ async fn a_fault_is_one_line_in_the_log_without_secrets() {
     let log = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
     assert_eq!(log.lines().count(), 1, "{log}");
     assert!(log.contains("announce failed: refused: no [31m") && !log.contains("secret"), "{log}");
-}
-
-#[test]
-fn words_from_outside_stay_on_one_line() {
-    assert_eq!(printable(b"  un\x1b[31mregistered\r\ntorrent\0 ", 100), "un [31mregistered torrent");
-    assert_eq!(printable("a\u{202e}b".as_bytes(), 100), "a b");
-    assert_eq!(printable(b"abcdef", 4), "abc…");
-    assert_eq!(printable(&[b'x'; 1 << 20], 200).chars().count(), 200);
-    assert_eq!(printable(b"\xff\xfe", 10), "\u{fffd}\u{fffd}");
 }

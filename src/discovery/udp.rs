@@ -10,7 +10,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use rand::seq::IndexedRandom;
@@ -20,12 +20,13 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
 use super::datagram::{self, Action, ConnectionId, Received, Request, TransactionId};
-use super::local::{self, Purpose};
 use super::reply::{MAX_PEERS, Reply};
 use super::url::Query;
-use super::{Announce, AnnounceError, Scrape, printable};
+use super::{Announce, AnnounceError, Scrape};
+use crate::http::{self, Purpose, RequestError};
 use crate::metainfo::InfoHash;
 use crate::route::Bind;
+use crate::util::{is_local, lock, printable};
 
 /// Bytes taken of a datagram; the rest, some hundreds of peers later, is dropped.
 const MAX_DATAGRAM: usize = 8 << 10;
@@ -125,7 +126,11 @@ impl UdpClient {
             match next {
                 Some(Ok(Ok(answer))) => answers.push(answer),
                 // A host without IPv6 has nothing to say but that.
-                Some(Ok(Err(error))) if matches!(fault, None | Some(AnnounceError::Connect(_))) => fault = Some(error),
+                Some(Ok(Err(error)))
+                    if matches!(fault, None | Some(AnnounceError::Request(RequestError::Connect(_)))) =>
+                {
+                    fault = Some(error)
+                }
                 Some(_) => {}
                 None => break,
             }
@@ -140,12 +145,13 @@ impl UdpClient {
     /// may meet another.
     async fn addresses(&self, url: &Url) -> Result<Vec<SocketAddr>, AnnounceError> {
         let (host, port) = (url.host_str().unwrap_or_default(), url.port().ok_or(AnnounceError::NoPort)?);
-        let found: Vec<SocketAddr> = match local::literal(url) {
+        let found: Vec<SocketAddr> = match http::ip_literal(url) {
             Some(ip) => vec![(ip, port).into()],
             None => {
                 let lookup = timeout(self.limits.resolve, tokio::net::lookup_host((host, port)));
-                let found =
-                    lookup.await.map_err(|_| AnnounceError::Connect("its name does not resolve in time".into()))?;
+                let found = lookup.await.map_err(|_| {
+                    AnnounceError::Request(RequestError::Connect("its name does not resolve in time".into()))
+                })?;
                 found.map_err(cannot_connect)?.collect()
             }
         };
@@ -153,10 +159,10 @@ impl UdpClient {
             ip @ IpAddr::V4(_) => (ip, port).into(),
             IpAddr::V6(_) => addr,
         });
-        let may_be_local = local::may_be_local(url, Purpose::Announce);
-        let allowed: Vec<SocketAddr> = plain.filter(|addr| may_be_local || !crate::wire::is_local(addr.ip())).collect();
+        let may_be_local = http::may_be_local(url, Purpose::Announce);
+        let allowed: Vec<SocketAddr> = plain.filter(|addr| may_be_local || !is_local(addr.ip())).collect();
         if allowed.is_empty() {
-            return Err(AnnounceError::Local);
+            return Err(AnnounceError::Request(RequestError::Local));
         }
         let reachable = |addr: &&SocketAddr| match self.bind {
             Bind::Address(ip) => ip.is_ipv4() == addr.is_ipv4(),
@@ -169,7 +175,9 @@ impl UdpClient {
         let chosen: Vec<SocketAddr> =
             chosen.iter().filter_map(|family| family.choose(&mut rand::rng()).copied()).collect();
         if chosen.is_empty() {
-            return Err(AnnounceError::Connect("it has no address of the family that we are bound to".into()));
+            return Err(AnnounceError::Request(RequestError::Connect(
+                "it has no address of the family that we are bound to".into(),
+            )));
         }
         Ok(chosen)
     }
@@ -207,7 +215,7 @@ impl UdpClient {
                 Err(fault) => return Err(fault),
             }
         }
-        Err(AnnounceError::Timeout(self.limits.total()))
+        Err(AnnounceError::Request(RequestError::Timeout(self.limits.total())))
     }
 
     /// The id of a connection, while it may be used.
@@ -230,7 +238,7 @@ impl UdpClient {
 
     /// No code panics while it holds the lock.
     fn lock(&self) -> MutexGuard<'_, HashMap<SocketAddr, Connection>> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.kept)
     }
 }
 
@@ -285,7 +293,7 @@ impl Connection {
 }
 
 fn cannot_connect(error: io::Error) -> AnnounceError {
-    AnnounceError::Connect(printable(error.to_string().as_bytes(), 200))
+    AnnounceError::Request(RequestError::Connect(printable(error.to_string().as_bytes(), 200)))
 }
 
 /// What a tracker answered in both families, as one answer.

@@ -5,9 +5,9 @@ use std::fmt::{self, Write};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use reqwest::Url;
 
-use super::local::{self, Purpose};
-use super::mask::Masked;
-use super::{Announce, AnnounceError, printable};
+use super::{Announce, AnnounceError};
+use crate::http::{self, Masked, Purpose, RequestError};
+use crate::util::printable;
 
 /// Longer URLs are refused.
 const MAX_URL: usize = 4096;
@@ -51,8 +51,8 @@ fn parse(text: &str) -> Result<Url, AnnounceError> {
     match url.scheme() {
         _ if url.host_str().is_none_or(str::is_empty) => Err(AnnounceError::NotAUrl),
         "udp" if url.port().is_none_or(|port| port == 0) => Err(AnnounceError::NoPort),
-        "http" | "https" | "udp" if local::says_local(&url) && !local::may_be_local(&url, Purpose::Announce) => {
-            Err(AnnounceError::Local)
+        "http" | "https" | "udp" if http::says_local(&url) && !http::may_be_local(&url, Purpose::Announce) => {
+            Err(AnnounceError::Request(RequestError::Local))
         }
         "http" | "https" | "udp" => Ok(url),
         scheme => Err(AnnounceError::Scheme(printable(scheme.as_bytes(), 20))),
@@ -185,7 +185,7 @@ mod tests {
         for local in
             ["http://127.0.0.1/admin", "https://localhost/", "udp://[fe80::1]:80/x", "http://10.1.1.1/?announce"]
         {
-            assert_eq!(fault(local), AnnounceError::Local, "{local}");
+            assert_eq!(fault(local), AnnounceError::Request(RequestError::Local), "{local}");
         }
         assert_eq!(fault("wss://t.example"), AnnounceError::Scheme("wss".into()));
         for nonsense in ["", "tracker", "http://", "file:///etc/passwd", "dht:", "http://[::1", "udp://:80"] {

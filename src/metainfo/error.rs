@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::bencode::BencodeError;
-use super::files::MAX_FILES;
+use super::layout::MAX_FILES;
 use super::lengths::LengthsError;
 
 /// Where in a torrent a fault is.

@@ -4,11 +4,8 @@ use std::collections::HashSet;
 
 use super::bencode::{Field, List, Shape, dict};
 use super::error::{MetainfoError, Place};
-use super::layout::{File, FileKind};
+use super::layout::{File, FileKind, MAX_FILES};
 use super::names;
-
-/// The most files accepted in one torrent.
-pub const MAX_FILES: usize = 500_000;
 
 /// The most components of a path, the torrent's name not counted.
 const MAX_COMPONENTS: usize = 64;

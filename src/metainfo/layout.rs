@@ -1,49 +1,75 @@
-//! Where each file lies in the torrent's one run of bytes, and what it is called.
+//! The files of a torrent: their names, and the run of the torrent's bytes that each one is.
 
 use std::ops::Range;
+use std::path::PathBuf;
 
-use super::{Lengths, PieceIndex};
+use super::lengths::{Lengths, PieceIndex, PieceRange};
 
-/// A file's place in [`Layout::files`].
+/// Largest number of files accepted in one torrent. Bounds the memory that a small `.torrent` file can claim.
+pub const MAX_FILES: usize = 500_000;
+
+/// The position of a file in [`Layout::files`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FileIndex(pub u32);
 
-/// What a file is (BEP 47).
+impl FileIndex {
+    /// Returns the position as an index into a slice.
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// The kind of a file (BEP 47).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FileKind {
     /// An ordinary file.
     Regular {
-        /// The `x` attribute.
+        /// Whether it has the `x` attribute.
         executable: bool,
     },
-    /// A symbolic link; it has no bytes in the torrent. The target is relative to the link's own directory, as
-    /// `readlink` gives it, and was checked to stay inside the torrent.
+    /// A symbolic link; it has no bytes in the torrent.
     Symlink {
-        /// What `readlink` answers.
+        /// The text that `readlink` returns: relative to the link's own directory, and checked to stay inside the
+        /// torrent.
         target: String,
     },
-    /// Bytes that only align the next file to a piece; shown to nobody, whatever its path.
+    /// Zeros that align the next file to a piece boundary; never shown, whatever its path.
     Pad,
 }
 
 /// One file of a torrent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct File {
-    /// Components from the mount's root, the torrent's name first. Each is safe (not empty, `.` or `..`; no `/` or NUL;
-    /// at most 255 bytes) and the whole is told apart from every other file's; no file's path is a directory of another.
+    /// Path components from the mount's root, the torrent's name first. Each one is safe (not empty, `.` or `..`; no `/`
+    /// or NUL; at most 255 bytes). No two files have the same path, and no file's path is a directory of another's.
     pub path: Vec<String>,
-    /// Where it begins in the torrent, in bytes.
+    /// Offset of its first byte in the torrent.
     pub offset: u64,
-    /// Its size in bytes; 0 for a symlink.
+    /// Size in bytes; 0 for a symlink.
     pub len: u64,
-    /// What it is.
+    /// The kind of file.
     pub kind: FileKind,
 }
 
 impl File {
-    /// Its bytes, counted in the torrent.
+    /// Returns the bytes of the torrent that the file is.
     pub fn range(&self) -> Range<u64> {
         self.offset..self.offset + self.len
+    }
+
+    /// Returns whether it is a pad file.
+    pub fn is_pad(&self) -> bool {
+        self.kind == FileKind::Pad
+    }
+
+    /// Returns whether it has bytes that are kept on a disk: not those of a pad, which are zeros.
+    pub fn is_stored(&self) -> bool {
+        self.len > 0 && !self.is_pad()
+    }
+
+    /// Returns its path relative to the mount's root.
+    pub fn relative_path(&self) -> PathBuf {
+        self.path.iter().collect()
     }
 }
 
@@ -55,29 +81,47 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// `files` must tile `0..lengths.total()` in order; the parser and the maker of torrents see to it.
+    /// Joins the files and the pieces of a torrent.
+    ///
+    /// # Panics
+    /// If `files` do not tile `0..lengths.total()` in order. The parser and the maker of torrents lay them out so.
     pub fn new(lengths: Lengths, files: Vec<File>) -> Self {
-        debug_assert_eq!(files.iter().map(|f| f.len).sum::<u64>(), lengths.total());
+        let mut end = 0;
+        for file in &files {
+            assert_eq!(file.offset, end, "each file begins where the one before it ends");
+            end = file.range().end;
+        }
+        assert_eq!(end, lengths.total(), "the last file ends with the torrent");
         Self { lengths, files }
     }
 
-    /// Pieces and blocks.
+    /// Returns the lengths of pieces and blocks.
     pub fn lengths(&self) -> &Lengths {
         &self.lengths
     }
 
-    /// Every file, pads and symlinks too, by offset.
+    /// Returns every file by offset, pads and symlinks included.
     pub fn files(&self) -> &[File] {
         &self.files
     }
 
-    /// The file at an index that came from this layout.
-    pub fn file(&self, index: FileIndex) -> Option<&File> {
-        self.files.get(index.0 as usize)
+    /// Returns every file with its index.
+    pub fn indexed_files(&self) -> impl Iterator<Item = (FileIndex, &File)> {
+        (0..).map(FileIndex).zip(&self.files)
     }
 
-    /// The parts of files that `bytes` of the torrent are made of, in order: which file, and which of its own bytes.
-    /// They tile `bytes`, clipped to the torrent; files without bytes are not among them. Finds the first by halving.
+    /// Returns the file at an index, if this layout has one.
+    pub fn file(&self, index: FileIndex) -> Option<&File> {
+        self.files.get(index.index())
+    }
+
+    /// Returns the pieces that hold any byte of a file.
+    pub fn pieces_of(&self, file: FileIndex) -> PieceRange {
+        self.lengths.pieces_in(&self.file(file).map_or(0..0, File::range))
+    }
+
+    /// Returns the files that hold any of `bytes`, each with the part of its own bytes. The parts tile `bytes`, which is
+    /// clipped to the torrent. Takes logarithmic time to find the first file.
     pub fn extents(&self, bytes: Range<u64>) -> impl Iterator<Item = (FileIndex, Range<u64>)> + '_ {
         let first = self.files.partition_point(|file| file.range().end <= bytes.start);
         let end = if bytes.start < bytes.end { bytes.end } else { 0 };
@@ -87,12 +131,12 @@ impl Layout {
             .filter(|(_, file)| file.len > 0)
             .map(move |(index, file)| {
                 let part = bytes.start.max(file.offset)..end.min(file.range().end);
-                // The parser accepts no more than `MAX_FILES`.
+                // There are at most `MAX_FILES`.
                 (FileIndex(index as u32), part.start - file.offset..part.end - file.offset)
             })
     }
 
-    /// The parts of files that a piece is made of, in order.
+    /// Returns the files that hold any byte of a piece, each with the part of its own bytes.
     pub fn extents_of(&self, piece: PieceIndex) -> impl Iterator<Item = (FileIndex, Range<u64>)> + '_ {
         self.extents(self.lengths.range_of(piece))
     }
@@ -127,6 +171,13 @@ mod tests {
         assert_eq!(layout.extents(Range { start: 9, end: 3 }).count(), 0);
     }
 
+    #[test]
+    #[should_panic(expected = "each file begins where the one before it ends")]
+    fn files_with_a_gap_between_them_are_refused() {
+        let file = |offset| File { path: vec![], offset, len: 5, kind: FileKind::Pad };
+        Layout::new(Lengths::new(10, 8).unwrap(), vec![file(0), file(6)]);
+    }
+
     proptest! {
         #[test]
         fn extents_are_the_bytes_one_by_one(
@@ -151,6 +202,11 @@ mod tests {
                 .flat_map(|(file, range)| range.map(move |at| (file.0, at)))
                 .collect();
             prop_assert_eq!(by_piece, model);
+            for (file, _) in layout.indexed_files() {
+                let holds = |piece: &PieceIndex| layout.extents_of(*piece).any(|(other, _)| other == file);
+                let expected: Vec<_> = layout.lengths().iter().filter(holds).collect();
+                prop_assert_eq!(layout.pieces_of(file).collect::<Vec<_>>(), expected);
+            }
         }
     }
 }

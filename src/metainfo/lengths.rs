@@ -1,30 +1,32 @@
-//! The arithmetic of pieces and blocks.
+//! The arithmetic of pieces and blocks: the only place that knows how a torrent's bytes are cut up.
 //!
-//! A [`PieceIndex`] or a [`Block`] can only be had from a [`Lengths`], which checks it: code that holds one needs no
-//! further bounds check against the same torrent.
+//! A [`PieceIndex`] or a [`Block`] comes only from a [`Lengths`], which checks it against the torrent. Code that holds
+//! one needs no further bounds check for that torrent.
 
 use std::ops::Range;
 
-/// The unit of a request, in bytes (BEP 3: all current implementations use 2^14).
+use fixedbitset::FixedBitSet;
+
+/// Length of a block, the unit of a request, in bytes (BEP 3: all current implementations use 2^14).
 pub const BLOCK_LEN: u32 = 16 * 1024;
 
-/// The largest piece accepted, in bytes. A piece is hashed and cached whole, so this bounds memory.
+/// Largest piece length accepted, in bytes. A piece is hashed and cached whole, so this bounds memory.
 pub const MAX_PIECE_LEN: u32 = 128 << 20;
 
-/// The most pieces accepted in one torrent; bounds the bitfield a peer may send (512 KiB).
+/// Largest number of pieces accepted in one torrent; bounds the bitfield that a peer may send (512 KiB).
 pub const MAX_PIECES: u32 = 4 << 20;
 
-/// A piece of one torrent, known to be within it.
+/// A piece of one torrent, known to exist.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PieceIndex(u32);
 
 impl PieceIndex {
-    /// The number as it stands on the wire.
+    /// Returns the piece number as sent on the wire.
     pub fn get(self) -> u32 {
         self.0
     }
 
-    /// The number as an index of a slice or a bitset.
+    /// Returns the piece number as an index into a slice or a bitset.
     pub fn index(self) -> usize {
         self.0 as usize
     }
@@ -36,41 +38,82 @@ impl std::fmt::Display for PieceIndex {
     }
 }
 
-/// A block's place within its piece: block 0 starts the piece.
+/// Consecutive pieces of one torrent; an iterator over them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PieceRange(Range<u32>);
+
+impl PieceRange {
+    /// Returns the piece numbers as sent on the wire.
+    pub fn numbers(&self) -> Range<u32> {
+        self.0.clone()
+    }
+
+    /// Returns the piece numbers as indexes into a slice or a bitset.
+    pub fn indexes(&self) -> Range<usize> {
+        self.0.start as usize..self.0.end as usize
+    }
+}
+
+impl Iterator for PieceRange {
+    type Item = PieceIndex;
+
+    fn next(&mut self) -> Option<PieceIndex> {
+        self.0.next().map(PieceIndex)
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        self.0.size_hint()
+    }
+}
+
+impl DoubleEndedIterator for PieceRange {
+    fn next_back(&mut self) -> Option<PieceIndex> {
+        self.0.next_back().map(PieceIndex)
+    }
+}
+
+impl ExactSizeIterator for PieceRange {}
+
+/// A block's number within its piece; block 0 starts the piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BlockIndex(u32);
 
 impl BlockIndex {
-    /// The number as an index of a slice.
+    /// Returns the block number.
+    pub fn get(self) -> u32 {
+        self.0
+    }
+
+    /// Returns the block number as an index into a slice.
     pub fn index(self) -> usize {
         self.0 as usize
     }
 }
 
-/// One block of one piece, known to be within its torrent.
+/// A block of one torrent, known to exist.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Block {
-    /// The piece.
+    /// The piece it is part of.
     pub piece: PieceIndex,
-    /// Which block of the piece.
+    /// Its number within the piece.
     pub index: BlockIndex,
 }
 
-/// Why a total and a piece length do not make a torrent.
+/// A total length and a piece length that make no torrent.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LengthsError {
-    /// A torrent without a byte has no pieces.
+    /// The torrent has no bytes, hence no pieces.
     #[error("the torrent has no bytes")]
     Empty,
-    /// Zero or over the bound.
+    /// The piece length is 0 or more than [`MAX_PIECE_LEN`].
     #[error("piece length {0} is not between 1 and {MAX_PIECE_LEN}")]
     PieceLength(u64),
-    /// Over [`MAX_PIECES`].
+    /// The number of pieces is more than [`MAX_PIECES`].
     #[error("{0} pieces are more than {MAX_PIECES}")]
     TooManyPieces(u64),
 }
 
-/// The sizes of one torrent: its bytes, cut into pieces, cut into blocks.
+/// The lengths of one torrent: its bytes are cut into pieces, and each piece into blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lengths {
     total: u64,
@@ -79,7 +122,7 @@ pub struct Lengths {
 }
 
 impl Lengths {
-    /// `total` bytes in pieces of `piece_len` bytes, the last one shorter.
+    /// Cuts `total` bytes into pieces of `piece_len` bytes, the last one perhaps shorter.
     pub fn new(total: u64, piece_len: u64) -> Result<Self, LengthsError> {
         if total == 0 {
             return Err(LengthsError::Empty);
@@ -94,24 +137,44 @@ impl Lengths {
         Ok(Self { total, piece_len, pieces })
     }
 
-    /// Bytes in the torrent, pad files included.
+    /// Returns the torrent's length in bytes, pad files included.
     pub fn total(&self) -> u64 {
         self.total
     }
 
-    /// Bytes in every piece but perhaps the last.
+    /// Returns the torrent's `piece length`, to show or to record it. Use the other methods to calculate with it.
     pub fn piece_len(&self) -> u32 {
         self.piece_len
     }
 
-    /// How many pieces there are.
+    /// Returns the length of the longest piece: the piece length, or less in a torrent of one short piece.
+    pub fn longest_piece(&self) -> u32 {
+        self.total.min(u64::from(self.piece_len)) as u32
+    }
+
+    /// Returns the bytes in `count` pieces of full length, at most the torrent's total.
+    pub fn full_pieces(&self, count: u32) -> u64 {
+        (u64::from(count) * u64::from(self.piece_len)).min(self.total)
+    }
+
+    /// Returns the bytes in a set of pieces, given by piece number.
+    pub fn bytes_in(&self, set: &FixedBitSet) -> u64 {
+        let count = set.count_ones(..) as u64;
+        let shortfall = match self.iter().next_back() {
+            Some(last) if set.contains(last.index()) => self.piece_len - self.len_of(last),
+            _ => 0,
+        };
+        count * u64::from(self.piece_len) - u64::from(shortfall)
+    }
+
+    /// Returns the number of pieces.
     pub fn pieces(&self) -> u32 {
         self.pieces
     }
 
-    /// Every piece, in order.
-    pub fn iter(&self) -> impl DoubleEndedIterator<Item = PieceIndex> + use<> {
-        (0..self.pieces).map(PieceIndex)
+    /// Returns every piece, in order.
+    pub fn iter(&self) -> PieceRange {
+        PieceRange(0..self.pieces)
     }
 
     /// Checks a piece number from outside.
@@ -119,63 +182,95 @@ impl Lengths {
         (number < self.pieces).then_some(PieceIndex(number))
     }
 
-    /// The piece that holds the byte at `offset` of the torrent.
+    /// Returns the piece that holds the byte at `offset` of the torrent.
     pub fn piece_at(&self, offset: u64) -> Option<PieceIndex> {
         (offset < self.total).then(|| PieceIndex((offset / u64::from(self.piece_len)) as u32))
     }
 
-    /// The pieces that hold any byte of `bytes`, clipped to the torrent.
-    pub fn pieces_in(&self, bytes: &Range<u64>) -> impl DoubleEndedIterator<Item = PieceIndex> + use<> {
+    /// Returns the pieces that hold any byte of `bytes`, which is clipped to the torrent.
+    pub fn pieces_in(&self, bytes: &Range<u64>) -> PieceRange {
         let len = u64::from(self.piece_len);
         let end = bytes.end.min(self.total);
-        let range = if bytes.start < end { bytes.start / len..end.div_ceil(len) } else { 0..0 };
-        range.map(|n| PieceIndex(n as u32))
+        if bytes.start >= end {
+            return PieceRange(0..0);
+        }
+        // A torrent has at most `MAX_PIECES` pieces.
+        PieceRange((bytes.start / len) as u32..end.div_ceil(len) as u32)
     }
 
-    /// Bytes in this piece.
+    /// Returns the pieces that hold any byte of `bytes`, each with the part of `bytes` within it, counted from the start
+    /// of the piece. The parts tile `bytes`, which is clipped to the torrent.
+    pub fn parts(&self, bytes: &Range<u64>) -> impl DoubleEndedIterator<Item = (PieceIndex, Range<u32>)> + use<> {
+        let (lengths, bytes) = (*self, bytes.clone());
+        self.pieces_in(&bytes).map(move |piece| {
+            let held = lengths.range_of(piece);
+            let (start, end) = (bytes.start.max(held.start), bytes.end.min(held.end));
+            (piece, (start - held.start) as u32..(end - held.start) as u32)
+        })
+    }
+
+    /// Returns the length of a piece in bytes.
     pub fn len_of(&self, piece: PieceIndex) -> u32 {
         (self.total - self.offset_of(piece)).min(u64::from(self.piece_len)) as u32
     }
 
-    /// Where this piece begins in the torrent, in bytes.
+    /// Returns the offset of a piece in the torrent, in bytes.
     pub fn offset_of(&self, piece: PieceIndex) -> u64 {
-        u64::from(piece.0) * u64::from(self.piece_len)
+        self.offset_in(piece, 0)
     }
 
-    /// The bytes of the torrent that this piece holds.
+    /// Returns the offset in the torrent of the byte at `begin` of a piece.
+    pub fn offset_in(&self, piece: PieceIndex, begin: u32) -> u64 {
+        u64::from(piece.0) * u64::from(self.piece_len) + u64::from(begin)
+    }
+
+    /// Returns the bytes of the torrent that a piece holds.
     pub fn range_of(&self, piece: PieceIndex) -> Range<u64> {
-        let start = self.offset_of(piece);
-        start..start + u64::from(self.len_of(piece))
+        self.offset_of(piece)..self.offset_in(piece, self.len_of(piece))
     }
 
-    /// How many blocks this piece has.
+    /// Returns the number of blocks in a piece.
     pub fn blocks_in(&self, piece: PieceIndex) -> u32 {
         self.len_of(piece).div_ceil(BLOCK_LEN)
     }
 
-    /// Every block of this piece, in order.
+    /// Returns every block of a piece, in order.
     pub fn blocks(&self, piece: PieceIndex) -> impl DoubleEndedIterator<Item = Block> + use<> {
         (0..self.blocks_in(piece)).map(move |n| Block { piece, index: BlockIndex(n) })
     }
 
-    /// Where this block begins in its piece, in bytes.
+    /// Returns the offset of a block in its piece, in bytes.
     pub fn begin_of(&self, block: Block) -> u32 {
         block.index.0 * BLOCK_LEN
     }
 
-    /// Bytes in this block.
+    /// Returns the length of a block in bytes.
     pub fn block_len(&self, block: Block) -> u32 {
         (self.len_of(block.piece) - self.begin_of(block)).min(BLOCK_LEN)
     }
 
+    /// Returns the bytes of the torrent that a block holds.
+    pub fn block_range(&self, block: Block) -> Range<u64> {
+        let start = self.offset_in(block.piece, self.begin_of(block));
+        start..start + u64::from(self.block_len(block))
+    }
+
+    /// Returns the block that holds the byte at `offset` of the torrent.
+    pub fn block_at(&self, offset: u64) -> Option<Block> {
+        let piece = self.piece_at(offset)?;
+        let begin = (offset - self.offset_of(piece)) as u32;
+        Some(Block { piece, index: BlockIndex(begin / BLOCK_LEN) })
+    }
+
+    /// Checks the number of a block within a piece.
+    pub fn block_of(&self, piece: PieceIndex, number: u32) -> Option<Block> {
+        (number < self.blocks_in(piece)).then_some(Block { piece, index: BlockIndex(number) })
+    }
+
     /// Checks that `(piece, begin, length)` from the wire is exactly one of this torrent's blocks.
     pub fn block(&self, piece: u32, begin: u32, length: u32) -> Option<Block> {
-        let piece = self.piece(piece)?;
-        if !begin.is_multiple_of(BLOCK_LEN) || begin >= self.len_of(piece) {
-            return None;
-        }
-        let block = Block { piece, index: BlockIndex(begin / BLOCK_LEN) };
-        (self.block_len(block) == length).then_some(block)
+        let block = self.block_of(self.piece(piece)?, begin / BLOCK_LEN)?;
+        (self.begin_of(block) == begin && self.block_len(block) == length).then_some(block)
     }
 }
 
@@ -185,11 +280,21 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn refuses_what_is_no_torrent() {
+    fn impossible_lengths_are_refused() {
         assert_eq!(Lengths::new(0, 16384), Err(LengthsError::Empty));
         assert_eq!(Lengths::new(1, 0), Err(LengthsError::PieceLength(0)));
         assert_eq!(Lengths::new(1, u64::MAX), Err(LengthsError::PieceLength(u64::MAX)));
         assert_eq!(Lengths::new(u64::MAX, 1), Err(LengthsError::TooManyPieces(u64::MAX)));
+    }
+
+    #[test]
+    fn the_last_piece_counts_what_it_has() {
+        let lengths = Lengths::new(25, 10).unwrap();
+        for (set, bytes) in [(vec![], 0), (vec![0], 10), (vec![2], 5), (vec![1, 2], 15), (vec![0, 1, 2], 25)] {
+            assert_eq!(lengths.bytes_in(&set.iter().copied().collect()), bytes, "{set:?}");
+        }
+        assert_eq!([0, 1, 2, 3, 9].map(|count| lengths.full_pieces(count)), [0, 10, 20, 25, 25]);
+        assert_eq!((lengths.longest_piece(), Lengths::new(7, 10).unwrap().longest_piece()), (10, 7));
     }
 
     proptest! {
@@ -202,19 +307,67 @@ mod tests {
                 prop_assert_eq!(lengths.offset_of(piece), at);
                 prop_assert_eq!(lengths.piece_at(at), Some(piece));
                 let mut begin = 0;
-                for block in lengths.blocks(piece) {
+                for (number, block) in lengths.blocks(piece).enumerate() {
                     prop_assert_eq!(lengths.begin_of(block), begin);
                     let len = lengths.block_len(block);
                     prop_assert!(len >= 1);
                     prop_assert_eq!(lengths.block(piece.get(), begin, len), Some(block));
                     prop_assert_eq!(lengths.block(piece.get(), begin, len + 1), None);
+                    prop_assert_eq!(lengths.block(piece.get(), begin + 1, len), None);
+                    prop_assert_eq!(lengths.block_of(piece, number as u32), Some(block));
+                    let range = lengths.block_range(block);
+                    prop_assert_eq!(&range, &(at + u64::from(begin)..at + u64::from(begin + len)));
+                    prop_assert_eq!(lengths.offset_in(piece, begin), range.start);
+                    prop_assert_eq!(lengths.block_at(range.start), Some(block));
+                    prop_assert_eq!(lengths.block_at(range.end - 1), Some(block));
                     begin += len;
                 }
                 prop_assert_eq!(begin, lengths.len_of(piece));
+                prop_assert!(begin <= lengths.longest_piece());
+                prop_assert_eq!(lengths.block_of(piece, lengths.blocks_in(piece)), None);
                 at += u64::from(lengths.len_of(piece));
+                prop_assert_eq!(lengths.range_of(piece).end, at);
             }
             prop_assert_eq!(at, total);
-            prop_assert_eq!(lengths.piece_at(total), None);
+            prop_assert_eq!((lengths.piece_at(total), lengths.block_at(total)), (None, None));
+        }
+
+        #[test]
+        fn the_pieces_of_a_range_hold_its_bytes_one_by_one(
+            total in 1u64..300,
+            piece_len in 1u64..40,
+            start in 0u64..320,
+            end in 0u64..320,
+        ) {
+            let lengths = Lengths::new(total, piece_len).unwrap();
+            let bytes = start..end;
+            let mut expected: Vec<PieceIndex> = bytes.clone().filter_map(|at| lengths.piece_at(at)).collect();
+            let one_by_one: Vec<_> = bytes
+                .clone()
+                .filter_map(|at| lengths.piece_at(at).map(|piece| (piece, (at - lengths.offset_of(piece)) as u32)))
+                .collect();
+            let parts: Vec<_> =
+                lengths.parts(&bytes).flat_map(|(piece, part)| part.map(move |begin| (piece, begin))).collect();
+            prop_assert_eq!(parts, one_by_one);
+            expected.dedup();
+            let pieces = lengths.pieces_in(&bytes);
+            prop_assert_eq!(pieces.len(), expected.len());
+            prop_assert_eq!(pieces.numbers().map(PieceIndex).collect::<Vec<_>>(), expected.clone());
+            prop_assert_eq!(pieces.indexes().collect::<Vec<_>>(), expected.iter().map(|p| p.index()).collect::<Vec<_>>());
+            prop_assert_eq!(pieces.rev().collect::<Vec<_>>(), expected.into_iter().rev().collect::<Vec<_>>());
+        }
+
+        #[test]
+        fn a_set_of_pieces_has_the_bytes_of_its_pieces(
+            total in 1u64..300,
+            piece_len in 1u64..40,
+            set in proptest::collection::vec(any::<bool>(), 300),
+        ) {
+            let lengths = Lengths::new(total, piece_len).unwrap();
+            let in_set = |piece: &PieceIndex| set[piece.index()];
+            let bytes: u64 = lengths.iter().filter(in_set).map(|piece| u64::from(lengths.len_of(piece))).sum();
+            let bits: FixedBitSet = lengths.iter().filter(in_set).map(PieceIndex::index).collect();
+            prop_assert_eq!(lengths.bytes_in(&bits), bytes);
         }
     }
 }

@@ -13,8 +13,6 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use lru::LruCache;
-use socket2::SockRef;
-use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
@@ -23,8 +21,10 @@ use super::blocklist::Blocklist;
 use super::handshake::{DialError, Encryption, Handshaken, call};
 use super::proxy::{self, ProxyError};
 use super::stream::{Socket, Transport};
+use super::tcp;
 use super::utp::{self, Utp};
 use crate::route::{Bind, Proxy};
+use crate::util::lock;
 use crate::wire::Handshake;
 
 /// A peer that does not answer a TCP connection in this time is given up.
@@ -180,7 +180,7 @@ impl Dialer {
                 if let Some(proxy) = &self.proxy {
                     return self.through(proxy, addr).await;
                 }
-                let connecting = timeout(CONNECT_LIMIT, tcp(&self.bind, addr)).await;
+                let connecting = timeout(CONNECT_LIMIT, tcp::connect(&self.bind, addr)).await;
                 let socket = connecting.map_err(|_| DialError::NoAnswer(CONNECT_LIMIT))?;
                 Ok(Socket::Tcp(socket.map_err(DialError::Unreachable)?))
             }
@@ -225,7 +225,7 @@ impl Dialer {
 
     /// Plain data, sound even if a thread died while it held the lock.
     fn habits(&self) -> MutexGuard<'_, LruCache<SocketAddr, Habit>> {
-        self.habits.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        lock(&self.habits)
     }
 }
 
@@ -243,18 +243,4 @@ impl Turn {
     async fn wait(&self) {
         drop(self.take().await);
     }
-}
-
-/// Connects to `addr` from there.
-pub(super) async fn tcp(bind: &Bind, addr: SocketAddr) -> io::Result<TcpStream> {
-    let socket = if addr.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    match bind {
-        Bind::Address(ip) if ip.is_ipv4() == addr.is_ipv4() => socket.bind((*ip, 0).into())?,
-        Bind::Interface(name) => SockRef::from(&socket).bind_device(Some(name.as_bytes()))?,
-        Bind::Anywhere | Bind::Address(_) => {}
-    }
-    let stream = socket.connect(addr).await?;
-    // Requests are small and urgent.
-    stream.set_nodelay(true)?;
-    Ok(stream)
 }

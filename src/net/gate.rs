@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::blocklist::Blocklist;
+use crate::util::lock;
 
 /// Callers of one network in the handshake. Those behind one router or in one house share it.
 const OF_ONE_NETWORK: usize = 16;
@@ -71,7 +72,7 @@ impl Gate {
 
     /// Plain data, sound even if a thread died while it held the lock.
     fn inside(&self) -> MutexGuard<'_, HashMap<Network, usize>> {
-        self.inside.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        lock(&self.inside)
     }
 }
 

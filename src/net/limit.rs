@@ -7,6 +7,8 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use crate::util::lock;
+
 /// How much may be taken at once after a pause, as time at the limit's rate.
 const BURST: Duration = Duration::from_millis(100);
 
@@ -67,7 +69,7 @@ impl RateLimit {
         if rate == 0.0 {
             return None;
         }
-        let mut bucket = self.bucket.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut bucket = lock(&self.bucket);
         let now = Instant::now();
         let gained = now.duration_since(bucket.filled).as_secs_f64() * rate;
         bucket.level = (bucket.level + gained).min(rate * BURST.as_secs_f64());

@@ -14,12 +14,13 @@ use crate::route::Bind;
 const TRIES: usize = 8;
 
 /// Which port to listen on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PortChoice {
-    /// This one or none. With 0, any that is free.
-    Exactly(u16),
-    /// The customary ones (6881 to 6889), else any that is free.
+    /// The first free port of 6881 to 6889, BitTorrent's customary range, or else any free port.
+    #[default]
     Customary,
+    /// This port, or an error if it is taken; 0 stands for any free port.
+    Exactly(u16),
 }
 
 /// One port: TCP on IPv4 and, where the machine has it, on IPv6, and uTP on the same ones.

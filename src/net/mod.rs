@@ -17,6 +17,7 @@ mod listen;
 mod mse;
 mod proxy;
 mod stream;
+mod tcp;
 #[cfg(test)]
 mod tests;
 mod utp;
@@ -54,7 +55,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            port: PortChoice::Customary,
+            port: PortChoice::default(),
             route: Route::default(),
             encryption: Encryption::default(),
             utp: true,

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use tokio::net::{TcpStream, lookup_host};
 use tokio_socks::tcp::Socks5Stream;
 
+use super::tcp;
 use crate::route::{Bind, Proxy, ProxyKind};
 
 /// Why a call through a proxy failed.
@@ -50,7 +51,7 @@ pub(super) async fn connect(proxy: &Proxy, addr: SocketAddr, bind: &Bind) -> Res
 async fn reach(proxy: &Proxy, bind: &Bind) -> io::Result<TcpStream> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, "its name has no address");
     for addr in lookup_host(proxy.host()).await? {
-        match super::dial::tcp(bind, addr).await {
+        match tcp::connect(bind, addr).await {
             Ok(socket) => return Ok(socket),
             Err(error) => last = error,
         }

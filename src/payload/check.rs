@@ -10,9 +10,9 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use super::found::{kind, open};
 use super::hash::{Content, hash};
-use super::{kind, open};
-use crate::metainfo::{self, FileIndex, FileKind, Layout, Metainfo, PieceIndex};
+use crate::metainfo::{self, FileIndex, FileKind, Metainfo, PieceIndex};
 
 /// Files that are looked for to tell whether a directory is the torrent's own.
 const SAMPLE: usize = 1000;
@@ -114,7 +114,7 @@ pub fn check(metainfo: &Metainfo, path: &Path, done: &(dyn Fn(u32, PieceState) +
     // Of each file, how many bytes there are.
     let mut there = vec![0; layout.files().len()];
     let raw_paths = metainfo.raw_paths();
-    for (index, file) in (0..).map(FileIndex).zip(layout.files()) {
+    for (index, file) in layout.indexed_files() {
         if file.kind == FileKind::Pad {
             there[index.0 as usize] = file.len;
             continue;
@@ -155,7 +155,7 @@ pub fn check(metainfo: &Metainfo, path: &Path, done: &(dyn Fn(u32, PieceState) +
     let pieces = pieces.into_inner().unwrap_or_else(PoisonError::into_inner);
     let mut faults = faults.into_inner().unwrap_or_else(PoisonError::into_inner);
     for file in &mut files {
-        file.pieces = pieces_of(layout, file.index);
+        file.pieces = layout.pieces_of(file.index).collect();
         if let Some(fault) = faults.remove(&file.index) {
             file.state = FileState::Unreadable(fault);
         } else if file.state == FileState::Good {
@@ -168,11 +168,6 @@ pub fn check(metainfo: &Metainfo, path: &Path, done: &(dyn Fn(u32, PieceState) +
         }
     }
     Ok(Check { root, files, pieces })
-}
-
-fn pieces_of(layout: &Layout, index: FileIndex) -> Vec<PieceIndex> {
-    let range = layout.file(index).map_or(0..0, metainfo::File::range);
-    if range.is_empty() { Vec::new() } else { layout.lengths().pieces_in(&range).collect() }
 }
 
 /// Where files are.

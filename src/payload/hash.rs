@@ -102,10 +102,10 @@ impl<C: Content + ?Sized> Worker<'_, C> {
     fn hash(&mut self, piece: PieceIndex) -> Result<[u8; 20], Unread> {
         let layout = self.layout;
         let lengths = layout.lengths();
-        if lengths.len_of(piece) == lengths.piece_len() && self.is_hole(piece) {
+        if lengths.len_of(piece) == lengths.longest_piece() && self.is_hole(piece) {
             let zeros = || {
                 let mut hash = Sha1::new();
-                feed_zeros(&mut hash, u64::from(lengths.piece_len()));
+                feed_zeros(&mut hash, u64::from(lengths.longest_piece()));
                 hash.finalize().into()
             };
             return Ok(*self.zero_piece.get_or_init(zeros));

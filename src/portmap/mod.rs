@@ -25,6 +25,8 @@ use tokio::time::{sleep, timeout};
 use natpmp::NatPmp;
 use upnp::Upnp;
 
+use crate::util::lock;
+
 /// Where routers that speak UPnP are searched for.
 pub const SSDP: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(239, 255, 255, 250)), 1900);
 
@@ -124,7 +126,7 @@ impl PortMapper {
     /// Withdraws what is mapped, within about a second, and ends. A second call returns at once.
     pub async fn stop(&self) {
         self.stop.send_replace(true);
-        let tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        let tasks = std::mem::take(&mut *lock(&self.tasks));
         for task in tasks {
             let _ = task.await;
         }

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::time::Instant;
 
 use crate::metainfo::PieceIndex;
-use crate::sys::lock;
+use crate::util::lock;
 
 /// The time of the last block of each unfinished piece.
 #[derive(Debug, Default)]

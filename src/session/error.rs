@@ -1,6 +1,6 @@
 //! Why a session or a torrent cannot start.
 
-use crate::discovery::AnnounceError;
+use crate::http::RequestError;
 use crate::metainfo::InfoHash;
 use crate::store::StoreError;
 
@@ -20,7 +20,7 @@ pub enum SessionError {
     Store(#[from] StoreError),
     /// The HTTP client for trackers cannot be set up.
     #[error("cannot set up the HTTP client for trackers: {0}")]
-    Http(#[from] AnnounceError),
+    Http(#[from] RequestError),
     /// The torrent is in the session already.
     #[error("{0} is already added")]
     Twice(InfoHash),

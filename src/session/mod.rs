@@ -13,7 +13,7 @@
 //! |---|---|
 //! | `driver` | one torrent's task |
 //! | `magnet` | the search for the metadata of a magnet link |
-//! | `reader` | an open file: reads, and how they wait |
+//! | `reader`, `stream` | an open file: reads, and how they wait |
 //! | `torrent` | the handle to a torrent |
 //! | `sources` | finders of peers |
 //! | `context`, `registry`, `shares` | what all torrents have in common |
@@ -34,6 +34,7 @@ mod report;
 mod seeding;
 mod shares;
 mod sources;
+mod stream;
 mod torrent;
 mod verify;
 
@@ -45,7 +46,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::discovery::{AnnouncedPort, Dht, DhtConfig, DhtStatus, HttpClient, Lsd, TrackerClient};
+use crate::discovery::{AnnouncedPort, Dht, DhtConfig, DhtStatus, Lsd, TrackerClient};
+use crate::http::HttpClient;
 use crate::metainfo::{Magnet, Metainfo};
 use crate::net::{Limits, Listener, PortChoice};
 use crate::portmap::{PortMapConfig, PortMapStatus, PortMapper};
@@ -61,6 +63,7 @@ pub use reader::{ReadError, Reader};
 pub use reads::ReadCounts;
 pub use report::{PeerReport, Report};
 pub use seeding::SeedLimits;
+pub use stream::FileStream;
 pub use torrent::Torrent;
 pub use verify::{CheckProgress, Verification};
 

@@ -31,11 +31,8 @@ pub(super) fn piece_priorities(
         skip.grow(lengths.pieces() as usize);
         skip.insert_range(..);
     }
-    for (index, file) in (0..).map(FileIndex).zip(layout.files()).filter(|(_, file)| file.len > 0) {
-        let mut pieces = lengths.pieces_in(&file.range());
-        let Some(first) = pieces.next() else { continue };
-        let last = pieces.next_back().unwrap_or(first);
-        let range = first.index()..last.index() + 1;
+    for (index, file) in layout.indexed_files().filter(|(_, file)| file.len > 0) {
+        let range = layout.pieces_of(index).indexes();
         match priorities.get(&index) {
             Some(Priority::Skip) => {}
             // Padding only aligns other files.

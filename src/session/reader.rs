@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use crate::metainfo::{FileIndex, Lengths, PieceIndex};
 use crate::store::{Lookup, TorrentStore};
 use crate::swarm::{Event, ReaderId, WantId};
-use crate::sys::lock;
+use crate::util::lock;
 
 use super::reads::Reads;
 use super::torrent::{Command, Torrent};
@@ -75,6 +75,12 @@ impl Reader {
 
     fn open_event(&self) -> Event {
         Event::Open { reader: self.id, bytes: self.file.clone() }
+    }
+
+    /// Returns the file's length in bytes.
+    #[allow(clippy::len_without_is_empty, reason = "a length on disk, not a collection")]
+    pub fn len(&self) -> u64 {
+        self.file.end - self.file.start
     }
 
     /// Answers from memory or the page cache, or not at all; never waits. Bytes beyond the end of the file are left out.
@@ -266,11 +272,8 @@ fn gather(
     mut read: impl FnMut(&TorrentStore, PieceIndex, u32, &mut [u8]) -> bool,
 ) -> Option<Bytes> {
     let mut whole = BytesMut::new();
-    for piece in lengths.pieces_in(bytes) {
-        let held = lengths.range_of(piece);
-        let from = bytes.start.max(held.start) - held.start;
-        let to = bytes.end.min(held.end) - held.start;
-        let (from, to) = (from as usize, to as usize);
+    for (piece, part) in lengths.parts(bytes) {
+        let (from, to) = (part.start as usize, part.end as usize);
         let all = (bytes.end - bytes.start) as usize;
         if let Some(data) = store.memory(piece) {
             if to - from == all {

@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use super::error::SessionError;
 use crate::metainfo::InfoHash;
 use crate::net::{Handshaken, Host};
-use crate::sys::lock;
+use crate::util::lock;
 use crate::wire::{Handshake, PeerId};
 
 /// Maximum number of incoming connections waiting for a torrent's task; if it is busier than that, further ones are

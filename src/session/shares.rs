@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use crate::discovery;
+use crate::util::align_to_tick;
 
 /// Maximum number of connections of a session, those being made included: well below the usual limit of 1,024 open
 /// files.
@@ -125,7 +125,7 @@ impl Share {
 
     /// Returns `at` or a little later: the time at which the other torrents wake, too.
     pub(super) fn beat(&self, at: Instant) -> Instant {
-        discovery::beat(self.shares.begin, at)
+        align_to_tick(self.shares.begin, at)
     }
 
     /// Returns what the torrent may use. It gets nothing that others still use, even if they have to give it back.

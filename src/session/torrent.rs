@@ -11,7 +11,7 @@ use crate::discovery::{Announcer, TrackerStatus};
 use crate::metainfo::{FileIndex, Metainfo};
 use crate::store::TorrentStore;
 use crate::swarm::{Event, Stats};
-use crate::sys::lock;
+use crate::util::lock;
 use crate::webseed::WebSeed;
 
 use super::block_times::BlockTimes;

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use crate::metainfo::Metainfo;
 use crate::store::TorrentStore;
-use crate::sys::lock;
+use crate::util::lock;
 
 /// The progress of a verification.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]

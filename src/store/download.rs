@@ -13,15 +13,15 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use super::cache::io_error;
+use super::error::{StoreError, io_error};
 use super::files::Stamp;
 use super::pieces::State;
 use super::place::step;
 use super::state::Saved;
 use super::torrent::Torrent;
-use super::{StoreError, lock};
-use crate::metainfo::{self, FileKind, PieceIndex};
+use crate::metainfo::{self, FileIndex, FileKind, PieceIndex};
 use crate::sys::file as sys;
+use crate::util::lock;
 
 const NO_FILE: &str = "is no ordinary file";
 const NO_DIR: &str = "is no directory";
@@ -50,8 +50,8 @@ fn look_above(dir: &Path, file: &Path, seen: &mut HashSet<PathBuf>) -> Result<()
 /// Looks at what has the names of the torrent's files: whether there is any content.
 pub(super) fn survey(torrent: &Torrent, dir: &Path, overwrite: bool) -> Result<bool, StoreError> {
     let (mut seen, mut any) = (HashSet::new(), false);
-    for (index, file) in torrent.files.all().iter().enumerate().filter(|(_, file)| !file.pad && file.len > 0) {
-        look_above(dir, &file.path, &mut seen)?;
+    for (index, file) in torrent.files.stored() {
+        look_above(dir, &file.relative_path(), &mut seen)?;
         let path = torrent.files.path(index);
         match path.symlink_metadata() {
             Ok(about) if !about.is_file() => return Err(StoreError::InTheWay { path, why: NO_FILE }),
@@ -66,16 +66,16 @@ pub(super) fn survey(torrent: &Torrent, dir: &Path, overwrite: bool) -> Result<b
 
 /// Decides, once all that is believed to be there is checked, whether each file is ours to write.
 pub(super) fn judge(torrent: &Torrent, saved: Option<&Saved>, overwrite: bool) -> Result<(), StoreError> {
-    for (index, file) in torrent.files.all().iter().enumerate().filter(|(_, file)| !file.pad && file.len > 0) {
+    for (index, file) in torrent.files.stored() {
         let (stamp, path) = (torrent.files.stamp(index), torrent.files.path(index));
         if stamp.size == 0 {
             continue;
         }
-        let pieces = || torrent.lengths.pieces_in(&(file.offset..file.offset + file.len));
+        let pieces = || torrent.files.layout.pieces_of(index);
         let matches = pieces().any(|piece| torrent.pieces.word(piece).state() == State::Disk);
         let made_by_us = match saved {
             None => false,
-            Some(saved) if saved.closed => saved.stamps.get(index) == Some(&stamp) && stamp != Stamp::default(),
+            Some(saved) if saved.closed => saved.stamps.get(index.index()) == Some(&stamp) && stamp != Stamp::default(),
             // Where no clean end tells, what had none of our pieces yet may have been made in the last moment.
             Some(saved) => !pieces().any(|piece| saved.had.contains(piece.index())),
         };
@@ -100,10 +100,9 @@ pub(super) fn judge(torrent: &Torrent, saved: Option<&Saved>, overwrite: bool) -
 }
 
 /// Whether a piece cannot be hashed for want of another file than this one.
-fn lacks_another(torrent: &Torrent, piece: PieceIndex, file: usize) -> bool {
-    let all = torrent.files.all();
-    let mut others = torrent.files.touching(torrent.lengths.range_of(piece)).filter(|other| *other != file);
-    others.any(|other| torrent.files.stamp(other).size < all[other].len)
+fn lacks_another(torrent: &Torrent, piece: PieceIndex, file: FileIndex) -> bool {
+    let mut others = torrent.files.of_piece(piece).filter(|other| *other != file);
+    others.any(|other| torrent.files.is_short(other))
 }
 
 /// What a torrent has beside bytes: empty files, links, and leave to run a file.
@@ -121,7 +120,7 @@ impl Deliver<'_> {
     pub fn look(&self) -> Result<(), StoreError> {
         let mut seen = HashSet::new();
         self.each(|file, path, _| {
-            look_above(self.dir, &file.path.iter().collect::<PathBuf>(), &mut seen)?;
+            look_above(self.dir, &file.relative_path(), &mut seen)?;
             self.is_there(file, path).map(drop)
         })
     }
@@ -167,7 +166,7 @@ impl Deliver<'_> {
             FileKind::Regular { executable } => executable || file.len == 0,
         };
         for file in self.files.iter().filter(concerned) {
-            let relative: PathBuf = file.path.iter().collect();
+            let relative = file.relative_path();
             with(file, &self.dir.join(&relative), &relative)?;
         }
         Ok(())
@@ -218,7 +217,7 @@ fn allow_to_run(file: &File) -> io::Result<()> {
 /// is not enough. What the files take already counts as theirs.
 pub fn space_missing(dir: &Path, files: &[metainfo::File]) -> io::Result<Option<(u64, u64)>> {
     let allocated = |file: &metainfo::File| {
-        let about = dir.join(file.path.iter().collect::<PathBuf>()).symlink_metadata();
+        let about = dir.join(file.relative_path()).symlink_metadata();
         about.ok().filter(|about| about.is_file()).map_or(0, |about| about.blocks().saturating_mul(512))
     };
     let with_bytes = files.iter().filter(|file| matches!(file.kind, FileKind::Regular { .. }));

@@ -9,17 +9,19 @@ use std::fs::{File, Metadata};
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::{Component, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 
 use lru::LruCache;
 
+use super::error::StoreError;
 use super::health::DiskError;
 use super::pieces::{Pieces, State};
 use super::place::Base;
-use super::{StoreError, StoredFile, lock};
+use crate::metainfo::{self, FileIndex, Layout, PieceIndex};
 use crate::sys::file as sys;
+use crate::util::lock;
 
 /// Open files at most, over all torrents.
 const MAX_OPEN: usize = 128;
@@ -30,7 +32,7 @@ const WRITE_LEN: usize = 128 << 10;
 const STEADY_TRIES: usize = 4;
 
 /// The open files of all torrents, by torrent and file.
-pub(super) struct Handles(Mutex<LruCache<(u32, usize), Handle>>);
+pub(super) struct Handles(Mutex<LruCache<(u32, FileIndex), Handle>>);
 
 #[derive(Clone)]
 struct Handle {
@@ -43,11 +45,11 @@ impl Handles {
         Self(Mutex::new(LruCache::unbounded()))
     }
 
-    fn get(&self, key: (u32, usize)) -> Option<Handle> {
+    fn get(&self, key: (u32, FileIndex)) -> Option<Handle> {
         lock(&self.0).get(&key).cloned()
     }
 
-    fn put(&self, key: (u32, usize), handle: Handle) {
+    fn put(&self, key: (u32, FileIndex), handle: Handle) {
         let old = {
             let mut handles = lock(&self.0);
             handles.put(key, handle);
@@ -86,15 +88,6 @@ impl Stamp {
     }
 }
 
-/// One file's part of a range of the torrent.
-struct Span {
-    file: usize,
-    /// Where in the file.
-    at: u64,
-    /// Which bytes of the caller's buffer.
-    part: Range<usize>,
-}
-
 /// How a read that must not wait ended.
 pub(super) enum Cached {
     Read,
@@ -104,42 +97,36 @@ pub(super) enum Cached {
 pub(super) struct Files {
     pieces: Arc<Pieces>,
     pub base: Base,
-    files: Vec<StoredFile>,
+    pub layout: Arc<Layout>,
     /// Which file each was when it was last looked at; 0: not yet.
     inodes: Box<[AtomicU64]>,
     /// Held while a file is given its length.
     sizing: Mutex<()>,
     /// What files that are only read looked like when they were last read: their owner may change them at any time.
-    seen: Mutex<HashMap<usize, Stamp>>,
+    seen: Mutex<HashMap<FileIndex, Stamp>>,
     /// Files of a user's that may or may not be the torrent's, for of each piece of theirs another file is missing.
-    pub undecided: Mutex<HashSet<usize>>,
+    pub undecided: Mutex<HashSet<FileIndex>>,
     /// Makes every write fail with this `errno`, once it is not 0; and every read, if it is `EIO`.
     #[cfg(test)]
     pub broken: std::sync::atomic::AtomicI32,
 }
 
 impl Files {
-    /// Checks that the files tile the torrent and that each path is a plain relative one.
-    pub fn new(pieces: Arc<Pieces>, base: Base, files: Vec<StoredFile>) -> Result<Self, StoreError> {
-        let mut at = 0u64;
-        for file in &files {
-            let plain = file.path.components().all(|part| matches!(part, Component::Normal(_)));
-            if !file.pad && (!plain || file.path.as_os_str().is_empty()) {
-                return Err(StoreError::Unsafe { path: file.path.clone() });
-            }
-            if file.offset != at {
-                return Err(StoreError::Layout { path: file.path.clone() });
-            }
-            at = at.checked_add(file.len).ok_or_else(|| StoreError::Layout { path: file.path.clone() })?;
-        }
-        if at != pieces.lengths.total() {
-            return Err(StoreError::Layout { path: files.last().map(|file| file.path.clone()).unwrap_or_default() });
+    /// Checks that each path is a plain relative one.
+    pub fn new(pieces: Arc<Pieces>, base: Base, layout: Arc<Layout>) -> Result<Self, StoreError> {
+        let is_plain = |part: &String| {
+            let mut components = Path::new(part).components();
+            matches!((components.next(), components.next()), (Some(Component::Normal(name)), None) if name == part.as_str())
+        };
+        let mut files = layout.files().iter().filter(|file| !file.is_pad());
+        if let Some(file) = files.find(|file| file.path.is_empty() || !file.path.iter().all(is_plain)) {
+            return Err(StoreError::Unsafe { path: file.relative_path() });
         }
         Ok(Self {
             pieces,
             base,
-            inodes: files.iter().map(|_| AtomicU64::new(0)).collect(),
-            files,
+            inodes: layout.files().iter().map(|_| AtomicU64::new(0)).collect(),
+            layout,
             sizing: Mutex::default(),
             seen: Mutex::default(),
             undecided: Mutex::default(),
@@ -148,38 +135,44 @@ impl Files {
         })
     }
 
-    pub fn all(&self) -> &[StoredFile] {
-        &self.files
+    fn file(&self, index: FileIndex) -> &metainfo::File {
+        &self.layout.files()[index.index()]
     }
 
-    pub fn path(&self, file: usize) -> PathBuf {
-        self.base.path(&self.files[file])
+    /// Returns every file that is on the disk once its bytes are here.
+    pub fn stored(&self) -> impl Iterator<Item = (FileIndex, &metainfo::File)> {
+        self.layout.indexed_files().filter(|(_, file)| file.is_stored())
     }
 
-    fn spans(&self, range: Range<u64>) -> impl Iterator<Item = Span> {
-        let first = self.files.partition_point(|file| file.offset + file.len <= range.start);
-        let start = range.start;
-        let inside = move |(file, stored): (usize, &StoredFile)| {
-            let from = stored.offset.max(start);
-            let to = (stored.offset + stored.len).min(range.end);
-            let part = (from - start) as usize..(to.max(from) - start) as usize;
-            Span { file, at: from - stored.offset, part }
-        };
-        let end = start + (range.end - start);
-        let rest = self.files.iter().enumerate().skip(first);
-        rest.take_while(move |(_, stored)| stored.offset < end).map(inside).filter(|span| !span.part.is_empty())
+    pub fn path(&self, file: FileIndex) -> PathBuf {
+        self.base.path(self.file(file))
     }
 
-    /// Which stored files hold any byte of the range.
-    pub fn touching(&self, range: Range<u64>) -> impl Iterator<Item = usize> {
-        self.spans(range).map(|span| span.file).filter(|file| !self.files[*file].pad)
+    /// Returns the parts of files that `len` bytes of the torrent from `start` on are made of: the file, the offset in
+    /// it, and the bytes in a buffer of length `len`.
+    fn extents(&self, start: u64, len: usize) -> impl Iterator<Item = (FileIndex, u64, Range<usize>)> {
+        self.layout.extents(start..start + len as u64).scan(0, |end, (file, part)| {
+            let begin = *end;
+            *end += (part.end - part.start) as usize;
+            Some((file, part.start, begin..*end))
+        })
+    }
+
+    /// Returns whether a file on the disk is missing or shorter than the torrent's.
+    pub fn is_short(&self, file: FileIndex) -> bool {
+        self.stamp(file).size < self.file(file).len
+    }
+
+    /// Returns the stored files that hold any byte of a piece.
+    pub fn of_piece(&self, piece: PieceIndex) -> impl Iterator<Item = FileIndex> {
+        self.layout.extents_of(piece).map(|(file, _)| file).filter(|file| self.file(*file).is_stored())
     }
 
     /// Fills `out` with the torrent's bytes from `start` on, waiting for the disk.
     pub fn read(&self, handles: &Handles, start: u64, out: &mut [u8]) -> Result<(), DiskError> {
-        for Span { file, at, part } in self.spans(start..start + out.len() as u64) {
+        for (file, at, part) in self.extents(start, out.len()) {
             let out = &mut out[part];
-            if self.files[file].pad {
+            if self.file(file).is_pad() {
                 out.fill(0);
                 continue;
             }
@@ -215,9 +208,9 @@ impl Files {
 
     /// As [`Self::read`], from what is in the page cache.
     pub fn read_cached(&self, handles: &Handles, start: u64, out: &mut [u8]) -> io::Result<Cached> {
-        for Span { file, at, part } in self.spans(start..start + out.len() as u64) {
+        for (file, at, part) in self.extents(start, out.len()) {
             let out = &mut out[part];
-            if self.files[file].pad {
+            if self.file(file).is_pad() {
                 out.fill(0);
                 continue;
             }
@@ -240,10 +233,10 @@ impl Files {
 
     /// Writes the torrent's bytes from `start` on. Bytes of pad files go nowhere.
     pub fn write(&self, handles: &Handles, start: u64, bytes: &[u8]) -> Result<(), DiskError> {
-        for Span { file, at, part } in self.spans(start..start + bytes.len() as u64) {
-            if !self.files[file].pad {
-                let handle = self.handle(handles, file, true)?;
+        for (file, at, part) in self.extents(start, bytes.len()) {
+            if !self.file(file).is_pad() {
                 let bytes = &bytes[part];
+                let handle = self.handle(handles, file, true)?;
                 self.decide(file, &handle.file, bytes, at).map_err(self.failed("overwrite", file))?;
                 let mut places = (at..).step_by(WRITE_LEN).zip(bytes.chunks(WRITE_LEN));
                 let written = self
@@ -256,7 +249,7 @@ impl Files {
     }
 
     /// What comes for a file that nothing was known of tells whether it was the torrent's: then it is there already.
-    fn decide(&self, file: usize, opened: &File, bytes: &[u8], at: u64) -> io::Result<()> {
+    fn decide(&self, file: FileIndex, opened: &File, bytes: &[u8], at: u64) -> io::Result<()> {
         if !lock(&self.undecided).contains(&file) {
             return Ok(());
         }
@@ -275,10 +268,10 @@ impl Files {
         if !self.base.is_own() {
             return Ok(());
         }
-        for Span { file, at, part } in self.spans(range).filter(|span| !self.files[span.file].pad) {
+        for (file, part) in self.layout.extents(range).filter(|(file, _)| self.file(*file).is_stored()) {
             match self.handle(handles, file, false) {
                 Ok(handle) => {
-                    let punched = sys::punch_hole(&handle.file, at, part.len() as u64);
+                    let punched = sys::punch_hole(&handle.file, part.start, part.end - part.start);
                     punched.map_err(self.failed("free a part of", file))?;
                 }
                 Err(error) if error.is_gone() => {}
@@ -289,7 +282,7 @@ impl Files {
     }
 
     /// Has the disk keep these files' content. Many files: has it keep the whole filesystem's.
-    pub fn sync(&self, handles: &Handles, files: impl ExactSizeIterator<Item = usize>) -> Result<(), DiskError> {
+    pub fn sync(&self, handles: &Handles, files: impl ExactSizeIterator<Item = FileIndex>) -> Result<(), DiskError> {
         if files.len() > MAX_OPEN / 2 {
             let failed = || DiskError::new("sync", self.base.dir());
             return File::open(self.base.dir()).and_then(|home| sys::sync_filesystem(&home)).map_err(failed());
@@ -305,14 +298,14 @@ impl Files {
     }
 
     /// Starts the writing of dirty pages, so that a later sync is short. Only a hint: errors show up in that sync.
-    pub fn start_writeback(&self, handles: &Handles, file: usize) {
+    pub fn start_writeback(&self, handles: &Handles, file: FileIndex) {
         if let Some(handle) = handles.get((self.pieces.id, file)) {
             let _ = sys::start_writeback(&handle.file);
         }
     }
 
     /// What the file looks like now.
-    pub fn stamp(&self, file: usize) -> Stamp {
+    pub fn stamp(&self, file: FileIndex) -> Stamp {
         let path = self.path(file);
         let about = if self.base.is_read_only() { path.metadata() } else { path.symlink_metadata() };
         match about {
@@ -324,7 +317,7 @@ impl Files {
         }
     }
 
-    fn handle(&self, handles: &Handles, file: usize, write: bool) -> Result<Handle, DiskError> {
+    fn handle(&self, handles: &Handles, file: FileIndex, write: bool) -> Result<Handle, DiskError> {
         let key = (self.pieces.id, file);
         if let Some(handle) = handles.get(key) {
             if write {
@@ -333,7 +326,7 @@ impl Files {
             }
             return Ok(handle);
         }
-        let opened = self.base.open(&self.files[file], write).and_then(|opened| {
+        let opened = self.base.open(self.file(file), write).and_then(|opened| {
             let about = opened.metadata()?;
             if !about.is_file() {
                 return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
@@ -359,8 +352,8 @@ impl Files {
 
     /// Gives a new file its whole length at once, as a hole. One that has lost some of it since was cut by somebody
     /// else; what we had there must not come back as zeros.
-    fn size(&self, file: usize, opened: &File, about: &Metadata) -> io::Result<()> {
-        let len = self.files[file].len;
+    fn size(&self, file: FileIndex, opened: &File, about: &Metadata) -> io::Result<()> {
+        let len = self.file(file).len;
         if about.len() == len {
             return Ok(());
         }
@@ -377,7 +370,7 @@ impl Files {
     }
 
     /// A file that is not ours to write may have been changed by its owner since it was last read.
-    fn look_again(&self, file: usize, handle: &Handle) -> io::Result<()> {
+    fn look_again(&self, file: FileIndex, handle: &Handle) -> io::Result<()> {
         if !self.base.is_read_only() {
             return Ok(());
         }
@@ -390,17 +383,16 @@ impl Files {
     }
 
     /// Notes which file it is. Another one than before is a stranger's.
-    fn recognise(&self, file: usize, about: &Metadata) {
-        let before = self.inodes[file].swap(about.ino(), SeqCst);
+    fn recognise(&self, file: FileIndex, about: &Metadata) {
+        let before = self.inodes[file.index()].swap(about.ino(), SeqCst);
         if before != 0 && before != about.ino() {
             self.suspect(file);
         }
     }
 
     /// Somebody else changed the file: whatever we have of it is to be hashed again before it is served.
-    fn suspect(&self, file: usize) {
-        let StoredFile { offset, len, .. } = &self.files[file];
-        let of_file = self.pieces.lengths.pieces_in(&(*offset..offset + len));
+    fn suspect(&self, file: FileIndex) {
+        let of_file = self.layout.pieces_of(file);
         let doubted = of_file.filter(|piece| self.pieces.advance(*piece, State::Disk, State::Unproven)).count();
         if doubted > 0 {
             let path = self.path(file);
@@ -408,7 +400,7 @@ impl Files {
         }
     }
 
-    fn failed(&self, action: &'static str, file: usize) -> impl FnOnce(io::Error) -> DiskError {
+    fn failed(&self, action: &'static str, file: FileIndex) -> impl FnOnce(io::Error) -> DiskError {
         let path = self.path(file);
         DiskError::new(action, path)
     }

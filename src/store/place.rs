@@ -18,8 +18,7 @@ use std::path::{Path, PathBuf};
 
 use sha1::{Digest, Sha1};
 
-use super::StoredFile;
-use crate::metainfo::InfoHash;
+use crate::metainfo::{self, InfoHash};
 use crate::sys::file as sys;
 
 /// Where a torrent's files are.
@@ -97,14 +96,14 @@ impl Base {
         }
     }
 
-    pub fn path(&self, file: &StoredFile) -> PathBuf {
+    pub fn path(&self, file: &metainfo::File) -> PathBuf {
         match self {
             Self::ReadOnly(root) => {
-                let below: PathBuf = file.path.components().skip(1).collect();
+                let below: PathBuf = file.path.iter().skip(1).collect();
                 // Joined with nothing it would name a directory.
                 if below.as_os_str().is_empty() { root.clone() } else { root.join(below) }
             }
-            _ => self.data().join(&file.path),
+            _ => self.data().join(file.relative_path()),
         }
     }
 
@@ -122,21 +121,20 @@ impl Base {
     ///
     /// What we write to, we walk to one component at a time and through no symbolic link. What the user named for
     /// reading may well hold links of the user's own.
-    pub fn open(&self, file: &StoredFile, create: bool) -> io::Result<File> {
+    pub fn open(&self, file: &metainfo::File, create: bool) -> io::Result<File> {
         let (start, first, mode) = match self {
             Self::ReadOnly(_) if create => return Err(io::ErrorKind::ReadOnlyFilesystem.into()),
             Self::ReadOnly(_) => return sys::open_to_read(&self.path(file)),
             Self::Own(home) => (File::open(home)?, Some("data"), 0o600),
             Self::Users(dir) => (File::open(dir)?, None, 0o666),
         };
-        let name = file.path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+        let (name, parents) = file.path.split_last().ok_or(io::ErrorKind::InvalidInput)?;
         let mut dir = OwnedFd::from(start);
-        let parents = file.path.parent().into_iter().flat_map(Path::components);
-        for part in first.map(OsStr::new).into_iter().chain(parents.map(|part| part.as_os_str())) {
+        for part in first.into_iter().chain(parents.iter().map(String::as_str)).map(OsStr::new) {
             // A directory may be entered by whoever may read in it.
             dir = step(dir.as_fd(), part, create.then_some(mode | (mode & 0o444) >> 2))?;
         }
-        sys::open_file_at(dir.as_fd(), name, create.then_some(mode))
+        sys::open_file_at(dir.as_fd(), OsStr::new(name), create.then_some(mode))
     }
 }
 

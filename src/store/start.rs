@@ -1,6 +1,5 @@
 //! Taking up a torrent: what its directory has, and how far that is believed.
 
-use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
@@ -8,30 +7,97 @@ use std::{fs, io, thread};
 
 use fixedbitset::FixedBitSet;
 
-use super::cache::{Cache, io_error};
+use super::cache::Cache;
+use super::dir::{make_dir, take_lock};
+use super::download;
+use super::error::{StoreError, io_error};
 use super::files::{Files, Stamp};
 use super::pieces::{Pieces, State};
-use super::place::Base;
+use super::place::{Base, Place};
+use super::spec::{EvictionSink, Progress, TorrentSpec};
 use super::state::Saved;
 use super::torrent::{Save, Torrent};
-use super::{EvictionSink, Place, Progress, StoreError, StoredFile, TorrentSpec, download, lock};
-use crate::metainfo::{Lengths, PieceIndex};
+use crate::metainfo::{File, Lengths, PieceIndex};
+use crate::util::lock;
+
+/// Takes up a torrent with what the directory has of it. Blocking: reads its state, looks at its files, and hashes
+/// them all if asked to or if there is data without a state. `evicted` may be called before this returns.
+pub(super) fn open(cache: &Cache, torrent: TorrentSpec, evicted: EvictionSink) -> Result<Arc<Torrent>, StoreError> {
+    let info_hash = torrent.info_hash;
+    let id = {
+        let mut ledger = lock(&cache.ledger);
+        if ledger.closed {
+            return Err(StoreError::Closed);
+        }
+        if !ledger.names.insert(info_hash) {
+            return Err(StoreError::Already(info_hash));
+        }
+        ledger.next_id += 1;
+        ledger.next_id
+    };
+    let evictable = torrent.place.is_evictable();
+    let parked = {
+        let _parking = lock(&cache.parking);
+        if evictable { lock(&cache.ledger).parked.remove(&info_hash) } else { None }
+    };
+    match take_up(cache, torrent, id, evicted) {
+        Ok(torrent) => {
+            let torrent = Arc::new(torrent);
+            let mut ledger = lock(&cache.ledger);
+            if ledger.closed {
+                return Err(StoreError::Closed);
+            }
+            ledger.active += if evictable { torrent.bytes_on_disk() } else { 0 };
+            ledger.torrents.push(Arc::clone(&torrent));
+            drop(ledger);
+            Ok(torrent)
+        }
+        Err(error) => {
+            let mut ledger = lock(&cache.ledger);
+            ledger.names.remove(&info_hash);
+            ledger.parked.extend(parked.map(|parked| (info_hash, parked)));
+            Err(error)
+        }
+    }
+}
+
+fn take_up(cache: &Cache, spec: TorrentSpec, id: u32, evicted: EvictionSink) -> Result<Torrent, StoreError> {
+    if spec.place.is_evictable() && cache.beside {
+        return Err(StoreError::Beside(cache.dir.clone()));
+    }
+    let home = spec.place.home(&cache.dir, &spec.info_hash);
+    if let Some(home) = &home {
+        make_dir(home)?;
+    }
+    // Two processes in the same cache may not make the same files.
+    let lock_file = match (&spec.place, &home) {
+        (Place::Download { dir, .. }, Some(home)) => Some(take_lock(home).map_err(|error| match error {
+            StoreError::InUse { holder, .. } => StoreError::Busy { dir: dir.clone(), holder },
+            error => error,
+        })?),
+        _ => None,
+    };
+    let torrent = load(cache, spec, id, home, evicted)?;
+    *lock(&torrent.lock_file) = lock_file;
+    Ok(torrent)
+}
 
 /// Reads a torrent's state and looks at its files; hashes all that is there if asked to, or if there is data of which
 /// no state tells. Files are looked at only where the state says that there are pieces.
 ///
 /// Of a download all that is had is proven at once. Of the user's own files nothing is recorded: each piece is hashed
 /// now, or before its first byte is served.
-pub(super) fn load(
+fn load(
     cache: &Cache,
     spec: TorrentSpec,
     id: u32,
     home: Option<PathBuf>,
     evicted: EvictionSink,
 ) -> Result<Torrent, StoreError> {
-    let TorrentSpec { info_hash, lengths, files, hashes, verify, place, progress } = spec;
+    let TorrentSpec { info_hash, layout, hashes, verify, place, progress } = spec;
+    let lengths = *layout.lengths();
     let pieces = Arc::new(Pieces::new(id, lengths, evicted));
-    let files = Files::new(Arc::clone(&pieces), Base::new(&place, home.as_deref()), files)?;
+    let files = Files::new(Arc::clone(&pieces), Base::new(&place, home.as_deref()), layout)?;
     let saved = match home.as_ref().map(|home| home.join("state")) {
         Some(state) => match Saved::load(&state) {
             Ok(saved) => saved.filter(|saved| saved.info_hash == info_hash && saved.lengths == lengths),
@@ -83,15 +149,9 @@ pub(super) fn load(
     Ok(torrent)
 }
 
-/// The pieces that hold any byte of a file, as indices of a bitset.
-fn pieces_of(lengths: &Lengths, file: &StoredFile) -> Range<usize> {
-    let piece_len = u64::from(lengths.piece_len());
-    (file.offset / piece_len) as usize..(file.offset + file.len).div_ceil(piece_len) as usize
-}
-
 /// Takes all that files are long enough for as had, to be hashed before it is served.
 fn assume(torrent: &Torrent, mut there: FixedBitSet) {
-    for (index, file) in torrent.files.all().iter().enumerate().filter(|(_, file)| !file.pad && file.len > 0) {
+    for (index, file) in torrent.files.stored() {
         remove_beyond(&torrent.lengths, file, torrent.files.stamp(index), &mut there);
     }
     for piece in torrent.lengths.iter().filter(|piece| there.contains(piece.index())) {
@@ -103,20 +163,19 @@ fn assume(torrent: &Torrent, mut there: FixedBitSet) {
 fn believe(torrent: &Torrent, saved: &Saved) {
     let (closed, stamps) = (saved.closed, &saved.stamps);
     let (mut had, mut proven) = (saved.had.clone(), saved.proven.clone());
-    let all = torrent.files.all();
-    if !closed || stamps.len() != all.len() {
+    if !closed || stamps.len() != torrent.files.layout.files().len() {
         proven.clear();
     }
     let mut book = lock(&torrent.book);
-    for (index, file) in all.iter().enumerate().filter(|(_, file)| !file.pad && file.len > 0) {
-        let pieces = pieces_of(&torrent.lengths, file);
+    for (index, file) in torrent.files.stored() {
+        let pieces = torrent.files.layout.pieces_of(index).indexes();
         if !had.contains_any_in_range(pieces.clone()) {
             continue;
         }
         let stamp = torrent.files.stamp(index);
         // Pieces had later than this look are had by their hash, so the stamp may stand for them.
-        book.stamps[index] = stamp;
-        if stamps.get(index) != Some(&stamp) {
+        book.stamps[index.index()] = stamp;
+        if stamps.get(index.index()) != Some(&stamp) {
             proven.remove_range(pieces.clone());
             if closed {
                 let path = torrent.files.path(index);
@@ -133,10 +192,9 @@ fn believe(torrent: &Torrent, saved: &Saved) {
 }
 
 /// Takes out the pieces that need more of the file than there is.
-fn remove_beyond(lengths: &Lengths, file: &StoredFile, stamp: Stamp, pieces: &mut FixedBitSet) {
+fn remove_beyond(lengths: &Lengths, file: &File, stamp: Stamp, pieces: &mut FixedBitSet) {
     if stamp.size < file.len {
-        let first = (file.offset + stamp.size) / u64::from(lengths.piece_len());
-        pieces.remove_range(first as usize..pieces_of(lengths, file).end);
+        pieces.remove_range(lengths.pieces_in(&(file.offset + stamp.size..file.range().end)).indexes());
     }
 }
 
@@ -150,9 +208,10 @@ fn check(cache: &Cache, torrent: &Torrent, which: FixedBitSet, progress: Option<
     let mut there = which.clone();
     {
         let mut book = lock(&torrent.book);
-        for (index, file) in torrent.files.all().iter().enumerate().filter(|(_, file)| !file.pad && file.len > 0) {
-            book.stamps[index] = torrent.files.stamp(index);
-            remove_beyond(lengths, file, book.stamps[index], &mut there);
+        for (index, file) in torrent.files.stored() {
+            let stamp = torrent.files.stamp(index);
+            book.stamps[index.index()] = stamp;
+            remove_beyond(lengths, file, stamp, &mut there);
         }
     }
     let which: Vec<PieceIndex> = lengths.iter().filter(|piece| which.contains(piece.index())).collect();
@@ -161,7 +220,7 @@ fn check(cache: &Cache, torrent: &Torrent, which: FixedBitSet, progress: Option<
         progress(0, which.len() as u32);
     }
     let work = || {
-        let mut buffer = cache.buffer(lengths.piece_len().min(lengths.total().try_into().unwrap_or(u32::MAX)) as usize);
+        let mut buffer = cache.buffer(lengths.longest_piece() as usize);
         while let Some(piece) = which.get(next.fetch_add(1, Relaxed)) {
             check_one(cache, torrent, *piece, there.contains(piece.index()), &mut buffer);
             let done = done.fetch_add(1, Relaxed) + 1;

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -15,6 +15,8 @@ use proptest::prelude::*;
 use sha1::{Digest, Sha1};
 
 use super::*;
+use crate::metainfo::{File, FileKind, InfoHash, Layout, Lengths, PieceHashes, PieceIndex};
+use crate::util::lock;
 
 mod model;
 mod places;
@@ -25,7 +27,7 @@ mod restart;
 struct Sample {
     lengths: Lengths,
     bytes: Vec<u8>,
-    files: Vec<StoredFile>,
+    files: Vec<File>,
     hashes: PieceHashes,
     info_hash: InfoHash,
 }
@@ -46,11 +48,12 @@ impl Sample {
         let mut files = Vec::new();
         for (n, len) in sizes.iter().enumerate() {
             let pad = n % 3 == 2;
-            let path = Path::new("name").join(format!("dir{}", n % 2)).join(format!("file{n}"));
+            let path = vec!["name".to_owned(), format!("dir{}", n % 2), format!("file{n}")];
             if pad {
                 bytes[offset as usize..(offset + len) as usize].fill(0);
             }
-            files.push(StoredFile { path, offset, len: *len, pad });
+            let kind = if pad { FileKind::Pad } else { FileKind::Regular { executable: false } };
+            files.push(File { path, offset, len: *len, kind });
             offset += len;
         }
         let hashes: Vec<u8> = bytes.chunks(piece_len as usize).flat_map(Sha1::digest).collect();
@@ -64,8 +67,7 @@ impl Sample {
     fn spec(&self) -> TorrentSpec {
         TorrentSpec {
             info_hash: self.info_hash,
-            lengths: self.lengths,
-            files: self.files.clone(),
+            layout: Layout::new(self.lengths, self.files.clone()).into(),
             hashes: self.hashes.clone(),
             verify: false,
             place: Place::Cache,
@@ -103,7 +105,7 @@ impl Sample {
     }
 
     fn path(&self, dir: &Path, file: usize) -> PathBuf {
-        dir.join(self.info_hash.to_string()).join("data").join(&self.files[file].path)
+        dir.join(self.info_hash.to_string()).join("data").join(self.files[file].relative_path())
     }
 
     fn state(&self, dir: &Path) -> PathBuf {
@@ -120,7 +122,7 @@ type Evicted = Arc<Mutex<Vec<u32>>>;
 fn add(cache: &Arc<Cache>, sample: &Sample) -> (Arc<TorrentStore>, Evicted) {
     let evicted = Evicted::default();
     let sink = Arc::clone(&evicted);
-    let store = cache.add(sample.spec(), Box::new(move |piece| lock(&sink).push(piece.get()))).unwrap();
+    let store = TorrentStore::open(cache, sample.spec(), Box::new(move |piece| lock(&sink).push(piece.get()))).unwrap();
     (store, evicted)
 }
 
@@ -150,7 +152,7 @@ fn a_piece_is_read_back_from_memory_and_from_the_disk() {
         assert_eq!(cache.usage().fault, None);
         for (n, file) in sample.files.iter().enumerate() {
             let path = sample.path(&cache.dir, n);
-            assert_eq!(path.exists(), !file.pad && file.len > 0, "{path:?}");
+            assert_eq!(path.exists(), file.is_stored(), "{path:?}");
             if path.exists() {
                 assert_eq!(fs::read(path).unwrap(), sample.bytes[file.offset as usize..][..file.len as usize]);
             }
@@ -274,9 +276,12 @@ fn no_path_leads_outside() {
     let outside = tempfile::tempdir().unwrap();
     let cache = open(dir.path(), None, 1000);
     for path in ["../x", "/x", "a/../x", "", "./x"] {
-        let mut spec = Sample::one_file(1, 100, 3).spec();
-        spec.files[0].path = path.into();
-        assert!(matches!(cache.add(spec, Box::new(|_| {})), Err(StoreError::Unsafe { .. })), "{path}");
+        let mut sample = Sample::one_file(1, 100, 3);
+        sample.files[0].path = path.split('/').map(str::to_owned).collect();
+        assert!(
+            matches!(TorrentStore::open(&cache, sample.spec(), Box::new(|_| {})), Err(StoreError::Unsafe { .. })),
+            "{path}"
+        );
     }
     let sample = Sample::one_file(2, 100, 3);
     let home = dir.path().join(sample.info_hash.to_string());

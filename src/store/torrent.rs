@@ -24,11 +24,12 @@ use fixedbitset::FixedBitSet;
 
 use super::files::{Files, Handles, Stamp};
 use super::health::DiskError;
+use super::memory::Memory;
 use super::pieces::{Pieces, State};
 use super::state::{self, Saved};
 use super::waiters::Waiters;
-use super::{lock, memory::Memory};
-use crate::metainfo::{InfoHash, Lengths, PieceHashes, PieceIndex};
+use crate::metainfo::{FileIndex, InfoHash, Lengths, PieceHashes, PieceIndex};
+use crate::util::lock;
 
 /// Between two hints of the state, at least; and [`HINT_SHARE`] times what writing one took.
 const HINT_EVERY: Duration = Duration::from_secs(1);
@@ -68,12 +69,12 @@ pub(super) struct Torrent {
 pub(super) struct Book {
     pub stamps: Vec<Stamp>,
     /// Written or punched since the last sync.
-    unsynced: BTreeSet<usize>,
+    unsynced: BTreeSet<FileIndex>,
     /// Written since the last [`Torrent::start_writeback`].
-    dirty: BTreeSet<usize>,
+    dirty: BTreeSet<FileIndex>,
     /// Changed in this session: their stamps are to be taken anew. Those of the others stay as they were, so that a
     /// change by somebody else meanwhile shows.
-    touched: BTreeSet<usize>,
+    touched: BTreeSet<FileIndex>,
     hint_due: Option<Instant>,
 }
 
@@ -107,7 +108,7 @@ impl Torrent {
             evictable: files.base.is_own(),
             forgettable: AtomicBool::new(false),
             lock_file: Mutex::default(),
-            book: Mutex::new(Book { stamps: vec![Stamp::default(); files.all().len()], ..Book::default() }),
+            book: Mutex::new(Book { stamps: vec![Stamp::default(); files.layout.files().len()], ..Book::default() }),
             files,
             home,
             closed: RwLock::new(false),
@@ -140,7 +141,7 @@ impl Torrent {
         self.mark_in_use()?;
         {
             let mut book = lock(&self.book);
-            for file in self.files.touching(self.lengths.range_of(piece)) {
+            for file in self.files.of_piece(piece) {
                 book.unsynced.insert(file);
                 book.dirty.insert(file);
                 book.touched.insert(file);
@@ -262,7 +263,7 @@ impl Torrent {
         let stamps = if closed {
             let mut book = lock(&self.book);
             for file in std::mem::take(&mut book.touched) {
-                book.stamps[file] = self.files.stamp(file);
+                book.stamps[file.index()] = self.files.stamp(file);
             }
             book.stamps.clone()
         } else {

@@ -9,7 +9,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use super::event::PeerSource;
-use crate::wire::{PeerId, is_local};
+use crate::util::is_lan;
+use crate::wire::PeerId;
 
 /// Maximum number of addresses kept.
 const MAX_ADDRESSES: usize = 2_000;
@@ -101,11 +102,8 @@ impl Addresses {
         let useful = |addr: &SocketAddr| self.entries.get(addr).is_some_and(|entry| want_seeds || !entry.seed);
         let mut ready = self.due.iter().take_while(|(after, _)| *after <= now).filter(|(_, addr)| useful(addr));
         let first = ready.next().copied()?;
-        // The address of a web seed is a placeholder.
-        let local = |(_, addr): &&(Instant, SocketAddr)| {
-            is_local(addr.ip()) && self.entries.get(addr).is_some_and(|entry| entry.source != PeerSource::WebSeed)
-        };
-        let place = if local(&&first) { first } else { ready.find(local).copied().unwrap_or(first) };
+        let in_lan = |(_, addr): &&(Instant, SocketAddr)| is_lan(addr.ip());
+        let place = if in_lan(&&first) { first } else { ready.find(in_lan).copied().unwrap_or(first) };
         self.due.remove(&place);
         self.entries.get_mut(&place.1)?.state = State::Dialing;
         self.dialing += 1;

@@ -134,7 +134,7 @@ impl Swarm {
 
     /// A missing piece to begin with this peer.
     fn new_piece(&mut self, now: Instant, key: PeerKey) -> Found {
-        let len = u64::from(self.config.lengths.piece_len());
+        let len = self.config.lengths.full_pieces(1);
         let partial = self.pieces.partial_bytes();
         // Readers find half of the places free.
         let limit = if self.needed.is_empty() { self.config.max_partial } else { self.config.max_partial / 2 };

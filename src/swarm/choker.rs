@@ -29,7 +29,7 @@ pub(super) const SNUBBED: Duration = Duration::from_secs(60);
 pub(super) struct Candidate {
     pub(super) key: PeerKey,
     /// It is in our own network.
-    pub(super) is_local: bool,
+    pub(super) in_lan: bool,
     /// The rate by which it is ranked, in bytes per second.
     pub(super) rate: f64,
     /// It has snubbed us.
@@ -80,7 +80,7 @@ impl Choker {
         self.next_round = now + ROUND;
         self.slots = slots(up_rate);
         let mut ranked: Vec<&Candidate> = candidates.iter().filter(|candidate| !candidate.snubbed).collect();
-        ranked.sort_by(|a, b| b.is_local.cmp(&a.is_local).then(b.rate.total_cmp(&a.rate)));
+        ranked.sort_by(|a, b| b.in_lan.cmp(&a.in_lan).then(b.rate.total_cmp(&a.rate)));
         let mut served: Vec<PeerKey> = ranked.iter().take(self.slots).map(|candidate| candidate.key).collect();
 
         let waiting: Vec<PeerKey> =
@@ -109,7 +109,7 @@ mod tests {
         let (mut choker, mut rng) = (Choker::new(now), SmallRng::seed_from_u64(1));
         assert!(!choker.is_due(now) && choker.is_due(now + ROUND));
         let candidates: Vec<Candidate> = (0..10u32)
-            .map(|n| Candidate { key: PeerKey(n.into()), is_local: n == 0, rate: n.into(), snubbed: n == 9 })
+            .map(|n| Candidate { key: PeerKey(n.into()), in_lan: n == 0, rate: n.into(), snubbed: n == 9 })
             .collect();
         let served = choker.assign(now, &mut rng, 0.0, &candidates, candidates.len());
         assert_eq!(served[..MIN_SLOTS], [0, 8, 7, 6].map(PeerKey));

@@ -184,18 +184,21 @@ impl Pieces {
 
     /// Bytes in this piece.
     pub(super) fn len_of(&self, piece: u32) -> u32 {
-        let len = u64::from(self.lengths.piece_len());
-        (self.lengths.total() - u64::from(piece) * len).min(len) as u32
+        self.lengths.piece(piece).map_or(0, |piece| self.lengths.len_of(piece))
     }
 
-    fn blocks_in(&self, piece: u32) -> u32 {
-        self.len_of(piece).div_ceil(BLOCK_LEN)
+    /// Blocks in this piece.
+    pub(super) fn blocks_in(&self, piece: u32) -> u32 {
+        self.lengths.piece(piece).map_or(0, |piece| self.lengths.blocks_in(piece))
     }
 
     /// The block as asked for on the wire.
     pub(super) fn request(&self, id: BlockId) -> Request {
-        let begin = id.block * BLOCK_LEN;
-        Request { piece: id.piece, begin, length: (self.len_of(id.piece) - begin).min(BLOCK_LEN) }
+        let block = self.lengths.piece(id.piece).and_then(|piece| self.lengths.block_of(piece, id.block));
+        debug_assert!(block.is_some(), "no such block: {id:?}");
+        let (begin, length) =
+            block.map_or((0, 0), |block| (self.lengths.begin_of(block), self.lengths.block_len(block)));
+        Request { piece: id.piece, begin, length }
     }
 
     /// Bytes in this block.
@@ -206,7 +209,7 @@ impl Pieces {
     /// Checks a block from the wire.
     pub(super) fn block(&self, piece: u32, begin: u32, length: u32) -> Option<(BlockId, Block)> {
         let block = self.lengths.block(piece, begin, length)?;
-        Some((BlockId { piece, block: begin / BLOCK_LEN }, block))
+        Some((BlockId { piece, block: block.index.get() }, block))
     }
 
     /// `Missing` → `Partial`.

@@ -126,11 +126,11 @@ impl Readers {
 
     /// Windows leave a part of the partial pieces to blocked reads.
     pub(super) fn set_budget(&mut self, max_partial: u64) {
-        self.budget = (max_partial / 4 * 3).max(2 * u64::from(self.lengths.piece_len()));
+        self.budget = (max_partial / 4 * 3).max(self.lengths.full_pieces(2));
     }
 
     fn first_window(&self) -> u64 {
-        FIRST_WINDOW.max(u64::from(self.lengths.piece_len()))
+        FIRST_WINDOW.max(self.lengths.full_pieces(1))
     }
 
     pub(super) fn open(&mut self, now: Instant, id: ReaderId, file: Range<u64>) {
@@ -305,11 +305,8 @@ impl Readers {
             .map(|reader| reader.position.saturating_sub(REORDER).max(reader.file.start)..self.window(reader).end);
         let mut ranges: Vec<Range<u32>> = windows
             .chain(self.wants.values().map(|want| want.bytes.clone()))
-            .filter_map(|bytes| {
-                let mut pieces = self.lengths.pieces_in(&bytes);
-                let first = pieces.next()?.get();
-                Some(first..pieces.next_back().map_or(first, |last| last.get()) + 1)
-            })
+            .map(|bytes| self.lengths.pieces_in(&bytes).numbers())
+            .filter(|pieces| !pieces.is_empty())
             .collect();
         ranges.sort_unstable_by_key(|range| range.start);
         ranges.dedup_by(|next, range| {

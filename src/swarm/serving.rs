@@ -26,7 +26,7 @@ impl Swarm {
         for (key, peer) in self.peers.iter().filter(|(_, peer)| peer.interested_in_us) {
             let owes = !peer.asks.is_empty() && now.saturating_duration_since(peer.last_progress) >= SNUBBED;
             let rate = if seeding { peer.up.rate(now) } else { peer.down.rate(now) };
-            candidates.push(Candidate { key: *key, is_local: peer.is_local, rate, snubbed: owes && !seeding });
+            candidates.push(Candidate { key: *key, in_lan: peer.in_lan, rate, snubbed: owes && !seeding });
         }
         let up_rate = self.up_rate(now);
         let served = self.choker.assign(now, &mut self.rng, up_rate, &candidates, self.peers.len());

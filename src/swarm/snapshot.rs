@@ -11,7 +11,6 @@ use super::event::{Direction, PeerKey, PeerSource};
 use super::machine::Swarm;
 use super::pieces::{Partial, State};
 use super::stats::Stats;
-use crate::metainfo::BLOCK_LEN;
 use crate::wire::PeerId;
 
 /// Pieces told of one blocked read.
@@ -191,7 +190,7 @@ impl Swarm {
 
     fn awaited_piece(&self, now: Instant, piece: u32) -> AwaitedPiece {
         let partial = self.pieces.partial(piece);
-        let blocks = self.pieces.len_of(piece).div_ceil(BLOCK_LEN);
+        let blocks = self.pieces.blocks_in(piece);
         let received = match self.pieces.state(piece) {
             State::Checking => blocks,
             _ => partial.map_or(0, |partial: &Partial| partial.received),

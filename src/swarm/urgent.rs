@@ -16,7 +16,7 @@ const MAX_DEFERRED: usize = 256;
 /// Seconds added to the delivery time of a peer that stopped answering.
 const SNUBBED: f64 = 20.0;
 /// Pieces by which blocked reads may pass the limit of partial pieces.
-const SPARE: u64 = 4;
+const SPARE: u32 = 4;
 
 /// Bytes that keep a peer from running dry. More is not asked for what may never be read: the next seek would wait
 /// behind it.
@@ -188,7 +188,7 @@ impl Swarm {
             self.give_up(now, piece);
             return true;
         }
-        urgent.is_blocked() && fits(self, SPARE * u64::from(self.config.lengths.piece_len()))
+        urgent.is_blocked() && fits(self, self.config.lengths.full_pieces(SPARE))
     }
 
     /// Blocks that readers need and that are later than their peer usually is are asked of one peer more, if that one

@@ -7,6 +7,3 @@ pub mod file;
 pub mod mount;
 pub mod privileges;
 pub mod process;
-mod sync;
-
-pub use sync::lock;

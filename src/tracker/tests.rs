@@ -1,4 +1,4 @@
-//! The tracker over real sockets, asked by hand; `discovery` tests it with its announcer, `tests/tracker.rs` with other
+//! The tracker over real sockets, asked by hand; `discovery` tests it with its announcer, `tests/interop/tracker.rs` with other
 //! people's clients.
 
 use super::*;

@@ -2,7 +2,7 @@
 
 use bytes::{Buf, Bytes, BytesMut};
 
-use crate::metainfo::{BLOCK_LEN, Lengths};
+use crate::metainfo::Lengths;
 use crate::wire::Request;
 
 /// Cuts one run of the torrent's bytes into blocks, without copying those that come in one part. A block of which only
@@ -40,14 +40,11 @@ impl Blocks {
     /// Takes bytes out of `chunk` up to the end of a block. `None`: all were taken, or the torrent has ended.
     pub(super) fn next(&mut self, chunk: &mut Bytes) -> Option<(Request, Bytes)> {
         while chunk.has_remaining() {
-            let piece = self.lengths.piece_at(self.at)?;
-            let range = self.lengths.range_of(piece);
-            let block_len = u64::from(BLOCK_LEN);
-            let start = range.start + (self.at - range.start) / block_len * block_len;
-            let end = (start + block_len).min(range.end);
-            let missing = (end - self.at) as usize;
+            let block = self.lengths.block_at(self.at)?;
+            let range = self.lengths.block_range(block);
+            let missing = (range.end - self.at) as usize;
             let taken = chunk.split_to(missing.min(chunk.len()));
-            let skipped = self.part.is_empty() && self.at != start;
+            let skipped = self.part.is_empty() && self.at != range.start;
             self.at += taken.len() as u64;
             if skipped {
                 continue;
@@ -62,9 +59,8 @@ impl Blocks {
                 self.part.extend_from_slice(&taken);
                 self.part.split().freeze()
             };
-            // Offsets within a piece fit 32 bits.
-            let begin = (start - range.start) as u32;
-            return Some((Request { piece: piece.get(), begin, length: data.len() as u32 }, data));
+            let begin = self.lengths.begin_of(block);
+            return Some((Request { piece: block.piece.get(), begin, length: data.len() as u32 }, data));
         }
         None
     }

@@ -1,7 +1,7 @@
 //! One run of requests, fetched: the bytes as they come, as blocks, to the driver.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,9 +12,10 @@ use tokio::time::timeout;
 use super::blocks::Blocks;
 use super::queue::Queue;
 use super::server::{Fault, Part, Server};
-use super::words::words;
+use crate::http::describe;
 use crate::metainfo::{FileIndex, PieceIndex};
 use crate::net::{Incoming, Limits};
+use crate::util::lock;
 use crate::wire::Message;
 
 /// A server that sends nothing in this time is given up.
@@ -34,11 +35,6 @@ pub(super) struct Fetch<K> {
     pub(super) limits: Arc<Limits>,
     pub(super) key: K,
     pub(super) inbox: mpsc::Sender<(K, Incoming)>,
-}
-
-/// No code panics while it holds this lock; if it did, the queue behind is still sound.
-pub(super) fn lock(queue: &Mutex<Queue>) -> MutexGuard<'_, Queue> {
-    queue.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl<K: Copy> Fetch<K> {
@@ -115,7 +111,7 @@ impl<K: Copy> Fetch<K> {
     }
 
     async fn piece(&self, blocks: &mut Blocks, piece: PieceIndex, bytes: Range<u32>) -> Result<(), Fault> {
-        let end = self.server.metainfo().layout.lengths().offset_of(piece) + u64::from(bytes.end);
+        let end = self.server.metainfo().layout.lengths().offset_in(piece, bytes.end);
         let mut answer = self.server.ask_piece(piece, &bytes).await?;
         while blocks.at() < end {
             if !lock(&self.queue).wants(blocks.pending()..end) && end - blocks.at() > MAX_DRAIN {
@@ -133,7 +129,7 @@ impl<K: Copy> Fetch<K> {
 
     async fn chunk(&self, response: &mut Response) -> Result<Option<Bytes>, Fault> {
         let chunk = timeout(STALL_LIMIT, response.chunk()).await.map_err(|_| Fault::retry("it stopped sending"))?;
-        let chunk = chunk.map_err(|error| Fault::retry(words(&error)))?;
+        let chunk = chunk.map_err(|error| Fault::retry(describe(&error)))?;
         if let Some(chunk) = &chunk {
             self.limits.down.take(chunk.len()).await;
         }
@@ -148,7 +144,7 @@ impl<K: Copy> Fetch<K> {
             let mut queue = lock(&self.queue);
             while let Some((request, data)) = blocks.next(&mut chunk) {
                 let piece = lengths.piece(request.piece);
-                let at = piece.map(|piece| lengths.offset_of(piece) + u64::from(request.begin));
+                let at = piece.map(|piece| lengths.offset_in(piece, request.begin));
                 if at.and_then(|at| queue.take(at)).is_some() {
                     messages.push(Message::Piece { piece: request.piece, begin: request.begin, data });
                 }

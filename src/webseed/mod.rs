@@ -23,7 +23,6 @@
 //! | `server` | one server: redirects, what an answer must look like, what it lacks |
 //! | `fetch` | one run of requests, fetched |
 //! | `task` | the connection: messages in, fetches started, choke and unchoke |
-//! | `words` | faults in one line |
 
 mod blocks;
 mod fetch;
@@ -31,7 +30,6 @@ mod queue;
 mod server;
 mod task;
 mod url;
-mod words;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -39,7 +37,7 @@ use std::sync::Arc;
 use sha1::{Digest, Sha1};
 use tokio::sync::mpsc;
 
-use crate::discovery::HttpClient;
+use crate::http::HttpClient;
 use crate::metainfo::Metainfo;
 use crate::net::{Connection, Incoming, Limits};
 use crate::wire::PeerId;

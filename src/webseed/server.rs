@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,9 +14,9 @@ use reqwest::{Response, StatusCode, Url};
 use tokio::time::timeout;
 
 use super::url::{SeedKind, SeedUrl};
-use super::words::printable;
-use crate::discovery::{AnnounceError, HttpClient, Purpose};
+use crate::http::{HttpClient, Purpose, RequestError};
 use crate::metainfo::{File, FileIndex, FileKind, Metainfo, PieceIndex};
+use crate::util::{lock, printable};
 use crate::wire::bitfield_to_wire;
 
 /// The head of an answer must be here in this time.
@@ -120,7 +120,7 @@ impl Server {
     }
 
     fn learnt(&self) -> MutexGuard<'_, Learnt> {
-        self.learnt.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.learnt)
     }
 
     pub(super) fn fault(&self) -> Option<String> {
@@ -210,12 +210,8 @@ impl Server {
                 layout.extents(run.clone()).map(part).collect()
             }
             SeedKind::Script => {
-                let lengths = layout.lengths();
-                let Some(piece) = lengths.piece_at(run.start) else { return Vec::new() };
-                let whole = lengths.range_of(piece);
-                // A run ends with its piece, whose length fits 32 bits.
-                let bytes = (run.start - whole.start) as u32..(run.end.min(whole.end) - whole.start) as u32;
-                vec![Part::Piece(piece, bytes)]
+                // A run ends with its piece.
+                layout.lengths().parts(run).take(1).map(|(piece, bytes)| Part::Piece(piece, bytes)).collect()
             }
         }
     }
@@ -337,7 +333,7 @@ impl Server {
                 let moved = (*response.url() != url).then(|| response.url().clone());
                 Ok((response, moved))
             }
-            Ok(Err(error @ (AnnounceError::Local | AnnounceError::Redirect(_)))) => {
+            Ok(Err(error @ (RequestError::Local | RequestError::Redirect(_)))) => {
                 Err(Refusal::Never(error.to_string()))
             }
             Ok(Err(error)) => Err(Refusal::Retry(error.to_string())),
@@ -354,7 +350,7 @@ enum Refusal {
 
 fn wrong_size(len: u64, file: &File) -> String {
     let name = file.path.last().map_or("", String::as_str);
-    format!("{} has {len} bytes there and {} in the torrent", printable(name), file.len)
+    format!("{} has {len} bytes there and {} in the torrent", printable(name.as_bytes(), 200), file.len)
 }
 
 /// The server is at fault, and may not be for ever.
@@ -431,7 +427,7 @@ mod tests {
             created_by: None,
             source: None,
             hashes: PieceHashes::v1(vec![0; 20 * lengths.pieces() as usize]),
-            layout: Layout::new(lengths, files),
+            layout: Layout::new(lengths, files).into(),
             info: Bytes::new(),
         };
         let url = SeedUrl::parse(kind, "http://127.0.0.1/").unwrap();

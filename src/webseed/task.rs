@@ -9,11 +9,12 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
-use super::fetch::{Fetch, lock};
+use super::fetch::Fetch;
 use super::queue::{FlightId, Queue};
 use super::server::{Fault, Holding, Remedy, Server};
 use super::url::SeedKind;
 use crate::net::{Incoming, Limits};
+use crate::util::lock;
 use crate::wire::{ExtensionHandshake, Message, Request};
 
 /// Requests to one server under way at a time, those of which nothing more is wanted counted too.
@@ -153,8 +154,7 @@ impl<K: Copy + Send + Sync + 'static> Task<K> {
     fn place_of(&self, request: Request) -> Option<Range<u64>> {
         let lengths = self.fetch.server.metainfo().layout.lengths();
         let block = lengths.block(request.piece, request.begin, request.length)?;
-        let start = lengths.offset_of(block.piece) + u64::from(request.begin);
-        Some(start..start + u64::from(request.length))
+        Some(lengths.block_range(block))
     }
 
     fn start_fetches(&mut self) {

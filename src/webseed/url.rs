@@ -6,7 +6,7 @@ use std::ops::Range;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use reqwest::Url;
 
-use crate::discovery::Masked;
+use crate::http::Masked;
 use crate::metainfo::{File, InfoHash, Layout, PieceIndex};
 
 /// Longer URLs are refused.

@@ -1,6 +1,6 @@
 //! The names of BitTorrent clients: our own, and those that peer ids carry by the convention of BEP 20.
 
-use super::PeerId;
+use super::message::PeerId;
 
 /// Our client and its version, as peers are told.
 pub const CLIENT_NAME: &str = concat!("torrentfs ", env!("CARGO_PKG_VERSION"));

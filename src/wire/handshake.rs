@@ -3,7 +3,8 @@
 use rand::{Rng, RngExt};
 
 use super::client::PEER_ID_PREFIX;
-use super::{PeerId, WireError};
+use super::error::WireError;
+use super::message::PeerId;
 use crate::metainfo::InfoHash;
 
 /// Bytes of a handshake.

@@ -106,7 +106,9 @@ fn serve(
         while let Some(message) = decoder.decode(&mut buffer).map_err(std::io::Error::other)? {
             let Message::Request(request) = message else { continue };
             requests.fetch_add(1, Ordering::Relaxed);
-            let at = request.piece as usize * metainfo.layout.lengths().piece_len() as usize + request.begin as usize;
+            let lengths = metainfo.layout.lengths();
+            let Some(piece) = lengths.piece(request.piece) else { continue };
+            let at = lengths.offset_in(piece, request.begin) as usize;
             let mut block = data[at..at + request.length as usize].to_vec();
             sent += 1;
             match manner {

@@ -4,6 +4,7 @@
 
 #![allow(dead_code, missing_docs, reason = "each test file uses its own part")]
 
+pub mod fake;
 pub mod plain;
 pub mod served;
 

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-use crate::wire::is_local;
+use crate::util::is_local;
 
 /// IPv4 and IPv6 nodes live in two networks that do not mix (BEP 32).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::address;
 use super::krpc::{Contact, NodeId};
 use super::table::K;
-use crate::wire::is_local;
+use crate::util::is_local;
 
 /// Queries under way at a time, not counting those that take long.
 const ALPHA: usize = 4;

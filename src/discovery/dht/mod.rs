@@ -38,13 +38,14 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::metainfo::InfoHash;
 use crate::route::Bind;
+use crate::util::lock;
 
 /// Nodes by which a newcomer gets in, for [`DhtConfig::bootstrap`].
 pub const DHT_BOOTSTRAP: [&str; 4] = [
@@ -120,11 +121,6 @@ struct NewSearch {
     peers: mpsc::Sender<Vec<SocketAddr>>,
     /// Gone when the search is dropped; true when more peers are wanted.
     wanted: Weak<Mutex<bool>>,
-}
-
-/// Nothing panics while it holds one of these locks.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Dht {

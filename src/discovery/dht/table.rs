@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::address;
 use super::krpc::{Contact, NodeId};
-use crate::wire::is_local;
+use crate::util::is_local;
 
 /// Nodes in a bucket, and nodes in an answer.
 pub(super) const K: usize = 8;

@@ -1,4 +1,5 @@
 use super::*;
+use crate::http::RequestError;
 use proptest::prelude::*;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -20,7 +21,7 @@ fn refused(retry: Retry) -> Result<Reply, AnnounceError> {
 }
 
 fn fail() -> Result<Reply, AnnounceError> {
-    Err(AnnounceError::Connect("refused".into()))
+    Err(AnnounceError::Request(RequestError::Connect("refused".into())))
 }
 
 /// A schedule with a clock.

@@ -172,7 +172,7 @@ async fn silence_ends() {
             vec![]
         });
         // 1 + 2 + 4 times the first wait.
-        assert_eq!(outcome.await, Err(AnnounceError::Timeout(Duration::from_millis(2100))));
+        assert_eq!(outcome.await, Err(AnnounceError::Request(RequestError::Timeout(Duration::from_millis(2100)))));
         assert_eq!(sent.load(Ordering::Relaxed), 3);
     }
     assert_eq!(UdpLimits::default().total(), Duration::from_secs(45));
@@ -319,11 +319,11 @@ async fn a_name_that_leads_into_the_local_network_is_asked_only_for_announces() 
     let fake = Fake::good().await;
     let client = client();
     let to = |path: &str| format!("udp://localhost:{}{path}", fake.addr.port()).parse::<Url>().unwrap();
-    assert_eq!(announce(&client, &to("/admin")).await, Err(AnnounceError::Local));
+    assert_eq!(announce(&client, &to("/admin")).await, Err(AnnounceError::Request(RequestError::Local)));
     let found = client.addresses(&to("/announce")).await.unwrap();
     assert!(!found.is_empty() && found.iter().all(|addr| addr.ip().is_loopback()));
     let nowhere = client.addresses(&"udp://no-such-name.invalid:80/announce".parse().unwrap()).await;
-    assert!(matches!(nowhere, Err(AnnounceError::Connect(_))), "{nowhere:?}");
+    assert!(matches!(nowhere, Err(AnnounceError::Request(RequestError::Connect(_)))), "{nowhere:?}");
 }
 
 #[tokio::test]

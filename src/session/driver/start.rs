@@ -22,7 +22,7 @@ use crate::session::seeding::Seeding;
 use crate::session::shares::{MAX_PARTIAL, MAX_PEERS, Share};
 use crate::session::sources::{Finders, Sources};
 use crate::session::torrent::Torrent;
-use crate::store::{self, Place, TorrentSpec};
+use crate::store::{self, Place, TorrentSpec, TorrentStore};
 use crate::swarm::{self, PeerSource, Stats, Swarm};
 use crate::webseed::WebSeed;
 
@@ -62,7 +62,8 @@ pub(in crate::session) async fn start(
     let spec = TorrentSpec { verify: options.verify, place: options.place, progress, ..TorrentSpec::from(&*metainfo) };
     let cache = context.config.cache.clone();
     let opening = tokio::task::spawn_blocking(move || {
-        cache.add(
+        TorrentStore::open(
+            &cache,
             spec,
             Box::new(move |piece| {
                 let _ = evicted_tx.send(piece);

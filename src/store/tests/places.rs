@@ -28,7 +28,7 @@ fn beside(dir: &Path) -> Arc<Cache> {
 }
 
 fn add_at(cache: &Arc<Cache>, sample: &Sample, place: Place, verify: bool) -> Result<Arc<TorrentStore>, StoreError> {
-    cache.add(TorrentSpec { place, verify, ..sample.spec() }, Box::new(|_| {}))
+    TorrentStore::open(cache, TorrentSpec { place, verify, ..sample.spec() }, Box::new(|_| {}))
 }
 
 fn download(dir: &Path, overwrite: bool) -> Place {
@@ -37,8 +37,8 @@ fn download(dir: &Path, overwrite: bool) -> Place {
 
 /// The sample's files, in `root` in place of its first component.
 fn lay_out(sample: &Sample, root: &Path) {
-    for file in sample.files.iter().filter(|file| !file.pad && file.len > 0) {
-        let path = root.join(file.path.strip_prefix("name").unwrap());
+    for file in sample.files.iter().filter(|file| file.is_stored()) {
+        let path = root.join(file.relative_path().strip_prefix("name").unwrap());
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, &sample.bytes[file.offset as usize..(file.offset + file.len) as usize]).unwrap();
     }
@@ -59,7 +59,7 @@ fn the_users_files_are_only_read() {
         fs::write(root.join(name), "mine").unwrap();
     }
     // One file has a piece that is wrong, one has lost its end, one is longer than it should be.
-    let path = |file: usize| root.join(sample.files[file].path.strip_prefix("name").unwrap());
+    let path = |file: usize| root.join(sample.files[file].relative_path().strip_prefix("name").unwrap());
     fs::File::options().write(true).open(path(0)).unwrap().write_all_at(b"?", 120).unwrap();
     fs::File::options().write(true).open(path(3)).unwrap().set_len(60).unwrap();
     fs::File::options().append(true).open(path(1)).unwrap().write_all_at(b"more", 90).unwrap();
@@ -98,7 +98,7 @@ fn a_file_that_its_owner_changes_is_hashed_again() {
     let sample = Sample::one_file(2, 4096, 4);
     let root = mine.path().join("file");
     fs::write(&root, &sample.bytes).unwrap();
-    let single = Sample { files: vec![StoredFile { path: "name".into(), ..sample.files[0].clone() }], ..sample };
+    let single = Sample { files: vec![File { path: vec!["name".into()], ..sample.files[0].clone() }], ..sample };
     let cache = beside(home.path());
     let store = add_at(&cache, &single, Place::Seed(root.clone()), true).unwrap();
     assert!(store.is_all_on_disk() && single.reads(&store, 1));
@@ -155,7 +155,7 @@ fn a_download_leaves_its_files_and_goes_on_where_it_was() {
     assert_eq!(had(&store), [0, 1, 2, 7]);
     cache.round(Instant::now());
     drop((cache, store));
-    let path = |file: usize| users.path().join(&sample.files[file].path);
+    let path = |file: usize| users.path().join(sample.files[file].relative_path());
     fs::File::options().write(true).open(path(0)).unwrap().write_all_at(b"?", 120).unwrap();
     let (cache, store) = begin(&[]);
     assert_eq!(had(&store), [0, 1, 7], "proven before anything else");
@@ -164,7 +164,7 @@ fn a_download_leaves_its_files_and_goes_on_where_it_was() {
     store.forget_at_close();
     store.close();
     cache.close();
-    for (n, file) in sample.files.iter().enumerate().filter(|(_, file)| !file.pad && file.len > 0) {
+    for (n, file) in sample.files.iter().enumerate().filter(|(_, file)| file.is_stored()) {
         let range = file.offset as usize..(file.offset + file.len) as usize;
         assert!(fs::read(path(n)).unwrap() == sample.bytes[range], "file {n}");
         assert_eq!(path(n).metadata().unwrap().mode() & 0o700, 0o600);
@@ -195,7 +195,7 @@ fn what_is_not_the_torrents_is_left_alone() {
             assert!(store.is_all_on_disk());
             sample.files.iter().all(|file| {
                 let range = file.offset as usize..(file.offset + file.len) as usize;
-                fs::read(users.path().join(&file.path)).unwrap() == sample.bytes[range]
+                fs::read(users.path().join(file.relative_path())).unwrap() == sample.bytes[range]
             })
         });
         cache.close();
@@ -250,7 +250,7 @@ fn a_file_that_somebody_put_there_between_two_runs_is_found() {
     cache.close();
     drop((cache, store));
     // The second file had not been begun.
-    let second = users.path().join(&sample.files[1].path);
+    let second = users.path().join(sample.files[1].relative_path());
     fs::create_dir_all(second.parent().unwrap()).unwrap();
     fs::write(&second, "notes").unwrap();
     let cache = beside(home.path());
@@ -260,7 +260,7 @@ fn a_file_that_somebody_put_there_between_two_runs_is_found() {
     cache.close();
     // The same with one that had: it is another one now.
     fs::remove_file(&second).unwrap();
-    let first = users.path().join(&sample.files[0].path);
+    let first = users.path().join(sample.files[0].relative_path());
     fs::remove_file(&first).unwrap();
     fs::write(&first, vec![3; 150]).unwrap();
     let cache = beside(home.path());
@@ -274,7 +274,7 @@ fn a_file_that_cannot_be_hashed_alone_is_compared_with_what_comes() {
     let (home, users) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     // Two files in one piece.
     let sample = Sample::new(9, 100, &[40, 60]);
-    let first = users.path().join(&sample.files[0].path);
+    let first = users.path().join(sample.files[0].relative_path());
     fs::create_dir_all(first.parent().unwrap()).unwrap();
     for (content, is_ours) in [(sample.bytes[..40].to_vec(), true), (vec![9; 40], false)] {
         fs::write(&first, &content).unwrap();
@@ -286,7 +286,7 @@ fn a_file_that_cannot_be_hashed_alone_is_compared_with_what_comes() {
         assert_eq!(fs::read(&first).unwrap(), content);
         store.forget_at_close();
         store.close();
-        let _ = fs::remove_file(users.path().join(&sample.files[1].path));
+        let _ = fs::remove_file(users.path().join(sample.files[1].relative_path()));
     }
     // Of another size it is another file.
     fs::write(&first, [9; 39]).unwrap();

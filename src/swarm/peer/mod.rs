@@ -17,7 +17,8 @@ use super::pipeline::Pipeline;
 use super::rate::Meter;
 use super::uploads::Uploads;
 use crate::metainfo::BLOCK_LEN;
-use crate::wire::{PeerId, PexFlags, is_local};
+use crate::util::is_lan;
+use crate::wire::{PeerId, PexFlags};
 
 use extensions::Extensions;
 
@@ -56,7 +57,7 @@ pub(super) struct Ask {
 pub(super) struct Peer {
     pub(super) addr: SocketAddr,
     /// The peer is in our own network.
-    pub(super) is_local: bool,
+    pub(super) in_lan: bool,
     pub(super) direction: Direction,
     pub(super) source: PeerSource,
     pub(super) id: PeerId,
@@ -121,7 +122,7 @@ impl Peer {
     pub(super) fn new(now: Instant, peer: &NewPeer, source: PeerSource, pieces: u32) -> Self {
         Self {
             addr: peer.addr,
-            is_local: is_local(peer.addr.ip()) && source != PeerSource::WebSeed,
+            in_lan: is_lan(peer.addr.ip()),
             direction: peer.direction,
             source,
             id: peer.id,

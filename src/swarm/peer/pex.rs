@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use crate::wire::{Pex, PexFlags, is_local};
+use crate::util::is_local;
+use crate::wire::{Pex, PexFlags};
 
 /// Interval between two of our messages to a peer (BEP 11: no more than one a minute).
 const INTERVAL: Duration = Duration::from_secs(60);

@@ -1,0 +1,249 @@
+//! What may be reached, and by which way.
+
+use std::net::{IpAddr, SocketAddr};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+use super::*;
+use crate::http::testing::{Manner, Server, raw, serve};
+
+fn limits() -> HttpLimits {
+    HttpLimits { body: 64 << 10, redirects: 3, ..HttpLimits::default() }
+}
+
+fn client() -> HttpClient {
+    HttpClient::with_limits(limits()).unwrap()
+}
+
+fn through(proxy: &str) -> HttpClient {
+    let route = Route { proxy: Some(proxy.parse().unwrap()), bind: Bind::Anywhere };
+    HttpClient::with_route(route, limits()).unwrap()
+}
+
+async fn get(client: &HttpClient, url: &str, purpose: Purpose) -> Result<Vec<u8>, RequestError> {
+    client.get(url.parse().unwrap(), purpose).await.map(|(_, body)| body)
+}
+
+fn redirect_to(place: &str) -> Manner {
+    raw(&format!("HTTP/1.1 302 Found\r\nlocation: {place}\r\ncontent-length: 0\r\n\r\n"))
+}
+
+#[tokio::test]
+async fn this_machine_is_asked_only_for_what_looks_as_it_should() {
+    let server = Server::start(Manner::Body(b"hello".to_vec())).await;
+    let client = client();
+    for (path, purpose, allowed) in [
+        ("/announce?x", Purpose::Announce, true),
+        ("/admin?announce", Purpose::Announce, false),
+        ("/", Purpose::Announce, false),
+        ("/scrape", Purpose::Announce, false),
+        ("/scrape?x", Purpose::Scrape, true),
+        ("/film.mkv", Purpose::WebSeed, true),
+        ("/film.mkv?x", Purpose::WebSeed, false),
+        ("/admin?x", Purpose::Own, true),
+    ] {
+        for host in ["127.0.0.1", "localhost"] {
+            let url = format!("http://{host}:{}{path}", server.addr.port());
+            let expected = if allowed { Ok(b"hello".to_vec()) } else { Err(RequestError::Local) };
+            assert_eq!(get(&client, &url, purpose).await, expected, "{url} {purpose:?}");
+        }
+    }
+    assert_eq!(server.requests.borrow().len(), 8);
+}
+
+#[tokio::test]
+async fn a_redirect_changes_no_rule() {
+    let goal = Server::start(Manner::Body(b"goal".to_vec())).await;
+    for (path, expected) in [
+        ("/x/announce.php", Ok(b"goal".to_vec())),
+        ("/admin", Err(RequestError::Local)),
+        ("", Err(RequestError::Local)),
+    ] {
+        let start = Server::start(redirect_to(&format!("http://{}{path}", goal.addr))).await;
+        assert_eq!(get(&client(), &start.url(), Purpose::Announce).await, expected);
+    }
+    assert_eq!(goal.requests.borrow().len(), 1);
+}
+
+#[tokio::test]
+async fn no_redirect_leads_from_a_global_address_into_the_local_network() {
+    let inside = Server::start(Manner::Body(b"inside".to_vec())).await;
+    let blocked = Err(RequestError::Redirect("into the local network"));
+    for place in [inside.url(), format!("http://localhost:{}/announce", inside.addr.port())] {
+        // The proxy stands for the world.
+        let world = Server::start(redirect_to(&place)).await;
+        let client = through(&format!("http://{}", world.addr));
+        assert_eq!(get(&client, "http://tracker.example/announce", Purpose::Announce).await, blocked);
+        assert_eq!(get(&client, "http://tracker.example/x.torrent", Purpose::Own).await, blocked);
+        assert_eq!(*world.requests.borrow(), ["http://tracker.example/announce", "http://tracker.example/x.torrent"]);
+        // What is local to begin with may stay so.
+        assert_ne!(get(&client, "http://10.0.0.1/announce", Purpose::Announce).await, blocked);
+    }
+    assert!(inside.requests.borrow().is_empty());
+}
+
+#[tokio::test]
+async fn names_are_judged_by_what_they_resolve_to() {
+    let server = Server::start(Manner::Body(b"inside".to_vec())).await;
+    let client = client();
+    let ask = |clients: &Clients| clients.plain.get(format!("http://localhost:{}/", server.addr.port())).send();
+    let fault = ask(&client.inner.global).await.unwrap_err();
+    assert_eq!(client.fault(fault), RequestError::Local);
+    assert!(ask(&client.inner.any).await.is_ok());
+    assert_eq!(server.requests.borrow().len(), 1);
+
+    let url = |text: &str| text.parse::<Url>().unwrap();
+    let chosen = |path: &str, from_global| {
+        let (client, url) = (client.clone(), url(&format!("http://tracker.example/{path}")));
+        async move {
+            let chosen: *const Client = client.client_for(&url, Purpose::Announce, from_global).await.unwrap();
+            std::ptr::eq(chosen, &client.inner.global.plain)
+        }
+    };
+    // Where a name leads is known when it is too late to choose: what may go anywhere, and what may not.
+    assert_eq!((chosen("announce", false).await, chosen("announce", true).await), (false, true));
+    assert!(chosen("a.php", false).await);
+}
+
+/// Answers a SOCKS 5 client (RFC 1928, 1929) and then plays the server itself. Yields user, password, host and port.
+async fn socks(mut stream: TcpStream, verdict: u8) -> Option<(TcpStream, String)> {
+    let mut greeting = [0; 2];
+    stream.read_exact(&mut greeting).await.ok()?;
+    let mut methods = vec![0; greeting[1].into()];
+    stream.read_exact(&mut methods).await.ok()?;
+    assert!(greeting[0] == 5 && methods.contains(&2), "{methods:?}");
+    stream.write_all(&[5, 2]).await.ok()?;
+    assert_eq!(stream.read_u8().await.ok()?, 1);
+    let user = words(&mut stream).await?;
+    let password = words(&mut stream).await?;
+    stream.write_all(&[1, verdict]).await.ok()?;
+    let mut request = [0; 4];
+    stream.read_exact(&mut request).await.ok()?;
+    assert_eq!(request[..3], [5, 1, 0]);
+    let host = match request[3] {
+        3 => words(&mut stream).await?,
+        1 => IpAddr::from(stream.read_u32().await.ok()?.to_be_bytes()).to_string(),
+        other => panic!("{other}"),
+    };
+    let port = stream.read_u16().await.ok()?;
+    stream.write_all(&[5, 0, 0, 1, 0, 0, 0, 0, 0, 0]).await.ok()?;
+    return Some((stream, format!("{user}:{password}@{host}:{port}")));
+
+    async fn words(stream: &mut TcpStream) -> Option<String> {
+        let mut text = vec![0; stream.read_u8().await.ok()?.into()];
+        stream.read_exact(&mut text).await.ok()?;
+        String::from_utf8(text).ok()
+    }
+}
+
+/// A SOCKS 5 proxy behind which every address is a server that says `hello`, but hangs up on TLS; who was asked for.
+async fn start_socks(verdict: u8) -> (SocketAddr, watch::Receiver<Vec<String>>) {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let (log, asked) = watch::channel(Vec::new());
+    let log = Arc::new(log);
+    // Ends with the test's runtime.
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let log = log.clone();
+            tokio::spawn(async move {
+                let (stream, to) = socks(stream, verdict).await?;
+                let tls = to.ends_with(":443");
+                log.send_modify(|asked| asked.push(to));
+                if tls {
+                    return None;
+                }
+                serve(stream, Manner::Body(b"hello".to_vec()), Arc::new(watch::channel(Vec::new()).0)).await
+            });
+        }
+    });
+    (addr, asked)
+}
+
+#[tokio::test]
+async fn a_socks_proxy_carries_everything_and_resolves_names() {
+    let direct = Server::start(Manner::Body(b"direct".to_vec())).await;
+    let (addr, asked) = start_socks(0).await;
+    let client = through(&format!("socks5://me:pass%40word@{addr}"));
+    let local = direct.url();
+    for url in ["http://tracker.example/announce", "http://tracker.example:8080/a.php?x", &local] {
+        assert_eq!(get(&client, url, Purpose::Announce).await.unwrap(), b"hello", "{url}");
+    }
+    // What is local to the proxy is no less so.
+    assert_eq!(get(&client, "http://localhost/admin", Purpose::Announce).await, Err(RequestError::Local));
+    let expected = ["tracker.example:80".into(), "tracker.example:8080".into(), direct.addr.to_string()];
+    assert_eq!(*asked.borrow(), expected.map(|to| format!("me:pass@word@{to}")));
+    assert!(direct.requests.borrow().is_empty());
+    let https = get(&client, "https://tracker.example/announce", Purpose::Announce).await.unwrap_err();
+    assert!(matches!(https, RequestError::Connect(_) | RequestError::Transport(_)), "{https:?}");
+    assert_eq!(asked.borrow()[3], "me:pass@word@tracker.example:443");
+}
+
+#[tokio::test]
+async fn a_proxy_that_does_not_serve_us_is_a_fault_and_not_gone_around() {
+    let direct = Server::start(Manner::Body(b"direct".to_vec())).await;
+    let (refusing, _asked) = start_socks(1).await;
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let nobody = listener.local_addr().unwrap();
+    drop(listener);
+    for proxy in [format!("socks5://me:wrong@{refusing}"), format!("socks5://{nobody}"), format!("http://{nobody}")] {
+        let fault = get(&through(&proxy), &direct.url(), Purpose::Announce).await.unwrap_err();
+        assert!(matches!(fault, RequestError::Connect(_)), "{proxy}: {fault:?}");
+        assert!(!fault.to_string().contains("wrong"), "{fault}");
+    }
+    let angry = Server::start(raw("HTTP/1.1 407 Proxy Authentication Required\r\ncontent-length: 0\r\n\r\n")).await;
+    let client = through(&format!("http://{}", angry.addr));
+    let (status, _) = client.get(direct.url().parse().unwrap(), Purpose::Announce).await.unwrap();
+    assert_eq!(status.as_u16(), 407);
+    assert!(direct.requests.borrow().is_empty());
+}
+
+#[tokio::test]
+async fn it_leaves_from_where_it_is_bound_to() {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let url = format!("http://{}/announce", listener.local_addr().unwrap());
+    let (log, sources) = watch::channel(Vec::new());
+    tokio::spawn(async move {
+        loop {
+            let (stream, from) = listener.accept().await.unwrap();
+            log.send_modify(|sources| sources.push(from.ip()));
+            serve(stream, Manner::Body(b"hello".to_vec()), Arc::new(watch::channel(Vec::new()).0)).await;
+        }
+    });
+    let bound = |text: &str| {
+        let route = Route { proxy: None, bind: text.parse().unwrap() };
+        HttpClient::with_route(route, limits()).unwrap()
+    };
+    for from in ["127.0.0.9", "lo"] {
+        assert_eq!(get(&bound(from), &url, Purpose::Announce).await.unwrap(), b"hello", "{from}");
+    }
+    assert_eq!(sources.borrow()[0], IpAddr::from([127, 0, 0, 9]));
+    let fault = get(&bound("no-such-if"), &url, Purpose::Announce).await.unwrap_err();
+    assert!(matches!(fault, RequestError::Connect(_)), "{fault:?}");
+}
+
+#[tokio::test]
+async fn further_headers_go_with_each_redirect() {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let url: Url = format!("http://{}/film", listener.local_addr().unwrap()).parse().unwrap();
+    let task = tokio::spawn(async move {
+        for answer in ["HTTP/1.1 302 Found\r\nlocation: /other\r\n", "HTTP/1.1 206 Partial\r\n"] {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(stream.read_u8().await.unwrap());
+            }
+            assert!(String::from_utf8(head).unwrap().contains("range: bytes=5-6\r\n"));
+            let answer = format!("{answer}connection: close\r\ncontent-length: 2\r\n\r\nab");
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        }
+    });
+    let headers = HeaderMap::from_iter([(header::RANGE, header::HeaderValue::from_static("bytes=5-6"))]);
+    let response = client().open(url, Purpose::WebSeed, &headers).await.unwrap();
+    assert_eq!((response.status().as_u16(), response.url().path()), (206, "/other"));
+    assert_eq!(response.bytes().await.unwrap(), "ab");
+    task.await.unwrap();
+}

@@ -1,0 +1,48 @@
+//! Bounded HTTP requests to servers that we do not trust.
+//!
+//! Trackers over HTTP, web seeds, `.torrent` URLs and the router's UPnP service share one [`HttpClient`] type. It owns
+//! the limits of a request (time, bytes, redirects), the proxy or address it leaves from, and the rule that a URL taken
+//! from a torrent may not reach into the local network ([`Purpose`], [`GlobalOnly`]). [`Masked`] displays URLs without
+//! the secrets in them.
+//!
+//! Invariants: every request ends in bounded time with a bounded body; no error text contains a URL; behind a proxy
+//! nothing is sent around it. The module does not know what an answer means.
+
+mod client;
+mod mask;
+mod reach;
+mod resolve;
+#[cfg(test)]
+pub(crate) mod testing;
+
+use std::time::Duration;
+
+pub(crate) use client::describe;
+pub use client::{HttpClient, HttpLimits};
+pub use mask::Masked;
+pub(crate) use reach::ip_literal;
+pub use reach::{Purpose, may_be_local, says_local};
+pub use resolve::GlobalOnly;
+
+/// Why a request brought no answer. One line each, without the URL.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RequestError {
+    /// The URL points into the local network where [`may_be_local`] forbids it.
+    #[error("not asked: a torrent's URLs may not reach into the local network, except for announces")]
+    Local,
+    /// No connection: refused, unreachable, unknown host, TLS.
+    #[error("cannot connect: {0}")]
+    Connect(String),
+    /// The connection broke, or the answer does not follow the protocol.
+    #[error("the connection failed: {0}")]
+    Transport(String),
+    /// The answer was not complete in time.
+    #[error("no answer within {}", humantime::format_duration(*.0))]
+    Timeout(Duration),
+    /// The answer is longer than the limit, in bytes.
+    #[error("the answer is longer than {0} bytes")]
+    TooLong(usize),
+    /// Too many redirects, or one that must not be followed.
+    #[error("redirected {0}")]
+    Redirect(&'static str),
+}

@@ -1,0 +1,60 @@
+//! Error responses.
+
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::json::json;
+use crate::control::{Refusal, RefusalKind};
+
+/// An error response: a status from 400 to 499 and one line of text.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Problem {
+    /// HTTP status, 400 to 499.
+    pub status: StatusCode,
+    /// Explanation in one line, for people.
+    pub message: String,
+}
+
+impl Problem {
+    /// Makes an error response. Control characters in `message` are replaced by spaces, so that it stays one line.
+    pub fn new(status: StatusCode, message: impl std::fmt::Display) -> Self {
+        let message = message.to_string().replace(|c: char| c.is_control(), " ");
+        Self { status, message }
+    }
+
+    pub(super) fn bad_request(message: impl std::fmt::Display) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, message)
+    }
+
+    pub(super) fn not_found(message: impl std::fmt::Display) -> Self {
+        Self::new(StatusCode::NOT_FOUND, message)
+    }
+}
+
+impl From<Refusal> for Problem {
+    fn from(refusal: Refusal) -> Self {
+        let status = match refusal.kind {
+            RefusalKind::Invalid => StatusCode::BAD_REQUEST,
+            RefusalKind::NotFound => StatusCode::NOT_FOUND,
+            RefusalKind::Conflict => StatusCode::CONFLICT,
+            RefusalKind::Unusable => StatusCode::UNPROCESSABLE_ENTITY,
+        };
+        Self::new(status, refusal.message)
+    }
+}
+
+/// Body of an error response.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub(super) struct Fault {
+    /// Explanation in one line, for people.
+    pub error: String,
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        (self.status, json(&Fault { error: self.message })).into_response()
+    }
+}

@@ -1,0 +1,254 @@
+//! `torrentfs edit`: what changes, what does not, and that nobody's torrent is lost.
+
+use std::fs::{self, File, Permissions};
+use std::io::Write;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use crate::support::*;
+use torrentfs::metainfo::Metainfo;
+
+fn torrentfs(dir: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(TORRENTFS);
+    command.args(args).current_dir(dir).env_remove("TORRENTFS_LOG").stdin(Stdio::null());
+    command
+}
+
+fn output(dir: &Path, args: &[&str]) -> Output {
+    torrentfs(dir, &[&["edit"], args].concat()).output().unwrap()
+}
+
+/// What it says where it succeeds.
+fn said(dir: &Path, args: &[&str]) -> String {
+    let output = output(dir, args);
+    assert!(output.status.success() && output.stderr.is_empty(), "{args:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn failure(dir: &Path, args: &[&str]) -> (i32, String) {
+    let output = output(dir, args);
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.stdout.is_empty() && stderr.lines().count() == 1, "{output:?}");
+    (output.status.code().unwrap(), stderr.trim_end().strip_prefix("torrentfs: ").unwrap().to_owned())
+}
+
+fn read(path: &Path) -> Metainfo {
+    Metainfo::parse(&fs::read(path).unwrap()).unwrap()
+}
+
+/// `f.torrent`, by mktorrent, with two tiers.
+fn sample(dir: &Path) {
+    fs::write(dir.join("f"), noise(100_000, 1)).unwrap();
+    let line = "mktorrent -d -l 15 -a http://a/x,http://b/x -a udp://c:1 -w http://w/ -c old -o f.torrent f";
+    sh(&format!("cd '{}' && {line}", dir.display()));
+}
+
+fn names_in(dir: &Path) -> Vec<String> {
+    let mut names: Vec<_> =
+        fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn everything_but_the_info_can_change() {
+    if !can_run(&["mktorrent"]) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    sample(dir);
+    let torrent = dir.join("f.torrent");
+    let before = read(&torrent);
+    let edit = |args: &[&str]| {
+        let said = said(dir, &[&["f.torrent"], args].concat());
+        let after = read(&torrent);
+        assert_eq!(after.info, before.info);
+        (said.strip_prefix("f.torrent: ").unwrap().trim_end().to_owned(), after)
+    };
+    let (said, after) = edit(&["--add-tracker", "http://d/x,http://a/x"]);
+    assert_eq!(said, "trackers +http://d/x");
+    assert_eq!(after.trackers, [vec!["http://a/x", "http://b/x"], vec!["udp://c:1"], vec!["http://d/x"]]);
+    let (said, after) = edit(&["--remove-tracker", "http://b/x", "--replace-tracker", "udp://c:1", "udp://e:1"]);
+    assert_eq!(said, "trackers -http://b/x -udp://c:1 +udp://e:1");
+    assert_eq!(after.trackers, [["http://a/x"], ["udp://e:1"], ["http://d/x"]]);
+    assert_eq!(edit(&["--remove-tracker", "http://never/"]).0, "nothing changes");
+    let (_, after) = edit(&["--tracker", "http://one/"]);
+    assert_eq!(after.trackers, [["http://one/"]]);
+    assert!(!fs::read(&torrent).unwrap().windows(13).any(|part| part == b"announce-list"));
+    assert_eq!(edit(&["--no-trackers"]).1.trackers, [[""; 0]; 0]);
+    sh(&format!("cd '{}' && mktorrent -a http://x/,http://y/ -o other.torrent f", dir.display()));
+    assert_eq!(edit(&["--copy-trackers-from", "other.torrent"]).1.trackers, [["http://x/", "http://y/"]]);
+
+    assert_eq!(edit(&["--add-web-seed", "http://v/"]).1.web_seeds, ["http://w/", "http://v/"]);
+    assert_eq!(edit(&["--remove-web-seed", "http://w/"]).1.web_seeds, ["http://v/"]);
+    assert_eq!(edit(&["--web-seed", "ftp://z/"]).1.web_seeds, ["ftp://z/"]);
+    assert_eq!(edit(&["--no-web-seeds"]).1.web_seeds, [""; 0]);
+
+    let (said, after) = edit(&["--comment", "new\u{e9}", "--created-by", "me", "--date", "2020-09-13T12:26:40Z"]);
+    assert_eq!(said, "comment \"new\u{e9}\"; created by \"me\"; date 2020-09-13 12:26:40 UTC");
+    assert_eq!((after.comment.as_deref(), after.created_by.as_deref()), (Some("new\u{e9}"), Some("me")));
+    let (said, after) = edit(&["--comment", "", "--created-by", "", "--date", "none"]);
+    assert_eq!(said, "no comment; no created by; no date");
+    assert_eq!((after.comment, after.created_by, after.creation_date), (None, None, None));
+}
+
+#[test]
+fn a_new_name_is_another_torrent_and_that_is_said() {
+    if !can_run(&["mktorrent"]) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    sample(dir);
+    let old = read(&dir.join("f.torrent"));
+    let said = said(dir, &["f.torrent", "--rename", "g", "-o", "g.torrent"]);
+    let new = read(&dir.join("g.torrent"));
+    let expected = format!(
+        "f.torrent: name \"g\": it is ANOTHER TORRENT now, info hash {} in place of {}\n",
+        new.info_hash, old.info_hash
+    );
+    assert_eq!(said, expected);
+    assert_eq!(read(&dir.join("f.torrent")).info_hash, old.info_hash, "the old one is still there");
+    // As if it had been made so.
+    sh(&format!("cd '{}' && mktorrent -d -n g -l 15 -o made.torrent f", dir.display()));
+    assert_eq!(read(&dir.join("made.torrent")).info, new.info);
+    assert_eq!(output(dir, &["f.torrent", "--rename", "a/b"]).status.code(), Some(2));
+}
+
+#[test]
+fn where_it_goes_and_what_is_left_alone() {
+    if !can_run(&["mktorrent"]) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    sample(dir);
+    let torrent = dir.join("f.torrent");
+    let before = fs::read(&torrent).unwrap();
+    let change = ["--comment", "x"];
+    let with = |args: &[&str]| said(dir, &[args, &change].concat());
+
+    assert_eq!(with(&["f.torrent", "--dry-run"]), "f.torrent: would change: comment \"x\"\n");
+    assert_eq!(fs::read(&torrent).unwrap(), before);
+    with(&["f.torrent", "--output", "new.torrent"]);
+    assert_eq!(fs::read(&torrent).unwrap(), before);
+    assert_eq!(read(&dir.join("new.torrent")).comment.as_deref(), Some("x"));
+    let (code, line) = failure(dir, &["f.torrent", "--comment", "y", "-o", "new.torrent"]);
+    assert_eq!((code, line.as_str()), (1, "cannot write new.torrent: it is there already; --force replaces it"));
+    assert_eq!(read(&dir.join("new.torrent")).comment.as_deref(), Some("x"));
+    with(&["f.torrent", "--output", "new.torrent", "--force"]);
+
+    // By a link, the file that it leads to; its mode stays.
+    fs::set_permissions(&torrent, Permissions::from_mode(0o640)).unwrap();
+    symlink("f.torrent", dir.join("link.torrent")).unwrap();
+    with(&["link.torrent"]);
+    assert!(fs::symlink_metadata(dir.join("link.torrent")).unwrap().is_symlink());
+    assert_eq!(read(&torrent).comment.as_deref(), Some("x"));
+    assert_eq!(fs::metadata(&torrent).unwrap().permissions().mode() & 0o777, 0o640);
+    let edited = fs::metadata(&torrent).unwrap().modified().unwrap();
+    assert_eq!(with(&["f.torrent"]), "f.torrent: nothing changes\n");
+    assert_eq!(fs::metadata(&torrent).unwrap().modified().unwrap(), edited, "then it is not written");
+
+    // Through pipes.
+    let mut piped = torrentfs(dir, &["edit", "-", "--comment", "p"]);
+    let mut piped = piped.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    piped.stdin.take().unwrap().write_all(&before).unwrap();
+    let piped = piped.wait_with_output().unwrap();
+    assert_eq!(Metainfo::parse(&piped.stdout).unwrap().comment.as_deref(), Some("p"));
+    assert_eq!(String::from_utf8_lossy(&piped.stderr), "-: comment \"p\"\n");
+
+    // Several, of which one is none: it is told, and the others are edited.
+    fs::write(dir.join("broken.torrent"), "de").unwrap();
+    let several = output(dir, &["f.torrent", "broken.torrent", "new.torrent", "--comment", "z"]);
+    assert_eq!(several.status.code(), Some(3));
+    assert_eq!(
+        String::from_utf8_lossy(&several.stderr),
+        "torrentfs: cannot edit broken.torrent: the torrent has no `info`\n"
+    );
+    assert!([&torrent, &dir.join("new.torrent")].iter().all(|path| read(path).comment.as_deref() == Some("z")));
+    assert_eq!(fs::read(dir.join("broken.torrent")).unwrap(), b"de");
+
+    for nonsense in [&["f.torrent"][..], &["--comment", "x"], &["f.torrent", "new.torrent", "-o", "x", "-c", "x"]] {
+        assert_eq!(output(dir, nonsense).status.code(), Some(2), "{nonsense:?}");
+    }
+    assert_eq!(names_in(dir), ["broken.torrent", "f", "f.torrent", "link.torrent", "new.torrent"]);
+}
+
+/// On a filesystem that is full, the old torrent stays as it is.
+#[test]
+fn a_full_disk_loses_nothing() {
+    if !can_run(&["mktorrent"]) || sh("id -u").trim() != "0" {
+        return;
+    }
+    let lab = Lab::new();
+    let dir = lab.path("full");
+    fs::create_dir(&dir).unwrap();
+    if !run("mount", &["-t", "tmpfs", "-o", "size=256k", "tmpfs", dir.to_str().unwrap()]).status.success() {
+        assert!(std::env::var_os("CI").is_none(), "a tmpfs can be mounted");
+        eprintln!("left out: no tmpfs can be mounted here");
+        return;
+    }
+    sample(lab.dir.path());
+    fs::copy(lab.path("f.torrent"), dir.join("f.torrent")).unwrap();
+    let mut filler = File::create(dir.join("filler")).unwrap();
+    while filler.write_all(&[7; 4096]).is_ok() {}
+    let before = fs::read(dir.join("f.torrent")).unwrap();
+    let (code, line) = failure(&dir, &["f.torrent", "--comment", "x"]);
+    assert!(code == 1 && line.contains("No space left"), "{line}");
+    assert_eq!(fs::read(dir.join("f.torrent")).unwrap(), before);
+    assert_eq!(names_in(&dir), ["f.torrent", "filler"]);
+}
+
+#[test]
+fn the_result_is_told_to_programs_too() {
+    if !can_run(&["mktorrent"]) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    sample(dir);
+    let hash = read(&dir.join("f.torrent")).info_hash.to_string();
+    let lines = said(dir, &["f.torrent", "--json", "--tracker", "http://q/", "--dry-run"]);
+    assert_eq!(
+        serde_json::from_str::<serde_json::Value>(&lines).unwrap(),
+        serde_json::json!({
+            "file": "f.torrent", "output": null, "name": "f", "info_hash": hash, "old_info_hash": hash,
+            "changes": ["trackers -http://a/x -http://b/x -udp://c:1 +http://q/"], "trackers": [["http://q/"]],
+            "web_seeds": ["http://w/"], "written": false,
+        })
+    );
+}
+
+/// Every sample torrent that loads, odd ones among them, keeps its info and what else it has.
+#[test]
+fn the_samples_keep_their_info() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/torrents");
+    let Ok(entries) = fs::read_dir(&dir) else {
+        assert!(std::env::var_os("CI").is_none(), "the sample torrents are missing: {}", dir.display());
+        eprintln!("left out: there are no sample torrents in {}", dir.display());
+        return;
+    };
+    let scratch = tempfile::tempdir().unwrap();
+    let mut edited = 0;
+    for path in entries.map(|entry| entry.unwrap().path()) {
+        let Ok(before) = fs::read(&path).map_err(drop).and_then(|bytes| Metainfo::parse(&bytes).map_err(drop)) else {
+            continue;
+        };
+        fs::copy(&path, scratch.path().join("t.torrent")).unwrap();
+        said(scratch.path(), &["t.torrent", "--add-tracker", "http://added.example/", "--comment", "edited"]);
+        let after = read(&scratch.path().join("t.torrent"));
+        assert_eq!(after.info, before.info, "{}", path.display());
+        assert_eq!((after.comment.as_deref(), after.web_seeds), (Some("edited"), before.web_seeds));
+        assert_eq!(after.trackers.last().unwrap(), &["http://added.example/"], "{}", path.display());
+        assert!(
+            before.trackers.iter().flatten().all(|url| after.trackers.concat().contains(url)),
+            "{}",
+            path.display()
+        );
+        assert_eq!((after.nodes, after.http_seeds), (before.nodes, before.http_seeds));
+        edited += 1;
+    }
+    assert!(edited > 10, "{edited}");
+}

@@ -1,0 +1,180 @@
+//! Message stream encryption with real programs, both ways, and the three policies.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use crate::support::*;
+use torrentfs::metainfo::FileIndex;
+use torrentfs::net::{Config, Encryption};
+use torrentfs::session::ReadError;
+
+const LEN: usize = 8 << 20;
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// libtorrent's settings: encryption forced both ways, with RC4 or with an encrypted handshake alone; none at all.
+const FORCED_RC4: [&str; 4] = ["in_enc_policy=0", "out_enc_policy=0", "allowed_enc_level=2", "prefer_rc4=1"];
+const FORCED_HANDSHAKE: [&str; 3] = ["in_enc_policy=0", "out_enc_policy=0", "allowed_enc_level=1"];
+const NONE: [&str; 2] = ["in_enc_policy=2", "out_enc_policy=2"];
+
+/// A mount reads everything from a libtorrent with these settings, and then serves it to another one.
+fn gives_and_takes(settings: &[&str]) {
+    if !can_run(&["opentracker", "mktorrent"]) {
+        return;
+    }
+    let _turn = turn();
+    let mut lab = Lab::new();
+    let data = noise(LEN, 1);
+    let torrent = lab.publish("film.bin", &data, 18);
+    let seeder = lab.libtorrent_with("seed", 2, 0, &lab.path("payload"), &torrent, settings);
+    let mount = lab.mount("m", &torrent, &["--read-timeout", "30s"]);
+    assert!(mount.read("film.bin") == data);
+    drop(seeder);
+    let leech_dir = lab.path("leech");
+    fs::create_dir_all(&leech_dir).unwrap();
+    let mut leech = lab.libtorrent_with("leech", 3, 0, &leech_dir, &torrent, settings);
+    leech.done();
+    assert!(fs::read(leech_dir.join("film.bin")).unwrap() == data);
+    mount.stop();
+}
+
+#[test]
+fn libtorrent_that_requires_rc4() {
+    gives_and_takes(&FORCED_RC4);
+}
+
+#[test]
+fn libtorrent_that_requires_an_encrypted_handshake() {
+    gives_and_takes(&FORCED_HANDSHAKE);
+}
+
+#[test]
+fn libtorrent_that_knows_no_encryption() {
+    gives_and_takes(&NONE);
+}
+
+#[test]
+fn transmission_that_requires_it() {
+    if !can_run(&["transmission-cli", "opentracker", "mktorrent"]) {
+        return;
+    }
+    let _turn = turn();
+    let mut lab = Lab::new();
+    let data = noise(LEN, 2);
+    let torrent = lab.publish("film.bin", &data, 18);
+    let _seeder = Process::start(
+        Command::new("transmission-cli")
+            .arg("-g")
+            .arg(lab.path("transmission"))
+            .args(["-er", "-M", "-v", "-U", "-D", "-p", &free_port().to_string(), "-w"])
+            .args([&lab.path("payload"), &torrent])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null()),
+    );
+    wait_until("transmission announces itself", LIMIT, || lab.scrape() != (0, 0));
+    let mount = lab.mount("m", &torrent, &["--read-timeout", "30s"]);
+    assert!(mount.read("film.bin") == data);
+    mount.stop();
+}
+
+#[test]
+fn aria2_that_requires_it_calls_us_and_is_called() {
+    if !can_run(&["aria2c", "opentracker", "mktorrent"]) {
+        return;
+    }
+    let _turn = turn();
+    let mut lab = Lab::new();
+    let data = noise(LEN, 3);
+    let torrent = lab.publish("film.bin", &data, 18);
+    let aria2 = |dir: &Path| {
+        Process::start(
+            Command::new("aria2c")
+                .args(["--enable-dht=false", "--enable-dht6=false", "--bt-enable-lpd=false", "--no-conf=true"])
+                .args(["--check-integrity=true", "--seed-ratio=0", "--file-allocation=none"])
+                .args(["--bt-require-crypto=true", "--bt-min-crypto-level=arc4"])
+                .arg(format!("--listen-port={}", free_port()))
+                .arg(format!("--dir={}", dir.display()))
+                .arg(&torrent)
+                .stdout(Stdio::null())
+                .stderr(Stdio::null()),
+        )
+    };
+    let seeder = aria2(&lab.path("payload"));
+    wait_until("aria2 announces itself", LIMIT, || lab.scrape() != (0, 0));
+    let mount = lab.mount("m", &torrent, &["--read-timeout", "30s"]);
+    assert!(mount.read("film.bin") == data);
+    drop(seeder);
+    let leech_dir = lab.path("leech");
+    fs::create_dir_all(&leech_dir).unwrap();
+    let _leech = aria2(&leech_dir);
+    wait_until(&format!("aria2 completes from us; {}", mount.log()), LIMIT, || {
+        fs::read(leech_dir.join("film.bin")).is_ok_and(|got| got == data)
+    });
+    mount.stop();
+}
+
+#[test]
+fn what_is_required_is_kept_to() {
+    if !can_run(&["opentracker", "mktorrent"]) {
+        return;
+    }
+    let _turn = turn();
+    let mut lab = Lab::new();
+    let data = noise(LEN, 4);
+    let file = lab.publish("film.bin", &data, 18);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let default: [&str; 0] = [];
+    for (n, (settings, policy, reached)) in [
+        (&default[..], Encryption::Require, true),
+        (&FORCED_RC4[..], Encryption::Require, true),
+        (&NONE[..], Encryption::Require, false),
+        (&FORCED_HANDSHAKE[..], Encryption::Require, false),
+        (&default[..], Encryption::Off, true),
+        (&FORCED_RC4[..], Encryption::Off, false),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        for utp in [false, true] {
+            let transports: &[&str] =
+                if utp { &["enable_incoming_tcp=0", "enable_outgoing_tcp=0", "enable_incoming_utp=1"] } else { &[] };
+            let settings: Vec<&str> = settings.iter().chain(transports).copied().collect();
+            let seeder = lab.libtorrent_with("seed", 2, 0, &lab.path("payload"), &file, &settings);
+            let dir = lab.path(&format!("cache{n}{utp}"));
+            let net = Config { encryption: policy, utp, ..local() };
+            // Long enough for what is to come, short for what is not.
+            let patience = Duration::from_secs(if reached { 30 } else { 3 });
+            let got = runtime.block_on(async {
+                let (session, torrent) = in_process(&dir, &file, seeder.addr.parse().unwrap(), net, patience).await;
+                let got = torrent.open(FileIndex(0)).unwrap().read(0, LEN as u32).await;
+                session.remove(&torrent).await;
+                got
+            });
+            let what = format!("{policy:?} with {settings:?}");
+            match got {
+                Ok(got) => assert!(reached && *got == data, "{what}"),
+                Err(error) => assert!(!reached && matches!(error, ReadError::TimedOut { .. }), "{what}: {error}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_mount_keeps_to_its_flag() {
+    if !can_run(&["opentracker", "mktorrent"]) {
+        return;
+    }
+    let _turn = turn();
+    let mut lab = Lab::new();
+    let data = noise(LEN, 5);
+    let torrent = lab.publish("film.bin", &data, 18);
+    for (settings, reached) in [(&NONE[..], false), (&[], true)] {
+        let seeder = lab.libtorrent_with("seed", 2, 0, &lab.path("payload"), &torrent, settings);
+        let args = ["--encryption", "require", "--peer", &seeder.addr, "--read-timeout", "3s"];
+        let mount = lab.mount("m", &torrent, &args);
+        let got = fs::read(mount.path("film.bin"));
+        assert_eq!(got.is_ok_and(|got| got == data), reached, "{settings:?}");
+        mount.stop();
+    }
+}

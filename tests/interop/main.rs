@@ -1,0 +1,13 @@
+//! Tests with other programs: libtorrent, transmission, aria2 and rqbit as peers, mktorrent and others as creators.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod create_alike;
+mod encryption;
+mod get;
+mod magnet;
+mod peers;
+mod seed;
+mod tracker;
+mod utp;

@@ -1,0 +1,518 @@
+//! Trouble: whatever peers, trackers, disks and people do, the bytes are exact, nothing hangs, memory stays bounded.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use crate::support::fake::{self, BadTracker, Manner};
+use crate::support::*;
+use torrentfs::metainfo::Metainfo;
+
+const TOOLS: [&str; 2] = ["opentracker", "mktorrent"];
+/// Longest time from the start of a mount to the end of an 8 MiB read beside a peer that sends nothing. It needs a second
+/// or two; a block that had to wait for the disconnection of such a peer would take a minute.
+const UNHINDERED: Duration = Duration::from_secs(15);
+
+/// A torrent without a tracker: its peers are given by hand.
+fn untracked(lab: &Lab, name: &str, data: &[u8], piece_log2: u32) -> PathBuf {
+    let payload = lab.path("payload");
+    fs::create_dir_all(&payload).unwrap();
+    fs::write(payload.join(name), data).unwrap();
+    let torrent = lab.path(&format!("{name}.torrent"));
+    make(&payload.join(name), &torrent, &[], piece_log2);
+    torrent
+}
+
+fn make(path: &Path, torrent: &Path, trackers: &[&str], piece_log2: u32) {
+    let mut command = Command::new("mktorrent");
+    command.args(["-l", &piece_log2.to_string(), "-o"]).arg(torrent);
+    for tracker in trackers {
+        command.args(["-a", tracker]);
+    }
+    assert!(command.arg(path).stdout(Stdio::null()).status().unwrap().success());
+}
+
+fn parse(torrent: &Path) -> Metainfo {
+    Metainfo::parse(&fs::read(torrent).unwrap()).unwrap()
+}
+
+fn peak_rss_mib(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
+}
+
+/// What a mount did with peers of which one is honest.
+struct Outcome {
+    peers: Vec<fake::FakePeer>,
+    log: String,
+    /// The time from the start of the mount until the whole file of 8 MiB was read.
+    elapsed: Duration,
+}
+
+/// Mounts a torrent of these peers, one of them honest, and reads the whole file.
+fn among(manners: &[Manner]) -> Outcome {
+    let lab = Lab::new();
+    let data = Arc::new(noise(8 << 20, 7));
+    let torrent = untracked(&lab, "film.bin", &data, 18);
+    let metainfo = parse(&torrent);
+    let peers: Vec<_> = manners.iter().map(|manner| fake::peer("127.0.0.1", &metainfo, &data, *manner)).collect();
+    let addrs: Vec<String> = peers.iter().map(|peer| peer.addr.to_string()).collect();
+    let mut args = vec!["-v"];
+    addrs.iter().for_each(|addr| args.extend(["--peer", addr]));
+    let begin = Instant::now();
+    let mount = lab.mount("m", &torrent, &args);
+    assert!(mount.read("film.bin") == *data);
+    let elapsed = begin.elapsed();
+    let log = mount.log();
+    mount.stop();
+    Outcome { peers, log, elapsed }
+}
+
+#[test]
+fn peers_that_lie_are_banned_and_honest_ones_are_not() {
+    if !can_run(&TOOLS) {
+        return;
+    }
+    let _turn = turn();
+    let Outcome { peers, log, .. } = among(&[Manner::Lies, Manner::LiesNowAndThen, Manner::Honest]);
+    let banned = |peer: &fake::FakePeer| {
+        let addr = peer.addr.to_string();
+        log.lines().any(|line| line.contains("banned") && line.contains(&addr))
+    };
+    assert!(banned(&peers[0]) && banned(&peers[1]) && !banned(&peers[2]), "{log}");
+    assert_eq!(peers[2].calls.load(Ordering::Relaxed), 1, "the honest peer was kept");
+}
+
+#[test]
+fn a_silent_peer_holds_nothing_up() {
+    if !can_run(&TOOLS) {
+        return;
+    }
+    let _turn = turn();
+    let Outcome { peers, elapsed, .. } = among(&[Manner::Silent, Manner::Honest]);
+    assert!(peers[0].requests.load(Ordering::Relaxed) > 0, "the silent peer was asked for nothing");
+    assert!(elapsed < UNHINDERED, "{elapsed:?}");
+}
+
+#[test]
+fn a_dripping_peer_holds_nothing_up() {
+    if !can_run(&TOOLS) {
+        return;
+    }
+    let _turn = turn();
+    let Outcome { peers, elapsed, .. } = among(&[Manner::Drips, Manner::Garbage, Manner::Honest]);
+    assert!(peers[0].requests.load(Ordering::Relaxed) > 0, "the dripping peer was asked for nothing");
+    assert!(peers[1].calls.load(Ordering::Relaxed) > 0, "the other bad peer was not connected");
+    assert!(elapsed < UNHINDERED, "{elapsed:?}");
+}
+
+#[test]
+fn a_flood_drowns_nobody() {
+    if !can_run(&TOOLS) {
+        return;
+    }
+    let _turn = turn();
+    let lab = Lab::new();
+    let data = Arc::new(noise(8 << 20, 18));
+    let torrent = untracked(&lab, "film.bin", &data, 18);
+    let metainfo = parse(&torrent);
+    let manners = [Manner::Floods, Manner::Floods, Manner::Mute, Manner::Honest];
+    let peers = manners.map(|manner| fake::peer("127.0.0.1", &metainfo, &data, manner).addr.to_string());
+    let mut args = vec!["-v"];
+    peers.iter().for_each(|addr| args.extend(["--peer", addr]));
+    let mount = lab.mount("m", &torrent, &args);
+    assert!(mount.read("film.bin") == *data);
+    std::thread::sleep(Duration::from_secs(3));
+    let rss = peak_rss_mib(mount.process.0.id());
+    assert!(rss < 200, "{rss} MiB");
+    mount.stop();
+}
+
+#[test]
+fn trackers_that_fail_in_every_way() {
+    if !can_run(&TOOLS) {
+        return;
+    }
+    let _turn = turn();
+    let lab = Lab::new();
+    let data = Arc::new(noise(4 << 20, 8));
+    let torrent = untracked(&lab, "film.bin", &data, 18);
+    let bad = [BadTracker::Hangs, BadTracker::Garbage, BadTracker::Endless].map(fake::tracker);
+    let down = format!("http://127.0.0.1:{}/announce", free_port());
+    fs::remove_file(&torrent).unwrap();
+    let trackers: Vec<&str> = bad.iter().map(String::as_str).chain([down.as_str()]).collect();
+    make(&lab.path("payload").join("film.bin"), &torrent, &trackers, 18);
+    let peer = fake::peer("127.0.0.1", &parse(&torrent), &data, Manner::Honest).addr.to_string();
+    let mount = lab.mount("m", &torrent, &["--peer", &peer]);
+    assert!(mount.read("film.bin") == *data);
+    std::thread::sleep(Duration::from_secs(3));
+    let rss = peak_rss_mib(mount.process.0.id());
+    assert!(rss < 200, "{rss} MiB");
+    assert!(mount.log().lines().count() < 20, "the log is not flooded: {}", mount.log());
+    mount.stop();
+}
+
+#[test]
+fn with_bad_peers_alone_a_read_fails_and_no_wrong_byte_is_served() {
+    if !can_run(&TOOLS) {
+        return;
+    }
+    let _turn = turn();
+    let lab = Lab::new();
+    let data = Arc::new(noise(4 << 20, 15));
+    let torrent = untracked(&lab, "film.bin", &data, 18);
+    let metainfo = parse(&torrent);
+    let manners = [Manner::Lies, Manner::Lies, Manner::LiesNowAndThen, Manner::Silent, Manner::Drips, Manner::Garbage];
+    let peers = manners.map(|manner| fake::peer("127.0.0.1", &metainfo, &data, manner).addr.to_string());
+    let mut args = vec!["--read-timeout", "4s"];
+    peers.iter().for_each(|addr| args.extend(["--peer", addr]));
+    let mount = lab.mount("m", &torrent, &args);
+    // Who lies only now and then may deliver a whole good piece before it is caught.
+    for offset in (0..data.len()).step_by(1 << 20) {
+        match read_at(&mount.path("film.bin"), offset as u64, 65536) {
+            Ok(got) => assert!(got == data[offset..][..65536], "wrong bytes at {offset}"),
+            Err(error) => assert_eq!(error.raw_os_error(), Some(libc::EIO), "{error}"),
+        }
+    }
+    assert!(fs::read(mount.path("film.bin")).is_err(), "somebody has what nobody gave");
+    mount.stop();
+}
+
+/// A torrent that nobody has.
+fn deserted(lab: &Lab, args: &[&str]) -> Mounted {
+    let torrent = untracked(lab, "film.bin", &noise(64 << 20, 9), 18);
+    lab.mount("m", &torrent, args)
+}
+
+#[test]
+fn a_read_without_a_source_ends_in_eio() {
+    if !can_run(&TOOLS) {
+        return;
+    }
+    let _turn = turn();
+    let lab = Lab::new();
+    let mount = deserted(&lab, &["--read-timeout", "5s"]);
+    let begin = Instant::now();
+    let error = fs::read(mount.path("film.bin")).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EIO), "{error}");
+    // The kernel asks twice: for its read-ahead, then for the page alone. They are one read, and share its limit.
+    assert!(begin.elapsed() < Duration::from_secs(9), "{:?}; {}", begin.elapsed(), mount.log());
+    assert!(mount.log().contains("no peer connected"), "{}", mount.log());
+    mount.stop();
+}
+
+#[test]
+fn ctrl_c_ends_a_blocked_reader_at_once() {
+    if !can_run(&TOOLS) {
+        return;
+    }
+    let _turn = turn();
+    let lab = Lab::new();
+    let mount = deserted(&lab, &[]);
+    // A shell starts its background jobs with SIGINT ignored, and the test may be in one.
+    let mut cat = Command::new("env");
+    cat.args(["--default-signal=INT", "cat"]).arg(mount.path("film.bin")).stdout(Stdio::null());
+    let mut cat = Process::start(&mut cat);
+    std::thread::sleep(Duration::from_millis(500));
+    cat.signal("INT");
+    assert!(cat.wait(Duration::from_secs(2)).is_some(), "cat did not end");
+    mount.stop();
+}
+
+fn block_reads(mount: &Mounted, count: u64) -> Vec<Process> {
+    let readers = (0..count)
+        .map(|n| {
+            let input = format!("if={}", mount.path("film.bin").display());
+            Process::start(
+                Command::new("dd")
+                    .args([&input, "of=/dev/null", "bs=4k", "count=1", &format!("skip={}", n * 100)])
+                    .stderr(Stdio::null()),
+            )
+        })
+        .collect();
+    std::thread::sleep(Duration::from_secs(1));
+    readers
+}
+
+#[test]
+fn every_way_to_end_ends_with_a_hundred_blocked_reads() {
+    if !can_run(&TOOLS) {
+        return;
+    }
+    let _turn = turn();
+    for way in ["unmount", "umount", "umount -l", "TERM", "INT"] {
+        let lab = Lab::new();
+        let mut mount = deserted(&lab, &[]);
+        let mut readers = block_reads(&mount, 100);
+        let begin = Instant::now();
+        match way {
+            "unmount" => {
+                let output = run(TORRENTFS, &["unmount", mount.dir.to_str().unwrap()]);
+                assert!(output.status.success(), "{output:?}");
+            }
+            // The kernel refuses while files are open, and at once; it does it when their readers are gone.
+            "umount" => {
+                assert!(!run("umount", &[mount.dir.to_str().unwrap()]).status.success());
+                readers.clear();
+                wait_until("umount", Duration::from_secs(10), || {
+                    run("umount", &[mount.dir.to_str().unwrap()]).status.success()
+                });
+            }
+            // A lazy one leaves the files open: the program can end only when their readers do.
+            "umount -l" => {
+                sh(&format!("umount -l {}", mount.dir.display()));
+                readers.clear();
+            }
+            signal => mount.process.signal(signal),
+        }
+        let status = mount.process.wait(Duration::from_secs(15));
+        assert!(status.is_some_and(|s| s.success()), "{way}: {status:?} after {:?}", begin.elapsed());
+        assert!(!mount.is_mounted(), "{way}: left mounted");
+        for reader in &mut readers {
+            assert!(reader.wait(Duration::from_secs(5)).is_some(), "{way}: a reader hangs");
+        }
+    }
+}
+
+#[test]
+fn killed_again_and_again_it_loses_nothing() {
+    if !can_run(&TOOLS) {
+        return;
+    }
+    let _turn = turn();
+    let mut lab = Lab::new();
+    let data = noise(96 << 20, 10);
+    let torrent = lab.publish("film.bin", &data, 18);
+    let _seeder = lab.libtorrent("seed", 2, 6_000_000, &lab.path("payload"), &torrent);
+    let mut had_before = 0;
+    for round in 0..20u64 {
+        let mount = lab.mount("m", &torrent, &[]);
+        let had = pieces_had(&mount, "film.bin");
+        // 6 MB/s are 24 pieces a second: those of the last second (and those in flight) may be gone.
+        assert!(had + 40 >= had_before, "round {round}: {had} pieces, {had_before} before the kill");
+        std::thread::sleep(Duration::from_millis(300 + round * 137 % 1000));
+        for place in 0..4u64 {
+            let offset = (round * 7919 + place * 104_729) * 4096 % (data.len() as u64 - 65536);
+            let got = read_at(&mount.path("film.bin"), offset, 65536).unwrap();
+            assert!(got == data[offset as usize..][..65536], "wrong bytes at {offset}");
+        }
+        had_before = pieces_had(&mount, "film.bin");
+        mount.kill();
+    }
+    let mount = lab.mount("m", &torrent, &[]);
+    assert!(mount.read("film.bin") == data);
+    mount.stop();
+}
+
+/// From the extended attribute `user.torrentfs.pieces`, "had/total".
+fn pieces_had(mount: &Mounted, name: &str) -> u64 {
+    let value = sh(&format!("getfattr --only-values -n user.torrentfs.pieces {}", mount.path(name).display()));
+    value.split('/').next().unwrap().trim().parse().unwrap()
+}
+
+#[test]
+fn a_small_cache_reads_a_large_torrent() {
+    if !can_run(&TOOLS) {
+        return;
+    }
+    let _turn = turn();
+    let mut lab = Lab::new();
+    let data = noise(1 << 30, 11);
+    let torrent = lab.publish("film.bin", &data, 20);
+    let _seeder = lab.libtorrent("seed", 2, 0, &lab.path("payload"), &torrent);
+    let mount = lab.mount("m", &torrent, &["-v", "--cache-size", "64MiB"]);
+    let file = fs::File::open(mount.path("film.bin")).unwrap();
+    let mut most = 0;
+    for (n, expected) in data.chunks(32 << 20).enumerate() {
+        use std::os::unix::fs::FileExt;
+        let mut got = vec![0; expected.len()];
+        file.read_exact_at(&mut got, (n as u64) * (32 << 20)).unwrap();
+        assert!(got == expected, "wrong bytes in part {n}");
+        most = most.max(disk_use(&mount.cache));
+    }
+    assert!(most <= (64 + 8) << 20, "{} MiB on disk", most >> 20);
+    assert!(!mount.log().contains("banned"), "{}", mount.log());
+    mount.stop();
+}
+
+#[test]
+fn many_readers_share_a_tiny_cache() {
+    if !can_run(&TOOLS) {
+        return;
+    }
+    let _turn = turn();
+    let mut lab = Lab::new();
+    let data = Arc::new(noise(64 << 20, 16));
+    let torrent = lab.publish("film.bin", &data, 20);
+    let _seeder = lab.libtorrent("seed", 2, 0, &lab.path("payload"), &torrent);
+    let mount = lab.mount("m", &torrent, &["-v", "--cache-size", "4MiB", "--memory", "4MiB"]);
+    std::thread::scope(|scope| {
+        for n in 0..8 {
+            let (path, data) = (mount.path("film.bin"), &data);
+            scope.spawn(move || {
+                let from = n * (8 << 20);
+                let got = read_at(&path, from as u64, 8 << 20).unwrap_or_else(|error| panic!("at {from}: {error}"));
+                assert!(got == data[from..][..8 << 20], "wrong bytes after {from}");
+            });
+        }
+    });
+    assert!(!mount.log().contains("banned"), "{}", mount.log());
+    mount.stop();
+}
+
+#[test]
+fn when_a_seeder_goes_the_next_one_is_found() {
+    if !can_run(&TOOLS) {
+        return;
+    }
+    let _turn = turn();
+    let mut lab = Lab::new();
+    let data = noise(32 << 20, 17);
+    let torrent = lab.publish("film.bin", &data, 18);
+    let payload = lab.path("payload");
+    let first = lab.libtorrent("seed", 2, 2_000_000, &payload, &torrent);
+    let mount = lab.mount("m", &torrent, &["--read-timeout", "60s"]);
+    assert!(read_at(&mount.path("film.bin"), 0, 1 << 20).unwrap() == data[..1 << 20]);
+    drop(first);
+    let reading = std::thread::spawn({
+        let path = mount.path("film.bin");
+        move || fs::read(path)
+    });
+    std::thread::sleep(Duration::from_secs(2));
+    let _second = lab.libtorrent("seed", 3, 0, &payload, &torrent);
+    assert!(reading.join().unwrap().unwrap() == data);
+    mount.stop();
+}
+
+/// Bytes that a directory takes on its disk.
+fn disk_use(dir: &Path) -> u64 {
+    let kib: u64 = sh(&format!("du -sk {}", dir.display())).split_whitespace().next().unwrap().parse().unwrap();
+    kib * 1024
+}
+
+#[test]
+fn a_full_disk_stops_no_read() {
+    if !can_run(&TOOLS) {
+        return;
+    }
+    let _turn = turn();
+    let mut lab = Lab::new();
+    let data = noise(96 << 20, 12);
+    let torrent = lab.publish("film.bin", &data, 18);
+    let _seeder = lab.libtorrent("seed", 2, 0, &lab.path("payload"), &torrent);
+    let cache = lab.path("m/cache");
+    fs::create_dir_all(&cache).unwrap();
+    sh(&format!("mount -t tmpfs -o size=32m none {}", cache.display()));
+    let mount = lab.mount("m", &torrent, &["--memory", "16MiB"]);
+    assert!(mount.read("film.bin") == data);
+    let faults = mount.log().lines().filter(|line| line.contains("No space left")).count();
+    assert_eq!(faults, 1, "{}", mount.log());
+    mount.stop();
+}
+
+/// Starts a mount in the background; what it said. The base is as for [`Mounted::start`].
+fn background(base: &Path, torrent: &Path) -> std::process::Output {
+    let dir = base.join("mnt");
+    fs::create_dir_all(&dir).unwrap();
+    mount_command()
+        .args(["--port", "0", "--cache-dir"])
+        .args([base.join("cache").as_path(), torrent, &dir])
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
+}
+
+fn words(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[test]
+fn in_the_background_it_answers_or_says_why_not() {
+    if !can_run(&TOOLS) {
+        return;
+    }
+    let _turn = turn();
+    let lab = Lab::new();
+    let torrent = untracked(&lab, "film.bin", &noise(1 << 20, 13), 18);
+    let base = lab.path("m");
+    let mnt = base.join("mnt");
+
+    let started = background(&base, &torrent);
+    assert!(started.status.success(), "{started:?}");
+    assert!(is_mounted(&mnt));
+    assert!(fs::metadata(mnt.join("film.bin")).unwrap().len() == 1 << 20, "it answers at once");
+    let said = words(&started.stdout);
+    assert!(said.contains(mnt.to_str().unwrap()) && said.contains("unmount"), "{said}");
+
+    // The cache is in use, so a second one cannot start; nor can one where the first is mounted.
+    let other = lab.path("other");
+    fs::create_dir_all(other.join("mnt")).unwrap();
+    std::os::unix::fs::symlink(base.join("cache"), other.join("cache")).unwrap();
+    let refused = background(&other, &torrent);
+    let said = words(&refused.stderr);
+    assert!(!refused.status.success() && said.lines().count() == 1 && said.contains("cache"), "{refused:?}");
+    assert!(!is_mounted(&other.join("mnt")));
+    let args = ["--foreground", "--port", "0", "--cache-dir"];
+    let third =
+        mount_command().args(args).args([&lab.path("third"), &torrent, &mnt]).stdin(Stdio::null()).output().unwrap();
+    let said = words(&third.stderr);
+    assert!(!third.status.success() && said.lines().count() == 1 && said.contains("already"), "{third:?}");
+
+    let ended = run(TORRENTFS, &["unmount", mnt.to_str().unwrap()]);
+    assert!(ended.status.success() && !is_mounted(&mnt), "{ended:?}");
+    // Its process has ended, or ends now: the cache is free again.
+    let mut again = background(&other, &torrent);
+    wait_until("the cache is free", Duration::from_secs(10), || {
+        if !again.status.success() {
+            again = background(&other, &torrent);
+        }
+        again.status.success()
+    });
+    let ended = run(TORRENTFS, &["unmount", other.join("mnt").to_str().unwrap()]);
+    assert!(ended.status.success(), "{ended:?}");
+}
+
+#[test]
+fn what_cannot_be_mounted_leaves_nothing_mounted() {
+    if !can_run(&TOOLS) {
+        return;
+    }
+    let _turn = turn();
+    let lab = Lab::new();
+    let torrent = untracked(&lab, "film.bin", &noise(1 << 20, 14), 18);
+    let file = lab.path("file");
+    fs::write(&file, "").unwrap();
+    let mnt = lab.path("mnt");
+    fs::create_dir(&mnt).unwrap();
+    let cache = lab.path("cache");
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let nowhere = lab.path("nowhere");
+    let cases: [(&Path, &Path, &[&str], &str); 4] = [
+        (&cache, &nowhere, &[], "nowhere"),
+        (&cache, &file, &[], "not a directory"),
+        (&file, &mnt, &[], "cache"),
+        (&cache, &mnt, &["--bind", "127.0.0.1", "--port", &port], "--port"),
+    ];
+    for (cache, dir, extra, why) in cases {
+        for foreground in [&["--foreground"][..], &[]] {
+            let output = mount_command()
+                .args(foreground)
+                .arg("--cache-dir")
+                .arg(cache)
+                .args(extra)
+                .args([&torrent, dir])
+                .stdin(Stdio::null())
+                .output()
+                .unwrap();
+            let said = words(&output.stderr);
+            assert!(!output.status.success(), "{output:?}");
+            assert!(said.lines().count() == 1 && said.to_lowercase().contains(why), "{why}: {said}");
+            assert!(!is_mounted(dir));
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! Tests on loopback: trackers, the DHT, local discovery, web seeds, port mapping, and peers reached in one way only.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod blocklist;
+mod dht;
+mod discovery;
+mod holepunch;
+mod lsd;
+mod pex;
+mod portmap;
+mod proxy;
+mod session;
+mod talker;
+mod trackers;
+mod web;
+mod webseeds;

@@ -1,0 +1,85 @@
+//! Peers through a real SOCKS5 proxy, and through nothing else.
+
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use crate::support::*;
+use torrentfs::metainfo::FileIndex;
+use torrentfs::net::Config;
+use torrentfs::route::Route;
+
+const LEN: usize = 8 << 20;
+
+fn microsocks(port: u16) -> Process {
+    let process = Process::start(
+        Command::new("microsocks")
+            .args(["-i", "127.0.0.1", "-p", &port.to_string(), "-u", "me", "-P", "p@ss"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null()),
+    );
+    wait_until("the proxy listens", Duration::from_secs(10), || {
+        std::net::TcpStream::connect(("127.0.0.1", port)).is_ok()
+    });
+    process
+}
+
+#[test]
+fn everything_goes_through_it_or_nothing_does() {
+    if !can_run(&["microsocks", "opentracker", "mktorrent"]) {
+        return;
+    }
+    let _turn = turn();
+    let mut lab = Lab::new();
+    let data = noise(LEN, 1);
+    let file = lab.publish("film.bin", &data, 18);
+    let seeder = lab.libtorrent("seed", 2, 0, &lab.path("payload"), &file);
+    let addr = seeder.addr.parse().unwrap();
+    let port = free_port();
+    let with = |login: &str| {
+        let proxy = Some(format!("socks5://{login}@127.0.0.1:{port}").parse().unwrap());
+        Config { route: Route { proxy, ..local().route }, ..local() }
+    };
+    let proxy = microsocks(port);
+
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let read = |dir: &str, login: &str, len: u32, patience: u64| {
+        let patience = Duration::from_secs(patience);
+        runtime.block_on(async {
+            let (session, torrent) = in_process(&lab.path(dir), &file, addr, with(login), patience).await;
+            assert_eq!(session.port(), 0, "nobody calls through a proxy");
+            let got = torrent.open(FileIndex(0)).unwrap().read(0, len).await;
+            session.remove(&torrent).await;
+            got
+        })
+    };
+    assert!(*read("good", "me:p%40ss", LEN as u32, 30).unwrap() == data);
+    // The seeder would answer anyone who went around.
+    assert!(read("login", "me:wrong", 1, 3).is_err());
+    drop(proxy);
+    assert!(read("gone", "me:p%40ss", 1, 3).is_err());
+}
+
+#[test]
+fn a_mount_reads_through_it() {
+    if !can_run(&["microsocks", "opentracker", "mktorrent"]) {
+        return;
+    }
+    let _turn = turn();
+    let mut lab = Lab::new();
+    let data = noise(LEN, 2);
+    let file = lab.publish("film.bin", &data, 18);
+    let seeder = lab.libtorrent("seed", 2, 0, &lab.path("payload"), &file);
+    let port = free_port();
+    let url = format!("socks5://me:p%40ss@127.0.0.1:{port}");
+    let args = ["--proxy", &url, "--peer", &seeder.addr, "--read-timeout", "3s"];
+    // Without the proxy nothing, and it is said why; the password is not.
+    let mount = lab.mount("m", &file, &args);
+    assert!(read_at(&mount.path("film.bin"), 0, 1).is_err());
+    let log = mount.log();
+    assert!(log.contains("the proxy socks5://127.0.0.1") && !log.contains("p%40ss") && !log.contains("p@ss"), "{log}");
+    let _proxy = microsocks(port);
+    wait_until(&format!("it is read through the proxy; {}", mount.log()), Duration::from_secs(90), || {
+        std::fs::read(mount.path("film.bin")).is_ok_and(|got| got == data)
+    });
+    mount.stop();
+}

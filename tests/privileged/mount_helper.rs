@@ -1,0 +1,566 @@
+//! `mount -t torrentfs`: the helper as mount(8) calls it, with real peers, in a mount namespace of its own where
+//! `/sbin/mount.torrentfs` is ours and there is a user `torrentfs`; nothing of the machine changes.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::support::*;
+
+const HELPER: &str = env!("CARGO_BIN_EXE_mount-torrentfs");
+/// Only a hang reaches it.
+const LIMIT: Duration = Duration::from_secs(60);
+/// Nothing leaves this machine.
+const ALONE: &str = "no_dht,no_lsd,no_port_mapping,port=0";
+/// The user who serves, in the namespace.
+const SERVER: u32 = 987;
+
+/// The directories whose content differs in the namespace: overlays for the program and for the lists of users, which have
+/// one more; an empty one for caches; and a FUSE device that everybody may open, as it is on most machines.
+const SETUP: &str = r"
+set -e
+mount -t tmpfs stage $STAGE; cd $STAGE; mkdir sbin sbin.work etc etc.work
+sbin=$(realpath /sbin)
+mount -t overlay -o lowerdir=$sbin,upperdir=$STAGE/sbin,workdir=$STAGE/sbin.work overlay $sbin
+ln -s $HELPER $sbin/mount.torrentfs; ln -s mount.torrentfs $sbin/mount.fuse.torrentfs
+mount -t overlay -o lowerdir=/etc,upperdir=$STAGE/etc,workdir=$STAGE/etc.work overlay /etc
+rm -rf /etc/torrentfs; sed -i /^torrentfs:/d /etc/passwd /etc/group
+echo torrentfs:x:987:987::/nonexistent:/usr/sbin/nologin >> /etc/passwd; echo torrentfs:x:987: >> /etc/group
+mount -t tmpfs cache /var/cache
+mknod -m 666 fuse c 10 229; mount --bind fuse /dev/fuse
+echo ready; exec cat > /dev/null";
+
+/// A mount namespace with our helper in it. What is still mounted there goes with it.
+struct Stage {
+    holder: Process,
+    base: PathBuf,
+}
+
+/// Whether this machine can run the test: what `can_run` asks for, and root.
+fn can_stage(programs: &[&str]) -> bool {
+    let able =
+        can_run(&[&["unshare", "nsenter", "setpriv", "getfattr", "mktorrent", "opentracker"], programs].concat());
+    let root = fs::metadata("/proc/self").unwrap().uid() == 0;
+    if !root {
+        eprintln!("left out: only root can make a mount namespace");
+    }
+    able && root
+}
+
+impl Stage {
+    fn new(base: &Path) -> Self {
+        let stage = base.join("stage");
+        fs::create_dir(&stage).unwrap();
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation", "private", "sh", "-c", SETUP]).env("STAGE", &stage);
+        let child = command.env("HELPER", HELPER).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut holder = Process(child);
+        let mut line = String::new();
+        BufReader::new(holder.0.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line.trim(), "ready");
+        Self { holder, base: base.to_owned() }
+    }
+
+    /// A shell line within; `$BASE` is the directory of the test.
+    fn run(&self, line: &str) -> Output {
+        let mut command = Command::new("nsenter");
+        command.args([&format!("--mount=/proc/{}/ns/mnt", self.holder.0.id()), "sh", "-c", line]);
+        command.env("BASE", &self.base).env_remove("TORRENTFS_LOG").stdin(Stdio::null()).output().unwrap()
+    }
+
+    /// One that must succeed.
+    fn sh(&self, line: &str) -> String {
+        let output = self.run(line);
+        assert!(output.status.success(), "{line}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// The mounts of the test's: source and mount point.
+    fn mounts(&self) -> Vec<(String, String)> {
+        let mounts = fs::read_to_string(format!("/proc/{}/mounts", self.holder.0.id())).unwrap();
+        let ours = mounts.lines().filter(|line| line.contains(" fuse.torrentfs "));
+        let pair = |line: &str| {
+            let mut fields = line.split(' ').map(|field| field.replace("\\040", " "));
+            (fields.next().unwrap(), fields.next().unwrap())
+        };
+        // Somebody else's were there before, and are seen here, too.
+        ours.map(pair).filter(|(_, at)| Path::new(at).starts_with(&self.base)).collect()
+    }
+
+    /// The process that serves, and its keeper.
+    fn processes(&self, mountpoint: &str) -> (u32, u32) {
+        let server = self.sh(&format!("getfattr --absolute-names --only-values -n user.torrentfs.pid {mountpoint}"));
+        let server = server.trim().parse().unwrap();
+        (server, status(server)["PPid"].parse().unwrap())
+    }
+
+    /// Nothing is mounted, no process of a mount is left.
+    fn is_clear(&self) -> bool {
+        self.mounts().is_empty() && self.left().is_empty()
+    }
+
+    /// Living processes of the helper's that are in the namespace.
+    fn left(&self) -> Vec<u32> {
+        let namespace = fs::read_link(format!("/proc/{}/ns/mnt", self.holder.0.id())).unwrap();
+        let pids = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
+        pids.filter(|pid: &u32| {
+            let of = |name: &str| fs::read_link(format!("/proc/{pid}/{name}"));
+            of("exe").is_ok_and(|exe| exe == Path::new(HELPER)) && of("ns/mnt").is_ok_and(|at| at == namespace)
+        })
+        .collect()
+    }
+
+    fn wait_until_clear(&self) {
+        wait_until("nothing is left", LIMIT, || self.is_clear());
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        for pid in self.left() {
+            run("kill", &["-9", &pid.to_string()]);
+        }
+    }
+}
+
+fn status(pid: u32) -> HashMap<String, String> {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let fields = text.lines().filter_map(|line| line.split_once(':'));
+    fields.map(|(key, value)| (key.to_owned(), value.trim().to_owned())).collect()
+}
+
+/// The process group and the session of a process: fields 5 and 6 of its `stat`, the second of which may hold anything.
+fn group_and_session(pid: u32) -> (u32, u32) {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<&str> = text.rsplit(')').next().unwrap().split_whitespace().collect();
+    (fields[2].parse().unwrap(), fields[3].parse().unwrap())
+}
+
+/// A zombie has no program any more.
+fn is_alive(pid: u32) -> bool {
+    fs::read_link(format!("/proc/{pid}/exe")).is_ok()
+}
+
+/// A torrent that somebody seeds.
+struct Swarm {
+    lab: Lab,
+    data: Vec<u8>,
+    torrent: PathBuf,
+    seeder: Libtorrent,
+}
+
+fn swarm(seed: u64) -> Swarm {
+    let mut lab = Lab::new();
+    let data = noise(2 << 20, seed);
+    let torrent = lab.publish("film.bin", &data, 16);
+    let seeder = lab.libtorrent("seed", 2, 0, &lab.path("payload"), &torrent);
+    Swarm { lab, data, torrent, seeder }
+}
+
+#[test]
+fn root_mounts_and_a_user_without_any_right_serves_everybody() {
+    if !can_stage(&[]) {
+        return;
+    }
+    let _turn = turn();
+    let Swarm { lab, data, torrent, seeder } = swarm(1);
+    // For root alone, as a passkey in it would want.
+    fs::set_permissions(&torrent, fs::Permissions::from_mode(0o600)).unwrap();
+    let stage = Stage::new(lab.dir.path());
+    fs::create_dir(lab.path("mnt")).unwrap();
+    let peer = &seeder.addr;
+    let said = stage.sh(&format!("mount -t torrentfs -o {ALONE},peer={peer} $BASE/film.bin.torrent $BASE/mnt 2>&1"));
+    assert_eq!(said, "");
+    let mountpoint = lab.path("mnt").to_str().unwrap().to_owned();
+    assert_eq!(stage.mounts(), [(torrent.to_str().unwrap().to_owned(), mountpoint)]);
+    let listed = stage.sh("stat -c '%A %U %G %s' $BASE/mnt/film.bin");
+    assert_eq!(listed.trim(), format!("-r--r--r-- root root {}", data.len()));
+    stage.sh("setpriv --reuid 65534 --regid 65534 --clear-groups cmp $BASE/mnt/film.bin $BASE/payload/film.bin");
+
+    let (server, keeper) = stage.processes("$BASE/mnt");
+    // Neither is reached by a Ctrl-C that is meant for others.
+    assert_eq!([server, keeper].map(group_and_session), [(server, server), (keeper, keeper)]);
+    let of = status(server);
+    let ids = format!("{SERVER}\t{SERVER}\t{SERVER}\t{SERVER}");
+    assert_eq!((&of["Uid"], &of["Gid"], of["NoNewPrivs"].as_str()), (&ids, &ids, "1"));
+    for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+        assert_eq!(of[set].trim_start_matches('0'), "", "{set}");
+    }
+    let groups: Vec<&str> = of["Groups"].split_whitespace().collect();
+    assert!(groups.iter().all(|group| *group == SERVER.to_string()), "{groups:?}");
+    // The keeper keeps what it takes to mount, and no descriptor that would keep a dead connection alive.
+    let of = status(keeper);
+    assert_eq!((of["Uid"].split('\t').next(), of["Threads"].as_str()), (Some("0"), "1"));
+    assert_eq!((of["CapEff"].trim_start_matches('0'), of["CapBnd"].trim_start_matches('0')), ("200024", ""));
+    let files = fs::read_dir(format!("/proc/{keeper}/fd")).unwrap();
+    let files: Vec<_> = files.map(|file| fs::read_link(file.unwrap().path()).unwrap()).collect();
+    assert!(files.iter().all(|file| file != Path::new("/dev/fuse")), "{files:?}");
+    let caches = stage.sh("stat -c '%a %U %n' /var/cache/torrentfs /var/cache/torrentfs/*");
+    let caches: Vec<&str> = caches.lines().collect();
+    assert!(caches[0].starts_with("755 root ") && caches[1].starts_with("700 torrentfs "), "{caches:?}");
+
+    stage.sh("umount $BASE/mnt");
+    stage.wait_until_clear();
+    // As a FUSE filesystem by its whole name; served by who is named, owned by who is named.
+    stage.sh(&format!(
+        "chmod 644 $BASE/film.bin.torrent; mount -t fuse.torrentfs -o {ALONE},setuid=nobody,uid=5,umask=077,peer={peer} \
+         $BASE/film.bin.torrent $BASE/mnt -o cache_dir=$BASE/stage/cache"
+    ));
+    assert_eq!(stage.sh("stat -c '%A %u' $BASE/mnt/film.bin").trim(), "-r-------- 5");
+    assert_eq!(status(stage.processes("$BASE/mnt").0)["Uid"].split('\t').next(), Some("65534"));
+    assert!(!stage.run("setpriv --reuid 65534 --clear-groups cat $BASE/mnt/film.bin").status.success());
+    stage.sh("umount $BASE/mnt");
+    stage.wait_until_clear();
+}
+
+#[test]
+fn lines_of_fstab_are_mounted_once() {
+    if !can_stage(&[]) {
+        return;
+    }
+    let _turn = turn();
+    let Swarm { lab, torrent, seeder, .. } = swarm(2);
+    let stage = Stage::new(lab.dir.path());
+    fs::copy(&torrent, lab.path("my film.torrent")).unwrap();
+    stage.sh("cd $BASE && mkdir 'my mnt' magnet url unused");
+    let served = fs::read(&torrent).unwrap();
+    let url = serve(served, 1);
+    let (peer, hash, base) = (&seeder.addr, lab.info_hash(), lab.dir.path().display());
+    let secret = "0123456789abcdef0123456789abcdef";
+    let link = format!("magnet:?xt=urn:btih:{hash}&x.pe={peer}&tr=http%3A%2F%2F127.0.0.1%3A1%2F{secret}%2Fannounce");
+    let fstab = format!(
+        "# a comment\n\
+         {base}/my\\040film.torrent {base}/my\\040mnt torrentfs defaults,{ALONE},peer={peer},_netdev,x-systemd.automount 0 0\n\
+         {link} {base}/magnet torrentfs nofail,user,rw,{ALONE} 0 0\n\
+         {url}?passkey={secret} {base}/url fuse.torrentfs users,{ALONE},peer={peer} 0 0\n\
+         /nowhere.torrent {base}/unused torrentfs noauto 0 0\n"
+    );
+    fs::write(lab.path("fstab"), fstab).unwrap();
+    assert_eq!(stage.sh("mount -a -T $BASE/fstab 2>&1"), "");
+    for mountpoint in ["my mnt", "magnet", "url"] {
+        stage.sh(&format!("cmp \"$BASE/{mountpoint}/film.bin\" $BASE/payload/film.bin"));
+    }
+    let mounts = stage.mounts();
+    assert_eq!(mounts.len(), 3);
+    assert_eq!(mounts[0].0, lab.path("my film.torrent").to_str().unwrap());
+    // Everybody may read the list of mounts.
+    assert!(mounts.iter().all(|(source, _)| !source.contains(secret)), "{mounts:?}");
+    assert!(mounts[1].0.contains(&hash) && mounts[2].0.ends_with("/film.torrent?***"), "{mounts:?}");
+    // The server has answered its one request: nothing is fetched or mounted again.
+    assert_eq!(stage.sh("mount -a -T $BASE/fstab 2>&1"), "");
+    assert_eq!(stage.mounts(), mounts);
+    stage.sh("umount -a -t fuse.torrentfs");
+    stage.wait_until_clear();
+}
+
+/// A `.torrent` file over HTTP, so many times.
+fn serve(body: Vec<u8>, times: usize) -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().take(times).flatten() {
+            let _ = stream.read(&mut [0; 4096]);
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+            let _ = stream.write_all(&[head.as_bytes(), &body].concat());
+        }
+    });
+    format!("http://{addr}/film.torrent")
+}
+
+/// Whoever dies, nothing dead is left.
+#[test]
+fn every_end_is_clean() {
+    if !can_stage(&[]) {
+        return;
+    }
+    let _turn = turn();
+    let Swarm { lab, .. } = swarm(3);
+    let stage = Stage::new(lab.dir.path());
+    fs::create_dir(lab.path("mnt")).unwrap();
+    for end in ["umount", "umount -l", "unmount", "-KILL server", "-TERM server", "-INT server", "-TERM keeper"] {
+        stage.sh(&format!("mount -t torrentfs -o {ALONE} $BASE/film.bin.torrent $BASE/mnt"));
+        let (server, keeper) = stage.processes("$BASE/mnt");
+        // A file is open, and somebody waits for what does not come.
+        let mut reader = Command::new("nsenter");
+        reader.args([&format!("--mount=/proc/{}/ns/mnt", stage.holder.0.id()), "cat"]);
+        let busy = !end.starts_with("umount") || end == "umount -l";
+        let reader = busy
+            .then(|| Process::start(reader.arg(lab.path("mnt/film.bin")).stdout(Stdio::null()).stderr(Stdio::null())));
+        match end.split_once(' ') {
+            Some((signal, whom)) if signal.starts_with('-') => {
+                run("kill", &[signal, &if whom == "server" { server } else { keeper }.to_string()]);
+            }
+            _ if end == "unmount" => drop(stage.sh(&format!("{TORRENTFS} unmount $BASE/mnt"))),
+            _ => drop(stage.sh(&format!("{end} $BASE/mnt"))),
+        }
+        wait_until(&format!("{end}: nothing is mounted"), LIMIT, || stage.mounts().is_empty());
+        // With `umount -l` the kernel waits for the last file to be closed; else the reader has its error already.
+        if let Some(mut reader) = reader.filter(|_| end != "umount -l") {
+            assert!(reader.wait(LIMIT).is_some_and(|status| !status.success()), "{end}");
+        }
+        wait_until(&format!("{end}: nobody is left"), LIMIT, || !is_alive(server) && !is_alive(keeper));
+        assert_eq!(stage.sh("ls -A $BASE/mnt"), "", "{end}");
+    }
+    // A hangup is none: there may be a blocklist to read again.
+    stage.sh("echo 10.9.9.9/32 > $BASE/blocked");
+    stage.sh(&format!("mount -t torrentfs -o {ALONE},blocklist=$BASE/blocked $BASE/film.bin.torrent $BASE/mnt"));
+    let (server, keeper) = stage.processes("$BASE/mnt");
+    run("kill", &["-HUP", &keeper.to_string(), &server.to_string()]);
+    assert_eq!(stage.sh("ls $BASE/mnt").trim(), "film.bin");
+    stage.sh("umount $BASE/mnt");
+    stage.wait_until_clear();
+    // A keeper that is killed cannot clear away, but serving goes on, and root ends it as ever.
+    stage.sh(&format!("mount -t torrentfs -o {ALONE} $BASE/film.bin.torrent $BASE/mnt"));
+    let (server, keeper) = stage.processes("$BASE/mnt");
+    run("kill", &["-KILL", &keeper.to_string()]);
+    assert_eq!(stage.sh("ls $BASE/mnt").trim(), "film.bin");
+    stage.sh(&format!("{TORRENTFS} unmount $BASE/mnt"));
+    wait_until("nobody is left", LIMIT, || !is_alive(server) && stage.is_clear());
+}
+
+#[test]
+fn failures_have_mounts_codes_and_leave_nothing() {
+    if !can_stage(&[]) {
+        return;
+    }
+    let _turn = turn();
+    let Swarm { lab, .. } = swarm(4);
+    let stage = Stage::new(lab.dir.path());
+    stage.sh("mkdir $BASE/mnt; echo d4:infoi1ee > $BASE/broken.torrent");
+    let nobody = "magnet:?xt=urn:btih:0123456789012345678901234567890123456789";
+    let film = "$BASE/film.bin.torrent";
+    for (code, words, line) in [
+        (1, "frob", format!("-o frob=1 {film} $BASE/mnt")),
+        (1, "cache_size", format!("-o cache_sise=1GiB {film} $BASE/mnt")),
+        (1, "no user", format!("-o setuid=nonesuch {film} $BASE/mnt")),
+        (1, "foreground", format!("-o foreground {film} $BASE/mnt")),
+        (1, "remount", format!("-o remount {film} $BASE/mnt")),
+        (32, "No such file", format!("{film} $BASE/nowhere")),
+        (32, "No such file", "/nowhere.torrent $BASE/mnt".to_owned()),
+        (32, "`info`", "$BASE/broken.torrent $BASE/mnt".to_owned()),
+        (32, "no metadata within 1s", format!("-o {ALONE},metadata_timeout=1s '{nobody}' $BASE/mnt")),
+        (32, "cannot use", format!("-o {ALONE},cache_dir=/proc/nowhere {film} $BASE/mnt")),
+    ] {
+        let output = stage.run(&format!("mount -t torrentfs {line}"));
+        let said = String::from_utf8_lossy(&output.stderr);
+        // mount(8) before 2.39 has a word of its own for a missing mount point.
+        assert!(
+            said.contains(words) || said.contains("cannot make") || said.contains("mount point does not exist"),
+            "{line}: {said}"
+        );
+        assert!(said.lines().count() == 1 && said.starts_with("mount"), "{line}: {said}");
+        assert_eq!(output.status.code(), Some(code), "{line}: {said}");
+        stage.wait_until_clear();
+    }
+    // Sloppy, and fake.
+    stage.sh(&format!("mount -s -t torrentfs -o {ALONE},frob {film} $BASE/mnt; umount $BASE/mnt"));
+    stage.sh(&format!("mount -f -t torrentfs {film} $BASE/mnt"));
+    stage.wait_until_clear();
+    // A taken mount point, with one line.
+    stage.sh(&format!("mount -t torrentfs -o {ALONE} {film} $BASE/mnt"));
+    let output = stage.run(&format!("mount -t torrentfs -o {ALONE},cache_dir=$BASE/stage/other {film} $BASE/mnt"));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(32) && said.contains("already"), "{output:?}");
+    stage.sh("test ! -e $BASE/stage/other && umount $BASE/mnt");
+    stage.wait_until_clear();
+}
+
+/// `cache_dir` of the system's file is for all mounts: each has a directory in it, so that none is refused.
+#[test]
+fn mounts_share_the_cache_directory_that_is_configured() {
+    if !can_stage(&[]) {
+        return;
+    }
+    let _turn = turn();
+    let Swarm { lab, torrent, seeder, .. } = swarm(8);
+    let stage = Stage::new(lab.dir.path());
+    let film = torrent.display();
+    stage.sh("mkdir $BASE/mnt $BASE/other /etc/torrentfs
+         echo \"cache_dir = '/var/cache/all'\" > /etc/torrentfs/torrentfs.toml");
+    for mountpoint in ["mnt", "other"] {
+        stage.sh(&format!("mount -t torrentfs -o {ALONE},peer={} {film} $BASE/{mountpoint}", seeder.addr));
+        stage.sh(&format!("cmp $BASE/{mountpoint}/film.bin $BASE/payload/film.bin"));
+    }
+    let caches = stage.sh("stat -c '%a %U %n' /var/cache/all/*");
+    let mut caches: Vec<&str> = caches.lines().collect();
+    caches.sort_unstable();
+    assert_eq!(caches.len(), 2, "{caches:?}");
+    for (cache, mountpoint) in caches.iter().zip(["mnt", "other"]) {
+        assert!(cache.starts_with("700 torrentfs /var/cache/all/") && cache.ends_with(mountpoint), "{caches:?}");
+    }
+    stage.sh("test ! -e /var/cache/torrentfs && umount $BASE/mnt $BASE/other");
+    stage.wait_until_clear();
+}
+
+/// While a link's metadata is fetched there is no mount yet: nobody hangs in it, and who mounts may give up.
+#[test]
+fn the_mount_point_stays_usable_until_there_is_something_to_show() {
+    if !can_stage(&[]) {
+        return;
+    }
+    let _turn = turn();
+    let lab = Lab::new();
+    let stage = Stage::new(lab.dir.path());
+    fs::create_dir(lab.path("mnt")).unwrap();
+    let link = "magnet:?xt=urn:btih:0123456789012345678901234567890123456789";
+    let mut mount = Command::new("nsenter");
+    mount.args([&format!("--mount=/proc/{}/ns/mnt", stage.holder.0.id()), HELPER, link]);
+    let mut mount = Process::start(mount.arg(lab.path("mnt")).args(["-o", ALONE]).stderr(Stdio::null()));
+    // The helper, the keeper and the server.
+    wait_until("it fetches", LIMIT, || stage.left().len() == 3);
+    // One group with who called: an automount's mount point lets nobody else pass until it is mounted.
+    assert!(stage.left().iter().all(|pid| group_and_session(*pid) == group_and_session(std::process::id())));
+    let begin = Instant::now();
+    assert_eq!(stage.sh("stat -c %F $BASE/mnt; ls -A $BASE/mnt").trim(), "directory");
+    assert!(begin.elapsed() < LIMIT && stage.mounts().is_empty());
+    mount.signal("INT");
+    mount.wait(LIMIT).expect("it ends");
+    stage.wait_until_clear();
+}
+
+#[test]
+fn other_users_mount_through_fusermount() {
+    if !can_stage(&["fusermount3"]) {
+        return;
+    }
+    let _turn = turn();
+    let Swarm { lab, data, seeder, .. } = swarm(5);
+    let stage = Stage::new(lab.dir.path());
+    // The program itself may stand where others cannot reach it.
+    stage.sh(&format!(
+        "cp {HELPER} $BASE/stage/helper; chmod 755 $BASE/stage; mkdir $BASE/mnt $BASE/cache; chown nobody $BASE/mnt $BASE/cache"
+    ));
+    let user = "setpriv --reuid 65534 --regid 65534 --clear-groups";
+    let options = format!("{ALONE},user=nobody,cache_dir=$BASE/cache,peer={}", seeder.addr);
+    stage.sh(&format!("{user} $BASE/stage/helper $BASE/film.bin.torrent $BASE/mnt -o rw,{options}"));
+    assert_eq!(stage.mounts().len(), 1);
+    let read = stage.sh(&format!("{user} cat $BASE/mnt/film.bin | wc -c"));
+    assert_eq!(read.trim(), data.len().to_string());
+    let output = stage.run(&format!("{user} $BASE/stage/helper $BASE/film.bin.torrent $BASE/mnt -o setuid=root"));
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    stage.sh(&format!("{user} fusermount3 -u $BASE/mnt"));
+    wait_until("it is gone", LIMIT, || stage.mounts().is_empty());
+
+    // By a line of fstab that allows it, and mount(8), which has given its rights up by then.
+    stage.sh(&format!(
+        "rm -f /sbin/mount.torrentfs; cp $BASE/stage/helper /sbin/mount.torrentfs
+         echo me:x:1077:1077::$BASE/stage/home:/bin/sh >> /etc/passwd; mkdir $BASE/stage/home
+         chown 1077 $BASE/mnt $BASE/stage/home
+         echo $BASE/film.bin.torrent $BASE/mnt torrentfs noauto,user,{ALONE} 0 0 > /etc/fstab"
+    ));
+    let me = "env --ignore-environment PATH=$PATH setpriv --reuid 1077 --regid 1077 --clear-groups";
+    stage.sh(&format!("{me} mount $BASE/mnt"));
+    assert_eq!(stage.sh(&format!("{me} stat -c '%u %s' $BASE/mnt/film.bin")).trim(), format!("1077 {}", data.len()));
+    stage.sh(&format!("test -d $BASE/stage/home/.cache/torrentfs && {me} umount $BASE/mnt"));
+    wait_until("it is gone", LIMIT, || stage.mounts().is_empty());
+}
+
+#[test]
+fn without_the_user_root_serves_and_says_so() {
+    if !can_stage(&[]) {
+        return;
+    }
+    let _turn = turn();
+    let Swarm { lab, .. } = swarm(8);
+    let stage = Stage::new(lab.dir.path());
+    stage.sh("mkdir $BASE/mnt; sed -i /^torrentfs:/d /etc/passwd");
+    let mounted = stage.run(&format!("mount -t torrentfs -o {ALONE} $BASE/film.bin.torrent $BASE/mnt"));
+    let said = String::from_utf8(mounted.stderr).unwrap();
+    assert!(
+        mounted.status.success() && said.lines().count() == 1 && said.contains("there is no user torrentfs"),
+        "{said}"
+    );
+    let (server, _) = stage.processes("$BASE/mnt");
+    assert_eq!(status(server)["Uid"].split('\t').next(), Some("0"));
+    run("kill", &["-KILL", &server.to_string()]);
+    stage.wait_until_clear();
+    let mounted = stage.run(&format!("mount -t torrentfs -o setuid=root,{ALONE} $BASE/film.bin.torrent $BASE/mnt"));
+    assert!(mounted.status.success() && mounted.stderr.is_empty(), "who says so knows it: {mounted:?}");
+    stage.sh("umount $BASE/mnt");
+    stage.wait_until_clear();
+}
+
+#[test]
+fn a_mount_for_another_namespace() {
+    if !can_stage(&[]) {
+        return;
+    }
+    let _turn = turn();
+    let Swarm { lab, .. } = swarm(6);
+    let stage = Stage::new(lab.dir.path());
+    fs::create_dir_all(lab.path("elsewhere/mnt")).unwrap();
+    let other = Stage::new(&lab.path("elsewhere"));
+    let namespace = format!("/proc/{}/ns/mnt", other.holder.0.id());
+    stage.sh(&format!("mount -N {namespace} -t torrentfs -o {ALONE} $BASE/film.bin.torrent $BASE/elsewhere/mnt"));
+    assert_eq!((stage.mounts().len(), other.mounts().len()), (0, 1));
+    assert_eq!(other.sh("ls $BASE/mnt").trim(), "film.bin");
+    other.sh("umount $BASE/mnt");
+    other.wait_until_clear();
+    stage.wait_until_clear();
+}
+
+/// As torrentfs@.service does it: who serves can mount nothing, says when it is ready, and another step attaches.
+#[test]
+fn a_service_is_attached_from_outside() {
+    if !can_stage(&[]) {
+        return;
+    }
+    let _turn = turn();
+    let Swarm { lab, data, seeder, .. } = swarm(7);
+    let stage = Stage::new(lab.dir.path());
+    stage.sh(&format!(
+        "cp {HELPER} $BASE/stage/helper; chmod 755 $BASE/stage; mkdir $BASE/mnt $BASE/cache; chown nobody $BASE/cache"
+    ));
+    let notified = UnixDatagram::bind(lab.path("notify")).unwrap();
+    fs::set_permissions(lab.path("notify"), fs::Permissions::from_mode(0o666)).unwrap();
+    notified.set_read_timeout(Some(LIMIT)).unwrap();
+    let mut command = Command::new("nsenter");
+    command.args([&format!("--mount=/proc/{}/ns/mnt", stage.holder.0.id()), "setpriv", "--reuid=65534"]);
+    command.args(["--regid=65534", "--clear-groups", "--no-new-privs"]).arg(lab.path("stage/helper"));
+    command.args(["--serve", "-o", &format!("{ALONE},peer={}", seeder.addr)]);
+    command.args([lab.path("film.bin.torrent"), lab.path("mnt")]).stderr(Stdio::null());
+    command.env("NOTIFY_SOCKET", lab.path("notify")).env("CACHE_DIRECTORY", lab.path("cache"));
+    let mut server = Process::start(&mut command);
+    let mut word = [0; 256];
+    let len = notified.recv(&mut word).unwrap();
+    assert_eq!(&word[..len], b"READY=1\n");
+    assert_eq!(stage.mounts(), []);
+
+    let pid = server.0.id();
+    let other = stage.run(&format!("{HELPER} --attach {} $BASE/film.bin.torrent $BASE/mnt", std::process::id()));
+    assert!(String::from_utf8_lossy(&other.stderr).contains("does not wait for a mount"), "{other:?}");
+    stage.sh(&format!("{HELPER} --attach {pid} $BASE/film.bin.torrent $BASE/mnt"));
+    assert_eq!(stage.sh("cat $BASE/mnt/film.bin | wc -c").trim(), data.len().to_string());
+    assert_eq!(stage.sh("stat -c %U $BASE/mnt/film.bin").trim(), "root");
+    assert!(fs::read_dir(lab.path("cache")).unwrap().count() > 1);
+    let again = stage.run(&format!("{HELPER} --attach {pid} $BASE/film.bin.torrent $BASE/cache"));
+    assert_eq!(again.status.code(), Some(32), "{again:?}");
+    server.signal("TERM");
+    assert!(server.wait(LIMIT).is_some_and(|status| status.success()));
+    // What is left is dead, and is the last step's to clear away.
+    stage.sh(&format!("{TORRENTFS} unmount $BASE/mnt"));
+    stage.wait_until_clear();
+}
+
+#[test]
+fn the_units_are_sound_and_the_service_is_shut_in() {
+    if !can_run(&["systemd-analyze"]) {
+        return;
+    }
+    let units = Path::new(env!("CARGO_MANIFEST_DIR")).join("mount-helper");
+    let unit = units.join("torrentfs@.service");
+    let output = run("systemd-analyze", &["security", "--offline=true", "--threshold=30", unit.to_str().unwrap()]);
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "exposed by more than 3.0: {}", said.lines().last().unwrap_or_default());
+    // What it runs, and whom it runs as, is on a machine that has it installed; `--test package` looks there.
+    for example in ["mnt-film.mount", "mnt-film.automount"] {
+        let file = units.join("examples").join(example);
+        let output = run("systemd-analyze", &["verify", file.to_str().unwrap()]);
+        assert!(output.status.success(), "{output:?}");
+    }
+}

@@ -1,0 +1,8 @@
+//! Tests without a network and without a mount: simulated swarms, the parser, the structure of the source.
+
+mod layers;
+mod simulation;
+mod source_graph;
+mod swarm;
+mod swarm_hostile;
+mod torrents;

@@ -1,0 +1,395 @@
+//! Swarms in virtual time: what the scheduling promises, measured.
+
+use std::time::Duration;
+
+use crate::simulation::{Nature, World, seed};
+use fixedbitset::FixedBitSet;
+use rand::RngExt;
+use torrentfs::metainfo::Lengths;
+use torrentfs::swarm::{DisconnectReason, Event, PickOrder};
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+
+fn lengths(total: u64, piece: u64) -> Lengths {
+    Lengths::new(total, piece).expect("sizes of a torrent")
+}
+
+fn millis(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+/// One seed and `leechers`, each with a bandwidth of 1 MiB/s up: seconds until all have everything, over the seconds
+/// that the seed needs to send it once.
+fn flash_crowd(seed: u64, leechers: usize, order: PickOrder) -> f64 {
+    let rate = MIB as f64;
+    let mut world = World::new(seed, lengths(16 * MIB, 128 * KIB), millis(10));
+    world.add_seed(rate);
+    for _ in 0..leechers {
+        world.add(rate, |_| false, |config| config.order = order);
+    }
+    world.introduce();
+    let done = |world: &World| world.nodes[1..].iter().all(|node| node.completed.is_some());
+    world.run_until(Duration::from_secs(1_000), done);
+    let last = world.nodes.iter().filter_map(|node| node.completed).max().expect("all completed");
+    last.as_secs_f64() / 16.0
+}
+
+fn flash_crowds(seeds: std::ops::Range<u64>) {
+    // Two at a time: they are by far the longest of the simulations.
+    std::thread::scope(|scope| {
+        for half in 0..2 {
+            let seeds = seeds.clone();
+            scope.spawn(move || {
+                for seed in seeds.filter(|seed| seed % 2 == half) {
+                    let ratio = flash_crowd(seed, 30, PickOrder::RarestFirst);
+                    println!("seed {seed}: {ratio:.2} copies");
+                    assert!(ratio <= 1.5, "seed {seed}: {ratio:.2} copies");
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn a_flash_crowd_is_served_in_little_more_than_one_copy() {
+    let first = seed(1);
+    flash_crowds(first..first + 4);
+}
+
+#[test]
+#[ignore = "the same over twenty seeds: a minute in a debug build"]
+fn twenty_flash_crowds() {
+    let first = seed(1);
+    flash_crowds(first..first + 20);
+}
+
+#[test]
+fn rarest_first_beats_in_order() {
+    let first = seed(100);
+    for seed in first..first + 3 {
+        let rarest = flash_crowd(seed, 12, PickOrder::RarestFirst);
+        let in_order = flash_crowd(seed, 12, PickOrder::InOrder);
+        assert!(rarest * 1.3 < in_order, "seed {seed}: {rarest:.2} and {in_order:.2}");
+    }
+}
+
+#[test]
+fn a_seek_waits_behind_little() {
+    let mut world = World::new(seed(2), lengths(1024 * MIB, 256 * KIB), Duration::from_micros(200));
+    let seeds = [world.add_seed(4e6), world.add_seed(4e6)];
+    let node = world.add(1e6, |_| false, |_| {});
+    world.introduce_to(node, &seeds);
+    world.run(Duration::from_secs(5));
+    let before = world.nodes[node].received;
+    assert!(before as f64 > 0.9 * 8e6 * 5.0, "background filling uses the bandwidth: {before}");
+    world.open(node, 1, 0..1024 * MIB);
+    let mut times = Vec::new();
+    while times.len() < 60 {
+        let at = world.rng.random_range(0..1024 * MIB / (64 * KIB)) * 64 * KIB;
+        let time = world.read_now(node, 1, at..at + 64 * KIB, Duration::from_secs(5));
+        if !time.is_zero() {
+            times.push(time);
+        }
+        let pause = millis(world.rng.random_range(20..300));
+        world.run(pause);
+    }
+    times.sort();
+    let (p50, p90) = (times[30], times[54]);
+    println!("p50 {p50:?}, p90 {p90:?}, most {:?}", times[59]);
+    assert!(p50 <= millis(120), "p50 {p50:?}");
+    assert!(p90 <= millis(250), "p90 {p90:?}");
+}
+
+#[test]
+fn a_player_never_stalls_and_jumps_at_once() {
+    let mut world = World::new(seed(3), lengths(512 * MIB, 256 * KIB), millis(1));
+    let seeds = [world.add_seed(0.975e6), world.add_seed(0.975e6)];
+    let node = world.add(1e6, |_| false, |_| {});
+    world.introduce_to(node, &seeds);
+    world.open(node, 1, 0..512 * MIB);
+    for start in [0, 300 * MIB, 100 * MIB] {
+        let mut at = start;
+        let jump = world.read_now(node, 1, at..at + 128 * KIB, Duration::from_secs(5));
+        println!("jump {jump:?}");
+        // Not the first, before anybody is connected.
+        assert!(start == 0 || jump <= millis(300), "a jump took {jump:?}");
+        // A player fills its buffer for a second, and then plays.
+        world.run(Duration::from_secs(1));
+        let begun = world.now;
+        let mut stalled = Duration::ZERO;
+        while world.now < begun + Duration::from_secs(30) {
+            at += 128 * KIB;
+            let due = begun + Duration::from_secs_f64((at - start) as f64 / 1.5e6) + stalled;
+            if due > world.now {
+                let wait = due - world.now;
+                world.run(wait);
+            }
+            let late = world.read_now(node, 1, at..at + 128 * KIB, Duration::from_secs(5));
+            stalled += late;
+        }
+        println!("stalled {stalled:?}");
+        assert!(stalled <= millis(300), "stalled for {stalled:?} in 30 s");
+    }
+}
+
+/// The kernel reads ahead in many requests, and two threads take them: what is on its way for the later-comers stays.
+#[test]
+fn reads_out_of_order_take_nothing_back() {
+    let mut world = World::new(seed(16), lengths(16 * MIB, 64 * KIB), millis(5));
+    let seeder = world.add_seed(1e6);
+    let node = world.add(1e6, |_| false, |_| {});
+    world.check = true;
+    // What is cancelled is then of a reader.
+    world.event(node, Event::OnDemand(true));
+    world.introduce_to(node, &[seeder]);
+    world.open(node, 1, 0..16 * MIB);
+    world.read_now(node, 1, 0..64 * KIB, Duration::from_secs(5));
+    for four in 0..16 {
+        let wants: Vec<_> = [4, 3, 2, 1]
+            .map(|one| {
+                let begin = (4 * four + one) * 64 * KIB;
+                let want = world.read(node, 1, begin..begin + 64 * KIB);
+                world.run(millis(2));
+                want
+            })
+            .into();
+        let all = |world: &World| wants.iter().all(|want| world.nodes[node].answered.contains_key(want));
+        world.run_until(Duration::from_secs(5), all);
+    }
+    assert_eq!(world.nodes[node].swarm.stats(world.clock()).wasted, 0);
+    assert_eq!(world.nodes[node].cancelled, 0);
+}
+
+#[test]
+fn a_copy_uses_all_bandwidth() {
+    let mut world = World::new(seed(4), lengths(256 * MIB, MIB), Duration::from_micros(300));
+    let seeds = [world.add_seed(40e6), world.add_seed(40e6)];
+    let node = world.add(1e6, |_| false, |config| config.on_demand = true);
+    world.introduce_to(node, &seeds);
+    world.open(node, 1, 0..256 * MIB);
+    let mut at = 0;
+    while at < 256 * MIB {
+        world.read_now(node, 1, at..at + MIB, Duration::from_secs(5));
+        at += MIB;
+    }
+    let rate = 256.0 * MIB as f64 / world.now.as_secs_f64();
+    println!("{:.1} MB/s", rate / 1e6);
+    assert!(rate > 0.85 * 80e6, "{rate}");
+}
+
+#[test]
+fn silent_and_dripping_peers_hold_up_nothing() {
+    for nature in [Nature::Silent, Nature::Dripping] {
+        let mut world = World::new(seed(5), lengths(32 * MIB, 256 * KIB), millis(5));
+        let bad = [world.add_seed(1e6), world.add_seed(1e6)];
+        for node in bad {
+            world.nodes[node].nature = nature;
+        }
+        let good = world.add_seed(2e6);
+        let node = world.add(1e6, |_| false, |_| {});
+        world.check = true;
+        world.introduce_to(node, &[bad[0], bad[1], good]);
+        world.open(node, 1, 0..32 * MIB);
+        for at in [0, 20 * MIB, 10 * MIB, 30 * MIB] {
+            let time = world.read_now(node, 1, at..at + 64 * KIB, Duration::from_secs(10));
+            assert!(time < Duration::from_secs(3), "{nature:?}: a read took {time:?}");
+        }
+        world.run_until(Duration::from_secs(90), |world| world.nodes[node].completed.is_some());
+    }
+}
+
+#[test]
+fn liars_are_banned_and_the_honest_are_not() {
+    let first = seed(6);
+    for seed in first..first + 5 {
+        let mut world = World::new(seed, lengths(16 * MIB, 256 * KIB), millis(5));
+        let honest: Vec<usize> = (0..3).map(|_| world.add_seed(1e6)).collect();
+        let liars: Vec<usize> = (0..3).map(|_| world.add_seed(1e6)).collect();
+        for liar in &liars {
+            world.nodes[*liar].nature = Nature::Liar;
+        }
+        let node = world.add(1e6, |_| false, |_| {});
+        world.check = true;
+        world.introduce_to(node, &[honest.clone(), liars.clone()].concat());
+        world.open(node, 1, 0..16 * MIB);
+        // Reads spread pieces over all peers, so that liars and honest peers share them.
+        for at in [3 * MIB, 9 * MIB, 12 * MIB] {
+            world.read_now(node, 1, at..at + 512 * KIB, Duration::from_secs(60));
+        }
+        world.run_until(Duration::from_secs(120), |world| world.nodes[node].completed.is_some());
+        let banned = &world.nodes[node].banned;
+        assert!(!banned.is_empty(), "seed {seed}");
+        for peer in honest {
+            assert!(!banned.contains(&World::addr(peer)), "seed {seed}: an honest peer was banned");
+        }
+        for peer in liars {
+            assert!(banned.contains(&World::addr(peer)), "seed {seed}: a liar was not found");
+        }
+    }
+}
+
+#[test]
+fn peers_lost_midway_are_made_up_for() {
+    let mut world = World::new(seed(7), lengths(16 * MIB, 256 * KIB), millis(5));
+    let seeds: Vec<usize> = (0..4).map(|_| world.add_seed(1e6)).collect();
+    let node = world.add(1e6, |_| false, |_| {});
+    world.check = true;
+    world.introduce_to(node, &seeds);
+    for lost in &seeds[..3] {
+        world.run(millis(700));
+        world.kill(*lost);
+    }
+    world.run_until(Duration::from_secs(60), |world| world.nodes[node].completed.is_some());
+}
+
+#[test]
+fn a_tiny_cache_reads_everything() {
+    let mut world = World::new(seed(8), lengths(24 * MIB, 256 * KIB), millis(2));
+    let seeds = [world.add_seed(4e6), world.add_seed(4e6)];
+    let node = world.add(1e6, |_| false, |config| config.max_partial = 4 * MIB);
+    world.nodes[node].capacity = Some(20);
+    world.check = true;
+    world.event(node, torrentfs::swarm::Event::Room(20 * 256 * KIB));
+    world.introduce_to(node, &seeds);
+    for reader in 1..=2 {
+        world.open(node, reader, 0..24 * MIB);
+        let mut at = 0;
+        while at < 24 * MIB {
+            world.read_now(node, reader, at..at + 128 * KIB, Duration::from_secs(10));
+            at += 128 * KIB;
+        }
+    }
+    let received = world.nodes[node].received;
+    assert!(received < 60 * MIB, "what was read twice came {received} bytes");
+}
+
+#[test]
+fn two_halves_complete_each_other() {
+    let mut world = World::new(seed(9), lengths(16 * MIB, 128 * KIB), millis(10));
+    for node in 0..6 {
+        world.add(1e6, |piece| piece % 2 == node % 2, |_| {});
+    }
+    world.check = true;
+    world.introduce();
+    world.run_until(Duration::from_secs(60), |world| world.nodes.iter().all(|node| node.completed.is_some()));
+    world.run(Duration::from_secs(5));
+    for node in &world.nodes {
+        assert!(node.goodbyes.iter().all(|why| matches!(why, DisconnectReason::Useless | DisconnectReason::Duplicate)));
+        assert_eq!(node.swarm.stats(world.clock()).peers, 0, "seeds let go of each other");
+    }
+}
+
+fn some(pieces: std::ops::Range<usize>) -> FixedBitSet {
+    let mut set = FixedBitSet::with_capacity(128);
+    set.insert_range(pieces);
+    set
+}
+
+#[test]
+fn what_is_skipped_is_left_to_readers_and_what_is_urged_comes_first() {
+    let mut world = World::new(seed(12), lengths(8 * MIB, 64 * KIB), millis(5));
+    let seeder = world.add_seed(2e6);
+    let node = world.add(1e6, |_| false, |_| {});
+    world.check = true;
+    world.event(node, Event::Priorities { skip: some(0..64), high: some(60..80) });
+    world.introduce_to(node, &[seeder]);
+    world.run_until(Duration::from_secs(30), |world| world.nodes[node].stored.len() >= 16);
+    // But for what the seeder gives while it chokes, which is its own choice.
+    let urged = world.nodes[node].stored.iter().filter(|piece| (64..80).contains(*piece)).count();
+    assert!(urged >= 12, "{:?}", world.nodes[node].stored);
+    world.run(Duration::from_secs(30));
+    assert!(world.nodes[node].stored.iter().copied().eq(64..128), "{:?}", world.nodes[node].stored);
+    let snapshot = world.nodes[node].swarm.snapshot(world.clock());
+    assert_eq!((snapshot.to_fetch, snapshot.skipped.count_ones(..)), (0, 64));
+
+    // A reader gets it all the same.
+    world.open(node, 1, 0..8 * MIB);
+    world.read_now(node, 1, 10 * 64 * KIB..11 * 64 * KIB, Duration::from_secs(5));
+    world.run(Duration::from_secs(30));
+    assert!(world.nodes[node].stored.len() < 100, "only what it needs");
+
+    world.event(node, Event::Priorities { skip: FixedBitSet::new(), high: FixedBitSet::new() });
+    world.run_until(Duration::from_secs(30), |world| world.nodes[node].completed.is_some());
+}
+
+#[test]
+fn a_paused_swarm_rests_and_one_on_demand_fetches_what_is_read() {
+    let mut world = World::new(seed(13), lengths(8 * MIB, 64 * KIB), millis(5));
+    let seeder = world.add_seed(1e6);
+    let node = world.add(1e6, |_| false, |_| {});
+    world.check = true;
+    world.introduce_to(node, &[seeder]);
+    world.run(Duration::from_secs(2));
+    world.event(node, Event::Pause(true));
+    assert_eq!(world.nodes[node].swarm.stats(world.clock()).peers, 0);
+    let before = world.nodes[node].received;
+    assert!(before > 0);
+    // Not even for readers, and whoever calls is sent away.
+    world.open(node, 1, 0..8 * MIB);
+    let want = world.read(node, 1, 7 * MIB..7 * MIB + 1);
+    world.introduce_to(seeder, &[node]);
+    world.run(Duration::from_secs(20));
+    assert_eq!(world.nodes[node].received, before);
+    let snapshot = world.nodes[node].swarm.snapshot(world.clock());
+    assert!(snapshot.paused && snapshot.peers.is_empty() && snapshot.waits.len() == 1, "{snapshot:?}");
+    assert!(snapshot.waits[0].since >= Duration::from_secs(20) && snapshot.waits[0].pieces[0].peers == 0);
+
+    world.event(node, Event::OnDemand(true));
+    world.event(node, Event::Pause(false));
+    world.run_until(Duration::from_secs(60), |world| world.nodes[node].answered.contains_key(&want));
+    world.run(Duration::from_secs(20));
+    let had = world.nodes[node].stored.len();
+    world.run(Duration::from_secs(20));
+    assert!(had < 128 && world.nodes[node].stored.len() == had, "nobody reads on");
+    let snapshot = world.nodes[node].swarm.snapshot(world.clock());
+    assert!(snapshot.on_demand && snapshot.waits.is_empty() && snapshot.readers.len() == 1, "{snapshot:?}");
+    assert_eq!((snapshot.peers[0].has, snapshot.peers[0].downloaded > 0), (128, true));
+
+    world.event(node, Event::OnDemand(false));
+    world.run_until(Duration::from_secs(60), |world| world.nodes[node].completed.is_some());
+}
+
+/// A first seeder and leechers as fast as it: bytes that it sent until the others had every piece among them and
+/// until all were complete, in copies, and the seconds for the latter over those of one copy.
+fn first_copy(seed: u64, super_seed: bool) -> (f64, f64, f64) {
+    let (rate, size) = (MIB as f64, 16 * MIB);
+    let mut world = World::new(seed, lengths(size, 128 * KIB), millis(10));
+    let first = world.add(rate, |_| true, |config| config.super_seed = super_seed);
+    for _ in 0..12 {
+        world.add(rate, |_| false, |_| {});
+    }
+    world.introduce();
+    let pieces = (size / (128 * KIB)) as u32;
+    let spread =
+        |world: &World| (0..pieces).all(|piece| world.nodes[1..].iter().any(|node| node.stored.contains(&piece)));
+    world.run_until(Duration::from_secs(1_000), spread);
+    let sent = |world: &World| world.nodes[first].swarm.stats(world.clock()).uploaded as f64 / size as f64;
+    let once = sent(&world);
+    let all = |world: &World| world.nodes[1..].iter().all(|node| node.completed.is_some());
+    let end = world.run_until(Duration::from_secs(1_000), all);
+    (once, sent(&world), end.as_secs_f64() / 16.0)
+}
+
+#[test]
+fn super_seeding_gives_hardly_more_than_one_copy() {
+    let first = seed(5);
+    for seed in first..first + 3 {
+        let (once, _, plain) = first_copy(seed, false);
+        let (super_once, _, super_time) = first_copy(seed, true);
+        println!("seed {seed}: {once:.2} copies in {plain:.2}, super-seeding {super_once:.2} in {super_time:.2}");
+        assert!(super_once <= 1.15, "seed {seed}: {super_once:.2} copies sent before one was out");
+        assert!(super_time <= 2.0 * plain, "seed {seed}: {super_time:.2} and {plain:.2}");
+    }
+}
+
+#[test]
+fn a_lone_leecher_of_a_super_seed_waits_for_nobody() {
+    let (rate, size) = (MIB as f64, 16 * MIB);
+    let mut world = World::new(seed(6), lengths(size, 128 * KIB), millis(10));
+    world.add(rate, |_| true, |config| config.super_seed = true);
+    let leecher = world.add(rate, |_| false, |_| {});
+    world.introduce();
+    // At the link's rate it takes 16 s; with patience for each two pieces it would be 20 minutes.
+    world.run_until(Duration::from_secs(25), |world| world.nodes[leecher].completed.is_some());
+}
