@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -34,6 +35,7 @@ fn config(lengths: Lengths) -> Config {
         max_connecting: 20,
         max_partial: 64 * MIB,
         order: PickOrder::RarestFirst,
+        policy: Arc::default(),
     }
 }
 

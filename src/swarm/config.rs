@@ -1,7 +1,10 @@
 //! The fixed facts and limits of a [`Swarm`](super::Swarm).
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
+use super::policy::Policy;
 use crate::metainfo::{InfoHash, Lengths};
 use crate::wire::PeerId;
 
@@ -48,4 +51,6 @@ pub struct Config {
     pub max_partial: u64,
     /// The order in which background fetching starts pieces.
     pub order: PickOrder,
+    /// How requests are scheduled.
+    pub policy: Arc<Policy>,
 }

@@ -55,7 +55,7 @@ impl Swarm {
         if self.peers.is_empty() {
             self.pieces.wake(&mut self.rng);
         }
-        self.peers.insert(key, Peer::new(now, new, source, self.pieces.count()));
+        self.peers.insert(key, Peer::new(now, new, source, self.pieces.count(), self.config.policy.clone()));
         self.send_pieces_held(now, key);
         if new.extended {
             self.send_extension_handshake(now, new);

@@ -18,18 +18,16 @@
 //! | `metadata` | before there is a swarm: the metadata of a magnet link |
 //! | `messages`, `extensions` | the messages of peers, and our answers |
 //! | `connections` | connections made, kept and closed; which address to dial |
-//! | `requests` | requesting, cancelling, receiving blocks |
-//! | `urgent` | blocked reads and windows: each block from the peer that delivers it soonest |
-//! | `background` | everything else: one piece per peer, rarest first; end-game |
+//! | `sched` | readers, and which blocks to request from which peer |
 //! | `serving` | upload slots, the requests of peers, super-seeding |
 //! | `verdicts` | checked pieces, bans |
 //! | `orders` | what the user changes while it runs: on demand, pause, priorities |
 //! | `snapshot` | the state at one moment, for people |
 //! | `machine` | [`Swarm`]: its state, events in, actions out, timers |
 //! | `choker`, `super_seed` | the choice of the peers to serve |
-//! | `peer`, `pipeline`, `uploads`, `rate` | one connection |
+//! | `peer`, `uploads`, `rate` | one connection |
 //! | `pieces`, `availability` | each piece's state; the missing ones, rarest first |
-//! | `readers` | windows and deadlines |
+//! | `policy` | [`Policy`]: every tuning constant, and how long a queue each need is allowed |
 //! | `blame`, `addresses` | which peers lied; which addresses to dial, and which never again |
 //! | `event`, `action`, `config`, `stats` | the interface |
 //!
@@ -42,7 +40,6 @@
 mod action;
 mod addresses;
 mod availability;
-mod background;
 mod blame;
 mod choker;
 mod config;
@@ -55,16 +52,14 @@ mod metadata;
 mod orders;
 mod peer;
 mod pieces;
-mod pipeline;
+mod policy;
 mod rate;
-mod readers;
-mod requests;
+mod sched;
 mod serving;
 mod snapshot;
 mod stats;
 mod super_seed;
 mod uploads;
-mod urgent;
 mod verdicts;
 
 pub use action::{Action, DisconnectReason};
@@ -72,5 +67,6 @@ pub use config::{Config, PickOrder};
 pub use event::{Direction, Event, NewPeer, PeerKey, PeerSource, ReaderId, WantId};
 pub use machine::Swarm;
 pub use metadata::{MetadataProgress, Resolver, ResolverAction, ResolverConfig, ResolverEvent};
+pub use policy::Policy;
 pub use snapshot::{AwaitedPiece, PartialSnapshot, PeerSnapshot, ReaderSnapshot, Snapshot, WaitSnapshot};
 pub use stats::Stats;

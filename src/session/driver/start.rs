@@ -40,7 +40,7 @@ const COMMANDS: usize = 4096;
 const MAX_CONNECTING: usize = 16;
 
 /// Opens the torrent's part of the cache and starts its task.
-pub(in crate::session) async fn start(
+pub(crate) async fn start(
     context: &Context,
     metainfo: Arc<Metainfo>,
     options: TorrentOptions,
@@ -93,6 +93,7 @@ pub(in crate::session) async fn start(
         max_connecting: MAX_CONNECTING,
         max_partial: MAX_PARTIAL,
         order: swarm::PickOrder::RarestFirst,
+        policy: Arc::default(),
     };
     transferred.left.store(bytes_left(&store, &metainfo), Ordering::Relaxed);
     let swarm = Swarm::new(config, have, Instant::now());

@@ -13,13 +13,13 @@ use super::{Lab, Process, TORRENTFS, drain, run, wait_until};
 const LONG: Duration = Duration::from_secs(60);
 
 /// `torrentfs tracker`, up and answering.
-pub struct Served {
+pub struct TrackerServer {
     pub process: Process,
     pub addr: SocketAddr,
     pub said: Arc<Mutex<String>>,
 }
 
-impl Served {
+impl TrackerServer {
     /// At a free port of 127.0.0.1, and wherever else `args` say.
     pub fn start(args: &[&str]) -> Self {
         Self::start_at("127.0.0.1:0", args)

@@ -1,26 +1,23 @@
-//! Asking for blocks, taking requests back, receiving.
+//! Sending requests, cancelling them, receiving blocks; peers that choke us or fall silent.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use super::peer::Peer;
-use super::pieces::{BlockId, Receipt, Slot, State};
-use super::{Action, DisconnectReason, PeerKey, Swarm};
 use crate::metainfo::Block;
+use crate::swarm::peer::{Ask, Peer};
+use crate::swarm::pieces::{BlockId, Partial, Receipt, Slot, State};
+use crate::swarm::policy::Policy;
+use crate::swarm::{Action, DisconnectReason, PeerKey, Swarm};
 use crate::wire::Message;
 
-/// A peer that owes us blocks and sends none for so long is asked for one block at a time.
-const SNUB: Duration = Duration::from_secs(20);
-/// How long a peer that chokes us has for answering what it was asked before.
-const CHOKED: Duration = Duration::from_secs(2);
-/// Blocks that we never asked for, before a peer is let go.
+/// Blocks that we never asked for, before a peer is disconnected: late answers to old requests are not an attack.
 const MAX_UNSOLICITED: u32 = 500;
 
 impl Swarm {
-    /// A block came. `Some`: it is wanted, and the driver keeps its bytes (over any that it kept of the same block
-    /// before). `None`: they are of no use.
+    /// Records a block that came. `Some`: it is wanted, and the driver keeps its bytes, over any that it kept of the same
+    /// block before. `None`: the bytes are of no use.
     pub fn block(&mut self, now: Instant, key: PeerKey, piece: u32, begin: u32, length: u32) -> Option<Block> {
         let wanted = self.received(now, key, piece, begin, length);
-        if self.peers.get(&key).is_some_and(|peer| peer.wants_refill(now, self.slack)) {
+        if self.peers.get(&key).is_some_and(|peer| peer.wants_refill(now, self.phase)) {
             self.refill(now, key);
         }
         wanted
@@ -36,7 +33,7 @@ impl Swarm {
         peer.opening = false;
         if let Some(ask) = peer.take_ask(id) {
             let delay = now.saturating_duration_since(ask.sent);
-            peer.pipeline.arrived(now, length, delay, ask.fresh, self.slack);
+            peer.pipeline.arrived(now, length, delay, ask.fresh, self.phase);
         } else if peer.doubts.remove(&id).is_some() {
             peer.pipeline.strayed(length);
             peer.barren = None;
@@ -68,7 +65,8 @@ impl Swarm {
         Some(block)
     }
 
-    pub(super) fn ask(&mut self, now: Instant, key: PeerKey, id: BlockId) {
+    /// Requests a block from a peer.
+    pub(in crate::swarm) fn ask(&mut self, now: Instant, key: PeerKey, id: BlockId) {
         let Some(peer) = self.peers.get_mut(&key) else { return };
         let request = self.pieces.request(id);
         self.pieces.ask(id, key);
@@ -76,20 +74,20 @@ impl Swarm {
             peer.last_progress = now;
         }
         let clean = peer.pipeline.outstanding() > request.length.into() || peer.is_clean(now);
-        let fresh = peer.pipeline.asked(now, request.length, clean);
-        peer.asks.push_back(super::peer::Ask { id, sent: now, fresh });
+        let fresh = peer.pipeline.requested(now, request.length, clean);
+        peer.asks.push_back(Ask { id, sent: now, fresh });
         self.send(now, key, Message::Request(request));
     }
 
-    /// Takes a request back. The block may come all the same, and is then kept if it is still wanted.
-    pub(super) fn cancel(&mut self, now: Instant, key: PeerKey, id: BlockId) {
+    /// Cancels a request. The block may come all the same, and is then kept if it is still wanted.
+    pub(in crate::swarm) fn cancel(&mut self, now: Instant, key: PeerKey, id: BlockId) {
         if self.void(now, key, id) {
             let request = self.pieces.request(id);
             self.send(now, key, Message::Cancel(request));
         }
     }
 
-    /// A request no longer counts. False if there was none.
+    /// Forgets a request. Returns false if there was none.
     fn void(&mut self, now: Instant, key: PeerKey, id: BlockId) -> bool {
         let Some(peer) = self.peers.get_mut(&key) else { return false };
         if peer.take_ask(id).is_none() {
@@ -101,9 +99,10 @@ impl Swarm {
         true
     }
 
-    /// They choked us: nothing that we asked for is promised any more, but for what they allow. With the fast extension
-    /// each request is still answered, and most of those at the front with their block; so that is waited for a moment.
-    pub(super) fn choked(&mut self, now: Instant, key: PeerKey) {
+    /// Handles a choke: no request is promised an answer any more, except for pieces that they allow while choking. With
+    /// the fast extension each request is still answered, and most of the first ones with their block, so these stay for
+    /// a moment.
+    pub(in crate::swarm) fn choked(&mut self, now: Instant, key: PeerKey) {
         let Some(peer) = self.peers.get_mut(&key) else { return };
         peer.current = None;
         peer.choked = now;
@@ -113,7 +112,7 @@ impl Swarm {
         self.abandon_all_solo(now, key);
     }
 
-    /// What a choking peer was asked for is to be asked of others.
+    /// Frees the blocks that a choking peer was asked for, so that others are asked.
     fn void_all(&mut self, now: Instant, key: PeerKey) {
         let Some(peer) = self.peers.get(&key) else { return };
         let gone: Vec<BlockId> =
@@ -123,8 +122,8 @@ impl Swarm {
         }
     }
 
-    /// A partial piece is given up.
-    pub(super) fn give_up(&mut self, now: Instant, piece: u32) {
+    /// Gives up a partial piece.
+    pub(in crate::swarm) fn give_up(&mut self, now: Instant, piece: u32) {
         let Some(partial) = self.pieces.partial(piece) else { return };
         let mut asked = Vec::new();
         for (slot, block) in partial.slots.iter().zip(0..) {
@@ -142,20 +141,20 @@ impl Swarm {
         }
     }
 
-    /// A piece that only `key` may deliver is begun anew with somebody else.
-    pub(super) fn abandon_solo(&mut self, now: Instant, key: PeerKey, piece: u32) {
-        let ours = |partial: &super::pieces::Partial| partial.solo && partial.owner == Some(key);
+    /// Gives up a piece that only `key` may deliver, so that it begins anew with another peer.
+    pub(in crate::swarm) fn abandon_solo(&mut self, now: Instant, key: PeerKey, piece: u32) {
+        let ours = |partial: &Partial| partial.solo && partial.owner == Some(key);
         if self.pieces.state(piece) == State::Partial && self.pieces.partial(piece).is_some_and(ours) {
             self.give_up(now, piece);
         }
     }
 
-    /// The same for all its pieces: it chokes us, left or fell silent.
-    pub(super) fn abandon_all_solo(&mut self, now: Instant, key: PeerKey) {
+    /// Does the same for all such pieces of a peer that chokes us, left or fell silent.
+    pub(in crate::swarm) fn abandon_all_solo(&mut self, now: Instant, key: PeerKey) {
         if self.blame.is_clear() {
             return;
         }
-        let solo = |partial: &super::pieces::Partial| partial.solo && partial.owner == Some(key);
+        let solo = |partial: &Partial| partial.solo && partial.owner == Some(key);
         let pieces: Vec<u32> =
             self.pieces.partials().filter(|(_, partial)| solo(partial)).map(|(piece, _)| piece).collect();
         for piece in pieces {
@@ -164,47 +163,51 @@ impl Swarm {
     }
 
     /// Gives a peer work: first what readers need, then the background.
-    pub(super) fn refill(&mut self, now: Instant, key: PeerKey) {
+    pub(in crate::swarm) fn refill(&mut self, now: Instant, key: PeerKey) {
         self.serve_readers(now);
         self.fill_background(now, key);
     }
 
-    pub(super) fn refill_all(&mut self, now: Instant) {
+    /// Gives every peer work that has room for it.
+    pub(in crate::swarm) fn refill_all(&mut self, now: Instant) {
         self.serve_readers(now);
         let due: Vec<PeerKey> =
-            self.peers.iter().filter(|(_, peer)| peer.wants_refill(now, self.slack)).map(|(key, _)| *key).collect();
+            self.peers.iter().filter(|(_, peer)| peer.wants_refill(now, self.phase)).map(|(key, _)| *key).collect();
         for key in due {
             self.fill_background(now, key);
         }
     }
 
-    /// A read waits: what else is queued at the peers that can serve it makes room. But not what lies a little before a
-    /// reader: where the kernel's requests come out of order, those for it come next.
-    pub(super) fn blocked_read(&mut self, now: Instant) {
+    /// Cancels what the peers that can serve a newly blocked read have queued for nobody. Pieces a little before a reader
+    /// are kept: the kernel reads out of order, and may want them next.
+    pub(in crate::swarm) fn blocked_read(&mut self, now: Instant) {
         self.refresh(now);
-        let short: Vec<u32> = self.blocked.iter().copied().filter(|piece| self.is_short(*piece)).collect();
-        if short.is_empty() {
+        let lacking: Vec<u32> = self.blocked.iter().copied().filter(|piece| self.has_free_blocks(*piece)).collect();
+        if lacking.is_empty() {
             return;
         }
-        let mut in_the_way = Vec::new();
+        let mut cancelled = Vec::new();
         for (key, peer) in &self.peers {
-            if short.iter().any(|piece| peer.serves(now, *piece)) {
+            if lacking.iter().any(|piece| peer.serves(now, *piece)) {
                 let other = |id: &BlockId| !self.pins.iter().any(|pin| pin.contains(&id.piece));
-                in_the_way.extend(peer.asks.iter().map(|ask| ask.id).filter(other).map(|id| (*key, id)));
+                cancelled.extend(peer.asks.iter().map(|ask| ask.id).filter(other).map(|id| (*key, id)));
             }
         }
-        for (key, id) in in_the_way {
+        for (key, id) in cancelled {
             self.cancel(now, key, id);
         }
     }
 
-    /// The silent are snubbed, the late are passed by.
-    pub(super) fn tick_requests(&mut self, now: Instant) {
-        self.set_slack(now);
+    /// Snubs silent peers, frees what choking peers were asked for, and hedges late blocks.
+    pub(in crate::swarm) fn tick_requests(&mut self, now: Instant) {
+        self.set_phase(now);
+        let Policy { snub_timeout, choke_grace, .. } = *self.config.policy;
         let silent: Vec<PeerKey> = self
             .peers
             .iter()
-            .filter(|(_, peer)| !peer.asks.is_empty() && now.saturating_duration_since(peer.last_progress) >= SNUB)
+            .filter(|(_, peer)| {
+                !peer.asks.is_empty() && now.saturating_duration_since(peer.last_progress) >= snub_timeout
+            })
             .map(|(key, _)| *key)
             .collect();
         for key in silent {
@@ -219,7 +222,7 @@ impl Swarm {
             self.abandon_all_solo(now, key);
         }
         let unanswered = |peer: &Peer| {
-            peer.choking_us && !peer.asks.is_empty() && now.saturating_duration_since(peer.choked) >= CHOKED
+            peer.choking_us && !peer.asks.is_empty() && now.saturating_duration_since(peer.choked) >= choke_grace
         };
         let choking: Vec<PeerKey> =
             self.peers.iter().filter(|(_, peer)| unanswered(peer)).map(|(key, _)| *key).collect();
@@ -230,6 +233,6 @@ impl Swarm {
             peer.end_pause(now);
             peer.forget_doubts(now);
         }
-        self.pass_the_late(now);
+        self.hedge_late_blocks(now);
     }
 }

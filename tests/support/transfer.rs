@@ -8,12 +8,12 @@ use std::time::Duration;
 use super::{ALONE, Process, TORRENTFS};
 
 /// Our program at work without a mount; what it says goes to a file.
-pub struct Plain {
+pub struct Transfer {
     pub process: Process,
     log: PathBuf,
 }
 
-impl Plain {
+impl Transfer {
     /// `torrentfs COMMAND`; `base/cache` is its cache directory, which may be there from an earlier run.
     pub fn start(command: &str, base: &Path, args: &[&str], paths: &[&Path]) -> Self {
         fs::create_dir_all(base).unwrap();
@@ -66,7 +66,7 @@ impl Plain {
     }
 }
 
-impl Drop for Plain {
+impl Drop for Transfer {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("--- {}\n{}", self.log.display(), self.said());

@@ -1,48 +1,48 @@
-//! What nobody waits for: peer by peer, a piece for each.
+//! Requests for what no reader needs: peer by peer, a piece for each.
 //!
-//! A peer first goes on with its own piece, then with one that another left behind, then begins a new one, the rarest
-//! that it has. One piece a peer keeps the blame for a bad one clear; only when no more may be begun do peers share.
+//! A peer first continues its own piece, then one that another peer left behind, then begins a new one, the rarest that
+//! it has. One piece per peer makes it clear who sent a bad one. Only when no more pieces may be begun do peers share.
 
 use std::time::Instant;
 
 use rand::RngExt;
 
-use super::pieces::{BlockId, Slot};
-use super::{PeerKey, PickOrder, Swarm};
 use crate::metainfo::BLOCK_LEN;
+use crate::swarm::pieces::{BlockId, Slot};
+use crate::swarm::policy::Need;
+use crate::swarm::{PeerKey, PickOrder, Swarm};
 
-/// Our first pieces are random ones: quick to have, and different from everybody else's.
-const RANDOM_FIRST: u32 = 4;
-/// How many of the rarest pieces are tried for one that the peer has.
+/// The rarest pieces tried for one that the peer has: bounds the cost of a search.
 const RAREST_TRIED: usize = 256;
-/// How many pieces are tried after that, from a random place on.
+/// Pieces tried after that, from a random one on: bounds the cost of a search in a torrent of millions of pieces.
 const ANY_TRIED: usize = 65_536;
-/// Blocks asked for twice by one idle peer at a time, at the end.
-const END_GAME: usize = 4;
-/// Partial pieces looked through for it.
+/// Partial pieces that end-game looks through: bounds its cost.
 const END_GAME_PIECES: usize = 256;
 
-/// What a search for a piece found.
+/// Result of a search for a piece to begin.
 enum Found {
     Piece(u32),
-    /// There is none until something changes.
+    /// There is none until a block becomes free.
     Nothing,
-    /// Not now: a limit is reached, or the search was cut short.
+    /// There may be one later: a limit is reached, or the search was cut short.
     NotNow,
 }
 
 impl Swarm {
     /// Fills a peer's pipeline with background requests.
-    pub(super) fn fill_background(&mut self, now: Instant, key: PeerKey) {
+    pub(in crate::swarm) fn fill_background(&mut self, now: Instant, key: PeerKey) {
         let Some(peer) = self.peers.get(&key) else { return };
-        if self.config.on_demand || !peer.may_ask(now) || !peer.wants_refill(now, self.slack) {
+        if self.config.on_demand || !peer.may_ask(now) || !peer.wants_refill(now, self.phase) {
             return;
         }
-        // What a peer lets us have while it chokes us is to start us off; many get the same few pieces.
-        if self.readers.just_blocked(now) || peer.choking_us && self.pieces.had() >= RANDOM_FIRST {
+        // The pieces that a peer allows while it chokes us are for our first ones: many peers get the same few.
+        if peer.choking_us && self.pieces.had() >= self.config.policy.random_first {
             return;
         }
-        let mut room = peer.room(now, self.slack);
+        if self.config.policy.queue_allowance(Need::Background, self.phase).is_none() {
+            return;
+        }
+        let mut room = peer.room(now, Need::Background, self.phase);
         while room > 0.0 {
             let Some(piece) = self.next_piece(now, key) else { break };
             let (Some(partial), Some(peer)) = (self.pieces.partial(piece), self.peers.get_mut(&key)) else { break };
@@ -65,7 +65,7 @@ impl Swarm {
         }
     }
 
-    /// A partial piece with a block that this peer may be asked for.
+    /// Returns a partial piece with a block that this peer may be asked for, begun now if necessary.
     fn next_piece(&mut self, now: Instant, key: PeerKey) -> Option<u32> {
         let peer = self.peers.get(&key)?;
         if peer.wanted == 0 || peer.barren == Some(self.pieces.freed) {
@@ -74,7 +74,7 @@ impl Swarm {
         if let Some(piece) = peer.current.filter(|piece| self.is_for(now, key, *piece)) {
             return Some(piece);
         }
-        // One that nobody is at.
+        // A piece that no peer is fetching.
         let mut shared = None;
         let mut orphan = None;
         for piece in self.pieces.open() {
@@ -101,7 +101,7 @@ impl Swarm {
                 self.adopt(key, piece);
                 Some(piece)
             }
-            // The other's piece: it stays the other's.
+            // It stays the other peer's piece.
             _ if shared.is_some() => shared,
             Found::NotNow => None,
             Found::Nothing => {
@@ -112,6 +112,7 @@ impl Swarm {
         }
     }
 
+    /// Makes a partial piece the one that this peer fetches.
     fn adopt(&mut self, key: PeerKey, piece: u32) {
         if let Some(partial) = self.pieces.partial_mut(piece) {
             partial.owner = Some(key);
@@ -121,7 +122,7 @@ impl Swarm {
         }
     }
 
-    /// Whether this peer may be asked, in the background, for a free block of this partial piece.
+    /// Returns whether this peer may be asked, in the background, for a free block of this partial piece.
     fn is_for(&self, now: Instant, key: PeerKey, piece: u32) -> bool {
         let (Some(partial), Some(peer)) = (self.pieces.partial(piece), self.peers.get(&key)) else { return false };
         self.pieces.open().contains(&piece)
@@ -132,11 +133,11 @@ impl Swarm {
                 || partial.free_blocks().any(|block| !peer.in_doubt(now, BlockId { piece, block })))
     }
 
-    /// A missing piece to begin with this peer.
+    /// Finds a missing piece to begin with this peer.
     fn new_piece(&mut self, now: Instant, key: PeerKey) -> Found {
         let len = self.config.lengths.full_pieces(1);
         let partial = self.pieces.partial_bytes();
-        // Readers find half of the places free.
+        // Half of the partial pieces are left to readers.
         let limit = if self.needed.is_empty() { self.config.max_partial } else { self.config.max_partial / 2 };
         if partial > 0 && partial + len > limit || partial + len > self.room {
             return Found::NotNow;
@@ -165,8 +166,9 @@ impl Swarm {
         }
         let from = self.rng.random_range(0..missing.len());
         let (before, after) = missing.split_at(from);
-        let begun = self.pieces.had() as usize + self.pieces.partials().take(RANDOM_FIRST as usize).count();
-        let tried = if begun < RANDOM_FIRST as usize { 0 } else { RAREST_TRIED };
+        let random_first = self.config.policy.random_first as usize;
+        let begun = self.pieces.had() as usize + self.pieces.partials().take(random_first).count();
+        let tried = if begun < random_first { 0 } else { RAREST_TRIED };
         let rarest = missing.iter().take(tried).find(fits);
         let found = rarest.or_else(|| after.iter().chain(before).take(ANY_TRIED).find(fits));
         match found {
@@ -176,7 +178,7 @@ impl Swarm {
         }
     }
 
-    /// All that is missing is asked for: an idle peer is asked for what another would deliver later.
+    /// Once every missing block is requested, asks an idle peer for blocks that another would deliver later.
     fn end_game(&mut self, now: Instant, key: PeerKey) {
         let Some(peer) = self.peers.get(&key) else { return };
         let over = self.pieces.availability.rarest().is_empty() && self.pieces.open().is_empty();
@@ -188,15 +190,16 @@ impl Swarm {
             *other != key
                 && self.peers.get(other).is_some_and(|other| other.eta(now, other.pipeline.outstanding() as f64) > mine)
         };
+        let most = self.config.policy.end_game_blocks;
         let mut ids = Vec::new();
         for (piece, partial) in self.pieces.partials().take(END_GAME_PIECES) {
-            if ids.len() >= END_GAME || partial.solo || !peer.serves(now, piece) {
+            if ids.len() >= most || partial.solo || !peer.serves(now, piece) {
                 continue;
             }
             for (slot, block) in partial.slots.iter().zip(0..) {
                 let id = BlockId { piece, block };
                 let once = matches!(slot, Slot::Asked(other, None) if later(other));
-                if once && ids.len() < END_GAME && !peer.in_doubt(now, id) {
+                if once && ids.len() < most && !peer.in_doubt(now, id) {
                     ids.push(id);
                 }
             }

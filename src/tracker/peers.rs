@@ -1,7 +1,8 @@
 //! The peers of one torrent in one address family. Pure.
 //!
-//! A peer is 12 bytes (IPv4) or 24 (IPv6) in one vector, seeds first. Up to [`FEW`] of them are searched from end to
-//! end; beyond that an index stands beside the vector. Picking some at random costs what is picked, not what is there.
+//! The peers are in one vector, seeds first, of 12 (IPv4) or 24 (IPv6) bytes each. Up to [`MAX_UNINDEXED`] peers are
+//! searched linearly; larger swarms have an index. The cost of picking random peers depends on the number picked, not on the
+//! size of the swarm.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -10,78 +11,85 @@ use rand::{Rng, RngExt};
 
 use super::hosts::{Host, host_of};
 
-/// Peers that are searched faster than they are hashed.
-const FEW: usize = 48;
+/// Largest number of peers without an index. Up to here, a linear search is as fast as hashing.
+const MAX_UNINDEXED: usize = 48;
 
-/// An address as it is in compact replies: 4 or 16 bytes of IP address, 2 of port.
-pub(super) type Compact<const N: usize> = [u8; N];
+/// A compact address: 4 or 16 bytes of IP address, 2 bytes of port.
+pub(super) type CompactAddr<const N: usize> = [u8; N];
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Peer<const N: usize> {
-    addr: Compact<N>,
-    /// In the table's seconds.
+    addr: CompactAddr<N>,
+    /// Table time of the last announce.
     seen: u32,
 }
 
-/// What stands beside the vector of a large swarm.
+/// Index of a large swarm.
 #[derive(Debug, Default)]
 struct Index<const N: usize> {
-    places: HashMap<Compact<N>, u32>,
-    /// Peers of each host.
+    /// Position of each peer in the vector.
+    positions: HashMap<CompactAddr<N>, u32>,
+    /// Number of peers per host.
     hosts: HashMap<Host, u32>,
 }
 
-/// What a peer was before it announced.
+/// Role of a peer before an announce.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Before {
+pub(super) enum PreviousRole {
     Unknown,
     Leecher,
     Seed,
 }
 
+/// The peers of one torrent in one address family.
 #[derive(Debug, Default)]
 pub(super) struct Peers<const N: usize> {
     list: Vec<Peer<N>>,
-    /// So many of the first are seeds.
+    /// Number of seeds, which come first in the list.
     seeds: u32,
     index: Option<Box<Index<N>>>,
 }
 
 impl<const N: usize> Peers<N> {
-    /// Nobody.
+    /// An empty swarm.
     pub const NONE: &Self = &Self { list: Vec::new(), seeds: 0, index: None };
 
+    /// Returns the number of peers, seeds included.
     pub fn len(&self) -> usize {
         self.list.len()
     }
 
+    /// Returns the number of seeds.
     pub fn seeds(&self) -> usize {
         self.seeds as usize
     }
 
-    /// Address, whether it is a seed, when it was last seen.
-    pub fn iter(&self) -> impl Iterator<Item = (&Compact<N>, bool, u32)> {
+    /// Iterates over the peers: address, whether it is a seed, and table time of the last announce.
+    pub fn iter(&self) -> impl Iterator<Item = (&CompactAddr<N>, bool, u32)> {
         self.list.iter().enumerate().map(|(at, peer)| (&peer.addr, at < self.seeds(), peer.seen))
     }
 
-    fn find(&self, addr: &Compact<N>) -> Option<usize> {
+    fn find(&self, addr: &CompactAddr<N>) -> Option<usize> {
         match &self.index {
-            Some(index) => index.places.get(addr).map(|at| *at as usize),
+            Some(index) => index.positions.get(addr).map(|at| *at as usize),
             None => self.list.iter().position(|peer| peer.addr == *addr),
         }
     }
 
-    /// Notes a peer. One that is not known yet is asked about first: `room` is told how many its host has here.
-    /// Returns where it stands, if it does, and what it was.
-    pub fn enter(
+    /// Records an announce. For a new peer, `admit` decides whether to add it, given the number of peers of the same host
+    /// in this swarm. Returns the peer's position, if it is in the swarm, and its previous role.
+    pub fn record(
         &mut self,
-        addr: Compact<N>,
+        addr: CompactAddr<N>,
         seed: bool,
         now: u32,
-        room: impl FnOnce(u32) -> bool,
-    ) -> (Option<usize>, Before) {
+        admit: impl FnOnce(u32) -> bool,
+    ) -> (Option<usize>, PreviousRole) {
         let Some(at) = self.find(&addr) else {
-            return (room(self.of_host(host_of(&addr))).then(|| self.insert(addr, seed, now)), Before::Unknown);
+            return (
+                admit(self.count_of_host(host_of(&addr))).then(|| self.insert(addr, seed, now)),
+                PreviousRole::Unknown,
+            );
         };
         self.list[at].seen = now;
         let was_seed = at < self.seeds();
@@ -90,38 +98,38 @@ impl<const N: usize> Peers<N> {
             (true, false) => self.demote(at),
             _ => at,
         };
-        (Some(at), if was_seed { Before::Seed } else { Before::Leecher })
+        (Some(at), if was_seed { PreviousRole::Seed } else { PreviousRole::Leecher })
     }
 
-    /// Strikes a peer off.
-    pub fn leave(&mut self, addr: &Compact<N>) -> Before {
-        let Some(at) = self.find(addr) else { return Before::Unknown };
-        let before = if at < self.seeds() { Before::Seed } else { Before::Leecher };
-        self.remove(at);
+    /// Removes a peer, and returns its previous role.
+    pub fn remove(&mut self, addr: &CompactAddr<N>) -> PreviousRole {
+        let Some(at) = self.find(addr) else { return PreviousRole::Unknown };
+        let before = if at < self.seeds() { PreviousRole::Seed } else { PreviousRole::Leecher };
+        self.remove_at(at);
         before
     }
 
-    fn of_host(&self, host: Host) -> u32 {
+    fn count_of_host(&self, host: Host) -> u32 {
         match &self.index {
             Some(index) => index.hosts.get(&host).copied().unwrap_or(0),
             None => self.list.iter().filter(|peer| host_of(&peer.addr) == host).count() as u32,
         }
     }
 
-    fn insert(&mut self, addr: Compact<N>, seed: bool, seen: u32) -> usize {
+    fn insert(&mut self, addr: CompactAddr<N>, seed: bool, seen: u32) -> usize {
         if self.list.len() == self.list.capacity() {
-            // By a quarter, not twofold: most of the memory is here.
+            // Grows by a quarter instead of doubling, because this vector takes most of the memory.
             self.list.reserve_exact(self.list.len() / 4 + 1);
         }
         let at = self.list.len();
         self.list.push(Peer { addr, seen });
         if let Some(index) = &mut self.index {
-            index.places.insert(addr, at as u32);
+            index.positions.insert(addr, at as u32);
             *index.hosts.entry(host_of(&addr)).or_default() += 1;
-        } else if self.list.len() > FEW {
+        } else if self.list.len() > MAX_UNINDEXED {
             let mut index = Index::default();
             for (at, peer) in self.list.iter().enumerate() {
-                index.places.insert(peer.addr, at as u32);
+                index.positions.insert(peer.addr, at as u32);
                 *index.hosts.entry(host_of(&peer.addr)).or_default() += 1;
             }
             self.index = Some(Box::new(index));
@@ -129,7 +137,7 @@ impl<const N: usize> Peers<N> {
         if seed { self.promote(at) } else { at }
     }
 
-    /// A leecher becomes a seed.
+    /// Makes a leecher a seed. Returns its new position.
     fn promote(&mut self, at: usize) -> usize {
         let to = self.seeds();
         self.swap(at, to);
@@ -137,7 +145,7 @@ impl<const N: usize> Peers<N> {
         to
     }
 
-    /// The reverse.
+    /// Makes a seed a leecher. Returns its new position.
     fn demote(&mut self, at: usize) -> usize {
         let to = self.seeds() - 1;
         self.swap(at, to);
@@ -147,22 +155,22 @@ impl<const N: usize> Peers<N> {
 
     fn swap(&mut self, a: usize, b: usize) {
         self.list.swap(a, b);
-        self.place(a);
-        self.place(b);
+        self.update_index(a);
+        self.update_index(b);
     }
 
-    /// Tells the index where a peer stands.
-    fn place(&mut self, at: usize) {
+    /// Updates the position of a peer in the index.
+    fn update_index(&mut self, at: usize) {
         if let Some(index) = &mut self.index {
-            index.places.insert(self.list[at].addr, at as u32);
+            index.positions.insert(self.list[at].addr, at as u32);
         }
     }
 
-    fn remove(&mut self, at: usize) {
+    fn remove_at(&mut self, at: usize) {
         let at = if at < self.seeds() { self.demote(at) } else { at };
         let gone = self.list.swap_remove(at);
         if let Some(index) = &mut self.index {
-            index.places.remove(&gone.addr);
+            index.positions.remove(&gone.addr);
             let host = host_of(&gone.addr);
             if let Some(count) = index.hosts.get_mut(&host) {
                 *count -= 1;
@@ -171,54 +179,55 @@ impl<const N: usize> Peers<N> {
                 }
             }
             if at < self.list.len() {
-                self.place(at);
+                self.update_index(at);
             }
-            // Half, so that it is not made and unmade all the time.
-            if self.list.len() < FEW / 2 {
+            // At half the limit, so that the index is not built and dropped repeatedly.
+            if self.list.len() < MAX_UNINDEXED / 2 {
                 self.index = None;
             }
         }
     }
 
-    /// Forgets who was not seen since `before`; `gone` is told of each.
-    pub fn expire(&mut self, before: u32, mut gone: impl FnMut(&Compact<N>)) {
-        // From the end: what comes into an emptied place was looked at already.
+    /// Removes the peers whose last announce is earlier than `before`, and calls `removed` for each.
+    pub fn expire(&mut self, before: u32, mut removed: impl FnMut(&CompactAddr<N>)) {
+        // From the end, because a removal moves a peer that has been checked already into its position.
         for at in (0..self.list.len()).rev() {
             if self.list[at].seen < before {
-                gone(&self.list[at].addr);
-                self.remove(at);
+                removed(&self.list[at].addr);
+                self.remove_at(at);
             }
         }
         if self.list.len() < self.list.capacity() / 2 {
             self.list.shrink_to_fit();
             if let Some(index) = &mut self.index {
-                index.places.shrink_to_fit();
+                index.positions.shrink_to_fit();
                 index.hosts.shrink_to_fit();
             }
         }
     }
 
-    /// Appends up to `want` peers at random, each as likely as any other, but not the one at `asking`; no seeds to a
-    /// seed. Returns how many.
-    pub fn pick(&self, asking: Option<usize>, seed: bool, want: usize, rng: &mut impl Rng, out: &mut Vec<u8>) -> usize {
+    /// Appends up to `want` random peers to `out`, each with equal probability, and returns their number. Excludes the peer at
+    /// `own`, which announces, and for a seed all seeds.
+    pub fn pick(&self, own: Option<usize>, seed: bool, want: usize, rng: &mut impl Rng, out: &mut Vec<u8>) -> usize {
         let useful: Range<usize> = if seed { self.seeds()..self.len() } else { 0..self.len() };
-        let skip = asking.filter(|at| useful.contains(at));
-        let there = useful.len() - usize::from(skip.is_some());
-        let count = want.min(there);
+        let skip = own.filter(|at| useful.contains(at));
+        let available = useful.len() - usize::from(skip.is_some());
+        let count = want.min(available);
         let mut take = |nth: usize| {
             let at = useful.start + nth;
             let at = if skip.is_some_and(|skip| at >= skip) { at + 1 } else { at };
             out.extend_from_slice(&self.list[at].addr);
         };
-        if count == there {
-            (0..there).for_each(take);
+        if count == available {
+            (0..available).for_each(take);
         } else {
-            // One out of each of `count` stretches, turned by a random angle so that unequal stretches favour nobody.
-            let turn = rng.random_range(0..there);
+            // One peer from each of `count` ranges. The ranges may differ in length by one, so a random offset rotates them
+            // to give each peer the same probability.
+            let offset = rng.random_range(0..available);
             for nth in 0..count {
-                let (from, to) = (nth * there / count, (nth + 1) * there / count);
-                let at = turn + rng.random_range(from..to);
-                take(if at < there { at } else { at - there });
+                let (from, to) = (nth * available / count, (nth + 1) * available / count);
+                let at = offset + rng.random_range(from..to);
+                take(if at < available { at } else { at - available });
             }
         }
         count
@@ -227,10 +236,10 @@ impl<const N: usize> Peers<N> {
     #[cfg(test)]
     fn check_invariant(&self) {
         assert!(self.seeds() <= self.len());
-        let Some(index) = &self.index else { return assert!(self.len() <= FEW) };
-        assert_eq!(index.places.len(), self.len());
+        let Some(index) = &self.index else { return assert!(self.len() <= MAX_UNINDEXED) };
+        assert_eq!(index.positions.len(), self.len());
         for (at, peer) in self.list.iter().enumerate() {
-            assert_eq!(index.places[&peer.addr], at as u32);
+            assert_eq!(index.positions[&peer.addr], at as u32);
         }
         assert_eq!(index.hosts.values().sum::<u32>() as usize, self.len());
         assert!(index.hosts.iter().all(|(host, count)| {
@@ -247,44 +256,44 @@ mod tests {
     use rand::rngs::StdRng;
     use std::collections::{BTreeMap, HashSet};
 
-    fn addr(n: u16) -> Compact<6> {
+    fn addr(n: u16) -> CompactAddr<6> {
         [10, 0, 0, (n % 7) as u8, (n >> 8) as u8, n as u8]
     }
 
     fn full(seeds: u16, leechers: u16) -> Peers<6> {
         let mut peers = Peers::default();
         for n in 0..seeds + leechers {
-            peers.enter(addr(n), n < seeds, 1, |_| true);
+            peers.record(addr(n), n < seeds, 1, |_| true);
         }
         peers
     }
 
-    fn picked(peers: &Peers<6>, asking: u16, seed: bool, want: usize, rng: &mut StdRng) -> Vec<u16> {
+    fn picked(peers: &Peers<6>, own: u16, seed: bool, want: usize, rng: &mut StdRng) -> Vec<u16> {
         let mut out = Vec::new();
-        let at = peers.find(&addr(asking));
+        let at = peers.find(&addr(own));
         let count = peers.pick(at, seed, want, rng, &mut out);
         let picked: Vec<u16> = out.chunks(6).map(|peer| u16::from_be_bytes([peer[4], peer[5]])).collect();
         assert_eq!(picked.len(), count);
-        assert_eq!(picked.iter().collect::<HashSet<_>>().len(), count, "no one twice");
-        assert!(!picked.contains(&asking));
+        assert_eq!(picked.iter().collect::<HashSet<_>>().len(), count, "no duplicates");
+        assert!(!picked.contains(&own));
         picked
     }
 
     #[test]
-    fn everybody_is_picked_as_often_as_anybody() {
-        // Counts that do not divide each other, and a swarm with an index.
+    fn peers_are_picked_with_equal_probability() {
+        // Numbers that do not divide each other, and swarms with an index.
         for (seeds, leechers, want) in [(3, 4, 4), (5, 70, 50), (100, 51, 7), (2, 2, 9)] {
             let peers = full(seeds, leechers);
-            let there = usize::from(seeds + leechers) - 1;
+            let others = usize::from(seeds + leechers) - 1;
             let rng = &mut StdRng::seed_from_u64(7);
             let (rounds, mut times) = (4000, BTreeMap::<u16, usize>::new());
             for _ in 0..rounds {
                 let picked = picked(&peers, seeds, false, want, rng);
-                assert_eq!(picked.len(), want.min(there));
+                assert_eq!(picked.len(), want.min(others));
                 picked.iter().for_each(|peer| *times.entry(*peer).or_default() += 1);
             }
-            let mean = (rounds * want.min(there) / there) as f64;
-            assert_eq!(times.len(), there);
+            let mean = (rounds * want.min(others) / others) as f64;
+            assert_eq!(times.len(), others);
             for (peer, times) in times {
                 assert!((times as f64 - mean).abs() <= 6.0 * mean.sqrt(), "{peer}: {times} of {mean}");
             }
@@ -292,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn a_seed_is_given_no_seeds() {
+    fn a_seed_gets_no_seeds() {
         let peers = full(60, 5);
         let rng = &mut StdRng::seed_from_u64(7);
         let got: HashSet<u16> = picked(&peers, 3, true, 50, rng).into_iter().collect();
@@ -302,17 +311,17 @@ mod tests {
     }
 
     proptest! {
-        /// Against a map, through every change of role and size.
+        /// Compares with a map as the model, through every change of role and size.
         #[test]
-        fn as_a_map_would_have_it(steps in prop::collection::vec((0u8..10, 0u16..120, any::<bool>()), 0..600)) {
+        fn behaves_like_a_map(steps in prop::collection::vec((0u8..10, 0u16..120, any::<bool>()), 0..600)) {
             let mut peers = Peers::<6>::default();
-            let mut model = BTreeMap::<Compact<6>, (bool, u32)>::new();
+            let mut model = BTreeMap::<CompactAddr<6>, (bool, u32)>::new();
             for (now, (what, n, seed)) in (1..).zip(steps) {
                 let addr = addr(n);
                 let was = match model.get(&addr) {
-                    None => Before::Unknown,
-                    Some((true, _)) => Before::Seed,
-                    Some((false, _)) => Before::Leecher,
+                    None => PreviousRole::Unknown,
+                    Some((true, _)) => PreviousRole::Seed,
+                    Some((false, _)) => PreviousRole::Leecher,
                 };
                 match what {
                     0 => {
@@ -324,12 +333,12 @@ mod tests {
                         prop_assert_eq!(gone, silent.map(|(addr, _)| addr).collect::<Vec<_>>());
                     }
                     1 | 2 => {
-                        prop_assert_eq!(peers.leave(&addr), was);
+                        prop_assert_eq!(peers.remove(&addr), was);
                         model.remove(&addr);
                     }
                     _ => {
                         let host = model.keys().filter(|one| one[..4] == addr[..4]).count() as u32;
-                        let (at, before) = peers.enter(addr, seed, now, |there| { assert_eq!(there, host); true });
+                        let (at, before) = peers.record(addr, seed, now, |of_host| { assert_eq!(of_host, host); true });
                         prop_assert_eq!(before, was);
                         prop_assert_eq!(at, peers.find(&addr));
                         model.insert(addr, (seed, now));

@@ -1,4 +1,4 @@
-//! Web seeds from both ends: the driver's side of one, and servers that answer as a test wants.
+//! Both ends of a web seed: a driver that requests blocks from it, and an HTTP server whose answers a test defines.
 
 #![allow(dead_code, missing_docs, reason = "each test file uses its own part")]
 
@@ -21,10 +21,11 @@ use torrentfs::wire::{Message, Request};
 
 use crate::support;
 
-/// No wait in these tests is longer than that, and none should be near it.
+/// Limit of every wait in these tests. None should come near it.
 pub const LONG: Duration = Duration::from_secs(30);
 
-/// A torrent `t` of these files, and its bytes. One file without a directory: a torrent of one file.
+/// Makes a torrent `t` of these files. A single file without a directory makes a single-file torrent.
+/// Returns the torrent and its bytes.
 pub fn torrent(files: &[(&str, usize)], piece_len: u32) -> (Metainfo, Vec<u8>) {
     let data = support::noise(files.iter().map(|(_, len)| len).sum(), 1);
     let alone = files.len() == 1 && !files[0].0.contains('/');
@@ -46,7 +47,7 @@ pub fn torrent(files: &[(&str, usize)], piece_len: u32) -> (Metainfo, Vec<u8>) {
     (Metainfo::parse(&new.build(&hashes).unwrap()).unwrap(), data)
 }
 
-/// Writes the torrent's files as a server has them.
+/// Writes the torrent's files to the directory of a server.
 pub fn publish(metainfo: &Metainfo, data: &[u8], root: &std::path::Path) {
     for file in metainfo.layout.files() {
         let path = file.path.iter().fold(root.to_path_buf(), |dir, part| dir.join(part));
@@ -55,7 +56,7 @@ pub fn publish(metainfo: &Metainfo, data: &[u8], root: &std::path::Path) {
     }
 }
 
-/// The driver's side of a web seed.
+/// The side that requests blocks from a web seed.
 pub struct Driver {
     pub metainfo: Arc<Metainfo>,
     pub seed: WebSeed,
@@ -63,11 +64,11 @@ pub struct Driver {
     pub connection: Option<Connection>,
     pub inbox: mpsc::Receiver<((), Incoming)>,
     pub outstanding: usize,
-    /// By piece and begin.
+    /// Blocks received, by piece and begin.
     pub blocks: BTreeMap<(u32, u32), Vec<u8>>,
     pub rejected: Vec<Request>,
     pub choked: bool,
-    /// What it offered: all, or a bitfield.
+    /// The message with the pieces that the seed has: `HaveAll` or `Bitfield`.
     pub offer: Option<Message>,
     pub closed: Option<String>,
 }
@@ -100,13 +101,13 @@ impl Driver {
     }
 
     pub fn connect(&mut self) -> Result<(), String> {
-        let (heard, inbox) = mpsc::channel(8);
-        self.connection = Some(self.seed.connect(self.limits.clone(), (), heard)?);
+        let (sender, inbox) = mpsc::channel(8);
+        self.connection = Some(self.seed.connect(self.limits.clone(), (), sender)?);
         (self.inbox, self.closed, self.outstanding, self.choked) = (inbox, None, 0, true);
         Ok(())
     }
 
-    /// Every block of the torrent's bytes from `from` to `to`.
+    /// Returns the blocks that begin at a byte from `from` to `to`.
     pub fn blocks_in(&self, from: u64, to: u64) -> Vec<Request> {
         let lengths = self.metainfo.layout.lengths();
         let requests = lengths.iter().flat_map(|piece| lengths.blocks(piece)).map(|block| {
@@ -121,21 +122,21 @@ impl Driver {
         self.connection.as_ref().unwrap().outbox().send(messages).unwrap();
     }
 
-    pub fn ask(&mut self, requests: Vec<Request>) {
+    pub fn request(&mut self, requests: Vec<Request>) {
         self.outstanding += requests.len();
         self.send(requests.into_iter().map(Message::Request).collect());
     }
 
-    pub fn ask_all(&mut self) {
-        self.ask(self.blocks_in(0, u64::MAX));
+    pub fn request_all(&mut self) {
+        self.request(self.blocks_in(0, u64::MAX));
     }
 
-    pub async fn hear(&mut self) {
-        let heard = timeout(LONG, self.inbox.recv()).await.expect("nothing was heard").expect("it ended");
-        match heard.1 {
+    pub async fn receive(&mut self) {
+        let received = timeout(LONG, self.inbox.recv()).await.expect("a message in time").expect("a connection");
+        match received.1 {
             Incoming::Messages(messages) => messages.into_iter().for_each(|message| self.message(message)),
             Incoming::Closed(why) => self.closed = Some(why),
-            Incoming::Sent(_) => panic!("a web seed takes no blocks"),
+            Incoming::Sent(_) => panic!("a web seed accepts no blocks"),
         }
     }
 
@@ -143,7 +144,7 @@ impl Driver {
         match message {
             Message::Piece { piece, begin, data } => {
                 self.outstanding -= 1;
-                assert!(self.blocks.insert((piece, begin), data.to_vec()).is_none(), "a block came twice");
+                assert!(self.blocks.insert((piece, begin), data.to_vec()).is_none(), "a block arrived twice");
             }
             Message::Reject(request) => {
                 self.outstanding -= 1;
@@ -153,24 +154,24 @@ impl Driver {
             Message::Unchoke => self.choked = false,
             offer @ (Message::HaveAll | Message::Bitfield(_)) => self.offer = Some(offer),
             Message::Extended { id: 0, .. } | Message::KeepAlive => {}
-            other => panic!("a web seed said {other:?}"),
+            other => panic!("a web seed sent {other:?}"),
         }
     }
 
-    /// Until every request is answered, or the connection ends.
-    pub async fn answered(&mut self) {
+    /// Waits until every request is answered or the connection has ended.
+    pub async fn wait_for_answers(&mut self) {
         while self.outstanding > 0 && self.closed.is_none() {
-            self.hear().await;
+            self.receive().await;
         }
     }
 
     pub async fn until(&mut self, mut done: impl FnMut(&Self) -> bool) {
         while !done(self) {
-            self.hear().await;
+            self.receive().await;
         }
     }
 
-    /// The blocks that came are the torrent's own bytes. How many they are.
+    /// Compares the received blocks with the torrent's bytes. Returns how many bytes were received.
     pub fn check(&self, data: &[u8]) -> usize {
         let lengths = self.metainfo.layout.lengths();
         for ((piece, begin), block) in &self.blocks {
@@ -181,39 +182,41 @@ impl Driver {
     }
 }
 
-/// What a fake server was asked.
+/// A request to a fake server.
 #[derive(Clone, Debug)]
-pub struct Asked {
-    /// With the query.
+pub struct ReceivedRequest {
+    /// Path and query.
     pub path: String,
-    /// First and last byte.
+    /// First and last byte of the range.
     pub range: Option<(u64, u64)>,
 }
 
-/// An HTTP server of the test's own making; it ends with the process.
-pub struct Fake {
+/// An HTTP server that ends with the process.
+pub struct FakeServer {
     pub url: String,
-    pub asked: Arc<Mutex<Vec<Asked>>>,
+    requests: Arc<Mutex<Vec<ReceivedRequest>>>,
     pub connections: Arc<AtomicUsize>,
 }
 
-impl Fake {
-    /// `answer` writes an answer, and says whether the connection may go on.
-    pub fn start(answer: impl Fn(&Asked, &mut TcpStream) -> std::io::Result<bool> + Send + Sync + 'static) -> Self {
+impl FakeServer {
+    /// Starts a server. `answer` writes the answer to a request and returns whether the connection stays open.
+    pub fn start(
+        answer: impl Fn(&ReceivedRequest, &mut TcpStream) -> std::io::Result<bool> + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let (asked, connections) = (Arc::<Mutex<Vec<Asked>>>::default(), Arc::<AtomicUsize>::default());
-        let fake = Self { url, asked: asked.clone(), connections: connections.clone() };
+        let (requests, connections) = (Arc::<Mutex<Vec<ReceivedRequest>>>::default(), Arc::<AtomicUsize>::default());
+        let fake = Self { url, requests: requests.clone(), connections: connections.clone() };
         let answer = Arc::new(answer);
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 connections.fetch_add(1, Ordering::Relaxed);
-                let (asked, answer) = (asked.clone(), answer.clone());
+                let (requests, answer) = (requests.clone(), answer.clone());
                 thread::spawn(move || {
                     let mut stream = stream;
                     let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
                     while let Some(request) = read_request(&mut lines) {
-                        asked.lock().unwrap().push(request.clone());
+                        requests.lock().unwrap().push(request.clone());
                         if !answer(&request, &mut stream).unwrap_or(false) {
                             return;
                         }
@@ -224,19 +227,20 @@ impl Fake {
         fake
     }
 
-    pub fn asked(&self) -> Vec<Asked> {
-        self.asked.lock().unwrap().clone()
+    /// Returns the requests received so far.
+    pub fn requests(&self) -> Vec<ReceivedRequest> {
+        self.requests.lock().unwrap().clone()
     }
 }
 
-pub fn read_request(lines: &mut impl Iterator<Item = std::io::Result<String>>) -> Option<Asked> {
+pub fn read_request(lines: &mut impl Iterator<Item = std::io::Result<String>>) -> Option<ReceivedRequest> {
     let first = lines.next()?.ok()?;
     let path = first.split(' ').nth(1)?.to_owned();
     let mut range = None;
     for line in lines.by_ref() {
         let line = line.ok()?.to_ascii_lowercase();
         if line.is_empty() {
-            return Some(Asked { path, range });
+            return Some(ReceivedRequest { path, range });
         }
         if let Some((from, to)) = line.strip_prefix("range: bytes=").and_then(|range| range.split_once('-')) {
             range = Some((from.parse().ok()?, to.parse().ok()?));
@@ -245,15 +249,15 @@ pub fn read_request(lines: &mut impl Iterator<Item = std::io::Result<String>>) -
     None
 }
 
-pub fn head(stream: &mut TcpStream, status: &str, headers: &str, len: usize) -> std::io::Result<()> {
+pub fn write_head(stream: &mut TcpStream, status: &str, headers: &str, len: usize) -> std::io::Result<()> {
     write!(stream, "HTTP/1.1 {status}\r\nContent-Length: {len}\r\n{headers}\r\n")
 }
 
-/// The range that was asked for, as a good server gives it.
-pub fn give(asked: &Asked, stream: &mut TcpStream, file: &[u8]) -> std::io::Result<bool> {
-    let (from, to) = asked.range.unwrap();
+/// Answers with the requested range, as a correct server does.
+pub fn serve_range(request: &ReceivedRequest, stream: &mut TcpStream, file: &[u8]) -> std::io::Result<bool> {
+    let (from, to) = request.range.unwrap();
     let (from, end) = (from as usize, (to as usize + 1).min(file.len()));
-    head(stream, "206 Partial Content", &content_range(from, end, file.len()), end - from)?;
+    write_head(stream, "206 Partial Content", &content_range(from, end, file.len()), end - from)?;
     stream.write_all(&file[from..end])?;
     Ok(true)
 }
@@ -262,7 +266,7 @@ pub fn content_range(from: usize, end: usize, len: usize) -> String {
     format!("Content-Range: bytes {from}-{}/{len}\r\n", end - 1)
 }
 
-pub fn refuse(stream: &mut TcpStream, status: &str) -> std::io::Result<bool> {
-    head(stream, status, "", 0)?;
+pub fn respond_empty(stream: &mut TcpStream, status: &str) -> std::io::Result<bool> {
+    write_head(stream, status, "", 0)?;
     Ok(true)
 }

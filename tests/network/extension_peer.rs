@@ -1,4 +1,4 @@
-//! A peer that has nothing and speaks the extension protocol, message by message, as a test wants it.
+//! A peer without pieces whose extension messages are sent and received by the test, one by one.
 
 #![allow(dead_code, missing_docs, reason = "each test file uses its own part")]
 
@@ -10,20 +10,20 @@ use bytes::{Bytes, BytesMut};
 use torrentfs::metainfo::Metainfo;
 use torrentfs::wire::{self, Decoder, ExtensionHandshake, HANDSHAKE_LEN, Handshake, Message, PeerId};
 
-/// Where a peer will be called.
-pub struct Door {
+/// A listening peer.
+pub struct PeerListener {
     listener: TcpListener,
     pub addr: SocketAddr,
 }
 
-impl Door {
+impl PeerListener {
     pub fn new(ip: &str) -> Self {
         let listener = TcpListener::bind((ip, 0)).unwrap();
         Self { addr: listener.local_addr().unwrap(), listener }
     }
 
-    /// Takes a call and greets, with these extensions by our numbers.
-    pub fn answer(&self, metainfo: &Metainfo, extensions: &[(&str, u8)]) -> Talker {
+    /// Accepts a connection and sends both handshakes, with these extensions and their message ids.
+    pub fn accept(&self, metainfo: &Metainfo, extensions: &[(&str, u8)]) -> ExtensionPeer {
         let (mut stream, _) = self.listener.accept().unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         stream.read_exact(&mut [0; HANDSHAKE_LEN]).unwrap();
@@ -31,39 +31,39 @@ impl Door {
         id[..2].copy_from_slice(&self.addr.port().to_be_bytes());
         stream.write_all(&Handshake::new(metainfo.info_hash, PeerId(id)).encode()).unwrap();
         let extensions = extensions.iter().map(|(name, number)| ((*name).to_owned(), *number)).collect();
-        let hello = ExtensionHandshake { extensions, ..ExtensionHandshake::default() };
+        let handshake = ExtensionHandshake { extensions, ..ExtensionHandshake::default() };
         let decoder = Decoder::new(metainfo.layout.lengths().pieces());
-        let mut talker = Talker { stream, buffer: BytesMut::new(), decoder };
-        talker.send(&Message::HaveNone);
-        talker.say(0, hello.encode());
-        talker
+        let mut peer = ExtensionPeer { stream, buffer: BytesMut::new(), decoder };
+        peer.send(&Message::HaveNone);
+        peer.send_extended(0, handshake.encode());
+        peer
     }
 }
 
-pub struct Talker {
+pub struct ExtensionPeer {
     stream: TcpStream,
     buffer: BytesMut,
     decoder: Decoder,
 }
 
-impl Talker {
+impl ExtensionPeer {
     pub fn send(&mut self, message: &Message) {
         let mut out = BytesMut::new();
         wire::encode(message, &mut out);
         self.stream.write_all(&out).unwrap();
     }
 
-    /// An extension message, by their number.
-    pub fn say(&mut self, id: u8, payload: Bytes) {
+    /// Sends an extension message by the other side's message id.
+    pub fn send_extended(&mut self, id: u8, payload: Bytes) {
         self.send(&Message::Extended { id, payload });
     }
 
-    /// Their next extension message by our number `id`; `None`: they hung up.
-    pub fn hear(&mut self, id: u8) -> Option<Bytes> {
+    /// Receives the next extension message with our message id `id`. `None` means that the other side has disconnected.
+    pub fn receive(&mut self, id: u8) -> Option<Bytes> {
         loop {
             while let Some(message) = self.decoder.decode(&mut self.buffer).unwrap() {
-                if let Message::Extended { id: number, payload } = message
-                    && number == id
+                if let Message::Extended { id: received, payload } = message
+                    && received == id
                 {
                     return Some(payload);
                 }
@@ -76,8 +76,8 @@ impl Talker {
         }
     }
 
-    /// Their extension handshake.
-    pub fn hello(&mut self) -> ExtensionHandshake {
-        ExtensionHandshake::decode(&self.hear(0).expect("they greet")).unwrap()
+    /// Receives the extension handshake.
+    pub fn receive_handshake(&mut self) -> ExtensionHandshake {
+        ExtensionHandshake::decode(&self.receive(0).expect("an extension handshake")).unwrap()
     }
 }
