@@ -1,4 +1,4 @@
-//! uTP with real programs that speak nothing else, both ways.
+//! uTP in both directions with real programs that use nothing else.
 
 use std::fs;
 use std::path::Path;
@@ -11,7 +11,7 @@ const LEN: usize = 24 << 20;
 const LIMIT: Duration = Duration::from_secs(90);
 
 #[test]
-fn libtorrent_without_tcp() {
+fn libtorrent_uses_utp_alone() {
     if !can_run(&["opentracker", "mktorrent"]) {
         return;
     }
@@ -33,12 +33,12 @@ fn libtorrent_without_tcp() {
 
     let seeder = lab.libtorrent_with("seed", 4, 0, &lab.path("payload"), &torrent, &settings);
     let mount = lab.mount("tcp", &torrent, &["--no-utp", "--peer", &seeder.addr, "--read-timeout", "3s"]);
-    assert!(read_at(&mount.path("film.bin"), 0, 1).is_err(), "read over uTP, which is off");
+    assert!(read_at(&mount.path("film.bin"), 0, 1).is_err(), "read over uTP, which is disabled");
     mount.stop();
 }
 
 #[test]
-fn rqbit_without_tcp() {
+fn rqbit_uses_utp_alone() {
     if !can_run(&["rqbit", "opentracker", "mktorrent"]) {
         return;
     }
@@ -65,7 +65,7 @@ fn rqbit_without_tcp() {
     let leech_dir = lab.path("leech");
     fs::create_dir_all(&leech_dir).unwrap();
     let _leech = rqbit(&leech_dir);
-    wait_until(&format!("rqbit completes from us; {}", mount.log()), LIMIT, || {
+    wait_until(&format!("rqbit downloads from us; {}", mount.log()), LIMIT, || {
         fs::read(leech_dir.join("film.bin")).is_ok_and(|got| got == data)
     });
     mount.stop();
