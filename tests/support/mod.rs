@@ -53,6 +53,16 @@ pub fn run(program: &str, args: &[&str]) -> Output {
     Command::new(program).args(args).output().unwrap_or_else(|error| panic!("{program}: {error}"))
 }
 
+/// Puts a copy of our program where another user can run it.
+///
+/// `cp` makes the copy: a file that this process holds open for writing, be it in a child that another test is just
+/// starting, cannot be executed (`ETXTBSY`).
+pub fn copy_program(to: &Path) {
+    if fs::hard_link(TORRENTFS, to).is_err() {
+        assert!(run("cp", &[TORRENTFS, to.to_str().unwrap()]).status.success());
+    }
+}
+
 /// Runs a shell command that must succeed. Returns its standard output.
 pub fn sh(line: &str) -> String {
     let output = run("sh", &["-c", line]);
