@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
@@ -30,6 +31,7 @@ fn config(lengths: Lengths) -> Config {
         max_connecting: 20,
         max_partial: 64 * MIB,
         order: PickOrder::RarestFirst,
+        policy: Arc::default(),
     }
 }
 

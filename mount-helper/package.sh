@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds the .deb and the .rpm, into target/package. Needs cargo-deb and cargo-generate-rpm.
 #   mount-helper/package.sh            a release build
-#   mount-helper/package.sh --debug    the debug build, for tests: packed fast
+#   mount-helper/package.sh --debug    the debug build, for tests; not compressed
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

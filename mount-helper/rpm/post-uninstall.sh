@@ -1,4 +1,4 @@
-# 0: the last version goes.
+# 0 means that the last version is being removed.
 if [ "$1" = 0 ]; then
     rm -f /usr/sbin/mount.fuse.torrentfs
 fi

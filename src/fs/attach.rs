@@ -1,10 +1,10 @@
-//! Attaching to the kernel: checks of the mount point, `mount(2)` or `fusermount3`, and taking it away again.
+//! Attaching to the kernel: checking the mount point, `mount(2)` or `fusermount3`, and detaching again.
 //!
-//! We mount by ourselves and hand fuser the descriptor: so the type is `fuse.torrentfs` in `/proc/mounts`, no option string
-//! of ours is built from unchecked text, and fuser never unmounts anything (its own guard may unmount another filesystem
-//! that has come to the same path).
+//! We mount ourselves and pass the descriptor to fuser, for three reasons: the type in `/proc/mounts` is
+//! `fuse.torrentfs`; unchecked text never becomes part of an option string; and fuser never unmounts anything (its own
+//! guard may unmount another filesystem that was mounted at the same path meanwhile).
 //!
-//! Who attaches need not be who serves: see [`keeper`](super::keeper).
+//! The process that attaches need not be the one that serves: see [`keeper`](super::keeper).
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
@@ -18,38 +18,39 @@ use tracing::{debug, info};
 
 use super::mountinfo::{self, FSTYPE, Mount};
 use super::tree::{ROOT, TreeError};
-use super::unmount::{self, ANSWER_LIMIT, UnmountError, is_dead, within};
+use super::unmount::{self, ANSWER_LIMIT, UnmountError, is_dead, with_timeout};
 use crate::sys;
 
-/// How many dead mounts, one upon another, are cleared away before mounting.
-const MAX_DEAD: usize = 16;
-/// The longest name of the source that passes `fusermount3`, in bytes.
+/// Maximum number of stacked dead mounts to detach before mounting; more than a crash loop leaves in practice.
+const MAX_DEAD_MOUNTS: usize = 16;
+/// Maximum length of the source name passed to `fusermount3`, in bytes; enough to recognise a torrent by.
 const MAX_SOURCE: usize = 128;
 
-/// How to mount.
+/// Options of a mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountOptions {
-    /// Let every user in, as the file modes say.
+    /// Whether all users have access, subject to the file modes.
     pub allow_other: bool,
-    /// No file may be executed.
+    /// Whether to forbid executing files.
     pub noexec: bool,
-    /// The owner of everything; by default the user who mounts.
+    /// Owner of all files; by default the user who mounts.
     pub uid: Option<u32>,
-    /// The group of everything; by default the group of the user who mounts.
+    /// Group of all files; by default the group of the user who mounts.
     pub gid: Option<u32>,
-    /// Whose mount it is: this user may look also without `allow_other`, and may end it. By default the user who mounts.
+    /// User and group that own the mount: they have access even without `allow_other`, and may end it. By default those
+    /// of the process that mounts.
     pub user: Option<(u32, u32)>,
-    /// Permission bits taken away from 0444 and 0555.
+    /// Permission bits removed from 0444 and 0555.
     pub umask: u16,
-    /// The source shown in `/proc/mounts`, without NUL; what passes `fusermount3` has its odd characters replaced.
+    /// Source in `/proc/mounts`, without NUL. `fusermount3` gets it with special characters replaced.
     pub fsname: String,
-    /// How far the kernel reads ahead, in bytes. Only root can set it; the kernel's own is 128 KiB.
+    /// The kernel's read-ahead, in bytes. Only root can set it; the kernel's default is 128 KiB.
     pub read_ahead: u32,
-    /// The largest single read request, in bytes. A request waits until all of it is there. So of one that spans two pieces
-    /// the bytes in the first come only with the second, and a player that was to have them by then stands still. Half as
-    /// large as what the kernel would send costs nothing that could be measured; smaller ones do.
+    /// Maximum size of a read request, in bytes. A request is answered only when all its bytes are here, so a large one
+    /// that spans two pieces delays the bytes of the first, and a player may stall. Half the kernel's default of 128 KiB
+    /// has no measurable cost; smaller sizes have.
     pub max_read: u32,
-    /// Threads that take requests from the kernel.
+    /// Number of threads that read requests from the kernel.
     pub threads: usize,
 }
 
@@ -71,125 +72,134 @@ impl Default for MountOptions {
 }
 
 fn advice(error: &io::Error) -> &'static str {
-    if error.kind() == io::ErrorKind::NotFound { "; make the directory first" } else { "" }
+    if error.kind() == io::ErrorKind::NotFound { "; create the directory first" } else { "" }
 }
 
-/// Why there is no mount.
+/// An error of mounting.
 #[derive(Debug, thiserror::Error)]
 pub enum MountError {
-    /// The mount point is not there or cannot be reached.
+    /// The mount point does not exist or is not accessible.
     #[error("cannot mount on {}: {source}{}", path.display(), advice(source))]
     MountPoint {
-        /// The mount point.
+        /// Mount point.
         path: PathBuf,
-        /// Why.
+        /// Cause.
         source: io::Error,
     },
-    /// The mount point is no directory.
+    /// The mount point is not a directory.
     #[error("cannot mount on {}: it is not a directory", .0.display())]
     NotADirectory(PathBuf),
-    /// Another torrentfs serves it.
-    #[error("{path} is already a torrentfs mount; end it with `torrentfs unmount {path}`", path = .0.display())]
+    /// Another torrentfs process serves a mount there.
+    #[error("cannot mount on {path}: it is already a torrentfs mount; end that with `torrentfs unmount {path}`", path = .0.display())]
     AlreadyMounted(PathBuf),
-    /// A torrentfs mount that does not answer.
-    #[error("{path} is a torrentfs mount that does not answer; end it with `torrentfs unmount {path}`", path = .0.display())]
+    /// There is a torrentfs mount that does not answer.
+    #[error(
+        "cannot mount on {path}: it is a torrentfs mount that does not answer; end that with `torrentfs unmount {path}`",
+        path = .0.display()
+    )]
     Hanging(PathBuf),
-    /// A dead mount that is not ours to clear away.
-    #[error("{} is a dead mount of type {fstype}; clear it with `umount -l` or `fusermount3 -u -z`", path.display())]
+    /// There is a dead mount of another filesystem.
+    #[error(
+        "cannot mount on {}: there is a dead mount of type {fstype}; detach it with `umount -l` or `fusermount3 -u -z`",
+        path.display()
+    )]
     DeadMount {
-        /// The mount point.
+        /// Mount point.
         path: PathBuf,
-        /// What was there.
+        /// Type of the dead mount.
         fstype: String,
     },
-    /// A dead mount of ours could not be cleared away.
-    #[error("a dead mount is in the way: {0}")]
+    /// A dead mount of ours could not be detached.
+    #[error("cannot remove a dead mount: {0}")]
     Clear(#[source] UnmountError),
-    /// The kernel has no FUSE, or the container does not.
+    /// The kernel or the container has no FUSE.
     #[error(
-        "/dev/fuse is missing: load the module (`modprobe fuse`), or give the container the device (`--device /dev/fuse --cap-add SYS_ADMIN`)"
+        "/dev/fuse is missing: load the module (`modprobe fuse`), or give the container access to it (`--device /dev/fuse --cap-add SYS_ADMIN`)"
     )]
     NoDevice,
-    /// The FUSE device refuses to open.
+    /// The FUSE device cannot be opened.
     #[error("cannot open /dev/fuse: {0}")]
     Device(#[source] io::Error),
-    /// Mounting without privileges takes a helper that is not there.
+    /// Mounting without privileges needs a program that is not installed.
     #[error("mounting without root needs fusermount3, which is not installed: install the package fuse3")]
     NoHelper,
-    /// The system's administrator has not allowed it.
-    #[error("allow_other is for root only, unless /etc/fuse.conf has the line user_allow_other")]
+    /// The system does not allow `allow_other` to users.
+    #[error(
+        "allow_other is reserved for root; to allow it to all users, add the line user_allow_other to /etc/fuse.conf"
+    )]
     AllowOther,
-    /// The helper refused.
+    /// `fusermount3` failed.
     #[error("cannot mount on {}: {message}", path.display())]
     Helper {
-        /// The mount point.
+        /// Mount point.
         path: PathBuf,
-        /// What it said.
+        /// Its error message.
         message: String,
     },
-    /// The kernel refused.
+    /// `mount(2)` failed.
     #[error("cannot mount on {}: mount: {source}", path.display())]
     Mount {
-        /// The mount point.
+        /// Mount point.
         path: PathBuf,
-        /// Why.
+        /// Cause.
         source: io::Error,
     },
-    /// The kernel and fuser did not agree.
+    /// The FUSE session could not be started.
     #[error("cannot serve {}: {source}", path.display())]
     Session {
-        /// The mount point.
+        /// Mount point.
         path: PathBuf,
-        /// Why.
+        /// Cause.
         source: io::Error,
     },
-    /// It was mounted, but cannot be reached.
-    #[error("{} was mounted but does not answer: {source}", path.display())]
+    /// The new mount does not answer.
+    #[error("the new mount on {} does not answer: {source}", path.display())]
     NotAnswering {
-        /// The mount point.
+        /// Mount point.
         path: PathBuf,
-        /// Why.
+        /// Cause.
         source: io::Error,
     },
-    /// The process that mounts for us says why not, in words.
+    /// The keeper failed; this is its error message.
     #[error("{0}")]
-    Kept(String),
-    /// The process to mount for is not there, or is no server of ours.
+    Keeper(String),
+    /// The process to mount for does not exist, or does not wait for a mount.
     #[error("cannot mount for process {pid}: {source}")]
     Server {
-        /// The process.
+        /// Process id.
         pid: u32,
-        /// Why.
+        /// Cause.
         source: io::Error,
     },
-    /// The process that mounts for us cannot be reached.
-    #[error("the process that mounts for this one is gone: {0}")]
+    /// The keeper has ended.
+    #[error("the keeper process, which mounts and unmounts for this one, has ended: {0}")]
     KeeperGone(#[source] io::Error),
-    /// The torrents cannot be shown together.
+    /// A torrent cannot be added.
     #[error(transparent)]
     Tree(#[from] TreeError),
 }
 
-/// A mount of ours in the kernel's list.
+/// An attached mount of ours.
 #[derive(Debug)]
 pub(super) struct Attached(Mount);
 
 impl Attached {
-    /// Mounts on a directory that [`prepare`] has checked; also the descriptor through which the kernel asks.
+    /// Mounts on a directory that [`prepare`] has checked. Also returns the descriptor of the FUSE device.
     pub(super) fn new(path: &Path, options: &MountOptions) -> Result<(Self, OwnedFd), MountError> {
-        Self::by(path, || attach(path, options))
+        Self::find_after(path, || attach(path, options))
     }
 
-    /// The same for a process that has the device open already, and is to serve.
+    /// Mounts the device of another process, which will serve it.
     pub(super) fn with(device: OwnedFd, path: &Path, options: &MountOptions) -> Result<Self, MountError> {
-        let fault = |source| MountError::Mount { path: path.to_owned(), source };
-        Self::by(path, || mount_device(&device, path, options).map_err(fault)).map(|(attached, ())| attached)
+        let to_error = |source| MountError::Mount { path: path.to_owned(), source };
+        Self::find_after(path, || mount_device(&device, path, options).map_err(to_error)).map(|(attached, ())| attached)
     }
 
-    fn by<T>(path: &Path, attach: impl FnOnce() -> Result<T, MountError>) -> Result<(Self, T), MountError> {
+    /// Runs `attach`, then finds the mount that it made.
+    fn find_after<T>(path: &Path, attach: impl FnOnce() -> Result<T, MountError>) -> Result<(Self, T), MountError> {
         let before = mountinfo::mount_at(path).ok().flatten().map(|mount| mount.id);
         let device = attach()?;
-        // From here on a failure must take the mount away again; it is ours if it is not the one from before.
+        // A failure from here on must detach the mount again. It is ours unless it was there before.
         let found = mountinfo::mount_at(path).and_then(|mount| {
             mount.filter(|mount| Some(mount.id) != before && mount.is_torrentfs()).ok_or(io::ErrorKind::NotFound.into())
         });
@@ -200,31 +210,31 @@ impl Attached {
         Ok((Self(mount), device))
     }
 
-    /// The mount point, canonical.
+    /// Returns the mount point, canonical.
     pub(super) fn path(&self) -> &Path {
         &self.0.path
     }
 
-    /// To be called once it is served: checks that it answers through the kernel, and sets how far that reads ahead.
+    /// Checks that the mount answers through the kernel, and sets the kernel's read-ahead. Call this once it is served.
     pub(super) fn check(&self, options: &MountOptions) -> Result<(), MountError> {
         let path = self.0.path.clone();
-        let answer = within(ANSWER_LIMIT, move || fs::metadata(path)).flatten().and_then(|root| {
-            if root.ino() == ROOT { Ok(()) } else { Err(io::Error::other("something else is mounted there")) }
+        let answer = with_timeout(ANSWER_LIMIT, move || fs::metadata(path)).flatten().and_then(|root| {
+            if root.ino() == ROOT { Ok(()) } else { Err(io::Error::other("another filesystem is mounted there")) }
         });
         answer.map_err(|source| MountError::NotAnswering { path: self.0.path.clone(), source })?;
         let (major, minor) = self.0.device;
         let file = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
         if let Err(error) = fs::write(&file, (options.read_ahead / 1024).to_string()) {
-            debug!("the kernel's own read-ahead stays: {file}: {error}");
+            debug!("cannot set the kernel's read-ahead, its default stays: {file}: {error}");
         }
         Ok(())
     }
 
-    /// Takes the mount away, if it is still there and still ours.
+    /// Detaches the mount, if it is still there and still ours.
     pub(super) fn detach(&self) -> Result<(), UnmountError> {
         match mountinfo::mount_at(&self.0.path).map_err(UnmountError::MountInfo)? {
             Some(top) if (top.id, top.device) == (self.0.id, self.0.device) => unmount::detach(&self.0),
-            // Detached by somebody else while files are open, or something is mounted over it: not to be touched by path.
+            // It was detached by another process, or something is mounted over it: unmounting by path would be wrong.
             _ => {
                 unmount::abort(&self.0);
                 Ok(())
@@ -233,31 +243,31 @@ impl Attached {
     }
 }
 
-/// Checks a mount point, clears away what a killed torrentfs left there, and gives its canonical path.
+/// Checks a mount point, detaches the dead mounts of killed torrentfs processes, and returns its canonical path.
 pub fn prepare(mountpoint: &Path) -> Result<PathBuf, MountError> {
-    let fault = |source| MountError::MountPoint { path: mountpoint.to_owned(), source };
-    let path = unmount::resolve(mountpoint).map_err(fault)?;
-    for _ in 0..MAX_DEAD {
-        let Some(mount) = mountinfo::mount_at(&path).map_err(fault)?.filter(Mount::is_torrentfs) else {
-            return check_directory(path, fault);
+    let to_error = |source| MountError::MountPoint { path: mountpoint.to_owned(), source };
+    let path = unmount::resolve(mountpoint).map_err(to_error)?;
+    for _ in 0..MAX_DEAD_MOUNTS {
+        let Some(mount) = mountinfo::mount_at(&path).map_err(to_error)?.filter(Mount::is_torrentfs) else {
+            return check_directory(path, to_error);
         };
-        // Not `stat`: the kernel answers that from its cache long after the server has died.
+        // An extended attribute, because the kernel answers `stat` from its cache long after the server died.
         match unmount::attribute(&path, "pid") {
             Err(error) if is_dead(&error) => {
-                info!("clearing away a dead mount on {}", path.display());
+                info!("removing a dead mount on {}", path.display());
                 unmount::detach(&mount).map_err(MountError::Clear)?;
             }
             Err(error) if error.kind() == io::ErrorKind::TimedOut => return Err(MountError::Hanging(path)),
-            // Whatever it answers, somebody serves it.
+            // Any other answer comes from a process that serves the mount.
             _ => return Err(MountError::AlreadyMounted(path)),
         }
     }
-    Err(fault(io::Error::other("too many dead mounts lie upon each other")))
+    Err(to_error(io::Error::other("more than 16 dead mounts are stacked there; detach them with `umount -l`")))
 }
 
-fn check_directory(path: PathBuf, fault: impl Fn(io::Error) -> MountError) -> Result<PathBuf, MountError> {
+fn check_directory(path: PathBuf, to_error: impl Fn(io::Error) -> MountError) -> Result<PathBuf, MountError> {
     let probe = path.clone();
-    match within(ANSWER_LIMIT, move || fs::metadata(probe)).flatten() {
+    match with_timeout(ANSWER_LIMIT, move || fs::metadata(probe)).flatten() {
         Ok(directory) if directory.is_dir() => Ok(path),
         Ok(_) => Err(MountError::NotADirectory(path)),
         Err(error) if is_dead(&error) => {
@@ -265,15 +275,16 @@ fn check_directory(path: PathBuf, fault: impl Fn(io::Error) -> MountError) -> Re
                 mountinfo::mount_at(&path).ok().flatten().map_or_else(|| "fuse".to_owned(), |mount| mount.fstype);
             Err(MountError::DeadMount { path, fstype })
         }
-        Err(error) => Err(fault(error)),
+        Err(error) => Err(to_error(error)),
     }
 }
 
+/// Opens the FUSE device.
 pub(super) fn open_device() -> io::Result<File> {
     OpenOptions::new().read(true).write(true).open("/dev/fuse")
 }
 
-/// Mounts, and gives the descriptor through which the kernel asks. As root directly, else through fusermount3.
+/// Mounts, directly as root or else through `fusermount3`. Returns the descriptor of the FUSE device.
 fn attach(path: &Path, options: &MountOptions) -> Result<OwnedFd, MountError> {
     let device = match open_device() {
         Ok(device) => device,
@@ -281,7 +292,7 @@ fn attach(path: &Path, options: &MountOptions) -> Result<OwnedFd, MountError> {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             return attach_by_helper(path, options);
         }
-        // ENODEV, ENXIO: the node is there, the module is not.
+        // ENODEV or ENXIO: the device node exists, but the kernel module is not loaded.
         Err(error) => return Err(MountError::Device(error)),
     };
     match mount_device(&device, path, options) {
@@ -291,7 +302,7 @@ fn attach(path: &Path, options: &MountOptions) -> Result<OwnedFd, MountError> {
     }
 }
 
-/// `mount(2)` of an open device.
+/// Mounts an open device with `mount(2)`.
 fn mount_device(device: &impl AsRawFd, path: &Path, options: &MountOptions) -> io::Result<()> {
     let (user, group) = options.user.unwrap_or_else(|| (sys::process::user(), sys::process::group()));
     let common = common_options(options);
@@ -299,24 +310,24 @@ fn mount_device(device: &impl AsRawFd, path: &Path, options: &MountOptions) -> i
     sys::mount::mount_fuse(&options.fsname, path, FSTYPE, &data, options.noexec)
 }
 
-/// What the kernel and fusermount3 both take.
+/// Returns the options that the kernel and `fusermount3` have in common.
 fn common_options(options: &MountOptions) -> String {
     let max_read = options.max_read.max(4096);
     let others = if options.allow_other { ",allow_other" } else { "" };
     format!("max_read={max_read},default_permissions{others}")
 }
 
-/// fusermount3 mounts with the rights that it has, and passes the descriptor back through a socket: its standard input,
-/// named by `_FUSE_COMMFD`.
+/// Mounts through `fusermount3`, which is setuid root. It returns the descriptor through a socket, whose number it takes
+/// from `_FUSE_COMMFD`: here its standard input.
 fn attach_by_helper(path: &Path, options: &MountOptions) -> Result<OwnedFd, MountError> {
-    let fault = |source| MountError::Mount { path: path.to_owned(), source };
+    let to_error = |source| MountError::Mount { path: path.to_owned(), source };
     let (source, common) = (source_name(&options.fsname), common_options(options));
     let noexec = if options.noexec { ",noexec" } else { "" };
     let options = format!("ro,nosuid,nodev,noatime,fsname={source},subtype=torrentfs,{common}{noexec}");
     let mut run = None;
     for program in ["fusermount3", "fusermount"] {
-        let (ours, theirs) = UnixStream::pair().map_err(fault)?;
-        ours.set_read_timeout(Some(ANSWER_LIMIT)).map_err(fault)?;
+        let (ours, theirs) = UnixStream::pair().map_err(to_error)?;
+        ours.set_read_timeout(Some(ANSWER_LIMIT)).map_err(to_error)?;
         let child = Command::new(program)
             .args(["-o", &options, "--"])
             .arg(path)
@@ -331,13 +342,13 @@ fn attach_by_helper(path: &Path, options: &MountOptions) -> Result<OwnedFd, Moun
                 break;
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(fault(error)),
+            Err(error) => return Err(to_error(error)),
         }
     }
     let (mut child, socket) = run.ok_or(MountError::NoHelper)?;
     let device = sys::mount::receive_descriptor(&socket);
     if device.is_err() {
-        // It has failed already, or hangs.
+        // `fusermount3` has failed, or hangs.
         let _ = child.kill();
     }
     let mut message = String::new();
@@ -346,13 +357,13 @@ fn attach_by_helper(path: &Path, options: &MountOptions) -> Result<OwnedFd, Moun
     }
     let _ = child.wait();
     device.map_err(|error| match message.trim() {
-        "" => fault(io::Error::new(error.kind(), format!("fusermount3: {error}"))),
+        "" => to_error(io::Error::new(error.kind(), format!("fusermount3: {error}"))),
         text if text.contains("user_allow_other") => MountError::AllowOther,
         text => MountError::Helper { path: path.to_owned(), message: text.to_owned() },
     })
 }
 
-/// A name that is safe in a list of options, whatever parses it.
+/// Returns a name that is safe in a comma-separated list of options.
 fn source_name(name: &str) -> String {
     let safe = |c: char| if c.is_ascii_alphanumeric() || "._-+:@".contains(c) { c } else { '_' };
     let name: String = name.chars().map(safe).take(MAX_SOURCE).collect();
@@ -364,7 +375,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_source_injects_no_option() {
+    fn the_source_cannot_inject_an_option() {
         assert_eq!(source_name("a,allow_other\\,b c"), "a_allow_other__b_c");
         assert_eq!(source_name(""), "torrentfs");
         assert_eq!(source_name(&"ß".repeat(500)).len(), MAX_SOURCE);

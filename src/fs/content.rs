@@ -1,4 +1,4 @@
-//! What the filesystem reads through: a torrent that can be opened, and an open file of it.
+//! The interface between the filesystem and a torrent: a torrent whose files can be opened, and an open file.
 
 use std::future::Future;
 use std::ops::Range;
@@ -9,49 +9,50 @@ use bytes::Bytes;
 use crate::metainfo::{FileIndex, Metainfo};
 use crate::session::{self, Torrent};
 
-/// One torrent, as the filesystem needs it.
+/// A torrent, as the filesystem sees it.
 pub trait Content: Send + Sync + 'static {
     /// An open file.
     type Reader: Reader;
 
-    /// What the torrent is. Never changes.
+    /// Returns the metainfo, which never changes.
     fn metainfo(&self) -> &Metainfo;
 
-    /// Opens a regular file: one reader for each open handle, dropped when the handle is closed; `None` if the index is
-    /// not one of this torrent's. Runs on a FUSE thread.
+    /// Opens a regular file. Returns one reader per open handle, dropped when the handle is closed, or `None` if the
+    /// torrent has no such file. Runs on a FUSE thread.
     fn open(self: &Arc<Self>, file: FileIndex) -> Option<Self::Reader>;
 
-    /// How many of these pieces are had (hash checked and stored). Runs on a FUSE thread: never waits.
-    fn had(&self, pieces: Range<u32>) -> u32;
+    /// Counts the pieces of a range that we have (hash checked and stored). Runs on a FUSE thread, so it never waits.
+    fn have_count(&self, pieces: Range<u32>) -> u32;
 }
 
-/// One open file handle. Offsets are bytes from the start of the file, and the filesystem asks only for bytes within it:
-/// `offset + len` is at most the file's length and `len` is not 0.
+/// An open file handle. Offsets are bytes from the start of the file. The filesystem reads only within the file:
+/// `offset + len` is at most its length, and `len` is not 0.
 ///
-/// Bytes are handed out only from pieces whose hash was checked, and always exactly `len` of them.
+/// A reader returns exactly `len` bytes, and only from pieces whose hash was checked.
 pub trait Reader: Send + Sync + 'static {
-    /// Answers now, from memory or a local disk, or with `None`. Runs on a FUSE thread: never waits for the network.
+    /// Returns the bytes if they are in memory or on a local disk. Runs on a FUSE thread, so it never waits for the
+    /// network.
     fn read_now(&self, offset: u64, len: u32) -> Option<Bytes>;
 
-    /// Waits for the bytes. Ends by its own deadline; dropping the future gives the wait up.
+    /// Waits for the bytes, up to the reader's own deadline. Dropping the future cancels the read.
     fn read(&self, offset: u64, len: u32) -> impl Future<Output = Result<Bytes, ReadError>> + Send;
 }
 
-/// Why a read was given up. The reader sees EIO; this is for the log.
+/// An error of a read. Programs get EIO; the text is for the log.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    /// The torrent could not give the bytes.
+    /// The torrent could not provide the bytes.
     #[error(transparent)]
     Torrent(session::ReadError),
     /// The torrent or the mount is closing.
     #[error("the filesystem is shutting down")]
     Closed,
-    /// A reader broke its promise; the kernel would fill what is missing with zeros.
-    #[error("got {got} bytes where {wanted} were asked for")]
+    /// A reader returned another length than requested; the kernel would fill the gap with zeros.
+    #[error("the reader returned {got} bytes instead of {wanted}")]
     Length {
-        /// Bytes asked for.
+        /// Bytes requested.
         wanted: u32,
-        /// Bytes given.
+        /// Bytes returned.
         got: usize,
     },
 }
@@ -67,7 +68,7 @@ impl Content for Torrent {
         Torrent::open(self, file)
     }
 
-    fn had(&self, pieces: Range<u32>) -> u32 {
+    fn have_count(&self, pieces: Range<u32>) -> u32 {
         let lengths = self.metainfo().layout.lengths();
         pieces.filter_map(|piece| lengths.piece(piece)).filter(|piece| self.store().has(*piece)).count() as u32
     }

@@ -1,13 +1,13 @@
-//! From FUSE requests to the [`Vfs`](super::vfs::Vfs), and back. No policy lives here but that of answering:
+//! The translation between FUSE requests and the [`Vfs`](super::vfs::Vfs). The only policy here is how to answer:
 //!
-//! - What can be answered at once is answered on the FUSE thread. A read that must wait takes its reply along into a
-//!   task, so that the FUSE threads are always free. The kernel bounds the tasks: at most [`MAX_BACKGROUND`] reads ahead,
-//!   and one read for each thread that waits in person.
-//! - Every reply is sent: by the task, by its [`Reader`](super::Reader)'s deadline, at shutdown, or (fuser's `Drop`, EIO)
-//!   when the task dies.
-//! - `FUSE_INTERRUPT` needs no answer (fuser gives ENOSYS): a reader of cached pages dies at once by a signal. That holds
-//!   only without `FOPEN_DIRECT_IO`, which is therefore never set.
-//! - Attributes, names and pages are cached by the kernel for long, as nothing shown ever changes.
+//! - Requests that need no waiting are answered on the FUSE thread. A read that must wait moves its reply into a task, so
+//!   the FUSE threads are always free. The kernel bounds the number of tasks: at most [`MAX_BACKGROUND`] read-ahead
+//!   requests, plus one read per blocked thread.
+//! - Every reply is sent: by the task, at the [`Reader`](super::Reader)'s deadline, at shutdown, or as EIO by fuser's
+//!   `Drop` if the task dies.
+//! - `FUSE_INTERRUPT` needs no handling (fuser answers ENOSYS): a signal kills a program that waits for a cached page at
+//!   once. This does not hold with `FOPEN_DIRECT_IO`, so that flag is never set.
+//! - The kernel caches attributes, names and pages for long, because the files of a torrent never change.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -28,44 +28,45 @@ use tokio::sync::watch;
 use tracing::{debug, warn};
 
 use super::content::{Content, ReadError};
-use super::shelf::Shelf;
+use super::mounted_torrents::MountedTorrents;
 use super::tree::{Kind, ROOT};
 use super::vfs::{ATTRIBUTE_PREFIX, Attributes, Error, Handle, Vfs};
 
-/// Reads ahead that the kernel may have waiting at once. With the default of 16, a few blocked files stall all others.
+/// Maximum number of read-ahead requests in flight. With the kernel's default of 16, a few blocked files stall all others.
 pub const MAX_BACKGROUND: u16 = 512;
 
-/// How long the kernel may believe what it was told: for as long as it likes, nothing ever changes.
-const LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
+/// How long the kernel may cache names and attributes: a day, but any long time would do, because they never change.
+const CACHE_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Inode numbers are never used for anything else.
+/// Generation of every inode: constant, because inode numbers are never reused.
 const GENERATION: Generation = Generation(0);
 
-/// A [`Shelf`] served to the kernel.
+/// The FUSE server of a mount.
 #[derive(Debug)]
 pub struct Fuse<C: Content> {
-    shelf: Arc<Shelf<C>>,
+    torrents: Arc<MountedTorrents<C>>,
     runtime: runtime::Handle,
-    /// Turns true once, to end every waiting read. Each of those holds a receiver until it is answered.
+    /// Turns true once, which ends every waiting read. Each of these holds a receiver until it is answered.
     shutdown: watch::Sender<bool>,
-    handles: RwLock<HashMap<u64, Arc<Opened<C::Reader>>>>,
+    handles: RwLock<HashMap<u64, Arc<OpenFile<C::Reader>>>>,
     next_handle: AtomicU64,
-    /// Whether the kernel can open directories without asking.
+    /// Whether the kernel can open directories without a request.
     kernel_opens_directories: bool,
 }
 
 #[derive(Debug)]
-struct Opened<R> {
+struct OpenFile<R> {
     handle: Handle<R>,
-    /// Its last read failed. One `cat` is many reads, and one line of the log is enough.
+    /// Whether its last read failed: only the first failure of a series is worth a warning, because one `cat` is many reads.
     failed: AtomicBool,
 }
 
 impl<C: Content> Fuse<C> {
-    /// Reads that wait become tasks of `runtime`; they end when `shutdown` turns true, and hold a receiver of it till then.
-    pub fn new(shelf: Arc<Shelf<C>>, runtime: runtime::Handle, shutdown: watch::Sender<bool>) -> Self {
+    /// Returns a server whose waiting reads run on `runtime`. They end when `shutdown` turns true, and each holds a
+    /// receiver of it until then.
+    pub fn new(torrents: Arc<MountedTorrents<C>>, runtime: runtime::Handle, shutdown: watch::Sender<bool>) -> Self {
         Self {
-            shelf,
+            torrents,
             runtime,
             shutdown,
             handles: RwLock::default(),
@@ -109,8 +110,8 @@ fn file_attr(attributes: &Attributes, kind: FileType) -> FileAttr {
     }
 }
 
-/// The attributes of what is not there; the kernel looks only at the inode number.
-fn nothing() -> FileAttr {
+/// Returns the attributes of a missing file. The kernel looks only at the inode number 0.
+fn missing_attr() -> FileAttr {
     let time = SystemTime::UNIX_EPOCH;
     let none = Attributes { ino: 0, size: 0, blocks: 0, time, permissions: 0, links: 0, uid: 0, gid: 0, block_size: 0 };
     file_attr(&none, FileType::RegularFile)
@@ -120,10 +121,10 @@ fn errno(error: Error) -> Errno {
     Errno::from_i32(error.errno())
 }
 
-/// Answers an extended attribute: its size, or its bytes if they fit.
+/// Replies with an extended attribute: its size if `size` is 0, else its bytes if they fit.
 fn reply_xattr(reply: ReplyXattr, size: u32, value: &[u8]) {
     match size as usize {
-        // Values are a few dozen bytes.
+        // Cannot truncate: values are a few dozen bytes.
         0 => reply.size(value.len() as u32),
         room if room < value.len() => reply.error(Errno::ERANGE),
         _ => reply.data(value),
@@ -132,9 +133,9 @@ fn reply_xattr(reply: ReplyXattr, size: u32, value: &[u8]) {
 
 impl<C: Content> Filesystem for Fuse<C> {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        // Each is an improvement, none a need: what an older kernel lacks is left out. Not FUSE_READDIRPLUS_AUTO: it lists
-        // by names alone what nobody has looked at yet, and the kernel then asks for every file by itself: a listing is
-        // cached, and so never comes here a second time.
+        // These are optional: an older kernel works without them. FUSE_READDIRPLUS_AUTO is not among them, because it
+        // sends a first listing without attributes. The kernel caches that listing, and so would look up every file by
+        // itself.
         for capability in [
             InitFlags::FUSE_DO_READDIRPLUS,
             InitFlags::FUSE_NO_OPENDIR_SUPPORT,
@@ -142,11 +143,11 @@ impl<C: Content> Filesystem for Fuse<C> {
             InitFlags::FUSE_CACHE_SYMLINKS,
         ] {
             if let Err(lacking) = config.add_capabilities(capability) {
-                debug!("the kernel lacks {lacking:?}");
+                debug!("the kernel does not support {lacking:?}");
             }
         }
         self.kernel_opens_directories = config.capabilities().contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
-        let refused = |_| io::Error::other("the kernel's limits on background requests are not as fuser says");
+        let refused = |_| io::Error::other("fuser rejected the limit on background requests");
         config.set_max_background(MAX_BACKGROUND).map_err(refused)?;
         config.set_congestion_threshold(MAX_BACKGROUND / 4 * 3).map_err(refused)?;
         Ok(())
@@ -157,43 +158,43 @@ impl<C: Content> Filesystem for Fuse<C> {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        // Every name shown is UTF-8, so another cannot be there.
-        let vfs = self.shelf.vfs();
+        // Every name in the tree is UTF-8, so any other name does not exist.
+        let vfs = self.torrents.vfs();
         let found = name.to_str().ok_or(Error::NoEntry).and_then(|name| vfs.lookup(parent.0, name));
         match found.and_then(|ino| attr(&vfs, ino)) {
-            Ok(attr) => reply.entry(&LIFETIME, &attr, GENERATION),
-            // Inode 0 is "none", and may be remembered too. Not of the root, nor of a torrent that is removed: both may
-            // show more later.
+            Ok(attr) => reply.entry(&CACHE_LIFETIME, &attr, GENERATION),
+            // Inode 0 means "missing", and lets the kernel cache that too. Not in the root or in a removed torrent,
+            // where the name may appear later.
             Err(Error::NoEntry) if parent.0 != ROOT && vfs.is_shown(parent.0) => {
-                reply.entry(&LIFETIME, &nothing(), GENERATION)
+                reply.entry(&CACHE_LIFETIME, &missing_attr(), GENERATION)
             }
             Err(error) => reply.error(errno(error)),
         }
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        match attr(&self.shelf.vfs(), ino.0) {
-            Ok(attr) => reply.attr(&LIFETIME, &attr),
+        match attr(&self.torrents.vfs(), ino.0) {
+            Ok(attr) => reply.attr(&CACHE_LIFETIME, &attr),
             Err(error) => reply.error(errno(error)),
         }
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
-        match self.shelf.vfs().link_target(ino.0) {
+        match self.torrents.vfs().link_target(ino.0) {
             Ok(target) => reply.data(target.as_bytes()),
             Err(error) => reply.error(errno(error)),
         }
     }
 
     fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let opened = self.shelf.vfs().open(ino.0, flags.0);
+        let opened = self.torrents.vfs().open(ino.0, flags.0);
         match opened {
             Ok(handle) => {
                 let number = self.next_handle.fetch_add(1, Ordering::Relaxed);
                 self.handles
                     .write()
                     .unwrap_or_else(PoisonError::into_inner)
-                    .insert(number, Arc::new(Opened { handle, failed: AtomicBool::new(false) }));
+                    .insert(number, Arc::new(OpenFile { handle, failed: AtomicBool::new(false) }));
                 reply.opened(FileHandle(number), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH);
             }
             Err(error) => reply.error(errno(error)),
@@ -212,34 +213,36 @@ impl<C: Content> Filesystem for Fuse<C> {
         reply: ReplyData,
     ) {
         let handle = self.handles.read().unwrap_or_else(PoisonError::into_inner).get(&fh.0).cloned();
-        let Some(opened) = handle else { return reply.error(Errno::EBADF) };
-        let len = opened.handle.clip(offset, size);
-        if let Some(bytes) = opened.handle.read_now(offset, len) {
+        let Some(file) = handle else { return reply.error(Errno::EBADF) };
+        let len = file.handle.clip(offset, size);
+        if let Some(bytes) = file.handle.read_now(offset, len) {
             return reply.data(&bytes);
         }
         let mut shutdown = self.shutdown.subscribe();
         self.runtime.spawn(async move {
             let result = tokio::select! {
                 biased;
-                // An error means that the sender is gone, which is as good as true.
-                _ = shutdown.wait_for(|down| *down) => Err(ReadError::Closed),
-                result = opened.handle.read(offset, len) => result,
+                // An error means that the server is gone, which also ends the read.
+                _ = shutdown.wait_for(|is_down| *is_down) => Err(ReadError::Closed),
+                result = file.handle.read(offset, len) => result,
             };
             match result {
                 Ok(bytes) => {
-                    opened.failed.store(false, Ordering::Relaxed);
+                    file.failed.store(false, Ordering::Relaxed);
                     reply.data(&bytes);
                 }
                 Err(error) => {
                     match error {
-                        ReadError::Closed => debug!(%ino, offset, len, "read ended: {error}"),
-                        _ if opened.failed.swap(true, Ordering::Relaxed) => debug!(%ino, offset, len, "{error}"),
+                        ReadError::Closed => debug!(%ino, offset, len, "read cancelled: {error}"),
+                        _ if file.failed.swap(true, Ordering::Relaxed) => {
+                            debug!(%ino, offset, len, "read failed: {error}")
+                        }
                         _ => warn!(%ino, offset, len, "read failed: {error}"),
                     }
                     reply.error(Errno::EIO);
                 }
             }
-            // Only after the reply: whoever shuts down waits for this.
+            // Dropped only after the reply, because the shutdown waits for it.
             drop(shutdown);
         });
     }
@@ -255,7 +258,7 @@ impl<C: Content> Filesystem for Fuse<C> {
         reply: ReplyEmpty,
     ) {
         let handle = self.handles.write().unwrap_or_else(PoisonError::into_inner).remove(&fh.0);
-        // The reader's own end may take its time; the lock is free by now.
+        // Dropping a reader may take time, so the lock was released before.
         drop(handle);
         reply.ok();
     }
@@ -269,9 +272,9 @@ impl<C: Content> Filesystem for Fuse<C> {
     }
 
     fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        let checked = self.shelf.vfs().check_directory(ino.0);
+        let checked = self.torrents.vfs().check_directory(ino.0);
         match checked {
-            // Never asked again: the kernel opens directories by itself from now on, with the same two flags.
+            // After ENOSYS the kernel opens all directories by itself, with the same two flags as below.
             Ok(()) if self.kernel_opens_directories => reply.error(Errno::ENOSYS),
             Ok(()) => reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR),
             Err(error) => reply.error(errno(error)),
@@ -279,7 +282,7 @@ impl<C: Content> Filesystem for Fuse<C> {
     }
 
     fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let vfs = self.shelf.vfs();
+        let vfs = self.torrents.vfs();
         if let Err(error) = vfs.check_directory(ino.0) {
             return reply.error(errno(error));
         }
@@ -292,13 +295,13 @@ impl<C: Content> Filesystem for Fuse<C> {
     }
 
     fn readdirplus(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
-        let vfs = self.shelf.vfs();
+        let vfs = self.torrents.vfs();
         if let Err(error) = vfs.check_directory(ino.0) {
             return reply.error(errno(error));
         }
         for entry in vfs.tree().entries(ino.0, offset) {
             let Ok(attr) = attr(&vfs, entry.ino) else { continue };
-            if reply.add(INodeNo(entry.ino), entry.next, entry.name, &LIFETIME, &attr, GENERATION) {
+            if reply.add(INodeNo(entry.ino), entry.next, entry.name, &CACHE_LIFETIME, &attr, GENERATION) {
                 break;
             }
         }
@@ -310,14 +313,16 @@ impl<C: Content> Filesystem for Fuse<C> {
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
-        let statistics = self.shelf.vfs().statistics();
+        let statistics = self.torrents.vfs().statistics();
         let size = statistics.block_size;
         reply.statfs(statistics.blocks, 0, 0, statistics.inodes, 0, size, statistics.max_name, size);
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        let value =
-            name.to_str().ok_or(Error::NoAttribute).and_then(|name| self.shelf.vfs().extended_attribute(ino.0, name));
+        let value = name
+            .to_str()
+            .ok_or(Error::NoAttribute)
+            .and_then(|name| self.torrents.vfs().extended_attribute(ino.0, name));
         match value {
             Ok(value) => reply_xattr(reply, size, value.as_bytes()),
             Err(error) => reply.error(errno(error)),
@@ -325,7 +330,7 @@ impl<C: Content> Filesystem for Fuse<C> {
     }
 
     fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        match self.shelf.vfs().extended_attributes(ino.0) {
+        match self.torrents.vfs().extended_attributes(ino.0) {
             Ok(names) => {
                 let list: String = names.iter().map(|name| format!("{ATTRIBUTE_PREFIX}{name}\0")).collect();
                 reply_xattr(reply, size, list.as_bytes());
@@ -335,18 +340,18 @@ impl<C: Content> Filesystem for Fuse<C> {
     }
 
     fn access(&self, _: &Request, _: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
-        // The kernel checks the modes by itself (`default_permissions`).
+        // The kernel checks the modes itself (`default_permissions`).
         if mask.contains(AccessFlags::W_OK) { reply.error(Errno::EROFS) } else { reply.ok() }
     }
 
     fn lseek(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
-        match self.shelf.vfs().seek(ino.0, offset, whence) {
+        match self.torrents.vfs().seek(ino.0, offset, whence) {
             Ok(offset) => reply.offset(offset),
             Err(error) => reply.error(errno(error)),
         }
     }
 
-    // Whatever would write. A read-only mount refuses most of it in the kernel; after `mount -o remount,rw` it comes here.
+    // Requests that write. The kernel refuses most of them on a read-only mount, but not after `mount -o remount,rw`.
 
     fn setattr(
         &self,

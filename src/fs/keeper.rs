@@ -1,26 +1,26 @@
-//! The keeper: a small process with the rights to mount, which attaches for one that has none, and takes the mount away
-//! when that one ends, however it ends.
+//! The keeper: a small privileged process that mounts and unmounts for the unprivileged process that serves.
 //!
-//! Who serves a torrent talks to strangers, so a mount of the system's is served by a process without privileges. It
-//! cannot attach a mount by itself, nor detach it at its end; killed, it would leave a dead mount behind. So it is split
-//! off, and the process it came from stays as its keeper. The two have a socket:
+//! The server talks to strangers, so a system mount is served without privileges. Such a process can neither attach its
+//! mount nor detach it, and would leave a dead mount behind if it were killed. So the command splits in two: the child
+//! becomes the server, the parent stays as its keeper. A socket pair connects them:
 //!
-//! | the server asks | the keeper does, and answers with `+`, or with `-` and the reason |
+//! | the server sends | the keeper does this, then answers `+`, or `-` and an error message |
 //! |---|---|
-//! | | says once, by itself, that the mount point can be used, and its path |
-//! | `a` | attaches the mount; sends the descriptor after its `+` |
+//! | nothing | at the start: checks the mount point, and answers with its path |
+//! | `a` | attaches the mount; sends the descriptor after the `+` |
 //! | `c` | checks that the mount answers, sets the kernel's read-ahead |
 //! | `d` | detaches the mount |
-//! | end of file | detaches what is still there, reaps the server, ends |
+//! | end of file | detaches the mount if it is still there, reaps the server, ends |
 //!
-//! A service manager can be the keeper, too: [`attach_for`] attaches for a process that has opened the device and waits.
+//! A service manager can take the part of the keeper: [`attach_for`] attaches for a process that has opened the device and
+//! waits.
 //!
 //! Invariants:
-//! - The mount point and all options are the keeper's own, from before the split: the server chooses nothing.
-//! - The keeper reads single bytes from the server, and nothing from the network or from any torrent.
-//! - Until the mount answers it stays in the process group of whoever called, as the server does
+//! - The keeper takes the mount point and all options from before the split: the server cannot choose them.
+//! - The keeper reads single bytes from the server, and nothing from the network or from a torrent.
+//! - Until the mount answers, keeper and server stay in the process group of the caller
 //!   ([`fork`](super::daemon::fork)).
-//! - It holds no descriptor of the FUSE device, else the kernel would wait for its answers when the server has died.
+//! - The keeper holds no descriptor of the FUSE device: otherwise the kernel would wait for it after the server died.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -39,30 +39,30 @@ use crate::sys::privileges::{self, KILL, READ_SEARCH, SYS_ADMIN};
 use crate::sys::process::Process;
 use crate::sys::{mount, process};
 
-/// How long the keeper may take for an answer: the waits within it are shorter.
+/// Time limit for an answer of the keeper; longer than all the waits that it consists of.
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
-/// The longest text that an answer has.
+/// Maximum length of the text of an answer, in bytes: room for any path or message.
 const MAX_TEXT: usize = 64 * 1024;
 
-/// Which of the two processes this is.
+/// The role of this process after the split.
 #[derive(Debug)]
-pub enum Side {
-    /// The one that keeps its rights.
+pub enum Role {
+    /// The parent, which keeps its privileges.
     Keeper(Keeper),
-    /// The one that is to serve; it still has to give its rights up.
-    Server(Client),
+    /// The child, which will serve; it must still drop its privileges.
+    Server(KeeperClient),
 }
 
-/// Splits off the process that is to serve. On the conditions of [`fork`](super::daemon::fork).
-pub fn split() -> io::Result<Side> {
+/// Splits this process into a keeper and a server. The conditions of [`fork`](super::daemon::fork) apply.
+pub fn split() -> io::Result<Role> {
     let (ours, theirs) = UnixStream::pair()?;
     Ok(match process::split()? {
-        None => Side::Server(Client { socket: Mutex::new(theirs), path: OnceLock::new() }),
-        Some(server) => Side::Keeper(Keeper { server, socket: ours }),
+        None => Role::Server(KeeperClient { socket: Mutex::new(theirs), path: OnceLock::new() }),
+        Some(server) => Role::Keeper(Keeper { server, socket: ours }),
     })
 }
 
-/// The keeper's side.
+/// The keeper before it has checked the mount point.
 #[derive(Debug)]
 pub struct Keeper {
     server: process::Child,
@@ -70,44 +70,44 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// Gives up what a keeper does not need, and checks the mount point. The server begins only after that.
+    /// Drops the privileges that a keeper does not need, and checks the mount point. The server waits for this.
     ///
     /// # Errors
-    /// If the mount point cannot be used. Then the server hears nothing, and is to end.
-    pub fn begin(self, mountpoint: &Path, options: MountOptions) -> Result<Keeping, MountError> {
-        let fault = |source| MountError::Mount { path: mountpoint.to_owned(), source };
-        privileges::empty_bounding_set().map_err(fault)?;
-        // To mount; to reach the mount point whosever it is; to end the server, which is another user's.
-        privileges::keep_capabilities(&[SYS_ADMIN, READ_SEARCH, KILL]).map_err(fault)?;
-        let signals = process::block_signals().map_err(fault)?.into();
+    /// If the mount point cannot be used. The server then gets the end of the file and must end.
+    pub fn prepare(self, mountpoint: &Path, options: MountOptions) -> Result<RunningKeeper, MountError> {
+        let to_error = |source| MountError::Mount { path: mountpoint.to_owned(), source };
+        privileges::empty_bounding_set().map_err(to_error)?;
+        // To mount; to reach a mount point of any user; to send SIGTERM to the server, which is another user's process.
+        privileges::keep_capabilities(&[SYS_ADMIN, READ_SEARCH, KILL]).map_err(to_error)?;
+        let signals = process::block_signals().map_err(to_error)?.into();
         let path = prepare(mountpoint)?;
-        process::leave_terminal().and_then(|()| process::set_name(c"torrentfs-keep")).map_err(fault)?;
-        Ok(Keeping { keeper: self, path, options, signals, attached: None })
+        process::leave_terminal().and_then(|()| process::set_name(c"torrentfs-keep")).map_err(to_error)?;
+        Ok(RunningKeeper { keeper: self, path, options, signals, attached: None })
     }
 }
 
-/// A keeper at work.
+/// A keeper that is ready to mount for its server.
 #[derive(Debug)]
-pub struct Keeping {
+pub struct RunningKeeper {
     keeper: Keeper,
     path: PathBuf,
     options: MountOptions,
-    /// SIGINT, SIGTERM and SIGHUP.
+    /// A signalfd of SIGINT, SIGTERM and SIGHUP.
     signals: File,
     attached: Option<Attached>,
 }
 
-impl Keeping {
-    /// Lets the server begin, and keeps its mount for as long as it lives; gives its exit code.
-    pub fn keep(mut self) -> u8 {
-        // A server that is gone already is noticed below.
+impl RunningKeeper {
+    /// Lets the server start, handles its requests until it ends, and returns its exit code.
+    pub fn run(mut self) -> u8 {
+        // A server that has ended already is noticed below.
         let _ = answer(&self.keeper.socket, Ok(self.path.as_os_str().as_bytes()));
-        while self.serve().is_ok() {}
+        while self.handle_next().is_ok() {}
         if let Some(attached) = self.attached {
-            // There is nobody left to tell.
+            // No process is left to report an error to.
             let _: Result<(), UnmountError> = attached.detach();
         }
-        // The socket is at its end, so the server has ended, or is about to.
+        // The socket is at its end, so the server has ended or is about to.
         match self.keeper.server.reap() {
             Ok(Ok(code)) => code,
             Ok(Err(signal)) => 128 + signal,
@@ -115,32 +115,32 @@ impl Keeping {
         }
     }
 
-    /// The server notices either way, says goodbye to its trackers, and ends.
-    fn end(&self) -> io::Result<()> {
+    /// Makes the server end: detaches its mount, or sends it SIGTERM. Either way it still contacts its trackers.
+    fn end_server(&self) -> io::Result<()> {
         let detached = self.attached.as_ref().is_some_and(|attached| attached.detach().is_ok());
         if detached { Ok(()) } else { self.keeper.server.terminate() }
     }
 
-    /// Does one thing. An error is the end.
-    fn serve(&mut self) -> io::Result<()> {
+    /// Waits for a signal or a request, and handles it. An error means that the server has ended.
+    fn handle_next(&mut self) -> io::Result<()> {
         let mut socket = &self.keeper.socket;
-        let [told, asked] = process::readable([self.signals.as_fd(), socket.as_fd()])?;
-        if told {
-            // A `signalfd_siginfo`, which begins with the signal's number.
-            let mut about = [0; 128];
-            let _ = self.signals.read(&mut about)?;
-            let [a, b, c, d, ..] = about;
-            // A hangup is for the server, to read its blocklist again.
+        let [has_signal, has_request] = process::readable([self.signals.as_fd(), socket.as_fd()])?;
+        if has_signal {
+            // A `signalfd_siginfo`, which starts with the signal number.
+            let mut info = [0; 128];
+            let _ = self.signals.read(&mut info)?;
+            let [a, b, c, d, ..] = info;
+            // SIGHUP is meant for the server, which reads its blocklist again.
             if u32::from_ne_bytes([a, b, c, d]) != libc::SIGHUP as u32 {
-                self.end()?;
+                self.end_server()?;
             }
         }
-        if !asked {
+        if !has_request {
             return Ok(());
         }
-        let mut question = [0];
-        socket.read_exact(&mut question)?;
-        let done = match (question[0], &self.attached) {
+        let mut request = [0];
+        socket.read_exact(&mut request)?;
+        let result = match (request[0], &self.attached) {
             (b'a', None) => match Attached::new(&self.path, &self.options) {
                 Ok((attached, device)) => {
                     self.attached = Some(attached);
@@ -154,29 +154,30 @@ impl Keeping {
                 .map_err(|error| error.to_string())
                 .and_then(|()| process::new_session().map_err(|error| error.to_string())),
             (b'd', Some(attached)) => attached.detach().map_err(|error| error.to_string()),
-            _ => Err("that is no question to ask now".to_owned()),
+            _ => Err("the keeper got an invalid request".to_owned()),
         };
-        answer(socket, done.as_ref().map(|()| &b""[..]).map_err(String::as_bytes))
+        answer(socket, result.as_ref().map(|()| &b""[..]).map_err(String::as_bytes))
     }
 }
 
-/// Attaches a mount for a process that has the FUSE device open and waits ([`Attacher::Other`](super::Attacher::Other));
-/// returns once the mount answers. The mount is that process's user's.
+/// Attaches a mount for a process that has the FUSE device open and waits
+/// ([`Attacher::External`](super::Attacher::External)), and returns once the mount answers. The mount belongs to the user of
+/// that process.
 pub fn attach_for(pid: u32, mountpoint: &Path, options: MountOptions) -> Result<(), MountError> {
-    let fault = |source| MountError::Server { pid, source };
-    let server = Process::open(pid).map_err(fault)?;
-    let about = fs::metadata(format!("/proc/{pid}")).map_err(fault)?;
-    let options = MountOptions { user: Some((about.uid(), about.gid())), ..options };
-    let device = device_of(pid, &server).map_err(fault)?;
+    let to_error = |source| MountError::Server { pid, source };
+    let server = Process::open(pid).map_err(to_error)?;
+    let metadata = fs::metadata(format!("/proc/{pid}")).map_err(to_error)?;
+    let options = MountOptions { user: Some((metadata.uid(), metadata.gid())), ..options };
+    let device = device_of(pid, &server).map_err(to_error)?;
     let path = prepare(mountpoint)?;
     let attached = Attached::with(device, &path, &options)?;
     attached.check(&options).inspect_err(|_| {
-        // The first fault is the one to tell.
+        // The first error is the one to report.
         let _: Result<(), UnmountError> = attached.detach();
     })
 }
 
-/// The FUSE device of a process that has it open, and serves no mount by it yet.
+/// Duplicates the FUSE device of a process that has it open and serves no mount with it yet.
 fn device_of(pid: u32, server: &Process) -> io::Result<OwnedFd> {
     for entry in fs::read_dir(format!("/proc/{pid}/fd"))?.flatten() {
         let is_device = fs::read_link(entry.path()).is_ok_and(|file| file == Path::new("/dev/fuse"));
@@ -188,10 +189,10 @@ fn device_of(pid: u32, server: &Process) -> io::Result<OwnedFd> {
             }
         }
     }
-    Err(io::Error::new(io::ErrorKind::NotFound, "it does not wait for a mount"))
+    Err(io::Error::new(io::ErrorKind::NotFound, "the process does not wait for a mount"))
 }
 
-/// A sign, the length of the text, the text.
+/// Sends an answer: a sign, the length of the text (`u32`, little-endian), the text.
 fn answer(mut socket: &UnixStream, result: Result<&[u8], &[u8]>) -> io::Result<()> {
     let (sign, text) = match result {
         Ok(text) => (b'+', text),
@@ -199,84 +200,88 @@ fn answer(mut socket: &UnixStream, result: Result<&[u8], &[u8]>) -> io::Result<(
     };
     let text = &text[..text.len().min(MAX_TEXT)];
     socket.write_all(&[sign])?;
-    // Not above `MAX_TEXT`.
+    // Cannot truncate: the length is at most `MAX_TEXT`.
     socket.write_all(&(text.len() as u32).to_le_bytes())?;
     socket.write_all(text)
 }
 
-/// The server's side.
+/// The server's connection to its keeper.
 #[derive(Debug)]
-pub struct Client {
+pub struct KeeperClient {
     socket: Mutex<UnixStream>,
     path: OnceLock<PathBuf>,
 }
 
-impl Client {
-    /// Waits until the keeper has checked the mount point. An error if that cannot be used: then the keeper has said why
-    /// to whoever is to hear it.
+impl KeeperClient {
+    /// Waits until the keeper has checked the mount point.
+    ///
+    /// # Errors
+    /// If the mount point cannot be used. The keeper has reported why.
     pub fn wait(&self) -> Result<(), MountError> {
-        let path = self.with(heard)?;
+        let path = self.with_socket(receive)?;
         let _ = self.path.set(PathBuf::from(OsString::from_vec(path)));
         Ok(())
     }
 
-    /// Has the mount attached; the descriptor through which the kernel asks. Once.
+    /// Makes the keeper attach the mount, and returns the descriptor of the FUSE device. Works once.
     pub(super) fn attach(&self) -> Result<OwnedFd, MountError> {
-        self.with(|socket| {
-            ask(socket, b'a')?;
+        self.with_socket(|socket| {
+            request(socket, b'a')?;
             mount::receive_descriptor(socket).map_err(MountError::KeeperGone)
         })
     }
 
-    /// The mount point, canonical.
+    /// Returns the mount point, canonical.
     pub(super) fn path(&self) -> &Path {
         self.path.get().map_or(Path::new("/"), PathBuf::as_path)
     }
 
-    /// As [`Attached::check`].
+    /// Makes the keeper check the mount, as [`Attached::check`] does.
     pub(super) fn check(&self) -> Result<(), MountError> {
-        self.with(|socket| ask(socket, b'c'))
+        self.with_socket(|socket| request(socket, b'c'))
     }
 
-    /// As [`Attached::detach`].
+    /// Makes the keeper detach the mount, as [`Attached::detach`] does.
     pub(super) fn detach(&self) -> Result<(), UnmountError> {
-        let detached = self.with(|socket| ask(socket, b'd'));
+        let detached = self.with_socket(|socket| request(socket, b'd'));
         detached.map_err(|error| UnmountError::Detach { path: self.path().to_owned(), reason: error.to_string() })
     }
 
-    /// One question at a time.
-    fn with<T>(&self, talk: impl FnOnce(&UnixStream) -> Result<T, MountError>) -> Result<T, MountError> {
+    /// Locks the socket, so that there is one request at a time.
+    fn with_socket<T>(&self, talk: impl FnOnce(&UnixStream) -> Result<T, MountError>) -> Result<T, MountError> {
         let socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
         socket.set_read_timeout(Some(ANSWER_LIMIT)).map_err(MountError::KeeperGone)?;
         talk(&socket)
     }
 }
 
-fn ask(mut socket: &UnixStream, question: u8) -> Result<(), MountError> {
-    socket.write_all(&[question]).map_err(MountError::KeeperGone)?;
-    heard(socket).map(drop)
+/// Sends a request and waits for its answer.
+fn request(mut socket: &UnixStream, request: u8) -> Result<(), MountError> {
+    socket.write_all(&[request]).map_err(MountError::KeeperGone)?;
+    receive(socket).map(drop)
 }
 
-fn heard(mut socket: &UnixStream) -> Result<Vec<u8>, MountError> {
+/// Waits for an answer, and returns its text.
+fn receive(mut socket: &UnixStream) -> Result<Vec<u8>, MountError> {
     let mut head = [0; 5];
     socket.read_exact(&mut head).map_err(MountError::KeeperGone)?;
     let [sign, len @ ..] = head;
     let len = (u32::from_le_bytes(len) as usize).min(MAX_TEXT);
     let mut text = vec![0; len];
     socket.read_exact(&mut text).map_err(MountError::KeeperGone)?;
-    if sign == b'+' { Ok(text) } else { Err(MountError::Kept(String::from_utf8_lossy(&text).into_owned())) }
+    if sign == b'+' { Ok(text) } else { Err(MountError::Keeper(String::from_utf8_lossy(&text).into_owned())) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn client(socket: UnixStream) -> Client {
-        Client { socket: Mutex::new(socket), path: OnceLock::new() }
+    fn client(socket: UnixStream) -> KeeperClient {
+        KeeperClient { socket: Mutex::new(socket), path: OnceLock::new() }
     }
 
     #[test]
-    fn answers_pass_the_socket() {
+    fn answers_arrive_through_the_socket() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let client = client(theirs);
         answer(&ours, Ok(b"/mnt/\xff")).unwrap();
@@ -292,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn a_keeper_that_is_gone_is_an_error() {
+    fn a_keeper_that_has_ended_is_an_error() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let client = client(theirs);
         drop(ours);

@@ -1,36 +1,37 @@
-//! The filesystem: what a mount shows of its torrents, and how reads are answered.
+//! The filesystem: the inodes of a mount, and the answers to the kernel's requests.
 //!
 //! | module | owns |
 //! |---|---|
-//! | [`content`] | the two traits through which everything is read |
-//! | [`tree`] | inode numbers, names, directories: pure |
-//! | `names` | what each torrent is called in the root |
-//! | [`vfs`] | attributes, extended attributes, open files; free of FUSE, so it is tested without a mount |
-//! | [`shelf`] | torrents added and removed while they are mounted, and the kernel told |
-//! | [`fuse`] | the thin layer from FUSE requests to [`vfs`]; hits at once, misses as tasks |
-//! | [`mountinfo`] | the kernel's list of mounts, read |
-//! | [`attach`] | checking a mount point, attaching to the kernel, detaching |
+//! | [`content`] | the two traits through which the filesystem reads torrents |
+//! | [`tree`] | inode numbers, names and directories; pure |
+//! | `names` | the name of each torrent in the root directory; pure |
+//! | [`vfs`] | attributes, extended attributes and open files; independent of FUSE, so tests need no mount |
+//! | [`mounted_torrents`] | adding and removing torrents while they are mounted, and invalidating the kernel's caches |
+//! | [`fuse`] | the thin layer from FUSE requests to [`vfs`]: hits are answered at once, misses become tasks |
+//! | [`mountinfo`] | reading the kernel's list of mounts |
+//! | [`attach`] | checking a mount point, attaching a mount to the kernel, detaching it |
 //! | [`keeper`] | attaching on behalf of a process without privileges |
-//! | [`mount`] | the life of our own mount: start, serving, end |
+//! | [`mount`] | the life of our own mount: start, service, end |
 //! | [`unmount`] | ending a mount from outside, by its path |
 //!
 //! Invariants:
 //! - `lookup`, `getattr`, `readdir`, `readlink` and the extended attributes never wait for the network or a disk.
-//! - A read is answered with exactly the bytes asked for (clipped at the end of the file) or with an error.
-//! - What is shown of a torrent never changes: sizes are full sizes, from the start, so that the kernel may cache for
-//!   long. Only the root changes, as torrents come and go, and then the kernel is told.
-//! - A torrent that is removed goes on for whoever has a file of it open.
+//! - A read returns exactly the requested bytes (clipped at the end of the file) or an error.
+//! - The files of a torrent never change: every file has its full size from the start, so the kernel may cache
+//!   attributes and pages for long. Only the root changes, when torrents are added or removed, and each change
+//!   invalidates the kernel's caches.
+//! - A removed torrent keeps serving the file handles that are open.
 //!
-//! It knows nothing of peers, pieces on the wire or where bytes are kept: that is [`Content`]'s.
+//! The filesystem knows nothing of peers, of blocks on the wire, or of where bytes are stored: [`Content`] hides that.
 
 pub mod attach;
 pub mod content;
 pub mod fuse;
 pub mod keeper;
 pub mod mount;
+pub mod mounted_torrents;
 pub mod mountinfo;
 mod names;
-pub mod shelf;
 #[cfg(test)]
 mod testing;
 pub mod tree;
@@ -40,15 +41,15 @@ pub mod vfs;
 pub use attach::{MountError, MountOptions, prepare};
 pub use content::{Content, ReadError, Reader};
 pub use mount::{Attacher, Mounted};
-pub use shelf::Shelf;
+pub use mounted_torrents::MountedTorrents;
 pub use unmount::{UnmountError, unmount_path};
 
-/// Becoming a daemon that serves a mount after the command has ended.
+/// Process control for a daemon that serves a mount after the command has ended.
 pub mod daemon {
     pub use crate::sys::privileges::{Account, account, become_user, enter_mount_namespace};
     pub use crate::sys::process::{Notifier, Side, Waiter, close_inherited, fork, user};
 
-    /// Whether this process may do what only root may.
+    /// Whether this process runs as root.
     pub fn is_root() -> bool {
         user() == 0
     }

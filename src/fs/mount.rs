@@ -1,8 +1,8 @@
-//! The life of our own mount: attaching it, serving it, waiting until the kernel reaches us, ending.
+//! The life of our own mount: attaching, serving, waiting until the kernel reaches us, ending.
 //!
-//! The end is one of three: [`Mounted::unmount`], dropping [`Mounted`], or somebody else's `umount`, of which
-//! [`Mounted::ended`] tells. Files that are still open do not delay it: the connection is aborted where the kernel allows,
-//! and in any case ends with the process.
+//! A mount ends by [`Mounted::unmount`], by dropping [`Mounted`], or by a foreign `umount`, which [`Mounted::ended`]
+//! reports. Open files do not delay the end: the connection is aborted where the kernel allows it, and ends with the process
+//! in any case.
 
 use std::fs::File;
 use std::io;
@@ -21,112 +21,113 @@ use tracing::{debug, info, warn};
 use super::attach::{Attached, MountError, MountOptions, open_device, prepare};
 use super::content::Content;
 use super::fuse::Fuse;
-use super::keeper::Client;
+use super::keeper::KeeperClient;
+use super::mounted_torrents::MountedTorrents;
 use super::mountinfo;
-use super::shelf::Shelf;
 use super::unmount::UnmountError;
 use crate::sys;
 
-/// How long waiting reads may take to be answered at the end.
+/// Time limit for answering the waiting reads at the end; they only have to return EIO.
 const DRAIN_LIMIT: Duration = Duration::from_millis(500);
-/// How long somebody else may take to attach.
+/// Time limit for another process to attach the mount: a service manager may first start other steps.
 const ATTACH_LIMIT: Duration = Duration::from_secs(60);
-/// How often it is looked whether they have.
-const ATTACH_PERIOD: Duration = Duration::from_millis(5);
-/// How long the FUSE threads may take to end once the mount is detached.
+/// Interval for polling whether the mount is attached; too short to notice.
+const ATTACH_POLL_INTERVAL: Duration = Duration::from_millis(5);
+/// Time limit for the FUSE threads to end after the mount is detached; they normally end at once.
 const JOIN_LIMIT: Duration = Duration::from_secs(1);
-/// Who attaches the mount, and takes it away at the end.
+
+/// The process that attaches a mount, and detaches it at the end.
 pub enum Attacher {
     /// This process.
-    Ourselves,
-    /// Another one that may.
-    Keeper(Client),
-    /// Whoever calls [`attach_for`](super::keeper::attach_for), once this has been called; and who does takes the mount
-    /// away when this process has ended.
-    Other(Box<dyn FnOnce() + Send>),
+    ThisProcess,
+    /// The keeper of this process.
+    Keeper(KeeperClient),
+    /// Another process, which calls [`attach_for`](super::keeper::attach_for) after this function was called, and detaches
+    /// the mount after this process has ended.
+    External(Box<dyn FnOnce() + Send>),
 }
 
-/// By whom it was attached.
+/// A mount, by the process that attached it.
 #[derive(Debug)]
-enum Hold {
-    Ours(Attached),
-    Kept(Client),
-    Others { path: PathBuf, device: Option<(u32, u32)> },
+enum Attachment {
+    ThisProcess(Attached),
+    Keeper(KeeperClient),
+    External { path: PathBuf, device: Option<(u32, u32)> },
 }
 
-impl Hold {
-    /// Also the descriptor through which the kernel asks.
+impl Attachment {
+    /// Attaches a mount. Also returns the descriptor of the FUSE device.
     fn new(by: Attacher, mountpoint: &Path, options: &MountOptions) -> Result<(Self, OwnedFd), MountError> {
         match by {
-            Attacher::Ourselves => {
+            Attacher::ThisProcess => {
                 let (attached, device) = Attached::new(&prepare(mountpoint)?, options)?;
-                Ok((Self::Ours(attached), device))
+                Ok((Self::ThisProcess(attached), device))
             }
             Attacher::Keeper(keeper) => {
                 let device = keeper.attach()?;
-                Ok((Self::Kept(keeper), device))
+                Ok((Self::Keeper(keeper), device))
             }
-            Attacher::Other(ready) => {
+            Attacher::External(ready) => {
                 let device = open_device().map_err(MountError::Device)?;
                 ready();
                 let path = std::path::absolute(mountpoint)
                     .map_err(|source| MountError::MountPoint { path: mountpoint.to_owned(), source })?;
                 wait_for_mount(&device).map_err(|source| MountError::NotAnswering { path: path.clone(), source })?;
-                let number = number_of(&device);
-                Ok((Self::Others { path, device: number }, device.into()))
+                let number = device_number(&device);
+                Ok((Self::External { path, device: number }, device.into()))
             }
         }
     }
 
     fn path(&self) -> &Path {
         match self {
-            Self::Ours(attached) => attached.path(),
-            Self::Kept(keeper) => keeper.path(),
-            Self::Others { path, .. } => path,
+            Self::ThisProcess(attached) => attached.path(),
+            Self::Keeper(keeper) => keeper.path(),
+            Self::External { path, .. } => path,
         }
     }
 
     fn check(&self, options: &MountOptions) -> Result<(), MountError> {
         match self {
-            Self::Ours(attached) => attached.check(options),
-            Self::Kept(keeper) => keeper.check(),
-            Self::Others { .. } => Ok(()),
+            Self::ThisProcess(attached) => attached.check(options),
+            Self::Keeper(keeper) => keeper.check(),
+            Self::External { .. } => Ok(()),
         }
     }
 
     fn detach(&self) -> Result<(), UnmountError> {
         match self {
-            Self::Ours(attached) => attached.detach(),
-            Self::Kept(keeper) => keeper.detach(),
-            Self::Others { .. } => Ok(()),
+            Self::ThisProcess(attached) => attached.detach(),
+            Self::Keeper(keeper) => keeper.detach(),
+            Self::External { .. } => Ok(()),
         }
     }
 }
 
-/// Waits until a device is that of a mount. The kernel has no better way to tell.
+/// Waits until a device belongs to a mount. Polls, because the kernel sends no event for this.
 fn wait_for_mount(device: &File) -> io::Result<()> {
     let end = Instant::now() + ATTACH_LIMIT;
     while sys::process::is_in_error(device.as_fd())? {
         if Instant::now() > end {
-            return Err(io::Error::new(io::ErrorKind::TimedOut, "nobody has attached it"));
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "no process has attached it within 60 s"));
         }
-        thread::sleep(ATTACH_PERIOD);
+        thread::sleep(ATTACH_POLL_INTERVAL);
     }
     Ok(())
 }
 
-/// The device number of the filesystem behind a FUSE device. Older kernels do not tell.
-fn number_of(device: &File) -> Option<(u32, u32)> {
-    let about = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", device.as_raw_fd())).ok()?;
-    let number: u32 = about.lines().find_map(|line| line.strip_prefix("fuse_connection:"))?.trim().parse().ok()?;
-    // As the kernel packs them.
+/// Returns the device number of the filesystem of a FUSE device, major and minor. Older kernels do not report it.
+fn device_number(device: &File) -> Option<(u32, u32)> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", device.as_raw_fd())).ok()?;
+    let number: u32 = info.lines().find_map(|line| line.strip_prefix("fuse_connection:"))?.trim().parse().ok()?;
+    // The kernel packs them as 12 and 20 bits.
     Some((number >> 20, number & 0xF_FFFF))
 }
 
-/// A mount that answers. Dropping it unmounts.
+/// A mount that works. Dropping it unmounts.
 #[derive(Debug)]
 pub struct Mounted {
-    hold: Hold,
+    attachment: Attachment,
     shutdown: watch::Sender<bool>,
     ended: watch::Receiver<bool>,
 }
@@ -134,93 +135,93 @@ pub struct Mounted {
 impl Mounted {
     /// Mounts torrents and returns once the mount answers through the kernel.
     ///
-    /// Reads that wait run on `runtime`. Blocks for some seconds at worst; not for an async thread.
+    /// Waiting reads run on `runtime`. Blocks for some seconds at worst, so it must not run on an async thread.
     pub fn start<C: Content>(
         contents: Vec<Arc<C>>,
         mountpoint: &Path,
         options: &MountOptions,
         runtime: runtime::Handle,
     ) -> Result<Self, MountError> {
-        let shelf = Shelf::new(options);
-        contents.into_iter().try_for_each(|content| shelf.add(content))?;
-        Self::show(Attacher::Ourselves, Arc::new(shelf), mountpoint, options, runtime)
+        let torrents = MountedTorrents::new(options);
+        contents.into_iter().try_for_each(|content| torrents.add(content))?;
+        Self::serve(Attacher::ThisProcess, Arc::new(torrents), mountpoint, options, runtime)
     }
 
-    /// The same with a shelf to which torrents can be added, and from which they can be removed, also later. A keeper
-    /// that attaches it has its own mount point and options.
-    pub fn show<C: Content>(
-        by: Attacher,
-        shelf: Arc<Shelf<C>>,
+    /// Mounts like [`start`](Self::start), but torrents can be added and removed later. A keeper uses its own mount point
+    /// and options.
+    pub fn serve<C: Content>(
+        attacher: Attacher,
+        torrents: Arc<MountedTorrents<C>>,
         mountpoint: &Path,
         options: &MountOptions,
         runtime: runtime::Handle,
     ) -> Result<Self, MountError> {
-        let (hold, device) = Hold::new(by, mountpoint, options)?;
+        let (attachment, device) = Attachment::new(attacher, mountpoint, options)?;
         let (shutdown, _) = watch::channel(false);
-        let fuse = Fuse::new(shelf.clone(), runtime, shutdown.clone());
-        let ended = match serve(fuse, &shelf, device, options) {
+        let fuse = Fuse::new(torrents.clone(), runtime, shutdown.clone());
+        let ended = match spawn_session(fuse, &torrents, device, options) {
             Ok(ended) => ended,
             Err(source) => {
-                if let Err(error) = hold.detach() {
+                if let Err(error) = attachment.detach() {
                     warn!("{error}");
                 }
-                return Err(MountError::Session { path: hold.path().to_owned(), source });
+                return Err(MountError::Session { path: attachment.path().to_owned(), source });
             }
         };
-        let mounted = Self { hold, shutdown, ended };
-        mounted.hold.check(options)?;
+        let mounted = Self { attachment, shutdown, ended };
+        mounted.attachment.check(options)?;
         info!("mounted on {}", mounted.path().display());
         Ok(mounted)
     }
 
-    /// The mount point, canonical.
+    /// Returns the mount point, canonical.
     pub fn path(&self) -> &Path {
-        self.hold.path()
+        self.attachment.path()
     }
 
-    /// The device number of the filesystem, major and minor; `None`: it is not known, as it is attached where this
-    /// process cannot see it.
+    /// Returns the device number of the filesystem, major and minor, or `None` if it is unknown because the mount is in
+    /// another mount namespace.
     pub fn device(&self) -> Option<(u32, u32)> {
         let listed = || mountinfo::mount_at(self.path()).ok().flatten().filter(|mount| mount.is_torrentfs());
-        match self.hold {
-            Hold::Others { device, .. } => device,
-            Hold::Ours(_) | Hold::Kept(_) => Some(listed()?.device),
+        match self.attachment {
+            Attachment::External { device, .. } => device,
+            Attachment::ThisProcess(_) | Attachment::Keeper(_) => Some(listed()?.device),
         }
     }
 
-    /// Whether the kernel has let go of the mount.
+    /// Whether the kernel has closed the connection, because the mount is gone.
     pub fn is_ended(&self) -> bool {
         *self.ended.borrow()
     }
 
-    /// Waits until the kernel has let go of the mount, by whomever it was unmounted.
+    /// Waits until the kernel has closed the connection, by whatever process it was unmounted.
     pub async fn ended(&self) {
-        // An error means that the serving thread is gone, which is the same.
+        // An error means that the serving thread has ended, which is the same.
         let _ = self.ended.clone().wait_for(|ended| *ended).await;
     }
 
-    /// Ends the mount: waiting reads get EIO, open files become useless, the mount point is free. Takes two seconds at
-    /// most, but for a hanging `fusermount3`.
+    /// Ends the mount: waiting reads get EIO, open files become unusable, the mount point is free. Takes two seconds at
+    /// most, unless `fusermount3` hangs.
     ///
     /// # Errors
-    /// If the mount cannot be detached; it is dead all the same once the process ends.
+    /// If the mount cannot be detached. It is dead once the process ends in any case.
     pub async fn unmount(self) -> Result<(), UnmountError> {
         self.shutdown.send_replace(true);
         if timeout(DRAIN_LIMIT, self.shutdown.closed()).await.is_err() {
-            warn!("some reads are still waiting");
+            warn!("some reads were not answered before the unmount");
         }
         let mut ended = self.ended.clone();
         let detached = tokio::task::spawn_blocking(move || self.detach()).await;
         if timeout(JOIN_LIMIT, ended.wait_for(|ended| *ended)).await.is_err() {
-            // Without privileges the kernel keeps it while files are open. It ends with this process.
+            // Without privileges the kernel keeps the connection while files are open. It ends with this process.
             debug!("files are still open in the mount");
         }
         detached.unwrap_or(Ok(()))
     }
 
-    /// Takes the mount away, if it is still there and still ours.
+    /// Detaches the mount, if it is still there and still ours.
     fn detach(&self) -> Result<(), UnmountError> {
-        if self.is_ended() { Ok(()) } else { self.hold.detach() }
+        if self.is_ended() { Ok(()) } else { self.attachment.detach() }
     }
 }
 
@@ -233,20 +234,20 @@ impl Drop for Mounted {
     }
 }
 
-/// Answers the kernel on threads of its own; the receiver turns true when they are done.
-fn serve<C: Content>(
+/// Starts threads that answer the kernel. The receiver turns true when they have ended.
+fn spawn_session<C: Content>(
     fuse: Fuse<C>,
-    shelf: &Shelf<C>,
+    torrents: &MountedTorrents<C>,
     device: OwnedFd,
     options: &MountOptions,
 ) -> io::Result<watch::Receiver<bool>> {
     let mut config = Config::default();
     config.n_threads = Some(options.threads.clamp(1, 64));
-    // Each thread opens the device anew; a user who may not had it opened by fusermount3.
+    // Each thread opens the device again, unless only `fusermount3` may open it.
     config.clone_fd = open_device().is_ok();
     let acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
     let session = Session::from_fd(fuse, device, acl, config)?;
-    shelf.mounted(session.notifier());
+    torrents.set_notifier(session.notifier());
     let (ended, ending) = watch::channel(false);
     thread::Builder::new().name("fuse".to_owned()).spawn(move || {
         if let Err(error) = session.run() {

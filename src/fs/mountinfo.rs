@@ -1,5 +1,6 @@
-//! The kernel's list of mounts, `/proc/self/mountinfo` (proc_pid_mountinfo(5)), read without touching any filesystem in
-//! it: a dead or hanging mount does not hang its reader.
+//! The kernel's list of mounts, `/proc/self/mountinfo` (see proc_pid_mountinfo(5)).
+//!
+//! Reading the list touches none of the mounted filesystems, so a dead or hanging mount cannot block it.
 
 use std::ffi::OsString;
 use std::fs;
@@ -13,41 +14,41 @@ pub const FSTYPE: &str = "fuse.torrentfs";
 /// One mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mount {
-    /// Names the mount while it is there.
+    /// Mount id, unique while the mount exists.
     pub id: u64,
-    /// The mount that it lies on.
+    /// Id of the mount below it.
     pub parent: u64,
-    /// The filesystem's device number, major and minor.
+    /// Device number of the filesystem, major and minor.
     pub device: (u32, u32),
-    /// Where it is.
+    /// Mount point.
     pub path: PathBuf,
-    /// The filesystem type, with its subtype.
+    /// Filesystem type, with its subtype.
     pub fstype: String,
-    /// What is mounted, as who mounted it calls it.
+    /// Source, as named by the process that mounted it.
     pub source: String,
-    /// Options of the filesystem, separated by commas.
+    /// Filesystem options, separated by commas.
     pub options: String,
 }
 
 impl Mount {
-    /// Whether it is one of ours.
+    /// Whether this is a torrentfs mount.
     pub fn is_torrentfs(&self) -> bool {
         self.fstype == FSTYPE
     }
 
-    /// The user who mounted it, as FUSE knows it.
+    /// Returns the user who mounted it, according to FUSE.
     pub fn owner(&self) -> Option<u32> {
         self.options.split(',').find_map(|option| option.strip_prefix("user_id="))?.parse().ok()
     }
 }
 
-/// Every mount that this process sees.
+/// Returns every mount in the namespace of this process.
 pub fn mounts() -> io::Result<Vec<Mount>> {
     let text = fs::read("/proc/self/mountinfo")?;
     Ok(text.split(|byte| *byte == b'\n').filter_map(parse).collect())
 }
 
-/// The mount at exactly this path that is on top, which is the one that the path leads to.
+/// Returns the topmost mount at exactly this path, which is the one that programs see there.
 pub fn mount_at(path: &Path) -> io::Result<Option<Mount>> {
     Ok(topmost(mounts()?, path))
 }
@@ -57,7 +58,7 @@ fn topmost(mounts: Vec<Mount>, path: &Path) -> Option<Mount> {
     here.iter().find(|mount| here.iter().all(|other| other.parent != mount.id)).cloned()
 }
 
-/// One line: id, parent, device, root, path, mount options, optional fields, `-`, type, source, filesystem options.
+/// Parses a line: id, parent, device, root, path, mount options, optional fields, `-`, type, source, filesystem options.
 fn parse(line: &[u8]) -> Option<Mount> {
     let mut fields = line.split(|byte| *byte == b' ');
     let mut text = || fields.next().and_then(|field| std::str::from_utf8(field).ok());
@@ -72,7 +73,7 @@ fn parse(line: &[u8]) -> Option<Mount> {
     Some(Mount { id, parent, device, path, fstype, source, options })
 }
 
-/// The kernel writes space, tab, newline and backslash as `\` and three octal digits.
+/// Decodes a field: the kernel writes space, tab, newline and backslash as `\` and three octal digits.
 fn unescape(field: &[u8]) -> Vec<u8> {
     let (mut plain, mut rest) = (Vec::with_capacity(field.len()), field);
     while let [first, tail @ ..] = rest {
@@ -104,7 +105,7 @@ not a mount
     }
 
     #[test]
-    fn reads_what_the_kernel_writes() {
+    fn lines_of_the_kernel_are_parsed() {
         let mounts = all();
         assert_eq!(mounts.len(), 3);
         assert_eq!(
@@ -124,7 +125,7 @@ not a mount
     }
 
     #[test]
-    fn the_mount_on_top_is_the_one_seen() {
+    fn the_topmost_mount_is_found() {
         let mut mounts = all();
         assert_eq!(topmost(mounts.clone(), Path::new(r"/mnt/a b\c")).unwrap().id, 41);
         mounts.reverse();

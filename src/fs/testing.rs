@@ -1,8 +1,8 @@
-//! Torrents made up for the tests of this folder.
+//! Artificial torrents for the unit tests of `fs`.
 
 use crate::metainfo::{File, FileKind, InfoHash, Layout, Lengths, Metainfo, PieceHashes};
 
-/// A regular file of a torrent in the making.
+/// Returns a regular file; [`metainfo`] sets its offset.
 pub fn file(path: &str, len: u64) -> File {
     let path = path.split('/').map(str::to_owned).collect();
     File { path, offset: 0, len, kind: FileKind::Regular { executable: false } }
@@ -22,7 +22,7 @@ impl File {
     }
 }
 
-/// A torrent of these files, one after the other, in pieces of 4 bytes.
+/// Returns a torrent of these files, one after the other, in pieces of 4 bytes.
 pub fn metainfo(seed: u8, name: &str, mut files: Vec<File>) -> Metainfo {
     let mut total = 0;
     for file in &mut files {

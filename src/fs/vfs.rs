@@ -1,12 +1,12 @@
-//! The filesystem without FUSE: attributes, extended attributes, open files.
+//! The filesystem without FUSE: attributes, extended attributes and open files.
 //!
-//! Everything here but [`Handle::read`] answers at once. Extended attributes tell of progress:
+//! Everything here except [`Handle::read`] answers at once. Extended attributes report progress:
 //!
 //! | attribute | of | value |
 //! |---|---|---|
 //! | `user.torrentfs.infohash` | all but the root | 40 hexadecimal digits |
-//! | `user.torrentfs.progress` | files, directories | 0 to 100: the share of its bytes that is had, rounded down |
-//! | `user.torrentfs.pieces` | files, directories | `had/total` of the pieces that hold its bytes |
+//! | `user.torrentfs.progress` | files, directories | 0 to 100: the percentage of the bytes that we have, rounded down |
+//! | `user.torrentfs.pieces` | files, directories | `have/total` of the pieces that contain the bytes |
 //! | `user.torrentfs.pid` | the root | the process that serves the mount |
 
 use std::collections::HashMap;
@@ -15,25 +15,25 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-
 use tokio::sync::watch;
 
 use super::content::{Content, ReadError, Reader};
-use super::tree::{Branch, Kind, ROOT, Tree, TreeError};
+use super::names::MAX_NAME;
+use super::tree::{Kind, ROOT, Subtree, Tree, TreeError};
 use crate::metainfo::{FileIndex, InfoHash, Layout, MAX_DATE};
 
-/// The prefix of every extended attribute of ours.
+/// Prefix of all our extended attributes.
 pub const ATTRIBUTE_PREFIX: &str = "user.torrentfs.";
 
-/// The class of attributes that users give, and the only one here: no ACLs, capabilities or labels.
+/// The only class of extended attributes here: there are no ACLs, capabilities or labels.
 const USER_CLASS: &str = "user.";
 
-/// The unit of `st_blocks` and of `statfs`, in bytes.
+/// Unit of `st_blocks`, in bytes, fixed by POSIX.
 const SECTOR: u64 = 512;
-/// Told as the best unit of reading, in bytes.
+/// Preferred read size (`st_blksize`) and unit of `statfs`, in bytes: a memory page.
 const BLOCK: u32 = 4096;
 
-/// Why a request was refused.
+/// An error of a request, named after its `errno`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// ENOENT
@@ -52,7 +52,7 @@ pub enum Error {
     #[error("no such attribute")]
     NoAttribute,
     /// EOPNOTSUPP
-    #[error("no attributes of this kind")]
+    #[error("attributes of this class are not supported")]
     Unsupported,
     /// ENXIO
     #[error("offset past the end")]
@@ -63,7 +63,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// The number for it in `errno`.
+    /// Returns the value of `errno`.
     pub fn errno(self) -> i32 {
         match self {
             Self::NoEntry => libc::ENOENT,
@@ -78,18 +78,18 @@ impl Error {
     }
 }
 
-/// How things are shown.
+/// The attributes that all inodes of a mount share.
 #[derive(Clone, Debug)]
 pub struct View {
-    /// The owner of everything.
+    /// Owner.
     pub uid: u32,
-    /// The group of everything.
+    /// Group.
     pub gid: u32,
-    /// Permission bits taken away from 0444 and 0555.
+    /// Permission bits removed from 0444 and 0555.
     pub umask: u16,
-    /// The age of what has no date of its own.
+    /// Time of the mount: the date of torrents without one.
     pub mounted: SystemTime,
-    /// The process that serves the mount, for `user.torrentfs.pid`.
+    /// Process that serves the mount, for `user.torrentfs.pid`.
     pub pid: u32,
 }
 
@@ -100,9 +100,9 @@ pub struct Attributes {
     pub ino: u64,
     /// `st_size`, in bytes.
     pub size: u64,
-    /// `st_blocks`, in 512 bytes: always the full size. Less would read as holes, which `tar -S` archives as zeros.
+    /// `st_blocks`, in units of 512 bytes: always the full size, because `tar -S` would archive missing blocks as zeros.
     pub blocks: u64,
-    /// Every time of it.
+    /// All of its times.
     pub time: SystemTime,
     /// Permission bits.
     pub permissions: u16,
@@ -116,16 +116,16 @@ pub struct Attributes {
     pub block_size: u32,
 }
 
-/// What `statfs` shows: a full, read-only filesystem.
+/// The result of `statfs`: a full, read-only filesystem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Statistics {
-    /// Blocks of `block_size` in all files.
+    /// Size of all files, in blocks of `block_size`.
     pub blocks: u64,
-    /// Inodes.
+    /// Number of inodes.
     pub inodes: u64,
-    /// In bytes.
+    /// Block size, in bytes.
     pub block_size: u32,
-    /// The longest name, in bytes.
+    /// Maximum length of a name, in bytes.
     pub max_name: u32,
 }
 
@@ -134,63 +134,61 @@ pub struct Statistics {
 pub struct Handle<R> {
     reader: R,
     len: u64,
-    /// Dropped last: whoever waits for the end of use may then stop the torrent.
-    _in_use: watch::Receiver<()>,
+    /// Declared last, so dropped after the reader: the torrent may be stopped once the last receiver is gone.
+    _open: watch::Receiver<()>,
 }
 
-/// Ends when no file of a torrent is open.
-pub type Unused = Arc<watch::Sender<()>>;
+/// The open handles of a torrent. Each holds a receiver, so the channel is closed while no file is open.
+pub type OpenHandles = Arc<watch::Sender<()>>;
 
 #[derive(Debug)]
 struct Item<C> {
     content: Arc<C>,
-    /// Every open handle has a receiver.
-    users: Unused,
+    handles: OpenHandles,
 }
 
-/// The torrents of one mount, as files. They come and go; of one that is removed the open files go on.
+/// The torrents of one mount, as files. Torrents are added and removed; a removed one keeps serving its open files.
 #[derive(Debug)]
 pub struct Vfs<C> {
     contents: HashMap<InfoHash, Item<C>>,
     tree: Tree,
     view: View,
-    /// When the root changed last.
+    /// Time of the last change of the root.
     changed: SystemTime,
 }
 
 impl<C: Content> Vfs<C> {
-    /// Shows nothing yet.
+    /// Returns an empty filesystem.
     pub fn new(view: View) -> Self {
         Self { contents: HashMap::new(), tree: Tree::default(), changed: view.mounted, view }
     }
 
-    /// Shows a torrent, a new one or one that was removed; `branch` was made of it. Gives the names in the root that
-    /// show something else now.
+    /// Adds a torrent, be it new or removed before; `subtree` must be its own. Returns the names in the root that changed.
     ///
     /// # Errors
-    /// If it is shown already.
-    pub fn add(&mut self, content: Arc<C>, branch: Branch, now: SystemTime) -> Result<Vec<Arc<str>>, TreeError> {
+    /// If the torrent is mounted already.
+    pub fn add(&mut self, content: Arc<C>, subtree: Subtree, now: SystemTime) -> Result<Vec<Arc<str>>, TreeError> {
         let info_hash = content.metainfo().info_hash;
-        let changed = self.tree.add(branch)?;
-        // What was open before it was removed is in use still.
-        let users = self.contents.remove(&info_hash).map_or_else(Unused::default, |item| item.users);
-        self.contents.insert(info_hash, Item { content, users });
+        let changed = self.tree.add(subtree)?;
+        // Handles that were opened before the torrent was removed still count.
+        let handles = self.contents.remove(&info_hash).map_or_else(OpenHandles::default, |item| item.handles);
+        self.contents.insert(info_hash, Item { content, handles });
         self.changed = now;
         Ok(changed)
     }
 
-    /// Shows a torrent no longer; files of it that are open go on, and no more can be opened. Gives the names in the root
-    /// that show something else now, and what tells of the last of these files; `None`: it is not there.
-    pub fn remove(&mut self, info_hash: InfoHash, now: SystemTime) -> Option<(Vec<Arc<str>>, Unused)> {
+    /// Removes a torrent from the root: its open files stay readable, but no more can be opened. Returns the names in the
+    /// root that changed and the open handles, or `None` if the torrent is not mounted.
+    pub fn remove(&mut self, info_hash: InfoHash, now: SystemTime) -> Option<(Vec<Arc<str>>, OpenHandles)> {
         let changed = self.tree.hide(info_hash)?;
         self.changed = now;
-        Some((changed, self.contents.get(&info_hash)?.users.clone()))
+        Some((changed, self.contents.get(&info_hash)?.handles.clone()))
     }
 
-    /// Forgets a removed torrent of which no file is open. Whether it did.
+    /// Drops a removed torrent whose files are all closed. Returns whether it did.
     pub fn forget(&mut self, info_hash: InfoHash) -> bool {
-        let unused = self.contents.get(&info_hash).is_some_and(|item| item.users.is_closed());
-        let removed = unused && self.tree.name(info_hash).is_none();
+        let is_unused = self.contents.get(&info_hash).is_some_and(|item| item.handles.is_closed());
+        let removed = is_unused && self.tree.name(info_hash).is_none();
         if removed {
             self.contents.remove(&info_hash);
             self.tree.forget(info_hash);
@@ -198,12 +196,12 @@ impl<C: Content> Vfs<C> {
         removed
     }
 
-    /// Names, kinds and directories.
+    /// Returns the inodes.
     pub fn tree(&self) -> &Tree {
         &self.tree
     }
 
-    /// What `stat` answers.
+    /// Returns the attributes of an inode, for `stat`.
     pub fn attributes(&self, ino: u64) -> Result<Attributes, Error> {
         let kind = self.tree.kind(ino).ok_or(Error::NoEntry)?;
         let (size, permissions, links) = match kind {
@@ -235,7 +233,7 @@ impl<C: Content> Vfs<C> {
             .unwrap_or(self.view.mounted)
     }
 
-    /// The inode of a name in a directory.
+    /// Returns the inode with this name in a directory.
     pub fn lookup(&self, directory: u64, name: &str) -> Result<u64, Error> {
         self.check_directory(directory)?;
         self.tree.lookup(directory, name).ok_or(Error::NoEntry)
@@ -246,7 +244,7 @@ impl<C: Content> Vfs<C> {
         ino == ROOT || self.tree.torrent(ino).is_some_and(|torrent| self.tree.name(torrent).is_some())
     }
 
-    /// That an inode is a directory.
+    /// Fails unless an inode is a directory.
     pub fn check_directory(&self, ino: u64) -> Result<(), Error> {
         match self.tree.kind(ino) {
             Some(Kind::Directory { .. }) => Ok(()),
@@ -255,7 +253,7 @@ impl<C: Content> Vfs<C> {
         }
     }
 
-    /// Where a symbolic link leads.
+    /// Returns the target of a symbolic link.
     pub fn link_target(&self, ino: u64) -> Result<&str, Error> {
         match self.tree.kind(ino) {
             Some(Kind::Symlink { target }) => Ok(target),
@@ -274,9 +272,9 @@ impl<C: Content> Vfs<C> {
                 if !self.is_shown(ino) {
                     return Err(Error::NoEntry);
                 }
-                let in_use = item.users.subscribe();
+                let open = item.handles.subscribe();
                 let reader = item.content.open(*index).ok_or(Error::NoEntry)?;
-                Ok(Handle { reader, len: *len, _in_use: in_use })
+                Ok(Handle { reader, len: *len, _open: open })
             }
             (Some(Kind::Directory { .. }), _) => Err(Error::IsDirectory),
             (Some(_), _) => Err(Error::Invalid),
@@ -284,7 +282,7 @@ impl<C: Content> Vfs<C> {
         }
     }
 
-    /// `SEEK_DATA` and `SEEK_HOLE`: a file is all data, with the hole that is always at the end.
+    /// Answers `SEEK_DATA` and `SEEK_HOLE`: a file is all data, and its only hole is the implicit one at its end.
     pub fn seek(&self, ino: u64, offset: i64, whence: i32) -> Result<i64, Error> {
         let Some(Kind::File { len, .. }) = self.tree.kind(ino) else { return Err(Error::Invalid) };
         let len = i64::try_from(*len).unwrap_or(i64::MAX);
@@ -296,32 +294,32 @@ impl<C: Content> Vfs<C> {
         }
     }
 
-    /// What `statfs` answers.
+    /// Returns the totals of the filesystem, for `statfs`.
     pub fn statistics(&self) -> Statistics {
         Statistics {
             blocks: self.tree.bytes().div_ceil(u64::from(BLOCK)),
             inodes: self.tree.inodes(),
             block_size: BLOCK,
-            max_name: super::tree::MAX_NAME as u32,
+            max_name: MAX_NAME as u32,
         }
     }
 
-    /// The names of an inode's extended attributes, without [`ATTRIBUTE_PREFIX`].
+    /// Returns the names of an inode's extended attributes, without [`ATTRIBUTE_PREFIX`].
     pub fn extended_attributes(&self, ino: u64) -> Result<&'static [&'static str], Error> {
         match self.tree.kind(ino) {
             None => Err(Error::NoEntry),
-            // The kernel lets no symbolic link have `user.` attributes.
+            // The kernel allows no `user.` attributes on symbolic links.
             Some(Kind::Symlink { .. }) => Ok(&[]),
             Some(_) if ino == ROOT => Ok(&["progress", "pieces", "pid"]),
             Some(_) => Ok(&["infohash", "progress", "pieces"]),
         }
     }
 
-    /// The value of an extended attribute.
+    /// Returns the value of an extended attribute.
     ///
     /// # Errors
-    /// [`Unsupported`](Error::Unsupported) for every class but `user.`: `ls -l` then asks once, and not two or three times
-    /// for each file, as it must after ENODATA.
+    /// [`Unsupported`](Error::Unsupported) for every class but `user.`: then `ls -l` asks once, instead of two or three
+    /// times per file as after ENODATA.
     pub fn extended_attribute(&self, ino: u64, name: &str) -> Result<String, Error> {
         if !name.starts_with(USER_CLASS) {
             return Err(Error::Unsupported);
@@ -331,7 +329,9 @@ impl<C: Content> Vfs<C> {
         match *name {
             "infohash" => self.content(ino).map(|content| content.metainfo().info_hash.to_string()),
             "progress" => Some(self.progress(ino).percent().to_string()),
-            "pieces" => Some(self.progress(ino)).map(|progress| format!("{}/{}", progress.had, progress.pieces)),
+            "pieces" => {
+                Some(self.progress(ino)).map(|progress| format!("{}/{}", progress.have_pieces, progress.pieces))
+            }
             "pid" => Some(self.view.pid.to_string()),
             _ => None,
         }
@@ -346,46 +346,46 @@ impl<C: Content> Vfs<C> {
         self.item(ino).map(|item| &item.content)
     }
 
-    /// How much of an inode, and of all below it, is had.
+    /// Returns how much we have of the files at and below an inode.
     fn progress(&self, ino: u64) -> Progress {
         let mut progress = Progress::default();
         for (torrent, files) in self.tree.files_below(ino) {
             let Some(Item { content, .. }) = self.contents.get(&torrent) else { continue };
             let layout = &content.metainfo().layout;
-            // A piece that two files share is counted once.
+            // End of the last piece counted, so that a piece of two files counts once.
             let mut counted = 0;
             for bytes in spans(layout, &files) {
                 let pieces = layout.lengths().pieces_in(&bytes).numbers();
                 progress.bytes += bytes.end - bytes.start;
-                progress.had_bytes += had_bytes(content.as_ref(), &bytes);
+                progress.have_bytes += have_bytes(content.as_ref(), &bytes);
                 let new = pieces.start.max(counted)..pieces.end;
                 counted = pieces.end;
                 progress.pieces += new.len() as u64;
-                progress.had += u64::from(if new.is_empty() { 0 } else { content.had(new) });
+                progress.have_pieces += u64::from(if new.is_empty() { 0 } else { content.have_count(new) });
             }
         }
         progress
     }
 }
 
-/// How much is had.
+/// How much we have of some files.
 #[derive(Debug, Default)]
 struct Progress {
     bytes: u64,
-    had_bytes: u64,
+    have_bytes: u64,
     pieces: u64,
-    had: u64,
+    have_pieces: u64,
 }
 
 impl Progress {
-    /// 100 only when all is had.
+    /// Returns the percentage of the bytes that we have; 100 only if that is all of them.
     fn percent(&self) -> u64 {
-        let share = u128::from(self.had_bytes) * 100 / u128::from(self.bytes.max(1));
-        if self.had_bytes >= self.bytes { 100 } else { share.min(99) as u64 }
+        let share = u128::from(self.have_bytes) * 100 / u128::from(self.bytes.max(1));
+        if self.have_bytes >= self.bytes { 100 } else { share.min(99) as u64 }
     }
 }
 
-/// Where these files lie in the torrent; neighbours are joined.
+/// Returns the byte ranges of these files in the torrent, with adjacent ones joined.
 fn spans(layout: &Layout, files: &[FileIndex]) -> Vec<Range<u64>> {
     let mut spans: Vec<Range<u64>> = Vec::new();
     for bytes in files.iter().filter_map(|index| layout.file(*index)).map(|file| file.range()) {
@@ -399,32 +399,32 @@ fn spans(layout: &Layout, files: &[FileIndex]) -> Vec<Range<u64>> {
 }
 
 /// Returns how many of these bytes we have. The pieces at the edges count in part, those between them whole.
-fn had_bytes<C: Content>(content: &C, bytes: &Range<u64>) -> u64 {
+fn have_bytes<C: Content>(content: &C, bytes: &Range<u64>) -> u64 {
     let lengths = content.metainfo().layout.lengths();
     let (pieces, mut parts) = (lengths.pieces_in(bytes).numbers(), lengths.parts(bytes));
     let edges = parts.next().into_iter().chain(parts.next_back());
-    let had = edges.filter(|(piece, _)| content.had(piece.get()..piece.get() + 1) == 1);
-    let at_edges: u64 = had.map(|(_, part)| u64::from(part.end - part.start)).sum();
+    let have = edges.filter(|(piece, _)| content.have_count(piece.get()..piece.get() + 1) == 1);
+    let at_edges: u64 = have.map(|(_, part)| u64::from(part.end - part.start)).sum();
     let inner = pieces.start + 1..pieces.end.saturating_sub(1);
-    at_edges + if inner.is_empty() { 0 } else { lengths.full_pieces(content.had(inner)) }
+    at_edges + if inner.is_empty() { 0 } else { lengths.full_pieces(content.have_count(inner)) }
 }
 
 impl<R: Reader> Handle<R> {
-    /// How many bytes a read at an offset gives: fewer than asked for only at the end of the file.
+    /// Returns the length of a read at an offset: less than `len` only at the end of the file.
     pub fn clip(&self, offset: u64, len: u32) -> u32 {
         self.len.saturating_sub(offset).min(u64::from(len)) as u32
     }
 
-    /// A read that can be answered now; `len` as [`clip`](Self::clip) gave it.
+    /// Reads bytes that are available now. `len` must come from [`clip`](Self::clip).
     pub fn read_now(&self, offset: u64, len: u32) -> Option<Bytes> {
         if len == 0 {
             return Some(Bytes::new());
         }
-        // An answer of another length is a fault that `read` reports.
+        // A wrong length is left to `read`, which reports it as an error.
         self.reader.read_now(offset, len).filter(|bytes| bytes.len() == len as usize)
     }
 
-    /// A read that waits; `len` as [`clip`](Self::clip) gave it.
+    /// Reads bytes, waiting for them. `len` must come from [`clip`](Self::clip).
     pub async fn read(&self, offset: u64, len: u32) -> Result<Bytes, ReadError> {
         let bytes = self.reader.read(offset, len).await?;
         if bytes.len() == len as usize { Ok(bytes) } else { Err(ReadError::Length { wanted: len, got: bytes.len() }) }

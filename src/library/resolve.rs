@@ -1,4 +1,4 @@
-//! From what a torrent is named by to the torrent: what needs the network.
+//! Fetching the metainfo of a source from the network.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -6,29 +6,58 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::{AddError, Source};
-use crate::discovery::fetch_torrent;
-use crate::metainfo::{Magnet, Metainfo};
-use crate::session::{MetadataProgress, Session};
+use super::source::Source;
+use crate::discovery::{FetchError, fetch_torrent};
+use crate::metainfo::{Magnet, Metainfo, MetainfoError};
+use crate::session::{MetadataError, MetadataProgress, Session, SessionError};
 use crate::store::Cache;
 
-/// Names of peers are looked up within this time.
+/// Time limit for looking up the host name of one peer; name servers answer within a second or not at all.
 const LOOKUP_LIMIT: Duration = Duration::from_secs(5);
 
-/// What it takes to find out about a torrent.
+/// An error of adding a torrent. The message is one line, without the source.
+#[derive(Debug, thiserror::Error)]
+pub enum AddError {
+    /// The URL cannot be fetched.
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+    /// The metainfo is malformed or not supported.
+    #[error(transparent)]
+    Metainfo(#[from] MetainfoError),
+    /// The metadata cannot be fetched from peers.
+    #[error(transparent)]
+    Metadata(MetadataError),
+    /// The session or the cache failed.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// A directory holds many torrents: it is watched, not added.
+    #[error("a directory cannot be added to a running mount, only mounted")]
+    Directory,
+}
+
+impl From<MetadataError> for AddError {
+    fn from(error: MetadataError) -> Self {
+        match error {
+            MetadataError::Session(error) => Self::Session(error),
+            error => Self::Metadata(error),
+        }
+    }
+}
+
+/// Fetches metainfo.
 pub struct Resolver<'a> {
-    /// Who asks.
+    /// Session that connects to peers and servers.
     pub session: &'a Session,
-    /// Where metadata that was fetched is kept.
+    /// Cache that keeps fetched metadata.
     pub cache: &'a Arc<Cache>,
-    /// Peers by hand.
+    /// Peers given by the user.
     pub peers: &'a [SocketAddr],
-    /// How long the metadata of a link is waited for; `None`: for ever.
+    /// Time limit for fetching the metadata of a magnet link; `None` means no limit.
     pub limit: Option<Duration>,
 }
 
 impl Resolver<'_> {
-    /// The torrent, and peers found on the way.
+    /// Returns the metainfo of a source, and the peers found on the way.
     pub async fn resolve(
         &self,
         source: Source,
@@ -40,18 +69,18 @@ impl Resolver<'_> {
                 let bytes = fetch_torrent(self.session.http(), &url).await?;
                 Ok((Metainfo::parse(&bytes)?, Vec::new()))
             }
-            Source::Magnet(magnet) => self.of_magnet(&magnet, progress).await,
+            Source::Magnet(magnet) => self.resolve_magnet(&magnet, progress).await,
             Source::Directory(_) => Err(AddError::Directory),
         }
     }
 
-    async fn of_magnet(
+    async fn resolve_magnet(
         &self,
         magnet: &Magnet,
         progress: &watch::Sender<MetadataProgress>,
     ) -> Result<(Metainfo, Vec<SocketAddr>), AddError> {
         let mut peers = lookup(&magnet.peers).await;
-        if let Some(mut metainfo) = kept(self.cache, magnet).await {
+        if let Some(mut metainfo) = cached_metainfo(self.cache, magnet).await {
             metainfo.adopt(magnet);
             return Ok((metainfo, peers));
         }
@@ -59,29 +88,29 @@ impl Resolver<'_> {
         let limit = self.limit.unwrap_or(Duration::MAX);
         let (metainfo, peers) = self.session.resolve(magnet, peers, limit, progress).await?;
         let (torrent, cache, hash) = (magnet.torrent(&metainfo.info), self.cache.clone(), metainfo.info_hash);
-        let kept = tokio::task::spawn_blocking(move || cache.keep_metainfo(&hash, &torrent)).await;
-        if let Ok(Err(error)) = kept {
-            tracing::warn!("the metadata will have to be fetched again: {error}");
+        let saved = tokio::task::spawn_blocking(move || cache.keep_metainfo(&hash, &torrent)).await;
+        if let Ok(Err(error)) = saved {
+            tracing::warn!("cannot save the metadata, the next mount must fetch it again: {error}");
         }
         Ok((metainfo, peers))
     }
 }
 
-/// What an earlier mount of the same link fetched.
-async fn kept(cache: &Arc<Cache>, magnet: &Magnet) -> Option<Metainfo> {
+/// Returns the metainfo that an earlier mount of the same link has fetched.
+async fn cached_metainfo(cache: &Arc<Cache>, magnet: &Magnet) -> Option<Metainfo> {
     let (cache, hash) = (cache.clone(), magnet.info_hash);
     let bytes = tokio::task::spawn_blocking(move || cache.metainfo(&hash)).await.ok()??;
     Metainfo::parse(&bytes).ok().filter(|metainfo| metainfo.info_hash == hash)
 }
 
-/// Addresses of peers that a link names.
+/// Returns the addresses of the peers of a magnet link.
 async fn lookup(peers: &[String]) -> Vec<SocketAddr> {
     let mut found = Vec::new();
     for peer in peers {
         match tokio::time::timeout(LOOKUP_LIMIT, tokio::net::lookup_host(peer)).await {
             Ok(Ok(addrs)) => found.extend(addrs),
-            Ok(Err(error)) => tracing::info!("peer {peer} of the magnet link left out: {error}"),
-            Err(_) => tracing::info!("peer {peer} of the magnet link left out: no answer from the name server"),
+            Ok(Err(error)) => tracing::info!("ignoring peer {peer} of the magnet link: {error}"),
+            Err(_) => tracing::info!("ignoring peer {peer} of the magnet link: the name server does not answer"),
         }
     }
     found

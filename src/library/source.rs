@@ -1,4 +1,4 @@
-//! What a torrent is named by.
+//! SOURCE arguments: `.torrent` files, magnet links, info hashes, URLs and directories.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -7,46 +7,46 @@ use std::path::{Path, PathBuf};
 
 use crate::metainfo::{InfoHash, MAX_TORRENT_LEN, Magnet, MagnetError, Metainfo, MetainfoError};
 
-/// A SOURCE, as far as it is known without the network.
+/// A SOURCE that was read, as far as that needs no network.
 #[derive(Clone, Debug)]
 pub enum Source {
-    /// A `.torrent` file, read.
+    /// A `.torrent` file.
     Torrent(Box<Metainfo>),
     /// A magnet link or a bare info hash.
     Magnet(Magnet),
-    /// Where a `.torrent` file is to be fetched from.
+    /// URL of a `.torrent` file.
     Url(String),
-    /// A directory of `.torrent` and `.magnet` files; absolute.
+    /// A directory of `.torrent` and `.magnet` files; an absolute path.
     Directory(PathBuf),
 }
 
-/// Why something names no torrent. One line, without what it is.
+/// An error of reading a SOURCE. The message is one line, without the source.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
-    /// The file or directory.
+    /// The file or directory cannot be read.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// What is in the file.
+    /// The metainfo is malformed or not supported.
     #[error(transparent)]
     Metainfo(#[from] MetainfoError),
-    /// The link.
+    /// The magnet link is malformed.
     #[error(transparent)]
     Magnet(#[from] MagnetError),
 }
 
-/// A SOURCE that is not looked into yet. Opening it may take rights that reading it must not have.
+/// A SOURCE that was opened but not read. Opening may need privileges, which the process then drops before it parses.
 #[derive(Debug)]
-pub enum Opened {
-    /// A file.
+pub enum OpenedSource {
+    /// An open file.
     File(File),
-    /// A directory; absolute.
+    /// A directory; an absolute path.
     Directory(PathBuf),
-    /// No file of that name, so it says itself what it is.
+    /// A magnet link, an info hash or a URL.
     Text(String),
 }
 
-impl Opened {
-    /// Opens what a SOURCE names. A file of that name comes first.
+impl OpenedSource {
+    /// Opens a SOURCE. An existing file takes precedence over an info hash or a URL of the same text.
     pub fn new(source: &OsStr) -> Result<Self, SourceError> {
         let path = Path::new(source);
         if path.is_dir() {
@@ -61,7 +61,7 @@ impl Opened {
         if is_text { Ok(Self::Text(text.into_owned())) } else { Ok(Self::File(File::open(path)?)) }
     }
 
-    /// Reads it, as far as it is known without the network.
+    /// Reads the source, as far as that needs no network.
     pub fn read(self) -> Result<Source, SourceError> {
         match self {
             Self::Text(text) => {
@@ -74,7 +74,7 @@ impl Opened {
                 }
             }
             Self::Directory(path) => {
-                // Whether it can be listed is better known now than later.
+                // Fail now, rather than later, if the directory cannot be listed.
                 path.read_dir()?;
                 Ok(Source::Directory(path))
             }
@@ -84,25 +84,25 @@ impl Opened {
 }
 
 impl Source {
-    /// Reads what a SOURCE names. A file of that name comes first.
+    /// Opens and reads a SOURCE.
     pub fn read(source: &OsStr) -> Result<Self, SourceError> {
-        Opened::new(source)?.read()
+        OpenedSource::new(source)?.read()
     }
 
     /// Reads a `.torrent` file.
-    pub(super) fn of_torrent(path: &Path) -> Result<Self, SourceError> {
-        let metainfo = Metainfo::parse(&read(path, MAX_TORRENT_LEN)?)?;
+    pub(super) fn read_torrent_file(path: &Path) -> Result<Self, SourceError> {
+        let metainfo = Metainfo::parse(&read_file(path, MAX_TORRENT_LEN)?)?;
         Ok(Self::Torrent(Box::new(metainfo)))
     }
 
-    /// Reads a file with one link, or info hash, in it; empty lines and those that begin with `#` are passed over.
-    pub(super) fn of_magnet(path: &Path) -> Result<Self, SourceError> {
-        let bytes = read(path, MAX_LINK_FILE)?;
+    /// Reads a file that contains one magnet link or info hash. Empty lines and lines that start with `#` are ignored.
+    pub(super) fn read_magnet_file(path: &Path) -> Result<Self, SourceError> {
+        let bytes = read_file(path, MAX_MAGNET_FILE)?;
         let text = String::from_utf8_lossy(&bytes);
         let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
-        let line = lines.next().ok_or_else(|| io::Error::other("there is no link in it"))?;
+        let line = lines.next().ok_or_else(|| io::Error::other("the file contains no magnet link"))?;
         if lines.next().is_some() {
-            return Err(io::Error::other("there is more than one link in it").into());
+            return Err(io::Error::other("the file contains more than one magnet link").into());
         }
         match line.parse::<InfoHash>() {
             Ok(info_hash) => Ok(Self::Magnet(info_hash.into())),
@@ -111,20 +111,20 @@ impl Source {
     }
 }
 
-/// A file with one link in it is not longer.
-const MAX_LINK_FILE: usize = 64 << 10;
+/// Maximum size of a `.magnet` file, in bytes: ample for one link with many trackers and some comments.
+const MAX_MAGNET_FILE: usize = 64 << 10;
 
-fn read(path: &Path, limit: usize) -> io::Result<Vec<u8>> {
-    bounded(File::open(path)?, limit)
+fn read_file(path: &Path, limit: usize) -> io::Result<Vec<u8>> {
+    read_bounded(File::open(path)?, limit)
 }
 
-/// Reads what may be a `.torrent` file, to its end or a byte past the most that one may have.
+/// Reads a `.torrent` file, up to one byte more than the maximum size: the parser then rejects it as too large.
 pub fn read_torrent(from: impl Read) -> io::Result<Vec<u8>> {
-    bounded(from, MAX_TORRENT_LEN)
+    read_bounded(from, MAX_TORRENT_LEN)
 }
 
-/// One byte more than allowed tells a file that is too large from one that just fits.
-fn bounded(from: impl Read, limit: usize) -> io::Result<Vec<u8>> {
+/// Reads up to `limit` bytes and one more, which tells a file that is too large from one that just fits.
+fn read_bounded(from: impl Read, limit: usize) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     from.take(limit as u64 + 1).read_to_end(&mut bytes)?;
     Ok(bytes)
@@ -135,13 +135,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_holds_one_link() {
+    fn a_magnet_file_contains_one_link() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.magnet");
         let hash = "0123456789012345678901234567890123456789";
         let read = |text: &str| {
             std::fs::write(&path, text).unwrap();
-            Source::of_magnet(&path).map(|source| match source {
+            Source::read_magnet_file(&path).map(|source| match source {
                 Source::Magnet(magnet) => magnet.info_hash.to_string(),
                 other => panic!("{other:?}"),
             })
@@ -149,7 +149,7 @@ mod tests {
         for text in [hash.to_owned(), format!("\n# mine\n magnet:?xt=urn:btih:{hash}&dn=x \r\n\n")] {
             assert_eq!(read(&text).unwrap(), hash);
         }
-        assert!(read("").unwrap_err().to_string().contains("no link"));
+        assert!(read("").unwrap_err().to_string().contains("no magnet link"));
         assert!(read(&format!("{hash}\n{hash}\n")).unwrap_err().to_string().contains("more than one"));
         assert!(read("magnet:?dn=x").unwrap_err().to_string().contains("names no torrent"));
     }

@@ -1,80 +1,83 @@
-//! A directory of `.torrent` and `.magnet` files, and the library as it has them.
+//! Keeping the library in step with a directory of `.torrent` and `.magnet` files.
 //!
-//! The kernel tells when something in the directory changes (inotify), and then all of it is looked at: what is new or
-//! changed is read, what is gone is let go. A slow look now and then finds what the kernel did not tell of. So it does
-//! not matter which events came, or in which order.
+//! When the kernel reports a change (inotify), we scan the whole directory: new and changed files are read, torrents whose
+//! files are gone are removed. A periodic scan catches changes that the kernel does not report. So neither the kind nor the
+//! order of the events matters.
 //!
-//! A file may be half written. One that makes no sense is tried again for a moment before a line in the log says so; a
-//! link, whose beginning makes sense already, is read once its file has rested. Then a file that makes no sense is left
-//! alone until it changes. A torrent for which the cache has no place is tried again, after 5 s at first and after a
-//! minute at last. A directory that cannot be read, as that of a disk that was taken away, takes nothing away.
-//!
-//! Magnet links are looked for behind the scenes, a few at a time, until they are found or their file is gone.
+//! - A file may be half written. A malformed one is read again for a moment before a warning is logged, and is then ignored
+//!   until it changes. A `.magnet` file is read only when it has not changed for a moment, because the beginning of a link
+//!   may be a valid link.
+//! - If the cache has no room for a torrent, we retry after 5 s, and at longer intervals up to a minute.
+//! - If the directory cannot be read, for example because its disk was removed, its torrents stay.
+//! - Magnet links are resolved in the background, a few at a time, until they succeed or their file is gone.
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use inotify::{Inotify, WatchMask};
-use tokio::io::unix::AsyncFd;
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::{AddError, Added, Library, Origin, Source, SourceError};
-use crate::metainfo::{InfoHash, Metainfo};
+use super::catalog::{Added, Library, Origin};
+use super::events::DirectoryEvents;
+use super::listing::{ListedFile, is_magnet, list, read_all};
+use super::resolve::AddError;
+use super::source::{Source, SourceError};
+use crate::metainfo::{InfoHash, Magnet, Metainfo};
 use crate::payload::Stamp;
 use crate::session::{MetadataProgress, SessionError};
-use crate::sys;
 
-/// What changes together is looked at together.
-const SETTLE: Duration = Duration::from_millis(50);
-/// How often the directory is looked at though nothing was heard; and where the kernel cannot tell.
-const LOOK: Duration = Duration::from_secs(30);
-const LOOK_BLIND: Duration = Duration::from_secs(2);
-/// A file that makes no sense is given so long, and tried so often.
-const PATIENCE: Duration = Duration::from_millis(1500);
-const TRY: Duration = Duration::from_millis(200);
-/// A link's file that was not written to for so long is whole.
-const REST: Duration = Duration::from_millis(300);
-/// Entries looked at in one directory, and files taken in.
+/// Delay between an event and the scan, so that one scan covers a burst of changes.
+const DEBOUNCE: Duration = Duration::from_millis(50);
+/// Interval of scans without events: the kernel does not report every change, for example those on network filesystems.
+const SCAN_INTERVAL: Duration = Duration::from_secs(30);
+/// Interval of scans if the kernel reports no events at all.
+const SCAN_INTERVAL_WITHOUT_EVENTS: Duration = Duration::from_secs(2);
+/// How long a malformed file is read again before it is reported; a copy that takes longer ends with an event.
+const MALFORMED_GRACE: Duration = Duration::from_millis(1500);
+/// Interval for reading a malformed file again.
+const REREAD_INTERVAL: Duration = Duration::from_millis(200);
+/// How long a `.magnet` file must be unchanged before it is read; editors write such a short file at once.
+const MAGNET_MIN_AGE: Duration = Duration::from_millis(300);
+/// Maximum number of entries to look at in one directory, and of files to use: bounds the memory and time of a scan.
 const MAX_FILES: usize = 100_000;
-/// Torrents being added at a time, and links being looked for.
-const ADDING: usize = 16;
-const SEEKING: usize = 16;
-/// How long a link is looked for before another has its turn, if nothing else is said; and how long it then rests.
-const TURN: Duration = Duration::from_secs(120);
-const PAUSE: Duration = Duration::from_secs(60);
-/// How long the cache has for making place, the first time.
-const SHORT_PAUSE: Duration = Duration::from_secs(5);
+/// Maximum number of torrents being added at a time: adding reads the disk, so more would only compete for it.
+const MAX_CONCURRENT_ADDS: usize = 16;
+/// Maximum number of magnet links being resolved at a time: each opens connections to peers.
+const MAX_CONCURRENT_LOOKUPS: usize = 16;
+/// Time limit for resolving one link before another gets its turn, unless the user sets one.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(120);
+/// Pause between two attempts to resolve a link, and the longest pause between two attempts to add a torrent.
+const MAX_RETRY_PAUSE: Duration = Duration::from_secs(60);
+/// First pause before adding a torrent again; the cache may have made room by then.
+const FIRST_RETRY_PAUSE: Duration = Duration::from_secs(5);
 
-/// Keeps a library as a directory has it, until it is dropped.
+/// Keeps a library in step with a directory until it is dropped.
 pub struct Watch(JoinHandle<()>);
 
 impl Watch {
-    /// Adds every torrent of the directory and returns once they are shown; what makes no sense is left out, with a line
-    /// in the log. From then on torrents come and go with their files. Magnet links come when they are found. With
-    /// `delete`, what is cached of a torrent is deleted when its file is.
+    /// Adds every torrent of the directory and returns once they are shown, then follows changes in the background.
+    /// Malformed files are logged and ignored; magnet links appear when they are resolved. With `delete`, the cached pieces
+    /// of a torrent are deleted when its file is.
     pub async fn start(library: Library, dir: PathBuf, delete: bool) -> Self {
-        let ears = Ears::open(&dir);
-        let mut folder = Folder {
+        let events = DirectoryEvents::open(&dir);
+        let mut directory = Directory {
             library,
             dir,
             delete,
-            known: HashMap::new(),
-            adding: Arc::new(Semaphore::new(ADDING)),
-            seeking: Arc::new(Semaphore::new(SEEKING)),
-            lost: false,
-            crowded: false,
+            files: HashMap::new(),
+            adds: Arc::new(Semaphore::new(MAX_CONCURRENT_ADDS)),
+            lookups: Arc::new(Semaphore::new(MAX_CONCURRENT_LOOKUPS)),
+            is_unreadable: false,
+            is_too_large: false,
         };
-        let again = folder.look().await;
-        folder.settle().await;
-        Self(tokio::spawn(folder.keep(ears, again)))
+        let rescan = directory.scan().await;
+        directory.wait_for_adds().await;
+        Self(tokio::spawn(directory.follow(events, rescan)))
     }
 }
 
@@ -84,148 +87,121 @@ impl Drop for Watch {
     }
 }
 
-/// A file as it was found.
-struct Found {
-    name: OsString,
+/// The state of a file.
+struct FileState {
     stamp: Stamp,
-    modified: SystemTime,
-}
-
-/// What is known of a file.
-struct Known {
-    stamp: Stamp,
+    /// Time when this version of the file was first seen.
     since: Instant,
-    /// Found to be bad, and said so.
-    told: bool,
-    /// The torrent that it names.
-    named: Option<Named>,
+    /// Whether the file was reported as malformed.
+    reported: bool,
+    /// The torrent that the file names.
+    torrent: Option<NamedTorrent>,
 }
 
-struct Named {
+/// A torrent that a file names, in the library or on its way there.
+struct NamedTorrent {
     info_hash: InfoHash,
-    /// Ends when it was tried to add it. `None`: a link, for which nobody waits.
-    tried: Option<oneshot::Receiver<()>>,
-    /// Adds it.
+    /// Closed after the first attempt to add the torrent. `None` for a magnet link, which nothing waits for.
+    attempted: Option<oneshot::Receiver<()>>,
+    /// Adds the torrent.
     task: JoinHandle<()>,
 }
 
-impl Drop for Named {
+impl Drop for NamedTorrent {
     fn drop(&mut self) {
         self.task.abort();
     }
 }
 
-struct Folder {
+struct Directory {
     library: Library,
     dir: PathBuf,
     delete: bool,
-    known: HashMap<OsString, Known>,
-    adding: Arc<Semaphore>,
-    seeking: Arc<Semaphore>,
-    /// The directory cannot be read, and that was said.
-    lost: bool,
-    /// It has more than is looked at, and that was said.
-    crowded: bool,
+    files: HashMap<OsString, FileState>,
+    adds: Arc<Semaphore>,
+    lookups: Arc<Semaphore>,
+    /// Whether the directory cannot be read, which was logged.
+    is_unreadable: bool,
+    /// Whether the directory has more than [`MAX_FILES`] entries, which was logged.
+    is_too_large: bool,
 }
 
-impl Folder {
-    async fn keep(mut self, mut ears: Option<Ears>, mut again: Option<Instant>) {
+impl Directory {
+    /// Scans the directory after every event, and at `rescan` and the regular intervals.
+    async fn follow(mut self, mut events: Option<DirectoryEvents>, mut rescan: Option<Instant>) {
         loop {
-            let pause = if ears.is_some() { LOOK } else { LOOK_BLIND };
-            let next = (Instant::now() + pause).min(again.unwrap_or_else(|| Instant::now() + pause));
-            let heard = async {
-                match &mut ears {
-                    Some(ears) => ears.hear().await,
+            let interval = if events.is_some() { SCAN_INTERVAL } else { SCAN_INTERVAL_WITHOUT_EVENTS };
+            let next = (Instant::now() + interval).min(rescan.unwrap_or_else(|| Instant::now() + interval));
+            let event = async {
+                match &mut events {
+                    Some(events) => events.wait().await,
                     None => std::future::pending().await,
                 }
             };
             tokio::select! {
-                () = heard => {
-                    sleep(SETTLE).await;
+                () = event => {
+                    sleep(DEBOUNCE).await;
                 }
                 () = sleep_until(next) => {
-                    // Another directory may have come to its path.
-                    if !ears.as_mut().is_some_and(|ears| ears.listen(&self.dir)) {
-                        ears = Ears::open(&self.dir);
+                    // Another directory may be at the path now.
+                    if !events.as_mut().is_some_and(|events| events.watch(&self.dir)) {
+                        events = DirectoryEvents::open(&self.dir);
                     }
                 }
             }
-            if let Some(ears) = &mut ears {
-                ears.drain();
+            if let Some(events) = &mut events {
+                events.drain();
             }
-            again = self.look().await;
+            rescan = self.scan().await;
         }
     }
 
-    /// Waits until every torrent that was read is added, or is not to be.
-    async fn settle(&mut self) {
-        for tried in self.known.values_mut().filter_map(|known| known.named.as_mut()?.tried.as_mut()) {
-            let _ = tried.await;
+    /// Waits until the library has tried to add every torrent that was read.
+    async fn wait_for_adds(&mut self) {
+        for attempted in self.files.values_mut().filter_map(|file| file.torrent.as_mut()?.attempted.as_mut()) {
+            let _ = attempted.await;
         }
     }
 
-    /// Looks at the whole directory. Says when to do it again, if some file is not settled.
-    async fn look(&mut self) -> Option<Instant> {
-        let (dir, known) = (self.dir.clone(), self.known.keys().cloned().collect());
-        let listed = spawn_blocking(move || list(&dir, known, MAX_FILES))
-            .await
-            .unwrap_or_else(|error| Err(io::Error::other(error)));
-        let found = match listed {
-            Ok((found, all)) => {
-                if !all && !self.crowded {
-                    tracing::warn!(
-                        "{} has more than {MAX_FILES} entries; the rest is passed over, put it into another directory",
-                        self.dir.display()
-                    );
-                }
-                self.crowded = !all;
-                found
-            }
-            Err(error) => {
-                if !std::mem::replace(&mut self.lost, true) {
-                    tracing::warn!("{} cannot be read: {error}; what it had stays", self.dir.display());
-                }
-                return None;
-            }
-        };
-        self.lost = false;
-        let there: HashSet<&OsString> = found.iter().map(|found| &found.name).collect();
-        let gone: Vec<OsString> = self.known.keys().filter(|name| !there.contains(name)).cloned().collect();
-        // A file that was renamed is another one with the same torrent.
-        let named = |name| Some(self.known.get(name)?.named.as_ref()?.info_hash);
-        let moved: HashSet<InfoHash> = gone.iter().filter_map(named).collect();
+    /// Scans the whole directory. Returns when to scan again, if a file was not ready.
+    async fn scan(&mut self) -> Option<Instant> {
+        let listed = self.list().await?;
+        let present: HashSet<&OsString> = listed.iter().map(|file| &file.name).collect();
+        let gone: Vec<OsString> = self.files.keys().filter(|name| !present.contains(name)).cloned().collect();
+        // Renaming a file looks like one file gone and a new one with the same torrent.
+        let torrent_of = |name| Some(self.files.get(name)?.torrent.as_ref()?.info_hash);
+        let maybe_renamed: HashSet<InfoHash> = gone.iter().filter_map(torrent_of).collect();
 
-        let mut again = None;
+        let mut rescan = None;
         let mut due = Vec::new();
-        for Found { name, stamp, modified } in found {
-            let known = self.known.get(&name).filter(|known| known.stamp == stamp);
-            if known.is_some_and(|known| known.told || known.named.is_some()) {
+        for ListedFile { name, stamp, modified } in listed {
+            let known = self.files.get(&name).filter(|file| file.stamp == stamp);
+            if known.is_some_and(|file| file.reported || file.torrent.is_some()) {
                 continue;
             }
-            let since = known.map_or_else(Instant::now, |known| known.since);
-            // A time to come is no measure.
-            let age = SystemTime::now().duration_since(modified).unwrap_or(PATIENCE);
-            if is_link(&name) && age < REST {
-                again = earlier(again, REST - age);
+            let since = known.map_or_else(Instant::now, |file| file.since);
+            // A modification time in the future says nothing about the age.
+            let age = SystemTime::now().duration_since(modified).unwrap_or(MALFORMED_GRACE);
+            if is_magnet(&name) && age < MAGNET_MIN_AGE {
+                rescan = earlier(rescan, MAGNET_MIN_AGE - age);
                 continue;
             }
             due.push((name, stamp, since, age));
         }
         let (dir, names) = (self.dir.clone(), due.iter().map(|(name, ..)| name.clone()).collect());
-        let read = spawn_blocking(move || read_all(&dir, names)).await.unwrap_or_default();
-        let mut others = Vec::new();
-        for ((name, stamp, since, age), source) in due.into_iter().zip(read) {
+        let sources = spawn_blocking(move || read_all(&dir, names)).await.unwrap_or_default();
+        let mut replaced = Vec::new();
+        for ((name, stamp, since, age), source) in due.into_iter().zip(sources) {
             let path = self.dir.join(&name);
-            let (told, named) = match source {
-                Ok(source) => (false, self.name(&path, source, &moved)),
-                // It went meanwhile.
+            let (reported, torrent) = match source {
+                Ok(source) => (false, self.start_adding(&path, source, &maybe_renamed)),
+                // The file was deleted meanwhile.
                 Err(SourceError::Io(error)) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(_) if since.elapsed().max(age) < PATIENCE => {
-                    again = earlier(again, TRY);
-                    // What it named before stays for so long.
-                    let named = self.known.remove(&name).and_then(|known| known.named);
-                    self.known.insert(name, Known { stamp, since, told: false, named: None });
-                    others.extend(named.map(|named| (path, named)));
+                Err(_) if since.elapsed().max(age) < MALFORMED_GRACE => {
+                    rescan = earlier(rescan, REREAD_INTERVAL);
+                    let before = self.files.remove(&name).and_then(|file| file.torrent);
+                    self.files.insert(name, FileState { stamp, since, reported: false, torrent: None });
+                    replaced.extend(before.map(|torrent| (path, torrent)));
                     continue;
                 }
                 Err(error) => {
@@ -233,292 +209,169 @@ impl Folder {
                     (true, None)
                 }
             };
-            let before = self.known.insert(name, Known { stamp, since, told, named });
-            others.extend(before.and_then(|known| known.named).map(|named| (path, named)));
+            let before = self.files.insert(name, FileState { stamp, since, reported, torrent });
+            replaced.extend(before.and_then(|file| file.torrent).map(|torrent| (path, torrent)));
         }
-        // After what is new.
+        // Remove old torrents after adding new ones, so that a torrent whose file was renamed stays.
         for name in gone {
-            if let Some(named) = self.known.remove(&name).and_then(|known| known.named) {
-                self.disown(&name, named).await;
+            if let Some(torrent) = self.files.remove(&name).and_then(|file| file.torrent) {
+                self.remove(&name, torrent).await;
             }
         }
-        for (path, named) in others {
+        for (path, before) in replaced {
             let name = path.file_name().unwrap_or_default().to_owned();
-            let is_named = self.known.get(&name).and_then(|known| known.named.as_ref());
-            // The same torrent by the same file, written anew.
-            if is_named.is_none_or(|new| new.info_hash != named.info_hash) {
-                self.disown(&name, named).await;
+            let now = self.files.get(&name).and_then(|file| file.torrent.as_ref());
+            // A file may be rewritten with the same torrent.
+            if now.is_none_or(|now| now.info_hash != before.info_hash) {
+                self.remove(&name, before).await;
             }
         }
-        again
+        rescan
     }
 
-    /// A file names a torrent no longer.
-    async fn disown(&self, name: &OsString, named: Named) {
-        let origin = Origin::File(self.dir.join(name));
-        named.task.abort();
-        if let Some(removed) = self.library.disown(named.info_hash, &origin, self.delete).await {
-            tracing::info!("{} removed: its file is gone", removed.name);
+    /// Lists the directory. Returns `None` if it cannot be read.
+    async fn list(&mut self) -> Option<Vec<ListedFile>> {
+        let (dir, known) = (self.dir.clone(), self.files.keys().cloned().collect());
+        let listed = spawn_blocking(move || list(&dir, known, MAX_FILES))
+            .await
+            .unwrap_or_else(|error| Err(io::Error::other(error)));
+        match listed {
+            Ok((files, is_complete)) => {
+                if !is_complete && !self.is_too_large {
+                    tracing::warn!(
+                        "{} has more than {MAX_FILES} entries; move some to another directory, the rest is ignored",
+                        self.dir.display()
+                    );
+                }
+                self.is_too_large = !is_complete;
+                self.is_unreadable = false;
+                Some(files)
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut self.is_unreadable, true) {
+                    tracing::warn!("cannot read {}, its torrents stay mounted: {error}", self.dir.display());
+                }
+                None
+            }
         }
     }
 
-    /// Begins to add what a file names.
-    fn name(&self, path: &Path, source: Source, moved: &HashSet<InfoHash>) -> Option<Named> {
+    /// Removes the torrent that a file named before.
+    async fn remove(&self, name: &OsString, torrent: NamedTorrent) {
+        let origin = Origin::File(self.dir.join(name));
+        torrent.task.abort();
+        if let Some(removed) = self.library.remove_origin(torrent.info_hash, &origin, self.delete).await {
+            tracing::info!("{} removed, because its file is gone", removed.name);
+        }
+    }
+
+    /// Starts to add the torrent of a file.
+    fn start_adding(&self, path: &Path, source: Source, maybe_renamed: &HashSet<InfoHash>) -> Option<NamedTorrent> {
         let (library, path, origin) = (self.library.clone(), path.to_owned(), Origin::File(path.to_owned()));
         match source {
             Source::Torrent(metainfo) => {
-                let (info_hash, adding) = (metainfo.info_hash, self.adding.clone());
-                let moved = moved.contains(&info_hash);
-                let (trying, tried) = oneshot::channel();
+                let (info_hash, adds) = (metainfo.info_hash, self.adds.clone());
+                let renamed = maybe_renamed.contains(&info_hash);
+                let (attempt, attempted) = oneshot::channel();
                 let task = tokio::spawn(async move {
-                    add(&library, &path, &metainfo, origin, moved, trying, &adding).await;
+                    add_torrent(&library, &path, &metainfo, origin, renamed, attempt, &adds).await;
                 });
-                Some(Named { info_hash, tried: Some(tried), task })
+                Some(NamedTorrent { info_hash, attempted: Some(attempted), task })
             }
             Source::Magnet(magnet) => {
                 let info_hash = magnet.info_hash;
-                let seeking = self.seeking.clone();
+                let lookups = self.lookups.clone();
                 let task = tokio::spawn(async move {
-                    seek(&library, &path, Source::Magnet(magnet), origin, &seeking).await;
+                    add_magnet(&library, &path, magnet, origin, &lookups).await;
                 });
-                Some(Named { info_hash, tried: None, task })
+                Some(NamedTorrent { info_hash, attempted: None, task })
             }
             Source::Url(_) | Source::Directory(_) => None,
         }
     }
 }
 
-/// Adds a torrent; while the cache has no place for it, again and again. `trying` goes after the first time. `moved`: its
-/// file has another name now, and that it is here already is no news.
-async fn add(
+/// Adds a torrent, retrying while the cache has no room. Drops `attempt` after the first attempt. With `renamed`, only the
+/// name of the file is new, so nothing is logged if the torrent is in the library already.
+async fn add_torrent(
     library: &Library,
     path: &Path,
     metainfo: &Metainfo,
     origin: Origin,
-    moved: bool,
-    trying: oneshot::Sender<()>,
-    adding: &Semaphore,
+    renamed: bool,
+    attempt: oneshot::Sender<()>,
+    adds: &Semaphore,
 ) {
-    let (mut trying, mut pause) = (Some(trying), SHORT_PAUSE);
+    let (mut attempt, mut pause) = (Some(attempt), FIRST_RETRY_PAUSE);
     loop {
-        // Never closed.
-        let turn = adding.acquire().await;
-        let added = library.admit(metainfo.clone(), Vec::new(), origin.clone()).await;
-        drop(turn);
-        let passes = added.as_ref().is_err_and(may_pass);
-        let is_old = if passes { trying.is_none() } else { moved && added.as_ref().is_ok_and(|added| added.already) };
-        if !is_old {
-            say(path, added);
+        // Cannot fail: the semaphore is never closed.
+        let permit = adds.acquire().await;
+        let added = library.insert(metainfo.clone(), Vec::new(), origin.clone()).await;
+        drop(permit);
+        let retry = added.as_ref().is_err_and(is_temporary);
+        let is_known =
+            if retry { attempt.is_none() } else { renamed && added.as_ref().is_ok_and(|added| added.already) };
+        if !is_known {
+            log_result(path, added);
         }
-        if !passes {
+        if !retry {
             return;
         }
-        trying = None;
+        attempt = None;
         sleep(pause).await;
-        pause = (pause * 2).min(PAUSE);
+        pause = (pause * 2).min(MAX_RETRY_PAUSE);
     }
 }
 
-/// Looks for a magnet link's torrent until it is found, or never can be.
-async fn seek(library: &Library, path: &Path, source: Source, origin: Origin, seeking: &Semaphore) {
-    let limit = library.0.options.metadata_timeout.unwrap_or(TURN);
-    let mut told = false;
+/// Resolves a magnet link and adds its torrent, retrying until that succeeds or cannot succeed.
+async fn add_magnet(library: &Library, path: &Path, magnet: Magnet, origin: Origin, lookups: &Semaphore) {
+    let limit = library.metadata_timeout().unwrap_or(LOOKUP_TIMEOUT);
+    let mut reported = false;
     loop {
-        let turn = seeking.acquire().await;
+        let permit = lookups.acquire().await;
         let (progress, _) = watch::channel(MetadataProgress::default());
-        let found = tokio::select! {
-            found = timeout(limit, library.0.resolve(source.clone(), &progress)) => found,
-            // Somebody else has found it.
-            added = shown(library, &source, &origin) => return say(path, Ok(added)),
+        let resolved = tokio::select! {
+            resolved = timeout(limit, library.resolve(Source::Magnet(magnet.clone()), &progress)) => resolved,
+            // Another origin may add the torrent meanwhile.
+            added = library.wait_until_shown(magnet.info_hash, &origin) => return log_result(path, Ok(added)),
         };
-        drop(turn);
-        let why = match found {
-            Ok(Ok((metainfo, peers))) => match library.admit(metainfo, peers, origin.clone()).await {
-                Err(error) if may_pass(&error) => error.to_string(),
-                added => return say(path, added),
+        drop(permit);
+        let why = match resolved {
+            Ok(Ok((metainfo, peers))) => match library.insert(metainfo, peers, origin.clone()).await {
+                Err(error) if is_temporary(&error) => error.to_string(),
+                added => return log_result(path, added),
             },
-            Ok(Err(error @ AddError::Metainfo(_))) => return say(path, Err(error)),
+            Ok(Err(error @ AddError::Metainfo(_))) => return log_result(path, Err(error)),
             Ok(Err(error)) => error.to_string(),
             Err(_) => format!("no metadata within {}", humantime::format_duration(limit)),
         };
-        if std::mem::replace(&mut told, true) {
+        if std::mem::replace(&mut reported, true) {
             tracing::debug!("{}: {why}", path.display());
         } else {
-            tracing::warn!("{}: {why}; looking further", path.display());
+            tracing::warn!("{}: {why}; still looking for it", path.display());
         }
-        sleep(PAUSE).await;
+        sleep(MAX_RETRY_PAUSE).await;
     }
 }
 
-/// Waits until the torrent of a link is shown.
-async fn shown(library: &Library, source: &Source, origin: &Origin) -> Added {
-    let mut changes = library.0.changes.subscribe();
-    loop {
-        if let Source::Magnet(magnet) = source
-            && let Some(added) = library.0.find_shown(magnet.info_hash, origin)
-        {
-            return added;
-        }
-        // The sender is the library's.
-        let _ = changes.changed().await;
-    }
-}
-
-/// The fault is the cache's, and not the torrent's.
-fn may_pass(error: &AddError) -> bool {
+/// Whether adding may succeed later, because the cache failed and not the torrent.
+fn is_temporary(error: &AddError) -> bool {
     matches!(error, AddError::Session(SessionError::Store(_)))
 }
 
-/// One line for what came of a file.
-fn say(path: &Path, added: Result<Added, AddError>) {
+/// Logs the result of adding the torrent of a file, in one line.
+fn log_result(path: &Path, added: Result<Added, AddError>) {
     let file = path.display();
     match added {
         Ok(Added { name, already: false, .. }) => tracing::info!("{file}: added as {name}"),
-        Ok(Added { name, .. }) => tracing::warn!("{file}: the same torrent as {name}, which is here; shown once"),
-        Err(error) if may_pass(&error) => tracing::warn!("{file}: {error}; it is tried again"),
+        Ok(Added { name, .. }) => tracing::warn!("{file}: the same torrent as {name}, which is mounted; shown once"),
+        Err(error) if is_temporary(&error) => tracing::warn!("{file}: {error}; it is tried again"),
         Err(error) => tracing::warn!("{file}: {error}; left out"),
     }
 }
 
+/// Returns the earlier of `at` and the time after `wait`.
 fn earlier(at: Option<Instant>, wait: Duration) -> Option<Instant> {
     let other = Instant::now() + wait;
     Some(at.map_or(other, |at| at.min(other)))
-}
-
-fn has_extension(name: &OsString, extension: &str) -> bool {
-    Path::new(name).extension().is_some_and(|other| other.eq_ignore_ascii_case(extension))
-}
-
-fn is_link(name: &OsString) -> bool {
-    has_extension(name, "magnet")
-}
-
-/// The files that name torrents, `most` of them; hidden ones are others' work in progress. Whether that is all.
-///
-/// Where it is not, which entries come first is the filesystem's to say, each time anew: those `known` that were not among
-/// them are asked for by name, and go before new ones.
-fn list(dir: &Path, known: HashSet<OsString>, most: usize) -> io::Result<(Vec<Found>, bool)> {
-    let mut found = Vec::new();
-    let mut entries = dir.read_dir()?;
-    for entry in entries.by_ref().take(most) {
-        let name = entry?.file_name();
-        if name.as_bytes().starts_with(b".") || !(is_link(&name) || has_extension(&name, "torrent")) {
-            continue;
-        }
-        found.extend(look_at(dir, name));
-    }
-    let all = entries.next().is_none();
-    if !all {
-        let (mut old, new): (Vec<_>, Vec<_>) = found.into_iter().partition(|found| known.contains(&found.name));
-        let listed: HashSet<OsString> = old.iter().map(|found| found.name.clone()).collect();
-        old.extend(known.into_iter().filter(|name| !listed.contains(name)).filter_map(|name| look_at(dir, name)));
-        let room = most.saturating_sub(old.len());
-        old.extend(new.into_iter().take(room));
-        found = old;
-    }
-    // Which of two files that name the same torrent comes first is not left to chance.
-    found.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok((found, all))
-}
-
-/// By its path: a symbolic link is as good as a file.
-fn look_at(dir: &Path, name: OsString) -> Option<Found> {
-    let about = dir.join(&name).metadata().ok().filter(|about| about.is_file())?;
-    Some(Found { name, stamp: Stamp::from(&about), modified: about.modified().ok()? })
-}
-
-fn read_all(dir: &Path, names: Vec<OsString>) -> Vec<Result<Source, SourceError>> {
-    let read = |name: OsString| {
-        let path = dir.join(&name);
-        if is_link(&name) { Source::of_magnet(&path) } else { Source::of_torrent(&path) }
-    };
-    names.into_iter().map(read).collect()
-}
-
-/// What the kernel tells of a directory.
-struct Ears {
-    inotify: Inotify,
-    /// Tells when there is something to hear.
-    ready: AsyncFd<OwnedFd>,
-}
-
-impl Ears {
-    /// `None`, and a line in the log: it does not.
-    fn open(dir: &Path) -> Option<Self> {
-        let opened = Inotify::init().and_then(|inotify| {
-            let ready = sys::file::readiness(inotify.as_fd().try_clone_to_owned()?)?;
-            Ok(Self { inotify, ready })
-        });
-        let mut ears = opened
-            .inspect_err(|error| {
-                tracing::warn!("changes of {} are not told by the kernel: {error}; looking every 2 s", dir.display());
-            })
-            .ok()?;
-        ears.listen(dir).then_some(ears)
-    }
-
-    /// Listens to what is at this path now. Whether it can.
-    fn listen(&mut self, dir: &Path) -> bool {
-        let mask = WatchMask::CREATE
-            | WatchMask::CLOSE_WRITE
-            | WatchMask::MOVED_TO
-            | WatchMask::MOVED_FROM
-            | WatchMask::DELETE
-            | WatchMask::DELETE_SELF
-            | WatchMask::MOVE_SELF;
-        self.inotify.watches().add(dir, mask).is_ok()
-    }
-
-    /// Waits until something changed.
-    async fn hear(&mut self) {
-        loop {
-            let Ok(mut ready) = self.ready.readable().await else { return std::future::pending().await };
-            if ready.try_io(|_| read_events(&mut self.inotify)).is_ok() {
-                return;
-            }
-        }
-    }
-
-    /// Forgets what was told.
-    fn drain(&mut self) {
-        while read_events(&mut self.inotify).is_ok() {}
-    }
-}
-
-fn read_events(inotify: &mut Inotify) -> io::Result<()> {
-    inotify.read_events(&mut [0; 4096]).map(drop)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::fs;
-
-    use super::*;
-
-    /// Whatever the filesystem lists first: what had been taken in stays for as long as it is there.
-    #[test]
-    fn what_is_passed_over_is_not_gone() {
-        let dir = tempfile::tempdir().unwrap();
-        let name = |n: usize| OsString::from(format!("{n}.torrent"));
-        let make = |of: std::ops::Range<usize>| of.for_each(|n| fs::write(dir.path().join(name(n)), []).unwrap());
-        let look = |known: &HashSet<OsString>| {
-            let (found, all) = list(dir.path(), known.clone(), 10).unwrap();
-            (found.into_iter().map(|found| found.name).collect::<HashSet<_>>(), all)
-        };
-        make(0..9);
-        fs::write(dir.path().join("note.txt"), []).unwrap();
-        let (first, all) = look(&HashSet::new());
-        assert_eq!((first.len(), all), (9, true));
-
-        make(9..100);
-        let (found, all) = look(&first);
-        assert!(found.is_superset(&first) && found.len() <= 10 && !all, "{found:?}");
-        for n in 0..4 {
-            fs::remove_file(dir.path().join(name(n))).unwrap();
-        }
-        fs::create_dir(dir.path().join(name(3))).unwrap();
-        let gone: HashSet<OsString> = (0..4).map(name).collect();
-        let (found, _) = look(&first);
-        assert!(found.is_superset(&(&first - &gone)) && found.is_disjoint(&gone) && found.len() <= 10, "{found:?}");
-    }
 }

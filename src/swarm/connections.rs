@@ -56,7 +56,8 @@ impl Swarm {
         if self.peers.is_empty() {
             self.pieces.wake(&mut self.rng);
         }
-        self.peers.insert(key, Peer::new(now, addr, direction, id, fast, self.pieces.count()));
+        self.peers
+            .insert(key, Peer::new(now, addr, direction, id, fast, self.pieces.count(), self.config.policy.clone()));
         self.greet(now, key);
     }
 

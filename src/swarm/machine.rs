@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use fixedbitset::FixedBitSet;
 use rand::SeedableRng;
@@ -13,22 +13,12 @@ use super::blame::Blame;
 use super::choker::Choker;
 use super::peer::{Holding, Peer};
 use super::pieces::{Pieces, Slot};
+use super::policy::{Phase, Policy};
 use super::rate::Meter;
-use super::readers::{Readers, Urgent};
+use super::sched::readers::{Readers, Urgent};
 use super::super_seed::SuperSeed;
 use super::{Action, Config, Event, PeerKey, Stats};
 use crate::wire::Message;
-
-/// Seconds of queue at each peer while somebody reads: what a seek may have to wait behind.
-const SHORT: f64 = 0.05;
-/// Seconds of queue at each peer while nobody does.
-const LONG: f64 = 1.0;
-/// Between ticks while a read is blocked: how fast a late block is noticed.
-const URGENT_TICK: Duration = Duration::from_millis(25);
-/// Between ticks while blocks are outstanding.
-const BUSY_TICK: Duration = Duration::from_millis(200);
-/// Between ticks otherwise.
-const IDLE_TICK: Duration = Duration::from_secs(1);
 
 /// One torrent's swarm. See the module's documentation.
 #[derive(Debug)]
@@ -64,8 +54,8 @@ pub struct Swarm {
     pub(super) room: u64,
     /// Connections allowed by what other torrents have.
     pub(super) places: usize,
-    /// Seconds of queue allowed at each peer.
-    pub(super) slack: f64,
+    /// What readers do: how long queues at peers may be follows from it.
+    pub(super) phase: Phase,
     /// Some peer may have work that it had not before.
     pub(super) work: bool,
     next_tick: Instant,
@@ -95,7 +85,7 @@ impl Swarm {
             super_seed: (config.super_seed && config.upload && pieces.complete())
                 .then(|| SuperSeed::new(pieces.count())),
             unchoked: 0,
-            readers: Readers::new(config.lengths, config.max_partial),
+            readers: Readers::new(config.lengths, config.max_partial, config.policy.clone()),
             urgent: Vec::new(),
             needed: Vec::new(),
             blocked: Vec::new(),
@@ -106,7 +96,7 @@ impl Swarm {
             paused: false,
             room: u64::MAX,
             places: usize::MAX,
-            slack: LONG,
+            phase: Phase::Filling,
             work: false,
             next_tick: now,
             down: Meter::new(now),
@@ -180,7 +170,8 @@ impl Swarm {
                 self.stale = true;
             }
         }
-        if now >= self.next_tick || self.readers.any_blocked() && now + URGENT_TICK < self.next_tick {
+        if now >= self.next_tick || self.readers.any_blocked() && now + self.config.policy.blocked_tick < self.next_tick
+        {
             self.tick(now);
         }
         self.settle(now);
@@ -204,7 +195,7 @@ impl Swarm {
 
     /// Somebody reads, or did in the last few seconds.
     pub fn is_read(&self, now: Instant) -> bool {
-        self.readers.active(now)
+        self.readers.is_active(now)
     }
 
     /// A read waits.
@@ -272,11 +263,12 @@ impl Swarm {
         self.tick_requests(now);
         self.work = true;
         let busy = self.peers.values().any(|peer| !peer.asks.is_empty());
+        let Policy { blocked_tick, busy_tick, idle_tick, .. } = *self.config.policy;
         self.next_tick = now
             + match (self.readers.any_blocked(), busy) {
-                (true, _) if !self.peers.is_empty() => URGENT_TICK,
-                (_, true) => BUSY_TICK,
-                _ => IDLE_TICK,
+                (true, _) if !self.peers.is_empty() => blocked_tick,
+                (_, true) => busy_tick,
+                _ => idle_tick,
             };
     }
 
@@ -298,11 +290,12 @@ impl Swarm {
         self.freed = self.pieces.freed;
         let pieces = &self.pieces;
         self.urgent = self.readers.urgent(now, |piece| !pieces.has(piece));
-        self.blocked = self.urgent.iter().filter(|urgent| urgent.is_blocked()).map(|urgent| urgent.piece).collect();
+        self.blocked =
+            self.urgent.iter().filter(|urgent| urgent.need.is_blocked()).map(|urgent| urgent.piece).collect();
         self.blocked.sort_unstable();
         self.needed = self.urgent.iter().map(|urgent| urgent.piece).collect();
         self.needed.sort_unstable();
-        self.set_slack(now);
+        self.set_phase(now);
         let pins = self.readers.pins();
         if pins != self.pins {
             self.pins.clone_from(&pins);
@@ -310,9 +303,12 @@ impl Swarm {
         }
     }
 
-    /// The slack follows from who reads; looked at on each tick, for silence is no event.
-    pub(super) fn set_slack(&mut self, now: Instant) {
-        self.slack = if self.readers.active(now) || !self.urgent.is_empty() { SHORT } else { LONG };
+    /// Derives the phase from the readers. Done on each tick, because silence is no event.
+    pub(super) fn set_phase(&mut self, now: Instant) {
+        self.phase = match self.readers.phase(now) {
+            Phase::Filling if !self.urgent.is_empty() => Phase::Reading,
+            phase => phase,
+        };
     }
 
     /// Checks every structure against the others. For tests; costs a walk over everything.

@@ -101,7 +101,7 @@ impl Swarm {
         }
         self.super_seed_seen(now, key, piece);
         self.became_seed(now, key);
-        if self.peers.get(&key).is_some_and(|peer| peer.wants_refill(now, self.slack)) {
+        if self.peers.get(&key).is_some_and(|peer| peer.wants_refill(now, self.phase)) {
             self.refill(now, key);
         }
     }

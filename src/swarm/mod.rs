@@ -13,17 +13,15 @@
 //! | `machine` | [`Swarm`]: events in, actions out, the clock's tick |
 //! | `messages` | what a peer says and asks |
 //! | `connections` | peers coming and going, duplicates, whom to call |
-//! | `requests` | asking, cancelling, receiving blocks |
-//! | `urgent` | blocked reads and windows: each block to the peer that delivers it soonest |
-//! | `background` | the rest: a piece a peer, rarest first; end-game |
+//! | `policy` | [`Policy`]: every tuning constant, and how long a queue each need is allowed |
+//! | `sched` | readers, and which blocks to request from which peer |
 //! | `verdicts` | checked pieces, bans |
 //! | `orders` | what the user says while it runs: on demand, pause, priorities |
 //! | `snapshot` | what it looks like at one moment, for people |
 //! | `choker`, `super_seed` | whom we serve, and how a torrent's first seeder does |
 //! | `metadata` | before there is a swarm: the metadata of a magnet link |
 //! | `pieces`, `availability` | every piece's one state; the missing ones, rarest first |
-//! | `peer`, `pipeline`, `uploads`, `rate` | one connection |
-//! | `readers` | windows and deadlines |
+//! | `peer`, `uploads`, `rate` | one connection |
 //! | `blame`, `addresses` | who lied; whom to call and whom never again |
 //!
 //! # Cost
@@ -34,7 +32,6 @@
 
 mod addresses;
 mod availability;
-mod background;
 mod blame;
 mod choker;
 mod connections;
@@ -44,22 +41,22 @@ mod metadata;
 mod orders;
 mod peer;
 mod pieces;
-mod pipeline;
+mod policy;
 mod rate;
-mod readers;
-mod requests;
+mod sched;
 mod snapshot;
 mod super_seed;
 mod uploads;
-mod urgent;
 mod verdicts;
 
 pub use machine::Swarm;
 pub use metadata::{MAX_METADATA, MetadataAction, MetadataFetch};
+pub use policy::Policy;
 pub use snapshot::{AwaitedPiece, PartialSnapshot, PeerSnapshot, ReaderSnapshot, Snapshot, WaitSnapshot};
 
 use std::net::SocketAddr;
 use std::ops::Range;
+use std::sync::Arc;
 
 use fixedbitset::FixedBitSet;
 
@@ -284,6 +281,8 @@ pub struct Config {
     pub max_partial: u64,
     /// In which order background fetching starts pieces.
     pub order: PickOrder,
+    /// How requests are scheduled.
+    pub policy: Arc<Policy>,
 }
 
 /// A handful of numbers for people.

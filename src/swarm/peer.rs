@@ -2,13 +2,15 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Instant;
 
 use fixedbitset::FixedBitSet;
 
 use super::pieces::{BlockId, Contributor};
-use super::pipeline::Pipeline;
+use super::policy::{Need, Phase, Policy};
 use super::rate::Meter;
+use super::sched::pipeline::Pipeline;
 use super::uploads::Uploads;
 use super::{Direction, PeerKey};
 use crate::metainfo::BLOCK_LEN;
@@ -21,12 +23,6 @@ const REQQ: usize = 250;
 const MAX_REQQ: usize = 2_000;
 /// The most pieces remembered of each kind of hint (suggested, allowed fast, refused).
 const MAX_HINTS: usize = 64;
-/// How long a piece whose request was rejected is not asked of that peer again.
-const REFUSED: Duration = Duration::from_secs(5);
-/// How many times as long as all that it owes should take a peer is silent that has stalled.
-const STALLED: f64 = 1.5;
-/// How long an answer to a cancelled request may take; then the block may be asked of that peer again.
-const DOUBT: Duration = Duration::from_secs(10);
 /// The most cancelled requests remembered.
 const MAX_DOUBTS: usize = 4_000;
 
@@ -115,6 +111,7 @@ impl Peer {
         id: PeerId,
         fast: bool,
         pieces: u32,
+        policy: Arc<Policy>,
     ) -> Self {
         Self {
             addr,
@@ -134,7 +131,7 @@ impl Peer {
             upload_only: false,
             asks: VecDeque::new(),
             doubts: BTreeMap::new(),
-            pipeline: Pipeline::new(now),
+            pipeline: Pipeline::new(now, policy),
             reqq: REQQ,
             current: None,
             barren: None,
@@ -158,6 +155,10 @@ impl Peer {
 
     pub(super) fn contributor(&self, peer: PeerKey) -> Contributor {
         Contributor { peer, addr: self.addr, id: self.id }
+    }
+
+    fn policy(&self) -> &Policy {
+        self.pipeline.policy()
     }
 
     pub(super) fn has(&self, piece: u32) -> bool {
@@ -184,22 +185,23 @@ impl Peer {
     pub(super) fn serves(&self, now: Instant, piece: u32) -> bool {
         self.has(piece)
             && (!self.choking_us || self.allowed.contains(&piece))
-            && !self.refused.iter().any(|(refused, when)| *refused == piece && now < *when + REFUSED)
+            && !self.refused.iter().any(|(refused, when)| *refused == piece && now < *when + self.policy().reject_pause)
     }
 
     /// The answer to an earlier request of this block may still come: not to be asked again.
     pub(super) fn in_doubt(&self, now: Instant, id: BlockId) -> bool {
-        !self.doubts.is_empty() && self.doubts.get(&id).is_some_and(|since| now < *since + DOUBT)
+        !self.doubts.is_empty() && self.doubts.get(&id).is_some_and(|since| now < *since + self.policy().cancel_grace)
     }
 
     /// No answer to a cancelled request can still be on its way ahead of a new one.
     pub(super) fn is_clean(&self, now: Instant) -> bool {
-        !self.doubts.values().any(|since| now < *since + Duration::from_secs(1))
+        !self.doubts.values().any(|since| now < *since + self.policy().stray_grace)
     }
 
     pub(super) fn doubt(&mut self, now: Instant, id: BlockId) {
         if self.doubts.len() >= MAX_DOUBTS {
-            self.doubts.retain(|_, since| now < *since + DOUBT);
+            let grace = self.policy().cancel_grace;
+            self.doubts.retain(|_, since| now < *since + grace);
         }
         if self.doubts.len() < MAX_DOUBTS {
             self.doubts.insert(id, now);
@@ -211,19 +213,10 @@ impl Peer {
         self.asks.len() >= self.reqq
     }
 
-    /// Bytes that may be asked for now.
-    pub(super) fn room(&self, now: Instant, slack: f64) -> f64 {
-        self.pipeline.room(now, slack).min(self.queue_left())
-    }
-
-    /// Bytes that may be asked for now if that counts more than a short queue: what it delivers in `seconds`.
-    pub(super) fn room_in_haste(&self, seconds: f64) -> f64 {
-        self.pipeline.room_in_haste(seconds).min(self.queue_left())
-    }
-
-    /// Bytes that it would queue beyond those that it was asked for.
-    fn queue_left(&self) -> f64 {
-        (self.reqq - self.asks.len().min(self.reqq)) as f64 * f64::from(BLOCK_LEN)
+    /// Returns the bytes that may be requested now for a need.
+    pub(super) fn room(&self, now: Instant, need: Need, phase: Phase) -> f64 {
+        let queue_left = (self.reqq - self.asks.len().min(self.reqq)) as f64 * f64::from(BLOCK_LEN);
+        self.pipeline.room(now, need, phase).min(queue_left)
     }
 
     /// Seconds until the next `bytes` of what it owes, and of what it would be asked for now, are here. What it owes has
@@ -236,7 +229,7 @@ impl Peer {
             false => now.saturating_duration_since(self.last_progress).as_secs_f64(),
         };
         let eta = self.pipeline.eta(bytes);
-        if silence > self.pipeline.late_after().max(STALLED * self.pipeline.eta(owed)) {
+        if silence > self.pipeline.late_after().max(self.policy().stall_factor * self.pipeline.eta(owed)) {
             return eta + silence;
         }
         let least = if bytes > owed { self.pipeline.eta(bytes - owed) } else { 0.0 };
@@ -244,8 +237,8 @@ impl Peer {
     }
 
     /// Enough of the pipeline has run empty for another batch.
-    pub(super) fn wants_refill(&self, now: Instant, slack: f64) -> bool {
-        self.may_ask(now) && self.asks.len() <= self.reqq * 3 / 4 && self.pipeline.wants_refill(now, slack)
+    pub(super) fn wants_refill(&self, now: Instant, phase: Phase) -> bool {
+        self.may_ask(now) && self.asks.len() <= self.reqq * 3 / 4 && self.pipeline.wants_refill(now, phase)
     }
 
     /// Takes the request for this block out of those outstanding; answers come mostly in order.
@@ -256,13 +249,14 @@ impl Peer {
 
     /// They rejected a request for this piece.
     pub(super) fn refuse(&mut self, now: Instant, piece: u32) {
-        self.refused.retain(|(_, when)| now < *when + REFUSED);
+        let pause = self.policy().reject_pause;
+        self.refused.retain(|(_, when)| now < *when + pause);
         if !self.refused.iter().any(|(refused, _)| *refused == piece) {
             self.refused.push_back((piece, now));
         }
         if self.refused.len() > MAX_HINTS {
             self.refused.pop_front();
-            self.paused = Some(now + REFUSED);
+            self.paused = Some(now + pause);
         }
         self.allowed.retain(|allowed| *allowed != piece);
     }
@@ -284,7 +278,8 @@ impl Peer {
 
     /// What was refused may be asked again after a while.
     pub(super) fn end_pause(&mut self, now: Instant) {
-        let over = |when: Instant| now >= when + REFUSED;
+        let pause = self.policy().reject_pause;
+        let over = |when: Instant| now >= when + pause;
         if self.paused.is_some_and(|until| now >= until) || self.refused.front().is_some_and(|(_, when)| over(*when)) {
             self.paused = None;
             self.refused.retain(|(_, when)| !over(*when));
@@ -294,8 +289,8 @@ impl Peer {
 
     /// Cancelled requests that were never answered may be asked again after a while.
     pub(super) fn forget_doubts(&mut self, now: Instant) {
-        let before = self.doubts.len();
-        self.doubts.retain(|_, since| now < *since + DOUBT);
+        let (before, grace) = (self.doubts.len(), self.policy().cancel_grace);
+        self.doubts.retain(|_, since| now < *since + grace);
         if self.doubts.len() != before {
             self.barren = None;
         }

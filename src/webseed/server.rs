@@ -326,7 +326,7 @@ impl Server {
         headers.extend(range.and_then(|range| Some((RANGE, HeaderValue::try_from(range).ok()?))));
         let purpose = match self.url.kind() {
             SeedKind::Files => Purpose::WebSeed,
-            SeedKind::Script => Purpose::SeedScript,
+            SeedKind::Script => Purpose::HttpSeed,
         };
         match timeout(ANSWER_LIMIT, self.http.open(url.clone(), purpose, &headers)).await {
             Ok(Ok(response)) => {

@@ -1,6 +1,6 @@
 //! Which program a peer id names, by the convention of BEP 20.
 
-use super::PeerId;
+use super::message::PeerId;
 
 /// Codes of `-XX1234-`, and whose they are.
 const CLIENTS: [(&[u8; 2], &str); 30] = [

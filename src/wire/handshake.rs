@@ -2,7 +2,8 @@
 
 use rand::{Rng, RngExt};
 
-use super::{PeerId, WireError};
+use super::error::WireError;
+use super::message::PeerId;
 use crate::metainfo::InfoHash;
 
 /// Bytes of a handshake.

@@ -124,7 +124,7 @@ impl Content for Fake {
     }
 
     /// As if the first half had come.
-    fn had(&self, pieces: Range<u32>) -> u32 {
+    fn have_count(&self, pieces: Range<u32>) -> u32 {
         let half = self.metainfo.layout.lengths().pieces() / 2;
         pieces.end.min(half).saturating_sub(pieces.start)
     }

@@ -85,7 +85,7 @@ fn peers_that_lie_are_banned_and_honest_ones_are_not() {
         log.lines().any(|line| line.contains("banned") && line.contains(&addr))
     };
     assert!(banned(&peers[0]) && banned(&peers[1]) && !banned(&peers[2]), "{log}");
-    assert_eq!(peers[2].calls.load(Ordering::Relaxed), 1, "the honest peer was kept");
+    assert_eq!(peers[2].connections.load(Ordering::Relaxed), 1, "the honest peer was kept");
 }
 
 #[test]
@@ -107,7 +107,7 @@ fn a_dripping_peer_holds_nothing_up() {
     let _turn = turn();
     let Outcome { peers, elapsed, .. } = among(&[Behaviour::Drips, Behaviour::Garbage, Behaviour::Honest]);
     assert!(peers[0].requests.load(Ordering::Relaxed) > 0, "the dripping peer was asked for nothing");
-    assert!(peers[1].calls.load(Ordering::Relaxed) > 0, "the other bad peer was not connected");
+    assert!(peers[1].connections.load(Ordering::Relaxed) > 0, "the other bad peer was not connected");
     assert!(elapsed < UNHINDERED, "{elapsed:?}");
 }
 

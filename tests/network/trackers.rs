@@ -287,7 +287,7 @@ async fn urls_of_strangers_do_not_lead_inside() {
             for host in ["world.test", "203.0.113.1"] {
                 let url = format!("http://{host}:{}/announce", world.port());
                 assert_eq!(get(&url, Purpose::Announce).await, blocked, "{url} to {target}/{path}");
-                assert_eq!(get(&url, Purpose::Own).await, blocked);
+                assert_eq!(get(&url, Purpose::User).await, blocked);
             }
         }
     }

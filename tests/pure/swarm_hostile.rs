@@ -1,6 +1,7 @@
 //! Any sequence of events, well-formed or not: no panic, every invariant after every step, bounded output.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -139,6 +140,7 @@ fn config() -> Config {
         max_connecting: 3,
         max_partial: TOTAL,
         order: PickOrder::RarestFirst,
+        policy: Arc::default(),
     }
 }
 

@@ -1,14 +1,14 @@
-//! What the tree shows of torrents, by attributes, reads and extended attributes.
+//! Attributes, reads and extended attributes of artificial torrents.
 
 use super::super::testing::{file, metainfo};
 use super::*;
 use crate::metainfo::Metainfo;
 use proptest::prelude::*;
 
-/// A torrent of which some pieces are had; its readers give `extra` bytes more than asked for.
+/// A torrent with some of its pieces; its readers return `extra` bytes more than requested.
 struct Fake {
     metainfo: Metainfo,
-    had: Vec<bool>,
+    have: Vec<bool>,
     extra: usize,
 }
 
@@ -22,8 +22,8 @@ impl Content for Fake {
     fn open(self: &Arc<Self>, _: FileIndex) -> Option<FakeReader> {
         Some(FakeReader(self.extra))
     }
-    fn had(&self, pieces: Range<u32>) -> u32 {
-        self.had[pieces.start as usize..pieces.end as usize].iter().filter(|had| **had).count() as u32
+    fn have_count(&self, pieces: Range<u32>) -> u32 {
+        self.have[pieces.start as usize..pieces.end as usize].iter().filter(|have| **have).count() as u32
     }
 }
 
@@ -40,14 +40,14 @@ fn view() -> View {
     View { uid: 5, gid: 6, umask: 0, mounted: SystemTime::UNIX_EPOCH + Duration::from_secs(77), pid: 42 }
 }
 
-fn vfs(metainfo: Metainfo, had: &[bool], view: View) -> Vfs<Fake> {
-    showing(Fake { metainfo, had: had.to_vec(), extra: 0 }, view)
+fn vfs(metainfo: Metainfo, have: &[bool], view: View) -> Vfs<Fake> {
+    vfs_of(Fake { metainfo, have: have.to_vec(), extra: 0 }, view)
 }
 
-fn showing(fake: Fake, view: View) -> Vfs<Fake> {
-    let (branch, mounted) = (Branch::new(&fake.metainfo), view.mounted);
+fn vfs_of(fake: Fake, view: View) -> Vfs<Fake> {
+    let (subtree, mounted) = (Subtree::new(&fake.metainfo), view.mounted);
     let mut vfs = Vfs::new(view);
-    vfs.add(Arc::new(fake), branch, mounted).unwrap();
+    vfs.add(Arc::new(fake), subtree, mounted).unwrap();
     vfs
 }
 
@@ -90,7 +90,7 @@ fn attributes_show_a_full_read_only_file() {
 }
 
 #[test]
-fn the_umask_takes_permissions_away() {
+fn the_umask_removes_permissions() {
     let vfs = vfs(album(), &[false; 260], View { umask: 0o077, ..view() });
     assert_eq!(vfs.attributes(find(&vfs, "a/one")).unwrap().permissions, 0o400);
     assert_eq!(vfs.attributes(find(&vfs, "a/d/two")).unwrap().permissions, 0o500);
@@ -98,7 +98,7 @@ fn the_umask_takes_permissions_away() {
 }
 
 #[test]
-fn a_date_beyond_belief_is_not_shown() {
+fn a_bogus_creation_date_is_ignored() {
     for date in [None, Some(0), Some(-5), Some(i64::MIN), Some(i64::MAX)] {
         let vfs = vfs(Metainfo { creation_date: date, ..album() }, &[false; 260], view());
         assert_eq!(vfs.attributes(find(&vfs, "a/one")).unwrap().time, view().mounted, "{date:?}");
@@ -106,7 +106,7 @@ fn a_date_beyond_belief_is_not_shown() {
 }
 
 #[test]
-fn only_regular_files_open_and_only_for_reading() {
+fn only_regular_files_can_be_opened_and_only_for_reading() {
     let vfs = vfs(album(), &[false; 260], view());
     let one = find(&vfs, "a/one");
     assert_eq!(vfs.open(one, libc::O_RDONLY | libc::O_NONBLOCK).unwrap().clip(0, 100), 6);
@@ -120,7 +120,7 @@ fn only_regular_files_open_and_only_for_reading() {
 
 #[tokio::test]
 async fn reads_are_clipped_at_the_end_and_never_short() {
-    let fake = |extra| showing(Fake { metainfo: album(), had: vec![], extra }, view());
+    let fake = |extra| vfs_of(Fake { metainfo: album(), have: vec![], extra }, view());
     let good = fake(0);
     let handle = good.open(find(&good, "a/one"), 0).unwrap();
     assert_eq!((handle.clip(0, 4), handle.clip(4, 4), handle.clip(6, 4), handle.clip(u64::MAX, 4)), (4, 2, 0, 0));
@@ -139,7 +139,7 @@ async fn a_removed_torrent_is_in_use_until_its_last_file_is_closed() {
     let (hash, one) = (album().info_hash, find(&vfs, "a/one"));
     let later = view().mounted + Duration::from_secs(5);
     let handles = [vfs.open(one, 0).unwrap(), vfs.open(one, 0).unwrap()];
-    let (changed, unused) = vfs.remove(hash, later).unwrap();
+    let (changed, open) = vfs.remove(hash, later).unwrap();
     assert_eq!(changed, [Arc::from("a")]);
     assert!(vfs.remove(hash, later).is_none());
     assert_eq!(vfs.lookup(ROOT, "a"), Err(Error::NoEntry));
@@ -149,12 +149,12 @@ async fn a_removed_torrent_is_in_use_until_its_last_file_is_closed() {
     assert_eq!(vfs.attributes(ROOT).unwrap().time, later);
     let [first, last] = handles;
     drop(first);
-    assert!(!unused.is_closed() && !vfs.forget(hash));
-    // Shown again it has the same user, and cannot be forgotten.
+    assert!(!open.is_closed() && !vfs.forget(hash));
+    // Added again, it keeps its open handle, and cannot be forgotten.
     let fake = vfs.contents[&hash].content.clone();
-    vfs.add(fake, Branch::new(&album()), later).unwrap();
+    vfs.add(fake, Subtree::new(&album()), later).unwrap();
     drop(last);
-    unused.closed().await;
+    open.closed().await;
     assert!(!vfs.forget(hash));
     vfs.remove(hash, later).unwrap().1.closed().await;
     assert!(vfs.forget(hash) && !vfs.forget(hash));
@@ -175,11 +175,11 @@ fn a_file_is_all_data() {
 }
 
 #[test]
-fn extended_attributes_tell_of_progress() {
-    // Pieces of 4: `one` has 0..6 (pieces 0, 1), `two` 6..11 (1, 2), `three` 12..1037 (3 to 259).
-    let mut had = [false; 260];
-    had[1] = true;
-    let vfs = vfs(album(), &had, view());
+fn extended_attributes_report_progress() {
+    // Pieces of 4 bytes: `one` is 0..6 (pieces 0 and 1), `two` is 6..11 (1 and 2), `three` is 12..1037 (3 to 259).
+    let mut have = [false; 260];
+    have[1] = true;
+    let vfs = vfs(album(), &have, view());
     let get = |path: &str, name: &str| vfs.extended_attribute(find(&vfs, path), &format!("{ATTRIBUTE_PREFIX}{name}"));
     assert_eq!(get("a/one", "progress").unwrap(), "33");
     assert_eq!(get("a/one", "pieces").unwrap(), "1/2");
@@ -206,11 +206,11 @@ fn extended_attributes_tell_of_progress() {
 }
 
 proptest! {
-    /// Against counting every byte by itself.
+    /// The reference counts every byte by itself.
     #[test]
     fn progress_counts_every_byte_and_piece_once(
         files in prop::collection::vec((0u64..20, 0u8..4), 1..12),
-        had in prop::collection::vec(any::<bool>(), 60),
+        have in prop::collection::vec(any::<bool>(), 60),
     ) {
         let files: Vec<_> = files.into_iter().enumerate().map(|(n, (len, kind))| match kind {
             0 => file(&format!("t/pad{n}"), len).pad(),
@@ -218,7 +218,7 @@ proptest! {
             _ => file(&format!("t/even/{n}"), len),
         }).collect();
         prop_assume!(files.iter().any(|file| file.len > 0));
-        let vfs = vfs(metainfo(1, "t", files), &had, view());
+        let vfs = vfs(metainfo(1, "t", files), &have, view());
         let layout = &vfs.contents.values().next().unwrap().content.metainfo.layout;
         for directory in ["odd", "even", ""] {
             let Ok(ino) = [&["t"][..], &[directory][..]].concat().into_iter().filter(|name| !name.is_empty())
@@ -230,10 +230,10 @@ proptest! {
             let pieces: std::collections::BTreeSet<usize> = bytes.iter().map(|byte| (byte / 4) as usize).collect();
             let progress = vfs.progress(ino);
             prop_assert_eq!(progress.bytes, bytes.len() as u64);
-            prop_assert_eq!(progress.had_bytes, bytes.iter().filter(|byte| had[(**byte / 4) as usize]).count() as u64);
+            prop_assert_eq!(progress.have_bytes, bytes.iter().filter(|byte| have[(**byte / 4) as usize]).count() as u64);
             prop_assert_eq!(progress.pieces, pieces.len() as u64);
-            prop_assert_eq!(progress.had, pieces.iter().filter(|piece| had[**piece]).count() as u64);
-            prop_assert_eq!(progress.percent() == 100, progress.bytes == progress.had_bytes);
+            prop_assert_eq!(progress.have_pieces, pieces.iter().filter(|piece| have[**piece]).count() as u64);
+            prop_assert_eq!(progress.percent() == 100, progress.bytes == progress.have_bytes);
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::session::seeding::Seeding;
 use crate::session::shares::{MAX_PARTIAL, MAX_PEERS, Share};
 use crate::session::sources::{Finders, Sources};
 use crate::session::{Session, SessionError, Torrent, TorrentOptions};
-use crate::store::{self, Place, TorrentSpec};
+use crate::store::{self, Place, TorrentSpec, TorrentStore};
 use crate::swarm::{self, Stats, Swarm};
 use crate::webseed::WebSeed;
 
@@ -58,7 +58,8 @@ pub(in crate::session) async fn start(
     let spec = TorrentSpec { verify: options.verify, place: options.place, progress, ..TorrentSpec::from(&*metainfo) };
     let cache = session.config.cache.clone();
     let opening = tokio::task::spawn_blocking(move || {
-        cache.add(
+        TorrentStore::open(
+            &cache,
             spec,
             Box::new(move |piece| {
                 let _ = evicted_tx.send(piece);
@@ -85,6 +86,7 @@ pub(in crate::session) async fn start(
         max_connecting: MAX_CONNECTING,
         max_partial: MAX_PARTIAL,
         order: swarm::PickOrder::RarestFirst,
+        policy: Arc::default(),
     };
     transferred.left.store(left(&store, &metainfo), Ordering::Relaxed);
     let swarm = Swarm::new(config, have, Instant::now());

@@ -10,6 +10,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fixedbitset::FixedBitSet;
@@ -116,6 +117,7 @@ pub fn config(lengths: Lengths, seed: u64) -> Config {
         max_connecting: 20,
         max_partial: 64 << 20,
         order: PickOrder::RarestFirst,
+        policy: Arc::default(),
     }
 }
 
