@@ -95,7 +95,7 @@ fn shown(screen: &str) -> Option<u64> {
 
 #[test]
 fn the_screen_follows_the_status_and_keys_work() {
-    if !can_run(&["mktorrent", "opentracker", "/usr/bin/python3", "tmux"]) {
+    if !can_run(&["mktorrent", "opentracker", "libtorrent", "tmux"]) {
         return;
     }
     let _turn = turn();

@@ -20,7 +20,7 @@ const NONE: [&str; 2] = ["in_enc_policy=2", "out_enc_policy=2"];
 
 /// A mount downloads from a libtorrent peer with these settings, and then uploads to another one.
 fn transfers_both_ways(settings: &[&str]) {
-    if !can_run(&["opentracker", "mktorrent"]) {
+    if !can_run(&["opentracker", "mktorrent", "libtorrent"]) {
         return;
     }
     let _turn = turn();
@@ -56,7 +56,7 @@ fn libtorrent_disables_encryption() {
 
 #[test]
 fn transmission_requires_encryption() {
-    if !can_run(&["transmission-cli", "opentracker", "mktorrent"]) {
+    if !can_run(&["transmission-cli", "opentracker", "mktorrent", "libtorrent"]) {
         return;
     }
     let _turn = turn();
@@ -80,7 +80,7 @@ fn transmission_requires_encryption() {
 
 #[test]
 fn aria2_requires_encryption_in_both_directions() {
-    if !can_run(&["aria2c", "opentracker", "mktorrent"]) {
+    if !can_run(&["aria2c", "opentracker", "mktorrent", "libtorrent"]) {
         return;
     }
     let _turn = turn();
@@ -116,7 +116,7 @@ fn aria2_requires_encryption_in_both_directions() {
 
 #[test]
 fn a_policy_is_enforced_over_tcp_and_utp() {
-    if !can_run(&["opentracker", "mktorrent"]) {
+    if !can_run(&["opentracker", "mktorrent", "libtorrent"]) {
         return;
     }
     let _turn = turn();
@@ -162,7 +162,7 @@ fn a_policy_is_enforced_over_tcp_and_utp() {
 
 #[test]
 fn a_mount_enforces_the_policy_of_its_flag() {
-    if !can_run(&["opentracker", "mktorrent"]) {
+    if !can_run(&["opentracker", "mktorrent", "libtorrent"]) {
         return;
     }
     let _turn = turn();

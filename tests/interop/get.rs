@@ -26,7 +26,7 @@ fn are_equal(a: &Path, b: &Path) -> bool {
 }
 
 fn tools() -> bool {
-    can_run(&["opentracker", "mktorrent"])
+    can_run(&["opentracker", "mktorrent", "libtorrent"])
 }
 
 #[test]

@@ -26,7 +26,7 @@ fn percent(text: &str) -> String {
 
 #[test]
 fn a_link_with_a_tracker_is_mounted_and_later_served_from_the_cache() {
-    if !can_run(&["opentracker", "mktorrent"]) {
+    if !can_run(&["opentracker", "mktorrent", "libtorrent"]) {
         return;
     }
     let _turn = turn();
@@ -51,7 +51,7 @@ fn a_link_with_a_tracker_is_mounted_and_later_served_from_the_cache() {
 
 #[test]
 fn an_info_hash_with_a_given_peer_and_a_link_that_names_one_are_mounted() {
-    if !can_run(&["opentracker", "mktorrent"]) {
+    if !can_run(&["opentracker", "mktorrent", "libtorrent"]) {
         return;
     }
     let _turn = turn();
@@ -68,7 +68,7 @@ fn an_info_hash_with_a_given_peer_and_a_link_that_names_one_are_mounted() {
 /// We send metadata to libtorrent, and to a mount of our own that knows no other peer.
 #[test]
 fn peers_get_the_metadata_from_us() {
-    if !can_run(&["opentracker", "mktorrent"]) {
+    if !can_run(&["opentracker", "mktorrent", "libtorrent"]) {
         return;
     }
     let _turn = turn();
@@ -156,7 +156,7 @@ fn answer(status: &str, body: &[u8]) -> Vec<u8> {
 
 #[test]
 fn a_torrent_file_is_fetched_from_its_url() {
-    if !can_run(&["opentracker", "mktorrent"]) {
+    if !can_run(&["opentracker", "mktorrent", "libtorrent"]) {
         return;
     }
     let _turn = turn();

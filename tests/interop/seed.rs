@@ -15,7 +15,7 @@ const LIMIT: Duration = Duration::from_secs(180);
 const PIECE: usize = 1 << 16;
 
 fn tools(more: &[&str]) -> bool {
-    can_run(&[&["opentracker", "mktorrent"], more].concat())
+    can_run(&[&["opentracker", "mktorrent", "libtorrent"], more].concat())
 }
 
 fn quiet(command: &mut Command) -> Process {

@@ -31,7 +31,7 @@ fn escaped(info_hash: InfoHash) -> String {
 
 /// Every client finds the seeder through our tracker alone, downloads the file, and is counted.
 fn clients_meet(scheme: &str) {
-    if !can_run(&["mktorrent", "python3", "aria2c", "transmission-cli"]) {
+    if !can_run(&["mktorrent", "libtorrent", "aria2c", "transmission-cli"]) {
         return;
     }
     let _turn = turn();

@@ -12,7 +12,7 @@ const LIMIT: Duration = Duration::from_secs(90);
 
 #[test]
 fn libtorrent_uses_utp_alone() {
-    if !can_run(&["opentracker", "mktorrent"]) {
+    if !can_run(&["opentracker", "mktorrent", "libtorrent"]) {
         return;
     }
     let _turn = turn();
@@ -39,7 +39,7 @@ fn libtorrent_uses_utp_alone() {
 
 #[test]
 fn rqbit_uses_utp_alone() {
-    if !can_run(&["rqbit", "opentracker", "mktorrent"]) {
+    if !can_run(&["rqbit", "opentracker", "mktorrent", "libtorrent"]) {
         return;
     }
     let _turn = turn();

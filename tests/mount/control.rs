@@ -115,7 +115,7 @@ fn a_path_that_is_no_mount_is_reported_in_one_line() {
 
 #[test]
 fn the_socket_is_private_and_removed_with_the_mount() {
-    if !can_run(&["mktorrent", "opentracker", "curl", "setpriv"]) || sh("id -u").trim() != "0" {
+    if !can_run(&["mktorrent", "opentracker", "libtorrent", "curl", "setpriv"]) || sh("id -u").trim() != "0" {
         return;
     }
     let _turn = turn();

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use crate::support::*;
 
-const TOOLS: [&str; 6] = ["opentracker", "mktorrent", "rsync", "tar", "ffprobe", "ffmpeg"];
+const TOOLS: [&str; 7] = ["opentracker", "mktorrent", "libtorrent", "rsync", "tar", "ffprobe", "ffmpeg"];
 
 /// Writes a directory with empty, small and large files, unusual names, depth and a film.
 fn make_tree(root: &Path) {
@@ -91,7 +91,7 @@ fn tools_read_the_exact_bytes() {
 
 #[test]
 fn a_mount_looks_like_a_download_directory() {
-    if !can_run(&TOOLS[..2]) {
+    if !can_run(&TOOLS[..3]) {
         return;
     }
     let _turn = turn();

@@ -11,7 +11,7 @@ use crate::support::fake::{self, Behaviour, TrackerFault};
 use crate::support::*;
 use torrentfs::metainfo::Metainfo;
 
-const TOOLS: [&str; 2] = ["opentracker", "mktorrent"];
+const TOOLS: [&str; 3] = ["opentracker", "mktorrent", "libtorrent"];
 /// Longest time from the start of a mount to the end of an 8 MiB read beside a peer that sends nothing. It needs a second
 /// or two; a block that waited for the disconnection of such a peer would take a minute.
 const UNHINDERED: Duration = Duration::from_secs(15);

@@ -43,8 +43,9 @@ struct Stage {
 
 /// Returns whether the test can run: the requirements of `can_run`, and root.
 fn can_stage(programs: &[&str]) -> bool {
-    let able =
-        can_run(&[&["unshare", "nsenter", "setpriv", "getfattr", "mktorrent", "opentracker"], programs].concat());
+    let able = can_run(
+        &[&["unshare", "nsenter", "setpriv", "getfattr", "mktorrent", "opentracker", "libtorrent"], programs].concat(),
+    );
     let root = fs::metadata("/proc/self").unwrap().uid() == 0;
     if !root {
         eprintln!("skipped: only root can make a mount namespace");

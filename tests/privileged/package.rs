@@ -90,14 +90,33 @@ fn can_make_machine() -> bool {
     if !root {
         eprintln!("skipped: only root can make namespaces");
     }
-    root && can_run(&["unshare", "nsenter", "setpriv", "getfattr", "mktorrent", "opentracker", "dpkg", "systemctl"])
+    root && can_run(&[
+        "unshare",
+        "nsenter",
+        "setpriv",
+        "getfattr",
+        "mktorrent",
+        "opentracker",
+        "libtorrent",
+        "dpkg",
+        "systemctl",
+    ])
 }
 
 #[test]
 fn the_deb_is_installed_used_upgraded_and_purged() {
     let Some(packages) = packages() else { return };
-    if !can_run(&["unshare", "nsenter", "setpriv", "getfattr", "mktorrent", "opentracker", "dpkg", "systemd-sysusers"])
-    {
+    if !can_run(&[
+        "unshare",
+        "nsenter",
+        "setpriv",
+        "getfattr",
+        "mktorrent",
+        "opentracker",
+        "libtorrent",
+        "dpkg",
+        "systemd-sysusers",
+    ]) {
         return;
     }
     if fs::metadata("/proc/self").unwrap().uid() != 0 {

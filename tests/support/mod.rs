@@ -14,7 +14,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{LazyLock, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -31,11 +31,17 @@ pub fn turn() -> MutexGuard<'static, ()> {
     TURN.lock().unwrap_or_else(|failed| failed.into_inner())
 }
 
-/// Returns whether the test can run: `/dev/fuse` and these programs exist. In CI a missing one is a failure; elsewhere the
-/// test is skipped with a message.
+/// Returns whether the test can run: `/dev/fuse` and these programs exist. `libtorrent` stands for its Python bindings.
+/// In CI a missing one is a failure; elsewhere the test is skipped with a message.
 pub fn can_run(programs: &[&str]) -> bool {
-    let found = |program: &str| {
-        std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).exists()))
+    static LIBTORRENT: LazyLock<bool> = LazyLock::new(|| {
+        let import = Command::new("/usr/bin/python3").args(["-c", "import libtorrent"]).output();
+        import.is_ok_and(|output| output.status.success())
+    });
+    let found = |program: &str| match program {
+        "libtorrent" => *LIBTORRENT,
+        _ => std::env::var_os("PATH")
+            .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).exists())),
     };
     let mut missing: Vec<&str> = programs.iter().copied().filter(|program| !found(program)).collect();
     if !Path::new("/dev/fuse").exists() {
