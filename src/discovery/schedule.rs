@@ -232,7 +232,8 @@ impl Schedule {
                     }
                     _ => When::At(now + back_off(tracker.failures, &mut self.rng)),
                 };
-                // This tracker never counted us. When it does, it learns the right number of missing bytes.
+                // This tracker never counted us. Its first successful announce will have the right number of missing
+                // bytes.
                 tracker.completed_pending &= tracker.registered;
                 tracker.last = Some(Err(error));
                 if !self.answered && matches!(self.round, Round::Next(_)) {
@@ -262,7 +263,7 @@ impl Schedule {
         self.trackers.iter().any(|tracker| tracker.completed_pending && (tracker.registered || tracker.in_flight))
     }
 
-    /// Moves the next round forward, because more peers are wanted: to the time at which any tracker may be asked.
+    /// Advances the next round to the earliest time at which a tracker may be asked, because more peers are wanted.
     pub fn want_peers(&mut self, now: Instant) {
         let Round::Next(next) = self.round else { return };
         let Some(allowed) = self.first_allowed(now) else { return };

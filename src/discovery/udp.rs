@@ -1,9 +1,9 @@
 //! UDP tracker client (BEP 15).
 //!
 //! An exchange is with one address: a connect request, unless a connection id from the last minute is cached, followed
-//! by the request itself. A request without a reply is sent again after 15·2ⁿ seconds, but only twice, because the
-//! schedule goes on to other trackers and retries this one with a back-off of its own. The socket is connected, so that
-//! the kernel drops datagrams from other addresses and reports at once when nobody listens.
+//! by the request itself. A request without a reply is sent again after 15 s and given up after another 30 s. BEP 15
+//! allows more repetitions, but the schedule has a back-off of its own and other trackers to ask. The socket is
+//! connected, so that the kernel drops datagrams from other addresses and reports at once when nobody listens.
 //!
 //! A tracker whose name has addresses of both families is asked at one of each, because each returns only peers of its
 //! own family.

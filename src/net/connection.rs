@@ -64,7 +64,7 @@ pub struct Connection {
 #[derive(Clone, Debug)]
 pub struct Outbox(mpsc::Sender<Vec<Message>>);
 
-/// The outbox is full or the connection has ended ([`Incoming::Closed`] tells which). Returns the messages.
+/// The outbox is full, or the connection has ended, which [`Incoming::Closed`] reports. Returns the messages.
 #[derive(Debug)]
 pub struct OutboxFull(pub Vec<Message>);
 

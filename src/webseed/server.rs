@@ -19,19 +19,20 @@ use crate::metainfo::{File, FileIndex, FileKind, Metainfo, PieceIndex};
 use crate::util::{lock, printable};
 use crate::wire::bitfield_to_wire;
 
-/// Time limit for the head of a response.
+/// Time limit for the head of a response. Servers that fetch the file from elsewhere first can take long.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
-/// Files whose redirect target is remembered.
+/// Files whose redirect target is remembered. Bounds the memory for torrents with many files.
 const MAX_REDIRECTS: usize = 1024;
-/// Bytes that are read and dropped, or used if wanted, when a server without range support sends a file from its start.
+/// Bytes that a server without range support may send before the requested ones. What is further into a file counts as
+/// missing, because reaching it would cost more than it brings.
 const MAX_SKIP: u64 = 32 << 20;
 /// Maximum length of one run, in bytes: long enough to make the round trip cheap, short enough to cancel.
 const MAX_RUN: u64 = 4 << 20;
-/// Maximum number of files in one run. They are requested one after the other.
+/// Maximum number of files in one run. They are requested one after the other, so many small files would delay a run.
 const MAX_PARTS: usize = 8;
 /// Longest body that is read as the wait time of a busy script, in bytes (BEP 17).
 const MAX_WAIT_TEXT: usize = 64;
-/// Maximum wait that a server may impose.
+/// Maximum wait that a server may impose, so that a wrong header does not disable it for days.
 const MAX_WAIT: Duration = Duration::from_secs(3600);
 
 /// A failure and its consequence.

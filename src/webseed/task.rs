@@ -19,9 +19,10 @@ use crate::wire::{ExtensionHandshake, Message, Request};
 
 /// Maximum number of concurrent HTTP requests to one server, including those whose blocks are not wanted any more.
 pub(super) const MAX_FETCHES: usize = 8;
-/// Maximum number of concurrent HTTP requests whose blocks are wanted.
+/// Maximum number of concurrent HTTP requests whose blocks are wanted: hides the round trips without loading the
+/// server.
 const MAX_WANTED_FETCHES: usize = 4;
-/// The same for a script, which may count its clients.
+/// The same for a script (BEP 17), which may limit the connections of a client.
 const MAX_SCRIPT_FETCHES: usize = 2;
 /// Block requests queued, announced as `reqq` (BEP 10).
 const MAX_QUEUE: usize = 2_000;
@@ -29,9 +30,9 @@ const MAX_QUEUE: usize = 2_000;
 const MAX_LACKING: usize = 32;
 /// Wait after the second consecutive failure; it doubles with each further one. The first failure is retried at once.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
-/// Maximum to which the wait doubles.
+/// Maximum to which the wait doubles, so that a server which is back is used again within minutes.
 const LONGEST_WAIT: Duration = Duration::from_secs(300);
-/// Interval of keep-keep_alive_at messages.
+/// Interval of keep-alive messages: half of the two minutes that BEP 3 allows.
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
 
 /// Acts as the server until the connection is dropped, or until only a new connection can announce the right pieces.
@@ -229,7 +230,7 @@ impl<K: Copy + Send + Sync + 'static> Task<K> {
         std::iter::once(Message::Choke).chain(requests.into_iter().map(Message::Reject)).collect()
     }
 
-    /// Handles the end of a pause, or sends a keep-keep_alive_at.
+    /// Handles the end of a pause, or sends a keep-alive.
     fn on_wakeup(&mut self) -> Vec<Message> {
         if self.paused_until.is_some_and(|until| Instant::now() >= until) {
             self.paused_until = None;
