@@ -38,14 +38,14 @@ use std::fmt;
 use clap::Parser;
 
 use crate::fs::unmount_path;
-use crate::sys::process::keep_heap_small;
+use crate::sys::process::tune_allocator;
 use args::{Cli, Command, Exit};
 use config::Config;
 use log::Verbosity;
 
 /// Runs the program; what it returns is the exit status.
 pub fn run() -> Exit {
-    keep_heap_small();
+    tune_allocator();
     let cli = Cli::try_parse().unwrap_or_else(|error| refuse(&error));
     let verbosity = Verbosity::new(cli.verbose, cli.quiet);
     let config = || Config::load(cli.config.as_deref());

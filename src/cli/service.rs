@@ -61,7 +61,7 @@ impl Signals {
 
 /// The runtime that all of it runs on. Not before a daemon has been split off.
 pub(super) fn runtime() -> Result<runtime::Runtime, Failure> {
-    if let Err(error) = sys::process::allow_descriptors(OPEN_FILES) {
+    if let Err(error) = sys::process::raise_descriptor_limit(OPEN_FILES) {
         tracing::debug!("the limit of open files stays: {error}");
     }
     runtime::Builder::new_multi_thread()

@@ -18,7 +18,7 @@ use super::ledger::{Ledger, Parked, Victim, on_disk};
 use super::memory::{Lost, Memory};
 use super::torrent::{Save, Torrent};
 use crate::metainfo::{InfoHash, PieceIndex};
-use crate::sys::process::give_heap_back;
+use crate::sys::process::trim_heap;
 use crate::util::lock;
 
 /// Between two rounds of the keeper.
@@ -421,7 +421,7 @@ fn keep(cache: &Weak<Cache>, stopped: &std::sync::mpsc::Receiver<()>) {
         let Some(cache) = cache.upgrade() else { break };
         cache.round(Instant::now());
         if holes.round(cache.pool.given()) {
-            give_heap_back();
+            trim_heap();
         }
     }
 }

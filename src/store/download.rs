@@ -222,6 +222,6 @@ pub fn space_missing(dir: &Path, files: &[metainfo::File]) -> io::Result<Option<
     };
     let with_bytes = files.iter().filter(|file| matches!(file.kind, FileKind::Regular { .. }));
     let needed = with_bytes.map(|file| file.len.saturating_sub(allocated(file))).fold(0, u64::saturating_add);
-    let free = sys::available(&File::open(dir)?)?;
+    let free = sys::available_bytes(&File::open(dir)?)?;
     Ok((needed > free).then_some((needed, free)))
 }

@@ -338,7 +338,7 @@ impl Files {
             if write {
                 self.size(file, &opened, &about)?;
             }
-            Ok(Handle { in_memory: sys::is_in_memory(&opened)?, file: Arc::new(opened) })
+            Ok(Handle { in_memory: sys::is_on_tmpfs(&opened)?, file: Arc::new(opened) })
         });
         let handle = opened.map_err(|error| {
             if error.kind() == io::ErrorKind::NotFound {

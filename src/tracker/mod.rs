@@ -58,7 +58,7 @@ use http::Slow;
 use service::Service;
 use workers::Workers;
 
-use crate::sys::datagrams::tell_destination;
+use crate::sys::datagrams::enable_packet_info;
 
 /// Where trackers listen by custom.
 pub const DEFAULT_PORT: u16 = 6969;
@@ -194,7 +194,7 @@ impl Tracker {
         let each = std::thread::available_parallelism().map_or(1, |cores| cores.get().min(MAX_THREADS));
         let (slow, mut workers) = (Arc::new(Slow::default()), Workers::default());
         for socket in udp {
-            tell_destination(&socket)?;
+            enable_packet_info(&socket)?;
             let service = service.clone();
             workers.start("tracker-udp", socket, each, move |socket, end| udp::serve(socket, end, &service))?;
         }
