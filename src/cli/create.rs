@@ -374,7 +374,7 @@ fn tell_renamed(draft: &Metainfo, files: &[Found]) {
 
 fn failed(path: &Path, error: impl std::fmt::Display) -> Failure {
     let error = error.to_string();
-    let error = error.strip_prefix("cannot make a torrent: ").unwrap_or(&error);
+    let error = error.strip_prefix("cannot create the torrent: ").unwrap_or(&error);
     Failure::new(Exit::Failure, format!("cannot make a torrent of {}: {error}", path.display()))
 }
 

@@ -141,7 +141,7 @@ pub fn check(metainfo: &Metainfo, path: &Path, done: &(dyn Fn(u32, PieceState) +
     let content = Paths(files.iter().map(|file| (file.index, file.path.as_path())).collect());
     hash(layout, lengths.iter().filter(is_there), &content, &|piece, result| {
         match result {
-            Ok(digest) if metainfo.hashes.is(piece, &digest) => told(piece, PieceState::Good),
+            Ok(digest) if metainfo.hashes.matches(piece, &digest) => told(piece, PieceState::Good),
             Ok(_) => told(piece, PieceState::Bad),
             Err(unread) => {
                 faults.lock().unwrap_or_else(PoisonError::into_inner).insert(unread.file, unread.why.to_string());

@@ -104,7 +104,7 @@ const V2_ONLY: [&str; 3] = ["v2_invalid_filename.torrent", "v2_no_piece_layers.t
 fn fault_words(reason: &str) -> &'static [&'static str] {
     match reason {
         // One of these breaks off in the middle of a dictionary, after which libtorrent finds no name.
-        "torrent_missing_name" => &["`name`", "`path`", "not a sound .torrent file"],
+        "torrent_missing_name" => &["`name`", "`path`", "not a valid .torrent file"],
         "torrent_invalid_name" => &["`symlink path`", "`path`", "`name`"],
         "torrent_invalid_length" => &["`length`", "no bytes"],
         "torrent_missing_piece_length" => &["`piece length`"],
