@@ -11,8 +11,7 @@ use std::time::{Duration, Instant};
 
 use etcetera::BaseStrategy;
 
-use super::Failure;
-use super::args::Exit;
+use super::failure::{Exit, Failure};
 use crate::fs::prepare;
 use crate::store::{Cache, StoreError};
 

@@ -9,11 +9,10 @@ use bytesize::ByteSize;
 use clap::Args;
 use serde::Serialize;
 
-use super::args::Exit;
-use super::create::count;
-use super::output::{self, GREEN, PLAIN, RED, STANDARD, YELLOW, shown};
+use super::failure::{Exit, Failure};
+use super::output::{self, GREEN, PLAIN, RED, STANDARD, YELLOW};
 use super::progress::Progress;
-use super::{Failure, fault_to};
+use super::text::{count, shown};
 use crate::library::read_torrent;
 use crate::metainfo::{Metainfo, PieceIndex};
 use crate::payload::{self, Check, CheckedFile, FileState, PieceState};
@@ -21,7 +20,7 @@ use crate::payload::{self, Check, CheckedFile, FileState, PieceState};
 /// Runs of pieces named on a line; JSON has all of them.
 const RUNS: usize = 8;
 
-pub(super) const AFTER_HELP: &str = "\
+const AFTER_HELP: &str = "\
 The exit code is 0 only if every piece is good and every file is as long as it
 should be; 6 if not. Nothing is written. Each file that is not as it should be
 has a line:
@@ -43,9 +42,10 @@ Examples:
   torrentfs check film.torrent ~/Videos/film.mkv
   torrentfs check album.torrent ~/Music && echo all right";
 
-/// `torrentfs check`.
+/// Tell whether files are those of a torrent, and which are not
 #[derive(Args, Clone, Debug)]
-pub struct CheckArgs {
+#[command(after_help = AFTER_HELP)]
+pub(super) struct CheckArgs {
     /// A .torrent file, or "-" for standard input
     torrent: OsString,
 
@@ -114,8 +114,8 @@ fn read(torrent: &OsString) -> Result<Metainfo, Failure> {
         true => read_torrent(std::io::stdin().lock()),
         false => std::fs::File::open(torrent).and_then(read_torrent),
     };
-    let bytes = bytes.map_err(|error| fault_to("read", &shown, error))?;
-    Metainfo::parse(&bytes).map_err(|error| fault_to("read", &shown, error))
+    let bytes = bytes.map_err(|error| Failure::of_torrent("read", &shown, error))?;
+    Metainfo::parse(&bytes).map_err(|error| Failure::of_torrent("read", &shown, error))
 }
 
 /// The word for a state, and what more there is to say.

@@ -8,16 +8,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytesize::ByteSize;
+use clap::Args;
 
-use super::args::{DemoArgs, Exit};
 use super::cache_dir::CacheDir;
-use super::http::HttpFlags;
+use super::failure::{Exit, Failure};
+use super::flags::values::{duration, some_rate};
+use super::flags::{HttpFlags, MountOptions, NetworkArgs};
 use super::log::{self, Verbosity};
 use super::mount_args::MountArgs;
-use super::network::NetworkArgs;
-use super::options::MountOptions;
-use super::service::{self, Service, Signals};
-use super::{Failure, sample};
+use super::runtime::{Signals, runtime};
+use super::sample;
+use super::service::{self, Service};
 use crate::fs::Attacher;
 use crate::library::{Library, Source};
 use crate::metainfo::{Metainfo, NewFile, NewTorrent, hash_pieces};
@@ -32,11 +33,34 @@ const PIECE_LEN: u32 = 128 * 1024;
 const SEEDERS: usize = 2;
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
+/// See it work: a whole swarm on this machine, with sample music and video, mounted
+///
+/// Makes a sample library and a torrent of it, starts a tracker and throttled seeders on loopback, and mounts the
+/// torrent. Nothing leaves this machine. Ctrl-C takes everything away again.
+#[derive(Args, Clone, Debug, PartialEq)]
+#[command(args_override_self = true)]
+pub(super) struct DemoArgs {
+    /// Where to mount [default: a new temporary directory]
+    pub(super) mountpoint: Option<PathBuf>,
+
+    /// What each of the seeders gives in a second at most
+    #[arg(long, value_name = "RATE", default_value = "2MiB", value_parser = some_rate)]
+    pub(super) rate: u64,
+
+    /// End by itself after so long [default: on Ctrl-C]
+    #[arg(long = "for", value_name = "TIME", value_parser = duration)]
+    pub(super) time: Option<Duration>,
+
+    /// Read every file through the mount, compare it with the original, and end: 0 if all is the same, else 1
+    #[arg(long, conflicts_with = "time")]
+    pub(super) check: bool,
+}
+
 /// Shows it, or checks it and ends.
 pub(super) fn run(args: DemoArgs, verbosity: Verbosity) -> Result<(), Failure> {
     log::to_stderr(verbosity);
     let dir = Scratch::new().map_err(|error| failed("make a temporary directory", error))?;
-    service::runtime()?.block_on(demonstrate(&args, &dir.0))
+    runtime()?.block_on(demonstrate(&args, &dir.0))
 }
 
 async fn demonstrate(args: &DemoArgs, dir: &Path) -> Result<(), Failure> {

@@ -8,15 +8,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use clap::Args;
 use serde::Serialize;
 
-use super::args::Exit;
-use super::create::{Tier, name, tier, web_seed};
-use super::output::{self, Planned, Replace, STANDARD, shown};
-use super::show::date_of;
-use super::{Failure, fault_to};
+use super::failure::{Exit, Failure};
+use super::flags::values::{Tier, name, tier, web_seed};
+use super::output::{self, Planned, Replace, STANDARD};
+use super::text::{self, shown};
 use crate::library::read_torrent;
 use crate::metainfo::{Edit, Metainfo};
 
-pub(super) const AFTER_HELP: &str = "\
+const AFTER_HELP: &str = "\
 Each FILE is replaced in one step, and only if something changes. The info hash
 stays, byte for byte of what it is of, and so does every key that is not named
 here; only --rename makes another torrent of it, which peers of the old one do
@@ -33,9 +32,10 @@ Examples:
   torrentfs edit *.torrent --dry-run --add-tracker udp://tracker.example.org:80
   torrentfs edit film.torrent --comment 'with subtitles' -o other.torrent";
 
-/// `torrentfs edit`.
+/// Change a torrent's trackers, web seeds and texts, and leave the rest as it is
 #[derive(Args, Clone, Debug)]
-pub struct EditArgs {
+#[command(after_help = AFTER_HELP, args_override_self = true)]
+pub(super) struct EditArgs {
     /// .torrent files; "-": from standard input to standard output
     #[arg(value_name = "FILE", required = true)]
     files: Vec<PathBuf>,
@@ -160,9 +160,9 @@ fn open(path: &Path) -> Result<(Edit, Metainfo, Vec<u8>), Failure> {
         true => read_torrent(io::stdin().lock()),
         false => fs::File::open(path).and_then(read_torrent),
     };
-    let bytes = bytes.map_err(|error| fault_to("edit", &shown, error))?;
-    let metainfo = Metainfo::parse(&bytes).map_err(|error| fault_to("edit", &shown, error))?;
-    let edit = Edit::new(&bytes).map_err(|error| fault_to("edit", &shown, error))?;
+    let bytes = bytes.map_err(|error| Failure::of_torrent("edit", &shown, error))?;
+    let metainfo = Metainfo::parse(&bytes).map_err(|error| Failure::of_torrent("edit", &shown, error))?;
+    let edit = Edit::new(&bytes).map_err(|error| Failure::of_torrent("edit", &shown, error))?;
     Ok((edit, metainfo, bytes))
 }
 
@@ -171,14 +171,18 @@ fn one(args: &EditArgs, path: &Path, copied: Option<&[Vec<Vec<u8>>]>, quiet: boo
     let mut edit = before.clone();
     args.apply(&mut edit, copied);
     if let Some(name) = &args.rename {
-        edit.rename(name).map_err(|error| fault_to("edit", &path.to_string_lossy(), error))?;
+        edit.rename(name).map_err(|error| Failure::of_torrent("edit", &path.to_string_lossy(), error))?;
     }
     let changed = edit != before;
     // What is not changed is given as it came, even where its keys are out of order.
     let edited = if changed { edit.build() } else { bytes };
-    let new = Metainfo::parse(&edited).map_err(|error| fault_to("edit", &path.to_string_lossy(), error))?;
+    let new = Metainfo::parse(&edited).map_err(|error| Failure::of_torrent("edit", &path.to_string_lossy(), error))?;
     if args.rename.is_none() && new.info != old.info {
-        return Err(fault_to("edit", &path.to_string_lossy(), "its info hash would change, which is a fault of ours"));
+        return Err(Failure::of_torrent(
+            "edit",
+            &path.to_string_lossy(),
+            "its info hash would change, which is a fault of ours",
+        ));
     }
 
     let output = args.output.as_deref().unwrap_or(path);
@@ -314,7 +318,8 @@ fn changes(before: &Edit, old: &Metainfo, after: &Edit, new: &Metainfo) -> Vec<S
         }
     }
     if old.creation_date != new.creation_date {
-        changes.push(new.creation_date.map_or_else(|| "no date".to_owned(), |date| format!("date {}", date_of(date))));
+        changes
+            .push(new.creation_date.map_or_else(|| "no date".to_owned(), |date| format!("date {}", text::date(date))));
     }
     if old.info_hash != new.info_hash {
         changes.push(format!(

@@ -1,19 +1,18 @@
 //! A session without a mount: what `get` and `seed` run on.
 
 use std::io::IsTerminal;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::Failure;
-use super::args::Exit;
+use super::blocklist::BlocklistFile;
 use super::cache_dir;
-use super::network::NetworkArgs;
-use super::service::{self, Signals};
+use super::failure::{Exit, Failure};
+use super::flags::NetworkArgs;
+use super::runtime::Signals;
 use crate::library::Resolver;
 use crate::metainfo::Metainfo;
-use crate::net::Blocklist;
 use crate::session::{Session, SessionError, Torrent, TorrentOptions};
-use crate::store::{Cache, StoreError};
+use crate::store::Cache;
 
 /// Bytes of pieces in memory: the disk has them all, and the kernel keeps what is asked for.
 const MEMORY: u64 = 32 << 20;
@@ -23,7 +22,7 @@ pub(super) struct Engine {
     pub(super) cache: Arc<Cache>,
     torrents: Mutex<Vec<Arc<Torrent>>>,
     /// To be read again at SIGHUP.
-    blocklist: Option<(PathBuf, Arc<Blocklist>)>,
+    blocklist: Option<BlocklistFile>,
 }
 
 impl Engine {
@@ -31,16 +30,13 @@ impl Engine {
     pub(super) fn start(network: &NetworkArgs, dir: Option<&Path>) -> Result<Self, Failure> {
         let cache = Cache::open_beside(cache_dir::dir_or_default(dir)?, MEMORY);
         let cache = cache.map_err(|error| Failure::new(Exit::Resource, error))?;
-        let blocklist = Arc::new(Blocklist::default());
-        let mut again = None;
-        if let Some(file) = &network.blocklist {
-            blocklist.replace(service::read_blocklist(file)?);
-            // A terminal that goes away ends what runs in it.
-            again = (!std::io::stdin().is_terminal()).then(|| (file.clone(), blocklist.clone()));
-        }
-        let session = Session::start(network.session(cache.clone(), blocklist));
+        let blocklist = network.blocklist.as_deref().map(BlocklistFile::load).transpose()?;
+        let list = blocklist.as_ref().map(BlocklistFile::list).unwrap_or_default();
+        let session = Session::start(network.session(cache.clone(), list));
         let session = session.map_err(|error| Failure::new(Exit::Resource, error))?;
-        Ok(Self { session, cache, torrents: Mutex::default(), blocklist: again })
+        // A terminal that goes away ends what runs in it.
+        let blocklist = blocklist.filter(|_| !std::io::stdin().is_terminal());
+        Ok(Self { session, cache, torrents: Mutex::default(), blocklist })
     }
 
     /// By which it is found out about torrents.
@@ -59,8 +55,8 @@ impl Engine {
     pub(super) async fn interrupted(&self, signals: &mut Signals) {
         loop {
             let hangup = signals.any().await;
-            let Some((file, blocklist)) = self.blocklist.as_ref().filter(|_| hangup) else { return };
-            service::reread_blocklist(file, blocklist);
+            let Some(blocklist) = self.blocklist.as_ref().filter(|_| hangup) else { return };
+            blocklist.reload();
         }
     }
 
@@ -77,13 +73,4 @@ impl Engine {
         let cache = self.cache.clone();
         let _ = tokio::task::spawn_blocking(move || cache.close()).await;
     }
-}
-
-/// The failure of a torrent that could not be taken up.
-pub(super) fn refused(error: SessionError) -> Failure {
-    let exit = match &error {
-        SessionError::Twice(_) | SessionError::Store(StoreError::Already(_)) => Exit::Usage,
-        _ => Exit::Resource,
-    };
-    Failure::new(exit, error)
 }

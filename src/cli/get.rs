@@ -10,15 +10,15 @@ use bytesize::ByteSize;
 use clap::Args;
 use tokio::sync::Notify;
 
-use super::Failure;
-use super::adding;
-use super::args::Exit;
-use super::engine::{Engine, refused};
-use super::giving::Giving;
+use super::engine::Engine;
+use super::failure::{Exit, Failure};
+use super::flags::{NetworkArgs, NetworkFlags};
 use super::log::{self, Verbosity};
-use super::network::{NetworkArgs, NetworkFlags};
 use super::progress::Progress;
-use super::service::{self, Signals};
+use super::runtime::{Signals, runtime};
+use super::seeding::Seeding;
+use super::sources;
+use super::text::count;
 use crate::library::Source;
 use crate::session::{Torrent, TorrentOptions};
 use crate::store::{Deliver, Place, space_missing};
@@ -26,7 +26,7 @@ use crate::store::{Deliver, Place, space_missing};
 /// How often it is looked at what the disk says, and the rate is shown anew.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
-pub(super) const AFTER_HELP: &str = "\
+const AFTER_HELP: &str = "\
 Files are made in DIR as the torrent lays them out: DIR/NAME for a single file,
 DIR/NAME/... for many. What is there already is checked and used, so the same
 command goes on after Ctrl-C, a crash or a full disk. A file that is not the
@@ -41,9 +41,10 @@ Examples:
   torrentfs get -o ~/Videos 'magnet:?xt=urn:btih:...'
   torrentfs get --seed-ratio 1.5 -o /srv/iso https://example.org/linux.torrent";
 
-/// `torrentfs get`.
+/// Download torrents as ordinary files, without a mount
 #[derive(Args, Clone, Debug)]
-pub struct GetArgs {
+#[command(after_help = AFTER_HELP, args_override_self = true)]
+pub(super) struct GetArgs {
     /// A .torrent file, its http(s) URL, a magnet link (in quotes), or an info hash; or several
     #[arg(value_name = "SOURCE", required = true)]
     sources: Vec<OsString>,
@@ -60,7 +61,7 @@ pub struct GetArgs {
     #[arg(long)]
     verify: bool,
 
-    /// Once all is here, go on giving it to others until Ctrl-C; --seed-ratio and --seed-time do so until then
+    /// Once all is here, go on seeding it to others until Ctrl-C; --seed-ratio and --seed-time do so until then
     #[arg(long)]
     seed: bool,
 
@@ -87,13 +88,13 @@ pub(super) fn run(args: GetArgs, verbosity: Verbosity, quiet: bool) -> Result<()
     log::to_stderr(verbosity);
     let network = NetworkArgs::from(args.network);
     let seed = args.seed || network.seed != crate::session::SeedLimits::default();
-    let sources = args.sources.iter().map(|named| Ok((named, adding::single("get", named)?)));
+    let sources = args.sources.iter().map(|named| Ok((named, sources::single("get", named)?)));
     let sources = sources.collect::<Result<Vec<_>, Failure>>()?;
     let unusable = |error| Failure::new(Exit::Resource, format!("cannot use {}: {error}", args.output.display()));
     fs::create_dir_all(&args.output).map_err(unusable)?;
     let dir = std::path::absolute(&args.output).map_err(unusable)?;
     let wishes = Wishes { dir, force: args.force, verify: args.verify, seed, quiet, network };
-    let runtime = service::runtime()?;
+    let runtime = runtime()?;
     let outcome = runtime.block_on(async {
         let mut signals = Signals::listen()?;
         let engine = Engine::start(&wishes.network, args.cache_dir.as_deref())?;
@@ -179,9 +180,9 @@ async fn download(
     }
     fetch(engine, wishes, downloads, &news).await?;
     if wishes.seed {
-        let mut giving = Giving::new(wishes.network.seed, wishes.quiet);
-        downloads.iter().for_each(|download| giving.add(download.torrent.clone()));
-        giving.until_enough().await;
+        let mut seeding = Seeding::new(wishes.network.seed, wishes.quiet);
+        downloads.iter().for_each(|download| seeding.add(download.torrent.clone()));
+        seeding.until_enough().await;
     }
     failed.map_or(Ok(()), |failure| Err(Some(failure)))
 }
@@ -189,7 +190,7 @@ async fn download(
 /// From what names a torrent to its task.
 async fn take_up(engine: &Engine, named: &OsString, source: Source, wishes: &Wishes) -> Result<Arc<Torrent>, Failure> {
     let (metainfo, found) =
-        adding::resolve("get", source, named, engine.resolver(&wishes.network), wishes.quiet).await?;
+        sources::resolve("get", source, named, engine.resolver(&wishes.network), wishes.quiet).await?;
     let (dir, files, force) = (wishes.dir.clone(), metainfo.layout.files().to_owned(), wishes.force);
     let looked = tokio::task::spawn_blocking(move || {
         let resource = |error: &dyn std::fmt::Display| Failure::new(Exit::Resource, error);
@@ -214,7 +215,7 @@ async fn take_up(engine: &Engine, named: &OsString, source: Source, wishes: &Wis
         progress: Some(checking.of_checks()),
         ..TorrentOptions::default()
     };
-    engine.add(metainfo, options).await.map_err(refused)
+    engine.add(metainfo, options).await.map_err(Failure::from)
 }
 
 /// Until each is complete, or the disk refuses.
@@ -251,7 +252,7 @@ async fn fetch(
         }
         let bytes = downloads.iter().map(Download::bytes).sum();
         let peers: usize = downloads.iter().map(|download| download.torrent.stats().peers).sum();
-        progress.note(&format!("{peers} peer{}", if peers == 1 { "" } else { "s" }));
+        progress.note(&count(peers, "peer"));
         if std::mem::replace(&mut begun, true) {
             progress.set(bytes)
         } else {

@@ -1,6 +1,6 @@
 //! `mount.torrentfs`: called as mount(8) calls its helpers, with its exit codes.
 //!
-//! For root it mounts for the whole system (see [`kept`]); for another user it is `torrentfs mount` by other words.
+//! For root it mounts for the whole system (see [`system_mount`]); for another user it is `torrentfs mount` by other words.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -9,12 +9,12 @@ use std::process::ExitCode;
 
 use clap::{ArgAction, CommandFactory, Parser};
 
-use super::args::Exit;
-use super::config::Config;
+use super::failure::{Exit, Failure};
+use super::flags::Options;
 use super::log::Verbosity;
 use super::mount_args::MountArgs;
-use super::options::Options;
-use super::{Failure, adding, kept, mount};
+use super::settings::Settings;
+use super::{serve, sources, system_mount};
 use crate::fs::{daemon, mountinfo};
 use crate::sys::process::tune_allocator;
 
@@ -134,17 +134,17 @@ fn perform(args: HelperArgs) -> Result<(), (u8, Failure)> {
     if given.flags.foreground == Some(true) {
         return Err(usage("option foreground: mount(8) waits for the command to end; use `torrentfs mount`".into()));
     }
-    let configured = Config::of_system().and_then(|config| config.options()).map_err(failed)?;
+    let configured = Settings::of_system().and_then(|settings| settings.options()).map_err(failed)?;
     let args = MountArgs { foreground: false, ..MountArgs::new(vec![source], mountpoint, given, configured) };
     let system = |what: String| move |error| (SYSTEM, Failure::new(Exit::Resource, format!("{what}: {error}")));
     if let Some(pid) = attach {
-        return kept::attach_for(pid, &args).map_err(failed);
+        return system_mount::attach_for(pid, &args).map_err(failed);
     }
     if serve {
-        return kept::serve_service(args, Verbosity::new(verbose, false)).map_err(failed);
+        return system_mount::serve_service(args, Verbosity::new(verbose, false)).map_err(failed);
     }
     // Before anything else: the source is named as seen from here.
-    let opened = adding::open(&args).map_err(failed)?;
+    let opened = sources::open(&args).map_err(failed)?;
     let namespace = match &namespace {
         Some(path) => Some(File::open(path).map_err(system(format!("cannot open {}", path.display())))?),
         None => None,
@@ -163,11 +163,11 @@ fn perform(args: HelperArgs) -> Result<(), (u8, Failure)> {
         if is_there_already(&args) {
             return Ok(());
         }
-        kept::mount(args, opened, namespace, verbosity)
+        system_mount::mount(args, opened, namespace, verbosity)
     } else if namespace.is_some() || args.options.setuid.is_some() {
         return Err(usage("another namespace or another user (setuid) is for root only".into()));
     } else {
-        adding::read(&args, opened).and_then(|sources| mount::in_background(&args, sources, verbosity))
+        sources::read(&args, opened).and_then(|sources| serve::in_background(&args, sources, verbosity))
     };
     let said = said.map_err(failed)?;
     if verbose > 0 {
@@ -184,7 +184,7 @@ fn cannot_mount(path: &Path, why: &dyn std::fmt::Display) -> Failure {
 /// comparison fails, and is ours to make.
 fn is_there_already(args: &MountArgs) -> bool {
     let Some(given) = args.sources.first() else { return false };
-    let (shown, named) = (adding::shown(given), kept::fsname(given));
+    let (shown, named) = (sources::shown(given), system_mount::fsname(given));
     let Ok(path) = std::path::absolute(&args.mountpoint) else { return false };
     let there = || mountinfo::mount_at(&path).ok().flatten().is_some_and(|mount| mount.source == named);
     (given != shown.as_str() || given != named.as_str()) && there()

@@ -16,8 +16,8 @@ use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
-use super::Failure;
-use super::args::Exit;
+use super::failure::{Exit, Failure};
+use super::flags::LogFormat;
 use super::progress::Stderr;
 
 /// One place in the code may log so many lines within [`WINDOW`]: what a peer can cause must not fill a disk.
@@ -52,29 +52,6 @@ impl Verbosity {
 
     fn filter(self) -> EnvFilter {
         EnvFilter::try_from_env("TORRENTFS_LOG").unwrap_or_else(|_| EnvFilter::new(self.filter))
-    }
-}
-
-/// The form of the log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogFormat {
-    /// Lines for people.
-    Human,
-    /// A JSON object a line.
-    Json,
-    /// The system's journal, with its levels and fields.
-    Journald,
-}
-
-impl LogFormat {
-    /// As the option has it.
-    pub(super) fn parse(text: &str) -> Result<Self, String> {
-        match text {
-            "human" => Ok(Self::Human),
-            "json" => Ok(Self::Json),
-            "journald" => Ok(Self::Journald),
-            _ => Err("expected human, json or journald".to_owned()),
-        }
     }
 }
 
@@ -227,11 +204,5 @@ mod tests {
         let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
         let count = |word: &str| text.matches(word).count();
         assert_eq!((count("flood"), count("detail"), count("another")), (LINES as usize, 2 * LINES as usize, 1));
-    }
-
-    #[test]
-    fn forms_are_named() {
-        assert_eq!(LogFormat::parse("json"), Ok(LogFormat::Json));
-        assert!(LogFormat::parse("xml").is_err());
     }
 }

@@ -1,193 +1,146 @@
 //! `torrentfs mount`
 
-use std::fs::File;
-use std::io::IsTerminal;
-use std::path::Path;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::str::FromStr;
 
-use sd_notify::NotifyState;
+use clap::error::ErrorKind;
+use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches};
 
-use super::args::Exit;
-use super::log::{self, Verbosity};
+use super::failure::{Exit, Failure};
+use super::flags::{MountFlags, Options};
+use super::log::Verbosity;
 use super::mount_args::MountArgs;
-use super::service::{self, Service};
-use super::{Failure, adding};
+use super::{serve, sources};
 use crate::fs::Attacher;
-use crate::fs::daemon::{self, Side};
-use crate::library::Source;
 
-/// The daemon's log, within the cache directory; begun anew with each mount.
-const LOG: &str = "torrentfs.log";
+const AFTER_HELP: &str = "\
+SIZE is a number with a unit: 512MiB, 20GiB, 500MB. RATE is a SIZE for a second.
+TIME is a number with a unit: 90s, 2min, 1h.
+BOOL is true or false, and true if left out; --on-demand=false switches off what
+is configured (`torrentfs config` prints that).
+
+Examples:
+  torrentfs mount film.torrent /mnt/film
+  torrentfs mount -f film.torrent /mnt/film    (Ctrl-C unmounts)
+  torrentfs mount 'magnet:?xt=urn:btih:...' /mnt/film
+  torrentfs mount https://example.org/film.torrent /mnt/film
+  torrentfs mount a.torrent b.torrent /mnt/films
+  torrentfs mount ~/torrents /mnt/all    (all in it, and what comes and goes)
+  torrentfs mount --on-demand --cache-size 5GiB linux.torrent ~/iso
+  torrentfs mount -o allow_other,cache_size=5GiB film.torrent /mnt/film
+  torrentfs mount --peer 192.168.1.5:51413 film.torrent /mnt/film
+
+Options of -o, separated by commas (\\, stands for a comma in a value):
+  allow_other    other users may read, too; unless root does it, this needs
+                 user_allow_other in /etc/fuse.conf
+  uid=N, gid=N   the files' owner and group, by number
+  umask=OCTAL    permissions that the files do not have
+  noexec         no file may be executed; exec takes it back
+  ro             always so
+  Every flag above by its name, with _ or -: -o on_demand,read_timeout=5min
+  allow_other, noexec and each flag with a BOOL take one: -o allow_other=false";
+
+const USAGE: &str = "torrentfs mount [OPTIONS] <SOURCE>... <MOUNTPOINT>";
+
+/// clap's own, with [`Places`] told of by hand.
+const TEMPLATE: &str = "\
+{before-help}{about-with-newline}
+{usage-heading} {usage}
+
+\u{1b}[1;4mArguments:\u{1b}[0m
+  <SOURCE>...   A .torrent file, its http(s) URL, a magnet link (in quotes), an
+                info hash, or a directory: of it every .torrent and .magnet file
+                is shown, as they come and go
+  <MOUNTPOINT>  An existing directory
+
+{all-args}{after-help}";
+
+const PLACES: &str = "places";
+const SOURCES: &str = "A .torrent file, its http(s) URL, a magnet link (in quotes), an info hash, or a directory: of it \
+                       every .torrent and .magnet file is shown, as they come and go";
+const MOUNTPOINT: &str = "An existing directory";
+
+/// The arguments as a page of the manual tells of them.
+pub(super) fn for_manual(command: clap::Command) -> clap::Command {
+    let mountpoint = Arg::new("MOUNTPOINT").required(true).help(MOUNTPOINT);
+    command.mut_arg(PLACES, |places| places.hide(false)).arg(mountpoint)
+}
+
+/// Show torrents' files in a directory
+#[derive(Args, Clone, Debug)]
+#[command(after_help = AFTER_HELP, args_override_self = true, override_usage = USAGE, help_template = TEMPLATE)]
+pub(super) struct MountCommand {
+    #[command(flatten)]
+    places: Places,
+
+    #[command(flatten)]
+    flags: MountFlags,
+
+    /// Options as mount(8) and fstab pass them; see below
+    #[arg(short = 'o', value_name = "OPTIONS", action = ArgAction::Append, value_parser = Options::from_str)]
+    options: Vec<Options>,
+}
+
+/// SOURCE... MOUNTPOINT, with flags between them or not: one argument for the parser, which takes what stands before a
+/// flag for whole.
+#[derive(Clone, Debug)]
+struct Places {
+    sources: Vec<OsString>,
+    mountpoint: PathBuf,
+}
+
+impl Args for Places {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        // The template tells of it, as of the two that it is for users.
+        let places = Arg::new(PLACES).value_name("SOURCE").num_args(1..).required(true).help(SOURCES).hide(true);
+        command.arg(places.value_parser(clap::value_parser!(OsString)).action(ArgAction::Append))
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for Places {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut all: Vec<OsString> = matches.get_many(PLACES).into_iter().flatten().cloned().collect();
+        match all.pop() {
+            Some(mountpoint) if !all.is_empty() => Ok(Self { sources: all, mountpoint: mountpoint.into() }),
+            _ => {
+                let missing = "the following required arguments were not provided:\n  <MOUNTPOINT>";
+                let mut command = clap::Command::new("mount").override_usage(USAGE);
+                Err(clap::Error::raw(ErrorKind::MissingRequiredArgument, missing).format(&mut command))
+            }
+        }
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+impl MountCommand {
+    /// Flags beat `-o`, a later `-o` beats an earlier one, and all beat what is configured.
+    pub(super) fn over(self, mut configured: Options) -> MountArgs {
+        // Who serves is a question of mount(8) alone.
+        configured.mount.setuid = None;
+        let given = self.options.into_iter().fold(Options::default(), |earlier, later| later.over(earlier));
+        let given = Options { flags: self.flags.over(given.flags), ..given };
+        MountArgs::new(self.places.sources, self.places.mountpoint, given, configured)
+    }
+}
 
 /// Mounts; in the background, returns once the mount answers.
 pub(super) fn run(args: MountArgs, verbosity: Verbosity) -> Result<(), Failure> {
     if args.options.setuid.is_some() {
         return Err(Failure::new(Exit::Usage, "option setuid is for `mount -t torrentfs`"));
     }
-    let sources = adding::read(&args, adding::open(&args)?)?;
+    let sources = sources::read(&args, sources::open(&args)?)?;
     if args.foreground {
-        return in_foreground(&args, sources, verbosity, Attacher::ThisProcess);
+        return serve::in_foreground(&args, sources, verbosity, Attacher::ThisProcess);
     }
-    println!("{}", in_background(&args, sources, verbosity)?);
+    println!("{}", serve::in_background(&args, sources, verbosity)?);
     Ok(())
-}
-
-/// Until a signal comes, or somebody unmounts.
-pub(super) fn in_foreground(
-    args: &MountArgs,
-    sources: Vec<Source>,
-    verbosity: Verbosity,
-    by: Attacher,
-) -> Result<(), Failure> {
-    log::in_foreground(verbosity, args.log_format)?;
-    let cache = service::open_cache(args)?;
-    service::runtime()?.block_on(async {
-        let service = Service::start(args, sources, cache, by, verbosity.is_quiet(), &|| true).await?;
-        let mounted = mounted_at(service.mounted.path());
-        let how_to_end = if std::io::stdin().is_terminal() { "; Ctrl-C unmounts" } else { "" };
-        eprintln!("{mounted}{how_to_end}");
-        served_at(&service).iter().for_each(|line| eprintln!("{line}"));
-        say_ready();
-        say_to_manager(&[NotifyState::Status(&mounted)]);
-        let ended = service.ended().await;
-        say_to_manager(&[NotifyState::Stopping]);
-        ended.and(service.stop().await)
-    })
-}
-
-/// Tells the service manager, where there is one, that the start is over.
-pub(super) fn say_ready() {
-    say_to_manager(&[NotifyState::Ready]);
-}
-
-fn say_to_manager(state: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(state) {
-        tracing::warn!("the service manager cannot be told: {error}");
-    }
-}
-
-/// Returns once the mount answers, with what to tell the user.
-pub(super) fn in_background(args: &MountArgs, sources: Vec<Source>, verbosity: Verbosity) -> Result<String, Failure> {
-    match fork()? {
-        Side::Parent(waiter) => hear(waiter),
-        Side::Child(notifier) => match serve(args, sources, verbosity, notifier, Attacher::ThisProcess) {
-            Ok(()) => std::process::exit(Exit::Success as i32),
-            // Whoever started this has the message, or is gone; it is in the log, too.
-            Err(failure) => std::process::exit(failure.exit as i32),
-        },
-    }
-}
-
-pub(super) fn fork() -> Result<Side, Failure> {
-    daemon::fork_daemon().map_err(|error| Failure::new(Exit::Resource, format!("cannot go to the background: {error}")))
-}
-
-/// The daemon's word.
-pub(super) fn hear(waiter: daemon::Waiter) -> Result<String, Failure> {
-    match waiter.wait() {
-        Ok(Ok(message)) => Ok(message),
-        Ok(Err(said)) => Err(unpack(&said)),
-        Err(error) => Err(Failure::new(Exit::Failure, format!("the background process cannot be heard: {error}"))),
-    }
-}
-
-/// Tells of a failure, for [`hear`].
-pub(super) fn tell(notifier: daemon::Notifier, failure: &Failure) {
-    // Nobody may be listening any more.
-    let _ = notifier.failed(&format!("{} {failure}", failure.exit as u8));
-}
-
-/// The daemon's life.
-pub(super) fn serve(
-    args: &MountArgs,
-    sources: Vec<Source>,
-    verbosity: Verbosity,
-    notifier: daemon::Notifier,
-    by: Attacher,
-) -> Result<(), Failure> {
-    let started = service::open_cache(args).and_then(|cache| {
-        // The cache's lock says that no other daemon writes there.
-        let log = cache.dir().join(LOG);
-        let file = File::create(&log)
-            .map_err(|error| Failure::new(Exit::Resource, format!("cannot write {}: {error}", log.display())))?;
-        log::of_daemon(verbosity, args.log_format, file)?;
-        let runtime = service::runtime()?;
-        let (quiet, wanted) = (verbosity.is_quiet(), || notifier.is_awaited());
-        let starting = Service::start(args, sources, cache, by, quiet, &wanted);
-        match runtime.block_on(starting) {
-            Ok(service) => Ok((runtime, service, log)),
-            Err(failure) => {
-                // A check that nobody waits for any more may still be at work.
-                runtime.shutdown_background();
-                Err(failure)
-            }
-        }
-    });
-    let (runtime, service, log) = match started {
-        Ok(started) => started,
-        Err(failure) => {
-            tell(notifier, &failure);
-            return Err(failure);
-        }
-    };
-    let path = service.mounted.path().to_owned();
-    let message =
-        format!("{}\nend it with: torrentfs unmount {}\nlog: {}", mounted_at(&path), quoted(&path), log.display());
-    let message = served_at(&service).map_or(message.clone(), |line| format!("{message}\n{line}"));
-    let ready = notifier.ready(&message);
-    let ended = runtime.block_on(async {
-        // Nobody waits for this mount any more: then it must not stay.
-        if ready.is_ok() {
-            service.ended().await?;
-        }
-        service.stop().await
-    });
-    ended.inspect_err(|failure| tracing::error!("{failure}"))
-}
-
-fn mounted_at(path: &Path) -> String {
-    format!("mounted at {}", path.display())
-}
-
-fn served_at(service: &Service) -> Option<String> {
-    service.control.http().map(|addr| format!("status and files: http://{addr}/"))
-}
-
-/// As a shell takes it.
-fn quoted(path: &Path) -> String {
-    let text = path.display().to_string();
-    let plain = |c: char| c.is_alphanumeric() || "/._-+@%:,".contains(c);
-    if text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
-}
-
-/// A failure as it came through the pipe: the code, a space, the message.
-fn unpack(said: &str) -> Failure {
-    const CODES: [Exit; 5] = [Exit::Failure, Exit::Usage, Exit::Torrent, Exit::Mountpoint, Exit::Resource];
-    let (exit, message) = said
-        .split_once(' ')
-        .and_then(|(code, message)| {
-            let code: u8 = code.parse().ok()?;
-            CODES.into_iter().find(|exit| *exit as u8 == code).map(|exit| (exit, message))
-        })
-        .unwrap_or((Exit::Failure, said));
-    Failure::new(exit, message)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn failures_pass_the_pipe() {
-        let failure = unpack("4 cannot mount");
-        assert_eq!((failure.exit, failure.to_string().as_str()), (Exit::Mountpoint, "cannot mount"));
-        let failure = unpack("the daemon was killed by signal 9 before it was ready");
-        assert_eq!(failure.exit, Exit::Failure);
-        assert!(failure.to_string().starts_with("the daemon was killed"));
-    }
-
-    #[test]
-    fn paths_are_quoted_when_a_shell_needs_it() {
-        assert_eq!(quoted(Path::new("/mnt/t")), "/mnt/t");
-        assert_eq!(quoted(Path::new("/mnt/it's me")), r"'/mnt/it'\''s me'");
-    }
 }

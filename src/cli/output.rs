@@ -7,8 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::Failure;
-use super::args::Exit;
+use super::failure::{Exit, Failure};
 
 /// The name that stands for standard input and output.
 pub(super) const STANDARD: &str = "-";
@@ -53,11 +52,6 @@ pub(super) fn tell(text: &str) {
 pub(super) fn json(value: &impl Serialize) -> Result<String, Failure> {
     let text = serde_json::to_string(value);
     text.map(|text| text + "\n").map_err(|error| Failure::new(Exit::Failure, format!("cannot write JSON: {error}")))
-}
-
-/// A path for a terminal: control characters in it would be obeyed.
-pub(super) fn shown(path: &Path) -> String {
-    path.display().to_string().replace(|c: char| c.is_control(), "\u{fffd}")
 }
 
 /// Whether a file may take the place of one that is there.

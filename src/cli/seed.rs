@@ -10,16 +10,17 @@ use bytesize::ByteSize;
 use clap::Args;
 use fixedbitset::FixedBitSet;
 
-use super::Failure;
-use super::adding;
-use super::args::Exit;
-use super::create::{self, CreateArgs};
-use super::engine::{Engine, refused};
-use super::giving::Giving;
+use super::engine::Engine;
+use super::failure::{Exit, Failure};
+use super::flags::values::{Tier, tier};
+use super::flags::{NetworkArgs, NetworkFlags};
 use super::log::{self, Verbosity};
-use super::network::{NetworkArgs, NetworkFlags};
+use super::make_torrent::{self, Recipe};
 use super::progress::Progress;
-use super::service::{self, Signals};
+use super::runtime::{Signals, runtime};
+use super::seeding::Seeding;
+use super::sources;
+use super::text::count;
 use crate::library::Source;
 use crate::metainfo::{File, FileKind, Layout, PieceIndex};
 use crate::session::{SessionError, TorrentOptions};
@@ -30,7 +31,7 @@ const LOOKED_AT: usize = 1000;
 /// Files named of those that are not whole.
 const NAMED: usize = 3;
 
-pub(super) const AFTER_HELP: &str = "\
+const AFTER_HELP: &str = "\
 PATH is the torrent's file or directory, by whatever name, or the directory
 that it is in. It is only read: nothing in it is ever written, made or removed.
 Every hash is checked first. With --no-check that is put off: each piece is
@@ -45,12 +46,14 @@ Examples:
   torrentfs seed --create album -a http://tracker.example.org/announce
   torrentfs seed --seed-ratio 2 --upload-limit 1MiB film.torrent ~/Videos";
 
-pub(super) const USAGE: &str = "torrentfs seed [OPTIONS] <TORRENT> <PATH> [<TORRENT> <PATH>]...
+const USAGE: &str = "torrentfs seed [OPTIONS] <TORRENT> <PATH> [<TORRENT> <PATH>]...
        torrentfs seed [OPTIONS] --create <PATH>";
 
-/// `torrentfs seed`.
+/// Give others what you have: your own files, as they lie
 #[derive(Args, Clone, Debug)]
-pub struct SeedArgs {
+#[command(after_help = AFTER_HELP, args_override_self = true, override_usage = USAGE)]
+#[command(mut_arg("no_upload", |arg| arg.hide(true)))]
+pub(super) struct SeedArgs {
     /// A .torrent file (or URL, magnet link, info hash) and where its data is; or several such pairs
     #[arg(value_names = ["TORRENT", "PATH"], num_args = 2.., required_unless_present = "create")]
     pairs: Vec<OsString>,
@@ -60,9 +63,9 @@ pub struct SeedArgs {
     create: Option<PathBuf>,
 
     /// A tracker's announce URL, or several of a tier, separated by commas; again: the next tier
-    #[arg(short = 'a', long = "tracker", value_name = "URL[,URL]", value_parser = create::tier, requires = "create")]
+    #[arg(short = 'a', long = "tracker", value_name = "URL[,URL]", value_parser = tier, requires = "create")]
     #[arg(help_heading = "Create")]
-    trackers: Vec<create::Tier>,
+    trackers: Vec<Tier>,
 
     /// Where the torrent is written, or the directory for it [default: NAME.torrent]
     #[arg(short, long, value_name = "FILE", requires = "create", help_heading = "Create")]
@@ -116,7 +119,7 @@ pub(super) fn run(args: SeedArgs, verbosity: Verbosity, quiet: bool) -> Result<(
         let (torrent, path) = (&pair[0], &pair[1]);
         Ok(Offer {
             named: torrent.clone(),
-            source: adding::single("seed", torrent)?,
+            source: sources::single("seed", torrent)?,
             path: path.into(),
             check: !args.no_check,
         })
@@ -127,22 +130,28 @@ pub(super) fn run(args: SeedArgs, verbosity: Verbosity, quiet: bool) -> Result<(
         return Err(Failure::new(Exit::Usage, "to seed and to give nothing (--no-upload) cannot both be"));
     }
     if let Some(path) = &args.create {
-        let create = CreateArgs::plain(path, &args.trackers, args.output.as_deref(), args.force);
-        let source = Source::Torrent(Box::new(create::make(&create, quiet)?));
+        let recipe = Recipe {
+            path: path.clone(),
+            output: args.output.clone(),
+            force: args.force,
+            trackers: args.trackers.clone(),
+            ..Recipe::default()
+        };
+        let source = Source::Torrent(Box::new(make_torrent::make(&recipe, quiet)?));
         // It was hashed just now; each piece is hashed again before it is sent.
         offers.push(Offer { named: path.into(), source, path: path.clone(), check: false });
     }
-    let runtime = service::runtime()?;
+    let runtime = runtime()?;
     let outcome = runtime.block_on(async {
         let mut signals = Signals::listen()?;
         let engine = Engine::start(&network, args.cache_dir.as_deref())?;
-        let mut giving = Giving::new(network.seed, quiet);
+        let mut seeding = Seeding::new(network.seed, quiet);
         let outcome = tokio::select! {
-            outcome = seed(&engine, offers, &args, &network, &mut giving, quiet) => outcome,
+            outcome = seed(&engine, offers, &args, &network, &mut seeding, quiet) => outcome,
             () = engine.interrupted(&mut signals) => Ok(()),
         };
-        let given = giving.given();
-        drop(giving);
+        let given = seeding.given();
+        drop(seeding);
         engine.stop().await;
         if outcome.is_ok() && !quiet {
             println!("{} given", ByteSize(given));
@@ -159,11 +168,11 @@ async fn seed(
     offers: Vec<Offer>,
     args: &SeedArgs,
     network: &NetworkArgs,
-    giving: &mut Giving,
+    seeding: &mut Seeding,
     quiet: bool,
 ) -> Result<(), Failure> {
     for Offer { named, source, path, check } in offers {
-        let (metainfo, found) = adding::resolve("seed", source, &named, engine.resolver(network), quiet).await?;
+        let (metainfo, found) = sources::resolve("seed", source, &named, engine.resolver(network), quiet).await?;
         let layout = metainfo.layout.clone();
         let root = tokio::task::spawn_blocking(move || locate(&layout, &path)).await;
         let root = root.map_err(|error| Failure::new(Exit::Failure, error))??;
@@ -182,7 +191,7 @@ async fn seed(
         drop(checking);
         let torrent = added.map_err(|error| match error {
             SessionError::Incomplete(have) => incomplete(&layout, &root, &have),
-            error => refused(error),
+            error => error.into(),
         })?;
         let have = torrent.store().have();
         if have.is_clear() {
@@ -193,9 +202,9 @@ async fn seed(
             let (part, root) = (if have.is_full() { "" } else { &part }, root.display());
             println!("seeding {part}{root}, info hash {}", torrent.metainfo().info_hash);
         }
-        giving.add(torrent);
+        seeding.add(torrent);
     }
-    giving.until_enough().await;
+    seeding.until_enough().await;
     Ok(())
 }
 
@@ -246,8 +255,7 @@ fn incomplete(layout: &Layout, root: &Path, have: &FixedBitSet) -> Failure {
             Err(error) => format!("cannot be read: {error}"),
             Ok(there) if *there < file.len && bad == 0 => format!("has {there} of {} bytes", file.len),
             Ok(there) if *there < file.len => {
-                let pieces = if bad == 1 { "piece" } else { "pieces" };
-                format!("has {there} of {} bytes, {bad} {pieces} of them bad", file.len)
+                format!("has {there} of {} bytes, {} of them bad", file.len, count(bad, "piece"))
             }
             Ok(_) if bad > 0 => format!("has {bad} of {} pieces bad", lengths.pieces_in(&file.range()).count()),
             // What is wrong with its pieces, if anything, is another file's.
@@ -257,11 +265,7 @@ fn incomplete(layout: &Layout, root: &Path, have: &FixedBitSet) -> Failure {
     }
     let more = faults.len().saturating_sub(NAMED);
     faults.truncate(NAMED);
-    let more = match more {
-        0 => String::new(),
-        1 => "; and 1 file more".to_owned(),
-        _ => format!("; and {more} files more"),
-    };
+    let more = if more == 0 { String::new() } else { format!("; and {} more", count(more, "file")) };
     let (of, missing) = (have.len(), missing.count_ones(..));
     let bad = of - have.count_ones(..) - missing;
     let are = |count: usize| if count == 1 { "is" } else { "are" };

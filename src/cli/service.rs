@@ -1,30 +1,22 @@
 //! Everything that runs behind one mount, from start to end.
 
 use std::io::IsTerminal;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio::runtime;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::Failure;
-use super::adding;
-use super::args::Exit;
+use super::blocklist::BlocklistFile;
+use super::failure::{Exit, Failure};
 use super::mount_args::MountArgs;
 use super::progress::Progress;
+use super::runtime::Signals;
+use super::sources;
 use crate::control::Mount;
 use crate::fs::{Attacher, Mounted, MountedTorrents};
 use crate::library::{Library, LibraryOptions, Source, Watch};
-use crate::net::{Blocklist, Ranges, Unread};
 use crate::session::{Session, SessionConfig, SessionError};
 use crate::store::{Cache, CacheConfig};
-use crate::sys;
 use crate::web::Server;
-
-/// Threads for hashing and for the disk.
-const BLOCKING_THREADS: usize = 32;
-/// Connections, files of the cache, requests to trackers: of a thousand torrents, too.
-const OPEN_FILES: u64 = 4096;
 
 /// Torrents that are mounted.
 pub(super) struct Service {
@@ -35,41 +27,8 @@ pub(super) struct Service {
     watches: Vec<Watch>,
     cache: Arc<Cache>,
     /// To be read again at SIGHUP.
-    blocklist: Option<(PathBuf, Arc<Blocklist>)>,
+    blocklist: Option<BlocklistFile>,
     signals: tokio::sync::Mutex<Signals>,
-}
-
-/// SIGINT, SIGTERM and SIGHUP. As long as nobody listens they kill; then never again.
-pub(super) struct Signals([Signal; 3]);
-
-impl Signals {
-    pub(super) fn listen() -> Result<Self, Failure> {
-        let listen = |kind| signal(kind).map_err(|error| Failure::new(Exit::Resource, error));
-        Ok(Self([listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?, listen(SignalKind::hangup())?]))
-    }
-
-    /// Waits for one that came since listening began, or comes. Whether it was SIGHUP.
-    pub(super) async fn any(&mut self) -> bool {
-        let [interrupt, terminate, hangup] = &mut self.0;
-        tokio::select! {
-            _ = interrupt.recv() => false,
-            _ = terminate.recv() => false,
-            _ = hangup.recv() => true,
-        }
-    }
-}
-
-/// The runtime that all of it runs on. Not before a daemon has been split off.
-pub(super) fn runtime() -> Result<runtime::Runtime, Failure> {
-    if let Err(error) = sys::process::raise_descriptor_limit(OPEN_FILES) {
-        tracing::debug!("the limit of open files stays: {error}");
-    }
-    runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .max_blocking_threads(BLOCKING_THREADS)
-        .enable_all()
-        .build()
-        .map_err(|error| Failure::new(Exit::Resource, format!("cannot start threads: {error}")))
 }
 
 /// Opens the cache that the arguments name.
@@ -91,18 +50,13 @@ impl Service {
         quiet: bool,
         wanted: &dyn Fn() -> bool,
     ) -> Result<Self, Failure> {
-        let blocklist = Arc::new(Blocklist::default());
-        let mut again = None;
-        if let Some(file) = &args.network.blocklist {
-            blocklist.replace(read_blocklist(file)?);
-            // Absolute, for a daemon leaves its working directory.
-            let file = std::path::absolute(file).map_err(|error| Failure::new(Exit::Resource, error))?;
-            // A terminal that goes away ends what runs in it.
-            let in_terminal = args.foreground && std::io::stdin().is_terminal();
-            again = (!in_terminal).then(|| (file, blocklist.clone()));
-        }
+        let blocklist = args.network.blocklist.as_deref().map(BlocklistFile::load).transpose()?;
+        let list = blocklist.as_ref().map(BlocklistFile::list).unwrap_or_default();
+        // A terminal that goes away ends what runs in it.
+        let in_terminal = args.foreground && std::io::stdin().is_terminal();
+        let blocklist = blocklist.filter(|_| !in_terminal);
         let http = args.http.bind()?;
-        let config = args.network.session(cache.clone(), blocklist);
+        let config = args.network.session(cache.clone(), list);
         let session = Session::start(SessionConfig { read_timeout: args.read_timeout, ..config }).map_err(resource)?;
         let options = args.options.to_fs();
         let mounted_torrents = Arc::new(MountedTorrents::new(&options));
@@ -119,7 +73,7 @@ impl Service {
                 metadata_timeout: args.network.metadata_timeout,
             },
         );
-        let watches = match adding::add_all(&library, args, sources, quiet, wanted).await {
+        let watches = match sources::add_all(&library, args, sources, quiet, wanted).await {
             Ok(watches) => watches,
             Err(failure) => {
                 library.stop().await;
@@ -144,7 +98,7 @@ impl Service {
             Ok(Ok(mounted)) => {
                 let (mountpoint, device) = (mounted.path().to_owned(), mounted.device());
                 let control = Server::start(Mount { mountpoint, device, library: library.clone() }, http);
-                return Ok(Self { library, mounted, control, watches, cache, blocklist: again, signals });
+                return Ok(Self { library, mounted, control, watches, cache, blocklist, signals });
             }
             Ok(Err(error)) => Failure::new(Exit::Mountpoint, error),
             Err(error) => Failure::new(Exit::Mountpoint, error),
@@ -161,8 +115,8 @@ impl Service {
                 hangup = signals.any() => hangup,
                 () = self.mounted.ended() => return Ok(()),
             };
-            let Some((file, blocklist)) = self.blocklist.as_ref().filter(|_| hangup) else { return Ok(()) };
-            reread_blocklist(file, blocklist);
+            let Some(blocklist) = self.blocklist.as_ref().filter(|_| hangup) else { return Ok(()) };
+            blocklist.reload();
         }
     }
 
@@ -175,26 +129,6 @@ impl Service {
         let _ = tokio::task::spawn_blocking(move || cache.close()).await;
         unmounted.map_err(|error| Failure::new(Exit::Mountpoint, error))
     }
-}
-
-/// What cannot be read leaves the old one in force.
-pub(super) fn reread_blocklist(file: &Path, blocklist: &Blocklist) {
-    match read_blocklist(file) {
-        Ok(ranges) => blocklist.replace(ranges),
-        Err(failure) => tracing::error!("{failure}; the old one stays in force"),
-    }
-}
-
-pub(super) fn read_blocklist(file: &Path) -> Result<Ranges, Failure> {
-    let ranges = Ranges::load(file).map_err(|error| {
-        Failure::new(Exit::Resource, format!("cannot read the blocklist {}: {error}", file.display()))
-    })?;
-    let Unread { lines, first } = ranges.unread();
-    if lines > 0 {
-        tracing::warn!("{lines} lines of the blocklist {} make no sense, line {first} first", file.display());
-    }
-    tracing::info!("the blocklist {} has {} ranges", file.display(), ranges.len());
-    Ok(ranges)
 }
 
 fn resource(error: SessionError) -> Failure {

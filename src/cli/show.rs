@@ -4,23 +4,22 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt::Write;
 use std::io;
-use std::time::{Duration, SystemTime};
 
 use bytesize::ByteSize;
 use clap::Args;
 use serde::Serialize;
 
-use super::args::Exit;
-use super::create::count;
+use super::failure::{Exit, Failure};
 use super::output::{self, BOLD, PLAIN, STANDARD, YELLOW};
-use super::service;
-use super::{Failure, adding, fault_to};
+use super::runtime::runtime;
+use super::sources;
+use super::text::{self, count};
 use crate::discovery::{TrackerClient, fetch_torrent};
 use crate::library::{Source, read_torrent};
 use crate::metainfo::{File, FileKind, Magnet, Metainfo};
 use crate::route::Route;
 
-pub(super) const AFTER_HELP: &str = "\
+const AFTER_HELP: &str = "\
 A magnet link or an info hash is only shown: nothing is fetched from peers.
 
 JSON, of a torrent: name, info_hash, magnet, format (\"v1\" or \"hybrid\"), size,
@@ -34,9 +33,10 @@ Examples:
   torrentfs show film.torrent
   torrentfs show --json film.torrent | jq -r .magnet";
 
-/// `torrentfs show`.
+/// Tell what a torrent or a link says
 #[derive(Args, Clone, Debug)]
-pub struct ShowArgs {
+#[command(after_help = AFTER_HELP)]
+pub(super) struct ShowArgs {
     /// A .torrent file, "-" for standard input, its http(s) URL, a magnet link (in quotes), or an info hash
     source: OsString,
 
@@ -47,15 +47,15 @@ pub struct ShowArgs {
 
 pub(super) fn run(args: &ShowArgs) -> Result<(), Failure> {
     let shown = args.source.to_string_lossy();
-    let fault = |error: &dyn std::fmt::Display| fault_to("show", &shown, error);
+    let fault = |error: &dyn std::fmt::Display| Failure::of_torrent("show", &shown, error);
     let parse = |bytes: &[u8]| Metainfo::parse(bytes).map_err(|error| fault(&error));
     let source = if args.source == STANDARD {
         let bytes = read_torrent(io::stdin().lock());
-        let bytes = bytes.map_err(|error| fault_to("show", "standard input", error))?;
-        let metainfo = Metainfo::parse(&bytes).map_err(|error| fault_to("show", "standard input", error))?;
+        let bytes = bytes.map_err(|error| Failure::of_torrent("show", "standard input", error))?;
+        let metainfo = Metainfo::parse(&bytes).map_err(|error| Failure::of_torrent("show", "standard input", error))?;
         Source::Torrent(Box::new(metainfo))
     } else {
-        adding::single("show", &args.source)?
+        sources::single("show", &args.source)?
     };
     let text = match source {
         Source::Torrent(metainfo) => torrent(&metainfo, args.json)?,
@@ -64,7 +64,7 @@ pub(super) fn run(args: &ShowArgs) -> Result<(), Failure> {
         Source::Directory(_) => return Ok(()),
         Source::Url(url) => {
             let client = TrackerClient::new(Route::default()).map_err(|error| Failure::new(Exit::Failure, error))?;
-            let bytes = service::runtime()?.block_on(fetch_torrent(client.http(), &url));
+            let bytes = runtime()?.block_on(fetch_torrent(client.http(), &url));
             torrent(&parse(&bytes.map_err(|error| fault(&error))?)?, args.json)?
         }
     };
@@ -215,7 +215,7 @@ fn page(metainfo: &Metainfo) -> String {
     page.rows("HTTP seeds", &metainfo.http_seeds);
     page.rows("DHT nodes", &nodes(metainfo));
     if let Some(date) = metainfo.creation_date {
-        page.row("Created", &date_of(date));
+        page.row("Created", &text::date(date));
     }
     for (name, text) in
         [("Created by", &metainfo.created_by), ("Source", &metainfo.source), ("Comment", &metainfo.comment)]
@@ -272,17 +272,6 @@ fn format(metainfo: &Metainfo) -> &'static str {
 
 fn nodes(metainfo: &Metainfo) -> Vec<String> {
     metainfo.nodes.iter().map(|(host, port)| format!("{host}:{port}")).collect()
-}
-
-/// As in "2026-11-25 03:52:00 UTC".
-pub(super) fn date_of(seconds: i64) -> String {
-    let time =
-        u64::try_from(seconds).ok().and_then(|since| SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(since)));
-    match time.map(humantime::format_rfc3339_seconds) {
-        // The parser lets no date pass that is beyond the year 9999.
-        Some(time) => time.to_string().replace('T', " ").replace('Z', " UTC"),
-        None => format!("{seconds} s after 1970"),
-    }
 }
 
 #[cfg(test)]

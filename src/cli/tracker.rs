@@ -9,11 +9,10 @@ use std::time::Duration;
 use clap::Args;
 use tokio::runtime;
 
-use super::Failure;
-use super::args::Exit;
+use super::failure::{Exit, Failure};
+use super::flags::values::duration;
 use super::log::{self, Verbosity};
-use super::service::Signals;
-use super::values::duration;
+use super::runtime::Signals;
 use crate::sys::process::raise_descriptor_limit;
 use crate::tracker::{Config, Counts, DEFAULT_PORT, Limits, Tracker};
 
@@ -29,7 +28,7 @@ const FAR_V6: SocketAddr = SocketAddr::V6(SocketAddrV6::new(Ipv6Addr::new(0x2001
 const SHORTEST_INTERVAL: Duration = Duration::from_secs(1);
 const LONGEST_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
 
-pub(super) const AFTER_HELP: &str = "\
+const AFTER_HELP: &str = "\
 It answers at /announce and /scrape over HTTP, and over UDP on the same port: a
 torrent names it as http://HOST:6969/announce, or udp://HOST:6969. / is a page
 for people, /metrics is for Prometheus.
@@ -42,9 +41,13 @@ Examples:
   torrentfs tracker --listen 127.0.0.1:8080 --trust-forwarded 127.0.0.1
                                               (behind a proxy that adds HTTPS)";
 
-/// `torrentfs tracker`.
+/// Run a BitTorrent tracker, over HTTP and UDP
+///
+/// Tells the peers of a torrent of each other. Stays in the terminal; Ctrl-C or SIGTERM ends it, SIGHUP reads its
+/// lists again.
 #[derive(Args, Clone, Debug, PartialEq)]
-pub struct TrackerArgs {
+#[command(after_help = AFTER_HELP)]
+pub(super) struct TrackerArgs {
     /// Address, port or both to listen at, by TCP and UDP; may be repeated [default: all addresses, port 6969]
     #[arg(short, long, value_name = "ADDR", value_parser = listen)]
     listen: Vec<Listen>,
@@ -70,7 +73,7 @@ pub struct TrackerArgs {
     interval: Duration,
 
     /// The most peers in an answer
-    #[arg(long, value_name = "N", default_value_t = Limits::default().answer)]
+    #[arg(long, value_name = "N", default_value_t = Limits::default().response_peers)]
     numwant: usize,
 
     /// Believe what this reverse proxy says of whose request it passes on (X-Forwarded-For); may be repeated
@@ -138,14 +141,14 @@ impl From<TrackerArgs> for Config {
                 peers: args.max_peers,
                 host_peers: args.max_host_peers,
                 host_peers_of_torrent: args.max_host_peers_of_torrent,
-                answer: args.numwant,
+                response_peers: args.numwant,
                 interval: args.interval,
                 ..Limits::default()
             },
             allow: args.allow,
             torrents: args.torrents,
             state: args.state,
-            trusted: args.trust_forwarded.iter().map(IpAddr::to_canonical).collect(),
+            trusted_proxies: args.trust_forwarded.iter().map(IpAddr::to_canonical).collect(),
             show_torrents: args.show_torrents,
         }
     }
@@ -194,7 +197,7 @@ fn introduce(tracker: &Tracker) {
         let Some(addr) = reachable(*addr) else { continue };
         say(format_args!("announce URLs: http://{addr}/announce  udp://{addr}/announce    status: http://{addr}/"));
     }
-    match tracker.served() {
+    match tracker.served_torrents() {
         Some(served) => say(format_args!("torrents served: {served}, those of the lists")),
         None => say(format_args!("torrents served: all")),
     }
@@ -227,23 +230,26 @@ fn reachable(addr: SocketAddr) -> Option<SocketAddr> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::args::{Cli, Command};
     use super::*;
     use clap::Parser;
 
+    #[derive(Parser)]
+    struct CommandLine {
+        #[command(flatten)]
+        args: TrackerArgs,
+    }
+
     fn config(flags: &str) -> Result<Config, String> {
-        let line = format!("torrentfs tracker {flags}");
-        match Cli::try_parse_from(line.split_whitespace()).map_err(|error| error.to_string())?.command {
-            Command::Tracker(args) => Ok((*args).into()),
-            other => panic!("{other:?}"),
-        }
+        let line = format!("tracker {flags}");
+        let parsed = CommandLine::try_parse_from(line.split_whitespace()).map_err(|error| error.to_string())?;
+        Ok(parsed.args.into())
     }
 
     #[test]
     fn by_default_everything_is_served_everywhere() {
         let config = config("").unwrap();
         assert!(config.listen.is_empty() && config.allow.is_none() && config.torrents.is_none());
-        assert!(config.trusted.is_empty() && config.state.is_none() && !config.show_torrents);
+        assert!(config.trusted_proxies.is_empty() && config.state.is_none() && !config.show_torrents);
         assert_eq!(config.limits.interval, Duration::from_secs(1800));
     }
 
@@ -274,10 +280,10 @@ mod tests {
         .unwrap();
         let path = |path: &str| Some(PathBuf::from(path));
         assert_eq!((config.allow, config.torrents, config.state), (path("a"), path("b"), path("c")));
-        assert_eq!(config.trusted, [IpAddr::from([127, 0, 0, 1]), IpAddr::from([10, 0, 0, 1])]);
+        assert_eq!(config.trusted_proxies, [IpAddr::from([127, 0, 0, 1]), IpAddr::from([10, 0, 0, 1])]);
         let limits = config.limits;
         assert_eq!((limits.torrents, limits.peers, limits.host_peers, limits.host_peers_of_torrent), (1, 2, 3, 4));
-        assert_eq!((limits.interval, limits.answer, config.show_torrents), (Duration::from_secs(300), 7, true));
+        assert_eq!((limits.interval, limits.response_peers, config.show_torrents), (Duration::from_secs(300), 7, true));
         for nonsense in ["--interval 0", "--interval 25h", "--numwant -1", "--trust-forwarded proxy"] {
             assert!(self::config(nonsense).is_err(), "{nonsense}");
         }

@@ -21,13 +21,13 @@ pub(crate) use client::describe;
 pub use client::{HttpClient, HttpLimits};
 pub use mask::Masked;
 pub(crate) use reach::ip_literal;
-pub use reach::{Purpose, may_be_local, says_local};
+pub use reach::{Purpose, may_reach_local, names_local_host};
 pub use resolve::GlobalOnly;
 
 /// Why a request brought no answer. One line each, without the URL.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
-    /// The URL points into the local network where [`may_be_local`] forbids it.
+    /// The URL points into the local network where [`may_reach_local`] forbids it.
     #[error("not asked: a torrent's URLs may not reach into the local network, except for announces")]
     Local,
     /// No connection: refused, unreachable, unknown host, TLS.

@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::support::plain::Plain;
+use crate::support::transfer::Transfer;
 use crate::support::*;
 
 const LIMIT: Duration = Duration::from_secs(120);
@@ -41,7 +41,7 @@ fn a_tree_is_downloaded_and_the_tracker_is_told() {
     let torrent = lab.publish_path(&payload, 16);
     let _seeder = lab.libtorrent("seed", 2, 0, &lab.path("payload"), &torrent);
     let base = lab.path("get");
-    let mut get = Plain::get(&base, &[], &torrent);
+    let mut get = Transfer::get(&base, &[], &torrent);
     assert!(get.ends().success());
     assert!(same(&payload, &base.join("out/tree")));
     let names: Vec<_> = fs::read_dir(base.join("out")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
@@ -52,7 +52,7 @@ fn a_tree_is_downloaded_and_the_tracker_is_told() {
     assert_eq!((lab.downloads(), lab.scrape()), (1, (1, 0)));
 
     // Again: it is all there.
-    let mut get = Plain::get(&base, &[], &torrent);
+    let mut get = Transfer::get(&base, &[], &torrent);
     assert!(get.ends().success());
     assert!(get.said().contains("all there"), "{}", get.said());
     // One file is lost, one is damaged: that is made good, the rest is not fetched again.
@@ -60,7 +60,7 @@ fn a_tree_is_downloaded_and_the_tracker_is_told() {
     let mut damaged = fs::read(base.join("out/tree/a/one.bin")).unwrap();
     damaged[1_000_000] ^= 1;
     fs::write(base.join("out/tree/a/one.bin"), damaged).unwrap();
-    let mut get = Plain::get(&base, &[], &torrent);
+    let mut get = Transfer::get(&base, &[], &torrent);
     assert!(get.ends().success());
     assert!(same(&payload, &base.join("out/tree")));
     assert!(get.said().contains("complete, 1"), "two pieces of 64 KiB: {}", get.said());
@@ -79,7 +79,7 @@ fn more_than_is_under_way_at_once_is_fetched() {
     let torrent = lab.publish("film.bin", &data, 20);
     let _seeder = lab.libtorrent("seed", 2, 0, &lab.path("payload"), &torrent);
     let base = lab.path("get");
-    let mut get = Plain::get(&base, &[], &torrent);
+    let mut get = Transfer::get(&base, &[], &torrent);
     assert!(get.ends().success());
     assert!(fs::read(base.join("out/film.bin")).unwrap() == data);
 }
@@ -99,7 +99,7 @@ fn it_goes_on_after_kill_and_ctrl_c() {
     let written = |file: &Path| file.metadata().map_or(0, |about| about.blocks() * 512);
     for n in 0..6u64 {
         let before = written(&file);
-        let mut get = Plain::get(&base, &["--download-limit", "4MiB"], &torrent);
+        let mut get = Transfer::get(&base, &["--download-limit", "4MiB"], &torrent);
         // At another moment each time.
         let more = 100_000 + u64::from_le_bytes(noise(8, n)[..8].try_into().unwrap()) % 1_500_000;
         wait_until("something comes", LIMIT, || {
@@ -116,7 +116,7 @@ fn it_goes_on_after_kill_and_ctrl_c() {
     // What was there is not fetched again, but for the last moment before each kill.
     let there = written(&file);
     assert!(there > 0 && there < data.len() as u64, "{there}");
-    let mut get = Plain::get(&base, &["--seed-time", "1s"], &torrent);
+    let mut get = Transfer::get(&base, &["--seed-time", "1s"], &torrent);
     assert!(get.ends().success());
     assert!(fs::read(&file).unwrap() == data);
     let said = get.said();
@@ -141,7 +141,7 @@ fn what_was_there_is_not_overwritten() {
     for mine in [b"my notes".to_vec(), noise(1 << 20, 10), [data.clone(), b"more".to_vec()].concat()] {
         fs::write(&file, &mine).unwrap();
         let before = file.metadata().unwrap();
-        let mut get = Plain::get(&base, &[], &torrent);
+        let mut get = Transfer::get(&base, &[], &torrent);
         assert_eq!(get.ends().code(), Some(5));
         let said = get.said();
         assert!(said.contains("notes.txt") && said.contains("--force") && said.lines().count() == 1, "{said}");
@@ -150,7 +150,7 @@ fn what_was_there_is_not_overwritten() {
         assert_eq!((before.mtime_nsec(), before.ctime_nsec()), (after.mtime_nsec(), after.ctime_nsec()));
     }
     let _seeder = lab.libtorrent("seed", 2, 0, &lab.path("payload"), &torrent);
-    let mut get = Plain::get(&base, &["--force"], &torrent);
+    let mut get = Transfer::get(&base, &["--force"], &torrent);
     assert!(get.ends().success());
     assert!(fs::read(&file).unwrap() == data);
     // A link that leads out is not followed.
@@ -159,7 +159,7 @@ fn what_was_there_is_not_overwritten() {
     fs::remove_file(&file).unwrap();
     std::os::unix::fs::symlink(&outside, &file).unwrap();
     for flag in ["--verify", "--force"] {
-        let mut get = Plain::get(&base, &[flag], &torrent);
+        let mut get = Transfer::get(&base, &[flag], &torrent);
         assert_eq!(get.ends().code(), Some(5));
         assert_eq!(fs::read(&outside).unwrap(), b"mine");
     }
@@ -186,7 +186,7 @@ fn a_full_disk_is_said_in_a_line_and_is_no_end() {
         return;
     }
     // Before anything is fetched.
-    let mut get = Plain::get(&base, &[], &torrent);
+    let mut get = Transfer::get(&base, &[], &torrent);
     assert_eq!(get.ends().code(), Some(5));
     assert!(get.said().contains("no room") && get.said().lines().count() == 1, "{}", get.said());
     assert_eq!(fs::read_dir(&out).unwrap().count(), 0);
@@ -194,7 +194,7 @@ fn a_full_disk_is_said_in_a_line_and_is_no_end() {
     // In the middle: somebody else takes the room.
     assert!(disk("16m"));
     let _seeder = lab.libtorrent("seed", 2, 3 << 20, &lab.path("payload"), &torrent);
-    let mut get = Plain::get(&base, &[], &torrent);
+    let mut get = Transfer::get(&base, &[], &torrent);
     wait_until("something comes", LIMIT, || {
         assert!(get.is_running(), "{}", get.said());
         out.join("film.bin").metadata().is_ok_and(|about| about.blocks() * 512 > 1 << 20)
@@ -205,7 +205,7 @@ fn a_full_disk_is_said_in_a_line_and_is_no_end() {
     assert!(said.contains("film.bin") && said.contains("goes on from here"), "{said}");
     assert_eq!(said.lines().filter(|line| line.contains("No space")).count(), 1, "{said}");
     fs::remove_file(out.join("other")).unwrap();
-    let mut get = Plain::get(&base, &[], &torrent);
+    let mut get = Transfer::get(&base, &[], &torrent);
     assert!(get.ends().success());
     assert!(fs::read(out.join("film.bin")).unwrap() == data);
     detach(&out);
@@ -226,10 +226,10 @@ fn several_at_once_and_a_magnet_link() {
     let broken = lab.path("broken.torrent");
     fs::write(&broken, "nothing").unwrap();
     // Told before anything is begun.
-    let mut get = Plain::start("get", &base, &["-o", base.join("out").to_str().unwrap(), &magnet], &[&broken]);
+    let mut get = Transfer::start("get", &base, &["-o", base.join("out").to_str().unwrap(), &magnet], &[&broken]);
     assert_eq!(get.ends().code(), Some(3));
     assert!(!base.join("out").exists());
-    let mut get = Plain::start("get", &base, &["-o", base.join("out").to_str().unwrap(), &magnet], &[&torrent]);
+    let mut get = Transfer::start("get", &base, &["-o", base.join("out").to_str().unwrap(), &magnet], &[&torrent]);
     assert_eq!(get.ends().code(), Some(2), "twice the same");
     assert!(fs::read(base.join("out/film.bin")).unwrap() == data, "the other one is done all the same");
 }

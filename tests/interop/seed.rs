@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use crate::support::plain::Plain;
-use crate::support::served::{Served, publish};
+use crate::support::tracker::{TrackerServer, publish};
+use crate::support::transfer::Transfer;
 use crate::support::*;
 
 const LIMIT: Duration = Duration::from_secs(180);
@@ -27,8 +27,8 @@ fn is(file: &Path, data: &[u8]) -> bool {
 }
 
 /// `torrentfs seed`, up and checked.
-fn seed(base: &Path, args: &[&str], paths: &[&Path]) -> Plain {
-    let mut seed = Plain::start("seed", base, args, paths);
+fn seed(base: &Path, args: &[&str], paths: &[&Path]) -> Transfer {
+    let mut seed = Transfer::start("seed", base, args, paths);
     wait_until("it seeds", LIMIT, || {
         assert!(seed.is_running(), "{}", seed.said());
         seed.said().contains("seeding ")
@@ -60,7 +60,7 @@ fn five_leechers_of_four_programs_complete_when_the_seeder_has_gone() {
     }
     let _turn = turn();
     let lab = Lab::new();
-    let tracker = Served::start(&[]);
+    let tracker = TrackerServer::start(&[]);
     let data = noise(12 << 20, 21);
     let torrent = publish(&lab, &format!("http://{}/announce", tracker.addr), &data);
     let out = |name: &str| {
@@ -93,7 +93,7 @@ fn five_leechers_of_four_programs_complete_when_the_seeder_has_gone() {
             .arg(&torrent),
     );
     let _libtorrent = lab.libtorrent("leech", 4, 0, &out("libtorrent"), &torrent);
-    let _get = Plain::get(&lab.path("get"), &["--bind", "127.0.0.5", "--seed"], &torrent);
+    let _get = Transfer::get(&lab.path("get"), &["--bind", "127.0.0.5", "--seed"], &torrent);
     let mount = lab.mount("mount", &torrent, &["--bind", "127.0.0.6"]);
 
     let copies = ["transmission", "aria2", "libtorrent", "get/out"].map(|name| lab.path(name).join("film.bin"));
@@ -124,7 +124,7 @@ fn ring(seed: u64, has: fn(usize, usize) -> bool) {
     let mut lab = Lab::new();
     let data = noise(64 * PIECE - 1234, seed);
     let torrent = lab.publish("film.bin", &data, 16);
-    let mut leechers: Vec<Plain> = (0..8)
+    let mut leechers: Vec<Transfer> = (0..8)
         .map(|n| {
             let base = lab.path(&format!("leecher{n}"));
             fs::create_dir_all(base.join("out")).unwrap();
@@ -133,7 +133,7 @@ fn ring(seed: u64, has: fn(usize, usize) -> bool) {
             for (piece, bytes) in data.chunks(PIECE).enumerate().filter(|(piece, _)| has(n, *piece)) {
                 file.write_all_at(bytes, (piece * PIECE) as u64).unwrap();
             }
-            Plain::get(&base, &["--bind", &format!("127.0.0.{}", n + 2), "--seed"], &torrent)
+            Transfer::get(&base, &["--bind", &format!("127.0.0.{}", n + 2), "--seed"], &torrent)
         })
         .collect();
     for (n, leecher) in leechers.iter_mut().enumerate() {
@@ -177,7 +177,7 @@ fn the_users_files_are_never_touched() {
         let base = lab.path(&format!("seeder{}", args[0]));
         let mut seeder = seed(&base, &[&["--bind", "127.0.0.2"], args].concat(), &[&torrent, &mine]);
         let leecher = lab.path(&format!("leecher{}", args[0]));
-        let mut get = Plain::get(&leecher, &["--bind", "127.0.0.3"], &torrent);
+        let mut get = Transfer::get(&leecher, &["--bind", "127.0.0.3"], &torrent);
         assert!(get.ends().success());
         assert_eq!(seeder.interrupt(), Some(0));
         assert!(
@@ -202,7 +202,7 @@ fn what_is_not_all_there_is_said_and_not_seeded_unasked() {
     fs::File::options().write(true).open(&file).unwrap().write_all_at(b"?", 5 * PIECE as u64).unwrap();
     let before = picture(&lab.path("payload"));
     let refused = |args: &[&str], path: &Path| {
-        let mut seed = Plain::start("seed", &lab.path("seeder"), args, &[&torrent, path]);
+        let mut seed = Transfer::start("seed", &lab.path("seeder"), args, &[&torrent, path]);
         assert_eq!(seed.ends().code(), Some(1));
         seed.said()
     };
@@ -217,7 +217,7 @@ fn what_is_not_all_there_is_said_and_not_seeded_unasked() {
     for args in [&["--partial"][..], &["--no-check"]] {
         let seeder = seed(&lab.path("seeder"), &[args, &["--bind", "127.0.0.2"]].concat(), &[&torrent, &file]);
         let base = lab.path(&format!("get{}", args[0]));
-        let get = Plain::get(&base, &["--bind", "127.0.0.3", "-v"], &torrent);
+        let get = Transfer::get(&base, &["--bind", "127.0.0.3", "-v"], &torrent);
         let out = base.join("out/film.bin");
         let good = || {
             let got = fs::read(&out).unwrap_or_default();
@@ -269,11 +269,11 @@ fn it_ends_when_enough_is_given_and_makes_the_torrent_itself() {
         ports.last().expect("it listens")
     };
     let base = lab.path("get");
-    let mut get = Plain::get(&base, &["--bind", "127.0.0.3", "--peer", &format!("127.0.0.2:{port}")], &torrent);
+    let mut get = Transfer::get(&base, &["--bind", "127.0.0.3", "--peer", &format!("127.0.0.2:{port}")], &torrent);
     assert!(get.ends().success());
     assert!(is(&base.join("out/film.bin"), &data));
     assert!(seeder.ends().success(), "one copy is given: {}", seeder.said());
     // Nor for ever by the clock.
-    let mut seeder = Plain::start("seed", &lab.path("seeder"), &["--seed-time", "1s"], &[&torrent, &file]);
+    let mut seeder = Transfer::start("seed", &lab.path("seeder"), &["--seed-time", "1s"], &[&torrent, &file]);
     assert!(seeder.ends().success());
 }

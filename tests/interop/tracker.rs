@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::support::served::{Served, publish};
+use crate::support::tracker::{TrackerServer, publish};
 use crate::support::*;
 use tokio::sync::mpsc;
 use torrentfs::discovery::{Announce, Announcer, Scrape, TrackerClient, Transferred};
@@ -36,7 +36,7 @@ fn clients_meet(scheme: &str) {
     }
     let _turn = turn();
     let lab = Lab::new();
-    let tracker = Served::start(&["--interval", "2min"]);
+    let tracker = TrackerServer::start(&["--interval", "2min"]);
     let data = noise(3_000_001, 51);
     let torrent = publish(&lab, &format!("{scheme}://{}/announce", tracker.addr), &data);
     let file = torrent.to_str().unwrap();
@@ -126,7 +126,7 @@ async fn our_announcer_meets_and_scrapes_in_both_families() {
     }
     let _turn = turn();
     let hash = InfoHash([0x5a; 20]);
-    let tracker = Served::start_at("[::1]:0", &["--listen", "127.0.0.1:0"]);
+    let tracker = TrackerServer::start_at("[::1]:0", &["--listen", "127.0.0.1:0"]);
     tracker.wait_said("listening at 127.0.0.1:");
     let line = tracker.said.lock().unwrap().clone();
     let v4 = line.split("listening at 127.0.0.1:").nth(1).unwrap().split(',').next().unwrap().to_owned();
@@ -155,7 +155,7 @@ async fn our_announcer_meets_and_scrapes_in_both_families() {
 #[test]
 fn by_udp_it_answers_from_where_it_was_asked() {
     let _turn = turn();
-    let tracker = Served::start_at("0.0.0.0:0", &[]);
+    let tracker = TrackerServer::start_at("0.0.0.0:0", &[]);
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     socket.set_read_timeout(Some(LONG)).unwrap();
     socket.connect(("127.0.0.42", tracker.addr.port())).unwrap();
@@ -164,7 +164,7 @@ fn by_udp_it_answers_from_where_it_was_asked() {
     tracker.stop();
 }
 
-fn announce(tracker: &Served, info_hash: InfoHash, port: u16, rest: &str) -> String {
+fn announce(tracker: &TrackerServer, info_hash: InfoHash, port: u16, rest: &str) -> String {
     let hash = escaped(info_hash);
     tracker.get(&format!("/announce?info_hash={hash}&peer_id=-XX0001-aaaaaaaaaaaa&port={port}&left=1{rest}"))
 }
@@ -176,12 +176,12 @@ fn a_restart_keeps_the_peers() {
     let state = dir.path().join("state");
     let args = ["--state", state.to_str().unwrap()];
     let (one, other) = (InfoHash([1; 20]), InfoHash([2; 20]));
-    let tracker = Served::start(&args);
+    let tracker = TrackerServer::start(&args);
     announce(&tracker, one, 0x1ae1, "");
     announce(&tracker, other, 0x1ae2, "&left=0&event=completed");
     tracker.stop();
 
-    let tracker = Served::start(&args);
+    let tracker = TrackerServer::start(&args);
     tracker.wait_said("remembered: torrents 2, peers 2");
     assert!(announce(&tracker, one, 0x1ae3, "").ends_with(r"5:peers6:\x7f\x00\x00\x01\x1a\xe1e"));
     // A second one may not have the same port, and says so in a line.
@@ -192,7 +192,7 @@ fn a_restart_keeps_the_peers() {
     tracker.stop();
 
     fs::write(&state, [&fs::read(&state).unwrap()[..], b"more"].concat()).unwrap();
-    let tracker = Served::start(&args);
+    let tracker = TrackerServer::start(&args);
     tracker.wait_said("is damaged, the tracker begins anew; it is kept as");
     assert!(announce(&tracker, one, 0x1ae3, "").ends_with("5:peers0:e"));
     tracker.stop();
@@ -215,7 +215,7 @@ fn lists_are_followed() {
     let (one, other) = (InfoHash([1; 20]), InfoHash([2; 20]));
     fs::write(&list, format!("# mine\n{one}\n")).unwrap();
     let args = ["--allow", list.to_str().unwrap(), "--torrents", torrents.to_str().unwrap()];
-    let tracker = Served::start(&args);
+    let tracker = TrackerServer::start(&args);
     tracker.wait_said("torrents served: 1, those of the lists");
     let served = |info_hash| announce(&tracker, info_hash, 1, "").contains("5:peers");
     assert!(served(one) && !served(other));
@@ -299,7 +299,7 @@ print('done')
 fn a_flood_keeps_nobody_out() {
     let _turn = turn();
     let tracker =
-        Served::start(&["--max-torrents", "100", "--max-host-peers", "50", "--max-host-peers-of-torrent", "10"]);
+        TrackerServer::start(&["--max-torrents", "100", "--max-host-peers", "50", "--max-host-peers-of-torrent", "10"]);
     let ask = |from: &str, info_hash: InfoHash, port: u16| {
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
         socket.bind(&format!("{from}:0").parse::<SocketAddr>().unwrap().into()).unwrap();
@@ -335,7 +335,7 @@ fn a_flood_keeps_nobody_out() {
 #[test]
 fn what_its_user_sees() {
     let _turn = turn();
-    let tracker = Served::start(&[]);
+    let tracker = TrackerServer::start(&[]);
     let at = tracker.addr;
     tracker.wait_said(&format!("announce URLs: http://{at}/announce  udp://{at}/announce"));
     tracker.wait_said("torrents served: all");

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::asking::*;
+use crate::api::*;
 use crate::support::*;
 use serde_json::Value;
 

@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering;
 use torrentfs::fs::unmount::attribute;
 use torrentfs::fs::{MountError, MountOptions, Mounted, mountinfo};
 
-use crate::mounting::*;
+use crate::fixture::*;
 
 // ---- what tools see
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Write;
 use std::time::Duration;
 
-use crate::asking::*;
+use crate::api::*;
 use crate::support::*;
 
 struct Web(std::net::SocketAddr);

@@ -12,7 +12,7 @@ use std::thread;
 use torrentfs::fs::unmount::attribute;
 use torrentfs::fs::{MountOptions, Mounted, UnmountError, mountinfo, unmount_path};
 
-use crate::mounting::*;
+use crate::fixture::*;
 
 const SERVE: &str = "TORRENTFS_TEST_SERVE";
 const UNMOUNT: &str = "TORRENTFS_TEST_UNMOUNT";

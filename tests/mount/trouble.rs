@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crate::support::fake::{self, BadTracker, Manner};
+use crate::support::fake::{self, Behaviour, TrackerFault};
 use crate::support::*;
 use torrentfs::metainfo::Metainfo;
 
@@ -54,12 +54,13 @@ struct Outcome {
 }
 
 /// Mounts a torrent of these peers, one of them honest, and reads the whole file.
-fn among(manners: &[Manner]) -> Outcome {
+fn among(behaviours: &[Behaviour]) -> Outcome {
     let lab = Lab::new();
     let data = Arc::new(noise(8 << 20, 7));
     let torrent = untracked(&lab, "film.bin", &data, 18);
     let metainfo = parse(&torrent);
-    let peers: Vec<_> = manners.iter().map(|manner| fake::peer("127.0.0.1", &metainfo, &data, *manner)).collect();
+    let peers: Vec<_> =
+        behaviours.iter().map(|behaviour| fake::peer("127.0.0.1", &metainfo, &data, *behaviour)).collect();
     let addrs: Vec<String> = peers.iter().map(|peer| peer.addr.to_string()).collect();
     let mut args = vec!["-v"];
     addrs.iter().for_each(|addr| args.extend(["--peer", addr]));
@@ -78,13 +79,13 @@ fn peers_that_lie_are_banned_and_honest_ones_are_not() {
         return;
     }
     let _turn = turn();
-    let Outcome { peers, log, .. } = among(&[Manner::Lies, Manner::LiesNowAndThen, Manner::Honest]);
+    let Outcome { peers, log, .. } = among(&[Behaviour::Lies, Behaviour::LiesSometimes, Behaviour::Honest]);
     let banned = |peer: &fake::FakePeer| {
         let addr = peer.addr.to_string();
         log.lines().any(|line| line.contains("banned") && line.contains(&addr))
     };
     assert!(banned(&peers[0]) && banned(&peers[1]) && !banned(&peers[2]), "{log}");
-    assert_eq!(peers[2].calls.load(Ordering::Relaxed), 1, "the honest peer was kept");
+    assert_eq!(peers[2].connections.load(Ordering::Relaxed), 1, "the honest peer was kept");
 }
 
 #[test]
@@ -93,7 +94,7 @@ fn a_silent_peer_holds_nothing_up() {
         return;
     }
     let _turn = turn();
-    let Outcome { peers, elapsed, .. } = among(&[Manner::Silent, Manner::Honest]);
+    let Outcome { peers, elapsed, .. } = among(&[Behaviour::Silent, Behaviour::Honest]);
     assert!(peers[0].requests.load(Ordering::Relaxed) > 0, "the silent peer was asked for nothing");
     assert!(elapsed < UNHINDERED, "{elapsed:?}");
 }
@@ -104,9 +105,9 @@ fn a_dripping_peer_holds_nothing_up() {
         return;
     }
     let _turn = turn();
-    let Outcome { peers, elapsed, .. } = among(&[Manner::Drips, Manner::Garbage, Manner::Honest]);
+    let Outcome { peers, elapsed, .. } = among(&[Behaviour::Drips, Behaviour::Garbage, Behaviour::Honest]);
     assert!(peers[0].requests.load(Ordering::Relaxed) > 0, "the dripping peer was asked for nothing");
-    assert!(peers[1].calls.load(Ordering::Relaxed) > 0, "the other bad peer was not connected");
+    assert!(peers[1].connections.load(Ordering::Relaxed) > 0, "the other bad peer was not connected");
     assert!(elapsed < UNHINDERED, "{elapsed:?}");
 }
 
@@ -120,8 +121,8 @@ fn a_flood_drowns_nobody() {
     let data = Arc::new(noise(8 << 20, 18));
     let torrent = untracked(&lab, "film.bin", &data, 18);
     let metainfo = parse(&torrent);
-    let manners = [Manner::Floods, Manner::Floods, Manner::Mute, Manner::Honest];
-    let peers = manners.map(|manner| fake::peer("127.0.0.1", &metainfo, &data, manner).addr.to_string());
+    let behaviours = [Behaviour::Floods, Behaviour::Floods, Behaviour::Mute, Behaviour::Honest];
+    let peers = behaviours.map(|behaviour| fake::peer("127.0.0.1", &metainfo, &data, behaviour).addr.to_string());
     let mut args = vec!["-v"];
     peers.iter().for_each(|addr| args.extend(["--peer", addr]));
     let mount = lab.mount("m", &torrent, &args);
@@ -141,12 +142,12 @@ fn trackers_that_fail_in_every_way() {
     let lab = Lab::new();
     let data = Arc::new(noise(4 << 20, 8));
     let torrent = untracked(&lab, "film.bin", &data, 18);
-    let bad = [BadTracker::Hangs, BadTracker::Garbage, BadTracker::Endless].map(fake::tracker);
+    let bad = [TrackerFault::Hangs, TrackerFault::Garbage, TrackerFault::Endless].map(fake::tracker);
     let down = format!("http://127.0.0.1:{}/announce", free_port());
     fs::remove_file(&torrent).unwrap();
     let trackers: Vec<&str> = bad.iter().map(String::as_str).chain([down.as_str()]).collect();
     make(&lab.path("payload").join("film.bin"), &torrent, &trackers, 18);
-    let peer = fake::peer("127.0.0.1", &parse(&torrent), &data, Manner::Honest).addr.to_string();
+    let peer = fake::peer("127.0.0.1", &parse(&torrent), &data, Behaviour::Honest).addr.to_string();
     let mount = lab.mount("m", &torrent, &["--peer", &peer]);
     assert!(mount.read("film.bin") == *data);
     std::thread::sleep(Duration::from_secs(3));
@@ -166,8 +167,15 @@ fn with_bad_peers_alone_a_read_fails_and_no_wrong_byte_is_served() {
     let data = Arc::new(noise(4 << 20, 15));
     let torrent = untracked(&lab, "film.bin", &data, 18);
     let metainfo = parse(&torrent);
-    let manners = [Manner::Lies, Manner::Lies, Manner::LiesNowAndThen, Manner::Silent, Manner::Drips, Manner::Garbage];
-    let peers = manners.map(|manner| fake::peer("127.0.0.1", &metainfo, &data, manner).addr.to_string());
+    let behaviours = [
+        Behaviour::Lies,
+        Behaviour::Lies,
+        Behaviour::LiesSometimes,
+        Behaviour::Silent,
+        Behaviour::Drips,
+        Behaviour::Garbage,
+    ];
+    let peers = behaviours.map(|behaviour| fake::peer("127.0.0.1", &metainfo, &data, behaviour).addr.to_string());
     let mut args = vec!["--read-timeout", "4s"];
     peers.iter().for_each(|addr| args.extend(["--peer", addr]));
     let mount = lab.mount("m", &torrent, &args);

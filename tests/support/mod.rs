@@ -5,8 +5,10 @@
 #![allow(dead_code, missing_docs, reason = "each test file uses its own part")]
 
 pub mod fake;
-pub mod plain;
-pub mod served;
+pub mod picture;
+pub mod terminal;
+pub mod tracker;
+pub mod transfer;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};

@@ -1,24 +1,25 @@
 //! What command lines mean, and what is refused.
 
+use std::path::Path;
 use std::str::FromStr;
+use std::time::Duration;
 
-use super::super::cache_dir::CacheDir;
-use super::super::http::HttpFlags;
-use super::super::log::LogFormat;
-use super::super::mount_args::MountArgs;
-use super::super::network::NetworkArgs;
-use super::super::options::{MountOptions, Options};
-use super::*;
-use crate::net::PortChoice;
-use clap::Arg;
-use clap::CommandFactory;
 use clap::error::ErrorKind;
+use clap::{Arg, CommandFactory};
+
+use super::*;
+use crate::cli::cache_dir::CacheDir;
+use crate::cli::failure::Exit;
+use crate::cli::flags::{HttpFlags, LogFormat, MountOptions, NetworkArgs, Options};
+use crate::cli::mount_args::MountArgs;
+use crate::cli::{helper, manual, mount};
+use crate::net::PortChoice;
 
 fn parse(line: &str) -> Result<Cli, clap::Error> {
     Cli::try_parse_from(line.split(' '))
 }
 
-fn mount(flags: &str) -> MountArgs {
+fn mount_args(flags: &str) -> MountArgs {
     match parse(format!("torrentfs mount a.torrent /mnt {flags}").trim_end()) {
         Ok(Cli { command: Command::Mount(command), .. }) => command.over(Options::default()),
         other => panic!("{flags}: {other:?}"),
@@ -54,9 +55,9 @@ fn defaults() {
         log_format: None,
         options: MountOptions::default(),
     };
-    assert_eq!(mount(""), expected);
-    assert_eq!(mount("-o rw,nosuid"), expected);
-    let nodes = mount("--dht-bootstrap a:1 --dht-bootstrap [::1]:2").network.dht.unwrap();
+    assert_eq!(mount_args(""), expected);
+    assert_eq!(mount_args("-o rw,nosuid"), expected);
+    let nodes = mount_args("--dht-bootstrap a:1 --dht-bootstrap [::1]:2").network.dht.unwrap();
     assert_eq!(nodes, ["a:1", "[::1]:2"]);
 }
 
@@ -92,19 +93,19 @@ fn every_flag_has_its_meaning_and_so_has_the_option_of_its_name() {
         },
         http: HttpFlags { http: Some(([127, 0, 0, 1], 8080).into()), http_token: Some("0123456789abcdef".into()) },
         log_format: Some(LogFormat::Json),
-        ..mount("")
+        ..mount_args("")
     };
     let flags = "--foreground --on-demand --read-timeout 5min --cache-dir /var/c --cache-size 1GiB --memory 64MiB \
                  --verify --port 0 --bind 127.0.0.1 --peer 10.0.0.1:80 --peer [::1]:81 --download-limit 2MiB/s \
                  --upload-limit 500KB --no-upload --no-dht --no-lsd --no-utp --no-port-mapping --encryption require --proxy socks5://me:secret@10.0.0.1:1080 --blocklist /etc/blocked --no-pex \
                  --http 127.0.0.1:8080 --http-token 0123456789abcdef --metadata-timeout 1min --seed-ratio 1.5 --seed-time 1h --log-format json";
-    assert_eq!(mount(flags), expected);
+    assert_eq!(mount_args(flags), expected);
     let options = flags.replace(" --", ",").replace(' ', "=").replacen("--", "", 1);
-    assert_eq!(mount(&format!("-o {options}")), expected);
+    assert_eq!(mount_args(&format!("-o {options}")), expected);
     let options = options.replace('-', "_");
     let (first, second) = options.split_at(options.find("verify").unwrap());
     let halves = format!("-o {} -o {}", first.trim_end_matches(','), second);
-    assert_eq!(mount(&halves), expected);
+    assert_eq!(mount_args(&halves), expected);
 }
 
 #[test]
@@ -124,15 +125,15 @@ fn a_switch_switches_off_what_is_on_and_takes_nothing_that_is_not_its_own() {
     let switches: Vec<_> = command.find_subcommand("mount").unwrap().get_arguments().filter(is_switch).collect();
     assert_eq!(switches.len(), 10);
     for name in switches.iter().filter_map(|arg| arg.get_long()) {
-        let on = mount(&format!("-o {name}"));
-        assert_ne!(on, mount(""), "{name}");
-        assert_eq!(mount(&format!("-o {name}=yes")), on);
-        assert_eq!(mount(&format!("-o {name},{name}=false")), mount(""), "{name}");
-        assert_eq!(mount(&format!("--{name}")), on);
-        assert_eq!(mount(&format!("-o {name} --{name}=no")), mount(""), "{name}");
-        assert_eq!(mount(&format!("-o {name}=off --{name}")), on, "{name}");
+        let on = mount_args(&format!("-o {name}"));
+        assert_ne!(on, mount_args(""), "{name}");
+        assert_eq!(mount_args(&format!("-o {name}=yes")), on);
+        assert_eq!(mount_args(&format!("-o {name},{name}=false")), mount_args(""), "{name}");
+        assert_eq!(mount_args(&format!("--{name}")), on);
+        assert_eq!(mount_args(&format!("-o {name} --{name}=no")), mount_args(""), "{name}");
+        assert_eq!(mount_args(&format!("-o {name}=off --{name}")), on, "{name}");
     }
-    let own = |options: &str| mount(options).options;
+    let own = |options: &str| mount_args(options).options;
     let (allow_other, noexec) =
         (|set| MountOptions { allow_other: set, ..own("") }, |set| MountOptions { noexec: set, ..own("") });
     assert_eq!(own("-o allow_other -o allow_other=no"), allow_other(Some(false)));
@@ -153,10 +154,10 @@ fn a_switch_switches_off_what_is_on_and_takes_nothing_that_is_not_its_own() {
 
 #[test]
 fn flags_beat_options_and_later_ones_earlier_ones() {
-    let args = mount("--cache-size 2GiB -o cache_size=1GiB,memory=2MiB -o memory=3MiB,uid=5");
+    let args = mount_args("--cache-size 2GiB -o cache_size=1GiB,memory=2MiB -o memory=3MiB,uid=5");
     assert_eq!((args.cache_size, args.memory, args.options.uid), (Some(2 << 30), 3 << 20, Some(5)));
-    assert_eq!(mount("--memory 2MiB --memory 3MiB").memory, 3 << 20);
-    let args = mount("--peer 1.1.1.1:1 -o peer=2.2.2.2:2,peer=3.3.3.3:3");
+    assert_eq!(mount_args("--memory 2MiB --memory 3MiB").memory, 3 << 20);
+    let args = mount_args("--peer 1.1.1.1:1 -o peer=2.2.2.2:2,peer=3.3.3.3:3");
     assert_eq!(args.network.peers.len(), 3);
 }
 
@@ -177,9 +178,9 @@ fn a_cache_that_is_configured_is_shared() {
 
 #[test]
 fn no_limit_can_be_said() {
-    let args = mount("--cache-size unlimited --read-timeout 0 --download-limit 0 --upload-limit unlimited");
-    assert_eq!(args, MountArgs { cache_size: None, read_timeout: None, ..mount("") });
-    assert_eq!(mount("--read-timeout 90").read_timeout, Some(Duration::from_secs(90)));
+    let args = mount_args("--cache-size unlimited --read-timeout 0 --download-limit 0 --upload-limit unlimited");
+    assert_eq!(args, MountArgs { cache_size: None, read_timeout: None, ..mount_args("") });
+    assert_eq!(mount_args("--read-timeout 90").read_timeout, Some(Duration::from_secs(90)));
 }
 
 #[test]
@@ -231,7 +232,7 @@ fn all_but_the_last_are_sources() {
 fn other_commands() {
     let cli = parse("torrentfs -vv umount /mnt").unwrap();
     assert_eq!(cli.verbose, 2);
-    assert!(matches!(cli.command, Command::Unmount { mountpoint } if mountpoint.as_os_str() == "/mnt"));
+    assert!(matches!(cli.command, Command::Unmount(args) if args.mountpoint.as_os_str() == "/mnt"));
     assert!(parse("torrentfs unmount /mnt -q").unwrap().quiet);
 
     let demo = |flags: &str| match parse(format!("torrentfs demo {flags}").trim_end()).unwrap().command {
@@ -271,4 +272,23 @@ fn help_has_examples_and_the_exit_codes() {
     for listed in ["Usage: torrentfs mount [OPTIONS] <SOURCE>... <MOUNTPOINT>", "  <SOURCE>...  ", "  <MOUNTPOINT>  "] {
         assert!(help.contains(listed), "{help}");
     }
+}
+
+#[test]
+fn there_is_a_page_for_each_command() {
+    let dir = tempfile::tempdir().unwrap();
+    let pages = |dir: &Path| {
+        let command = Cli::command().mut_subcommand("mount", mount::for_manual);
+        manual::pages(&ManArgs { dir: dir.to_owned() }, command, helper::command())
+    };
+    pages(dir.path()).unwrap();
+    let read = |name: &str| std::fs::read_to_string(dir.path().join(name)).unwrap();
+    assert!(read("torrentfs.1").contains("torrentfs\\-mount(1)"), "{}", read("torrentfs.1"));
+    let mount = read("torrentfs-mount.1");
+    assert!(mount.contains("\\-\\-cache\\-size"));
+    let (sources, mountpoint) = (mount.find("<\\fISOURCE"), mount.find("<\\fIMOUNTPOINT"));
+    assert!(sources.is_some() && sources < mountpoint, "{mount}");
+    assert!(read("mount.torrentfs.8").contains("setuid=USER"));
+    assert!(!dir.path().join("torrentfs-man.1").exists());
+    assert!(pages("/nowhere".as_ref()).is_err());
 }

@@ -1,7 +1,6 @@
 //! `torrentfs status`
 
-mod table;
-mod words;
+mod report;
 
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
@@ -9,39 +8,49 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::args::Exit;
-use super::reach::{self, Reached};
-use super::values::duration;
-use super::{Failure, service};
+use super::failure::{Exit, Failure};
+use super::flags::values::duration;
+use super::running_mount;
+use super::runtime::runtime;
 use crate::control::status::Status;
 
-pub(super) use table::{Align, Table, clip};
-pub(super) use words::{blocked, peers, rate, reads, share, size};
+const AFTER_HELP: &str = "\
+Flags of a peer:
+  D  it gives us what we want       d  it has what we want, and refuses
+  U  we give it what it wants       u  it wants what we have, and we refuse
+  I  it called us   E  encrypted   P  over uTP   S  it stopped answering
+
+Examples:
+  torrentfs status
+  torrentfs status --watch /mnt/film
+  torrentfs status --json /mnt/film | jq .total";
 
 /// Columns where there is no terminal that says.
 const WIDTH: usize = 80;
 /// Between two looks, at least.
 const SOONEST: Duration = Duration::from_millis(100);
 
-/// `torrentfs status`.
+/// Where it is mounted
+/// Show what mounts do: progress, peers, trackers, the cache, reads that wait
 #[derive(Args, Clone, Debug, PartialEq)]
-pub struct StatusArgs {
+#[command(after_help = AFTER_HELP)]
+pub(super) struct StatusArgs {
     /// A mount, or a path in it [default: every mount of this user]
-    pub mountpoint: Option<PathBuf>,
+    mountpoint: Option<PathBuf>,
 
     /// As JSON: the same as the control socket's /status; without a MOUNTPOINT a list of them
     #[arg(long)]
-    pub json: bool,
+    json: bool,
 
     /// Show it again every so often, until Ctrl-C [default: 1s]
     #[arg(long, value_name = "TIME", num_args = 0..=1, require_equals = true, default_missing_value = "1s",
           value_parser = duration)]
-    pub watch: Option<Duration>,
+    watch: Option<Duration>,
 }
 
 /// Asks and shows.
 pub(super) fn run(args: &StatusArgs) -> Result<(), Failure> {
-    service::runtime()?.block_on(async {
+    runtime()?.block_on(async {
         let Some(every) = args.watch else { return show(args, &look(args).await?, false) };
         let live = io::stdout().is_terminal() && !args.json;
         loop {
@@ -54,10 +63,10 @@ pub(super) fn run(args: &StatusArgs) -> Result<(), Failure> {
 async fn look(args: &StatusArgs) -> Result<Vec<Status>, Failure> {
     match &args.mountpoint {
         Some(mountpoint) => {
-            let reached: Reached = reach::mount(mountpoint)?;
-            Ok(vec![reached.status().await?])
+            let mount = running_mount::find(mountpoint)?;
+            Ok(vec![mount.status().await?])
         }
-        None => Ok(reach::all().await.into_iter().map(|(_, status)| status).collect()),
+        None => Ok(running_mount::all().await.into_iter().map(|(_, status)| status).collect()),
     }
 }
 
@@ -66,7 +75,7 @@ fn show(args: &StatusArgs, all: &[Status], live: bool) -> Result<(), Failure> {
         (true, true, [one]) => to_json(one),
         (true, ..) => to_json(&all),
         (false, _, []) => "nothing is mounted\n".into(),
-        (false, ..) => all.iter().map(|status| words::mount(status, columns())).collect::<Vec<_>>().join("\n"),
+        (false, ..) => all.iter().map(|status| report::mount(status, columns())).collect::<Vec<_>>().join("\n"),
     };
     // To the top, each line anew, and away with what is below: nothing flickers.
     let text = if live { format!("\x1b[H{}\x1b[J", text.replace('\n', "\x1b[K\n")) } else { text };

@@ -17,14 +17,18 @@ use ratatui::crossterm::event::{self, Event, KeyEventKind};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::args::Exit;
-use super::reach::{self, Reached};
-use super::service::{self, Signals};
-use super::{Failure, orders};
+use super::failure::{Exit, Failure};
+use super::flags::values;
+use super::running_mount::{self, RunningMount};
+use super::runtime::{Signals, runtime};
 use crate::control::orders::{LimitChanges, TorrentChanges};
 use crate::control::status::{PieceMap, Status};
 use crate::web::client::ClientError;
 use model::{Model, Order};
+
+const AFTER_HELP: &str = "\
+Keys: up and down choose a torrent, p pauses it or has it go on, q ends; ? shows
+all of them.";
 
 /// Between two questions to the mount.
 const EVERY: Duration = Duration::from_secs(1);
@@ -35,11 +39,12 @@ const KEYS: usize = 64;
 /// Cells of the piece map asked for.
 const CELLS: u32 = 1024;
 
-/// `torrentfs top`.
+/// Watch a mount in the terminal: torrents, pieces, peers, reads that wait
 #[derive(Args, Clone, Debug, PartialEq)]
-pub struct TopArgs {
+#[command(after_help = AFTER_HELP)]
+pub(super) struct TopArgs {
     /// A mount, or a path in it [default: every mount of this user, one at a time]
-    pub mountpoint: Option<PathBuf>,
+    mountpoint: Option<PathBuf>,
 }
 
 /// Watches until `q`.
@@ -47,10 +52,10 @@ pub(super) fn run(args: &TopArgs) -> Result<(), Failure> {
     if !io::stdout().is_terminal() {
         return Err(Failure::new(Exit::Usage, "`torrentfs top` needs a terminal; `torrentfs status` does not"));
     }
-    service::runtime()?.block_on(async {
+    runtime()?.block_on(async {
         let mounts = match &args.mountpoint {
-            Some(mountpoint) => vec![reach::mount(mountpoint)?],
-            None => reach::all().await.into_iter().map(|(reached, _)| reached).collect(),
+            Some(mountpoint) => vec![running_mount::find(mountpoint)?],
+            None => running_mount::all().await.into_iter().map(|(reached, _)| reached).collect(),
         };
         let Some(first) = mounts.first() else { return Err(Failure::new(Exit::Mountpoint, "nothing is mounted")) };
         // Before the terminal is taken: whatever is wrong is said on it as it is.
@@ -73,7 +78,11 @@ pub(super) fn run(args: &TopArgs) -> Result<(), Failure> {
 }
 
 /// Until somebody ends it, or the mount does; then there are words.
-async fn watch(terminal: &mut DefaultTerminal, mounts: Vec<Reached>, status: Status) -> io::Result<Option<String>> {
+async fn watch(
+    terminal: &mut DefaultTerminal,
+    mounts: Vec<RunningMount>,
+    status: Status,
+) -> io::Result<Option<String>> {
     let mut keys = keys()?;
     let mut model = Model::new(mounts.len(), status);
     let mut ticks = interval(EVERY);
@@ -116,7 +125,7 @@ async fn watch(terminal: &mut DefaultTerminal, mounts: Vec<Reached>, status: Sta
     }
 }
 
-async fn look(reached: &Reached, torrent: Option<String>) -> Result<(Status, Option<PieceMap>), ClientError> {
+async fn look(reached: &RunningMount, torrent: Option<String>) -> Result<(Status, Option<PieceMap>), ClientError> {
     let status = reached.client.get("/status").await?;
     let map = match torrent {
         Some(hash) => reached.client.get(&format!("/torrents/{hash}/pieces?cells={CELLS}")).await.ok(),
@@ -126,7 +135,7 @@ async fn look(reached: &Reached, torrent: Option<String>) -> Result<(Status, Opt
 }
 
 /// Passes an order on; what is wrong with it, in words.
-async fn obey(reached: &Reached, order: &Order) -> Result<(), String> {
+async fn obey(reached: &RunningMount, order: &Order) -> Result<(), String> {
     let done = match order {
         Order::Quit | Order::Look => return Ok(()),
         Order::Pause(torrent, paused) => {
@@ -138,12 +147,12 @@ async fn obey(reached: &Reached, order: &Order) -> Result<(), String> {
             reached.change(torrent, &changes).await.map(drop)
         }
         Order::Limit { down, text } => {
-            let rate = Some(super::values::rate(text.trim())?.0);
+            let rate = Some(values::rate(text.trim())?.0);
             let changes = match down {
                 true => LimitChanges { download: rate, ..LimitChanges::default() },
                 false => LimitChanges { upload: rate, ..LimitChanges::default() },
             };
-            orders::limit(reached, &changes).await.map(drop)
+            reached.limit(&changes).await.map(drop)
         }
     };
     done.map_err(|failure| failure.to_string())

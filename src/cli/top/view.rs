@@ -6,8 +6,9 @@ use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span, Text};
 use ratatui::widgets::{Block, Borders, Clear, Paragraph, Sparkline};
 
-use super::super::status::{Align, Table, blocked, clip, peers, rate, reads, share, size};
 use super::model::{Model, Prompt};
+use crate::cli::text::status::{blocked, peers, reads};
+use crate::cli::text::{Align, Table, clip, rate, share, size};
 use crate::control::status::{Cell, PieceMap, TorrentStatus};
 
 /// Rows of torrents shown at most, so that there is room for the rest.

@@ -1,0 +1,113 @@
+//! What a status says, in lines.
+
+use crate::cli::text::status::{MAX_PEERS, blocked, peers, reads};
+use crate::cli::text::{clip, duration, rate, share, size};
+use crate::control::status::{CacheStatus, State, Status, TorrentStatus, TrackerState, TrackerStatus};
+
+/// Blocked reads shown of one torrent.
+const MAX_BLOCKED: usize = 5;
+
+/// A mount, in lines of at most `columns`.
+pub(super) fn mount(status: &Status, columns: usize) -> String {
+    let mut out = String::new();
+    let mut line = |text: &str| out += &(clip(text, columns) + "\n");
+    let total = &status.total;
+    line(&format!("{}  (process {}, for {})", status.mountpoint, status.pid, duration(status.uptime)));
+    let limit = |limit: Option<u64>| limit.map_or(String::new(), |limit| format!(" (limit {})", rate(limit)));
+    line(&format!(
+        "  down {}{}, up {}{}, {} peers, ratio {:.2}",
+        rate(total.download_rate),
+        limit(status.limits.download),
+        rate(total.upload_rate),
+        limit(status.limits.upload),
+        total.peers,
+        total.ratio
+    ));
+    let dht = status.dht_nodes.map_or("no DHT".into(), |nodes| format!("{nodes} DHT nodes"));
+    let port = if status.port == 0 { "nobody can call".into() } else { format!("port {}", status.port) };
+    line(&format!("  {} given, {} fetched, {port}, {dht}", size(total.uploaded), size(total.downloaded)));
+    cache(&status.cache).iter().for_each(|text| line(text));
+    for torrent in &status.torrents {
+        line("");
+        torrent_lines(torrent, columns).iter().for_each(|text| line(text));
+    }
+    if status.torrents.len() > 1 {
+        line("");
+        line(&format!("  in all {} of {} ({})", size(total.have), size(total.size), share(total.have, total.size)));
+    }
+    out
+}
+
+fn cache(cache: &CacheStatus) -> Vec<String> {
+    let limit = cache.disk_limit.map_or(String::new(), |limit| format!(" of {}", size(limit)));
+    let mut lines = vec![
+        format!(
+            "  cache: {}{limit} on disk, {} of {} in memory",
+            size(cache.disk),
+            size(cache.memory),
+            size(cache.memory_limit)
+        ),
+        format!("  reads: {}", reads(&cache.reads)),
+    ];
+    lines.extend(cache.fault.as_ref().map(|fault| format!("  disk fault: {fault}")));
+    lines
+}
+
+fn torrent_lines(torrent: &TorrentStatus, columns: usize) -> Vec<String> {
+    let mut lines = vec![format!("  {}", torrent.name)];
+    let eta = torrent.eta.map_or(String::new(), |eta| format!(", {} to go", duration(eta)));
+    let demand = if torrent.on_demand && torrent.state != State::OnDemand { ", on demand" } else { "" };
+    lines.push(format!(
+        "    {}{demand}, {} of {} ({}), {} of {} pieces{eta}",
+        torrent.state.word(),
+        size(torrent.have),
+        size(torrent.size),
+        share(torrent.have, torrent.size),
+        torrent.pieces_had,
+        torrent.pieces
+    ));
+    let wasted = if torrent.wasted > 0 { format!(", {} wasted", size(torrent.wasted)) } else { String::new() };
+    lines.push(format!("    down {}, {} so far{wasted}", rate(torrent.download_rate), size(torrent.downloaded)));
+    lines.push(format!(
+        "    up {}, {} so far, ratio {:.2}",
+        rate(torrent.upload_rate),
+        size(torrent.uploaded),
+        torrent.ratio
+    ));
+    if let Some(check) = torrent.verification {
+        let bad = if check.bad > 0 { format!(", {} not as they should be", check.bad) } else { String::new() };
+        let word = if check.running { "checking" } else { "checked" };
+        lines.push(format!("    {word} {} of {} pieces{bad}", check.done, check.pieces));
+    }
+    lines.extend(torrent.priorities.iter().map(|file| format!("    priority {}: {}", file.priority.word(), file.path)));
+    let blocked = blocked(&torrent.blocked_reads);
+    for [read, awaited] in blocked.iter().take(MAX_BLOCKED) {
+        lines.extend([format!("    {read}"), format!("      {awaited}")]);
+    }
+    if blocked.len() > MAX_BLOCKED {
+        lines.push(format!("    ... and at {} places more reads wait", blocked.len() - MAX_BLOCKED));
+    }
+    lines.extend(torrent.trackers.iter().map(|tracker| format!("    {}", tracker_line(tracker))));
+    if !torrent.peers.is_empty() {
+        lines.extend(peers(&torrent.peers, torrent.pieces).lines(columns, "    "));
+    }
+    if torrent.peers.len() > MAX_PEERS {
+        lines.push(format!("    ... and {} more", torrent.peers.len() - MAX_PEERS));
+    }
+    lines
+}
+
+fn tracker_line(tracker: &TrackerStatus) -> String {
+    let state = match tracker.state {
+        TrackerState::Waiting => "not asked yet".into(),
+        TrackerState::Announcing => "being asked".into(),
+        TrackerState::Failed => tracker.error.clone().unwrap_or_default(),
+        TrackerState::Working => {
+            let count = |count: Option<u64>| count.map_or("?".into(), |count| count.to_string());
+            format!("{} seeders, {} leechers", count(tracker.seeders), count(tracker.leechers))
+        }
+    };
+    let warning = tracker.warning.as_ref().map_or(String::new(), |warning| format!(", warns: {warning}"));
+    let next = tracker.next_announce.map_or(String::new(), |next| format!(", next in {}", duration(next)));
+    format!("tracker {}: {state}{warning}{next}", tracker.url)
+}
