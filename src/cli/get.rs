@@ -21,7 +21,7 @@ use super::sources;
 use super::text::count;
 use crate::library::Source;
 use crate::session::{Torrent, TorrentOptions};
-use crate::store::{Deliver, Place, space_missing};
+use crate::store::{ExtraFiles, Place, space_missing};
 
 /// How often it is looked at what the disk says, and the rate is shown anew.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -194,7 +194,7 @@ async fn take_up(engine: &Engine, named: &OsString, source: Source, wishes: &Wis
     let (dir, files, force) = (wishes.dir.clone(), metainfo.layout.files().to_owned(), wishes.force);
     let looked = tokio::task::spawn_blocking(move || {
         let resource = |error: &dyn std::fmt::Display| Failure::new(Exit::Resource, error);
-        Deliver { dir: &dir, files: &files, overwrite: force }.look().map_err(|error| resource(&error))?;
+        ExtraFiles { dir: &dir, files: &files, overwrite: force }.check().map_err(|error| resource(&error))?;
         match space_missing(&dir, &files) {
             Ok(None) => Ok(()),
             Ok(Some((needed, free))) => Err(resource(&format!(
@@ -269,12 +269,12 @@ async fn fetch(
 /// Makes what has no bytes. Afterwards the torrent is as it is to be.
 async fn finish(torrent: &Arc<Torrent>, wishes: &Wishes) -> Result<(), Failure> {
     let (dir, files, overwrite) = (wishes.dir.clone(), torrent.metainfo().layout.files().to_owned(), wishes.force);
-    let made = tokio::task::spawn_blocking(move || Deliver { dir: &dir, files: &files, overwrite }.make());
+    let made = tokio::task::spawn_blocking(move || ExtraFiles { dir: &dir, files: &files, overwrite }.create());
     let made = made.await.map_err(|error| Failure::new(Exit::Failure, error))?;
     made.map_err(|error| Failure::new(Exit::Resource, error))?;
     // Who goes on seeding comes back to it, and need not hash it all again then.
     if !wishes.seed {
-        torrent.store().forget_at_close();
+        torrent.store().remove_state_on_close();
     }
     Ok(())
 }

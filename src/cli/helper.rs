@@ -16,7 +16,7 @@ use super::mount_args::MountArgs;
 use super::settings::Settings;
 use super::{serve, sources, system_mount};
 use crate::fs::{daemon, mountinfo};
-use crate::sys::process::keep_heap_small;
+use crate::sys::process::tune_allocator;
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -100,7 +100,7 @@ pub(super) fn command() -> clap::Command {
 
 /// Runs the helper; what it returns is the exit status.
 pub fn run() -> ExitCode {
-    keep_heap_small();
+    tune_allocator();
     let args = match HelperArgs::try_parse() {
         Ok(args) => args,
         Err(error) => {

@@ -65,7 +65,7 @@ pub(super) fn in_background(args: &MountArgs, sources: Vec<Source>, verbosity: V
 }
 
 pub(super) fn fork() -> Result<Side, Failure> {
-    daemon::fork().map_err(|error| Failure::new(Exit::Resource, format!("cannot go to the background: {error}")))
+    daemon::fork_daemon().map_err(|error| Failure::new(Exit::Resource, format!("cannot go to the background: {error}")))
 }
 
 /// The daemon's word.
