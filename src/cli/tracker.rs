@@ -73,7 +73,7 @@ pub(super) struct TrackerArgs {
     interval: Duration,
 
     /// The most peers in an answer
-    #[arg(long, value_name = "N", default_value_t = Limits::default().answer)]
+    #[arg(long, value_name = "N", default_value_t = Limits::default().response_peers)]
     numwant: usize,
 
     /// Believe what this reverse proxy says of whose request it passes on (X-Forwarded-For); may be repeated
@@ -141,14 +141,14 @@ impl From<TrackerArgs> for Config {
                 peers: args.max_peers,
                 host_peers: args.max_host_peers,
                 host_peers_of_torrent: args.max_host_peers_of_torrent,
-                answer: args.numwant,
+                response_peers: args.numwant,
                 interval: args.interval,
                 ..Limits::default()
             },
             allow: args.allow,
             torrents: args.torrents,
             state: args.state,
-            trusted: args.trust_forwarded.iter().map(IpAddr::to_canonical).collect(),
+            trusted_proxies: args.trust_forwarded.iter().map(IpAddr::to_canonical).collect(),
             show_torrents: args.show_torrents,
         }
     }
@@ -197,7 +197,7 @@ fn introduce(tracker: &Tracker) {
         let Some(addr) = reachable(*addr) else { continue };
         say(format_args!("announce URLs: http://{addr}/announce  udp://{addr}/announce    status: http://{addr}/"));
     }
-    match tracker.served() {
+    match tracker.served_torrents() {
         Some(served) => say(format_args!("torrents served: {served}, those of the lists")),
         None => say(format_args!("torrents served: all")),
     }
@@ -249,7 +249,7 @@ mod tests {
     fn by_default_everything_is_served_everywhere() {
         let config = config("").unwrap();
         assert!(config.listen.is_empty() && config.allow.is_none() && config.torrents.is_none());
-        assert!(config.trusted.is_empty() && config.state.is_none() && !config.show_torrents);
+        assert!(config.trusted_proxies.is_empty() && config.state.is_none() && !config.show_torrents);
         assert_eq!(config.limits.interval, Duration::from_secs(1800));
     }
 
@@ -280,10 +280,10 @@ mod tests {
         .unwrap();
         let path = |path: &str| Some(PathBuf::from(path));
         assert_eq!((config.allow, config.torrents, config.state), (path("a"), path("b"), path("c")));
-        assert_eq!(config.trusted, [IpAddr::from([127, 0, 0, 1]), IpAddr::from([10, 0, 0, 1])]);
+        assert_eq!(config.trusted_proxies, [IpAddr::from([127, 0, 0, 1]), IpAddr::from([10, 0, 0, 1])]);
         let limits = config.limits;
         assert_eq!((limits.torrents, limits.peers, limits.host_peers, limits.host_peers_of_torrent), (1, 2, 3, 4));
-        assert_eq!((limits.interval, limits.answer, config.show_torrents), (Duration::from_secs(300), 7, true));
+        assert_eq!((limits.interval, limits.response_peers, config.show_torrents), (Duration::from_secs(300), 7, true));
         for nonsense in ["--interval 0", "--interval 25h", "--numwant -1", "--trust-forwarded proxy"] {
             assert!(self::config(nonsense).is_err(), "{nonsense}");
         }
