@@ -190,7 +190,7 @@ impl Host for Doors {
         lock(&self.torrents).keys().find(|hash| matches(hash)).map(|hash| self.handshake(*hash))
     }
 
-    fn welcome(&self, caller: Handshaken) {
+    fn accept(&self, caller: Handshaken) {
         // A torrent that is too busy to take a caller loses one, no more.
         if let Some(door) = lock(&self.torrents).get(&caller.theirs.info_hash) {
             let _ = door.callers.try_send(Box::new(caller));
