@@ -19,7 +19,7 @@ mod pex;
 
 pub use allowed_fast::allowed_fast_set;
 pub use bitfield::{bitfield_from_wire, bitfield_to_wire};
-pub use client::client_of;
+pub use client::{CLIENT_NAME, client_of};
 pub use codec::{Decoder, MAX_BLOCK_LEN, MAX_EXTENDED_LEN, PIECE_HEADER_LEN, encode, encode_piece_header, encoded_len};
 pub use compact::{put_compact, take_compact};
 pub use error::WireError;

@@ -18,12 +18,16 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use fixedbitset::FixedBitSet;
 use link::Link;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use torrentfs::metainfo::{BLOCK_LEN, InfoHash, Lengths, PieceIndex};
-use torrentfs::swarm::{Action, Config, Direction, Event, Goodbye, PeerKey, PickOrder, ReaderId, Swarm, WantId};
+use torrentfs::swarm::{
+    Action, Config, Direction, DisconnectReason, Event, NewPeer, PeerKey, PeerSource, PickOrder, ReaderId, Swarm,
+    WantId,
+};
 use torrentfs::wire::{Message, PeerId, Request};
 
 /// The seed of a simulation: `TORRENTFS_SEED`, or `default`. Printed, so that a failure can be replayed.
@@ -73,7 +77,7 @@ pub struct Node {
     pub answered: BTreeMap<WantId, Duration>,
     pub completed: Option<Duration>,
     pub banned: BTreeSet<SocketAddr>,
-    pub goodbyes: Vec<Goodbye>,
+    pub goodbyes: Vec<DisconnectReason>,
     pub received: u64,
     /// Requests that it took back.
     pub cancelled: usize,
@@ -119,10 +123,13 @@ pub fn config(lengths: Lengths, seed: u64) -> Config {
     Config {
         info_hash: InfoHash([7; 20]),
         lengths,
+        metadata: Bytes::new(),
         seed,
         our_id: PeerId([0; 20]),
         on_demand: false,
         upload: true,
+        partial_seed: false,
+        pex: true,
         super_seed: false,
         max_peers: 100,
         max_connecting: 20,
@@ -230,13 +237,13 @@ impl World {
         let all: Vec<SocketAddr> = self.nodes.iter().map(|node| node.addr).collect();
         for node in 0..self.nodes.len() {
             let others = all.iter().copied().filter(|addr| *addr != all[node]).collect();
-            self.event(node, Event::PeersFound(others));
+            self.event(node, Event::PeersFound { addrs: others, source: PeerSource::Tracker });
         }
     }
 
     pub fn introduce_to(&mut self, node: usize, others: &[usize]) {
         let others = others.iter().map(|other| Self::addr(*other)).collect();
-        self.event(node, Event::PeersFound(others));
+        self.event(node, Event::PeersFound { addrs: others, source: PeerSource::Tracker });
     }
 
     /// The node is switched off; the others notice at once.
@@ -349,14 +356,8 @@ impl World {
                 self.keys += 2;
                 self.nodes[from].links.insert(caller, (node, called));
                 self.nodes[node].links.insert(called, (from, caller));
-                let hello = |peer, other: &Node, direction| Event::Connected {
-                    peer,
-                    addr: other.addr,
-                    direction,
-                    id: other.id,
-                    fast: true,
-                    extended: true,
-                };
+                let hello =
+                    |key, other: &Node, direction| Event::Connected(NewPeer::new(key, other.addr, direction, other.id));
                 let at_caller = hello(caller, &self.nodes[node], Direction::Outgoing);
                 let at_called = hello(called, &self.nodes[from], Direction::Incoming);
                 if self.nodes[node].link.is_some() {
@@ -483,6 +484,7 @@ impl World {
                     self.at(self.now + Duration::from_micros(500), node, Next::Checked(number, good, digests));
                 }
                 Action::Drop(piece) => drop(self.nodes[node].buffers.remove(&piece.get())),
+                Action::AddDhtNode(_) => {}
                 Action::Pin(pins) => self.nodes[node].pins = pins,
                 Action::Completed => {
                     assert!(self.nodes[node].completed.is_none(), "completed twice");

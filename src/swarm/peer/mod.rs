@@ -1,5 +1,10 @@
 //! One connection's protocol state: who chokes whom, what they have, what we asked of them, what they asked of us.
 
+pub(super) mod extensions;
+pub(super) mod holepunch;
+pub(super) mod metadata;
+pub(super) mod pex;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -7,15 +12,17 @@ use std::time::Instant;
 
 use fixedbitset::FixedBitSet;
 
+use super::event::{Direction, NewPeer, PeerKey, PeerSource};
 use super::pieces::{BlockId, Contributor};
 use super::policy::{Need, Phase, Policy};
 use super::rate::Meter;
 use super::sched::pipeline::Pipeline;
 use super::uploads::Uploads;
-use super::{Direction, PeerKey};
 use crate::metainfo::BLOCK_LEN;
 use crate::util::is_lan;
-use crate::wire::PeerId;
+use crate::wire::{PeerId, PexFlags};
+
+use extensions::Extensions;
 
 /// Requests that a peer is assumed to queue when it does not say (BEP 10 `reqq`; libtorrent's default).
 const REQQ: usize = 250;
@@ -45,11 +52,15 @@ pub(super) struct Ask {
 #[derive(Debug)]
 pub(super) struct Peer {
     pub(super) addr: SocketAddr,
-    /// In our own network.
-    pub(super) is_near: bool,
+    /// The peer is in our own network.
+    pub(super) in_lan: bool,
     pub(super) direction: Direction,
+    pub(super) source: PeerSource,
     pub(super) id: PeerId,
     pub(super) fast: bool,
+    utp: bool,
+    encrypted: bool,
+    pub(super) extensions: Extensions,
     pub(super) holding: Holding,
     /// How many pieces they have (all of a seed's).
     pub(super) has_count: u32,
@@ -104,21 +115,17 @@ pub(super) struct Peer {
 }
 
 impl Peer {
-    pub(super) fn new(
-        now: Instant,
-        addr: SocketAddr,
-        direction: Direction,
-        id: PeerId,
-        fast: bool,
-        pieces: u32,
-        policy: Arc<Policy>,
-    ) -> Self {
+    pub(super) fn new(now: Instant, peer: &NewPeer, source: PeerSource, pieces: u32, policy: Arc<Policy>) -> Self {
         Self {
-            addr,
-            is_near: is_lan(addr.ip()),
-            direction,
-            id,
-            fast,
+            addr: peer.addr,
+            in_lan: is_lan(peer.addr.ip()),
+            direction: peer.direction,
+            source,
+            id: peer.id,
+            fast: peer.fast,
+            utp: peer.utp,
+            encrypted: peer.encrypted,
+            extensions: Extensions::new(now),
             holding: Holding::Some(FixedBitSet::with_capacity(pieces as usize)),
             has_count: 0,
             wanted: 0,
@@ -170,6 +177,27 @@ impl Peer {
 
     pub(super) fn is_seed(&self) -> bool {
         matches!(self.holding, Holding::All)
+    }
+
+    /// Returns the address at which others can dial this peer, if it is known.
+    pub(super) fn dial_addr(&self) -> Option<SocketAddr> {
+        match (self.source, self.direction) {
+            // Its address is a placeholder.
+            (PeerSource::WebSeed, _) => None,
+            (_, Direction::Outgoing) => Some(self.addr),
+            (_, Direction::Incoming) => Some(SocketAddr::new(self.addr.ip(), self.extensions.listen_port?)),
+        }
+    }
+
+    /// Returns what peer exchange says about this peer.
+    pub(super) fn pex_flags(&self) -> PexFlags {
+        PexFlags {
+            seed: self.is_seed(),
+            utp: self.utp,
+            encryption: self.encrypted,
+            holepunch: self.extensions.holepunch != 0,
+            reachable: self.direction == Direction::Outgoing,
+        }
     }
 
     pub(super) fn set_reqq(&mut self, reqq: u32) {

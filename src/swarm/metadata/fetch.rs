@@ -1,48 +1,51 @@
-//! Fetching a torrent's metadata from peers (BEP 9): which piece is asked of whom, and what is believed.
+//! The requests for a torrent's metadata: which piece is requested from which peer, and which bytes are accepted.
 //!
-//! A peer says how long the metadata is, and nothing proves it before the whole is hashed. So there is one attempt for
-//! each length that is claimed, served by those who claim it. When an attempt fails its hash and one peer alone has
-//! served it, that peer lies; if several have, they serve it again one at a time. So one honest peer is enough.
+//! A peer states the length of the metadata, and nothing proves it before the whole is hashed. So there is one attempt
+//! per claimed length, served by the peers that claim it. If an attempt fails its hash and a single peer has served it,
+//! that peer lied; if several have, they serve it again one at a time. So one honest peer is enough.
 //!
-//! Sans-io, with time as an argument. Bounded: the length, the number of lengths, what is asked of a peer at a time.
+//! Bounded: the length, the number of attempts at a time, the requests to a peer at a time.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::PeerKey;
 use crate::metainfo::InfoHash;
+use crate::swarm::event::PeerKey;
 use crate::wire::METADATA_PIECE_LEN;
 
-/// The longest metadata fetched, in bytes: a million pieces and more.
-pub const MAX_METADATA: u32 = 32 << 20;
-/// The most lengths believed in at one time.
+/// Maximum length of metadata, in bytes: enough for more than a million pieces.
+const MAX_METADATA: u32 = 32 << 20;
+/// Maximum number of attempts at a time: a few liars must not keep the right length out for long.
 const MAX_ATTEMPTS: usize = 3;
-/// Pieces asked of one peer at a time.
+/// Maximum number of pieces requested from one peer at a time: bridges the round trip without overloading a peer.
 const PIPELINE: usize = 4;
-/// After so long a piece is asked of another peer, too.
+/// How long a piece may take before it is requested from another peer, too.
 const LATE: Duration = Duration::from_secs(3);
-/// A peer that owes a piece for so long is asked for nothing more.
+/// How long a peer may owe a piece before it is paused.
 const LOST: Duration = Duration::from_secs(20);
-/// How long a peer that refuses is left alone.
+/// How long nothing is requested from a peer that refused, sent the wrong thing or did not answer.
 const PAUSE: Duration = Duration::from_secs(10);
-/// An attempt that takes longer makes place for another length that is claimed.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long an attempt may take before it is replaced by one of another claimed length.
+const ATTEMPT_LIMIT: Duration = Duration::from_secs(60);
 
-/// What is to be done.
+/// An instruction to the resolver.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum MetadataAction {
-    /// Ask this peer for that piece.
-    Ask(PeerKey, u32),
-    /// This peer sent what is not the torrent's: no more of it.
+pub(super) enum FetchAction {
+    /// Request that piece from this peer.
+    Request(PeerKey, u32),
+    /// Close the connection to this peer: it sent bytes that are not the torrent's metadata.
     Ban(PeerKey),
 }
 
 #[derive(Debug)]
 struct Peer {
+    /// The length that it claims.
     size: u32,
+    /// Pieces requested from it and not yet received, and when.
     asked: Vec<(u32, Instant)>,
+    /// Nothing is requested from it before this.
     paused: Option<Instant>,
 }
 
@@ -55,48 +58,48 @@ impl Peer {
 #[derive(Debug)]
 struct Attempt {
     begun: Instant,
+    /// The pieces, and the peers that sent them.
     pieces: Vec<Option<(PeerKey, Bytes)>>,
-    /// It failed before: only this peer serves it now.
+    /// The attempt failed before, so that one peer at a time serves it.
+    one_at_a_time: bool,
+    /// With `one_at_a_time`, the peer whose turn it is.
     solo: Option<PeerKey>,
-    /// It failed before: one peer at a time.
-    alone: bool,
 }
 
 impl Attempt {
-    fn new(now: Instant, size: u32, alone: bool) -> Self {
-        Self { begun: now, pieces: vec![None; size.div_ceil(METADATA_PIECE_LEN) as usize], solo: None, alone }
+    fn new(now: Instant, size: u32, one_at_a_time: bool) -> Self {
+        Self { begun: now, pieces: vec![None; size.div_ceil(METADATA_PIECE_LEN) as usize], one_at_a_time, solo: None }
     }
 }
 
-/// The metadata of one torrent, on its way.
+/// The metadata of one torrent, being fetched.
 #[derive(Debug)]
-pub struct MetadataFetch {
+pub(super) struct MetadataFetch {
     info_hash: InfoHash,
     peers: BTreeMap<PeerKey, Peer>,
     attempts: BTreeMap<u32, Attempt>,
-    actions: VecDeque<MetadataAction>,
+    actions: VecDeque<FetchAction>,
 }
 
 impl MetadataFetch {
-    /// Nothing is known yet but the hash.
-    pub fn new(info_hash: InfoHash) -> Self {
+    pub(super) fn new(info_hash: InfoHash) -> Self {
         Self { info_hash, peers: BTreeMap::new(), attempts: BTreeMap::new(), actions: VecDeque::new() }
     }
 
-    /// What to do next.
-    pub fn poll(&mut self) -> Option<MetadataAction> {
+    /// Returns the next thing to do, until `None`.
+    pub(super) fn poll(&mut self) -> Option<FetchAction> {
         self.actions.pop_front()
     }
 
-    /// Pieces had and pieces in all, of the attempt that has come furthest.
-    pub fn progress(&self) -> (usize, usize) {
-        let had = |attempt: &Attempt| attempt.pieces.iter().flatten().count();
-        let best = self.attempts.values().max_by_key(|attempt| had(attempt));
-        best.map_or((0, 0), |best| (had(best), best.pieces.len()))
+    /// Returns the number of pieces received and of all pieces, of the attempt that has come furthest.
+    pub(super) fn progress(&self) -> (usize, usize) {
+        let received = |attempt: &Attempt| attempt.pieces.iter().flatten().count();
+        let best = self.attempts.values().max_by_key(|attempt| received(attempt));
+        best.map_or((0, 0), |best| (received(best), best.pieces.len()))
     }
 
-    /// A peer has metadata of so many bytes, it says. False: that is of no use.
-    pub fn offered(&mut self, now: Instant, key: PeerKey, size: u32) -> bool {
+    /// Records that a peer claims to have metadata of `size` bytes. Returns whether that is a possible length.
+    pub(super) fn offered(&mut self, now: Instant, key: PeerKey, size: u32) -> bool {
         if size == 0 || size > MAX_METADATA {
             return false;
         }
@@ -105,25 +108,25 @@ impl MetadataFetch {
         true
     }
 
-    /// The connection is gone.
-    pub fn gone(&mut self, now: Instant, key: PeerKey) {
+    /// Forgets a peer whose connection is gone.
+    pub(super) fn gone(&mut self, now: Instant, key: PeerKey) {
         let Some(peer) = self.peers.remove(&key) else { return };
-        self.forget(now, peer.size, key);
+        self.end_turn(now, peer.size, key);
         self.tick(now);
     }
 
-    /// A peer refuses a piece.
-    pub fn rejected(&mut self, now: Instant, key: PeerKey, piece: u32) {
+    /// Records that a peer refused a piece.
+    pub(super) fn rejected(&mut self, now: Instant, key: PeerKey, piece: u32) {
         let Some(peer) = self.peers.get_mut(&key) else { return };
         peer.asked.retain(|(asked, _)| *asked != piece);
         peer.paused = Some(now + PAUSE);
         let size = peer.size;
-        self.forget(now, size, key);
+        self.end_turn(now, size, key);
         self.tick(now);
     }
 
-    /// A piece came. `Some`: the metadata is whole, and its hash is right.
-    pub fn data(&mut self, now: Instant, key: PeerKey, piece: u32, total: u32, data: Bytes) -> Option<Bytes> {
+    /// Takes a piece that arrived. Returns the metadata if it is complete and its hash is right.
+    pub(super) fn data(&mut self, now: Instant, key: PeerKey, piece: u32, total: u32, data: Bytes) -> Option<Bytes> {
         let peer = self.peers.get_mut(&key)?;
         let asked = peer.asked.len();
         peer.asked.retain(|(number, _)| *number != piece);
@@ -131,10 +134,10 @@ impl MetadataFetch {
         let attempt = self.attempts.get_mut(&size)?;
         let begin = piece.checked_mul(METADATA_PIECE_LEN).filter(|begin| *begin < size);
         let len = begin.map(|begin| (size - begin).min(METADATA_PIECE_LEN) as usize);
-        // What was not asked for may be an answer to an earlier attempt.
+        // Data that was not requested may be an answer to an earlier attempt.
         if asked == peer.asked.len() || total != size || len != Some(data.len()) {
             peer.paused = Some(now + PAUSE);
-            self.forget(now, size, key);
+            self.end_turn(now, size, key);
             self.tick(now);
             return None;
         }
@@ -152,14 +155,15 @@ impl MetadataFetch {
         None
     }
 
-    /// A peer that serves alone and cannot go on makes place for the next.
-    fn forget(&mut self, now: Instant, size: u32, key: PeerKey) {
+    /// Starts the attempt again with another peer, if it was this peer's turn.
+    fn end_turn(&mut self, now: Instant, size: u32, key: PeerKey) {
         if let Some(attempt) = self.attempts.get_mut(&size).filter(|attempt| attempt.solo == Some(key)) {
             *attempt = Attempt::new(now, size, true);
         }
     }
 
-    /// Which lengths are tried: those that most peers claim. One that nobody serves, or not to its end, makes place.
+    /// Starts attempts for the lengths that most peers claim. An attempt that no peer serves, or that takes too long, is
+    /// replaced.
     fn choose(&mut self, now: Instant) {
         let mut claims: BTreeMap<u32, usize> = BTreeMap::new();
         for peer in self.peers.values().filter(|peer| peer.is_able(now)) {
@@ -174,19 +178,20 @@ impl MetadataFetch {
         while let Some((_, size)) = waiting.pop() {
             if self.attempts.len() == MAX_ATTEMPTS {
                 let spent = |(size, attempt): &(&u32, &Attempt)| {
-                    !claims.contains_key(size) || now.saturating_duration_since(attempt.begun) > PATIENCE
+                    !claims.contains_key(size) || now.saturating_duration_since(attempt.begun) > ATTEMPT_LIMIT
                 };
                 let Some(spent) = self.attempts.iter().find(spent).map(|(size, _)| *size) else { return };
                 self.attempts.remove(&spent);
                 for peer in self.peers.values_mut().filter(|peer| peer.size == spent) {
                     peer.asked.clear();
-                    peer.paused = Some(now + PATIENCE);
+                    peer.paused = Some(now + ATTEMPT_LIMIT);
                 }
             }
             self.attempts.insert(size, Attempt::new(now, size, false));
         }
     }
 
+    /// Checks the hash of an attempt that has all its pieces. If it is wrong, finds the liar or starts again.
     fn check(&mut self, now: Instant, size: u32) -> Option<Bytes> {
         let attempt = self.attempts.remove(&size)?;
         let parts: Vec<(PeerKey, Bytes)> = attempt.pieces.into_iter().flatten().collect();
@@ -197,7 +202,7 @@ impl MetadataFetch {
         let first = parts.first().map(|(key, _)| *key)?;
         if parts.iter().all(|(key, _)| *key == first) {
             self.peers.remove(&first);
-            self.actions.push_back(MetadataAction::Ban(first));
+            self.actions.push_back(FetchAction::Ban(first));
         }
         for peer in self.peers.values_mut().filter(|peer| peer.size == size) {
             peer.asked.clear();
@@ -208,8 +213,8 @@ impl MetadataFetch {
         None
     }
 
-    /// Asks for what is missing. Call it about once a second, too, for silence is no event.
-    pub fn tick(&mut self, now: Instant) {
+    /// Requests the missing pieces. Must be called about once a second, too, to notice silent peers.
+    pub(super) fn tick(&mut self, now: Instant) {
         let lost = |peer: &Peer| peer.asked.iter().any(|(_, at)| now.saturating_duration_since(*at) > LOST);
         let silent: Vec<PeerKey> = self.peers.iter().filter(|(_, peer)| lost(peer)).map(|(key, _)| *key).collect();
         for key in silent {
@@ -217,22 +222,25 @@ impl MetadataFetch {
                 peer.asked.clear();
                 peer.paused = Some(now + PAUSE);
                 let size = peer.size;
-                self.forget(now, size, key);
+                self.end_turn(now, size, key);
             }
         }
         self.choose(now);
         for (size, attempt) in &mut self.attempts {
             let able = |peer: &Peer| peer.size == *size && peer.is_able(now);
-            if attempt.alone && attempt.solo.is_none() {
+            if attempt.one_at_a_time && attempt.solo.is_none() {
                 attempt.solo = self.peers.iter().find(|(_, peer)| able(peer)).map(|(key, _)| *key);
             }
-            let may_serve = |key: &PeerKey| if attempt.alone { attempt.solo == Some(*key) } else { true };
+            let may_serve = |key: &PeerKey| if attempt.one_at_a_time { attempt.solo == Some(*key) } else { true };
             for piece in 0..attempt.pieces.len() as u32 {
                 if attempt.pieces[piece as usize].is_some() {
                     continue;
                 }
-                let asks = self.peers.values().flat_map(|peer| &peer.asked).filter(|(asked, _)| *asked == piece);
-                if asks.map(|(_, at)| now.saturating_duration_since(*at)).min().is_some_and(|youngest| youngest < LATE)
+                let requests = self.peers.values().flat_map(|peer| &peer.asked).filter(|(asked, _)| *asked == piece);
+                if requests
+                    .map(|(_, at)| now.saturating_duration_since(*at))
+                    .min()
+                    .is_some_and(|youngest| youngest < LATE)
                 {
                     continue;
                 }
@@ -245,7 +253,7 @@ impl MetadataFetch {
                     .min_by_key(|(_, peer)| peer.asked.len());
                 if let Some((key, peer)) = choice {
                     peer.asked.push((piece, now));
-                    self.actions.push_back(MetadataAction::Ask(*key, piece));
+                    self.actions.push_back(FetchAction::Request(*key, piece));
                 }
             }
         }
@@ -261,18 +269,18 @@ mod tests {
         (0..len).map(|n| (n * 7 + n / 251) as u8).collect::<Vec<u8>>().into()
     }
 
-    /// What a peer does when asked.
+    /// How a peer answers requests.
     #[derive(Clone, Copy, Debug, PartialEq)]
     enum Manner {
         Honest,
         Liar,
         Refuses,
         Silent,
-        /// Claims another length, with bytes to match.
+        /// Claims another length, and sends bytes that fit it.
         Longer,
     }
 
-    /// Runs peers of these manners until the metadata is had or the time is over; the banned.
+    /// Runs peers of these manners until the metadata is complete or the time is over; returns it and the banned peers.
     fn run(len: usize, manners: &[Manner], seconds: u32) -> (Option<Bytes>, Vec<usize>) {
         let truth = metadata(len);
         let mut fetch = MetadataFetch::new(InfoHash::of(&truth));
@@ -286,8 +294,8 @@ mod tests {
             let mut asked = Vec::new();
             while let Some(action) = fetch.poll() {
                 match action {
-                    MetadataAction::Ask(key, piece) => asked.push((key, piece)),
-                    MetadataAction::Ban(key) => banned.push(key.0 as usize),
+                    FetchAction::Request(key, piece) => asked.push((key, piece)),
+                    FetchAction::Ban(key) => banned.push(key.0 as usize),
                 }
             }
             for (key, piece) in asked {
@@ -332,16 +340,16 @@ mod tests {
     }
 
     #[test]
-    fn pieces_are_asked_of_all_at_once_and_of_each_a_few() {
+    fn pieces_are_requested_from_all_peers_at_once_and_a_few_from_each() {
         let mut fetch = MetadataFetch::new(InfoHash([0; 20]));
         let now = Instant::now();
         for n in 0..2 {
             fetch.offered(now, PeerKey(n), 40 * METADATA_PIECE_LEN);
         }
-        let asked: Vec<MetadataAction> = std::iter::from_fn(|| fetch.poll()).collect();
+        let asked: Vec<FetchAction> = std::iter::from_fn(|| fetch.poll()).collect();
         assert_eq!(asked.len(), 2 * PIPELINE);
         for n in 0..2 {
-            let of = asked.iter().filter(|ask| matches!(ask, MetadataAction::Ask(key, _) if key.0 == n));
+            let of = asked.iter().filter(|ask| matches!(ask, FetchAction::Request(key, _) if key.0 == n));
             assert_eq!(of.count(), PIPELINE);
         }
         assert_eq!(fetch.progress(), (0, 40));
@@ -355,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn lengths_that_lead_nowhere_make_place() {
+    fn attempts_that_lead_nowhere_are_replaced() {
         use Manner::{Honest, Silent};
         let truth = metadata(1000);
         let mut fetch = MetadataFetch::new(InfoHash::of(&truth));
@@ -367,7 +375,7 @@ mod tests {
         assert_eq!(fetch.attempts.len(), MAX_ATTEMPTS);
         for _ in 0..300 {
             while let Some(action) = fetch.poll() {
-                if action == MetadataAction::Ask(PeerKey(99), 0) {
+                if action == FetchAction::Request(PeerKey(99), 0) {
                     assert_eq!(fetch.data(now, PeerKey(99), 0, 1000, truth.clone()), Some(truth));
                     return assert!(run(50_000, &[Silent, Honest], 60).0.is_some());
                 }
@@ -380,7 +388,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_comes_nothing_but_the_truth_is_believed(
+        fn only_the_right_metadata_is_ever_accepted(
             steps in proptest::collection::vec((0u64..4, 0u32..6, 0usize..40_000, 0u8..5), 0..60),
         ) {
             let truth = metadata(20_000);

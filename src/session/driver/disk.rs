@@ -1,24 +1,24 @@
-//! What a torrent's task has done in the blocking pool: pieces hashed and stored, blocks read for uploads.
+//! Work in the blocking pool: hashing and storing pieces, reading blocks for uploads.
 
 use bytes::Bytes;
 use sha1::{Digest, Sha1};
 
-use super::driver::{Done, Driver};
+use super::{Done, Driver};
 use crate::metainfo::{BLOCK_LEN, PieceIndex, Verdict};
 use crate::store::Lookup;
 use crate::swarm::{Event, PeerKey};
 use crate::wire::{Message, Request};
 
 impl Driver {
-    /// The whole of a piece is in: hashed and stored in the blocking pool.
+    /// Hashes a piece whose blocks are all here, and stores it if it is good.
     pub(super) fn check(&mut self, piece: PieceIndex, digests: bool) {
         let Some(buffer) = self.partials.take(piece) else {
-            // The swarm counts a block that never reached the buffer: ask for the piece again rather than hang.
-            tracing::error!(%piece, "a whole piece has no buffer");
-            self.tell(Event::Checked { piece, good: false, bad_blocks: Vec::new(), digests: Vec::new() });
+            // The swarm has counted a block that never reached the buffer: have the piece fetched again.
+            tracing::error!(%piece, "a complete piece has no buffer");
+            self.enqueue(Event::Checked { piece, good: false, bad_blocks: Vec::new(), digests: Vec::new() });
             return;
         };
-        self.working += 1;
+        self.checking += 1;
         let (store, done) = (self.store.clone(), self.done.clone());
         tokio::task::spawn_blocking(move || {
             let data = buffer.freeze();
@@ -34,6 +34,23 @@ impl Driver {
         });
     }
 
+    /// Reports a checked piece to the swarm.
+    pub(super) fn checked(&mut self, piece: PieceIndex, verdict: Verdict, digests: Vec<u64>) {
+        self.checking -= 1;
+        self.partials.remove(piece);
+        let (good, bad_blocks) = match verdict {
+            Verdict::Good => (true, Vec::new()),
+            Verdict::Bad { blocks } => (false, blocks),
+        };
+        self.dispatch(Event::Checked { piece, good, bad_blocks, digests });
+        // If the disk fails and the memory is full it may have been evicted already.
+        if good && !self.store.has(piece) {
+            self.dispatch(Event::Evicted(piece));
+        }
+        self.update_room();
+    }
+
+    /// Reads a block and queues it for a peer.
     pub(super) fn read_for_upload(&mut self, peer: PeerKey, request: Request) {
         let Some(piece) = self.metainfo.layout.lengths().piece(request.piece) else {
             return self.upload(peer, request, None);
@@ -53,18 +70,19 @@ impl Driver {
         }
     }
 
+    /// Queues a block for a peer; without `data`, reports that it could not be read.
     pub(super) fn upload(&mut self, key: PeerKey, request: Request, data: Option<Bytes>) {
         match (data, self.peers.get_mut(&key)) {
             (Some(data), Some(peer)) => {
                 peer.outgoing.push(Message::Piece { piece: request.piece, begin: request.begin, data });
             }
-            (None, Some(_)) => self.tell(Event::Uploaded { peer: key, request, sent: false }),
+            (None, Some(_)) => self.enqueue(Event::Uploaded { peer: key, request, sent: false }),
             (_, None) => {}
         }
     }
 }
 
-/// A short digest of each block, to tell who sent which bytes of a piece that failed.
+/// Returns a short digest of each block, by which the sender of wrong bytes is found when the piece is good later.
 fn block_digests(data: &[u8]) -> Vec<u64> {
     data.chunks(BLOCK_LEN as usize)
         .map(|block| {
