@@ -118,7 +118,7 @@ fn the_screen_tells_the_truth_and_keys_are_obeyed() {
     let film = mounted.path("film.mkv");
     let reading = std::thread::spawn(move || read_at(&film, 6 << 20, 1 << 20));
     terminal.wait("a blocked read", |screen| {
-        // In between, a read whose pieces have come is "about to be answered".
+        // In between, a read may have "all pieces received".
         screen.contains("film.mkv at ") && screen.contains('!') && screen.contains("1 peer has it")
     });
 
@@ -149,13 +149,13 @@ fn the_screen_tells_the_truth_and_keys_are_obeyed() {
 
     // The other keys.
     terminal.keys("p");
-    terminal.wait("it goes on", |screen| screen.contains("1 peers") && screen.contains(&seeder.addr));
+    terminal.wait("it goes on", |screen| screen.contains("1 peer, ") && screen.contains(&seeder.addr));
     terminal.keys("o");
     wait_until("it is on demand", LONG, || status(&mounted)["torrents"][0]["on_demand"] == true);
     terminal.keys("o");
     wait_until("all of it is fetched", LONG, || status(&mounted)["torrents"][0]["on_demand"] == false);
     terminal.keys("l");
-    terminal.wait("a rate is asked for", |screen| screen.contains("limit of what goes from peers"));
+    terminal.wait("a rate is asked for", |screen| screen.contains("maximum download rate"));
     terminal.line("700KiB");
     wait_until("the limit is set", LONG, || status(&mounted)["limits"]["download"] == 700 << 10);
     terminal.wait("the limit is shown", |screen| screen.contains("(limit 700 KiB/s)"));

@@ -127,9 +127,9 @@ async fn our_announcer_meets_and_scrapes_in_both_families() {
     let _turn = turn();
     let hash = InfoHash([0x5a; 20]);
     let tracker = Served::start_at("[::1]:0", &["--listen", "127.0.0.1:0"]);
-    tracker.wait_said("listening at 127.0.0.1:");
+    tracker.wait_said("listening on 127.0.0.1:");
     let line = tracker.said.lock().unwrap().clone();
-    let v4 = line.split("listening at 127.0.0.1:").nth(1).unwrap().split(',').next().unwrap().to_owned();
+    let v4 = line.split("listening on 127.0.0.1:").nth(1).unwrap().split(',').next().unwrap().to_owned();
     let urls = [format!("http://{}/announce", tracker.addr), format!("udp://{}/announce", tracker.addr)];
     let (seed, _peers) = peer(hash, &urls[0], 7001, 0);
     wait_until("it is known", LONG, || tracker.peers() == (1, 0));
@@ -182,24 +182,24 @@ fn a_restart_keeps_the_peers() {
     tracker.stop();
 
     let tracker = Served::start(&args);
-    tracker.wait_said("remembered: torrents 2, peers 2");
+    tracker.wait_said("restored 2 torrents, 2 peers");
     assert!(announce(&tracker, one, 0x1ae3, "").ends_with(r"5:peers6:\x7f\x00\x00\x01\x1a\xe1e"));
     // A second one may not have the same port, and says so in a line.
     let second = run(TORRENTFS, &["tracker", "--listen", &tracker.addr.to_string()]);
     let said = String::from_utf8(second.stderr).unwrap();
     assert_eq!(second.status.code(), Some(5));
-    assert!(said.starts_with(&format!("torrentfs: cannot listen at {}", tracker.addr)) && said.lines().count() == 1);
+    assert!(said.starts_with(&format!("torrentfs: cannot listen on {}", tracker.addr)) && said.lines().count() == 1);
     tracker.stop();
 
     fs::write(&state, [&fs::read(&state).unwrap()[..], b"more"].concat()).unwrap();
     let tracker = Served::start(&args);
-    tracker.wait_said("is damaged, the tracker begins anew; it is kept as");
+    tracker.wait_said("is damaged; moved it to");
     assert!(announce(&tracker, one, 0x1ae3, "").ends_with("5:peers0:e"));
     tracker.stop();
     fs::write(&state, "my notes").unwrap();
     let refused = run(TORRENTFS, &["tracker", "--listen", "127.0.0.1:0", "--state", state.to_str().unwrap()]);
     let said = String::from_utf8(refused.stderr).unwrap();
-    assert!(refused.status.code() == Some(5) && said.contains("it is no state file of a tracker"), "{said}");
+    assert!(refused.status.code() == Some(5) && said.contains("it is not a state file of this tracker"), "{said}");
     assert_eq!(fs::read(&state).unwrap(), b"my notes");
 }
 
@@ -216,13 +216,13 @@ fn lists_are_followed() {
     fs::write(&list, format!("# mine\n{one}\n")).unwrap();
     let args = ["--allow", list.to_str().unwrap(), "--torrents", torrents.to_str().unwrap()];
     let tracker = Served::start(&args);
-    tracker.wait_said("torrents served: 1, those of the lists");
+    tracker.wait_said("serving 1 listed torrent");
     let served = |info_hash| announce(&tracker, info_hash, 1, "").contains("5:peers");
     assert!(served(one) && !served(other));
 
     fs::write(&list, format!("{other}\n")).unwrap();
     tracker.process.signal("HUP");
-    tracker.wait_said("lists read again; torrents served: 1");
+    tracker.wait_said("reloaded the lists; serving 1 torrent");
     assert!(!served(one) && served(other));
     // A mistake changes nothing.
     fs::write(&list, "nonsense\n").unwrap();
@@ -245,7 +245,7 @@ fn lists_are_followed() {
     fs::write(&list, "nonsense\n").unwrap();
     let refused = run(TORRENTFS, &["tracker", "--listen", "127.0.0.1:0", "--allow", list.to_str().unwrap()]);
     let said = String::from_utf8(refused.stderr).unwrap();
-    let expected = format!("torrentfs: line 1 of the list {} is no info hash", list.display());
+    let expected = format!("torrentfs: line 1 of the list {} is not an info hash", list.display());
     assert!(refused.status.code() == Some(5) && said.starts_with(&expected), "{said}");
 }
 
@@ -337,8 +337,8 @@ fn what_its_user_sees() {
     let _turn = turn();
     let tracker = Served::start(&[]);
     let at = tracker.addr;
-    tracker.wait_said(&format!("announce URLs: http://{at}/announce  udp://{at}/announce"));
-    tracker.wait_said("torrents served: all");
+    tracker.wait_said(&format!("announce URLs: http://{at}/announce, udp://{at}/announce"));
+    tracker.wait_said("serving every torrent");
     let page = tracker.get("/");
     assert!(page.starts_with("HTTP/1.1 200 OK") && page.contains("<h1>BitTorrent tracker</h1>"), "{page}");
     assert!(tracker.get("/robots.txt").starts_with("HTTP/1.1 404"));
