@@ -332,12 +332,12 @@ fn changes(before: &Edit, old: &Metainfo, after: &Edit, new: &Metainfo) -> Vec<S
     for (name, old, new) in [("comment", &old.comment, &new.comment), ("created by", &old.created_by, &new.created_by)]
     {
         if old != new {
-            changes.push(new.as_ref().map_or_else(|| format!("{name} removed"), |text| format!("{name} {text:?}")));
+            changes.push(new.as_ref().map_or_else(|| format!("{name}: none"), |text| format!("{name} {text:?}")));
         }
     }
     if old.creation_date != new.creation_date {
         changes.push(
-            new.creation_date.map_or_else(|| "date removed".to_owned(), |date| format!("date {}", text::date(date))),
+            new.creation_date.map_or_else(|| "date: none".to_owned(), |date| format!("date {}", text::date(date))),
         );
     }
     if old.info_hash != new.info_hash {

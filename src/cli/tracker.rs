@@ -55,7 +55,7 @@ Addresses:
   then taken from its X-Forwarded-For header.
 
 Values:
-  ADDR  an IP address, a port, or both: 192.0.2.1, 8080, 127.0.0.1:8080, [::1]:80
+  ADDR  an IP address, a port, or both: 192.0.2.1, 8080, 127.0.0.1:8080
   TIME  a number with a unit: 90s, 30min, 1h
 
 Examples:

@@ -29,12 +29,12 @@ l, u        set the download limit, the upload limit
 q           quit
 
 pieces      # available   = partly available   + being fetched
-            ~ read-ahead   > position of a reader   ! a read waits
+            ~ read-ahead   > reader position   ! a read waits
             . missing   - skipped
 
 peers       D we download from it   d we want data, it chokes us
             U we upload to it       u it wants data, we choke it
-            I it connected to us   E encrypted   P uTP   S silent";
+            I incoming   E encrypted   P uTP   S not answering";
 
 /// Draws the screen.
 pub(super) fn draw(model: &Model, frame: &mut Frame<'_>) {
