@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    torrentfs::cli::helper::run()
+    torrentfs::cli::run_mount_helper()
 }

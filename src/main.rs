@@ -1,6 +1,6 @@
 //! The `torrentfs` command.
 
-use torrentfs::cli::args::Exit;
+use torrentfs::cli::Exit;
 
 fn main() -> Exit {
     torrentfs::cli::run()

@@ -1,360 +1,118 @@
-//! `torrentfs.toml` and the environment: what is configured, and where. `torrentfs config` shows it.
-//!
-//! Everything that can be configured is a flag of `torrentfs mount`, or an option of its `-o`, by its name there; so this
-//! file knows no key by itself. A later layer replaces what an earlier one says of the same key.
-
-use std::collections::BTreeMap;
-use std::fmt;
-use std::fs::File;
-use std::io::{self, Read, Write};
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+//! `torrentfs config`: prints the configuration, and where each value comes from.
 
 use clap::Args;
-use etcetera::BaseStrategy;
-use toml::de::{DeTable, DeValue};
 
-use super::Failure;
-use super::args::Exit;
-use super::options::{self, Key, Options};
-use super::values::truth;
-use crate::fs::daemon;
+use super::failure::Failure;
+use super::flags::Key;
+use super::output;
+use super::settings::{Setting, Settings};
 use crate::http::Masked;
 
-/// The system's.
-const SYSTEM: &str = "/etc/torrentfs/torrentfs.toml";
-/// The user's, in the directory for configuration.
-const USER: &str = "torrentfs/torrentfs.toml";
-/// What variables of the environment begin with.
-const PREFIX: &str = "TORRENTFS_";
-/// Longer files are refused.
-const MAX_LEN: u64 = 1 << 20;
+const DESCRIPTION: &str = "\
+Every option of `torrentfs mount`, and every option of its -o, can be set in a
+configuration file under the same name, written with '_' or '-'.";
 
-/// `torrentfs config`.
+const SECTIONS: &str = "\
+Files and precedence (the first that sets a key wins):
+  1. options on the command line
+  2. -o
+  3. environment variables, such as TORRENTFS_CACHE_SIZE=5GiB
+  4. ~/.config/torrentfs/torrentfs.toml, or below $XDG_CONFIG_HOME if it is set
+  5. /etc/torrentfs/torrentfs.toml
+  6. defaults
+
+  --config FILE replaces both files. mount.torrentfs ignores the environment
+  and, when root mounts, root's own file.
+
+Configuration file:
+  cache_size = \"100GiB\"
+  no_dht = true
+  peer = [\"192.168.1.5:51413\"]
+
+  A file error is reported with its line. A boolean that is set in a file can be
+  unset by --no-dht=false, -o no_dht=false or TORRENTFS_NO_DHT=false.
+
+  cache_dir is shared by all mounts: see \"Cache\" in `torrentfs help mount`.
+  When root mounts with mount(8), each mount gets a directory in cache_dir.
+
+Examples:
+  torrentfs config
+  torrentfs config --json
+  torrentfs --config test.toml config";
+
+/// Print the configuration, and where each value comes from
 #[derive(Args, Clone, Debug)]
-pub struct ConfigArgs {
-    /// As JSON: a list of keys, with their values and where each comes from
+#[command(before_help = DESCRIPTION, after_help = SECTIONS)]
+pub(super) struct ConfigArgs {
+    /// Print JSON: a list of keys with their values and origins
     #[arg(long)]
     json: bool,
 }
 
-/// What is configured.
-pub(super) struct Config {
-    keys: Vec<Key>,
-    settings: BTreeMap<String, Setting>,
+/// Prints the settings.
+pub(super) fn run(settings: &Settings, args: &ConfigArgs) -> Result<(), Failure> {
+    let text = if args.json { json(settings) } else { lines(settings) };
+    output::print(&text)
 }
 
-/// What is said of one key.
-struct Setting {
-    /// Of a switch `true` or `false`.
-    values: Vec<String>,
-    origin: Origin,
+/// Writes the settings as a configuration file that has each value's origin in a comment, and defaults as comments.
+fn lines(settings: &Settings) -> String {
+    let line = |(key, setting): (&Key, Option<&Setting>)| match setting {
+        // A JSON string, list or boolean is TOML, too.
+        Some(setting) => format!("{} = {}  # {}\n", key.name, value(key, setting), setting.origin),
+        None => format!("# {}: {}\n", key.name, default_of(key)),
+    };
+    settings.iter().map(line).collect()
 }
 
-/// Where something is said.
-enum Origin {
-    /// A file, and the line in it.
-    File(PathBuf, usize),
-    /// A variable.
-    Environment(String),
+fn json(settings: &Settings) -> String {
+    let entry = |(key, setting): (&Key, Option<&Setting>)| {
+        serde_json::json!({
+            "key": key.name,
+            "value": setting.map(|setting| value(key, setting)),
+            "default": default_of(key),
+            "from": setting.map_or("default".to_owned(), |setting| setting.origin.to_string()),
+        })
+    };
+    let entries: Vec<_> = settings.iter().map(entry).collect();
+    format!("{:#}\n", serde_json::Value::from(entries))
 }
 
-impl fmt::Display for Origin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::File(path, line) => write!(f, "{}:{line}", path.display()),
-            Self::Environment(name) => f.write_str(name),
-        }
-    }
-}
-
-impl Config {
-    /// What is in force for a user's command: `explicit` stands for the files.
-    pub(super) fn load(explicit: Option<&Path>) -> Result<Self, Failure> {
-        let mut config = Self::empty();
-        match explicit {
-            Some(file) => config.read_file(file, true)?,
-            None => config.read_files(true)?,
-        }
-        config.read_environment(|name| std::env::var(name).ok())?;
-        Ok(config)
-    }
-
-    /// What is in force for mount(8): what a user's environment says is not asked, nor, for root, what is root's own.
-    pub(super) fn of_system() -> Result<Self, Failure> {
-        let mut config = Self::empty();
-        config.read_files(!daemon::is_root())?;
-        Ok(config)
-    }
-
-    fn empty() -> Self {
-        Self { keys: options::keys(), settings: BTreeMap::new() }
-    }
-
-    fn read_files(&mut self, with_users: bool) -> Result<(), Failure> {
-        self.read_file(Path::new(SYSTEM), false)?;
-        match etcetera::choose_base_strategy() {
-            Ok(dirs) if with_users && is_own(dirs.home_dir()) => self.read_file(&dirs.config_dir().join(USER), false),
-            // Without a home of one's own there is none.
-            _ => Ok(()),
-        }
-    }
-
-    fn read_file(&mut self, path: &Path, must_exist: bool) -> Result<(), Failure> {
-        let mut text = String::new();
-        match File::open(path).and_then(|file| file.take(MAX_LEN + 1).read_to_string(&mut text)) {
-            Ok(_) if text.len() as u64 > MAX_LEN => Err(fault(format!("{}: the file is too long", path.display()))),
-            Ok(_) => self.read(&text, path),
-            Err(error) if error.kind() == io::ErrorKind::NotFound && !must_exist => Ok(()),
-            Err(error) => Err(fault(format!("cannot read {}: {error}", path.display()))),
-        }
-    }
-
-    /// Reads a file's text over what there is.
-    fn read(&mut self, text: &str, path: &Path) -> Result<(), Failure> {
-        let line = |at: usize| 1 + text.bytes().take(at).filter(|byte| *byte == b'\n').count();
-        let at = |at: usize, what: &dyn fmt::Display| fault(format!("{}:{}: {what}", path.display(), line(at)));
-        let table =
-            DeTable::parse(text).map_err(|error| at(error.span().map_or(0, |span| span.start), &error.message()))?;
-        for (name, value) in table.get_ref() {
-            let place = name.span().start;
-            let written = name.get_ref();
-            let Some(key) = self.keys.iter().find(|key| key.name == written.replace('-', "_")) else {
-                let nearest = options::nearest(written, self.keys.iter().map(|key| key.name.as_str()));
-                let hint = match nearest {
-                    Some(nearest) => format!("did you mean {nearest:?}?"),
-                    None => "`torrentfs config` lists them".to_owned(),
-                };
-                return Err(at(place, &format!("unknown key {written:?}; {hint}")));
-            };
-            let values = values(key, value.get_ref()).and_then(|values| check(key, values));
-            let values = values.map_err(|error| at(place, &format!("{written}: {error}")))?;
-            let origin = Origin::File(path.to_owned(), line(place));
-            self.settings.insert(key.name.clone(), Setting { values, origin });
-        }
-        Ok(())
-    }
-
-    fn read_environment(&mut self, of: impl Fn(&str) -> Option<String>) -> Result<(), Failure> {
-        for key in &self.keys {
-            let variable = format!("{PREFIX}{}", key.name.to_ascii_uppercase());
-            let Some(text) = of(&variable) else { continue };
-            let values = if key.is_list {
-                let parts = text.split([',', ' ']).filter(|part| !part.is_empty());
-                Ok(parts.map(str::to_owned).collect())
-            } else if key.is_switch {
-                // A variable without anything in it is as good as none.
-                if text.is_empty() { Ok(false) } else { truth(&text) }.map(|set| vec![set.to_string()])
-            } else {
-                Ok(vec![text])
-            };
-            let values = values.and_then(|values| check(key, values));
-            let values = values.map_err(|error| fault(format!("{variable}: {error}")))?;
-            self.settings.insert(key.name.clone(), Setting { values, origin: Origin::Environment(variable) });
-        }
-        Ok(())
-    }
-
-    /// All of it, as if it were one `-o`.
-    pub(super) fn options(&self) -> Result<Options, Failure> {
-        let of_key = |key| self.settings.get(key).map_or(&[][..], |setting| &setting.values);
-        let pairs = self.keys.iter().flat_map(|key| of_key(&key.name).iter().map(|value| pair(key, value)));
-        Options::of(pairs, false).map_err(fault)
-    }
-
-    /// `torrentfs config`
-    pub(super) fn show(&self, args: &ConfigArgs) -> Result<(), Failure> {
-        let text = if args.json { self.json() } else { self.lines() };
-        match io::stdout().write_all(text.as_bytes()) {
-            // A reader that has seen enough.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-            other => other.map_err(|error| Failure::new(Exit::Failure, format!("cannot write: {error}"))),
-        }
-    }
-
-    /// What is set as a file would have it, with its origin; the rest as comments.
-    fn lines(&self) -> String {
-        let mut lines = String::new();
-        for key in &self.keys {
-            lines += &match self.settings.get(&key.name) {
-                Some(setting) => format!("{} = {}  # {}\n", key.name, setting.toml(key), setting.origin),
-                None => format!("# {}: {}\n", key.name, key.usual()),
-            };
-        }
-        lines
-    }
-
-    fn json(&self) -> String {
-        let entry = |key: &Key| {
-            let setting = self.settings.get(&key.name);
-            serde_json::json!({
-                "key": key.name,
-                "value": setting.map(|setting| setting.json(key)),
-                "default": key.usual(),
-                "from": setting.map_or("default".to_owned(), |setting| setting.origin.to_string()),
-            })
-        };
-        let entries: Vec<_> = self.keys.iter().map(entry).collect();
-        format!("{:#}\n", serde_json::Value::from(entries))
+fn default_of(key: &Key) -> &str {
+    match &key.default {
+        Some(default) => default,
+        None if key.is_switch => "false",
+        None => "none",
     }
 }
 
-impl Key {
-    fn usual(&self) -> &str {
-        match &self.default {
-            Some(default) => default,
-            None if self.is_switch => "false",
-            None => "none",
-        }
+fn value(key: &Key, setting: &Setting) -> serde_json::Value {
+    let masked = |value: &String| masked(value);
+    match setting.values.first() {
+        _ if key.is_list => setting.values.iter().map(masked).collect(),
+        first if key.is_switch => first.is_some_and(|set| set == "true").into(),
+        first => first.map(masked).into(),
     }
 }
 
-impl Setting {
-    fn json(&self, key: &Key) -> serde_json::Value {
-        let shown = |value: &String| shown(value);
-        match self.values.first() {
-            _ if key.is_list => self.values.iter().map(shown).collect(),
-            first if key.is_switch => first.is_some_and(|set| set == "true").into(),
-            first => first.map(shown).into(),
-        }
-    }
-
-    /// JSON's strings, lists and truths are TOML's, too.
-    fn toml(&self, key: &Key) -> String {
-        self.json(key).to_string()
-    }
-}
-
-/// Whether this user's configuration is there: what `sudo` and the like leave of the environment may name another's home.
-fn is_own(home: &Path) -> bool {
-    std::env::var_os("XDG_CONFIG_HOME").is_some() || home.metadata().is_ok_and(|home| home.uid() == daemon::user())
-}
-
-/// A proxy's password is nobody's business.
-fn shown(value: &str) -> String {
+/// Hides the user name and password in a URL, such as a proxy's.
+fn masked(value: &str) -> String {
     if value.contains("://") { Masked(value).to_string() } else { value.to_owned() }
-}
-
-fn pair<'a>(key: &'a Key, value: &'a str) -> (&'a str, Option<&'a str>) {
-    (&key.name, Some(value))
-}
-
-/// Values as they would stand on a command line.
-fn values(key: &Key, value: &DeValue<'_>) -> Result<Vec<String>, String> {
-    match value {
-        DeValue::Boolean(set) if key.is_switch => Ok(vec![set.to_string()]),
-        _ if key.is_switch => Err("expected true or false".to_owned()),
-        DeValue::String(text) => Ok(vec![text.to_string()]),
-        DeValue::Integer(number) if number.radix() == 10 => Ok(vec![number.as_str().to_owned()]),
-        DeValue::Float(number) => Ok(vec![number.as_str().to_owned()]),
-        DeValue::Array(items) if key.is_list => {
-            let one = |item: &toml::Spanned<DeValue<'_>>| match item.get_ref() {
-                DeValue::String(text) => Ok(text.to_string()),
-                _ => Err("expected a list of strings".to_owned()),
-            };
-            items.iter().map(one).collect()
-        }
-        _ if key.is_list => Err("expected a string or a list of strings".to_owned()),
-        _ => Err("expected a string or a number".to_owned()),
-    }
-}
-
-/// Each value alone, so that a fault can be told with its place.
-fn check(key: &Key, values: Vec<String>) -> Result<Vec<String>, String> {
-    for value in &values {
-        Options::of(std::iter::once(pair(key, value)), false)?;
-    }
-    Ok(values)
-}
-
-fn fault(message: String) -> Failure {
-    Failure::new(Exit::Usage, message)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
-    fn config(texts: &[&str]) -> Result<Config, String> {
-        let mut config = Config::empty();
-        for (n, text) in texts.iter().enumerate() {
-            config.read(text, Path::new(&format!("/{n}.toml"))).map_err(|failure| failure.to_string())?;
-        }
-        Ok(config)
-    }
-
-    fn options(texts: &[&str]) -> Options {
-        config(texts).unwrap().options().unwrap()
-    }
-
     #[test]
-    fn a_file_says_what_options_say() {
-        let text = "cache_size = '1GiB'\nread-timeout = 30\nno_dht = true\npeer = ['10.0.0.1:1', '[::1]:2']\n\
-                    seed_ratio = 1.5 # enough\nallow_other = true\nuid = 5\numask = '027'\nlog_format = 'json'\nport = 0";
-        let said = "cache_size=1GiB,read_timeout=30,no_dht,peer=10.0.0.1:1,peer=[::1]:2,seed_ratio=1.5,allow_other,uid=5,\
-                    umask=027,log_format=json,port=0";
-        assert_eq!(options(&[text]), said.parse().unwrap());
-        assert_eq!(options(&[]), Options::default());
-    }
-
-    #[test]
-    fn every_key_may_stand_alone_and_every_switch_be_off() {
-        for key in options::keys().iter().filter(|key| key.is_switch) {
-            for said in ["true", "false"] {
-                let options = options(&[&format!("{} = {said}", key.name)]);
-                assert_eq!(options, format!("{}={said}", key.name).parse().unwrap(), "{}", key.name);
-            }
-        }
-        options(&["http_token = '0123456789abcdef'"]);
-    }
-
-    #[test]
-    fn later_layers_replace() {
-        let system = "cache_size = '1GiB'\nno_dht = true\npeer = '10.0.0.1:1'";
-        let user = "no_dht = false\npeer = ['10.0.0.2:2']";
-        assert_eq!(options(&[system, user]), "cache_size=1GiB,no_dht=false,peer=10.0.0.2:2".parse().unwrap());
-        let mut config = config(&[system]).unwrap();
-        let environment = |name: &str| match name {
-            "TORRENTFS_CACHE_SIZE" => Some("2GiB".to_owned()),
-            "TORRENTFS_NO_DHT" => Some("0".to_owned()),
-            "TORRENTFS_PEER" => Some("10.0.0.3:3, 10.0.0.4:4".to_owned()),
-            "TORRENTFS_ON_DEMAND" => Some("true".to_owned()),
-            _ => None,
-        };
-        config.read_environment(environment).unwrap();
-        let said = "cache_size=2GiB,no_dht=false,peer=10.0.0.3:3,peer=10.0.0.4:4,on_demand";
-        assert_eq!(config.options().unwrap(), said.parse().unwrap());
-        assert!(config.read_environment(|name| (name == "TORRENTFS_NO_DHT").then(|| "maybe".into())).is_err());
-    }
-
-    #[test]
-    fn a_fault_has_its_file_its_line_and_what_was_meant() {
-        for (text, message) in [
-            ("\n\ncache_sise = '1GiB'", r#"/0.toml:3: unknown key "cache_sise"; did you mean "cache_size"?"#),
-            ("frobnicate = 1", r#"/0.toml:1: unknown key "frobnicate"; `torrentfs config` lists them"#),
-            ("[cache]\nsize = 1", r#"/0.toml:1: unknown key "cache"; `torrentfs config` lists them"#),
-            ("port = 1\nno_dht = 'yes'", "/0.toml:2: no_dht: expected true or false"),
-            (
-                "cache_size = 'much'",
-                "/0.toml:1: cache_size: invalid value 'much' for '--cache-size <SIZE>': expected a size such as 512MiB or 20GiB",
-            ),
-            ("peer = [1]", "/0.toml:1: peer: expected a list of strings"),
-            ("port = []", "/0.toml:1: port: expected a string or a number"),
-            ("uid = 'me'", "/0.toml:1: uid: option uid takes a number, not \"me\""),
-        ] {
-            assert_eq!(config(&[text]).err().as_deref(), Some(message));
-        }
-        let broken = config(&["port = 1\nport = 2"]).err().unwrap();
-        assert!(broken.starts_with("/0.toml:2: "), "{broken}");
-        assert!(config(&["= 1"]).err().unwrap().starts_with("/0.toml:1: "));
-    }
-
-    #[test]
-    fn it_is_shown_with_its_origin_and_without_secrets() {
-        let mut config =
-            config(&["cache_size = '1GiB'\nproxy = 'socks5://me:secret@10.0.0.1:1080'\nno_dht = true"]).unwrap();
-        config.read_environment(|name| (name == "TORRENTFS_MEMORY").then(|| "64MiB".into())).unwrap();
-        let lines = config.lines();
+    fn settings_are_shown_with_their_origin_and_without_secrets() {
+        let mut settings = Settings::empty();
+        let text = "cache_size = '1GiB'\nproxy = 'socks5://me:secret@10.0.0.1:1080'\nno_dht = true";
+        settings.read(text, Path::new("/0.toml")).unwrap();
+        settings.read_environment(|name| (name == "TORRENTFS_MEMORY").then(|| "64MiB".into())).unwrap();
+        let lines = lines(&settings);
         for line in [
             "cache_size = \"1GiB\"  # /0.toml:1\n",
             "proxy = \"socks5://***@10.0.0.1:1080\"  # /0.toml:2\n",
@@ -366,11 +124,11 @@ mod tests {
             assert!(lines.contains(line), "{line} in {lines}");
         }
         let plain = lines.replace("***@", "");
-        assert!(super::Config::empty().read(&plain, Path::new("/again.toml")).is_ok(), "it is a file itself");
-        let json: serde_json::Value = serde_json::from_str(&config.json()).unwrap();
-        let entry = |key: &str| json.as_array().unwrap().iter().find(|entry| entry["key"] == key).unwrap().clone();
+        assert!(Settings::empty().read(&plain, Path::new("/again.toml")).is_ok(), "the output is a valid file");
+        let parsed: serde_json::Value = serde_json::from_str(&json(&settings)).unwrap();
+        let entry = |key: &str| parsed.as_array().unwrap().iter().find(|entry| entry["key"] == key).unwrap().clone();
         assert_eq!((&entry("no_dht")["value"], &entry("no_dht")["from"]), (&true.into(), &"/0.toml:3".into()));
         assert_eq!((&entry("verify")["value"], &entry("verify")["from"]), (&().into(), &"default".into()));
-        assert!(!config.json().contains("secret"));
+        assert!(!json(&settings).contains("secret"));
     }
 }

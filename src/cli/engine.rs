@@ -1,75 +1,73 @@
-//! A session without a mount: what `get` and `seed` run on.
+//! A session without a mount, for `get` and `seed`.
 
 use std::io::IsTerminal;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::Failure;
-use super::args::Exit;
+use super::blocklist::BlocklistFile;
 use super::cache_dir;
-use super::network::NetworkArgs;
-use super::service::{self, Signals};
+use super::failure::{Exit, Failure};
+use super::flags::NetworkArgs;
+use super::runtime::Signals;
 use crate::library::Resolver;
 use crate::metainfo::Metainfo;
-use crate::net::Blocklist;
 use crate::session::{Session, SessionError, Torrent, TorrentOptions};
-use crate::store::{Cache, StoreError};
+use crate::store::Cache;
 
-/// Bytes of pieces in memory: the disk has them all, and the kernel keeps what is asked for.
+/// Bytes of pieces in memory. All pieces are files on disk, and the kernel caches those that are read.
 const MEMORY: u64 = 32 << 20;
 
+/// A session, its torrents and its cache.
 pub(super) struct Engine {
     pub(super) session: Session,
     pub(super) cache: Arc<Cache>,
     torrents: Mutex<Vec<Arc<Torrent>>>,
-    /// To be read again at SIGHUP.
-    blocklist: Option<(PathBuf, Arc<Blocklist>)>,
+    /// Reloaded on SIGHUP; `None` in a terminal, where SIGHUP ends the command.
+    blocklist: Option<BlocklistFile>,
 }
 
 impl Engine {
-    /// Opens a port; nothing else is heard of us before a torrent is added.
+    /// Opens the cache and a port. No peer or tracker is contacted before a torrent is added.
     pub(super) fn start(network: &NetworkArgs, dir: Option<&Path>) -> Result<Self, Failure> {
-        let cache = Cache::open_beside(cache_dir::dir_or_default(dir)?, MEMORY);
+        let cache = Cache::open_shared(cache_dir::dir_or_default(dir)?, MEMORY);
         let cache = cache.map_err(|error| Failure::new(Exit::Resource, error))?;
-        let blocklist = Arc::new(Blocklist::default());
-        let mut again = None;
-        if let Some(file) = &network.blocklist {
-            blocklist.replace(service::read_blocklist(file)?);
-            // A terminal that goes away ends what runs in it.
-            again = (!std::io::stdin().is_terminal()).then(|| (file.clone(), blocklist.clone()));
-        }
-        let session = Session::start(network.session(cache.clone(), blocklist));
+        let blocklist = network.blocklist.as_deref().map(BlocklistFile::load).transpose()?;
+        let list = blocklist.as_ref().map(BlocklistFile::list).unwrap_or_default();
+        let session = Session::start(network.session(cache.clone(), list));
         let session = session.map_err(|error| Failure::new(Exit::Resource, error))?;
-        Ok(Self { session, cache, torrents: Mutex::default(), blocklist: again })
+        // A terminal that closes sends SIGHUP to end its programs.
+        let blocklist = blocklist.filter(|_| !std::io::stdin().is_terminal());
+        Ok(Self { session, cache, torrents: Mutex::default(), blocklist })
     }
 
-    /// By which it is found out about torrents.
+    /// Returns the resolver that turns sources into metainfo.
     pub(super) fn resolver<'a>(&'a self, network: &'a NetworkArgs) -> Resolver<'a> {
         let NetworkArgs { peers, metadata_timeout, .. } = network;
         Resolver { session: &self.session, cache: &self.cache, peers, limit: *metadata_timeout }
     }
 
+    /// Adds a torrent to the session.
     pub(super) async fn add(&self, metainfo: Metainfo, options: TorrentOptions) -> Result<Arc<Torrent>, SessionError> {
         let torrent = self.session.add(metainfo, options).await?;
         self.torrents.lock().unwrap_or_else(PoisonError::into_inner).push(torrent.clone());
         Ok(torrent)
     }
 
-    /// Waits for SIGINT, SIGTERM or SIGHUP. With a blocklist SIGHUP reads that again.
-    pub(super) async fn interrupted(&self, signals: &mut Signals) {
+    /// Waits for a signal that ends the command. If there is a blocklist to reload, SIGHUP does that instead.
+    pub(super) async fn until_signal(&self, signals: &mut Signals) {
         loop {
             let hangup = signals.any().await;
-            let Some((file, blocklist)) = self.blocklist.as_ref().filter(|_| hangup) else { return };
-            service::reread_blocklist(file, blocklist);
+            let Some(blocklist) = self.blocklist.as_ref().filter(|_| hangup) else { return };
+            blocklist.reload();
         }
     }
 
-    /// Tells the trackers (2 s at most), saves the state.
+    /// Stops all torrents, which announces their end to trackers for 2 seconds at most, and saves the state.
     pub(super) async fn stop(&self) {
         let torrents = std::mem::take(&mut *self.torrents.lock().unwrap_or_else(PoisonError::into_inner));
         let mut removals = tokio::task::JoinSet::new();
         for torrent in torrents {
-            // Its place in the session ends with the session.
+            // Not removed from the session, which is about to stop.
             removals.spawn(async move { torrent.stop().await });
         }
         removals.join_all().await;
@@ -77,13 +75,4 @@ impl Engine {
         let cache = self.cache.clone();
         let _ = tokio::task::spawn_blocking(move || cache.close()).await;
     }
-}
-
-/// The failure of a torrent that could not be taken up.
-pub(super) fn refused(error: SessionError) -> Failure {
-    let exit = match &error {
-        SessionError::Twice(_) | SessionError::Store(StoreError::Already(_)) => Exit::Usage,
-        _ => Exit::Resource,
-    };
-    Failure::new(exit, error)
 }

@@ -1,128 +1,114 @@
-//! The command line: arguments to calls, errors to words. One file a subcommand.
+//! The command line of the two programs, `torrentfs` and `mount.torrentfs`.
+//!
+//! Each subcommand has a file or a directory. Subcommands import what they share, and never one another: [`failure`],
+//! [`runtime`], [`flags`] and [`text`] at the bottom, then what opens sources, serves a mount or asks a running one.
+//! [`args`] lists the subcommands, and this file runs them.
 
-mod adding;
-pub mod args;
-pub mod cache_dir;
+mod add;
+mod args;
+mod blocklist;
+mod cache_dir;
 mod check;
 mod config;
 mod create;
 mod demo;
 mod edit;
 mod engine;
+mod failure;
+mod flags;
 mod get;
-mod giving;
-pub mod helper;
-mod http;
-mod kept;
-pub mod log;
+mod helper;
+mod log;
+mod make_torrent;
 mod manual;
 mod mount;
-pub mod mount_args;
-pub mod network;
-pub mod options;
-mod orders;
+mod mount_args;
 mod output;
+mod pause;
+mod priority;
 mod progress;
-mod reach;
+mod remove;
+mod running_mount;
+mod runtime;
 mod sample;
 mod seed;
+mod seeding;
+mod serve;
 mod service;
+mod set;
+mod settings;
 mod show;
+mod sources;
 mod status;
+mod system_mount;
+mod text;
 mod top;
 mod tracker;
-mod values;
+mod unmount;
+mod verify;
 
-use std::fmt;
-
-use clap::Parser;
-
-use crate::fs::unmount_path;
-use crate::sys::process::keep_heap_small;
-use args::{Cli, Command, Exit};
-use config::Config;
+use crate::sys::process::tune_allocator;
+use args::{Cli, Command};
+use failure::Failure;
 use log::Verbosity;
+use settings::Settings;
 
-/// Runs the program; what it returns is the exit status.
+pub use failure::Exit;
+pub use helper::run as run_mount_helper;
+
+/// Runs `torrentfs` with the arguments of this process, and returns its exit status.
 pub fn run() -> Exit {
-    keep_heap_small();
-    let cli = Cli::try_parse().unwrap_or_else(|error| refuse(&error));
-    let verbosity = Verbosity::new(cli.verbose, cli.quiet);
-    let config = || Config::load(cli.config.as_deref());
-    let outcome = match cli.command {
-        Command::Mount(command) => config().and_then(|config| mount::run(command.over(config.options()?), verbosity)),
-        Command::Config(args) => config().and_then(|config| config.show(&args)),
-        Command::Unmount { mountpoint } => {
+    tune_allocator();
+    let cli = Cli::parse_words(std::env::args_os()).unwrap_or_else(|error| exit_with_usage(&error));
+    dispatch(cli).unwrap_or_else(|failure| {
+        eprintln!("torrentfs: {failure}");
+        failure.exit
+    })
+}
+
+fn dispatch(cli: Cli) -> Result<Exit, Failure> {
+    let Cli { command, verbose, quiet, config, .. } = cli;
+    let verbosity = Verbosity::new(verbose, quiet);
+    let settings = || Settings::load(config.as_deref());
+    match command {
+        Command::Check(args) => return check::run(&args, quiet),
+        Command::Mount(command) => mount::run(command.over(settings()?.options()?), verbosity),
+        Command::Config(args) => config::run(&settings()?, &args),
+        Command::Unmount(args) => {
             log::to_stderr(verbosity);
-            unmount_path(&mountpoint).map_err(|error| Failure::new(Exit::Mountpoint, error))
+            unmount::run(&args)
         }
         Command::Status(args) => {
             log::to_stderr(verbosity);
             status::run(&args)
         }
-        Command::Add(args) => orders::add(&args),
-        Command::Remove(args) => orders::remove(&args),
         Command::Top(args) => top::run(&args),
-        Command::Set(args) => orders::set(&args),
-        Command::Pause(args) => orders::pause(&args, true),
-        Command::Resume(args) => orders::pause(&args, false),
-        Command::Verify(args) => orders::verify(&args, cli.quiet),
-        Command::Priority(args) => orders::prioritize(&args),
-        Command::Get(args) => get::run(*args, verbosity, cli.quiet),
-        Command::Seed(args) => seed::run(*args, verbosity, cli.quiet),
+        Command::Add(args) => add::run(&args),
+        Command::Remove(args) => remove::run(&args),
+        Command::Set(args) => set::run(&args),
+        Command::Pause(args) => pause::pause(&args),
+        Command::Resume(args) => pause::resume(&args),
+        Command::Verify(args) => verify::run(&args, quiet),
+        Command::Priority(args) => priority::run(&args),
+        Command::Get(args) => get::run(*args, verbosity, quiet),
+        Command::Seed(args) => seed::run(*args, verbosity, quiet),
         Command::Demo(args) => demo::run(args, verbosity),
         Command::Tracker(args) => tracker::run(*args, verbosity),
-        Command::Create(args) => create::run(&args, cli.quiet),
+        Command::Create(args) => create::run(*args, quiet),
         Command::Show(args) => show::run(&args),
-        Command::Check(args) => match check::run(&args, cli.quiet) {
-            Ok(exit) => return exit,
-            Err(failure) => Err(failure),
-        },
-        Command::Edit(args) => edit::run(&args, cli.quiet),
-        Command::Completions(args) => manual::completions(&args),
-        Command::Man(args) => manual::pages(&args),
-    };
-    match outcome {
-        Ok(()) => Exit::Success,
-        Err(failure) => {
-            eprintln!("torrentfs: {failure}");
-            failure.exit
-        }
-    }
+        Command::Edit(args) => edit::run(&args, quiet),
+        Command::Completions(args) => manual::completions(&args, &mut Cli::definition()),
+        Command::Man(args) => manual::pages(&args, Cli::for_manual(), helper::definition()),
+    }?;
+    Ok(Exit::Success)
 }
 
-/// Shows the parser's message and ends, as [`Cli::parse`] would. A magnet link without quotes is cut by the shell at its
-/// first `&`, and what follows is gone: then the missing mountpoint is not the fault to speak of.
-fn refuse(error: &clap::Error) -> ! {
-    let unquoted = |arg: std::ffi::OsString| arg.to_string_lossy().to_ascii_lowercase().starts_with("magnet:");
-    if error.kind() == clap::error::ErrorKind::MissingRequiredArgument && std::env::args_os().any(unquoted) {
-        eprintln!("torrentfs: the magnet link may be cut short: put it in quotes, for the shell ends it at each '&'");
+/// Prints clap's message and exits, as clap itself would. A shell cuts a magnet link without quotes at its first `&`,
+/// so that the mountpoint behind it seems to be missing: then a hint comes first.
+fn exit_with_usage(error: &clap::Error) -> ! {
+    let is_magnet = |arg: std::ffi::OsString| arg.to_string_lossy().to_ascii_lowercase().starts_with("magnet:");
+    if error.kind() == clap::error::ErrorKind::MissingRequiredArgument && std::env::args_os().any(is_magnet) {
+        eprintln!("torrentfs: the shell may have cut the magnet link at a '&'; put the link in quotes");
     }
     error.exit()
-}
-
-/// Why the program fails: a line for people and a code for scripts.
-#[derive(Debug)]
-struct Failure {
-    exit: Exit,
-    message: String,
-}
-
-impl Failure {
-    fn new(exit: Exit, message: impl fmt::Display) -> Self {
-        // One line, whatever a file name or a server put into it.
-        let message = message.to_string().replace(|c: char| c.is_control(), " ");
-        Self { exit, message }
-    }
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
-    }
-}
-
-/// The failure of anything but a mount for a torrent's sake, as in "cannot show x".
-fn fault_to(verb: &str, shown: &str, why: impl fmt::Display) -> Failure {
-    Failure::new(Exit::Torrent, format!("cannot {verb} {shown}: {why}"))
 }

@@ -1,193 +1,235 @@
 //! `torrentfs mount`
 
-use std::fs::File;
-use std::io::IsTerminal;
-use std::path::Path;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::str::FromStr;
 
-use sd_notify::NotifyState;
+use clap::error::ErrorKind;
+use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches};
 
-use super::args::Exit;
-use super::log::{self, Verbosity};
+use super::failure::{Exit, Failure};
+use super::flags::{MountFlags, Options};
+use super::log::Verbosity;
 use super::mount_args::MountArgs;
-use super::service::{self, Service};
-use super::{Failure, adding};
+use super::{serve, sources};
 use crate::fs::Attacher;
-use crate::fs::daemon::{self, Side};
-use crate::library::Source;
 
-/// The daemon's log, within the cache directory; begun anew with each mount.
-const LOG: &str = "torrentfs.log";
+const DESCRIPTION: &str = "\
+Every file of the torrents appears below MOUNTPOINT at once. A program that
+reads a file waits only for the pieces it needs: these are fetched before all
+others. The rest is fetched in the background as far as the cache has room, and
+is uploaded to other peers for as long as the mount exists. With --on-demand,
+only what is read is fetched, and a little ahead of it.
 
-/// Mounts; in the background, returns once the mount answers.
-pub(super) fn run(args: MountArgs, verbosity: Verbosity) -> Result<(), Failure> {
-    if args.options.setuid.is_some() {
-        return Err(Failure::new(Exit::Usage, "option setuid is for `mount -t torrentfs`"));
+The command returns when the mount answers, and a process in the background
+serves it. `torrentfs unmount`, umount(8), `fusermount3 -u` and SIGTERM end it.
+If mounting fails, nothing stays mounted.";
+
+const SECTIONS: &str = "\
+Torrents:
+  A magnet link or info hash needs metadata from peers first. The command waits
+  for it and shows the progress. The metadata stays in the cache, so the next
+  mount of the same link is instant.
+
+  Put magnet links in quotes: to a shell, '&' ends a command.
+
+  For a directory, every .torrent file in it is mounted, and every .magnet file
+  (text that contains a magnet link or an info hash); changes are picked up
+  within a second. Removing the file removes the torrent from the mount; open
+  files stay readable until they are closed. Subdirectories are ignored.
+
+  A single-file torrent appears as that file, any other torrent as a directory.
+  Torrents of the same name all get the first eight digits of their info hash:
+  film [c12fe1c0].mkv. All torrents share the cache, the port, the rate limits
+  and 500 connections. If one SOURCE is invalid, nothing is mounted.
+
+Reads:
+  A read that receives no data for --read-timeout fails with an I/O error.
+
+  File sizes are always the full sizes, also in du, whether or not the data has
+  been fetched. Extended attributes of every file and of the mountpoint show the
+  progress: user.torrentfs.progress (in percent), user.torrentfs.pieces and
+  user.torrentfs.infohash.
+
+Cache:
+  The cache keeps pieces in --cache-dir, up to --cache-size, and evicts the
+  least recently used first; a piece that an open file needs now is never
+  evicted. CACHE_DIR/INFO_HASH/data holds the files as the torrent lays them
+  out. After a clean end the next mount uses the pieces at once; after a crash
+  each one is hashed again before it is used.
+
+  A directory given with --cache-dir belongs to this mount alone, and must not
+  be in use. The default directory, or one from the configuration, is shared:
+  the first mount gets the directory itself, and every other mount its own
+  directory in it, mounts/NAME, named after its mountpoint. Each may use
+  --cache-size.
+
+  --memory bounds the pieces in memory. Pieces being fetched may use 32MiB even
+  if --memory is less. The kernel caches what is read, so more memory helps
+  only if many torrents are read at a time.
+
+Network:
+  Peers come from trackers, the DHT, the local network and other peers; those
+  of a private torrent come only from its trackers. Web seeds are used like
+  peers.
+
+  --bind and --proxy leave no way around: all traffic goes there, or nowhere.
+  A socks5:// proxy carries TCP only, so there is no DHT, no uTP, no UDP tracker
+  and no incoming connection. An http:// proxy carries trackers and web seeds,
+  but no peers.
+
+  --blocklist reads PeerGuardian, eMule and CIDR lists. SIGHUP reloads the file,
+  except in the foreground of a terminal, where it ends the mount.
+
+HTTP:
+  --http serves a web page at /, the mounted files below /files/, metrics for
+  Prometheus at /metrics, and an API that /openapi.json describes. Every user
+  of this machine can use a localhost address. Any other address needs
+  --http-token: a program sends it as \"Authorization: Bearer TOKEN\", a browser
+  as the password of any user. A token on the command line is visible to ps, so
+  prefer a file. There is no TLS. Name the server by its address or as
+  localhost; other host names are refused.
+
+Mount options (-o, separated by commas; \\, is a comma within a value):
+  allow_other    let other users access the mount; for users other than root it
+                 needs the line user_allow_other in /etc/fuse.conf
+  uid=N, gid=N   owner and group of the files, by number
+  umask=OCTAL    permission bits to remove
+  noexec, exec   forbid or allow running files
+  ro             accepted: every mount is read-only
+  FLAG=VALUE     any long option above, without the dashes, such as
+                 on_demand or read_timeout=5min
+
+Values:
+  SIZE  bytes with a unit: 512MiB, 20GiB, 500MB
+  RATE  bytes per second with a unit: 500KB, 2MiB
+  TIME  a number with a unit: 90s, 2min, 1h
+  BOOL  true or false. The option alone means true; --on-demand=false overrides
+        the configuration (see `torrentfs help config`).
+
+Log:
+  A mount in the background writes torrentfs.log in its cache directory, and
+  starts it anew. In the foreground the log goes to standard error, under
+  systemd to the journal. TORRENTFS_LOG sets filters by module, such as
+  TORRENTFS_LOG=warn,torrentfs::discovery=debug.
+
+Examples:
+  torrentfs mount film.torrent /mnt/film
+  torrentfs mount --foreground film.torrent /mnt/film
+  torrentfs mount c12fe1c06bba254a9dc9f519b335aa7c1367a88a /mnt/film
+  torrentfs mount --on-demand \\
+      'magnet:?xt=urn:btih:c12fe1c06bba254a9dc9f519b335aa7c1367a88a' /mnt/film
+  torrentfs mount https://example.org/film.torrent /mnt/film
+  torrentfs mount a.torrent b.torrent ~/torrents /mnt/all
+  torrentfs mount --on-demand --cache-size 5GiB linux.torrent ~/iso
+  torrentfs mount -o allow_other,cache_size=5GiB film.torrent /mnt/film
+  torrentfs mount --bind wg0 --download-limit 2MiB film.torrent /mnt/film
+  torrentfs mount --peer 192.168.1.5:51413 --no-dht film.torrent /mnt/film
+  torrentfs mount --http 127.0.0.1:8080 film.torrent /mnt/film
+  torrentfs mount --http 192.168.1.5:8080 --http-token ~/.torrentfs-token \\
+      film.torrent /mnt/film";
+
+const USAGE: &str = "torrentfs mount [OPTIONS] <SOURCE>... <MOUNTPOINT>";
+
+/// The common layout, with the arguments written out: clap knows them as one, [`Places`].
+pub(super) const TEMPLATE: &str = "\
+{about-with-newline}
+{before-help}{usage-heading} {usage}
+
+\u{1b}[1;4mArguments:\u{1b}[0m
+  <SOURCE>...   .torrent file, its http(s) URL, magnet link, info hash, or a
+                directory of .torrent files
+  <MOUNTPOINT>  Existing directory
+
+{all-args}{after-help}";
+
+/// The id of the argument that holds all sources and the mountpoint.
+const PLACES: &str = "places";
+const SOURCE_HELP: &str = ".torrent file, its http(s) URL, magnet link, info hash, or a directory of .torrent files";
+const MOUNTPOINT_HELP: &str = "Existing directory";
+
+/// Adapts the command for its manual page, where sources and mountpoint are two arguments.
+pub(super) fn for_manual(command: clap::Command) -> clap::Command {
+    let mountpoint = Arg::new("MOUNTPOINT").required(true).help(MOUNTPOINT_HELP);
+    command.mut_arg(PLACES, |places| places.hide(false)).arg(mountpoint)
+}
+
+// The arguments as given; `MountArgs` has the configuration and the defaults filled in.
+/// Mount torrents as a read-only filesystem
+#[derive(Args, Clone, Debug)]
+#[command(before_help = DESCRIPTION, after_help = SECTIONS)]
+#[command(args_override_self = true, override_usage = USAGE)]
+pub(super) struct MountCommand {
+    #[command(flatten)]
+    places: Places,
+
+    #[command(flatten)]
+    flags: MountFlags,
+
+    /// Mount options, as in mount(8) and fstab(5); see below
+    #[arg(short = 'o', value_name = "OPTIONS", action = ArgAction::Append, value_parser = Options::from_str)]
+    options: Vec<Options>,
+}
+
+/// SOURCE... MOUNTPOINT. For clap they are one argument, because with two it would require the sources in one run, without
+/// flags in between.
+#[derive(Clone, Debug)]
+struct Places {
+    sources: Vec<OsString>,
+    mountpoint: PathBuf,
+}
+
+impl Args for Places {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        // Hidden, because the template lists the two arguments that it stands for.
+        let places = Arg::new(PLACES).value_name("SOURCE").num_args(1..).required(true).help(SOURCE_HELP).hide(true);
+        command.arg(places.value_parser(clap::value_parser!(OsString)).action(ArgAction::Append))
     }
-    let sources = adding::read(&args, adding::open(&args)?)?;
-    if args.foreground {
-        return in_foreground(&args, sources, verbosity, Attacher::ThisProcess);
-    }
-    println!("{}", in_background(&args, sources, verbosity)?);
-    Ok(())
-}
 
-/// Until a signal comes, or somebody unmounts.
-pub(super) fn in_foreground(
-    args: &MountArgs,
-    sources: Vec<Source>,
-    verbosity: Verbosity,
-    by: Attacher,
-) -> Result<(), Failure> {
-    log::in_foreground(verbosity, args.log_format)?;
-    let cache = service::open_cache(args)?;
-    service::runtime()?.block_on(async {
-        let service = Service::start(args, sources, cache, by, verbosity.is_quiet(), &|| true).await?;
-        let mounted = mounted_at(service.mounted.path());
-        let how_to_end = if std::io::stdin().is_terminal() { "; Ctrl-C unmounts" } else { "" };
-        eprintln!("{mounted}{how_to_end}");
-        served_at(&service).iter().for_each(|line| eprintln!("{line}"));
-        say_ready();
-        say_to_manager(&[NotifyState::Status(&mounted)]);
-        let ended = service.ended().await;
-        say_to_manager(&[NotifyState::Stopping]);
-        ended.and(service.stop().await)
-    })
-}
-
-/// Tells the service manager, where there is one, that the start is over.
-pub(super) fn say_ready() {
-    say_to_manager(&[NotifyState::Ready]);
-}
-
-fn say_to_manager(state: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(state) {
-        tracing::warn!("the service manager cannot be told: {error}");
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_args(command)
     }
 }
 
-/// Returns once the mount answers, with what to tell the user.
-pub(super) fn in_background(args: &MountArgs, sources: Vec<Source>, verbosity: Verbosity) -> Result<String, Failure> {
-    match fork()? {
-        Side::Parent(waiter) => hear(waiter),
-        Side::Child(notifier) => match serve(args, sources, verbosity, notifier, Attacher::ThisProcess) {
-            Ok(()) => std::process::exit(Exit::Success as i32),
-            // Whoever started this has the message, or is gone; it is in the log, too.
-            Err(failure) => std::process::exit(failure.exit as i32),
-        },
-    }
-}
-
-pub(super) fn fork() -> Result<Side, Failure> {
-    daemon::fork().map_err(|error| Failure::new(Exit::Resource, format!("cannot go to the background: {error}")))
-}
-
-/// The daemon's word.
-pub(super) fn hear(waiter: daemon::Waiter) -> Result<String, Failure> {
-    match waiter.wait() {
-        Ok(Ok(message)) => Ok(message),
-        Ok(Err(said)) => Err(unpack(&said)),
-        Err(error) => Err(Failure::new(Exit::Failure, format!("the background process cannot be heard: {error}"))),
-    }
-}
-
-/// Tells of a failure, for [`hear`].
-pub(super) fn tell(notifier: daemon::Notifier, failure: &Failure) {
-    // Nobody may be listening any more.
-    let _ = notifier.failed(&format!("{} {failure}", failure.exit as u8));
-}
-
-/// The daemon's life.
-pub(super) fn serve(
-    args: &MountArgs,
-    sources: Vec<Source>,
-    verbosity: Verbosity,
-    notifier: daemon::Notifier,
-    by: Attacher,
-) -> Result<(), Failure> {
-    let started = service::open_cache(args).and_then(|cache| {
-        // The cache's lock says that no other daemon writes there.
-        let log = cache.dir().join(LOG);
-        let file = File::create(&log)
-            .map_err(|error| Failure::new(Exit::Resource, format!("cannot write {}: {error}", log.display())))?;
-        log::of_daemon(verbosity, args.log_format, file)?;
-        let runtime = service::runtime()?;
-        let (quiet, wanted) = (verbosity.is_quiet(), || notifier.is_awaited());
-        let starting = Service::start(args, sources, cache, by, quiet, &wanted);
-        match runtime.block_on(starting) {
-            Ok(service) => Ok((runtime, service, log)),
-            Err(failure) => {
-                // A check that nobody waits for any more may still be at work.
-                runtime.shutdown_background();
-                Err(failure)
+impl FromArgMatches for Places {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut all: Vec<OsString> = matches.get_many(PLACES).into_iter().flatten().cloned().collect();
+        match all.pop() {
+            Some(mountpoint) if !all.is_empty() => Ok(Self { sources: all, mountpoint: mountpoint.into() }),
+            _ => {
+                let missing = "the following required arguments were not provided:\n  <MOUNTPOINT>";
+                let mut command = clap::Command::new("mount").override_usage(USAGE);
+                Err(clap::Error::raw(ErrorKind::MissingRequiredArgument, missing).format(&mut command))
             }
         }
-    });
-    let (runtime, service, log) = match started {
-        Ok(started) => started,
-        Err(failure) => {
-            tell(notifier, &failure);
-            return Err(failure);
-        }
-    };
-    let path = service.mounted.path().to_owned();
-    let message =
-        format!("{}\nend it with: torrentfs unmount {}\nlog: {}", mounted_at(&path), quoted(&path), log.display());
-    let message = served_at(&service).map_or(message.clone(), |line| format!("{message}\n{line}"));
-    let ready = notifier.ready(&message);
-    let ended = runtime.block_on(async {
-        // Nobody waits for this mount any more: then it must not stay.
-        if ready.is_ok() {
-            service.ended().await?;
-        }
-        service.stop().await
-    });
-    ended.inspect_err(|failure| tracing::error!("{failure}"))
-}
-
-fn mounted_at(path: &Path) -> String {
-    format!("mounted at {}", path.display())
-}
-
-fn served_at(service: &Service) -> Option<String> {
-    service.control.http().map(|addr| format!("status and files: http://{addr}/"))
-}
-
-/// As a shell takes it.
-fn quoted(path: &Path) -> String {
-    let text = path.display().to_string();
-    let plain = |c: char| c.is_alphanumeric() || "/._-+@%:,".contains(c);
-    if text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
-}
-
-/// A failure as it came through the pipe: the code, a space, the message.
-fn unpack(said: &str) -> Failure {
-    const CODES: [Exit; 5] = [Exit::Failure, Exit::Usage, Exit::Torrent, Exit::Mountpoint, Exit::Resource];
-    let (exit, message) = said
-        .split_once(' ')
-        .and_then(|(code, message)| {
-            let code: u8 = code.parse().ok()?;
-            CODES.into_iter().find(|exit| *exit as u8 == code).map(|exit| (exit, message))
-        })
-        .unwrap_or((Exit::Failure, said));
-    Failure::new(exit, message)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn failures_pass_the_pipe() {
-        let failure = unpack("4 cannot mount");
-        assert_eq!((failure.exit, failure.to_string().as_str()), (Exit::Mountpoint, "cannot mount"));
-        let failure = unpack("the daemon was killed by signal 9 before it was ready");
-        assert_eq!(failure.exit, Exit::Failure);
-        assert!(failure.to_string().starts_with("the daemon was killed"));
     }
 
-    #[test]
-    fn paths_are_quoted_when_a_shell_needs_it() {
-        assert_eq!(quoted(Path::new("/mnt/t")), "/mnt/t");
-        assert_eq!(quoted(Path::new("/mnt/it's me")), r"'/mnt/it'\''s me'");
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
     }
+}
+
+impl MountCommand {
+    /// Merges the layers: flags override `-o`, a later `-o` overrides an earlier one, and all override `configured`.
+    pub(super) fn over(self, mut configured: Options) -> MountArgs {
+        // Only mount(8) chooses the user who serves.
+        configured.mount.setuid = None;
+        let given = self.options.into_iter().fold(Options::default(), |earlier, later| later.over(earlier));
+        let given = Options { flags: self.flags.over(given.flags), ..given };
+        MountArgs::new(self.places.sources, self.places.mountpoint, given, configured)
+    }
+}
+
+/// Mounts. In the background, returns when the mount answers.
+pub(super) fn run(args: MountArgs, verbosity: Verbosity) -> Result<(), Failure> {
+    if args.options.setuid.is_some() {
+        return Err(Failure::new(Exit::Usage, "option setuid is only for `mount -t torrentfs`"));
+    }
+    let sources = sources::read(&args, sources::open(&args)?)?;
+    if args.foreground {
+        return serve::in_foreground(&args, sources, verbosity, Attacher::ThisProcess);
+    }
+    println!("{}", serve::in_background(&args, sources, verbosity)?);
+    Ok(())
 }

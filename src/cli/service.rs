@@ -1,78 +1,37 @@
-//! Everything that runs behind one mount, from start to end.
+//! Everything that runs behind one mount, from its start to its end.
 
 use std::io::IsTerminal;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio::runtime;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::Failure;
-use super::adding;
-use super::args::Exit;
+use super::blocklist::BlocklistFile;
+use super::failure::{Exit, Failure};
 use super::mount_args::MountArgs;
 use super::progress::Progress;
+use super::runtime::Signals;
+use super::sources;
 use crate::control::Mount;
 use crate::fs::{Attacher, Mounted, MountedTorrents};
 use crate::library::{Library, LibraryOptions, Source, Watch};
-use crate::net::{Blocklist, Ranges, Unread};
 use crate::session::{Session, SessionConfig, SessionError};
 use crate::store::{Cache, CacheConfig};
-use crate::sys;
 use crate::web::Server;
 
-/// Threads for hashing and for the disk.
-const BLOCKING_THREADS: usize = 32;
-/// Connections, files of the cache, requests to trackers: of a thousand torrents, too.
-const OPEN_FILES: u64 = 4096;
-
-/// Torrents that are mounted.
+/// A mount, its torrents, and the servers that control it.
 pub(super) struct Service {
     pub(super) library: Library,
     pub(super) mounted: Mounted,
-    /// What tells of it and takes orders.
+    /// Server of the control socket and of HTTP.
     pub(super) control: Server,
     watches: Vec<Watch>,
     cache: Arc<Cache>,
-    /// To be read again at SIGHUP.
-    blocklist: Option<(PathBuf, Arc<Blocklist>)>,
+    /// Reloaded on SIGHUP; `None` in a terminal, where SIGHUP unmounts.
+    blocklist: Option<BlocklistFile>,
     signals: tokio::sync::Mutex<Signals>,
 }
 
-/// SIGINT, SIGTERM and SIGHUP. As long as nobody listens they kill; then never again.
-pub(super) struct Signals([Signal; 3]);
-
-impl Signals {
-    pub(super) fn listen() -> Result<Self, Failure> {
-        let listen = |kind| signal(kind).map_err(|error| Failure::new(Exit::Resource, error));
-        Ok(Self([listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?, listen(SignalKind::hangup())?]))
-    }
-
-    /// Waits for one that came since listening began, or comes. Whether it was SIGHUP.
-    pub(super) async fn any(&mut self) -> bool {
-        let [interrupt, terminate, hangup] = &mut self.0;
-        tokio::select! {
-            _ = interrupt.recv() => false,
-            _ = terminate.recv() => false,
-            _ = hangup.recv() => true,
-        }
-    }
-}
-
-/// The runtime that all of it runs on. Not before a daemon has been split off.
-pub(super) fn runtime() -> Result<runtime::Runtime, Failure> {
-    if let Err(error) = sys::process::allow_descriptors(OPEN_FILES) {
-        tracing::debug!("the limit of open files stays: {error}");
-    }
-    runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .max_blocking_threads(BLOCKING_THREADS)
-        .enable_all()
-        .build()
-        .map_err(|error| Failure::new(Exit::Resource, format!("cannot start threads: {error}")))
-}
-
-/// Opens the cache that the arguments name.
+/// Opens the cache that the arguments select.
 pub(super) fn open_cache(args: &MountArgs) -> Result<Arc<Cache>, Failure> {
     args.cache_dir.open(&args.mountpoint, |dir| {
         Cache::open(CacheConfig { dir: dir.to_owned(), disk_limit: args.cache_size, memory: args.memory })
@@ -80,33 +39,29 @@ pub(super) fn open_cache(args: &MountArgs) -> Result<Arc<Cache>, Failure> {
 }
 
 impl Service {
-    /// Starts the swarm and mounts; returns once the mount answers. On failure nothing is left running or mounted.
-    /// `by` attaches it to the kernel. How far checks and the fetching of metadata are is shown unless `quiet`, and `wanted`
-    /// is asked meanwhile: false ends it.
+    /// Adds the sources and mounts; returns when the mount answers. After a failure nothing is running or mounted.
+    ///
+    /// `attacher` attaches the filesystem to the kernel. Progress of checks and of metadata is shown unless `quiet`. Start is
+    /// cancelled if `is_wanted` returns false.
     pub(super) async fn start(
         args: &MountArgs,
         sources: Vec<Source>,
         cache: Arc<Cache>,
-        by: Attacher,
+        attacher: Attacher,
         quiet: bool,
-        wanted: &dyn Fn() -> bool,
+        is_wanted: &dyn Fn() -> bool,
     ) -> Result<Self, Failure> {
-        let blocklist = Arc::new(Blocklist::default());
-        let mut again = None;
-        if let Some(file) = &args.network.blocklist {
-            blocklist.replace(read_blocklist(file)?);
-            // Absolute, for a daemon leaves its working directory.
-            let file = std::path::absolute(file).map_err(|error| Failure::new(Exit::Resource, error))?;
-            // A terminal that goes away ends what runs in it.
-            let in_terminal = args.foreground && std::io::stdin().is_terminal();
-            again = (!in_terminal).then(|| (file, blocklist.clone()));
-        }
+        let blocklist = args.network.blocklist.as_deref().map(BlocklistFile::load).transpose()?;
+        let list = blocklist.as_ref().map(BlocklistFile::list).unwrap_or_default();
+        // A terminal that closes sends SIGHUP to end its programs.
+        let in_terminal = args.foreground && std::io::stdin().is_terminal();
+        let blocklist = blocklist.filter(|_| !in_terminal);
         let http = args.http.bind()?;
-        let config = args.network.session(cache.clone(), blocklist);
+        let config = args.network.session(cache.clone(), list);
         let session = Session::start(SessionConfig { read_timeout: args.read_timeout, ..config }).map_err(resource)?;
         let options = args.options.to_fs();
         let mounted_torrents = Arc::new(MountedTorrents::new(&options));
-        let checking = Arc::new(Progress::start("checking what is in the cache", 0, quiet));
+        let checking = Arc::new(Progress::start("checking the cache", 0, quiet));
         let library = Library::new(
             session,
             cache.clone(),
@@ -115,11 +70,11 @@ impl Service {
                 on_demand: args.on_demand,
                 peers: args.network.peers.clone(),
                 verify: args.verify,
-                progress: Some(checking.of_checks()),
+                progress: Some(checking.check_progress()),
                 metadata_timeout: args.network.metadata_timeout,
             },
         );
-        let watches = match adding::add_all(&library, args, sources, quiet, wanted).await {
+        let watches = match sources::add_all(&library, args, sources, quiet, is_wanted).await {
             Ok(watches) => watches,
             Err(failure) => {
                 library.stop().await;
@@ -127,7 +82,7 @@ impl Service {
             }
         };
         drop(checking);
-        // From here on a signal that killed would leave a dead mount behind.
+        // From here on a signal must not kill the process, which would leave a dead mount behind.
         let signals = match Signals::listen() {
             Ok(signals) => tokio::sync::Mutex::new(signals),
             Err(failure) => {
@@ -138,13 +93,14 @@ impl Service {
 
         let mountpoint = args.mountpoint.clone();
         let handle = runtime::Handle::current();
-        let mounting =
-            tokio::task::spawn_blocking(move || Mounted::serve(by, mounted_torrents, &mountpoint, &options, handle));
+        let mounting = tokio::task::spawn_blocking(move || {
+            Mounted::serve(attacher, mounted_torrents, &mountpoint, &options, handle)
+        });
         let failure = match mounting.await {
             Ok(Ok(mounted)) => {
                 let (mountpoint, device) = (mounted.path().to_owned(), mounted.device());
                 let control = Server::start(Mount { mountpoint, device, library: library.clone() }, http);
-                return Ok(Self { library, mounted, control, watches, cache, blocklist: again, signals });
+                return Ok(Self { library, mounted, control, watches, cache, blocklist, signals });
             }
             Ok(Err(error)) => Failure::new(Exit::Mountpoint, error),
             Err(error) => Failure::new(Exit::Mountpoint, error),
@@ -153,7 +109,8 @@ impl Service {
         Err(failure)
     }
 
-    /// Waits for SIGINT, SIGTERM or SIGHUP, or for somebody to unmount. With a blocklist SIGHUP reads that again.
+    /// Waits for a signal that ends the mount, or for an unmount from outside. If there is a blocklist to reload, SIGHUP does
+    /// that instead.
     pub(super) async fn ended(&self) -> Result<(), Failure> {
         let mut signals = self.signals.lock().await;
         loop {
@@ -161,40 +118,21 @@ impl Service {
                 hangup = signals.any() => hangup,
                 () = self.mounted.ended() => return Ok(()),
             };
-            let Some((file, blocklist)) = self.blocklist.as_ref().filter(|_| hangup) else { return Ok(()) };
-            reread_blocklist(file, blocklist);
+            let Some(blocklist) = self.blocklist.as_ref().filter(|_| hangup) else { return Ok(()) };
+            blocklist.reload();
         }
     }
 
-    /// Unmounts, tells the trackers (2 s at most), saves the state.
+    /// Unmounts, announces the end to trackers for 2 seconds at most, and saves the state.
     pub(super) async fn stop(self) -> Result<(), Failure> {
         let Self { library, mounted, control, watches, cache, .. } = self;
-        // Nothing comes any more; and the device number that names the socket may soon be another's.
+        // No torrents or requests arrive any more. The socket goes before the unmount, because its name is the device number,
+        // which the next mount may get.
         drop((watches, control));
         let (unmounted, ()) = tokio::join!(mounted.unmount(), library.stop());
         let _ = tokio::task::spawn_blocking(move || cache.close()).await;
         unmounted.map_err(|error| Failure::new(Exit::Mountpoint, error))
     }
-}
-
-/// What cannot be read leaves the old one in force.
-pub(super) fn reread_blocklist(file: &Path, blocklist: &Blocklist) {
-    match read_blocklist(file) {
-        Ok(ranges) => blocklist.replace(ranges),
-        Err(failure) => tracing::error!("{failure}; the old one stays in force"),
-    }
-}
-
-pub(super) fn read_blocklist(file: &Path) -> Result<Ranges, Failure> {
-    let ranges = Ranges::load(file).map_err(|error| {
-        Failure::new(Exit::Resource, format!("cannot read the blocklist {}: {error}", file.display()))
-    })?;
-    let Unread { lines, first } = ranges.unread();
-    if lines > 0 {
-        tracing::warn!("{lines} lines of the blocklist {} make no sense, line {first} first", file.display());
-    }
-    tracing::info!("the blocklist {} has {} ranges", file.display(), ranges.len());
-    Ok(ranges)
 }
 
 fn resource(error: SessionError) -> Failure {

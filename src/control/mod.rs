@@ -1,4 +1,4 @@
-//! What a running mount reports about itself, and the orders it accepts, independent of the protocol that carries them.
+//! Status reports of a running mount, and the orders it accepts, independent of the protocol that carries them.
 //!
 //! | file | owns |
 //! |---|---|

@@ -7,8 +7,9 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
 
-use super::cache::make_dir;
-use super::{Cache, StoreError};
+use super::cache::Cache;
+use super::dir::make_dir;
+use super::error::StoreError;
 use crate::metainfo::{InfoHash, MAX_TORRENT_LEN};
 
 impl Cache {
@@ -33,7 +34,7 @@ impl Cache {
     }
 
     /// Lets a kept torrent file go. Blocking.
-    pub(super) fn forget_metainfo(&self, info_hash: &InfoHash) {
+    pub(super) fn remove_metainfo(&self, info_hash: &InfoHash) {
         let _ = fs::remove_file(self.metainfo_path(info_hash));
     }
 

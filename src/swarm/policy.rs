@@ -122,7 +122,7 @@ pub struct Policy {
     /// Pieces that are picked at random before rarest-first begins: they come quickly and differ from other peers'.
     pub random_first: u32,
     /// Blocks that an idle peer is asked for a second time in end-game.
-    pub end_game_blocks: usize,
+    pub end_game_blocks: u32,
 
     /// Tick while a read is blocked: how soon a late block is noticed.
     pub blocked_tick: Duration,

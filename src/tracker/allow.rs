@@ -1,4 +1,4 @@
-//! Which torrents are served: all, or those of a list and of a directory of `.torrent` files.
+//! The torrents that the tracker serves: all, or those of a list and of a directory of `.torrent` files.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
@@ -8,12 +8,12 @@ use std::time::SystemTime;
 
 use crate::metainfo::{InfoHash, MAX_TORRENT_LEN, Metainfo};
 
-/// A longer list is none.
+/// Longest accepted list in bytes, about six million info hashes.
 const MAX_LIST_LEN: u64 = 256 << 20;
-/// Files of a directory that are looked at.
+/// Largest number of directory entries that are read, the same as the default limit on torrents.
 const MAX_FILES: usize = 1_000_000;
 
-/// Why it cannot be said what is served.
+/// Error of reading the list or the directory of torrents.
 #[derive(Debug, thiserror::Error)]
 pub enum AllowError {
     /// The list cannot be read.
@@ -21,15 +21,15 @@ pub enum AllowError {
     List {
         /// Its path.
         path: PathBuf,
-        /// Why.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// A line of it is no info hash.
-    #[error("line {line} of the list {} is no info hash of 40 hexadecimal digits", path.display())]
+    /// A line of the list is not an info hash.
+    #[error("line {line} of the list {} is not an info hash of 40 hexadecimal digits", path.display())]
     Line {
         /// Its path.
         path: PathBuf,
-        /// Counted from 1.
+        /// Line number, from 1.
         line: usize,
     },
     /// The directory cannot be read.
@@ -37,46 +37,46 @@ pub enum AllowError {
     Directory {
         /// Its path.
         path: PathBuf,
-        /// Why.
+        /// The operating system's error.
         source: io::Error,
     },
 }
 
-/// When a file was last changed, and its length: another one is read again.
+/// Modification time and length of a file. If they change, the file is read again.
 type Stamp = (SystemTime, u64);
 
-/// Where the info hashes come from.
+/// The sources of the served info hashes.
 #[derive(Debug, Default)]
-pub(super) struct Allow {
+pub(super) struct AllowList {
     list: Option<PathBuf>,
     dir: Option<PathBuf>,
-    /// What the files of the directory held; `None`: it is no torrent.
+    /// Info hashes of the files in the directory; `None` for a file that is not a valid torrent.
     known: HashMap<PathBuf, (Stamp, Option<InfoHash>)>,
 }
 
-impl Allow {
+impl AllowList {
     pub fn new(list: Option<PathBuf>, dir: Option<PathBuf>) -> Self {
         Self { list, dir, known: HashMap::new() }
     }
 
-    /// Whether everything is served.
-    pub fn is_all(&self) -> bool {
+    /// Returns whether every torrent is served.
+    pub fn allows_all(&self) -> bool {
         self.list.is_none() && self.dir.is_none()
     }
 
-    /// Reads list and directory. Of the directory only what is new or has changed.
+    /// Reads the list, and the new and changed files of the directory, and returns all served info hashes.
     pub fn read(&mut self) -> Result<HashSet<InfoHash>, AllowError> {
         let mut allowed = match &self.list {
             Some(path) => read_list(path)?,
             None => HashSet::new(),
         };
-        self.look()?;
+        self.rescan()?;
         allowed.extend(self.known.values().filter_map(|(_, info_hash)| *info_hash));
         Ok(allowed)
     }
 
-    /// Looks at the directory. Whether anything in it has changed.
-    pub fn look(&mut self) -> Result<bool, AllowError> {
+    /// Reads the new and changed files of the directory. Returns whether there were any, or files are gone.
+    pub fn rescan(&mut self) -> Result<bool, AllowError> {
         let Some(dir) = &self.dir else { return Ok(false) };
         let found = stamps(dir).map_err(|source| AllowError::Directory { path: dir.clone(), source })?;
         let before = self.known.len();
@@ -87,14 +87,16 @@ impl Allow {
                 continue;
             }
             changed = true;
-            let info_hash =
-                read_torrent(&path).inspect_err(|why| tracing::warn!("{} is not served: {why}", path.display())).ok();
+            let info_hash = read_torrent(&path)
+                .inspect_err(|why| tracing::warn!("cannot serve the torrent {}: {why}", path.display()))
+                .ok();
             self.known.insert(path, (stamp, info_hash));
         }
         Ok(changed)
     }
 }
 
+/// Returns the `.torrent` files in a directory.
 fn stamps(dir: &Path) -> io::Result<HashMap<PathBuf, Stamp>> {
     let mut found = HashMap::new();
     for entry in fs::read_dir(dir)?.take(MAX_FILES) {
@@ -102,11 +104,11 @@ fn stamps(dir: &Path) -> io::Result<HashMap<PathBuf, Stamp>> {
         if path.extension().is_none_or(|extension| !extension.eq_ignore_ascii_case("torrent")) {
             continue;
         }
-        // One that goes meanwhile is not there; a FIFO would hold us up.
-        if let Ok(about) = fs::metadata(&path).and_then(|about| Ok((about.is_file(), about.modified()?, about.len())))
-            && about.0
+        // A file may be deleted in the meantime. Other kinds, such as a FIFO, could block.
+        if let Ok((true, modified, len)) =
+            fs::metadata(&path).and_then(|meta| Ok((meta.is_file(), meta.modified()?, meta.len())))
         {
-            found.insert(path, (about.1, about.2));
+            found.insert(path, (modified, len));
         }
     }
     Ok(found)
@@ -128,7 +130,8 @@ fn read_list(path: &Path) -> Result<HashSet<InfoHash>, AllowError> {
     parse_list(&text).map_err(|line| AllowError::Line { path: path.into(), line })
 }
 
-/// An info hash a line, and after it what one likes; `#` begins a remark. The error is the first line that is neither.
+/// Parses a list: one info hash per line, optionally followed by a comment; lines that start with `#` are comments. The
+/// error is the number of the first invalid line.
 fn parse_list(text: &[u8]) -> Result<HashSet<InfoHash>, usize> {
     let mut hashes = HashSet::new();
     for (number, line) in (1usize..).zip(text.split(|byte| *byte == b'\n')) {
@@ -163,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_is_followed() {
+    fn changes_in_a_directory_are_found() {
         let dir = tempfile::tempdir().unwrap();
         let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
         let torrent = |name: &str| {
@@ -174,31 +177,31 @@ mod tests {
             )
         };
         let hash = |name: &str| Metainfo::parse(torrent(name).as_bytes()).unwrap().info_hash;
-        let mut allow = Allow::new(None, Some(dir.path().into()));
+        let mut allow = AllowList::new(None, Some(dir.path().into()));
         assert_eq!(allow.read().unwrap(), HashSet::new());
         write("a.torrent", &torrent("a"));
         write("b.TORRENT", &torrent("bee"));
         write("broken.torrent", "d4:infod");
         write("readme.txt", &torrent("c"));
-        assert!(allow.look().unwrap() && !allow.look().unwrap());
+        assert!(allow.rescan().unwrap() && !allow.rescan().unwrap());
         assert_eq!(allow.read().unwrap(), HashSet::from([hash("a"), hash("bee")]));
-        // It was not all there yet.
+        // The rest of the file arrives.
         write("broken.torrent", &torrent("whole"));
         fs::remove_file(dir.path().join("a.torrent")).unwrap();
-        assert!(allow.look().unwrap());
+        assert!(allow.rescan().unwrap());
         assert_eq!(allow.read().unwrap(), HashSet::from([hash("bee"), hash("whole")]));
 
         let list = dir.path().join("list");
         fs::write(&list, ONE).unwrap();
-        let mut both = Allow::new(Some(list.clone()), Some(dir.path().into()));
+        let mut both = AllowList::new(Some(list.clone()), Some(dir.path().into()));
         assert_eq!(both.read().unwrap().len(), 3);
         fs::write(&list, "x").unwrap();
         assert_eq!(
             both.read().unwrap_err().to_string(),
-            format!("line 1 of the list {} is no info hash of 40 hexadecimal digits", list.display())
+            format!("line 1 of the list {} is not an info hash of 40 hexadecimal digits", list.display())
         );
         drop(dir);
-        assert!(matches!(allow.look(), Err(AllowError::Directory { .. })));
+        assert!(matches!(allow.rescan(), Err(AllowError::Directory { .. })));
         assert!(matches!(both.read(), Err(AllowError::List { .. })));
     }
 }

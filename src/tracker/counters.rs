@@ -1,4 +1,4 @@
-//! What has happened since the start, counted without locks.
+//! Counters of events since the start, without locks.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -10,7 +10,8 @@ macro_rules! counters {
         }
 
         impl Counters {
-            /// Name and labels as Prometheus has them, help, value; those of one name stand together.
+            /// Returns the name and labels in Prometheus' format, the help text and the value of each counter. Counters of
+            /// the same name are adjacent.
             pub fn all(&self) -> impl Iterator<Item = (&'static str, &'static str, u64)> {
                 [$(($metric, concat!($($help),*).trim_ascii(), self.$name.get()),)*].into_iter()
             }
@@ -27,32 +28,35 @@ counters! {
     http_scrapes = "scrapes_total{protocol=\"http\"}",
     /// Scrapes answered.
     udp_scrapes = "scrapes_total{protocol=\"udp\"}",
-    /// Connection ids given.
+    /// UDP connection ids issued.
     connects = "connects_total",
-    /// Announces of torrents that are not served.
+    /// Announces refused, by reason.
     not_allowed = "refused_total{reason=\"torrent\"}",
-    /// Announces of new torrents when there were enough.
+    /// Announces refused, by reason.
     full = "refused_total{reason=\"full\"}",
-    /// Requests that made no sense.
+    /// Malformed requests.
     http_malformed = "malformed_total{protocol=\"http\"}",
-    /// Requests that made no sense.
+    /// Malformed requests.
     udp_malformed = "malformed_total{protocol=\"udp\"}",
-    /// Datagrams with a connection id that is too old, or forged.
+    /// Datagrams with an expired or forged connection id.
     bad_ids = "bad_connection_ids_total",
-    /// Announces of peers for whom there was no room; they were served, but are given to nobody.
-    left_out = "left_out_total",
-    /// Connections that ended, at their limit or for want of room, before they had asked.
-    hung_up = "hung_up_total",
+    /// Announces answered without recording the peer, because a limit on peers was reached.
+    unlisted = "left_out_total",
+    /// Connections closed before a request was complete, at their time limit or to make room.
+    aborted = "hung_up_total",
 }
 
+/// A counter that threads share.
 #[derive(Debug, Default)]
 pub(super) struct Counter(AtomicU64);
 
 impl Counter {
+    /// Adds one.
     pub fn add(&self) {
         self.0.fetch_add(1, Relaxed);
     }
 
+    /// Returns the current value.
     pub fn get(&self) -> u64 {
         self.0.load(Relaxed)
     }

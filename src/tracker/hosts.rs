@@ -1,63 +1,65 @@
-//! How many peers each host has, so that one alone does not fill the tracker. Pure.
+//! The number of peers per host, so that no host can fill the tracker. Pure.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::MutexGuard;
 
-/// An IPv4 address, or an IPv6 network of 64 bits: what one customer has at least.
+#[cfg(test)]
+use super::shards::SHARDS;
+use super::shards::Shards;
+
+/// An IPv4 address or an IPv6 /64 network, the smallest that a provider assigns to a customer.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(super) struct Host(u64);
 
-/// The host of a compact address.
+/// Returns the host of a compact address.
 pub(super) fn host_of<const N: usize>(addr: &[u8; N]) -> Host {
     Host(match *addr.as_slice() {
         [a, b, c, d, e, f, g, h, ..] => u64::from_be_bytes([a, b, c, d, e, f, g, h]),
-        // No network that exists begins so.
+        // No assigned IPv6 network has this prefix.
         [a, b, c, d, ..] => u64::from_be_bytes([0, 0, 0xff, 0xff, a, b, c, d]),
         _ => 0,
     })
 }
 
-/// As many as the table has, for the same reason.
-const PARTS: usize = super::table::PARTS;
+/// Multiplier for [`Shards::lock_for`]: 2^64 divided by the golden ratio, which distributes consecutive addresses evenly.
+const MULTIPLIER: u64 = 0x9E37_79B9_7F4A_7C15;
 
-/// The peers of each host in all swarms.
+/// Number of peers per host, in all swarms together.
 #[derive(Debug)]
 pub(super) struct Hosts {
     limit: u32,
-    parts: Box<[Mutex<HashMap<Host, u32>>]>,
+    counts: Shards<HashMap<Host, u32>>,
 }
 
 impl Hosts {
-    /// For hosts with up to `limit` peers each.
+    /// Allows up to `limit` peers per host, at least one.
     pub fn new(limit: u32) -> Self {
-        Self { limit: limit.max(1), parts: (0..PARTS).map(|_| Mutex::default()).collect() }
+        Self { limit: limit.max(1), counts: Shards::default() }
     }
 
-    fn part(&self, host: Host) -> MutexGuard<'_, HashMap<Host, u32>> {
-        // The upper half depends on most of the host's bits.
-        let mixed = host.0.wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        self.parts[(mixed >> 32) as usize % PARTS].lock().unwrap_or_else(PoisonError::into_inner)
+    fn shard(&self, host: Host) -> MutexGuard<'_, HashMap<Host, u32>> {
+        self.counts.lock_for(host.0, MULTIPLIER)
     }
 
-    /// Counts one more, if there may be one more.
-    pub fn add(&self, host: Host) -> bool {
-        let mut part = self.part(host);
-        let count = part.entry(host).or_default();
+    /// Counts one more peer, unless the host has reached the limit. Returns whether it did.
+    pub fn try_add(&self, host: Host) -> bool {
+        let mut shard = self.shard(host);
+        let count = shard.entry(host).or_default();
         let room = *count < self.limit;
         *count += u32::from(room);
         room
     }
 
-    /// Counts one less.
+    /// Counts one peer less.
     pub fn remove(&self, host: Host) {
-        let mut part = self.part(host);
-        if let Entry::Occupied(mut entry) = part.entry(host) {
+        let mut shard = self.shard(host);
+        if let Entry::Occupied(mut entry) = shard.entry(host) {
             *entry.get_mut() = entry.get().saturating_sub(1);
             if *entry.get() == 0 {
                 entry.remove();
-                if part.len() < part.capacity() / 4 {
-                    part.shrink_to_fit();
+                if shard.len() < shard.capacity() / 4 {
+                    shard.shrink_to_fit();
                 }
             }
         }
@@ -65,7 +67,7 @@ impl Hosts {
 
     #[cfg(test)]
     pub fn total(&self) -> u32 {
-        self.parts.iter().map(|part| part.lock().unwrap().values().sum::<u32>()).sum()
+        (0..SHARDS).map(|nth| self.counts.lock(nth).values().sum::<u32>()).sum()
     }
 }
 
@@ -86,18 +88,18 @@ mod tests {
     }
 
     #[test]
-    fn bounded_and_forgotten() {
+    fn peers_per_host_are_bounded_and_hosts_without_peers_forgotten() {
         let hosts = Hosts::new(2);
         let (one, other) = (Host(1), Host(2));
-        assert!(hosts.add(one) && hosts.add(one) && !hosts.add(one) && hosts.add(other));
+        assert!(hosts.try_add(one) && hosts.try_add(one) && !hosts.try_add(one) && hosts.try_add(other));
         hosts.remove(one);
-        assert!(hosts.add(one) && !hosts.add(one));
+        assert!(hosts.try_add(one) && !hosts.try_add(one));
         assert_eq!(hosts.total(), 3);
         for _ in 0..3 {
             hosts.remove(one);
         }
         hosts.remove(other);
         assert_eq!(hosts.total(), 0);
-        assert!(hosts.parts.iter().all(|part| part.lock().unwrap().is_empty()));
+        assert!((0..SHARDS).all(|nth| hosts.counts.lock(nth).is_empty()));
     }
 }

@@ -1,177 +1,84 @@
-//! A BitTorrent tracker: who is in which swarm, over HTTP (BEP 3, 7, 23, 24, 48) and UDP (BEP 15) on one port.
+//! A BitTorrent tracker: keeps the peers of each swarm and answers announces and scrapes, over HTTP (BEP 3, 7, 23, 24, 48)
+//! and UDP (BEP 15) on one port.
 //!
-//! Pure, with time and chance as arguments:
-//! - `table`: the swarms, dealt out to parts with a lock each; `swarm`: the peers of one torrent in one address family;
-//!   `hosts`: how many peers each host has.
-//! - `request`, `query`, `answer`: HTTP, from a head to values and from values to bencode.
-//! - `datagram`, `ticket`: UDP, and the connection ids that prove an address.
-//! - `page`: what is told to people and to Prometheus; `counters`: what that is made of.
+//! Pure, with time and randomness as arguments:
+//! - `table`: the swarms, in shards (`shards`) with a lock each; `peers`: the peers of one torrent in one address family;
+//!   `hosts`: the number of peers per host.
+//! - `request`, `query`, `response`: HTTP, from header bytes to typed requests and from results to bencode.
+//! - `datagram`, `connection_id`: the UDP protocol, and the connection ids that prove a client's address.
+//! - `page`: the status page and the Prometheus metrics; `counters`: the numbers in them.
 //!
 //! Around them:
-//! - `service`: what both protocols share, from a request to an answer. `listen`, `http`, `udp`: sockets; `workers`: the
-//!   threads that wait on them.
-//! - `state`: the file that brings the swarms over a restart. `allow`: which torrents are served. `house`: what is done
-//!   now and then.
+//! - `service`: request handling that both protocols share. `listen`, `http`, `udp`: sockets; `workers`: the threads that
+//!   serve them.
+//! - `state`: the file that keeps the swarms across a restart. `allow`: the list of served torrents. `maintenance`: periodic
+//!   work.
+//! - `config`, `error`: configuration, and why a start fails.
 //!
-//! Invariants: torrents, peers, peers of one host, peers in an answer, connections and their lifetimes are all bounded,
-//! and memory with them: 55 to 150 bytes a peer in swarms of ten and more, 220 where each is alone. A peer is known by the
-//! address its request came from, never by one that it claims; by UDP only after it has shown that it hears us there.
-//! Who is silent for two intervals is forgotten. No answer is longer than a datagram should be, and none to an unproven
-//! address is longer than its request. To pick peers costs what is picked, not what is there.
+//! Invariants:
+//! - The numbers of torrents, peers, peers per host, peers per response and connections are bounded, and so is the lifetime
+//!   of a connection. Memory is bounded with them: 55 to 150 bytes per peer in swarms of ten and more, 220 bytes for a
+//!   swarm of one peer.
+//! - A peer's address is the source address of its request, never one that the request names. Over UDP it counts only after
+//!   the client has proved that it receives datagrams there.
+//! - A peer that is silent for two intervals is forgotten.
+//! - No UDP response exceeds the minimum MTU of IPv6, and none to an unproven address is longer than its request.
+//! - The cost of picking peers depends on the number picked, not on the size of the swarm.
 //!
-//! HTTP is read with `httparse` and served without a framework: a connection carries one small request and one small
-//! answer, and all else costs more than both.
+//! HTTP is parsed with `httparse` and served without a framework: a connection carries one small request and one small
+//! response, and a framework's overhead would exceed the cost of both.
 //!
-//! Not here: TLS (a reverse proxy has it: [`Config::trusted`]), peer ids in answers, accounts and ratios.
+//! Not here: TLS (use a reverse proxy, see [`Config::trusted_proxies`]), peer ids in responses, accounts and ratios.
 
 mod allow;
-mod answer;
+mod config;
+mod connection_id;
 mod counters;
 mod datagram;
+mod error;
 mod hosts;
-mod house;
 mod http;
 mod listen;
+mod maintenance;
 mod page;
+mod peers;
 mod query;
 mod request;
+mod response;
 mod service;
+mod shards;
 mod state;
-mod swarm;
 mod table;
-mod ticket;
 mod udp;
 mod workers;
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
-pub use allow::AllowError;
-use house::House;
-use http::Slow;
+use crate::sys::datagrams::enable_packet_info;
+use http::SlowConnections;
+use maintenance::Maintenance;
 use service::Service;
 use workers::Workers;
 
-use crate::sys::datagrams::tell_destination;
+pub use allow::AllowError;
+pub use config::{Config, DEFAULT_PORT, Limits};
+pub use error::StartError;
+pub use table::Counts;
 
-/// Where trackers listen by custom.
-pub const DEFAULT_PORT: u16 = 6969;
-/// Threads on one socket; more only wait for each other.
+/// Maximum number of threads per socket. More threads only contend for the socket.
 const MAX_THREADS: usize = 4;
 
-/// How much a tracker takes on.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// Torrents known at a time.
-    pub torrents: usize,
-    /// Peers known at a time, in all swarms.
-    pub peers: usize,
-    /// Of these, peers at one IPv4 address or in one IPv6 network of 64 bits.
-    pub host_peers: u32,
-    /// The same in one swarm. Many may be behind one address translator, but not most.
-    pub host_peers_of_torrent: u32,
-    /// Peers in one answer.
-    pub answer: usize,
-    /// How often peers are asked to announce. Who is silent for twice as long is forgotten.
-    pub interval: Duration,
-    /// Slow connections at a time; for more the oldest make room.
-    pub connections: usize,
-    /// How long a connection may last, whatever it does.
-    pub connection_time: Duration,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            torrents: 1_000_000,
-            peers: 1_000_000,
-            host_peers: 20_000,
-            host_peers_of_torrent: 100,
-            answer: 200,
-            interval: Duration::from_secs(30 * 60),
-            connections: 500,
-            connection_time: Duration::from_secs(15),
-        }
-    }
-}
-
-impl Limits {
-    /// After so many seconds without a word a peer is gone.
-    fn silence(&self) -> u32 {
-        u32::try_from(self.interval.as_secs().saturating_mul(2)).unwrap_or(u32::MAX)
-    }
-}
-
-/// What a tracker is to do.
-#[derive(Clone, Debug, Default)]
-pub struct Config {
-    /// Where it listens, by TCP and UDP alike (port 0: any free one). None: on all addresses, at [`DEFAULT_PORT`].
-    pub listen: Vec<SocketAddr>,
-    /// How much it takes on.
-    pub limits: Limits,
-    /// A file of the info hashes that are served; without it and `torrents`, all are.
-    pub allow: Option<PathBuf>,
-    /// A directory of `.torrent` files that are served.
-    pub torrents: Option<PathBuf>,
-    /// Where the swarms are kept over a restart.
-    pub state: Option<PathBuf>,
-    /// Reverse proxies whose `X-Forwarded-For` is believed.
-    pub trusted: Vec<IpAddr>,
-    /// The status page may name torrents: the largest swarms.
-    pub show_torrents: bool,
-}
-
-/// Why a tracker does not start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// The address is taken, not of this machine, or not allowed.
-    #[error("cannot listen at {addr}: {source}; name another address or port with --listen")]
-    Listen {
-        /// Where.
-        addr: SocketAddr,
-        /// Why.
-        source: io::Error,
-    },
-    /// It is not known what to serve.
-    #[error(transparent)]
-    Allow(#[from] AllowError),
-    /// The state file cannot be used.
-    #[error("cannot use the state file {}: {why}", path.display())]
-    State {
-        /// Its path.
-        path: PathBuf,
-        /// Why.
-        why: String,
-    },
-    /// Such as a lack of threads.
-    #[error("cannot start a tracker: {0}")]
-    System(#[from] io::Error),
-}
-
-/// What a tracker knows.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Counts {
-    /// Torrents, those included of which only the completed downloads are remembered.
-    pub torrents: usize,
-    /// Peers that have everything.
-    pub seeders: usize,
-    /// The others.
-    pub leechers: usize,
-    /// Downloads completed, as far as the tracker was told.
-    pub completed: u64,
-}
-
-/// A tracker at work. Dropping it stops it too, only without waiting and saving; [`Tracker::stop`] does both.
+/// A running tracker. [`Tracker::stop`] waits for requests in progress and saves the state; dropping it does neither.
 pub struct Tracker {
     addresses: Vec<SocketAddr>,
-    house: Arc<House>,
-    slow: Arc<Slow>,
+    maintenance: Arc<Maintenance>,
+    slow: Arc<SlowConnections>,
     workers: Workers,
     tasks: JoinSet<()>,
 }
@@ -183,84 +90,84 @@ impl std::fmt::Debug for Tracker {
 }
 
 impl Tracker {
-    /// Listens, reads the lists and the saved state, and serves.
+    /// Binds the sockets, reads the lists and the saved state, and starts to serve.
     pub async fn start(config: Config) -> Result<Self, StartError> {
         let (tcp, udp, addresses) = listen::bind(&config.listen)?;
-        let service = Arc::new(Service::new(config.limits, config.trusted, config.show_torrents));
-        let house = Arc::new(House::new(service.clone(), config.allow, config.torrents, config.state));
-        let opened = house.clone();
-        tokio::task::spawn_blocking(move || opened.open()).await.map_err(io::Error::other)??;
+        let service = Arc::new(Service::new(config.limits, config.trusted_proxies, config.show_torrents));
+        let maintenance = Arc::new(Maintenance::new(service.clone(), config.allow, config.torrents, config.state));
+        let loading = maintenance.clone();
+        tokio::task::spawn_blocking(move || loading.load()).await.map_err(io::Error::other)??;
 
-        let each = std::thread::available_parallelism().map_or(1, |cores| cores.get().min(MAX_THREADS));
-        let (slow, mut workers) = (Arc::new(Slow::default()), Workers::default());
+        let threads = std::thread::available_parallelism().map_or(1, |cores| cores.get().min(MAX_THREADS));
+        let (slow, mut workers) = (Arc::new(SlowConnections::default()), Workers::default());
         for socket in udp {
-            tell_destination(&socket)?;
+            enable_packet_info(&socket)?;
             let service = service.clone();
-            workers.start("tracker-udp", socket, each, move |socket, end| udp::serve(socket, end, &service))?;
+            workers.start("tracker-udp", socket, threads, move |socket, stop| udp::serve(socket, stop, &service))?;
         }
         for listener in tcp {
             let (service, slow, runtime) = (service.clone(), slow.clone(), Handle::current());
-            workers.start("tracker-http", listener, each, move |listener, end| {
-                http::serve(listener, end, &service, &slow, &runtime);
+            workers.start("tracker-http", listener, threads, move |listener, stop| {
+                http::serve(listener, stop, &service, &slow, &runtime);
             })?;
         }
         let mut tasks = JoinSet::new();
-        tasks.spawn(house.clone().keep());
-        Ok(Self { addresses, house, slow, workers, tasks })
+        tasks.spawn(maintenance.clone().run());
+        Ok(Self { addresses, maintenance, slow, workers, tasks })
     }
 
-    /// For every torrent, at one address: listens at `addr` and says where that is.
+    /// Starts a tracker for every torrent at one address, and returns it with the address that it bound.
     pub async fn bind(addr: SocketAddr, limits: Limits) -> Result<(Self, SocketAddr), StartError> {
         let tracker = Self::start(Config { listen: vec![addr], limits, ..Config::default() }).await?;
         let addr = tracker.addresses.first().copied().unwrap_or(addr);
         Ok((tracker, addr))
     }
 
-    /// Where it listens. Announces go to `http://ADDR/announce` and `udp://ADDR/announce`.
+    /// Returns the addresses it listens on. The announce URLs are `http://ADDR/announce` and `udp://ADDR/announce`.
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
     }
 
-    /// How many torrents its lists have; `None`: it serves all.
-    pub fn served(&self) -> Option<usize> {
-        self.house.service.served()
+    /// Returns the number of torrents in its lists, or `None` if it serves every torrent.
+    pub fn served_torrents(&self) -> Option<usize> {
+        self.maintenance.service.served_torrents()
     }
 
-    /// What it knows.
+    /// Returns the current numbers of torrents, peers and completed downloads.
     pub fn counts(&self) -> Counts {
-        self.house.service.table.counts()
+        self.maintenance.service.table.counts()
     }
 
-    /// Reads the list and the directory of torrents again, and says how many are served (`None`: all). On an error the
-    /// old ones stay in force.
+    /// Reads the list and the directory of torrents again, and returns how many are served (`None` if all). After an error
+    /// the previous lists stay in force.
     pub async fn reload(&self) -> Result<Option<usize>, AllowError> {
-        let house = self.house.clone();
-        // It is only cancelled with the runtime.
-        tokio::task::spawn_blocking(move || house.reload()).await.unwrap_or(Ok(None))
+        let maintenance = self.maintenance.clone();
+        // The task is cancelled only with the runtime.
+        tokio::task::spawn_blocking(move || maintenance.reload()).await.unwrap_or(Ok(None))
     }
 
-    /// Takes no more requests, waits for those under way, at most `limit`, and saves the state.
+    /// Stops to accept requests, waits at most `limit` for those in progress, and saves the state.
     pub async fn stop(self, limit: Duration) -> io::Result<()> {
-        let Self { house, slow, workers, mut tasks, .. } = self;
+        let Self { maintenance, slow, workers, mut tasks, .. } = self;
         tasks.shutdown().await;
-        // They fail only with the runtime.
+        // An error means that the runtime shuts down.
         let _ = tokio::task::spawn_blocking(move || workers.join()).await;
         slow.finish(limit).await;
-        tokio::task::spawn_blocking(move || house.save()).await.map_err(io::Error::other)?
+        tokio::task::spawn_blocking(move || maintenance.save()).await.map_err(io::Error::other)?
     }
 }
 
-/// For `fuzz/` alone: a head is refused or answered, and so are the queries of an announce and of a scrape.
+/// Fuzz target: parses `bytes` as an HTTP header and as the queries of an announce and a scrape, and checks the responses.
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub fn fuzz_http(bytes: &[u8]) {
     let proxy = SocketAddr::from(([127, 0, 0, 1], 1));
     let service = Service::new(Limits::default(), vec![proxy.ip()], true);
     let (mut scratch, mut out) = (service::Scratch::default(), Vec::new());
-    let parsed = match request::parse(bytes, proxy, &service.trusted) {
+    let parsed = match request::parse(bytes, proxy, &service.trusted_proxies) {
         Ok(None) => return,
         Ok(Some(request)) => Ok(request),
-        Err(refused) => Err(refused),
+        Err(error) => Err(error),
     };
     service.http(parsed, &mut scratch, &mut out);
     assert!(out.starts_with(b"HTTP/1.1 "));
@@ -273,7 +180,8 @@ pub fn fuzz_http(bytes: &[u8]) {
     }
 }
 
-/// For `fuzz/` alone: a datagram gets nothing, or no more than it may: before the address is proven less than was sent.
+/// Fuzz target: handles `bytes` as a datagram, and checks the length of the response. Before the address is proven, it
+/// must not exceed that of the request.
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub fn fuzz_datagram(bytes: &[u8]) {
@@ -282,16 +190,16 @@ pub fn fuzz_datagram(bytes: &[u8]) {
     let (mut scratch, mut out) = (service::Scratch::default(), Vec::new());
     service.udp(bytes, from, &mut scratch, &mut out);
     assert!(out.len() <= bytes.len());
-    // The same with a good connection id.
+    // The same with a valid connection id.
     out.clear();
     service.udp(&[&[0, 0, 4, 0x17, 0x27, 0x10, 0x19, 0x80][..], &[0; 8]].concat(), from, &mut scratch, &mut out);
     let proven = [&out[8..16], bytes.get(8..).unwrap_or_default()].concat();
     out.clear();
     service.udp(&proven, from, &mut scratch, &mut out);
-    assert!(out.len() <= datagram::MAX_ANSWER);
+    assert!(out.len() <= datagram::MAX_RESPONSE);
 }
 
-/// For `fuzz/` alone: a state file.
+/// Fuzz target: parses `bytes` as a state file.
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub fn fuzz_state(bytes: &[u8]) {

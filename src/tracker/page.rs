@@ -1,25 +1,24 @@
-//! What the tracker tells of itself: a page for people, and numbers for Prometheus. Pure.
+//! The tracker's status page and its metrics for Prometheus. Pure.
 
 use std::fmt::Write;
 use std::time::Duration;
 
-use super::Counts;
 use super::counters::Counters;
-use super::table::Scraped;
+use super::table::{Counts, ScrapeCounts};
 use crate::metainfo::InfoHash;
 
-/// Torrents on the page, where they are shown at all.
+/// Number of torrents in the list of the largest swarms, if that is shown.
 pub(super) const MAX_SHOWN: usize = 100;
 
-/// What both are made of.
+/// Data for both.
 pub(super) struct Status<'a> {
     pub counts: Counts,
     pub counters: &'a Counters,
     pub uptime: Duration,
-    /// Only torrents of a list are served: so many.
+    /// Number of torrents in the lists; `None` if every torrent is served.
     pub allowed: Option<usize>,
-    /// The largest swarms; `None`: they are nobody's business.
-    pub torrents: Option<Vec<(InfoHash, Scraped)>>,
+    /// The largest swarms; `None` if the page must not show them.
+    pub torrents: Option<Vec<(InfoHash, ScrapeCounts)>>,
 }
 
 const HEAD: &str = "<!DOCTYPE html>
@@ -38,28 +37,29 @@ code { font-size: .85rem; word-break: break-all; }
 </style>
 ";
 
-// Writing to a `String` cannot fail. Nothing that a stranger said is written: no text needs escaping.
+// Writing to a `String` cannot fail. No text comes from clients, so nothing needs escaping.
 
-/// The page.
+/// Renders the status page.
 pub(super) fn html(status: &Status) -> String {
     let mut out = HEAD.to_owned();
     let Counts { torrents, seeders, leechers, completed } = status.counts;
     let counters = status.counters;
-    let up = humantime::format_duration(Duration::from_secs(status.uptime.as_secs()));
-    let _ = write!(out, "<h1>BitTorrent tracker</h1>\n<p>torrentfs {}, up for {up}.", env!("CARGO_PKG_VERSION"));
+    let uptime = humantime::format_duration(Duration::from_secs(status.uptime.as_secs()));
+    let _ =
+        write!(out, "<h1>BitTorrent tracker</h1>\n<p>torrentfs {}, running for {uptime}.", env!("CARGO_PKG_VERSION"));
     let _ = match status.allowed {
-        Some(allowed) => writeln!(out, " It serves the torrents of its lists: {}.", grouped(allowed as u64)),
+        Some(allowed) => writeln!(out, " It serves only listed torrents ({}).", with_separators(allowed as u64)),
         None => writeln!(out, " It serves every torrent."),
     };
     let mut table = |title: &str, rows: &[(&str, u64)]| {
         let _ = writeln!(out, "<h2>{title}</h2>\n<table>");
         for (name, number) in rows {
-            let _ = writeln!(out, "<tr><th>{name}<td>{}", grouped(*number));
+            let _ = writeln!(out, "<tr><th>{name}<td>{}", with_separators(*number));
         }
         out.push_str("</table>\n");
     };
     table(
-        "Now",
+        "Current",
         &[
             ("torrents", torrents as u64),
             ("seeders", seeders as u64),
@@ -68,7 +68,7 @@ pub(super) fn html(status: &Status) -> String {
         ],
     );
     table(
-        "Answered since the start",
+        "Requests since the start",
         &[
             ("announces over HTTP", counters.http_announces.get()),
             ("announces over UDP", counters.udp_announces.get()),
@@ -76,8 +76,8 @@ pub(super) fn html(status: &Status) -> String {
         ],
     );
     if let Some(torrents) = &status.torrents {
-        out.push_str("<h2>The largest swarms</h2>\n<table>\n<tr><th>info hash<td>seeders<td>leechers<td>completed\n");
-        for (info_hash, Scraped { seeders, leechers, completed }) in torrents {
+        out.push_str("<h2>Largest swarms</h2>\n<table>\n<tr><th>info hash<td>seeders<td>leechers<td>completed\n");
+        for (info_hash, ScrapeCounts { seeders, leechers, completed }) in torrents {
             let _ = writeln!(out, "<tr><th><code>{info_hash}</code><td>{seeders}<td>{leechers}<td>{completed}");
         }
         out.push_str("</table>\n");
@@ -85,35 +85,35 @@ pub(super) fn html(status: &Status) -> String {
     out
 }
 
-/// The numbers, in Prometheus' text format.
+/// Renders the metrics, in Prometheus' text format.
 pub(super) fn metrics(status: &Status) -> String {
     let mut out = String::new();
     let Counts { torrents, seeders, leechers, completed } = status.counts;
-    let mut begun = "";
-    let mut metric = |full: &'static str, kind: &str, help: &str, value: u64| {
-        let name = full.split('{').next().unwrap_or(full);
-        if name != begun {
+    let mut previous = "";
+    let mut metric = |series: &'static str, kind: &str, help: &str, value: u64| {
+        let name = series.split('{').next().unwrap_or(series);
+        if name != previous {
             let _ = writeln!(out, "# HELP torrentfs_tracker_{name} {help}\n# TYPE torrentfs_tracker_{name} {kind}");
-            begun = name;
+            previous = name;
         }
-        let _ = writeln!(out, "torrentfs_tracker_{full} {value}");
+        let _ = writeln!(out, "torrentfs_tracker_{series} {value}");
     };
-    metric("torrents", "gauge", "Torrents known.", torrents as u64);
-    metric("peers{role=\"seeder\"}", "gauge", "Peers known.", seeders as u64);
-    metric("peers{role=\"leecher\"}", "gauge", "Peers known.", leechers as u64);
-    metric("completed_total", "counter", "Downloads completed.", completed);
+    metric("torrents", "gauge", "Known torrents.", torrents as u64);
+    metric("peers{role=\"seeder\"}", "gauge", "Known peers, by role.", seeders as u64);
+    metric("peers{role=\"leecher\"}", "gauge", "Known peers, by role.", leechers as u64);
+    metric("completed_total", "counter", "Completed downloads.", completed);
     if let Some(allowed) = status.allowed {
-        metric("allowed_torrents", "gauge", "Torrents that are served.", allowed as u64);
+        metric("allowed_torrents", "gauge", "Torrents in the lists of served torrents.", allowed as u64);
     }
-    metric("uptime_seconds", "gauge", "Since the start.", status.uptime.as_secs());
+    metric("uptime_seconds", "gauge", "Time since the start.", status.uptime.as_secs());
     for (name, help, value) in status.counters.all() {
         metric(name, "counter", help, value);
     }
     out
 }
 
-/// 1234567 as 1,234,567.
-fn grouped(n: u64) -> String {
+/// Formats a number with thousands separators, as in 1,234,567.
+fn with_separators(n: u64) -> String {
     let digits = n.to_string();
     let mut out = String::new();
     for (at, digit) in digits.chars().enumerate() {
@@ -141,29 +141,29 @@ mod tests {
     }
 
     #[test]
-    fn the_page_tells_numbers_and_no_names_unless_asked() {
+    fn the_page_shows_numbers_and_info_hashes_only_if_configured() {
         let counters = Counters::default();
         counters.udp_announces.add();
         let page = html(&status(&counters));
-        for part in ["up for 1h 2m 3s", "1,234", "5,000,000", "announces over UDP<td>1", "every torrent"] {
+        for part in ["running for 1h 2m 3s", "1,234", "5,000,000", "announces over UDP<td>1", "every torrent"] {
             assert!(page.contains(part), "{part}: {page}");
         }
         assert!(!page.contains("<script") && !page.contains("info hash"));
-        let scraped = Scraped { seeders: 1, leechers: 2, completed: 3 };
+        let scraped = ScrapeCounts { seeders: 1, leechers: 2, completed: 3 };
         let torrents = Some(vec![(InfoHash([0xab; 20]), scraped)]);
         let page = html(&Status { torrents, allowed: Some(1), ..status(&counters) });
-        assert!(page.contains(&"ab".repeat(20)) && page.contains("the torrents of its lists: 1."), "{page}");
+        assert!(page.contains(&"ab".repeat(20)) && page.contains("It serves only listed torrents (1)."), "{page}");
     }
 
     #[test]
-    fn metrics_are_as_prometheus_has_them() {
+    fn metrics_are_in_prometheus_format() {
         let counters = Counters::default();
         counters.http_announces.add();
         let text = metrics(&Status { allowed: Some(3), ..status(&counters) });
         let mut seen = HashSet::new();
         for line in text.lines() {
             match line.strip_prefix("# TYPE ") {
-                Some(typed) => assert!(seen.insert(typed.split(' ').next().unwrap()), "twice: {line}"),
+                Some(typed) => assert!(seen.insert(typed.split(' ').next().unwrap()), "duplicate: {line}"),
                 None if line.starts_with("# HELP ") => assert!(line.ends_with('.'), "{line}"),
                 None => {
                     let (name, value) = line.rsplit_once(' ').unwrap();
@@ -177,9 +177,9 @@ mod tests {
     }
 
     #[test]
-    fn thousands() {
+    fn thousands_are_separated() {
         for (n, text) in [(0, "0"), (999, "999"), (1000, "1,000"), (1_234_567, "1,234,567")] {
-            assert_eq!(grouped(n), text);
+            assert_eq!(with_separators(n), text);
         }
     }
 }

@@ -1,49 +1,51 @@
-//! The query strings of announces and scrapes over HTTP. Pure.
+//! Parsing of the query strings of announces and scrapes over HTTP. Pure.
 
 use std::net::{IpAddr, SocketAddr};
 
 use percent_encoding::percent_decode_str;
 
-use super::answer::Form;
+use super::response::PeerFormat;
 use super::table::{Announce, Event};
 use crate::metainfo::InfoHash;
 
-/// Peers given to one who does not say how many.
+/// Number of peers in a response if the client names none, the value that BEP 3 gives as typical.
 pub(super) const DEFAULT_WANT: usize = 50;
-/// Torrents in one scrape, as over UDP.
+/// Largest number of torrents in one scrape, the limit of BEP 15, which applies here to HTTP as well.
 pub(super) const MAX_SCRAPE: usize = 74;
 
-/// An announce in full.
+/// A parsed announce.
 #[derive(Debug, PartialEq)]
-pub(super) struct Query {
+pub(super) struct AnnounceQuery {
     pub announce: Announce,
-    pub form: Form,
+    pub format: PeerFormat,
 }
 
-/// Why a request is refused; the client is told.
+/// Error in a query; its text is sent to the client.
 #[derive(Debug, PartialEq, thiserror::Error)]
-pub(super) enum BadQuery {
+pub(super) enum QueryError {
     #[error("{0} is missing")]
     Missing(&'static str),
     #[error("{0} is not 20 bytes long")]
     NotTwentyBytes(&'static str),
-    #[error("{0} is not a number in range")]
+    #[error("{0} is not a valid number")]
     NotANumber(&'static str),
     #[error("more than {MAX_SCRAPE} torrents in one scrape")]
     TooMany,
 }
 
+/// Splits a query string into keys and values.
 fn pairs(text: &str) -> impl Iterator<Item = (&str, &str)> {
     text.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")))
 }
 
-/// Reads an announce. The address is that of the connection; `ip` and the like are claims and go unread. So do `key`
-/// and the id, which tell one peer's addresses from many peers': here each address is a peer.
-pub(super) fn parse(text: &str, from: IpAddr) -> Result<Query, BadQuery> {
+/// Parses an announce. `from` is the address of the connection; the parameters `ip`, `ipv4` and `ipv6` are ignored, since
+/// the client could claim any address. `key` and `peer_id` would identify a peer with several addresses; here each address
+/// counts as a peer.
+pub(super) fn parse(text: &str, from: IpAddr) -> Result<AnnounceQuery, QueryError> {
     let (mut info_hash, mut peer_id, mut port, mut left) = (None, None, None, None);
     let (mut want, mut event, mut compact, mut no_peer_id) = (None, "", "", "");
     for (key, value) in pairs(text) {
-        // The first of several counts.
+        // Of repeated keys, the first counts.
         match key {
             "info_hash" => _ = info_hash.get_or_insert(value),
             "peer_id" => _ = peer_id.get_or_insert(value),
@@ -56,13 +58,13 @@ pub(super) fn parse(text: &str, from: IpAddr) -> Result<Query, BadQuery> {
             _ => {}
         }
     }
-    let number = |name, value: &str| value.parse::<u64>().map_err(|_| BadQuery::NotANumber(name));
+    let number = |name, value: &str| value.parse::<u64>().map_err(|_| QueryError::NotANumber(name));
 
-    let info_hash = InfoHash(twenty("info_hash", info_hash)?);
-    twenty("peer_id", peer_id)?;
-    let port = match number("port", port.ok_or(BadQuery::Missing("port"))?)? {
+    let info_hash = InfoHash(parse_20_bytes("info_hash", info_hash)?);
+    parse_20_bytes("peer_id", peer_id)?;
+    let port = match number("port", port.ok_or(QueryError::Missing("port"))?)? {
         port @ 1..=0xffff => port as u16,
-        _ => return Err(BadQuery::NotANumber("port")),
+        _ => return Err(QueryError::NotANumber("port")),
     };
     let left = left.map(|left| number("left", left)).transpose()?;
     let announce = Announce {
@@ -74,38 +76,40 @@ pub(super) fn parse(text: &str, from: IpAddr) -> Result<Query, BadQuery> {
             "completed" => Event::Completed,
             _ => Event::Present,
         },
-        // -1 is a usual way to say "as you like".
+        // Anything else, usually -1, means the default.
         want: want.and_then(|n| n.parse().ok()).unwrap_or(DEFAULT_WANT),
         both_families: true,
     };
-    let form = match (compact, no_peer_id) {
-        ("0", _) => Form::Dictionaries,
-        _ => Form::Compact,
+    let format = match (compact, no_peer_id) {
+        ("0", _) => PeerFormat::Dictionaries,
+        _ => PeerFormat::Compact,
     };
-    Ok(Query { announce, form })
+    Ok(AnnounceQuery { announce, format })
 }
 
-/// Reads a scrape: each torrent once, in the order in which a dictionary has them.
-pub(super) fn parse_scrape(text: &str) -> Result<Vec<InfoHash>, BadQuery> {
-    let named = pairs(text).filter(|(key, _)| *key == "info_hash").take(MAX_SCRAPE + 1);
-    let mut hashes =
-        named.map(|(_, value)| twenty("info_hash", Some(value)).map(InfoHash)).collect::<Result<Vec<_>, _>>()?;
+/// Parses a scrape. Returns each info hash once, in the order of a bencoded dictionary's keys.
+pub(super) fn parse_scrape(text: &str) -> Result<Vec<InfoHash>, QueryError> {
+    let values = pairs(text).filter(|(key, _)| *key == "info_hash").take(MAX_SCRAPE + 1);
+    let mut hashes = values
+        .map(|(_, value)| parse_20_bytes("info_hash", Some(value)).map(InfoHash))
+        .collect::<Result<Vec<_>, _>>()?;
     match hashes.len() {
-        // The list of all is nobody's business, and long.
-        0 => return Err(BadQuery::Missing("info_hash")),
+        // A scrape of all torrents would be long, and would reveal them.
+        0 => return Err(QueryError::Missing("info_hash")),
         1..=MAX_SCRAPE => {}
-        _ => return Err(BadQuery::TooMany),
+        _ => return Err(QueryError::TooMany),
     }
     hashes.sort_unstable();
     hashes.dedup();
     Ok(hashes)
 }
 
-fn twenty(name: &'static str, value: Option<&str>) -> Result<[u8; 20], BadQuery> {
-    let value = value.ok_or(BadQuery::Missing(name))?;
+/// Decodes a percent-encoded value of 20 bytes.
+fn parse_20_bytes(name: &'static str, value: Option<&str>) -> Result<[u8; 20], QueryError> {
+    let value = value.ok_or(QueryError::Missing(name))?;
     let mut out = [0; 20];
     let mut decoded = percent_decode_str(value);
-    // Forms write a space as a plus; a plus itself is escaped by everybody.
+    // HTML forms encode a space as a plus; every client encodes a plus itself.
     let mut raw = value.contains('+').then(|| value.replace('+', " "));
     let mut bytes: &mut dyn Iterator<Item = u8> = &mut decoded;
     let mut spaced;
@@ -114,9 +118,9 @@ fn twenty(name: &'static str, value: Option<&str>) -> Result<[u8; 20], BadQuery>
         bytes = &mut spaced;
     }
     for byte in &mut out {
-        *byte = bytes.next().ok_or(BadQuery::NotTwentyBytes(name))?;
+        *byte = bytes.next().ok_or(QueryError::NotTwentyBytes(name))?;
     }
-    if bytes.next().is_some() { Err(BadQuery::NotTwentyBytes(name)) } else { Ok(out) }
+    if bytes.next().is_some() { Err(QueryError::NotTwentyBytes(name)) } else { Ok(out) }
 }
 
 #[cfg(test)]
@@ -125,15 +129,15 @@ mod tests {
     use std::net::Ipv4Addr;
 
     const FROM: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 9));
-    const SOUND: &str = "info_hash=%124Vx%9A%BC%DE%F1%23Eg%89%AB%CD%EF%124Vx%9A&peer_id=-XX0001-+++++aaaaaaa&port=6881";
+    const VALID: &str = "info_hash=%124Vx%9A%BC%DE%F1%23Eg%89%AB%CD%EF%124Vx%9A&peer_id=-XX0001-+++++aaaaaaa&port=6881";
     const HASH: InfoHash = InfoHash(*b"\x12\x34\x56\x78\x9a\xbc\xde\xf1#Eg\x89\xab\xcd\xef\x124Vx\x9a");
 
     #[test]
-    fn reads_an_announce() {
-        let query = parse(&format!("{SOUND}&left=0&event=stopped&numwant=7&ip=8.8.8.8&compact=1&left=5"), FROM);
+    fn parses_an_announce() {
+        let query = parse(&format!("{VALID}&left=0&event=stopped&numwant=7&ip=8.8.8.8&compact=1&left=5"), FROM);
         assert_eq!(
             query,
-            Ok(Query {
+            Ok(AnnounceQuery {
                 announce: Announce {
                     info_hash: HASH,
                     addr: (FROM, 6881).into(),
@@ -142,52 +146,52 @@ mod tests {
                     want: 7,
                     both_families: true,
                 },
-                form: Form::Compact,
+                format: PeerFormat::Compact,
             })
         );
-        assert_eq!(twenty("x", Some("-XX0001-+++++aaaaa%2b%20")), Ok(*b"-XX0001-     aaaaa+ "));
+        assert_eq!(parse_20_bytes("x", Some("-XX0001-+++++aaaaa%2b%20")), Ok(*b"-XX0001-     aaaaa+ "));
     }
 
     #[test]
-    fn what_is_not_said() {
-        let query = parse(SOUND, "::ffff:127.0.0.9".parse().unwrap()).unwrap();
-        assert_eq!(query.form, Form::Compact);
+    fn omitted_parameters_have_defaults() {
+        let query = parse(VALID, "::ffff:127.0.0.9".parse().unwrap()).unwrap();
+        assert_eq!(query.format, PeerFormat::Compact);
         let announce = query.announce;
         assert_eq!(announce.addr, (FROM, 6881).into());
         assert_eq!((announce.seed, announce.event, announce.want), (false, Event::Present, DEFAULT_WANT));
-        let with = |rest: &str| parse(&format!("{SOUND}{rest}"), FROM).unwrap();
-        assert_eq!(with("&compact=0").form, Form::Dictionaries);
-        assert_eq!(with("&compact=0&no_peer_id=1").form, Form::Dictionaries);
+        let with = |rest: &str| parse(&format!("{VALID}{rest}"), FROM).unwrap();
+        assert_eq!(with("&compact=0").format, PeerFormat::Dictionaries);
+        assert_eq!(with("&compact=0&no_peer_id=1").format, PeerFormat::Dictionaries);
         assert_eq!(with("&numwant=-1").announce.want, DEFAULT_WANT);
         assert_eq!(with("&event=completed").announce.event, Event::Completed);
         assert_eq!(with("&event=&event=started").announce.event, Event::Present);
     }
 
     #[test]
-    fn refuses_nonsense() {
-        let fault = |text: &str| parse(text, FROM).unwrap_err();
-        assert_eq!(fault(""), BadQuery::Missing("info_hash"));
-        assert_eq!(fault("info_hash"), BadQuery::NotTwentyBytes("info_hash"));
-        assert_eq!(fault("info_hash=%1&peer_id="), BadQuery::NotTwentyBytes("info_hash"));
-        assert_eq!(fault(&SOUND.replace("&peer_id", "&x")), BadQuery::Missing("peer_id"));
-        assert_eq!(fault(&SOUND.replace("aaaaaaa", "")), BadQuery::NotTwentyBytes("peer_id"));
-        assert_eq!(fault(&SOUND.replace("aaaaaaa", "aaaaaaaa")), BadQuery::NotTwentyBytes("peer_id"));
-        assert_eq!(fault(&SOUND.replace("&port", "&x")), BadQuery::Missing("port"));
+    fn refuses_malformed_queries() {
+        let error = |text: &str| parse(text, FROM).unwrap_err();
+        assert_eq!(error(""), QueryError::Missing("info_hash"));
+        assert_eq!(error("info_hash"), QueryError::NotTwentyBytes("info_hash"));
+        assert_eq!(error("info_hash=%1&peer_id="), QueryError::NotTwentyBytes("info_hash"));
+        assert_eq!(error(&VALID.replace("&peer_id", "&x")), QueryError::Missing("peer_id"));
+        assert_eq!(error(&VALID.replace("aaaaaaa", "")), QueryError::NotTwentyBytes("peer_id"));
+        assert_eq!(error(&VALID.replace("aaaaaaa", "aaaaaaaa")), QueryError::NotTwentyBytes("peer_id"));
+        assert_eq!(error(&VALID.replace("&port", "&x")), QueryError::Missing("port"));
         for port in ["0", "65536", "-1", "", "x", "99999999999999999999999"] {
-            assert_eq!(fault(&SOUND.replace("6881", port)), BadQuery::NotANumber("port"), "{port}");
+            assert_eq!(error(&VALID.replace("6881", port)), QueryError::NotANumber("port"), "{port}");
         }
-        assert_eq!(fault(&format!("{SOUND}&left=-5")), BadQuery::NotANumber("left"));
+        assert_eq!(error(&format!("{VALID}&left=-5")), QueryError::NotANumber("left"));
     }
 
     #[test]
     fn scrapes_are_bounded() {
-        let one = SOUND.split('&').next().unwrap();
+        let one = VALID.split('&').next().unwrap();
         assert_eq!(parse_scrape(one), Ok(vec![HASH]));
         assert_eq!(parse_scrape(&format!("{one}&x=1&{one}")), Ok(vec![HASH]));
         let other = format!("info_hash={}", "%01".repeat(20));
         assert_eq!(parse_scrape(&format!("{one}&{other}")), Ok(vec![InfoHash([1; 20]), HASH]));
-        assert_eq!(parse_scrape(""), Err(BadQuery::Missing("info_hash")));
-        assert_eq!(parse_scrape("info_hash=x"), Err(BadQuery::NotTwentyBytes("info_hash")));
-        assert_eq!(parse_scrape(&vec![one; MAX_SCRAPE + 1].join("&")), Err(BadQuery::TooMany));
+        assert_eq!(parse_scrape(""), Err(QueryError::Missing("info_hash")));
+        assert_eq!(parse_scrape("info_hash=x"), Err(QueryError::NotTwentyBytes("info_hash")));
+        assert_eq!(parse_scrape(&vec![one; MAX_SCRAPE + 1].join("&")), Err(QueryError::TooMany));
     }
 }

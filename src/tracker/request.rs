@@ -1,48 +1,53 @@
-//! The head of an HTTP request: what of it concerns a tracker. Pure.
+//! Parsing of HTTP request headers, as far as a tracker needs them. Pure.
 
 use std::net::{IpAddr, SocketAddr};
 
-/// The longest head that is read.
-pub(super) const MAX_HEAD: usize = 8 * 1024;
+/// Longest request line and headers, in bytes: a scrape of 74 info hashes takes 5,500.
+pub(super) const MAX_HEADER: usize = 8 * 1024;
+/// Largest number of headers. Browsers behind proxies send about thirty.
 const MAX_HEADERS: usize = 64;
 
-/// A request, as far as it concerns us.
+/// A parsed request.
 #[derive(Debug, PartialEq)]
 pub(super) struct Request<'a> {
     pub path: &'a str,
-    /// Without the question mark.
+    /// Query string, without the question mark.
     pub query: &'a str,
-    /// It wants no body (HEAD).
+    /// Whether the method is HEAD.
     pub head_only: bool,
-    /// Whose request it is.
+    /// Address of the client.
     pub client: IpAddr,
 }
 
-/// What cannot be answered but with a status.
+/// Error that is answered with an HTTP status.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Refused {
+pub(super) enum RequestError {
     BadRequest,
     MethodNotAllowed,
 }
 
-/// `Ok(None)`: the head is not all there yet. Whose request it is says the connection, unless that is a proxy's that is
-/// trusted: then its `X-Forwarded-For`.
-pub(super) fn parse<'a>(bytes: &'a [u8], from: SocketAddr, trusted: &[IpAddr]) -> Result<Option<Request<'a>>, Refused> {
+/// Parses a request; `Ok(None)` if the headers are incomplete. The client is the connection's other end, unless that is a
+/// trusted proxy: then the client is taken from its `X-Forwarded-For`.
+pub(super) fn parse<'a>(
+    bytes: &'a [u8],
+    from: SocketAddr,
+    trusted: &[IpAddr],
+) -> Result<Option<Request<'a>>, RequestError> {
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut request = httparse::Request::new(&mut headers);
     match request.parse(bytes) {
-        Err(_) => return Err(Refused::BadRequest),
-        Ok(httparse::Status::Partial) if bytes.len() >= MAX_HEAD => return Err(Refused::BadRequest),
+        Err(_) => return Err(RequestError::BadRequest),
+        Ok(httparse::Status::Partial) if bytes.len() >= MAX_HEADER => return Err(RequestError::BadRequest),
         Ok(httparse::Status::Partial) => return Ok(None),
         Ok(httparse::Status::Complete(_)) => {}
     }
     let head_only = match request.method {
         Some("GET") => false,
         Some("HEAD") => true,
-        _ => return Err(Refused::MethodNotAllowed),
+        _ => return Err(RequestError::MethodNotAllowed),
     };
     let target = request.path.unwrap_or_default();
-    // Proxies may ask with the whole URL.
+    // A request may name the whole URL (RFC 9112, 3.2.2).
     let target = match target.strip_prefix("http://") {
         Some(rest) => rest.find('/').map_or("/", |at| &rest[at..]),
         None => target,
@@ -50,30 +55,30 @@ pub(super) fn parse<'a>(bytes: &'a [u8], from: SocketAddr, trusted: &[IpAddr]) -
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
     let mut client = from.ip().to_canonical();
     if trusted.contains(&client) {
-        client = forwarded(request.headers, client, trusted).ok_or(Refused::BadRequest)?;
+        client = forwarded(request.headers, client, trusted).ok_or(RequestError::BadRequest)?;
     }
     Ok(Some(Request { path, query, head_only, client }))
 }
 
-/// The last hop that is not one of ours: each proxy appends whom it heard from, and what stands before the first
-/// stranger is the stranger's own word.
+/// Returns the last address in `X-Forwarded-For` that is not a trusted proxy. Each proxy appends the address it received the
+/// request from; addresses further left were sent by the client and could be forged.
 fn forwarded(headers: &[httparse::Header], proxy: IpAddr, trusted: &[IpAddr]) -> Option<IpAddr> {
     let mut client = proxy;
-    let named = headers.iter().rev().filter(|header| header.name.eq_ignore_ascii_case("x-forwarded-for"));
-    for header in named {
+    let forwarded = headers.iter().rev().filter(|header| header.name.eq_ignore_ascii_case("x-forwarded-for"));
+    for header in forwarded {
         for hop in str::from_utf8(header.value).ok()?.rsplit(',') {
-            client = address(hop.trim())?;
+            client = parse_address(hop.trim())?;
             if !trusted.contains(&client) {
                 return Some(client);
             }
         }
     }
-    // Asked by the proxy's machine itself.
+    // The request came from the proxy itself.
     Some(client)
 }
 
-/// Some proxies add the port.
-fn address(hop: &str) -> Option<IpAddr> {
+/// Parses an address; some proxies add the port.
+fn parse_address(hop: &str) -> Option<IpAddr> {
     let ip = hop.parse::<IpAddr>().ok().or_else(|| Some(hop.parse::<SocketAddr>().ok()?.ip()));
     let ip = ip.or_else(|| hop.strip_prefix('[')?.strip_suffix(']')?.parse().ok());
     ip.map(|ip| ip.to_canonical())
@@ -98,7 +103,7 @@ mod tests {
 
     #[test]
     fn targets() {
-        let read = |text: &str| {
+        let target = |text: &str| {
             let bytes = text.as_bytes().to_owned();
             let parsed = parse(&bytes, from("::ffff:1.2.3.4"), &[]);
             parsed.map(|parsed| {
@@ -106,28 +111,28 @@ mod tests {
             })
         };
         let expected = |path: &str, query: &str| Ok(Some((path.to_owned(), query.to_owned(), "1.2.3.4".to_owned())));
-        assert_eq!(read("GET / HTTP/1.0\r\n\r\n"), expected("/", ""));
-        assert_eq!(read("GET /a?b?c HTTP/1.1\r\nx: y\r\n\r\n"), expected("/a", "b?c"));
-        assert_eq!(read("GET http://t:80/a?b HTTP/1.1\r\n\r\n"), expected("/a", "b"));
-        assert_eq!(read("GET http://t HTTP/1.1\r\n\r\n"), expected("/", ""));
-        assert_eq!(read("HEAD /a HTTP/1.1\r\n\r\n"), expected("/a", ""));
+        assert_eq!(target("GET / HTTP/1.0\r\n\r\n"), expected("/", ""));
+        assert_eq!(target("GET /a?b?c HTTP/1.1\r\nx: y\r\n\r\n"), expected("/a", "b?c"));
+        assert_eq!(target("GET http://t:80/a?b HTTP/1.1\r\n\r\n"), expected("/a", "b"));
+        assert_eq!(target("GET http://t HTTP/1.1\r\n\r\n"), expected("/", ""));
+        assert_eq!(target("HEAD /a HTTP/1.1\r\n\r\n"), expected("/a", ""));
         for partial in ["", "G", "GET /a HTTP/1.1\r\nx: y\r\n"] {
-            assert_eq!(read(partial), Ok(None), "{partial}");
+            assert_eq!(target(partial), Ok(None), "{partial}");
         }
         for bad in ["\0\x01\x02\r\n\r\n", "GET /\r\n\r\n", "GET / HTTP/2.0\r\n\r\n", "\x16\x03\x01\x02"] {
-            assert_eq!(read(bad), Err(Refused::BadRequest), "{bad}");
+            assert_eq!(target(bad), Err(RequestError::BadRequest), "{bad}");
         }
-        assert_eq!(read(&format!("GET /{}", "a".repeat(MAX_HEAD))), Err(Refused::BadRequest));
-        assert_eq!(read(&format!("GET / HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(65))), Err(Refused::BadRequest));
-        assert_eq!(read("POST / HTTP/1.1\r\n\r\n"), Err(Refused::MethodNotAllowed));
+        assert_eq!(target(&format!("GET /{}", "a".repeat(MAX_HEADER))), Err(RequestError::BadRequest));
+        assert_eq!(target(&format!("GET / HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(65))), Err(RequestError::BadRequest));
+        assert_eq!(target("POST / HTTP/1.1\r\n\r\n"), Err(RequestError::MethodNotAllowed));
     }
 
     #[test]
-    fn only_a_proxy_of_ours_is_believed() {
+    fn only_trusted_proxies_can_name_the_client() {
         assert_eq!(client("8.8.8.8", "X-Forwarded-For: 1.1.1.1\r\n").unwrap(), "8.8.8.8");
         assert_eq!(client("127.0.0.1", "").unwrap(), "127.0.0.1");
         assert_eq!(client("127.0.0.1", "x-forwarded-for: 1.1.1.1\r\n").unwrap(), "1.1.1.1");
-        // What the stranger wrote itself stands first.
+        // The client sent the first address.
         assert_eq!(client("127.0.0.1", "X-Forwarded-For: 6.6.6.6, 1.1.1.1\r\n").unwrap(), "1.1.1.1");
         assert_eq!(client("127.0.0.1", "X-Forwarded-For: 6.6.6.6,1.1.1.1 , 10.0.0.1\r\n").unwrap(), "1.1.1.1");
         let two = "X-Forwarded-For: 6.6.6.6\r\nX-Forwarded-For: 1.1.1.1\r\n";
@@ -140,7 +145,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_head_is_survived(bytes: Vec<u8>, forwarded in ".{0,40}") {
+        fn any_header_is_handled(bytes: Vec<u8>, forwarded in ".{0,40}") {
             let proxy = from("127.0.0.1");
             let _ = parse(&bytes, proxy, &[proxy.ip()]);
             let text = format!("GET / HTTP/1.1\r\nx-forwarded-for: {forwarded}\r\n\r\n");

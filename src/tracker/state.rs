@@ -1,14 +1,14 @@
-//! The state file: who was in which swarm when the tracker was last heard of.
+//! The state file, which keeps the swarms across a restart.
 //!
 //! ```text
-//! 8  "tftrack1"   8 when it was written, in Unix seconds
-//!    a torrent: 20 info hash   4 times completed   4 peers over IPv4   4 over IPv6
-//!       a peer: 6 or 18 compact address   4 age in seconds; the uppermost bit: it is a seed
-//! 20 SHA-1 of all that stands before
+//! 8  "tftrack1"   8 time of writing, in Unix seconds
+//!    per torrent: 20 info hash   4 completed downloads   4 number of IPv4 peers   4 number of IPv6 peers
+//!       per peer: 6 or 18 compact address   4 seconds since the last announce; highest bit: it is a seed
+//! 20 SHA-1 of all preceding bytes
 //! ```
 //!
-//! Integers are big-endian. Whatever does not read exactly so, or has another sum, is not believed at all. What is read
-//! is bounded by the file's own length, and what is kept of it by the table.
+//! Integers are big-endian. A file that deviates from this format or has the wrong checksum is not used at all. The memory
+//! for reading is bounded by the length of the file, and the number of torrents and peers by the table.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -19,52 +19,57 @@ use std::path::{Path, PathBuf};
 
 use sha1::{Digest, Sha1};
 
-use super::swarm::Peers;
-use super::table::{PARTS, Table};
+use super::peers::Peers;
+use super::shards::SHARDS;
+use super::table::Table;
 use crate::metainfo::InfoHash;
 use crate::wire::take_compact;
 
+/// First bytes of every state file.
 const MAGIC: &[u8; 8] = b"tftrack1";
-const HEAD: u64 = 16;
-const SUM: u64 = 20;
-const SEED: u32 = 1 << 31;
+/// Length of magic and time in bytes.
+const HEADER_LEN: u64 = 16;
+/// Length of the checksum in bytes.
+const CHECKSUM_LEN: u64 = 20;
+/// Marks a seed in the age of a peer.
+const SEED_BIT: u32 = 1 << 31;
 
-/// Why a state file is of no use.
+/// Error of a state file.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum StateError {
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// It may be somebody's work: it is left alone.
-    #[error("it is no state file of a tracker; name another, or one that does not exist yet")]
+    /// The file has another format. It may be valuable and is not changed.
+    #[error("it is not a state file of this tracker; name another file, or one that does not exist yet")]
     Foreign,
-    /// It was ours once.
+    /// It is a state file with errors.
     #[error("it is damaged")]
     Damaged,
 }
 
-/// A torrent as it was saved. Peers: compact address, whether it is a seed, its age then.
+/// A saved torrent.
 #[derive(Debug, PartialEq)]
-pub(super) struct Saved {
+pub(super) struct SavedTorrent {
     pub info_hash: InfoHash,
     pub completed: u32,
+    /// Address, whether it is a seed, and seconds since its last announce at the time of saving.
     pub peers: Vec<(SocketAddr, bool, u32)>,
 }
 
-/// Writes the table to a file of another name, has the disk keep it, and puts it in the place of the old one. The table
-/// is locked a part at a time.
+/// Writes the table to a temporary file, syncs it, and renames it over the old one. The table is locked one shard at a time.
 pub(super) fn save(path: &Path, table: &Table, now: u32, unix: u64) -> io::Result<()> {
-    let new = beside(path, ".new");
+    let new = sibling(path, ".new");
     let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
     let mut writer = BufWriter::new(file);
     let mut sum = Sha1::new();
-    let mut put = |bytes: &[u8]| {
+    let mut write = |bytes: &[u8]| {
         sum.update(bytes);
         writer.write_all(bytes)
     };
-    put(MAGIC)?;
-    put(&unix.to_be_bytes())?;
+    write(MAGIC)?;
+    write(&unix.to_be_bytes())?;
     let mut out = Vec::new();
-    for nth in 0..PARTS {
+    for nth in 0..SHARDS {
         out.clear();
         table.visit(nth, |info_hash, torrent| {
             let counts = [torrent.v4().len(), torrent.v6().len()];
@@ -75,7 +80,7 @@ pub(super) fn save(path: &Path, table: &Table, now: u32, unix: u64) -> io::Resul
             put_peers(torrent.v4(), now, &mut out);
             put_peers(torrent.v6(), now, &mut out);
         });
-        put(&out)?;
+        write(&out)?;
     }
     let sum = sum.finalize();
     writer.write_all(&sum)?;
@@ -87,84 +92,87 @@ pub(super) fn save(path: &Path, table: &Table, now: u32, unix: u64) -> io::Resul
     }
 }
 
+/// Appends the peers of one address family.
 fn put_peers<const N: usize>(peers: &Peers<N>, now: u32, out: &mut Vec<u8>) {
     for (addr, seed, seen) in peers.iter() {
-        let age = now.saturating_sub(seen).min(SEED - 1);
+        let age = now.saturating_sub(seen).min(SEED_BIT - 1);
         out.extend_from_slice(addr);
-        out.extend_from_slice(&(age | if seed { SEED } else { 0 }).to_be_bytes());
+        out.extend_from_slice(&(age | if seed { SEED_BIT } else { 0 }).to_be_bytes());
     }
 }
 
-/// Reads a state file and tells of each torrent in it, and when it was written. False: there is none.
-pub(super) fn load(path: &Path, told: impl FnMut(u64, Saved)) -> Result<bool, StateError> {
+/// Reads a state file, and passes the time of writing and each torrent to `restore`. Returns false if there is none.
+pub(super) fn load(path: &Path, restore: impl FnMut(u64, SavedTorrent)) -> Result<bool, StateError> {
     let mut file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(error.into()),
     };
-    // A device would have no end.
-    let about = file.metadata()?;
-    if !about.is_file() {
+    // A device may be endless.
+    let meta = file.metadata()?;
+    if !meta.is_file() {
         return Err(StateError::Foreign);
     }
-    if about.len() == 0 {
+    if meta.len() == 0 {
         return Ok(false);
     }
-    let body = check(&mut file, about.len())?;
+    let body = check(&mut file, meta.len())?;
     file.rewind()?;
-    read(BufReader::new(file).take(body), told).map(|()| true)
+    read(BufReader::new(file).take(body), restore).map(|()| true)
 }
 
-/// Aside goes what is damaged, so that it can be looked at.
+/// Renames a damaged file, so that it can be examined.
 pub(super) fn set_aside(path: &Path) -> io::Result<PathBuf> {
-    let aside = beside(path, ".damaged");
+    let aside = sibling(path, ".damaged");
     fs::rename(path, &aside)?;
     Ok(aside)
 }
 
-fn beside(path: &Path, ending: &str) -> PathBuf {
+/// Returns the path with `ending` appended to the file name.
+fn sibling(path: &Path, ending: &str) -> PathBuf {
     let mut name = OsString::from(path);
     name.push(ending);
     name.into()
 }
 
-/// Mark and sum, in a pass of their own, so that nothing is believed before. Returns how long what they cover is.
+/// Checks the magic and the checksum in a separate pass, before anything is used. Returns the length without the checksum.
 fn check(file: &mut impl Read, len: u64) -> Result<u64, StateError> {
     let mut magic = [0; MAGIC.len()];
-    let begin = (len >= magic.len() as u64).then(|| file.read_exact(&mut magic)).transpose()?;
-    if begin.is_none() || magic != *MAGIC {
+    let complete = (len >= magic.len() as u64).then(|| file.read_exact(&mut magic)).transpose()?;
+    if complete.is_none() || magic != *MAGIC {
         return Err(StateError::Foreign);
     }
-    let body = len.checked_sub(SUM).filter(|body| *body >= HEAD).ok_or(StateError::Damaged)?;
+    let body = len.checked_sub(CHECKSUM_LEN).filter(|body| *body >= HEADER_LEN).ok_or(StateError::Damaged)?;
     let mut sum = Sha1::new();
     sum.update(magic);
     let mut left = body - magic.len() as u64;
     let mut buffer = vec![0; 64 * 1024];
     while left > 0 {
         let part = &mut buffer[..usize::try_from(left).unwrap_or(usize::MAX).min(64 * 1024)];
-        file.read_exact(part).map_err(cut)?;
+        file.read_exact(part).map_err(truncated)?;
         sum.update(&*part);
         left -= part.len() as u64;
     }
-    let mut told = [0; SUM as usize];
-    file.read_exact(&mut told).map_err(cut)?;
-    if sum.finalize()[..] != told {
+    let mut expected = [0; CHECKSUM_LEN as usize];
+    file.read_exact(&mut expected).map_err(truncated)?;
+    if sum.finalize()[..] != expected {
         return Err(StateError::Damaged);
     }
     Ok(body)
 }
 
-fn read(mut from: impl Read, mut told: impl FnMut(u64, Saved)) -> Result<(), StateError> {
-    let mut head = [0; HEAD as usize];
-    from.read_exact(&mut head).map_err(cut)?;
+/// Parses the checked part of a file.
+fn read(mut from: impl Read, mut restore: impl FnMut(u64, SavedTorrent)) -> Result<(), StateError> {
+    let mut head = [0; HEADER_LEN as usize];
+    from.read_exact(&mut head).map_err(truncated)?;
     let [.., a, b, c, d, e, f, g, h] = head;
-    let written = u64::from_be_bytes([a, b, c, d, e, f, g, h]);
+    let saved_at = u64::from_be_bytes([a, b, c, d, e, f, g, h]);
     loop {
         let mut info_hash = [0; 20];
-        // The end is here or nowhere.
+        // The file may end only between two torrents.
         match from.read(&mut info_hash[..1])? {
             0 => return Ok(()),
-            _ => from.read_exact(&mut info_hash[1..]).map_err(cut)?,
+            _ => from.read_exact(&mut info_hash[1..]).map_err(truncated)?,
         }
         let [completed, v4, v6] = [number(&mut from)?, number(&mut from)?, number(&mut from)?];
         let mut peers = Vec::new();
@@ -174,29 +182,30 @@ fn read(mut from: impl Read, mut told: impl FnMut(u64, Saved)) -> Result<(), Sta
         for _ in 0..v6 {
             peers.push(peer::<18>(&mut from)?);
         }
-        told(written, Saved { info_hash: InfoHash(info_hash), completed, peers });
+        restore(saved_at, SavedTorrent { info_hash: InfoHash(info_hash), completed, peers });
     }
 }
 
 fn number(from: &mut impl Read) -> Result<u32, StateError> {
     let mut bytes = [0; 4];
-    from.read_exact(&mut bytes).map_err(cut)?;
+    from.read_exact(&mut bytes).map_err(truncated)?;
     Ok(u32::from_be_bytes(bytes))
 }
 
 fn peer<const N: usize>(from: &mut impl Read) -> Result<(SocketAddr, bool, u32), StateError> {
     let mut addr = [0; N];
-    from.read_exact(&mut addr).map_err(cut)?;
+    from.read_exact(&mut addr).map_err(truncated)?;
     let age = number(from)?;
     let addr = take_compact(&addr).ok_or(StateError::Damaged)?;
-    Ok((addr, age & SEED != 0, age & !SEED))
+    Ok((addr, age & SEED_BIT != 0, age & !SEED_BIT))
 }
 
-fn cut(error: io::Error) -> StateError {
+/// Maps an early end of the file to [`StateError::Damaged`].
+fn truncated(error: io::Error) -> StateError {
     if error.kind() == io::ErrorKind::UnexpectedEof { StateError::Damaged } else { error.into() }
 }
 
-/// For `fuzz/` alone: a file, even one with a right mark and sum, is refused or read within its length.
+/// Fuzz target: parses any bytes, also as if the checksum were right, and checks the memory used.
 #[cfg(fuzzing)]
 pub(super) fn fuzz(bytes: &[u8]) {
     let _ = check(&mut &bytes[..], bytes.len() as u64);
@@ -207,8 +216,8 @@ pub(super) fn fuzz(bytes: &[u8]) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Limits;
-    use super::super::table::{Announce, Answer, Event};
+    use super::super::config::Limits;
+    use super::super::table::{Announce, AnnounceResponse, Event};
     use super::*;
     use proptest::prelude::*;
     use rand::SeedableRng;
@@ -229,17 +238,17 @@ mod tests {
                 want: 0,
                 both_families: false,
             };
-            table.announce(NOW, &announce, &mut rng, &mut Answer::default()).unwrap();
+            table.announce(NOW, &announce, &mut rng, &mut AnnounceResponse::default()).unwrap();
         }
         table
     }
 
-    /// A torrent, its completed downloads, its peers.
+    /// Info hash, completed downloads, and peers of a torrent.
     type Content = (InfoHash, u32, Vec<(SocketAddr, bool, u32)>);
 
     fn content(table: &Table) -> Vec<Content> {
         let mut all = Vec::new();
-        for nth in 0..PARTS {
+        for nth in 0..SHARDS {
             table.visit(nth, |info_hash, torrent| {
                 let v4 = torrent.v4().iter().map(|(addr, seed, seen)| (take_compact(addr).unwrap(), seed, seen));
                 let mut peers: Vec<_> = v4.collect();
@@ -254,10 +263,10 @@ mod tests {
         all
     }
 
-    fn loaded(path: &Path) -> Result<Option<(u64, Vec<Saved>)>, StateError> {
+    fn loaded(path: &Path) -> Result<Option<(u64, Vec<SavedTorrent>)>, StateError> {
         let (mut all, mut unix) = (Vec::new(), 0);
-        let there = load(path, |written, saved| {
-            unix = written;
+        let there = load(path, |saved_at, saved| {
+            unix = saved_at;
             all.push(saved);
         });
         Ok(there?.then_some((unix, all)))
@@ -266,7 +275,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(32))]
         #[test]
-        fn reads_what_it_wrote(
+        fn a_saved_table_is_restored(
             peers in prop::collection::vec((0u8..5, any::<u16>(), any::<bool>(), any::<bool>()), 0..100),
         ) {
             let (dir, table) = (tempfile::tempdir().unwrap(), table(&peers));
@@ -284,12 +293,12 @@ mod tests {
             }
             prop_assert_eq!(content(&again), content(&table));
             prop_assert_eq!(again.counts(), table.counts());
-            // Nothing else is left.
+            // No temporary file is left.
             prop_assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
         }
 
         #[test]
-        fn damage_is_seen(at in any::<prop::sample::Index>(), with in 1u8..=255, cut in any::<prop::sample::Index>()) {
+        fn damage_is_detected(at in any::<prop::sample::Index>(), with in 1u8..=255, cut in any::<prop::sample::Index>()) {
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("state");
             save(&path, &table(&[(1, 1, false, true), (1, 2, true, false)]), NOW, 1).unwrap();
@@ -308,20 +317,20 @@ mod tests {
         }
 
         #[test]
-        fn any_file_is_survived(bytes: Vec<u8>) {
+        fn any_file_is_handled(bytes: Vec<u8>) {
             let _ = check(&mut &bytes[..], bytes.len() as u64);
             let _ = read(&bytes[..], |_, _| ());
         }
     }
 
     #[test]
-    fn what_is_not_ours_is_left_alone() {
+    fn other_files_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("thesis");
         assert!(loaded(&path).unwrap().is_none());
         fs::write(&path, "").unwrap();
         assert!(loaded(&path).unwrap().is_none());
-        for text in ["x", "All I know about trackers, in 300 pages"] {
+        for text in ["x", "All I know meta trackers, in 300 pages"] {
             fs::write(&path, text).unwrap();
             assert!(matches!(loaded(&path), Err(StateError::Foreign)));
         }

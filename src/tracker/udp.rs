@@ -1,4 +1,4 @@
-//! The UDP side: what has come is taken and answered many at a time.
+//! The UDP side: receives and answers datagrams in batches.
 
 use std::io;
 use std::net::UdpSocket;
@@ -6,13 +6,16 @@ use std::time::Duration;
 
 use super::datagram::MAX_DATAGRAM;
 use super::service::{Scratch, Service};
-use super::workers::End;
+use super::workers::StopFlag;
 use crate::sys::datagrams::Batch;
 
-/// Answers until the end. The socket tells the address to which each datagram came.
-pub(super) fn serve(socket: &UdpSocket, end: &End, service: &Service) {
+/// Pause after a failed receive, such as for lack of memory, so that it does not cause a busy loop.
+const ERROR_PAUSE: Duration = Duration::from_millis(50);
+
+/// Answers datagrams until `stop` is set. The socket must report the destination address of each datagram.
+pub(super) fn serve(socket: &UdpSocket, stop: &StopFlag, service: &Service) {
     let (mut batch, mut scratch) = (Batch::new(MAX_DATAGRAM), Scratch::default());
-    while !end.is_near() {
+    while !stop.is_set() {
         match batch.receive(socket) {
             Ok(_) => {
                 for (bytes, from, reply) in batch.iter() {
@@ -22,9 +25,8 @@ pub(super) fn serve(socket: &UdpSocket, end: &End, service: &Service) {
             }
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
             Err(error) => {
-                // Such as ENOMEM. Not at full speed.
                 tracing::warn!("cannot receive datagrams: {error}");
-                std::thread::sleep(Duration::from_millis(50));
+                std::thread::sleep(ERROR_PAUSE);
             }
         }
     }

@@ -1,5 +1,5 @@
-//! Threads that wait on sockets, do what has come, and wait again. On a tracker's small requests a thread that waits in
-//! the kernel beats a task that is woken.
+//! Threads that wait on sockets and serve them. For a tracker's small requests, a thread that blocks in the kernel is faster
+//! than an asynchronous task.
 
 use std::io;
 use std::net::Shutdown;
@@ -11,61 +11,62 @@ use std::time::Duration;
 
 use socket2::SockRef;
 
-/// How often a thread looks whether it is to end, if nothing wakes it.
-const LOOK_UP: Duration = Duration::from_secs(1);
-/// For requests and answers, with room to spare.
-const STACK: usize = 512 * 1024;
+/// Interval at which a waiting thread checks the stop flag, in case the shutdown of its socket does not wake it.
+const STOP_POLL: Duration = Duration::from_secs(1);
+/// Stack size of a thread in bytes. Requests and responses need a small part of it.
+const STACK_SIZE: usize = 512 * 1024;
 
-/// Whether they are to end.
+/// Tells threads to stop.
 #[derive(Clone, Debug, Default)]
-pub(super) struct End(Arc<AtomicBool>);
+pub(super) struct StopFlag(Arc<AtomicBool>);
 
-impl End {
-    pub fn is_near(&self) -> bool {
+impl StopFlag {
+    /// Returns whether the threads must stop.
+    pub fn is_set(&self) -> bool {
         self.0.load(Relaxed)
     }
 }
 
-/// The threads. Dropping them ends them, without waiting.
+/// The threads. Dropping it stops them, without waiting for them.
 #[derive(Default)]
 pub(super) struct Workers {
-    end: End,
+    stop: StopFlag,
     sockets: Vec<Arc<dyn AsFd + Send + Sync>>,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Workers {
-    /// Starts `count` more, which share a socket. Their waiting on it ends now and then with `WouldBlock`.
+    /// Starts `count` threads that share a socket. Blocking calls on it return `WouldBlock` after [`STOP_POLL`].
     pub fn start<S: AsFd + Send + Sync + 'static>(
         &mut self,
         name: &str,
         socket: S,
         count: usize,
-        work: impl Fn(&S, &End) + Clone + Send + 'static,
+        work: impl Fn(&S, &StopFlag) + Clone + Send + 'static,
     ) -> io::Result<()> {
         let socket = Arc::new(socket);
-        SockRef::from(&*socket).set_read_timeout(Some(LOOK_UP))?;
-        SockRef::from(&*socket).set_write_timeout(Some(LOOK_UP))?;
+        SockRef::from(&*socket).set_read_timeout(Some(STOP_POLL))?;
+        SockRef::from(&*socket).set_write_timeout(Some(STOP_POLL))?;
         self.sockets.push(socket.clone());
         for _ in 0..count {
-            let (socket, end, work) = (socket.clone(), self.end.clone(), work.clone());
-            let thread = thread::Builder::new().name(name.into()).stack_size(STACK);
-            self.threads.push(thread.spawn(move || work(&socket, &end))?);
+            let (socket, stop, work) = (socket.clone(), self.stop.clone(), work.clone());
+            let thread = thread::Builder::new().name(name.into()).stack_size(STACK_SIZE);
+            self.threads.push(thread.spawn(move || work(&socket, &stop))?);
         }
         Ok(())
     }
 
-    fn end(&self) {
-        self.end.0.store(true, Relaxed);
+    fn signal_stop(&self) {
+        self.stop.0.store(true, Relaxed);
         for socket in &self.sockets {
-            // On Linux this wakes who waits, and also where it is an error: on a socket connected to nobody.
+            // Linux wakes blocked threads even where it returns an error: a UDP socket is not connected.
             let _ = SockRef::from(&socket.as_fd()).shutdown(Shutdown::Both);
         }
     }
 
-    /// Ends them and waits for what they are at: [`LOOK_UP`] at most.
+    /// Stops the threads and waits until they finish their current request, at most [`STOP_POLL`].
     pub fn join(mut self) {
-        self.end();
+        self.signal_stop();
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
@@ -74,6 +75,6 @@ impl Workers {
 
 impl Drop for Workers {
     fn drop(&mut self) {
-        self.end();
+        self.signal_stop();
     }
 }

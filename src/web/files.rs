@@ -35,7 +35,7 @@ const COMPONENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(
 const SANDBOX: HeaderValue =
     HeaderValue::from_static("sandbox; default-src 'none'; img-src data:; style-src 'unsafe-inline'");
 
-/// What a path names.
+/// The file, directory or link at a path.
 enum Entry {
     /// Names of the entries; files with their lengths.
     Directory(BTreeMap<String, Option<u64>>),

@@ -16,7 +16,7 @@
 //! Invariants: the Unix socket answers only its owner and root. No request gets a status of 500 or more, and none blocks
 //! a torrent's task or a read of the mount. Every connection, header and body is bounded in size and in time.
 //!
-//! What the responses contain, and what orders do, is decided in [`control`](crate::control).
+//! [`control`](crate::control) decides the contents of the reports and the effects of orders; this module only carries them.
 
 mod api;
 pub mod client;

@@ -1,8 +1,33 @@
-//! Which program a peer id names, by the convention of BEP 20.
+//! The names of BitTorrent clients: our own, and those that peer ids carry by the convention of BEP 20.
 
-use super::PeerId;
+use super::message::PeerId;
 
-/// Codes of `-XX1234-`, and whose they are.
+/// Name and version of our client, as sent to peers.
+pub const CLIENT_NAME: &str = concat!("torrentfs ", env!("CARGO_PKG_VERSION"));
+
+/// First bytes of our peer ids (BEP 20): `TF`, the three numbers of our version and a 0.
+pub(super) const PEER_ID_PREFIX: [u8; 8] = [
+    b'-',
+    b'T',
+    b'F',
+    digit(env!("CARGO_PKG_VERSION_MAJOR")),
+    digit(env!("CARGO_PKG_VERSION_MINOR")),
+    digit(env!("CARGO_PKG_VERSION_PATCH")),
+    b'0',
+    b'-',
+];
+
+/// Returns a number below 36 as one digit.
+const fn digit(decimal: &str) -> u8 {
+    let (decimal, mut number, mut at) = (decimal.as_bytes(), 0, 0);
+    while at < decimal.len() {
+        number = number * 10 + (decimal[at] - b'0') as usize;
+        at += 1;
+    }
+    b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"[number]
+}
+
+/// Client codes, as in `-XX1234-`, and client names.
 const CLIENTS: [(&[u8; 2], &str); 30] = [
     (b"7T", "aTorrent"),
     (b"A2", "aria2"),
@@ -36,11 +61,11 @@ const CLIENTS: [(&[u8; 2], &str); 30] = [
     (b"st", "SharkTorrent"),
 ];
 
-/// The program and its version as far as they can be read off; `None`: the id follows no convention known here.
+/// Returns the name and version of a peer's client, or `None` if the id has another form or an unknown code.
 pub fn client_of(id: &PeerId) -> Option<String> {
     let [b'-', a, b, version @ .., b'-'] = id.0.first_chunk::<8>()? else { return None };
     let name = CLIENTS.iter().find(|(code, _)| **code == [*a, *b]).map(|(_, name)| *name)?;
-    // A digit each, of base 36 where it is above 9.
+    // One base-36 digit per part of the version.
     let mut digits = Vec::new();
     for digit in version {
         digits.push(char::from(*digit).to_digit(36)?);
@@ -69,9 +94,17 @@ mod tests {
         assert!(CLIENTS.iter().map(|(code, _)| code).is_sorted());
     }
 
+    #[test]
+    fn our_own_id_names_our_version() {
+        let mut id = [b'x'; 20];
+        id[..8].copy_from_slice(&PEER_ID_PREFIX);
+        assert!(CLIENT_NAME.starts_with(&client_of(&PeerId(id)).unwrap()));
+        assert_eq!([digit("0"), digit("9"), digit("10"), digit("35")], *b"09AZ");
+    }
+
     proptest! {
         #[test]
-        fn never_fails(id: [u8; 20]) {
+        fn any_id_is_accepted(id: [u8; 20]) {
             let _ = client_of(&PeerId(id));
         }
     }

@@ -1,6 +1,6 @@
-//! Any sequence of events, well-formed or not: no panic, every invariant after every step, bounded output.
+//! Random sequences of events, valid or not: no panic, all invariants after each step, and a bounded number of actions.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,13 +8,20 @@ use bytes::Bytes;
 use fixedbitset::FixedBitSet;
 use proptest::prelude::*;
 use torrentfs::metainfo::{InfoHash, Lengths};
-use torrentfs::swarm::{Action, Config, Direction, Event, PeerKey, PickOrder, Policy, ReaderId, Swarm, WantId};
-use torrentfs::wire::{Message, PeerId, Request};
+use torrentfs::swarm::{
+    Action, Config, Direction, Event, NewPeer, PeerKey, PeerSource, PickOrder, Policy, ReaderId, Swarm, WantId,
+};
+use torrentfs::wire::{
+    ExtensionHandshake, Holepunch, Message, MetadataMessage, PeerId, Pex, PexFlags, Request, UT_HOLEPUNCH, UT_METADATA,
+    UT_PEX,
+};
 
 const PIECES: u32 = 11;
 const PIECE: u64 = 3 * 16_384;
 /// The last piece and its last block are short.
 const TOTAL: u64 = 10 * PIECE + 20_000;
+/// Where relays send us.
+const RENDEZVOUS: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -31,9 +38,9 @@ enum Step {
     },
     Gone(u64),
     Says(u64, Message),
-    /// Answers the peer's oldest request as it should.
+    /// The peer answers its oldest request correctly.
     Serve(u64, u8),
-    /// A block that may or may not have been asked for.
+    /// The peer sends a block that may not have been requested.
     Block(u64, Request),
     Checked {
         good: bool,
@@ -42,7 +49,8 @@ enum Step {
     Uploaded(bool),
     Evicted(u32),
     Room(u64),
-    Reqq(u64, u32),
+    /// The peer's extension handshake.
+    Hello(u64, ExtensionHandshake),
     Open(u64, u64, u64),
     Read(u64, u64, u64),
     Want(u64, u64, u64, u64),
@@ -79,7 +87,35 @@ fn message() -> impl Strategy<Value = Message> {
         8 => request().prop_map(Message::Reject),
         8 => piece().prop_map(Message::AllowedFast),
         1 => (any::<u8>(), any::<Vec<u8>>()).prop_map(|(id, bytes)| Message::Extended { id, payload: bytes.into() }),
+        3 => (0u32..3).prop_map(|piece| Message::Extended { id: 1, payload: MetadataMessage::Request { piece }.encode() }),
+        3 => proptest::collection::vec((addr(), any::<bool>()), 0..4).prop_map(|added| {
+            let added = added.into_iter().map(|(addr, holepunch)| (addr, PexFlags { holepunch, ..PexFlags::default() }));
+            let pex = Pex { added: added.collect(), dropped: Vec::new() };
+            Message::Extended { id: 2, payload: pex.encode() }
+        }),
+        3 => addr().prop_map(|addr| Message::Extended { id: 3, payload: Holepunch::Rendezvous(addr).encode() }),
+        2 => addr().prop_map(|addr| {
+            // Of no address book, so that the connection attempts of the other addresses can be counted.
+            let addr = SocketAddr::new(RENDEZVOUS, addr.port());
+            Message::Extended { id: 3, payload: Holepunch::Connect(addr).encode() }
+        }),
     ]
+}
+
+fn addr() -> impl Strategy<Value = SocketAddr> {
+    (0u16..40).prop_map(|port| SocketAddr::from(([127, 0, 0, 1], port)))
+}
+
+fn hello() -> impl Strategy<Value = ExtensionHandshake> {
+    let number = || proptest::option::of(0u8..3);
+    let extensions = (number(), number(), number()).prop_map(|(metadata, pex, holepunch)| {
+        let all = [(UT_METADATA, metadata), (UT_PEX, pex), (UT_HOLEPUNCH, holepunch)];
+        all.into_iter().filter_map(|(name, number)| Some((name.to_owned(), number?))).collect()
+    });
+    let (port, reqq) = (proptest::option::of(1u16..40), proptest::option::of(any::<u32>()));
+    (extensions, port, reqq, prop::bool::weighted(0.1)).prop_map(|(extensions, port, request_queue, upload_only)| {
+        ExtensionHandshake { extensions, port, request_queue, upload_only, ..ExtensionHandshake::default() }
+    })
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -102,7 +138,7 @@ fn step() -> impl Strategy<Value = Step> {
         10 => any::<bool>().prop_map(Step::Uploaded),
         2 => (0..PIECES).prop_map(Step::Evicted),
         1 => prop_oneof![Just(0), 0..TOTAL, Just(u64::MAX)].prop_map(Step::Room),
-        1 => (peer(), any::<u32>()).prop_map(|(peer, reqq)| Step::Reqq(peer, reqq)),
+        3 => (peer(), hello()).prop_map(|(peer, theirs)| Step::Hello(peer, theirs)),
         1 => (0u64..3, offset(), offset()).prop_map(|(reader, start, end)| Step::Open(reader, start, end)),
         3 => (0u64..3, offset(), offset()).prop_map(|(reader, start, end)| Step::Read(reader, start, end)),
         3 => (0u64..4, 0u64..3, offset(), offset())
@@ -112,12 +148,12 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// The driver's part: it remembers what it has to answer.
+/// A driver that records the actions it has to answer.
 struct Driver {
     swarm: Swarm,
     now: Instant,
     lengths: Lengths,
-    /// The connection that now stands for each small number of a step.
+    /// The current connection of each peer number in the steps.
     keys: [u64; 6],
     connections: u64,
     requests: Vec<(PeerKey, Request)>,
@@ -131,10 +167,13 @@ fn config() -> Config {
     Config {
         info_hash: InfoHash([7; 20]),
         lengths: Lengths::new(TOTAL, PIECE).expect("sizes of a torrent"),
+        metadata: Bytes::from(vec![1; 20_000]),
         seed: 1,
         our_id: PeerId([0; 20]),
         on_demand: false,
         upload: true,
+        partial_seed: false,
+        pex: true,
         super_seed: false,
         max_peers: 5,
         max_connecting: 3,
@@ -166,12 +205,15 @@ impl Driver {
         let mut actions = 0;
         while let Some(action) = self.swarm.poll() {
             actions += 1;
-            assert!(actions < 2_000, "one event leads to a flood of actions");
+            assert!(actions < 2_000, "too many actions for one event");
             match action {
+                Action::Connect(addr) if addr.ip() == RENDEZVOUS => {
+                    self.swarm.handle(self.now, Event::ConnectFailed(addr));
+                }
                 Action::Connect(addr) => self.calls.push(addr),
                 Action::Send(peer, Message::Request(request)) => {
                     assert!(self.lengths.block(request.piece, request.begin, request.length).is_some());
-                    assert!(!self.requests.contains(&(peer, request)), "asked twice of the same peer");
+                    assert!(!self.requests.contains(&(peer, request)), "requested twice from the same peer");
                     self.requests.push((peer, request));
                 }
                 Action::Send(peer, Message::Cancel(request)) => {
@@ -188,7 +230,7 @@ impl Driver {
                     assert!(pins.iter().all(|pin| pin.start < pin.end && pin.end <= PIECES));
                     assert!(pins.windows(2).all(|pins| pins[0].end < pins[1].start), "{pins:?}");
                 }
-                Action::Send(..) | Action::Ban(_) | Action::Drop(_) => {}
+                Action::Send(..) | Action::Ban(_) | Action::Drop(_) | Action::AddDhtNode(_) => {}
             }
         }
         assert!(self.uploads.len() <= 6 * 16 && self.calls.len() <= 8);
@@ -206,7 +248,10 @@ impl Driver {
                 self.now += Duration::from_millis(millis.into());
                 self.event(Event::Tick);
             }
-            Step::Found(port) => self.event(Event::PeersFound(vec![SocketAddr::from(([127, 0, 0, 1], port))])),
+            Step::Found(port) => {
+                let (addrs, source) = (vec![SocketAddr::from(([127, 0, 0, 1], port))], PeerSource::Dht);
+                self.event(Event::PeersFound { addrs, source });
+            }
             Step::Failed(at) if !self.calls.is_empty() => {
                 let addr = self.calls.remove(usize::from(at) % self.calls.len());
                 self.event(Event::ConnectFailed(addr));
@@ -222,7 +267,8 @@ impl Driver {
                 self.calls.retain(|call| !outgoing || *call != addr);
                 let direction = if outgoing { Direction::Outgoing } else { Direction::Incoming };
                 let peer = PeerKey(self.connections);
-                self.event(Event::Connected { peer, addr, direction, id: PeerId([id; 20]), fast, extended: true });
+                let new = NewPeer { fast, ..NewPeer::new(peer, addr, direction, PeerId([id; 20])) };
+                self.event(Event::Connected(new));
                 if serves {
                     self.event(Event::Message(peer, Message::Bitfield(Bytes::from_static(&[0xff, 0xe0]))));
                     self.event(Event::Message(peer, Message::Unchoke));
@@ -238,7 +284,7 @@ impl Driver {
                 let peer = key(self, peer);
                 match &message {
                     Message::Reject(request) => self.requests.retain(|ask| *ask != (peer, *request)),
-                    // What was asked for before may be asked for again.
+                    // A choke drops the peer's requests, which may be sent again.
                     Message::Choke => self.requests.retain(|(from, _)| *from != peer),
                     _ => {}
                 }
@@ -247,7 +293,7 @@ impl Driver {
             Step::Serve(peer, count) => {
                 let peer = key(self, peer);
                 for _ in 0..=count {
-                    // Mostly that peer's, in order; else somebody's.
+                    // The oldest request of that peer, or else the newest of any peer.
                     let own = self.requests.iter().position(|(from, _)| *from == peer);
                     let Some(at) = own.or_else(|| self.requests.len().checked_sub(1)) else { return };
                     let (peer, request) = self.requests.remove(at);
@@ -281,7 +327,10 @@ impl Driver {
                 }
             }
             Step::Room(bytes) => self.event(Event::Room(bytes)),
-            Step::Reqq(peer, reqq) => self.event(Event::Reqq { peer: key(self, peer), reqq }),
+            Step::Hello(peer, theirs) => {
+                let message = Message::Extended { id: 0, payload: theirs.encode() };
+                self.event(Event::Message(key(self, peer), message));
+            }
             Step::Open(reader, start, end) => self.event(Event::Open { reader: ReaderId(reader), bytes: start..end }),
             Step::Read(reader, start, end) => self.event(Event::Read { reader: ReaderId(reader), bytes: start..end }),
             Step::Want(want, reader, start, end) => {
@@ -293,10 +342,10 @@ impl Driver {
     }
 }
 
-/// As aria2 tells of the pieces that it got since.
+/// aria2 announces new pieces by another bitfield.
 #[test]
-fn a_bitfield_may_come_later() {
-    // So that a peer's window has room for all of it.
+fn a_second_bitfield_adds_pieces() {
+    // A window with room for every block of the torrent.
     let policy = Arc::new(Policy { min_window: TOTAL, ..Policy::default() });
     let mut driver = Driver::new(Config { policy, ..config() }, FixedBitSet::with_capacity(PIECES as usize));
     let (peer, port, id) = (0, 100, 100);
@@ -336,7 +385,7 @@ proptest! {
             ..config()
         };
         let mut driver = Driver::new(config, have);
-        // Three peers that would serve, before anything goes wrong.
+        // Starts with three useful peers.
         let good = (0..3).map(|peer| Step::Connect {
             peer,
             port: 100 + peer as u16,

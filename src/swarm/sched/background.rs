@@ -153,8 +153,14 @@ impl Swarm {
                 return Found::Piece(piece);
             }
         }
-        let peer = &*peer;
-        let fits = |piece: &&u32| peer.serves(now, **piece) && self.needed.binary_search(piece).is_err();
+        let Some(peer) = self.peers.get(&key) else { return Found::NotNow };
+        // Alone with a suspect piece, a peer that stopped answering would hold it up for good.
+        let stuck = peer.pipeline.snubbed && self.peers.values().any(|other| !other.pipeline.snubbed);
+        let fits = |piece: &&u32| {
+            peer.serves(now, **piece)
+                && self.needed.binary_search(piece).is_err()
+                && !(stuck && self.blame.suspects(**piece))
+        };
         if self.config.order == PickOrder::InOrder {
             return missing.iter().filter(fits).min().map_or(Found::Nothing, |piece| Found::Piece(*piece));
         }
@@ -190,7 +196,7 @@ impl Swarm {
             *other != key
                 && self.peers.get(other).is_some_and(|other| other.eta(now, other.pipeline.outstanding() as f64) > mine)
         };
-        let most = self.config.policy.end_game_blocks;
+        let most = self.config.policy.end_game_blocks as usize;
         let mut ids = Vec::new();
         for (piece, partial) in self.pieces.partials().take(END_GAME_PIECES) {
             if ids.len() >= most || partial.solo || !peer.serves(now, piece) {

@@ -6,7 +6,7 @@ use crate::metainfo::Block;
 use crate::swarm::peer::{Ask, Peer};
 use crate::swarm::pieces::{BlockId, Partial, Receipt, Slot, State};
 use crate::swarm::policy::Policy;
-use crate::swarm::{Action, Goodbye, PeerKey, Swarm};
+use crate::swarm::{Action, DisconnectReason, PeerKey, Swarm};
 use crate::wire::Message;
 
 /// Blocks that we never asked for, before a peer is disconnected: late answers to old requests are not an attack.
@@ -26,7 +26,7 @@ impl Swarm {
     fn received(&mut self, now: Instant, key: PeerKey, piece: u32, begin: u32, length: u32) -> Option<Block> {
         let peer = self.peers.get_mut(&key)?;
         let Some((id, block)) = self.pieces.block(piece, begin, length) else {
-            self.disconnect(now, key, Goodbye::Protocol("a block that we cannot have asked for"));
+            self.disconnect(now, key, DisconnectReason::Protocol("a block that we cannot have asked for"));
             return None;
         };
         peer.last_heard = now;
@@ -41,7 +41,7 @@ impl Swarm {
             peer.unsolicited += 1;
             self.wasted += u64::from(length);
             if peer.unsolicited > MAX_UNSOLICITED {
-                self.disconnect(now, key, Goodbye::Protocol("blocks that nobody asked for"));
+                self.disconnect(now, key, DisconnectReason::Protocol("blocks that nobody asked for"));
             }
             return None;
         }

@@ -203,6 +203,10 @@ impl Swarm {
             }
         }
         for (key, piece) in stuck {
+            // Or it would be chosen again.
+            if let Some(peer) = self.peers.get_mut(&key) {
+                peer.pipeline.snub();
+            }
             self.abandon_solo(now, key, piece);
         }
         if owed.is_empty() {

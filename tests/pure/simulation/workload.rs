@@ -215,7 +215,8 @@ impl Handle {
 
     /// Sends the reads up to `end`. They arrive out of order: several threads send what the kernel reads ahead.
     fn ask(&mut self, world: &mut World, end: u64) {
-        let from = std::mem::replace(&mut self.asked, self.asked.max(end));
+        let from = self.asked;
+        self.asked = from.max(end);
         for chunk in (from..end).step_by(CHUNK as usize).collect::<Vec<_>>().into_iter().rev() {
             world.read(self.client, 1, chunk..(chunk + CHUNK).min(end));
         }

@@ -1,0 +1,252 @@
+//! Taking up a torrent: what its directory has, and how far that is believed.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
+use std::{fs, io, thread};
+
+use fixedbitset::FixedBitSet;
+
+use super::cache::Cache;
+use super::dir::{make_dir, take_lock};
+use super::download;
+use super::error::{StoreError, io_error};
+use super::files::{Files, Stamp};
+use super::pieces::{Pieces, State};
+use super::place::{Place, Root};
+use super::spec::{EvictionSink, Progress, TorrentSpec};
+use super::state::Saved;
+use super::torrent::{Save, Torrent};
+use crate::metainfo::{File, Lengths, PieceIndex};
+use crate::util::lock;
+
+/// Takes up a torrent with what the directory has of it. Blocking: reads its state, looks at its files, and hashes
+/// them all if asked to or if there is data without a state. `evicted` may be called before this returns.
+pub(super) fn open(cache: &Cache, torrent: TorrentSpec, evicted: EvictionSink) -> Result<Arc<Torrent>, StoreError> {
+    let info_hash = torrent.info_hash;
+    let id = {
+        let mut ledger = lock(&cache.ledger);
+        if ledger.closed {
+            return Err(StoreError::Closed);
+        }
+        if !ledger.open_hashes.insert(info_hash) {
+            return Err(StoreError::AlreadyOpen(info_hash));
+        }
+        ledger.next_id += 1;
+        ledger.next_id
+    };
+    let evictable = torrent.place.is_evictable();
+    let inactive = {
+        let _guard = lock(&cache.inactive_lock);
+        if evictable { lock(&cache.ledger).inactive.remove(&info_hash) } else { None }
+    };
+    match open_locked(cache, torrent, id, evicted) {
+        Ok(torrent) => {
+            let torrent = Arc::new(torrent);
+            let mut ledger = lock(&cache.ledger);
+            if ledger.closed {
+                return Err(StoreError::Closed);
+            }
+            ledger.active_bytes += if evictable { torrent.bytes_on_disk() } else { 0 };
+            ledger.torrents.push(Arc::clone(&torrent));
+            drop(ledger);
+            Ok(torrent)
+        }
+        Err(error) => {
+            let mut ledger = lock(&cache.ledger);
+            ledger.open_hashes.remove(&info_hash);
+            ledger.inactive.extend(inactive.map(|inactive| (info_hash, inactive)));
+            Err(error)
+        }
+    }
+}
+
+fn open_locked(cache: &Cache, spec: TorrentSpec, id: u32, evicted: EvictionSink) -> Result<Torrent, StoreError> {
+    if spec.place.is_evictable() && cache.shared {
+        return Err(StoreError::Shared(cache.dir.clone()));
+    }
+    let home = spec.place.home(&cache.dir, &spec.info_hash);
+    if let Some(home) = &home {
+        make_dir(home)?;
+    }
+    // Two processes in the same cache may not make the same files.
+    let lock_file = match (&spec.place, &home) {
+        (Place::Download { dir, .. }, Some(home)) => Some(take_lock(home).map_err(|error| match error {
+            StoreError::InUse { holder, .. } => StoreError::Busy { dir: dir.clone(), holder },
+            error => error,
+        })?),
+        _ => None,
+    };
+    let torrent = load(cache, spec, id, home, evicted)?;
+    *lock(&torrent.lock_file) = lock_file;
+    Ok(torrent)
+}
+
+/// Reads a torrent's state and looks at its files; hashes all that is there if asked to, or if there is data of which
+/// no state tells. Files are looked at only where the state says that there are pieces.
+///
+/// Of a download all that is had is proven at once. Of the user's own files nothing is recorded: each piece is hashed
+/// now, or before its first byte is served.
+fn load(
+    cache: &Cache,
+    spec: TorrentSpec,
+    id: u32,
+    home: Option<PathBuf>,
+    evicted: EvictionSink,
+) -> Result<Torrent, StoreError> {
+    let TorrentSpec { info_hash, layout, hashes, verify, place, progress } = spec;
+    let lengths = *layout.lengths();
+    let pieces = Arc::new(Pieces::new(id, lengths, evicted));
+    let files = Files::new(Arc::clone(&pieces), Root::new(&place, home.as_deref()), layout)?;
+    let saved = match home.as_ref().map(|home| home.join("state")) {
+        Some(state) => match Saved::load(&state) {
+            Ok(saved) => saved.filter(|saved| saved.info_hash == info_hash && saved.lengths == lengths),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(io_error("read", &state)(error)),
+        },
+        None => None,
+    };
+    let closed = saved.as_ref().is_some_and(|saved| saved.closed);
+    let torrent = Torrent::new(info_hash, hashes, pieces, files, home, closed);
+    let there = match &place {
+        Place::Cache => fs::read_dir(torrent.files.root.data()).is_ok_and(|mut entries| entries.next().is_some()),
+        Place::Download { dir, overwrite } => download::find_existing(&torrent, dir, *overwrite)?,
+        Place::Seed(_) => true,
+    };
+    if let Some(saved) = &saved {
+        let uses = saved.have.ones().zip(&saved.uses);
+        let pieces =
+            uses.filter_map(|(piece, count_use)| Some((lengths.piece(u32::try_from(piece).ok()?)?, count_use)));
+        pieces.for_each(|(piece, used)| torrent.pieces.set_last_use(piece, *used));
+        torrent.mark_last_use_saved();
+    }
+    let mut all = FixedBitSet::with_capacity(lengths.pieces() as usize);
+    all.insert_range(..);
+    match (&place, &saved) {
+        _ if verify => check_pieces(cache, &torrent, all, progress)?,
+        (Place::Seed(_), _) => assume_present(&torrent, all),
+        (_, Some(saved)) => restore(&torrent, saved),
+        (Place::Cache, None) if there => {
+            let home = torrent.files.root.dir().display();
+            tracing::warn!("{home}: no readable state beside the data; checking all pieces");
+            check_pieces(cache, &torrent, all, progress)?;
+        }
+        (_, None) if there => check_pieces(cache, &torrent, all, progress)?,
+        _ => {}
+    }
+    if let Place::Download { overwrite, .. } = place {
+        let doubtful = |piece: &PieceIndex| torrent.pieces.word(*piece).state() == State::Unverified;
+        let mut doubted = FixedBitSet::with_capacity(lengths.pieces() as usize);
+        doubted.extend(lengths.iter().filter(doubtful).map(PieceIndex::index));
+        check_pieces(cache, &torrent, doubted, None)?;
+        download::claim_files(&torrent, saved.as_ref(), overwrite)?;
+        if saved.is_none() {
+            // From here on files may be made, and are known to be ours even if we are killed.
+            torrent.set_changed();
+            let saved = torrent.save(&cache.handles, &cache.clock, Save::Hint);
+            saved.map_err(|error| io_error(error.action, &error.path)(error.source))?;
+        }
+    }
+    Ok(torrent)
+}
+
+/// Takes all that files are long enough for as had, to be hashed before it is served.
+fn assume_present(torrent: &Torrent, mut there: FixedBitSet) {
+    for (index, file) in torrent.files.stored() {
+        remove_missing(&torrent.lengths, file, torrent.files.stamp(index), &mut there);
+    }
+    for piece in torrent.lengths.iter().filter(|piece| there.contains(piece.index())) {
+        torrent.pieces.advance(piece, State::Missing, State::Unverified);
+    }
+}
+
+/// Takes over what a state file says, as far as the files look like it.
+fn restore(torrent: &Torrent, saved: &Saved) {
+    let (closed, stamps) = (saved.closed, &saved.stamps);
+    let (mut have, mut verified) = (saved.have.clone(), saved.verified.clone());
+    if !closed || stamps.len() != torrent.files.layout.files().len() {
+        verified.clear();
+    }
+    let mut changes = lock(&torrent.file_changes);
+    for (index, file) in torrent.files.stored() {
+        let pieces = torrent.files.layout.pieces_of(index).indexes();
+        if !have.contains_any_in_range(pieces.clone()) {
+            continue;
+        }
+        let stamp = torrent.files.stamp(index);
+        // Pieces had later than this look are had by their hash, so the stamp may stand for them.
+        changes.stamps[index.index()] = stamp;
+        if stamps.get(index.index()) != Some(&stamp) {
+            verified.remove_range(pieces.clone());
+            if closed {
+                let path = torrent.files.path(index);
+                tracing::warn!("{} was changed by somebody else: its pieces are checked again", path.display());
+            }
+        }
+        remove_missing(&torrent.lengths, file, stamp, &mut have);
+    }
+    drop(changes);
+    for piece in torrent.lengths.iter().filter(|piece| have.contains(piece.index())) {
+        let to = if verified.contains(piece.index()) { State::Disk } else { State::Unverified };
+        torrent.pieces.advance(piece, State::Missing, to);
+    }
+}
+
+/// Takes out the pieces that need more of the file than there is.
+fn remove_missing(lengths: &Lengths, file: &File, stamp: Stamp, pieces: &mut FixedBitSet) {
+    if stamp.size < file.len {
+        pieces.remove_range(lengths.pieces_in(&(file.offset + stamp.size..file.range().end)).indexes());
+    }
+}
+
+/// Hashes those of these pieces of which all files are there, on all cores. What does not match is freed, if it is ours.
+fn check_pieces(
+    cache: &Cache,
+    torrent: &Torrent,
+    which: FixedBitSet,
+    progress: Option<Progress>,
+) -> Result<(), StoreError> {
+    if which.is_clear() || !torrent.files.root.data().exists() {
+        return Ok(());
+    }
+    torrent.mark_in_use().map_err(|error| io_error(error.action, &error.path)(error.source))?;
+    let lengths = &torrent.lengths;
+    let mut there = which.clone();
+    {
+        let mut changes = lock(&torrent.file_changes);
+        for (index, file) in torrent.files.stored() {
+            let stamp = torrent.files.stamp(index);
+            changes.stamps[index.index()] = stamp;
+            remove_missing(lengths, file, stamp, &mut there);
+        }
+    }
+    let which: Vec<PieceIndex> = lengths.iter().filter(|piece| which.contains(piece.index())).collect();
+    let (next, done) = (AtomicUsize::new(0), AtomicU32::new(0));
+    if let Some(progress) = &progress {
+        progress(0, which.len() as u32);
+    }
+    let work = || {
+        let mut buffer = cache.buffer(lengths.longest_piece() as usize);
+        while let Some(piece) = which.get(next.fetch_add(1, Relaxed)) {
+            check_piece(cache, torrent, *piece, there.contains(piece.index()), &mut buffer);
+            let done = done.fetch_add(1, Relaxed) + 1;
+            if let Some(progress) = &progress {
+                progress(done, which.len() as u32);
+            }
+        }
+    };
+    let workers = thread::available_parallelism().map_or(1, usize::from).min(which.len());
+    thread::scope(|scope| (0..workers).for_each(|_| drop(scope.spawn(work))));
+    torrent.set_changed();
+    Ok(())
+}
+
+fn check_piece(cache: &Cache, torrent: &Torrent, piece: PieceIndex, there: bool, buffer: &mut [u8]) {
+    let buffer = &mut buffer[..torrent.lengths.len_of(piece) as usize];
+    let good = there && cache.ok_or_report(torrent.check_on_disk(&cache.handles, piece, buffer)) == Some(true);
+    // Nobody else has the torrent yet.
+    torrent.pieces.change(piece, if good { State::Disk } else { State::Missing }, |_| true);
+    if !good {
+        cache.ok_or_report(torrent.free(&cache.handles, piece));
+    }
+}
