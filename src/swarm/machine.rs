@@ -17,7 +17,7 @@ use super::event::{Event, PeerKey};
 use super::peer::holepunch::Introductions;
 use super::peer::{Holding, Peer};
 use super::pieces::{Pieces, Slot};
-use super::policy::{Phase, Policy};
+use super::policy::Phase;
 use super::rate::Meter;
 use super::sched::readers::{Readers, Urgent};
 use super::stats::Stats;
@@ -252,12 +252,12 @@ impl Swarm {
         self.tick_requests(now);
         self.work = true;
         let busy = self.peers.values().any(|peer| !peer.asks.is_empty());
-        let Policy { blocked_tick, busy_tick, idle_tick, .. } = *self.config.policy;
+        let blocked_tick = self.config.policy.blocked_tick;
         self.next_tick = now
             + match (self.readers.any_blocked(), busy) {
                 (true, _) if !self.peers.is_empty() => blocked_tick,
-                (_, true) => busy_tick,
-                _ => idle_tick,
+                (_, true) => 8 * blocked_tick,
+                _ => 40 * blocked_tick,
             };
     }
 

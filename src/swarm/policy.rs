@@ -12,7 +12,7 @@ pub(super) enum Need {
     Due,
     /// Another piece that a read is blocked on.
     Blocked,
-    /// The next piece of a reader that is not blocked, if it starts within [`Policy::next_distance`].
+    /// The next piece of a reader that is not blocked, if it starts near its position.
     Next,
     /// Another piece in a read-ahead window.
     Soon,
@@ -51,85 +51,66 @@ pub(super) enum Phase {
 /// The tuning of a swarm. The defaults are for streaming over the internet from peers of unknown speed.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Policy {
-    /// Queue at each peer while nobody reads. One second keeps a peer busy that grants bandwidth in bursts.
+    /// Queue at each peer while nobody reads: enough that a peer with bursts of bandwidth stays busy. With a longer one,
+    /// peers of a flash crowd hold more unfinished pieces, which they cannot pass on.
     pub filling_queue: Duration,
-    /// Queue at each peer while somebody reads. A seek waits behind it, so it is as short as full use of a peer allows.
+    /// Queue at each peer while somebody reads. The next seek waits behind it, so it is as short as full use of a peer
+    /// allows.
     pub reading_queue: Duration,
     /// Queue at a peer for blocks that a reader waits for now. A block that is held back costs another round trip, and a
     /// peer that grants bandwidth in bursts sends this much at once.
     pub due_queue: Duration,
-    /// Bytes that may be outstanding at any peer: fewer make a slow peer pause between two requests.
+    /// Bytes that may be outstanding at any peer, and all that may be at one that has sent nothing yet. Fewer make a slow
+    /// peer pause between two requests; with more, a slow peer holds up a reader that trusts it before it is known.
     pub min_window: u64,
-    /// How far above the measured rate the window may be: a rate that our own window limits is found by growth.
+    /// Window in terms of the measured rate while blocks come back soon, so that a rate that our own window limits is
+    /// found by growth. More stands in the way of the next seek.
     pub rate_headroom: f64,
-    /// Part of the window below which the next batch of requests goes out.
+    /// Part of the window below which the next batch of requests goes out: batches save work.
     pub refill_level: f64,
 
     /// Time over which a peer's rate is averaged. Peers send in bursts of up to this length.
     pub rate_span: Duration,
     /// The least time that a new rate is averaged over, so that a first burst is not taken for the rate.
     pub min_rate_span: Duration,
-    /// Bytes a second assumed of a peer that has sent nothing yet.
+    /// Bytes a second assumed of a peer that has sent nothing yet: less than most, so that known peers come first.
     pub unknown_rate: u64,
-    /// Latency assumed of a peer that has sent nothing yet.
+    /// Latency assumed of a peer that has sent nothing yet: a typical round trip.
     pub unknown_latency: Duration,
-    /// How long a measured base latency is valid.
+    /// Time for which a measured base latency is valid. A tenth of it passes before a spoilt probe is repeated.
     pub probe_interval: Duration,
-    /// How many of its own lengths a base latency is valid: a probe idles the peer for two, which must not cost much.
+    /// Multiple of itself for which a base latency is valid, if that is longer: a probe idles the peer for some three, which
+    /// is one per cent.
     pub probe_latencies: f64,
-    /// How long the base latency of a peer's first requests is valid: they were sent together and delay each other.
-    pub first_probe_interval: Duration,
-    /// Time until a spoilt probe is repeated.
-    pub probe_retry: Duration,
 
-    /// How many times sooner a second peer must deliver a late block before it is asked as well: where all peers are late
-    /// alike, asking twice would only halve what they deliver.
+    /// How many times sooner a second peer must deliver a block of a blocked read before it is asked as well. Where all
+    /// peers are late alike, asking twice would only halve what they deliver.
     pub hedge_advantage: f64,
-    /// A peer that owes blocks and sends none for so long is snubbed: asked for one block at a time.
-    pub snub_timeout: Duration,
-    /// How long a reader waits for a block from the one peer that must deliver a suspect piece alone.
-    pub solo_timeout: Duration,
-    /// How long a peer that choked us has to answer the requests it had.
-    pub choke_grace: Duration,
-    /// How long the answer to a cancelled request may take; until then the block is not requested from that peer again.
-    pub cancel_grace: Duration,
-    /// How long a cancelled request's block may be ahead of a new one, and spoil a measurement of latency.
-    pub stray_grace: Duration,
-    /// How long a rejected piece is not requested from that peer again.
-    pub reject_pause: Duration,
+    /// Time for an answer. A block that was cancelled, or not answered, for so long does not come any more; a peer
+    /// that is silent for twice as long is snubbed: asked for one block at a time. After half of it a rejected piece is
+    /// requested from that peer again. Ten seconds outlast a peer whose line is saturated.
+    pub answer_timeout: Duration,
+    /// Time for an answer that may well not come: from a peer that choked us, for a cancelled block without the fast
+    /// extension, and for a suspect piece that one peer must deliver alone. For as long the reads that a handle has sought
+    /// away from come last.
+    pub answer_grace: Duration,
 
-    /// Bytes of read-ahead after a seek.
-    pub min_read_ahead: u64,
-    /// Bytes of read-ahead at most.
-    pub max_read_ahead: u64,
-    /// Bytes that a read-ahead window may grow to however slow its reader is.
-    pub slow_read_ahead: u64,
-    /// Read-ahead in time at the reader's own rate.
-    pub read_ahead_time: Duration,
-    /// Bytes around the position within which a read is no seek: the kernel reads out of order.
-    pub reorder_distance: u64,
-    /// Bytes a second that every reader is assumed to consume at least.
-    pub min_read_rate: u64,
-    /// How long after its last read a reader counts as active.
+    /// Bytes around a reader's position within which a read is no seek, because the kernel reads ahead and out of order in
+    /// several threads. Half of them are the least read-ahead, and a piece within a quarter is the next to be due.
+    pub near_distance: u64,
+    /// Time after the last read for which a torrent counts as being read. Read-ahead is what a reader consumes in twice
+    /// this time.
     pub reader_timeout: Duration,
-    /// How long abandoned reads come last; after that they are treated as blocked, for abandonment is a guess.
-    pub abandoned_delay: Duration,
-    /// Bytes ahead of a reader within which its next piece counts as due.
-    pub next_distance: u64,
-    /// How long a newly blocked read suppresses background requests.
+    /// Time for which a newly blocked read suppresses background requests and read-ahead that may never be read: about what
+    /// one takes.
     pub blocked_moment: Duration,
 
     /// Pieces that are picked at random before rarest-first begins: they come quickly and differ from other peers'.
     pub random_first: u32,
-    /// Blocks that an idle peer is asked for a second time in end-game.
-    pub end_game_blocks: u32,
 
-    /// Tick while a read is blocked: how soon a late block is noticed.
+    /// Time between two looks at late blocks while a read is blocked. While blocks are outstanding it is eight times as long,
+    /// otherwise forty times.
     pub blocked_tick: Duration,
-    /// Tick while blocks are outstanding.
-    pub busy_tick: Duration,
-    /// Tick otherwise.
-    pub idle_tick: Duration,
 }
 
 impl Policy {
@@ -163,34 +144,18 @@ impl Default for Policy {
             unknown_latency: Duration::from_millis(100),
             probe_interval: Duration::from_secs(10),
             probe_latencies: 300.0,
-            first_probe_interval: Duration::from_secs(3),
-            probe_retry: Duration::from_secs(1),
 
             hedge_advantage: 2.0,
-            snub_timeout: Duration::from_secs(20),
-            solo_timeout: Duration::from_secs(3),
-            choke_grace: Duration::from_secs(2),
-            cancel_grace: Duration::from_secs(10),
-            stray_grace: Duration::from_secs(1),
-            reject_pause: Duration::from_secs(5),
+            answer_timeout: Duration::from_secs(10),
+            answer_grace: Duration::from_secs(2),
 
-            min_read_ahead: 1 << 20,
-            max_read_ahead: 32 << 20,
-            slow_read_ahead: 8 << 20,
-            read_ahead_time: Duration::from_secs(20),
-            reorder_distance: 2 << 20,
-            min_read_rate: 256_000,
+            near_distance: 2 << 20,
             reader_timeout: Duration::from_secs(10),
-            abandoned_delay: Duration::from_secs(3),
-            next_distance: 512 << 10,
             blocked_moment: Duration::from_millis(300),
 
             random_first: 4,
-            end_game_blocks: 4,
 
             blocked_tick: Duration::from_millis(25),
-            busy_tick: Duration::from_millis(200),
-            idle_tick: Duration::from_secs(1),
         }
     }
 }

@@ -1,25 +1,65 @@
-//! The scheduling policy over simulated links, and its table of constants.
-
-use std::collections::BTreeSet;
+//! The scheduling policy over simulated links, and the table of its constants.
 
 use torrentfs::swarm::Policy;
 
-use crate::simulation::sweep::{self, THRESHOLD, fields};
-use crate::simulation::workload::{PROFILES, Profile, measure};
+use crate::simulation::sweep::{THRESHOLD, fields, row, sweep};
+use crate::simulation::workload::{PROFILES, Profile, Results, measure, play};
 
-fn profile(name: &str) -> &'static Profile {
-    PROFILES.iter().find(|profile| profile.name == name).expect("a profile of that name")
+fn profile(name: &str) -> Profile {
+    *PROFILES.iter().find(|profile| profile.name == name).expect("a profile of that name")
+}
+
+fn get(results: &Results, name: &str) -> f64 {
+    results.iter().find(|(result, _)| *result == name).expect("a result of that name").1
 }
 
 #[test]
-fn lab() {
-    let seeds = std::env::var("SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(1);
-    let profiles: Vec<Profile> =
-        std::env::var("PROFILES").map_or(PROFILES.to_vec(), |p| p.split(',').map(|n| *profile(n)).collect());
-    let only = std::env::var("FIELDS").unwrap_or_default();
-    for (name, half, double) in
-        sweep::sweep(|name| only.is_empty() || only.split(',').any(|o| o == name), &profiles, seeds)
+fn results_depend_on_the_seed_alone() {
+    let run = |seed| play(&profile("few"), &Policy::default(), seed);
+    assert_eq!(run(1), run(1));
+    assert_ne!(run(1), run(2));
+}
+
+#[test]
+fn starts_seeks_and_copies_over_links_stay_fast() {
+    let policy = Policy::default();
+    for (name, start, jump, p50, p90, copy) in
+        [("home", 1.2, 1.4, 0.6, 0.8, 0.95), ("few", 2.2, 2.5, 1.05, 1.3, 0.95), ("far", 2.4, 1.8, 0.9, 1.1, 0.9)]
     {
-        println!("{}", sweep::row(name, &half, &double));
+        let results = measure(&profile(name), &policy, 1);
+        println!("{name}: {results:?}");
+        assert!(get(&results, "start") <= start && get(&results, "jump") <= jump, "{name}: {results:?}");
+        assert!(get(&results, "seek p50") <= p50 && get(&results, "seek p90") <= p90, "{name}: {results:?}");
+        assert!(get(&results, "copy") >= copy && get(&results, "fill") >= 0.85, "{name}: {results:?}");
+        assert!(get(&results, "play") <= 1.0 && get(&results, "waste") <= 1.03, "{name}: {results:?}");
     }
+}
+
+#[test]
+fn many_slow_peers_start_and_jump_soon() {
+    let results = play(&profile("crowd"), &Policy::default(), 1);
+    println!("{results:?}");
+    assert!(get(&results, "start") <= 2.4 && get(&results, "jump") <= 2.4, "{results:?}");
+    assert!(get(&results, "play") <= 1.05 && get(&results, "waste") <= 1.05, "{results:?}");
+}
+
+/// The whole sweep is `cargo bench --bench policy`.
+#[test]
+fn a_sweep_finds_what_a_constant_changes() {
+    let rows = sweep(|name| name == "reading_queue", &[profile("bursts")], 2);
+    let [(name, half, double)] = &rows[..] else { panic!("one constant: {rows:?}") };
+    println!("{}", row(name, half, double));
+    let seeks = half.iter().chain(double).filter(|change| change.result.starts_with("seek"));
+    assert!(seeks.into_iter().any(|change| change.by.abs() > THRESHOLD), "{rows:?}");
+}
+
+#[test]
+fn the_table_lists_every_constant() {
+    let rows = include_str!("../../src/swarm/policy.rs").lines().filter_map(|line| line.strip_prefix("//! | `"));
+    let listed: Vec<&str> = rows.filter_map(|row| row.split('`').next()).collect();
+    let constants: Vec<&str> = fields().iter().map(|field| field.name).collect();
+    assert_eq!(
+        listed, constants,
+        "the table in the documentation of swarm/policy.rs: run `cargo bench --bench policy`"
+    );
 }

@@ -196,7 +196,7 @@ impl Swarm {
             *other != key
                 && self.peers.get(other).is_some_and(|other| other.eta(now, other.pipeline.outstanding() as f64) > mine)
         };
-        let most = self.config.policy.end_game_blocks as usize;
+        let most = (self.config.policy.min_window / u64::from(BLOCK_LEN)) as usize;
         let mut ids = Vec::new();
         for (piece, partial) in self.pieces.partials().take(END_GAME_PIECES) {
             if ids.len() >= most || partial.solo || !peer.serves(now, piece) {

@@ -141,7 +141,7 @@ impl Pipeline {
     /// Ends a probe: its block is no longer alone.
     fn spoil_probe(&mut self, now: Instant) {
         if std::mem::take(&mut self.probing) {
-            self.probe_at = now + self.policy.probe_retry;
+            self.probe_at = now + self.policy.probe_interval / 10;
         }
     }
 
@@ -158,7 +158,7 @@ impl Pipeline {
         if self.outstanding == 0 {
             if self.is_stale(now) {
                 self.probing = clean;
-                self.probe_at = now + self.policy.probe_retry;
+                self.probe_at = now + self.policy.probe_interval / 10;
             }
             // No block can be here before the base latency has passed: that time does not count for the rate.
             self.clock = now + Duration::from_secs_f64(self.base().min(10.0));
@@ -208,14 +208,14 @@ impl Pipeline {
     }
 
     fn measure_base(&mut self, now: Instant, delay: f64, fresh: bool) {
-        let Policy { probe_latencies, probe_interval, first_probe_interval, .. } = *self.policy;
-        let valid = |least: Duration| now + least.max(Duration::from_secs_f64((probe_latencies * delay).min(600.0)));
+        let Policy { probe_latencies, probe_interval, .. } = *self.policy;
+        let valid = now + probe_interval.max(Duration::from_secs_f64((probe_latencies * delay).min(600.0)));
         if std::mem::take(&mut self.probing) {
             self.base_before = self.base.replace(delay).or(self.base_before);
-            self.probe_at = valid(probe_interval);
+            self.probe_at = valid;
         } else if fresh {
             if self.base.is_none() {
-                self.probe_at = valid(first_probe_interval);
+                self.probe_at = valid;
             }
             self.base = Some(self.base.map_or(delay, |base| base.min(delay)));
         }
@@ -317,7 +317,7 @@ mod tests {
         let second = Duration::from_secs(1);
         assert!(pipeline.requested(start, BLOCK_LEN, true));
         pipeline.arrived(start + second / 50, BLOCK_LEN, second / 50, true, PHASE);
-        let mut now = start + 4 * second;
+        let mut now = start + 11 * second;
         // Spoilt by another request, postponed because of a cancelled block, void; then good.
         let probe = |pipeline: &mut Pipeline, now, clean| {
             assert!(pipeline.wants_refill(now, PHASE) && (0.0..=BLOCK).contains(&pipeline.room(now, NEED, PHASE)));

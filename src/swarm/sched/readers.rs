@@ -40,9 +40,9 @@ struct Reader {
 
 impl Reader {
     /// Returns whether a read there is no seek.
-    fn is_near(&self, start: u64, reorder: u64) -> bool {
-        let before = self.position.saturating_sub(reorder);
-        (before..=self.position.saturating_add(self.window.max(reorder))).contains(&start)
+    fn is_near(&self, start: u64, near: u64) -> bool {
+        let before = self.position.saturating_sub(near);
+        (before..=self.position.saturating_add(self.window.max(near))).contains(&start)
     }
 }
 
@@ -88,9 +88,9 @@ impl Readers {
         self.budget = (max_partial / 4 * 3).max(self.lengths.full_pieces(2));
     }
 
-    /// Returns the bytes of a window after a seek: at least one piece.
+    /// Returns the bytes of a window after a seek: one piece, and more than the piece that comes next.
     fn first_window(&self) -> u64 {
-        self.policy.min_read_ahead.max(self.lengths.full_pieces(1))
+        (self.policy.near_distance / 2).max(self.lengths.full_pieces(1))
     }
 
     pub(in crate::swarm) fn open(&mut self, now: Instant, id: ReaderId, file: Range<u64>) {
@@ -115,13 +115,13 @@ impl Readers {
     pub(in crate::swarm) fn read(&mut self, now: Instant, id: ReaderId, bytes: &Range<u64>) -> bool {
         self.last_read = Some(now);
         let (first, budget) = (self.first_window(), self.budget);
-        let Policy { reorder_distance, read_ahead_time, max_read_ahead, slow_read_ahead, .. } = *self.policy;
+        let Policy { near_distance, reader_timeout, .. } = *self.policy;
         let Some(reader) = self.readers.get_mut(&id) else { return false };
         let (start, end) = (bytes.start.max(reader.file.start), bytes.end.min(reader.file.end));
         if start >= end {
             return false;
         }
-        if !reader.opened || !reader.is_near(start, reorder_distance) {
+        if !reader.opened || !reader.is_near(start, near_distance) {
             reader.opened = true;
             reader.sought = true;
             reader.window = first;
@@ -136,8 +136,9 @@ impl Readers {
             reader.position = end;
         }
         if reader.position - reader.grown_at >= reader.window / 4 {
-            let ahead = (reader.consumed.rate(now) * read_ahead_time.as_secs_f64()) as u64;
-            let most = max_read_ahead.min(ahead.max(slow_read_ahead)).min(budget).max(first);
+            // As long as the reader consumes it while it counts as active, twice; a slow one may have a third of all.
+            let ahead = (reader.consumed.rate(now) * 2.0 * reader_timeout.as_secs_f64()) as u64;
+            let most = ahead.max(budget / 3).min(budget).max(first);
             reader.window = (reader.window * 2).min(most);
             reader.grown_at = reader.position;
         }
@@ -212,7 +213,7 @@ impl Readers {
                 if lacks(piece.get()) && !seen.contains(&piece.get()) {
                     let ahead = self.lengths.offset_of(piece).saturating_sub(reader.position);
                     let need = match std::mem::take(&mut next) {
-                        true if ahead < self.policy.next_distance => Need::Next,
+                        true if ahead < self.policy.near_distance / 4 => Need::Next,
                         _ if waits && reader.sought => Need::Speculative,
                         _ => Need::Soon,
                     };
@@ -234,22 +235,21 @@ impl Readers {
         list
     }
 
-    /// Returns the bytes a second that a reader consumes, or the least that is assumed.
+    /// Returns the bytes a second that a reader consumes, or what a slow film takes if that is more.
     fn read_rate(&self, now: Instant, reader: Option<&Reader>) -> f64 {
-        reader.map_or(0.0, |reader| reader.consumed.rate(now)).max(self.policy.min_read_rate as f64)
+        reader.map_or(0.0, |reader| reader.consumed.rate(now)).max(self.policy.near_distance as f64 / 8.0)
     }
 
     /// Returns the lacking pieces of blocked reads, in the order in which they were or will be due.
     fn awaited(&self, now: Instant, lacks: impl Fn(u32) -> bool) -> Vec<Urgent> {
-        let reorder = self.policy.reorder_distance;
+        let near = self.policy.near_distance;
         let mut wants: Vec<&Want> = self.wants.values().collect();
         wants.sort_unstable_by_key(|want| (want.reader, want.bytes.start));
         let mut awaited = Vec::new();
-        for run in wants.chunk_by(|a, b| a.reader == b.reader && b.bytes.start <= a.bytes.end.saturating_add(reorder)) {
+        for run in wants.chunk_by(|a, b| a.reader == b.reader && b.bytes.start <= a.bytes.end.saturating_add(near)) {
             let since = run.iter().map(|want| want.since).min().unwrap_or(now);
             let rate = self.read_rate(now, self.readers.get(&run[0].reader));
-            let abandoned =
-                now < since + self.policy.abandoned_delay && !run.iter().any(|want| self.is_waited_for(want));
+            let abandoned = now < since + self.policy.answer_grace && !run.iter().any(|want| self.is_waited_for(want));
             let mut need = if abandoned { Need::Abandoned } else { Need::Due };
             for want in run {
                 let pieces = self.lengths.pieces_in(&want.bytes).take(MAX_PIECES);
@@ -268,14 +268,14 @@ impl Readers {
     /// Returns whether somebody waits for a blocked read. Nobody does for kernel read-ahead at a place that its handle has
     /// left.
     fn is_waited_for(&self, want: &Want) -> bool {
-        let is_near = |reader: &Reader| reader.is_near(want.bytes.start, self.policy.reorder_distance);
+        let is_near = |reader: &Reader| reader.is_near(want.bytes.start, self.policy.near_distance);
         want.sought || self.readers.get(&want.reader).is_none_or(is_near)
     }
 
     /// Returns the pieces that must stay in the cache: windows, a little behind each, and what blocked reads wait for.
     /// The ranges are sorted and do not touch.
     pub(in crate::swarm) fn pins(&self) -> Vec<Range<u32>> {
-        let behind = |reader: &Reader| reader.position.saturating_sub(self.policy.reorder_distance);
+        let behind = |reader: &Reader| reader.position.saturating_sub(self.policy.near_distance);
         let windows = self
             .readers
             .values()
@@ -305,7 +305,7 @@ mod tests {
     const PIECE: u64 = 256 << 10;
 
     fn readers() -> (Readers, Instant) {
-        (Readers::new(Lengths::new(400 * PIECE, PIECE).unwrap(), 64 << 20, Arc::default()), Instant::now())
+        (Readers::new(Lengths::new(400 * PIECE, PIECE).unwrap(), 40 << 20, Arc::default()), Instant::now())
     }
 
     fn window(readers: &Readers, id: u64) -> Range<u64> {
@@ -326,7 +326,7 @@ mod tests {
             readers.read(now, ReaderId(1), &(at..at + 65_536));
             at += 131_072;
         }
-        assert_eq!(window(&readers, 1), at..at + (32 << 20));
+        assert_eq!(window(&readers, 1), at..at + readers.budget);
         let far = 290 * PIECE;
         readers.read(now, ReaderId(1), &(far..far + 1));
         assert_eq!(window(&readers, 1), far + 1..far + 1 + (1 << 20));
@@ -376,7 +376,7 @@ mod tests {
         expected.extend([(1, Need::Abandoned), (2, Need::Abandoned)]);
         assert_eq!(needs(&readers, Duration::ZERO), expected);
         assert_eq!(
-            needs(&readers, readers.policy.abandoned_delay)[..3],
+            needs(&readers, readers.policy.answer_grace)[..3],
             [(1, Need::Due), (200, Need::Due), (2, Need::Blocked)],
             "only for a while"
         );

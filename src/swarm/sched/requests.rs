@@ -201,12 +201,12 @@ impl Swarm {
     /// Snubs silent peers, frees what choking peers were asked for, and hedges blocked reads.
     pub(in crate::swarm) fn tick_requests(&mut self, now: Instant) {
         self.set_phase(now);
-        let Policy { snub_timeout, choke_grace, .. } = *self.config.policy;
+        let Policy { answer_timeout, answer_grace, .. } = *self.config.policy;
         let silent: Vec<PeerKey> = self
             .peers
             .iter()
             .filter(|(_, peer)| {
-                !peer.asks.is_empty() && now.saturating_duration_since(peer.last_progress) >= snub_timeout
+                !peer.asks.is_empty() && now.saturating_duration_since(peer.last_progress) >= 2 * answer_timeout
             })
             .map(|(key, _)| *key)
             .collect();
@@ -222,7 +222,7 @@ impl Swarm {
             self.abandon_all_solo(now, key);
         }
         let unanswered = |peer: &Peer| {
-            peer.choking_us && !peer.asks.is_empty() && now.saturating_duration_since(peer.choked) >= choke_grace
+            peer.choking_us && !peer.asks.is_empty() && now.saturating_duration_since(peer.choked) >= answer_grace
         };
         let choking: Vec<PeerKey> =
             self.peers.iter().filter(|(_, peer)| unanswered(peer)).map(|(key, _)| *key).collect();

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use torrentfs::swarm::Policy;
 
-use super::workload::{PROFILES, Profile, flash_crowd, measure};
+use super::workload::{Profile, flash_crowd, measure};
 
 /// Results that a constant must change by more than this, halved or doubled, to be worth having.
 pub const THRESHOLD: f64 = 0.03;
@@ -71,30 +71,14 @@ fields!(
     unknown_latency,
     probe_interval,
     probe_latencies,
-    first_probe_interval,
-    probe_retry,
     hedge_advantage,
-    snub_timeout,
-    solo_timeout,
-    choke_grace,
-    cancel_grace,
-    stray_grace,
-    reject_pause,
-    min_read_ahead,
-    max_read_ahead,
-    slow_read_ahead,
-    read_ahead_time,
-    reorder_distance,
-    min_read_rate,
+    answer_timeout,
+    answer_grace,
+    near_distance,
     reader_timeout,
-    abandoned_delay,
-    next_distance,
     blocked_moment,
     random_first,
-    end_game_blocks,
     blocked_tick,
-    busy_tick,
-    idle_tick,
 );
 
 /// One result of one policy: each seed's value.
@@ -190,9 +174,4 @@ pub fn row(name: &str, half: &[Change], double: &[Change]) -> String {
         if cells.is_empty() { "–".to_owned() } else { cells.join(", ") }
     };
     format!("| `{name}` | {} | {} |", cell(half), cell(double))
-}
-
-/// Returns all profiles.
-pub fn all() -> &'static [Profile] {
-    &PROFILES
 }
