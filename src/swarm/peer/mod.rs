@@ -213,25 +213,22 @@ impl Peer {
     pub(super) fn serves(&self, now: Instant, piece: u32) -> bool {
         self.has(piece)
             && (!self.choking_us || self.allowed.contains(&piece))
-            && !self
-                .refused
-                .iter()
-                .any(|(refused, when)| *refused == piece && now < *when + self.policy().answer_timeout / 2)
+            && !self.refused.iter().any(|(refused, when)| *refused == piece && now < *when + self.policy().patience / 2)
     }
 
     /// The answer to an earlier request of this block may still come: not to be asked again.
     pub(super) fn in_doubt(&self, now: Instant, id: BlockId) -> bool {
-        !self.doubts.is_empty() && self.doubts.get(&id).is_some_and(|since| now < *since + self.policy().answer_timeout)
+        !self.doubts.is_empty() && self.doubts.get(&id).is_some_and(|since| now < *since + self.policy().patience)
     }
 
     /// No answer to a cancelled request can still be on its way ahead of a new one.
     pub(super) fn is_clean(&self, now: Instant) -> bool {
-        !self.doubts.values().any(|since| now < *since + self.policy().answer_grace)
+        !self.doubts.values().any(|since| now < *since + self.policy().patience / 5)
     }
 
     pub(super) fn doubt(&mut self, now: Instant, id: BlockId) {
         if self.doubts.len() >= MAX_DOUBTS {
-            let grace = self.policy().answer_timeout;
+            let grace = self.policy().patience;
             self.doubts.retain(|_, since| now < *since + grace);
         }
         if self.doubts.len() < MAX_DOUBTS {
@@ -275,7 +272,7 @@ impl Peer {
         if self.doubts.is_empty() {
             return 0.0;
         }
-        let grace = if self.fast { self.policy().answer_timeout } else { self.policy().answer_grace };
+        let grace = if self.fast { self.policy().patience } else { self.policy().patience / 5 };
         let strays = self.doubts.values().filter(|since| now < **since + grace).count();
         strays as f64 * f64::from(BLOCK_LEN)
     }
@@ -293,7 +290,7 @@ impl Peer {
 
     /// They rejected a request for this piece.
     pub(super) fn refuse(&mut self, now: Instant, piece: u32) {
-        let pause = self.policy().answer_timeout / 2;
+        let pause = self.policy().patience / 2;
         self.refused.retain(|(_, when)| now < *when + pause);
         if !self.refused.iter().any(|(refused, _)| *refused == piece) {
             self.refused.push_back((piece, now));
@@ -322,7 +319,7 @@ impl Peer {
 
     /// What was refused may be asked again after a while.
     pub(super) fn end_pause(&mut self, now: Instant) {
-        let pause = self.policy().answer_timeout / 2;
+        let pause = self.policy().patience / 2;
         let over = |when: Instant| now >= when + pause;
         if self.paused.is_some_and(|until| now >= until) || self.refused.front().is_some_and(|(_, when)| over(*when)) {
             self.paused = None;
@@ -333,7 +330,7 @@ impl Peer {
 
     /// Cancelled requests that were never answered may be asked again after a while.
     pub(super) fn forget_doubts(&mut self, now: Instant) {
-        let (before, grace) = (self.doubts.len(), self.policy().answer_timeout);
+        let (before, grace) = (self.doubts.len(), self.policy().patience);
         self.doubts.retain(|_, since| now < *since + grace);
         if self.doubts.len() != before {
             self.barren = None;

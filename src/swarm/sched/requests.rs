@@ -5,7 +5,6 @@ use std::time::Instant;
 use crate::metainfo::Block;
 use crate::swarm::peer::{Ask, Peer};
 use crate::swarm::pieces::{BlockId, Partial, Receipt, Slot, State};
-use crate::swarm::policy::Policy;
 use crate::swarm::{Action, DisconnectReason, PeerKey, Swarm};
 use crate::wire::Message;
 
@@ -201,12 +200,12 @@ impl Swarm {
     /// Snubs silent peers, frees what choking peers were asked for, and hedges blocked reads.
     pub(in crate::swarm) fn tick_requests(&mut self, now: Instant) {
         self.set_phase(now);
-        let Policy { answer_timeout, answer_grace, .. } = *self.config.policy;
+        let patience = self.config.policy.patience;
         let silent: Vec<PeerKey> = self
             .peers
             .iter()
             .filter(|(_, peer)| {
-                !peer.asks.is_empty() && now.saturating_duration_since(peer.last_progress) >= 2 * answer_timeout
+                !peer.asks.is_empty() && now.saturating_duration_since(peer.last_progress) >= 2 * patience
             })
             .map(|(key, _)| *key)
             .collect();
@@ -222,7 +221,7 @@ impl Swarm {
             self.abandon_all_solo(now, key);
         }
         let unanswered = |peer: &Peer| {
-            peer.choking_us && !peer.asks.is_empty() && now.saturating_duration_since(peer.choked) >= answer_grace
+            peer.choking_us && !peer.asks.is_empty() && now.saturating_duration_since(peer.choked) >= patience / 5
         };
         let choking: Vec<PeerKey> =
             self.peers.iter().filter(|(_, peer)| unanswered(peer)).map(|(key, _)| *key).collect();
