@@ -38,18 +38,6 @@ impl std::fmt::Debug for VerifiedPiece {
     }
 }
 
-impl VerifiedPiece {
-    /// Which piece.
-    pub fn piece(&self) -> PieceIndex {
-        self.piece
-    }
-
-    /// Its bytes.
-    pub fn bytes(&self) -> &Bytes {
-        &self.bytes
-    }
-}
-
 /// How a read went.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Lookup {
@@ -66,8 +54,6 @@ pub enum Lookup {
 pub struct BadPiece {
     /// Blocks proven wrong; empty where one hash covers the whole piece.
     pub blocks: Vec<BlockIndex>,
-    /// The bytes, to find out who sent them.
-    pub bytes: Bytes,
 }
 
 /// Whether a read may wait for the disk.
@@ -132,11 +118,11 @@ impl TorrentStore {
     /// Hashes a whole piece: not for an async thread.
     pub fn verify(&self, piece: PieceIndex, bytes: Bytes) -> Result<VerifiedPiece, BadPiece> {
         if bytes.len() != self.torrent.lengths.len_of(piece) as usize {
-            return Err(BadPiece { blocks: Vec::new(), bytes });
+            return Err(BadPiece { blocks: Vec::new() });
         }
         match self.torrent.hashes.check(piece, &bytes) {
             Verdict::Good => Ok(VerifiedPiece { torrent: self.torrent.pieces.id, piece, bytes }),
-            Verdict::Bad { blocks } => Err(BadPiece { blocks, bytes }),
+            Verdict::Bad { blocks } => Err(BadPiece { blocks }),
         }
     }
 
@@ -191,6 +177,7 @@ impl TorrentStore {
     }
 
     /// The cache it is in.
+    #[cfg(test)]
     pub fn cache(&self) -> &Arc<Cache> {
         &self.cache
     }
@@ -201,6 +188,7 @@ impl TorrentStore {
     }
 
     /// Has the disk keep the data and the state. Blocking.
+    #[cfg(any(test, feature = "internals"))]
     pub fn flush(&self) {
         self.cache.ok_or_report(self.torrent.save(&self.cache.handles, &self.cache.clock, Save::Synced));
     }
