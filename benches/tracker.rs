@@ -1,10 +1,10 @@
-//! Announces a second, over UDP and HTTP, and memory, of our tracker and of opentracker side by side: the same load from
-//! the same hand, in turns.
+//! Measures announces per second over UDP and HTTP, and memory, of our tracker and of opentracker. Both get the same load
+//! from the same load generator, in alternating rounds; the results are medians.
 //!
 //! ```text
-//! cargo bench --bench tracker                             both, with a million peers in a thousand swarms; medians
+//! cargo bench --bench tracker                             both, with a million peers in a thousand swarms
 //! cargo bench --bench tracker -- --peers 10000 --seconds 1
-//! cargo bench --bench tracker -- --at 127.0.0.1:6969      one that runs already, on this machine
+//! cargo bench --bench tracker -- --at 127.0.0.1:6969      a tracker that already runs on this machine
 //! ```
 
 use std::fs;
@@ -20,23 +20,26 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use socket2::{Domain, Socket, Type};
 
+/// Rounds per protocol and tracker, whose median is printed.
 const ROUNDS: usize = 3;
-/// Addresses that peers announce from.
+/// Number of loopback addresses that peers announce from.
 const HOSTS: u32 = 128;
+/// Threads that send announces over UDP.
 const UDP_THREADS: u32 = 2;
-/// Announces under way on one socket; all of them together fit a tracker's receive buffer.
+/// Unanswered announces per socket. Those of all sockets together fit a tracker's receive buffer.
 const WINDOW: u32 = 4;
-/// Of a thread's sockets, those used at a time.
-const AT_A_TIME: usize = 16;
+/// Sockets that a thread uses at the same time.
+const SOCKETS_AT_A_TIME: usize = 16;
+/// Threads that send announces over HTTP, each with one connection at a time.
 const HTTP_THREADS: u32 = 8;
-/// The same for clients that are further away.
+/// The same for simulated clients with a longer round-trip time.
 const FAR_THREADS: u32 = 96;
-/// From the connection to the request: what a round trip makes of it.
-const FAR: Duration = Duration::from_millis(1);
-/// A datagram that has no answer by then is lost.
-const PATIENCE: Duration = Duration::from_millis(200);
+/// Simulated round-trip time: the delay between connecting and sending the request.
+const FAR_DELAY: Duration = Duration::from_millis(1);
+/// Time after which a datagram without a response counts as lost.
+const REPLY_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// Who announces: every peer has a number.
+/// The simulated peers, which are numbered.
 #[derive(Clone, Copy)]
 struct Population {
     peers: u32,
@@ -51,13 +54,14 @@ struct Peer {
 }
 
 impl Population {
-    /// The `nth` peer of a host.
+    /// Returns the `nth` peer of a host.
     fn peer(self, nth: u32) -> Peer {
         let (torrent, port) = (nth % self.torrents, nth / self.torrents + 1);
         Peer { torrent, port: port as u16, seed: nth % 10 < 3 }
     }
 
-    fn of_host(self) -> u32 {
+    /// Returns the number of peers per host.
+    fn peers_per_host(self) -> u32 {
         self.peers / HOSTS
     }
 }
@@ -74,7 +78,7 @@ fn host(nth: u32) -> Ipv4Addr {
     Ipv4Addr::from(0x7f01_0001 + nth)
 }
 
-/// A host's socket, and its leave to announce.
+/// A UDP client at one address, with its connection id.
 struct Client {
     socket: UdpSocket,
     id: [u8; 8],
@@ -85,7 +89,7 @@ impl Client {
     fn new(tracker: SocketAddr, host: u32) -> io::Result<Self> {
         let socket = UdpSocket::bind((self::host(host), 0))?;
         socket.connect(tracker)?;
-        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.set_read_timeout(Some(REPLY_TIMEOUT))?;
         let mut reply = [0; 16];
         for _ in 0..50 {
             socket.send(b"\x00\x00\x04\x17\x27\x10\x19\x80\0\0\0\0load")?;
@@ -113,8 +117,9 @@ impl Client {
     }
 }
 
-/// Announces by UDP: peers as `next` has them, by client, until it has none. Returns how many were answered, and lost.
-fn by_udp(
+/// Announces over UDP. `next` returns the number of the next peer for a client, until it has none. Returns the numbers of
+/// answered and lost announces.
+fn announce_over_udp(
     tracker: SocketAddr,
     next: impl Fn(u32, &mut StdRng, u32) -> Option<u32> + Sync,
     all: Population,
@@ -131,8 +136,10 @@ fn by_udp(
                 let mut sent_before = vec![0u32; clients.len()];
                 'all: loop {
                     let mut any = false;
-                    for (group, counts) in clients.chunks(AT_A_TIME).zip(sent_before.chunks_mut(AT_A_TIME)) {
-                        let mut out = [0; AT_A_TIME];
+                    for (group, counts) in
+                        clients.chunks(SOCKETS_AT_A_TIME).zip(sent_before.chunks_mut(SOCKETS_AT_A_TIME))
+                    {
+                        let mut out = [0; SOCKETS_AT_A_TIME];
                         for ((client, count), out) in group.iter().zip(counts).zip(&mut out) {
                             for _ in 0..WINDOW {
                                 let Some(peer) = next(client.host, &mut rng, *count) else { break };
@@ -164,18 +171,19 @@ fn by_udp(
     (answered.into_inner(), lost.into_inner())
 }
 
-/// Every peer once.
+/// Announces every peer once.
 fn fill(tracker: SocketAddr, all: Population) -> u64 {
-    let (answered, lost) = by_udp(tracker, |_, _, count| (count < all.of_host()).then_some(count), all);
+    let (answered, lost) =
+        announce_over_udp(tracker, |_, _, count| (count < all.peers_per_host()).then_some(count), all);
     assert!(lost * 1000 <= answered, "{lost} of {answered} announces were lost");
     answered
 }
 
-/// Peers that are known announce again, at random, for so long. Announces a second.
+/// Announces random known peers again for `time`. Returns the number of answered announces, and their rate per second.
 fn udp_rate(tracker: SocketAddr, all: Population, time: Duration) -> (u64, f64) {
     let begin = Instant::now();
-    let next = |_, rng: &mut StdRng, _| (begin.elapsed() < time).then(|| rng.random_range(0..all.of_host()));
-    let (answered, _) = by_udp(tracker, next, all);
+    let next = |_, rng: &mut StdRng, _| (begin.elapsed() < time).then(|| rng.random_range(0..all.peers_per_host()));
+    let (answered, _) = announce_over_udp(tracker, next, all);
     (answered, answered as f64 / begin.elapsed().as_secs_f64())
 }
 
@@ -184,7 +192,7 @@ fn http_rate(tracker: SocketAddr, all: Population, time: Duration) -> (u64, f64)
 }
 
 fn far_http_rate(tracker: SocketAddr, all: Population, time: Duration) -> (u64, f64) {
-    http_load(tracker, all, time, FAR_THREADS, FAR)
+    http_load(tracker, all, time, FAR_THREADS, FAR_DELAY)
 }
 
 fn http_load(tracker: SocketAddr, all: Population, time: Duration, threads: u32, pause: Duration) -> (u64, f64) {
@@ -196,9 +204,10 @@ fn http_load(tracker: SocketAddr, all: Population, time: Duration, threads: u32,
                 let mut rng = StdRng::seed_from_u64(thread.into());
                 let mut reply = Vec::new();
                 while begin.elapsed() < time {
-                    let (from, peer) = (rng.random_range(0..HOSTS), all.peer(rng.random_range(0..all.of_host())));
+                    let (from, peer) =
+                        (rng.random_range(0..HOSTS), all.peer(rng.random_range(0..all.peers_per_host())));
                     reply.clear();
-                    if announce_by_http(tracker, from, peer, pause, &mut reply).is_ok() {
+                    if announce_over_http(tracker, from, peer, pause, &mut reply).is_ok() {
                         assert!(contains(&reply, b"5:peers"), "refused: {}", reply.escape_ascii());
                         answered.fetch_add(1, Relaxed);
                     }
@@ -210,7 +219,7 @@ fn http_load(tracker: SocketAddr, all: Population, time: Duration, threads: u32,
     (answered, answered as f64 / begin.elapsed().as_secs_f64())
 }
 
-fn announce_by_http(
+fn announce_over_http(
     tracker: SocketAddr,
     from: u32,
     peer: Peer,
@@ -243,7 +252,7 @@ fn contains(text: &[u8], part: &[u8]) -> bool {
     text.windows(part.len()).any(|window| window == part)
 }
 
-/// A tracker under load; it ends with its handle.
+/// A tracker process under load. Dropping it kills the process.
 struct Running {
     name: &'static str,
     addr: SocketAddr,
@@ -273,36 +282,36 @@ impl Running {
     }
 
     fn ours() -> io::Result<Self> {
-        let addr = free();
+        let addr = free_addr();
         let many = u32::MAX.to_string();
         let mut command = Command::new(env!("CARGO_BIN_EXE_torrentfs"));
         command.args(["tracker", "--listen", &addr.to_string()]);
-        // All peers are at a few addresses here.
+        // All peers share a few addresses here.
         command.args(["--max-host-peers", &many, "--max-host-peers-of-torrent", &many, "--max-peers", "4000000"]);
         Self::start("torrentfs", &mut command, addr)
     }
 
     fn opentracker(dir: &Path, torrents: u32) -> io::Result<Self> {
-        let (addr, list) = (free(), dir.join("allowed.txt"));
+        let (addr, list) = (free_addr(), dir.join("allowed.txt"));
         let hex = |torrent| info_hash(torrent).map(|byte| format!("{byte:02X}")).concat();
         fs::write(&list, (0..torrents).map(|torrent| hex(torrent) + "\n").collect::<String>())?;
         let port = addr.port().to_string();
         let mut command = Command::new("opentracker");
         command.args(["-i", "127.0.0.1", "-p", &port, "-P", &port, "-d", "/", "-u", "nobody", "-w"]).arg(&list);
         let running = Self::start("opentracker", &mut command, addr)?;
-        // It reads its list behind the scenes.
+        // opentracker reads its list in the background.
         for _ in 0..500 {
             let mut reply = Vec::new();
             let last = Peer { torrent: torrents - 1, port: 1, seed: true };
-            if announce_by_http(addr, 0, last, Duration::ZERO, &mut reply).is_ok() && contains(&reply, b"5:peers") {
+            if announce_over_http(addr, 0, last, Duration::ZERO, &mut reply).is_ok() && contains(&reply, b"5:peers") {
                 return Ok(running);
             }
             thread::sleep(Duration::from_millis(20));
         }
-        Err(io::Error::other("opentracker does not take its list"))
+        Err(io::Error::other("opentracker does not load its list"))
     }
 
-    /// Of all its threads, in seconds. The kernel's unit is a hundredth of one.
+    /// Returns the CPU time of all threads, in seconds. The kernel counts in hundredths of a second.
     fn cpu(&self) -> Option<f64> {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.process.as_ref()?.id())).ok()?;
         let mut fields = stat.rsplit(')').next()?.split_whitespace().skip(11);
@@ -310,7 +319,7 @@ impl Running {
         Some((ticks()? + ticks()?) / 100.0)
     }
 
-    /// Resident, and the peak of it, in MiB.
+    /// Returns the current and the peak resident memory, in MiB.
     fn memory(&self) -> Option<(u64, u64)> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.process.as_ref()?.id())).ok()?;
         let field = |name: &str| -> Option<u64> {
@@ -321,7 +330,8 @@ impl Running {
     }
 }
 
-fn free() -> SocketAddr {
+/// Returns a free loopback address.
+fn free_addr() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
@@ -340,43 +350,48 @@ fn main() {
             "--torrents" => all.torrents = value().parse().unwrap(),
             "--seconds" => seconds = value().parse().unwrap(),
             "--at" => at = Some(value().parse::<SocketAddr>().unwrap()),
-            // Cargo's own.
+            // Passed by Cargo.
             "--bench" => {}
-            other => panic!("what is {other}?"),
+            other => panic!("unknown option {other}"),
         }
     }
-    assert!(all.peers >= HOSTS && all.of_host() / all.torrents.max(1) < 65_535, "more peers than ports");
+    assert!(
+        all.peers >= HOSTS && all.peers_per_host() / all.torrents.max(1) < 65_535,
+        "a host has more peers in a torrent than ports: use more torrents"
+    );
     let time = Duration::from_secs_f64(f64::clamp(seconds, 0.1, 60.0));
     let dir = tempfile::tempdir().unwrap();
-    // opentracker reads its list as nobody.
+    // opentracker reads its list as the user nobody.
     #[cfg(unix)]
     fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let trackers = match at {
         Some(addr) => {
-            assert!(addr.ip().is_loopback(), "load only for this machine");
+            assert!(addr.ip().is_loopback(), "only trackers on this machine may be put under load");
             vec![Running { name: "tracker", addr, process: None }]
         }
         None => {
             let mut trackers = vec![Running::ours().unwrap()];
             match Running::opentracker(dir.path(), all.torrents) {
                 Ok(other) => trackers.push(other),
-                Err(error) => eprintln!("without opentracker to compare with: {error}"),
+                Err(error) => eprintln!("cannot compare with opentracker: {error}"),
             }
             trackers
         }
     };
 
-    println!("{} peers in {} swarms", all.of_host() * HOSTS, all.torrents);
+    println!("{} peers in {} swarms", all.peers_per_host() * HOSTS, all.torrents);
     for tracker in &trackers {
         let begin = Instant::now();
         let answered = fill(tracker.addr, all);
-        println!("{}: {:.0} new peers a second", tracker.name, answered as f64 / begin.elapsed().as_secs_f64());
+        println!("{}: {:.0} new peers/s", tracker.name, answered as f64 / begin.elapsed().as_secs_f64());
         if let Some((now, peak)) = tracker.memory() {
-            println!("{}: {now} MiB, at most {peak} MiB", tracker.name);
+            println!("{}: {now} MiB, peak {peak} MiB", tracker.name);
         }
     }
     type Measure = fn(SocketAddr, Population, Duration) -> (u64, f64);
-    for (protocol, measure) in [("UDP", udp_rate as Measure), ("HTTP", http_rate), ("HTTP from afar", far_http_rate)] {
+    for (protocol, measure) in
+        [("UDP", udp_rate as Measure), ("HTTP", http_rate), ("HTTP with 1 ms delay", far_http_rate)]
+    {
         let mut rates = vec![Vec::new(); trackers.len()];
         let mut costs = vec![Vec::new(); trackers.len()];
         for _ in 0..ROUNDS {
@@ -390,13 +405,14 @@ fn main() {
             }
         }
         for (tracker, (rates, costs)) in trackers.iter().zip(rates.into_iter().zip(costs)) {
-            let cost = if costs.is_empty() { String::new() } else { format!(", {:.1} us of CPU each", median(costs)) };
-            println!("{} {protocol}: {:.0} announces a second{cost}", tracker.name, median(rates));
+            let cost =
+                if costs.is_empty() { String::new() } else { format!(", {:.1} us of CPU per announce", median(costs)) };
+            println!("{} {protocol}: {:.0} announces/s{cost}", tracker.name, median(rates));
         }
     }
     for tracker in &trackers {
         if let Some((now, peak)) = tracker.memory() {
-            println!("{}: {now} MiB, at most {peak} MiB", tracker.name);
+            println!("{}: {now} MiB, peak {peak} MiB", tracker.name);
         }
     }
 }

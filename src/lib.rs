@@ -28,7 +28,7 @@
 //! | [`net`] | connections, the listener, rate limits: dumb pipes of messages | picking, choking | metainfo, route, util, wire |
 //! | [`discovery`] | trackers, the DHT, local discovery: they yield peer addresses | everything else | http, metainfo, route, util, wire |
 //! | [`portmap`] | our port at the home router (UPnP, NAT-PMP, PCP) | everything else | util |
-//! | [`tracker`] | a tracker to run, over HTTP and UDP: who is in which swarm | everything else | metainfo, sys, wire |
+//! | [`tracker`] | a BitTorrent tracker over HTTP and UDP: keeps and returns the peers of each swarm | everything else | metainfo, sys, util, wire |
 //! | [`http`] | bounded HTTP requests: limits, redirects, access to the local network, masked URLs | what an answer means | metainfo, route, util |
 //! | [`route`] | by which way everything leaves: proxy, address, interface | everything else | nothing |
 //! | [`store`] | the LRU piece cache: memory tier, disk tier, what survives a restart; files that lie with the user | the network, FUSE | metainfo, sys, util |

@@ -219,7 +219,7 @@ fn open(group: SocketAddr, bind: &Bind) -> io::Result<Socket> {
     // Every BitTorrent program on the machine listens on this port.
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
-    bind.tie(&socket)?;
+    bind.bind_device(&socket)?;
     socket.bind(&group.into())?;
     Ok(socket)
 }

@@ -8,7 +8,7 @@
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -19,6 +19,7 @@ use tokio::time::{Instant, timeout_at};
 use super::request::{self, MAX_HEADER};
 use super::service::{Scratch, Service};
 use super::workers::StopFlag;
+use crate::util::lock;
 
 /// Pause after a failed `accept`, such as for lack of file descriptors, so that it does not cause a busy loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -30,7 +31,7 @@ pub(super) struct SlowConnections(Mutex<VecDeque<JoinHandle<()>>>);
 impl SlowConnections {
     /// Adds a task, and aborts the oldest if there are too many.
     fn add(&self, task: JoinHandle<()>, service: &Service) {
-        let mut tasks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tasks = lock(&self.0);
         tasks.push_back(task);
         let limit = service.limits.connections.max(1);
         if tasks.len() > limit {
@@ -47,7 +48,7 @@ impl SlowConnections {
     /// Waits at most `limit` for all tasks to finish, then aborts the rest.
     pub async fn finish(&self, limit: Duration) {
         let end = Instant::now() + limit;
-        let tasks = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        let tasks = std::mem::take(&mut *lock(&self.0));
         for mut task in tasks {
             if timeout_at(end, &mut task).await.is_err() {
                 task.abort();

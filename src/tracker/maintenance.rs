@@ -2,7 +2,7 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::{MissedTickBehavior, interval};
@@ -12,6 +12,7 @@ use super::error::StartError;
 use super::service::Service;
 use super::shards::SHARDS;
 use super::state::{self, SavedTorrent, StateError};
+use crate::util::lock;
 
 /// Unit of all intervals below. Short, so that each sweep covers few shards.
 const TICK: Duration = Duration::from_secs(1);
@@ -36,7 +37,7 @@ impl Maintenance {
     /// Reads the lists of served torrents and the state file.
     pub fn load(&self) -> Result<(), StartError> {
         self.reload()?;
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = lock(&self.state);
         let Some(path) = state.as_ref() else { return Ok(()) };
         let failed = |why: &dyn std::fmt::Display| StartError::State { path: path.clone(), why: why.to_string() };
         let mut full = false;
@@ -86,7 +87,7 @@ impl Maintenance {
     /// Reads the lists again and returns the number of served torrents, or `None` if every torrent is served. After an
     /// error the previous lists stay in force.
     pub fn reload(&self) -> Result<Option<usize>, AllowError> {
-        let mut allow = self.allow.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut allow = lock(&self.allow);
         if allow.allows_all() {
             return Ok(None);
         }
@@ -99,7 +100,7 @@ impl Maintenance {
 
     /// Reads the lists again if the directory has changed.
     fn rescan(&self) {
-        let changed = self.allow.lock().unwrap_or_else(PoisonError::into_inner).rescan();
+        let changed = lock(&self.allow).rescan();
         let reloaded = match changed {
             Ok(true) => self.reload().map(drop),
             Ok(false) => Ok(()),
@@ -112,7 +113,7 @@ impl Maintenance {
 
     /// Saves the state, if a state file is configured.
     pub fn save(&self) -> io::Result<()> {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = lock(&self.state);
         let Some(path) = state.as_ref() else { return Ok(()) };
         state::save(path, &self.service.table, self.service.now(), unix()).map_err(|error| {
             io::Error::new(error.kind(), format!("cannot save the state to {}: {error}", path.display()))

@@ -15,6 +15,7 @@ use super::shards::SHARDS;
 use super::table::{Announce, AnnounceResponse, ScrapeCounts, Table};
 use super::{datagram, query, response};
 use crate::metainfo::InfoHash;
+use crate::util::lock;
 
 /// Table time at the start, in seconds. Not zero, so that restored peers can have earlier times.
 const EPOCH: u32 = 1 << 30;
@@ -95,7 +96,7 @@ impl Service {
 
     /// Returns the largest swarms, at most [`MAX_SHOWN`].
     fn largest(&self) -> Vec<(InfoHash, ScrapeCounts)> {
-        let mut cached = self.largest.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cached = lock(&self.largest);
         if let Some((when, largest)) = &*cached
             && when.elapsed() < LARGEST_MAX_AGE
         {

@@ -1,6 +1,7 @@
 //! Values distributed over shards with a lock each, so that threads rarely wait for each other. Pure.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use crate::util::lock;
+use std::sync::{Mutex, MutexGuard};
 
 /// Number of shards. Not a power of two, because a hash map doubles its memory at one: a million torrents, the default
 /// limit, fill the maps of 80 shards to three quarters, but those of 64 or 128 only to half.
@@ -19,7 +20,7 @@ impl<T: Default> Default for Shards<T> {
 impl<T> Shards<T> {
     /// Locks the shard number `nth`.
     pub fn lock(&self, nth: usize) -> MutexGuard<'_, T> {
-        self.0[nth].lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0[nth])
     }
 
     /// Locks the shard of `key`. `multiplier` must be odd; it decides how keys are distributed.

@@ -1,82 +1,14 @@
 //! `torrentfs top` in a real terminal of 80 columns and 24 lines, while a real download runs.
 
 use std::fs;
-use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
+use crate::support::terminal::Terminal;
 use crate::support::*;
 use serde_json::Value;
 
 const LONG: Duration = Duration::from_secs(60);
-
-/// A terminal that nobody looks at: a tmux of its own, with a shell in it.
-struct Terminal {
-    socket: PathBuf,
-}
-
-impl Terminal {
-    fn open(lab: &Lab) -> Self {
-        let terminal = Self { socket: lab.path("tmux") };
-        // What it prints before each command is not to be taken for an answer.
-        terminal.tmux(&[
-            "-f",
-            "/dev/null",
-            "new-session",
-            "-d",
-            "-x",
-            "80",
-            "-y",
-            "24",
-            "env PS1='$ ' LANG=C.UTF-8 sh",
-        ]);
-        terminal
-    }
-
-    fn tmux(&self, args: &[&str]) -> String {
-        let output = Command::new("tmux").arg("-S").arg(&self.socket).args(args).output().unwrap();
-        assert!(output.status.success(), "{args:?}: {output:?}");
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    /// Lines of what is to be seen.
-    fn screen(&self) -> String {
-        self.tmux(&["capture-pane", "-p"])
-    }
-
-    fn keys(&self, keys: &str) {
-        self.tmux(&["send-keys", "-l", "--", keys]);
-    }
-
-    fn enter(&self) {
-        self.tmux(&["send-keys", "Enter"]);
-    }
-
-    fn line(&self, line: &str) {
-        self.keys(line);
-        self.enter();
-    }
-
-    fn wait(&self, what: &str, done: impl Fn(&str) -> bool) -> String {
-        let mut screen = String::new();
-        let limit = std::time::Instant::now() + LONG;
-        loop {
-            screen.replace_range(.., &self.screen());
-            if done(&screen) {
-                return screen;
-            }
-            assert!(std::time::Instant::now() < limit, "not within {LONG:?}: {what}\n{screen}");
-            std::thread::sleep(Duration::from_millis(50));
-        }
-    }
-}
-
-impl Drop for Terminal {
-    fn drop(&mut self) {
-        // This server alone, by its socket.
-        let _ = Command::new("tmux").arg("-S").arg(&self.socket).arg("kill-server").output();
-    }
-}
 
 fn status(mounted: &Mounted) -> Value {
     let output = Command::new(TORRENTFS).args(["status", "--json"]).arg(&mounted.dir).output().unwrap();
@@ -103,7 +35,7 @@ fn the_screen_tells_the_truth_and_keys_are_obeyed() {
     let torrent = lab.publish("film.mkv", &noise(8 << 20, 3), 16);
     let seeder = lab.libtorrent("seed", 2, 300_000, &lab.path("payload"), &torrent);
     let mounted = lab.mount("a", &torrent, &[]);
-    let terminal = Terminal::open(&lab);
+    let terminal = Terminal::open(lab.dir.path(), 80, 24);
     let top = format!("NO_COLOR=1 '{TORRENTFS}' top '{}'; echo ended $?", mounted.dir.display());
     terminal.line(&top);
 
@@ -140,7 +72,7 @@ fn the_screen_tells_the_truth_and_keys_are_obeyed() {
         assert!(screen.contains(&figure), "{figure}: {screen}");
     }
     assert!(screen.lines().all(|line| line.chars().count() <= 80) && screen.lines().count() <= 24, "{screen}");
-    let coloured = terminal.tmux(&["capture-pane", "-p", "-e"]);
+    let coloured = terminal.coloured_screen();
     // 39 and 49 are the terminal's own colours.
     let codes =
         coloured.split("\x1b[").skip(1).filter_map(|rest| rest.split_once('m')).flat_map(|(codes, _)| codes.split(';'));

@@ -5,6 +5,8 @@
 #![allow(dead_code, missing_docs, reason = "each test file uses its own part")]
 
 pub mod fake;
+pub mod picture;
+pub mod terminal;
 pub mod tracker;
 pub mod transfer;
 

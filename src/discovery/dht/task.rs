@@ -100,7 +100,7 @@ fn open(addr: SocketAddr, bind: &Bind) -> io::Result<UdpSocket> {
         socket.set_only_v6(true)?;
     }
     socket.set_nonblocking(true)?;
-    bind.tie(&socket)?;
+    bind.bind_device(&socket)?;
     socket.bind(&addr.into())?;
     UdpSocket::from_std(socket.into())
 }

@@ -3,9 +3,15 @@
 //! Each node has an upload bandwidth and one first-in-first-out send queue: what stands in it cannot be taken back,
 //! as in a socket's send buffer. Small messages go past it. Bandwidth may be granted in ticks, as libtorrent does.
 //! Every piece's content is one number; a liar sends other numbers.
+//!
+//! A node with a [`Link`] is behind that link instead: everything between it and others is delayed and queued there.
 
 // Each scenario uses a part of this.
 #![allow(dead_code)]
+
+pub mod link;
+pub mod overlay;
+pub mod workload;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
@@ -15,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use fixedbitset::FixedBitSet;
+use link::Link;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use torrentfs::metainfo::{BLOCK_LEN, InfoHash, Lengths, PieceIndex};
@@ -52,6 +59,7 @@ pub struct Node {
     up: f64,
     /// Bandwidth is granted this often.
     tick: Duration,
+    link: Option<Link>,
     /// What stands in the send buffer.
     queue: VecDeque<(PeerKey, Request)>,
     sending: bool,
@@ -87,6 +95,10 @@ enum Next {
     Block(PeerKey, Request, bool),
     /// A call arrives.
     Call(usize, SocketAddr),
+    /// The answer to a call through a link arrives.
+    Opened(Event),
+    /// A block has left the socket, into a link.
+    Sent(PeerKey, Request),
     /// The send queue goes on.
     Send,
     Checked(u32, bool, Vec<u64>),
@@ -171,6 +183,7 @@ impl World {
             id,
             up,
             tick: Duration::ZERO,
+            link: None,
             queue: VecDeque::new(),
             sending: false,
             credit: 0.0,
@@ -199,6 +212,25 @@ impl World {
         let node = self.add(up, |_| true, |_| {});
         self.nodes[node].tick = Duration::from_millis(20);
         node
+    }
+
+    /// Adds a seed behind a link.
+    pub fn add_seed_behind(&mut self, link: Link) -> usize {
+        let node = self.add(f64::INFINITY, |_| true, |_| {});
+        self.nodes[node].link = Some(link);
+        node
+    }
+
+    /// Returns when a small message from one node arrives at another.
+    fn arrival(&mut self, from: usize, to: usize) -> Duration {
+        let now = self.now;
+        match (&mut self.nodes[from].link, to) {
+            (Some(link), _) => link.send(now, &mut self.rng),
+            (None, to) => match &mut self.nodes[to].link {
+                Some(link) => link.receive(now, &mut self.rng),
+                None => now + self.latency,
+            },
+        }
     }
 
     /// Tells each of `nodes` of all the others.
@@ -329,9 +361,16 @@ impl World {
                     |key, other: &Node, direction| Event::Connected(NewPeer::new(key, other.addr, direction, other.id));
                 let at_caller = hello(caller, &self.nodes[node], Direction::Outgoing);
                 let at_called = hello(called, &self.nodes[from], Direction::Incoming);
-                self.event(from, at_caller);
+                if self.nodes[node].link.is_some() {
+                    let at = self.arrival(node, from);
+                    self.at(at, from, Next::Opened(at_caller));
+                } else {
+                    self.event(from, at_caller);
+                }
                 self.event(node, at_called);
             }
+            Next::Opened(event) => self.event(node, event),
+            Next::Sent(peer, request) => self.event(node, Event::Uploaded { peer, request, sent: true }),
             Next::Send => self.send_on(node),
             Next::Checked(piece, good, digests) => {
                 let index = self.lengths.piece(piece).expect("checked");
@@ -397,14 +436,20 @@ impl World {
                 Action::Connect(addr) => {
                     let other = self.nodes.iter().position(|other| other.addr == addr && other.alive);
                     match other {
-                        Some(other) => self.at(self.now + self.latency, other, Next::Call(node, addr)),
+                        Some(other) => {
+                            // Through a link: both directions for TCP's handshake, then ours for BitTorrent's.
+                            let link = self.nodes[other].link.as_ref();
+                            let takes = link.map_or(self.latency, |link| 3 * link.delay);
+                            self.at(self.now + takes, other, Next::Call(node, addr));
+                        }
                         None => self.event(node, Event::ConnectFailed(addr)),
                     }
                 }
                 Action::Send(key, message) => {
                     self.nodes[node].cancelled += usize::from(matches!(message, Message::Cancel(_)));
                     if let Some((other, theirs)) = self.nodes[node].links.get(&key).copied() {
-                        self.at(self.now + self.latency, other, Next::Deliver(theirs, message));
+                        let at = self.arrival(node, other);
+                        self.at(at, other, Next::Deliver(theirs, message));
                     }
                 }
                 Action::Disconnect(key, why) => {
@@ -415,7 +460,14 @@ impl World {
                 }
                 Action::Ban(addr) => drop(self.nodes[node].banned.insert(addr)),
                 Action::Upload(key, request) => {
-                    if !matches!(self.nodes[node].nature, Nature::Silent | Nature::Dripping) {
+                    let now = self.now;
+                    if let Some(link) = &mut self.nodes[node].link {
+                        let transfer = link.send_block(now, request.length, &mut self.rng);
+                        self.at(transfer.sent, node, Next::Sent(key, request));
+                        if let Some((other, theirs)) = self.nodes[node].links.get(&key).copied() {
+                            self.at(transfer.arrives, other, Next::Block(theirs, request, false));
+                        }
+                    } else if !matches!(self.nodes[node].nature, Nature::Silent | Nature::Dripping) {
                         self.nodes[node].queue.push_back((key, request));
                         if !self.nodes[node].sending {
                             self.nodes[node].sending = true;

@@ -1,14 +1,14 @@
-//! The side that begins.
+//! The initiating side of the handshake.
 
 use bytes::{BufMut, BytesMut};
 use rand::Rng;
 
 use super::key::{KEY_LEN, PrivateKey};
-use super::{Ciphers, MAX_PAD, Method, Methods, MseError, Pads, Secured, VC_LEN, noise, synchronize, take};
+use super::{Ciphers, MAX_PAD, Method, Methods, MseError, Pads, Secured, VC_LEN, random_bytes, synchronize, take};
 use crate::metainfo::InfoHash;
 
-/// A handshake that we began.
-pub struct Caller {
+/// A handshake that we started.
+pub struct Initiator {
     skey: InfoHash,
     offer: Methods,
     initial: Vec<u8>,
@@ -17,33 +17,33 @@ pub struct Caller {
 }
 
 enum State {
-    /// Their public key is to come.
+    /// Waiting for the responder's public key.
     Key(PrivateKey),
-    /// Somewhere in what comes is the verification constant, as the cipher makes it.
+    /// Searching for the encrypted verification constant.
     Constant {
         ciphers: Box<Ciphers>,
         mark: [u8; VC_LEN],
     },
-    /// Their choice and the length of PadD.
+    /// Waiting for the responder's choice and the length of PadD.
     Choice(Box<Ciphers>),
-    /// PadD.
+    /// Waiting for PadD.
     Pad {
         ciphers: Box<Ciphers>,
         method: Method,
         len: usize,
     },
-    Over,
+    Done,
 }
 
-impl Caller {
-    /// Begins a handshake for the torrent `skey`; what is to be sent is appended to `output`. `initial` (64 KiB at
-    /// most) is sent as soon as the other side can decrypt it.
-    pub fn begin(skey: InfoHash, offer: Methods, initial: &[u8], rng: &mut impl Rng, output: &mut BytesMut) -> Self {
+impl Initiator {
+    /// Starts a handshake for the torrent `skey` and appends the bytes to send to `output`. `initial` (at most 64 KiB)
+    /// is sent as soon as the other side can decrypt it.
+    pub fn start(skey: InfoHash, offer: Methods, initial: &[u8], rng: &mut impl Rng, output: &mut BytesMut) -> Self {
         let pads = Pads::random(rng);
-        Self::begin_with(pads, skey, offer, initial, rng, output)
+        Self::start_with(pads, skey, offer, initial, rng, output)
     }
 
-    pub(super) fn begin_with(
+    pub(super) fn start_with(
         pads: Pads,
         skey: InfoHash,
         offer: Methods,
@@ -53,15 +53,16 @@ impl Caller {
     ) -> Self {
         let key = PrivateKey::generate(rng);
         output.extend_from_slice(&key.public());
-        noise(pads.key, rng, output);
+        random_bytes(pads.key, rng, output);
         let initial = initial[..initial.len().min(usize::from(u16::MAX))].to_vec();
         Self { skey, offer, initial, pads, state: State::Key(key) }
     }
 
-    /// Takes what it can of `input` and appends to `output` what is to be sent. `None`: more must come.
+    /// Consumes as much of `input` as possible and appends the bytes to send to `output`. Returns `None` if more input
+    /// is needed.
     pub fn handle(&mut self, input: &mut BytesMut, output: &mut BytesMut) -> Result<Option<Secured>, MseError> {
         loop {
-            self.state = match std::mem::replace(&mut self.state, State::Over) {
+            self.state = match std::mem::replace(&mut self.state, State::Done) {
                 State::Key(key) => {
                     let Some(theirs) = take::<KEY_LEN>(input) else {
                         self.state = State::Key(key);
@@ -106,15 +107,15 @@ impl Caller {
                     });
                     return Ok(Some(Secured { ciphers, early }));
                 }
-                State::Over => return Ok(None),
+                State::Done => return Ok(None),
             }
         }
     }
 
-    /// Step 3.
+    /// Writes step 3.
     fn request(&self, key: &PrivateKey, theirs: &[u8; KEY_LEN], output: &mut BytesMut) -> Result<State, MseError> {
         let secret = key.secret(theirs)?;
-        let mut ciphers = Ciphers::of_caller(&secret, &self.skey);
+        let mut ciphers = Ciphers::of_initiator(&secret, &self.skey);
         output.extend_from_slice(&secret.req1());
         output.extend_from_slice(&secret.request(&self.skey));
         let from = output.len();

@@ -1,19 +1,20 @@
-//! The side that is called.
+//! The responding side of the handshake.
 
 use bytes::{BufMut, BytesMut};
 use rand::Rng;
 
 use super::key::{KEY_LEN, PrivateKey, Secret};
-use super::{Ciphers, MAX_PAD, Method, Methods, MseError, Pads, Secured, VC_LEN, noise, synchronize, take};
+use super::{Ciphers, MAX_PAD, Method, Methods, MseError, Pads, Secured, VC_LEN, random_bytes, synchronize, take};
 use crate::metainfo::InfoHash;
 
 /// Bytes of the verification constant, the offer and the length of PadC.
 const OFFER_LEN: usize = VC_LEN + 4 + 2;
 
-/// A handshake that a caller began.
-pub struct Answerer {
+/// A handshake that the other side started.
+pub struct Responder {
     allowed: Methods,
-    /// Ours, to be sent once theirs is here: who only connects costs no exponentiation.
+    /// Pads of ours. They are sent after the initiator's key arrived, so that a mere connection costs us no
+    /// exponentiation.
     pads: Pads,
     key: PrivateKey,
     tail: BytesMut,
@@ -21,31 +22,31 @@ pub struct Answerer {
 }
 
 enum State {
-    /// Their public key is to come.
+    /// Waiting for the initiator's public key.
     Key,
-    /// Somewhere in what comes is HASH('req1', S).
+    /// Searching for HASH('req1', S).
     Mark(Secret),
-    /// Which torrent.
+    /// Waiting for the hash that identifies the torrent.
     Torrent(Secret),
-    /// The verification constant, their offer, the length of PadC.
+    /// Waiting for the verification constant, the offer and the length of PadC.
     Offer(Box<Ciphers>),
-    /// PadC and the length of IA.
+    /// Waiting for PadC and the length of IA.
     Pad {
         ciphers: Box<Ciphers>,
         method: Method,
         len: usize,
     },
-    /// IA.
+    /// Waiting for IA.
     Initial {
         ciphers: Box<Ciphers>,
         method: Method,
         len: usize,
     },
-    Over,
+    Done,
 }
 
-impl Answerer {
-    /// Waits for a caller's key; methods other than those in `allowed` are refused.
+impl Responder {
+    /// Starts to wait for the initiator's key. Methods that are not in `allowed` are rejected.
     pub fn new(allowed: Methods, rng: &mut impl Rng) -> Self {
         let pads = Pads::random(rng);
         Self::with(pads, allowed, rng)
@@ -53,12 +54,12 @@ impl Answerer {
 
     pub(super) fn with(pads: Pads, allowed: Methods, rng: &mut impl Rng) -> Self {
         let mut tail = BytesMut::new();
-        noise(pads.key, rng, &mut tail);
+        random_bytes(pads.key, rng, &mut tail);
         Self { allowed, pads, key: PrivateKey::generate(rng), tail, state: State::Key }
     }
 
-    /// Takes what it can of `input` and appends to `output` what is to be sent. `None`: more must come. `find` gives
-    /// the torrent of ours that satisfies its argument.
+    /// Consumes as much of `input` as possible and appends the bytes to send to `output`. Returns `None` if more input
+    /// is needed. `find` returns the info hash that satisfies its argument.
     pub fn handle(
         &mut self,
         input: &mut BytesMut,
@@ -66,7 +67,7 @@ impl Answerer {
         find: impl Fn(&dyn Fn(&InfoHash) -> bool) -> Option<InfoHash>,
     ) -> Result<Option<Secured>, MseError> {
         loop {
-            self.state = match std::mem::replace(&mut self.state, State::Over) {
+            self.state = match std::mem::replace(&mut self.state, State::Done) {
                 State::Key => {
                     let Some(theirs) = take::<KEY_LEN>(input) else {
                         self.state = State::Key;
@@ -90,7 +91,7 @@ impl Answerer {
                         return Ok(None);
                     };
                     let skey = find(&|hash| secret.request(hash) == asked).ok_or(MseError::UnknownTorrent)?;
-                    State::Offer(Ciphers::of_answerer(&secret, &skey))
+                    State::Offer(Ciphers::of_responder(&secret, &skey))
                 }
                 State::Offer(mut ciphers) => {
                     let Some(mut bytes) = take::<OFFER_LEN>(input) else {
@@ -132,12 +133,12 @@ impl Answerer {
                     let ciphers = (method == Method::Rc4).then_some(ciphers);
                     return Ok(Some(Secured { ciphers, early }));
                 }
-                State::Over => return Ok(None),
+                State::Done => return Ok(None),
             }
         }
     }
 
-    /// Step 4.
+    /// Writes step 4.
     fn choose(&self, method: Method, ciphers: &mut Ciphers, output: &mut BytesMut) {
         let from = output.len();
         output.put_bytes(0, VC_LEN);
