@@ -55,7 +55,7 @@ impl Swarm {
             peer.set_reqq(reqq);
         }
         if theirs.upload_only {
-            self.is_upload_only(now, key);
+            self.set_upload_only(now, key);
         }
     }
 
