@@ -9,7 +9,7 @@ use bytes::Bytes;
 use rand::RngExt;
 use torrentfs::metainfo::InfoHash;
 use torrentfs::swarm::{DisconnectReason, PeerKey};
-use torrentfs::wire::{ExtensionHandshake, METADATA_PIECE_LEN, Message, Pex, PexFlags};
+use torrentfs::wire::{ExtensionHandshake, Holepunch, METADATA_PIECE_LEN, Message, Pex, PexFlags};
 
 use crate::simulation::overlay::{Overlay, Sent};
 use crate::simulation::seed;
@@ -188,10 +188,9 @@ fn metadata_arrives_from_liars_and_honest_peers() {
 #[test]
 fn two_hosts_behind_nats_meet_by_hole_punching() {
     for_each_seed(|seed| {
-        // A relay that both know, other hosts, and two that nobody can dial.
+        // Hosts that can be dialed, of which each can relay, and two that cannot.
         let mut overlay = Overlay::new(seed);
-        let relay = overlay.add_swarm(Overlay::public(0), |_| {});
-        for host in 1..6 {
+        for host in 0..6 {
             overlay.add_swarm(Overlay::public(host), |_| {});
             overlay.introduce(host, vec![Overlay::public(0)]);
         }
@@ -212,13 +211,20 @@ fn two_hosts_behind_nats_meet_by_hole_punching() {
         println!("they met after {took:?}");
         overlay.run(seconds(60));
         assert!(met(&overlay), "one connection stays");
-        let links = |from: usize, to| overlay.sent.iter().filter(|sent| sent.from == from && sent.to == to).count();
-        assert!(links(hidden[0], hidden[1]) > 0 && links(hidden[1], hidden[0]) > 0);
-        let relayed = overlay
-            .sent
-            .iter()
-            .any(|sent| sent.to == relay && matches!(sent.message, Message::Extended { id: HOLEPUNCH, .. }));
-        assert!(relayed, "they met without a relay");
+        // One asked a host that is connected to both, and the other one was told to dial.
+        let punches = overlay.sent.iter().filter_map(|sent| match &sent.message {
+            Message::Extended { id: HOLEPUNCH, payload } => Some((sent, Holepunch::decode(payload).unwrap())),
+            _ => None,
+        });
+        let met = punches.clone().any(|(asked, message)| {
+            let other = if asked.from == hidden[0] { hidden[1] } else { hidden[0] };
+            message == Holepunch::Rendezvous(overlay.hosts[other].addr)
+                && punches.clone().any(|(told, message)| {
+                    (told.from, told.to) == (asked.to, other)
+                        && message == Holepunch::Connect(overlay.hosts[asked.from].addr)
+                })
+        });
+        assert!(met, "they met without a relay");
         check_exchanges(&overlay);
     });
 }
