@@ -23,7 +23,7 @@
 //! | [`control`] | the status that a running mount reports, and the orders it accepts | HTTP, FUSE, peer connections | discovery, library, metainfo, net, session, swarm, wire |
 //! | [`library`] | the torrents of a mount, as they come and go; watched directories | the command line | discovery, fs, metainfo, payload, session, store, sys, util |
 //! | [`fs`] | the tree of inodes, the answering of reads, the FUSE mount | peers, trackers | metainfo, session, sys |
-//! | [`session`] | the driver: owns each torrent's `Swarm`, turns its actions into I/O | the wire format | discovery, http, metainfo, net, portmap, route, store, swarm, util, webseed, wire |
+//! | [`session`] | torrents at work: sockets, disk and timers for each torrent's `Swarm` | the peer protocol | discovery, http, metainfo, net, portmap, route, store, swarm, util, webseed, wire |
 //! | [`webseed`] | HTTP servers as peers that have everything (BEP 19, 17) | picking, choking | http, metainfo, net, util, wire |
 //! | [`net`] | connections, the listener, rate limits: dumb pipes of messages | picking, choking | metainfo, route, util, wire |
 //! | [`discovery`] | trackers, the DHT, local discovery: they yield peer addresses | everything else | http, metainfo, route, util, wire |
@@ -32,7 +32,7 @@
 //! | [`http`] | bounded HTTP requests: limits, redirects, access to the local network, masked URLs | what an answer means | metainfo, route, util |
 //! | [`route`] | by which way everything leaves: proxy, address, interface | everything else | nothing |
 //! | [`store`] | the LRU piece cache: memory tier, disk tier, what survives a restart; files that lie with the user | the network, FUSE | metainfo, sys, util |
-//! | [`swarm`] | sans-io: picker, readers, choker, per-peer state | tokio, sockets, files, the clock | metainfo, util, wire |
+//! | [`swarm`] | sans-io: the peer protocol with its extensions, scheduling of requests, choker | tokio, sockets, files, the clock | metainfo, util, wire |
 //! | [`wire`] | sans-io: handshake and message codecs | as above | metainfo |
 //! | [`payload`] | a user's own files: walked and hashed for new torrents, checked against old ones | torrents at work | metainfo, sys |
 //! | [`metainfo`] | bencode guard, `.torrent`, piece ↔ file layout | as above | nothing |
