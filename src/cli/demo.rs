@@ -239,7 +239,7 @@ async fn seed(
     metainfo: &Metainfo,
     rate: u64,
 ) -> Result<(Session, Arc<Torrent>, Arc<Cache>), Failure> {
-    let cache = Cache::open_beside(dir.into(), 1 << 20);
+    let cache = Cache::open_shared(dir.into(), 1 << 20);
     let cache = cache.map_err(|error| Failure::new(Exit::Resource, error))?;
     let session = Session::start(SessionConfig {
         net: net::Config {

@@ -29,7 +29,7 @@ pub(super) struct Engine {
 impl Engine {
     /// Opens the cache and a port. No peer or tracker is contacted before a torrent is added.
     pub(super) fn start(network: &NetworkArgs, dir: Option<&Path>) -> Result<Self, Failure> {
-        let cache = Cache::open_beside(cache_dir::dir_or_default(dir)?, MEMORY);
+        let cache = Cache::open_shared(cache_dir::dir_or_default(dir)?, MEMORY);
         let cache = cache.map_err(|error| Failure::new(Exit::Resource, error))?;
         let blocklist = network.blocklist.as_deref().map(BlocklistFile::load).transpose()?;
         let list = blocklist.as_ref().map(BlocklistFile::list).unwrap_or_default();

@@ -21,7 +21,7 @@ use super::sources;
 use super::text::count;
 use crate::library::Source;
 use crate::session::{Torrent, TorrentOptions};
-use crate::store::{Deliver, Place, space_missing};
+use crate::store::{ExtraFiles, Place, space_missing};
 
 /// How often the disk is checked for failures, and the progress updated.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
@@ -211,7 +211,7 @@ async fn start(
     let (dir, files, force) = (settings.dir.clone(), metainfo.layout.files().to_owned(), settings.force);
     let checked = tokio::task::spawn_blocking(move || {
         let resource = |error: &dyn std::fmt::Display| Failure::new(Exit::Resource, error);
-        Deliver { dir: &dir, files: &files, overwrite: force }.look().map_err(|error| resource(&error))?;
+        ExtraFiles { dir: &dir, files: &files, overwrite: force }.check().map_err(|error| resource(&error))?;
         match space_missing(&dir, &files) {
             Ok(None) => Ok(()),
             Ok(Some((needed, free))) => Err(resource(&format!(
@@ -287,12 +287,12 @@ async fn fetch(
 /// Creates empty files, links and executable bits, which need no data. This completes the torrent.
 async fn finish(torrent: &Arc<Torrent>, settings: &DownloadSettings) -> Result<(), Failure> {
     let (dir, files, overwrite) = (settings.dir.clone(), torrent.metainfo().layout.files().to_owned(), settings.force);
-    let made = tokio::task::spawn_blocking(move || Deliver { dir: &dir, files: &files, overwrite }.make());
+    let made = tokio::task::spawn_blocking(move || ExtraFiles { dir: &dir, files: &files, overwrite }.create());
     let made = made.await.map_err(|error| Failure::new(Exit::Failure, error))?;
     made.map_err(|error| Failure::new(Exit::Resource, error))?;
     // Keep the state if the torrent is seeded: the next run then need not hash the files again.
     if !settings.seed {
-        torrent.store().forget_at_close();
+        torrent.store().remove_state_on_close();
     }
     Ok(())
 }

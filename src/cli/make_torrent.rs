@@ -144,7 +144,7 @@ fn hash(draft: &Metainfo, files: &[Found], quiet: bool) -> Result<Vec<[u8; 20]>,
         return Err(cannot_read(&files[unread.file.0 as usize], unread.why));
     }
     for found in files {
-        found.unchanged().map_err(|error| cannot_read(found, error))?;
+        found.check_unchanged().map_err(|error| cannot_read(found, error))?;
     }
     Ok(hashes.into_inner().unwrap_or_else(PoisonError::into_inner))
 }

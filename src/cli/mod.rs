@@ -47,7 +47,7 @@ mod tracker;
 mod unmount;
 mod verify;
 
-use crate::sys::process::keep_heap_small;
+use crate::sys::process::tune_allocator;
 use args::{Cli, Command};
 use failure::Failure;
 use log::Verbosity;
@@ -58,7 +58,7 @@ pub use helper::run as run_mount_helper;
 
 /// Runs `torrentfs` with the arguments of this process, and returns its exit status.
 pub fn run() -> Exit {
-    keep_heap_small();
+    tune_allocator();
     let cli = Cli::parse_words(std::env::args_os()).unwrap_or_else(|error| exit_with_usage(&error));
     dispatch(cli).unwrap_or_else(|failure| {
         eprintln!("torrentfs: {failure}");

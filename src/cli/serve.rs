@@ -66,7 +66,7 @@ pub(super) fn in_background(args: &MountArgs, sources: Vec<Source>, verbosity: V
 
 /// Forks the background process.
 pub(super) fn fork() -> Result<Side, Failure> {
-    daemon::fork().map_err(|error| Failure::new(Exit::Resource, format!("cannot go to the background: {error}")))
+    daemon::fork_daemon().map_err(|error| Failure::new(Exit::Resource, format!("cannot go to the background: {error}")))
 }
 
 /// Waits in the parent until the background process has mounted or failed.
