@@ -32,7 +32,7 @@ fn filled(dir: &std::path::Path, memory: u64) -> (Arc<Cache>, Arc<TorrentStore>,
         place: torrentfs::store::Place::Cache,
         progress: None,
     };
-    let store = cache.add(spec, Box::new(|_| {})).expect("a new torrent");
+    let store = TorrentStore::open(&cache, spec, Box::new(|_| {})).expect("a new torrent");
     for piece in lengths.iter() {
         let mut buffer = cache.buffer(PIECE_LEN as usize);
         buffer.copy_from_slice(&content(piece.get()));

@@ -3,13 +3,15 @@
 
 use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use fixedbitset::FixedBitSet;
 use torrentfs::metainfo::{BLOCK_LEN, InfoHash, Lengths};
-use torrentfs::swarm::{Action, Config, Direction, Event, PeerKey, PickOrder, ReaderId, Swarm};
-use torrentfs::wire::{Message, PeerId, Request};
+use torrentfs::swarm::{Action, Config, Direction, Event, NewPeer, PeerKey, PickOrder, ReaderId, Swarm};
+use torrentfs::wire::{ExtensionHandshake, Message, PeerId, Request};
 
 const MIB: u64 = 1 << 20;
 const PEERS: u64 = 2;
@@ -21,15 +23,19 @@ fn config(lengths: Lengths) -> Config {
     Config {
         info_hash: InfoHash([7; 20]),
         lengths,
+        metadata: Bytes::new(),
         seed: 1,
         our_id: PeerId([0; 20]),
         on_demand: false,
         upload: true,
+        partial_seed: false,
+        pex: true,
         super_seed: false,
         max_peers: 100,
         max_connecting: 20,
         max_partial: 64 * MIB,
         order: PickOrder::RarestFirst,
+        policy: Arc::default(),
     }
 }
 
@@ -55,8 +61,9 @@ impl Download {
             let (peer, addr) = (PeerKey(n), SocketAddr::from((Ipv4Addr::LOCALHOST, n as u16)));
             let id = PeerId([n as u8; 20]);
             let direction = Direction::Outgoing;
-            download.tell(Event::Connected { peer, addr, direction, id, fast: true, extended: true });
-            download.tell(Event::Reqq { peer, reqq: 2000 });
+            download.tell(Event::Connected(NewPeer::new(peer, addr, direction, id)));
+            let theirs = ExtensionHandshake { request_queue: Some(2000), ..ExtensionHandshake::default() };
+            download.tell(Event::Message(peer, Message::Extended { id: 0, payload: theirs.encode() }));
             download.tell(Event::Message(peer, Message::HaveAll));
             download.tell(Event::Message(peer, Message::Unchoke));
         }

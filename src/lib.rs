@@ -21,7 +21,7 @@
 //! | [`cli`] | arguments to calls, errors to words; one file a subcommand | how anything works | control, discovery, fs, http, library, metainfo, net, payload, route, session, store, sys, tracker, web |
 //! | [`web`] | everything served over HTTP: API, status page, files, metrics; and the client of the API | FUSE, peer connections | control, metainfo, session, sys |
 //! | [`control`] | the status that a running mount reports, and the orders it accepts | HTTP, FUSE, peer connections | discovery, library, metainfo, net, session, swarm, wire |
-//! | [`library`] | the torrents of a mount, as they come and go; watched directories | the command line | discovery, fs, metainfo, payload, session, store, sys |
+//! | [`library`] | the torrents of a mount, as they come and go; watched directories | the command line | discovery, fs, metainfo, payload, session, store, sys, util |
 //! | [`fs`] | the tree of inodes, the answering of reads, the FUSE mount | peers, trackers | metainfo, session, sys |
 //! | [`session`] | the driver: owns each torrent's `Swarm`, turns its actions into I/O | the wire format | discovery, http, metainfo, net, portmap, route, store, swarm, util, webseed, wire |
 //! | [`webseed`] | HTTP servers as peers that have everything (BEP 19, 17) | picking, choking | http, metainfo, net, util, wire |

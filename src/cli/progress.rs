@@ -273,11 +273,11 @@ mod tests {
         let progress = Arc::new(Progress::start("checking", 0, true));
         let checks = progress.of_checks();
         for (more, done) in [(100, 0), (0, 10), (50, 0), (0, 50)] {
-            checks.tell(more, done);
+            checks.add(more, done);
         }
         assert_eq!((progress.total.load(Ordering::Relaxed), progress.done.load(Ordering::Relaxed)), (150, 60));
         drop(progress);
-        checks.tell(1, 1);
+        checks.add(1, 1);
     }
 
     #[test]

@@ -171,8 +171,8 @@ async fn show(all: Vec<(String, watch::Receiver<MetadataProgress>)>, quiet: bool
     for (at, (name, mut progress)) in (1..).zip(all) {
         let which = if count > 1 { format!("{name} ({at} of {count})") } else { name };
         loop {
-            let MetadataProgress { found, peers, had, pieces } = *progress.borrow_and_update();
-            let pieces = if pieces == 0 { String::new() } else { format!(", {had} of {pieces} pieces") };
+            let MetadataProgress { found, peers, received, pieces, .. } = *progress.borrow_and_update();
+            let pieces = if pieces == 0 { String::new() } else { format!(", {received} of {pieces} pieces") };
             shown.tell(&format!("metadata of {which}: {found} peers found, {peers} asked{pieces}"));
             tokio::select! {
                 changed = progress.changed() => {

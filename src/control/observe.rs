@@ -163,10 +163,10 @@ fn state(report: Option<&Report>, checking: bool, left: u64, piece: u64) -> stat
 
 fn peer(report: &PeerReport) -> status::PeerStatus {
     let peer = &report.swarm;
-    let client = report.client.clone().or_else(|| client_of(&peer.id)).unwrap_or_else(|| "unknown".into());
+    let client = peer.client.clone().or_else(|| client_of(&peer.id)).unwrap_or_else(|| "unknown".into());
     status::PeerStatus {
         address: report.url.clone().unwrap_or_else(|| peer.addr.to_string()),
-        source: report.source.into(),
+        source: peer.source.into(),
         client: if report.url.is_some() { "web seed".into() } else { client },
         transport: match (&report.url, report.transport) {
             (Some(_), _) => status::Transport::Http,

@@ -1,4 +1,4 @@
-//! The task that keeps one torrent's trackers informed and passes on the peers they name.
+//! The task that announces one torrent to its trackers and passes on the peers that they return.
 
 use std::future::pending;
 use std::net::{IpAddr, SocketAddr};
@@ -12,37 +12,37 @@ use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::client::TrackerClient;
 use super::reply::Reply;
-use super::schedule::{News, Order, Schedule};
+use super::schedule::{Schedule, ScheduledAnnounce, StatusChange};
 use super::url::Query;
 use super::{Announce, AnnounceError, Scrape, TrackerStatus, TrackerUrl, Transferred};
 use crate::http::RequestError;
 use crate::util::lock;
 
-/// Addresses that wait for the session to take them; more are dropped, a tracker will name them again.
+/// Addresses that wait until the session takes them. More are dropped, because a tracker returns them again.
 const MAX_PENDING: usize = 2000;
-/// For the farewell to a tracker that has not answered yet: more likely than not it is dead.
-const BRIEF_FAREWELL: Duration = Duration::from_millis(500);
-/// Trackers are not scraped again sooner.
+/// Limit of a `stopped` announce to a tracker that has not answered yet. Such a tracker is probably unreachable.
+const UNCONFIRMED_STOP_LIMIT: Duration = Duration::from_millis(500);
+/// Minimum time between two scrapes of the same trackers.
 const SCRAPE_PAUSE: Duration = Duration::from_secs(5 * 60);
 
-/// One torrent's announces, in a task of their own. Dropping it ends the task without a farewell;
-/// [`Announcer::stop`] says it.
+/// The announces of one torrent, in a task of their own. Dropping it ends the task without announcing `stopped`;
+/// [`Announcer::stop`] announces it first.
 #[derive(Debug)]
 pub struct Announcer {
     shared: Arc<Shared>,
-    requests: Requests,
-    /// When the trackers were scraped, and what came of it.
+    requester: Requester,
+    /// Time and results of the last scrape.
     scraped: tokio::sync::Mutex<Option<(Instant, Vec<Scraped>)>>,
-    /// Until it is stopped.
+    /// The stop signal and the handle of the task; `None` once it was stopped.
     running: Mutex<Option<(oneshot::Sender<Duration>, JoinHandle<()>)>>,
 }
 
-/// What came of scraping one tracker.
+/// The result of scraping one tracker.
 #[derive(Clone, Debug)]
 pub struct Scraped {
-    /// The tracker; `Display` hides passkeys.
+    /// URL of the tracker; `Display` masks passkeys.
     pub url: TrackerUrl,
-    /// Its counts.
+    /// Counts of the tracker.
     pub counts: Result<Scrape, AnnounceError>,
 }
 
@@ -51,15 +51,15 @@ struct Shared {
     wake: Notify,
     completed: AtomicBool,
     want_peers: AtomicBool,
-    /// Somebody reads: not to wait for a turn.
+    /// Somebody is reading the torrent: announce without waiting for a slot.
     urgent: AtomicBool,
     status: Mutex<Vec<TrackerStatus>>,
 }
 
 impl Announcer {
-    /// Starts the task on the current tokio runtime; the first announce leaves at once, or, of many torrents of one
-    /// client, in its turn. Addresses go to `peers` in
-    /// batches; when nobody takes them they wait, bounded, and hold up nothing.
+    /// Starts the task on the current tokio runtime. The first announce is sent at once, or in its slot if many
+    /// torrents share the client. Addresses are sent to `peers` in batches; while the channel is full they wait, up to
+    /// a bound, and delay nothing.
     pub fn spawn(
         announce: Announce,
         transferred: Arc<Transferred>,
@@ -68,43 +68,43 @@ impl Announcer {
     ) -> Self {
         let client = client.into();
         let mut schedule = Schedule::new(&announce.tiers, rand::random());
-        schedule.bar(|url| client.bar(url));
+        schedule.disable(|url| client.unreachable(url));
         let shared = Arc::new(Shared::default());
         shared.publish(&schedule);
         let (stop, stopped) = oneshot::channel();
-        let requests = Requests { announce: Arc::new(announce), transferred, client };
-        let driver = Driver {
+        let requester = Requester { announce: Arc::new(announce), transferred, client };
+        let task = Task {
             schedule,
             shared: shared.clone(),
-            requests: requests.clone(),
+            requester: requester.clone(),
             in_flight: JoinSet::new(),
             pending: Vec::new(),
-            turn: None,
+            slot: None,
         };
-        let task = tokio::spawn(driver.run(peers, stopped));
-        Self { shared, requests, scraped: Default::default(), running: Mutex::new(Some((stop, task))) }
+        let task = tokio::spawn(task.run(peers, stopped));
+        Self { shared, requester, scraped: Default::default(), running: Mutex::new(Some((stop, task))) }
     }
 
-    /// The last piece has come: tells the trackers that counted us as incomplete, once. Not for a torrent that was
+    /// Announces completion, once, to the trackers that counted us as incomplete. Do not call it for a torrent that was
     /// complete from the start.
     pub fn completed(&self) {
         self.shared.completed.store(true, Ordering::Release);
         self.shared.wake.notify_one();
     }
 
-    /// Few peers are left: announces before the interval is over, as early as the trackers allow; and, if it is
-    /// `urgent`, without waiting for its turn among other torrents. May be called often.
+    /// Asks for more peers before the announce interval is over, as early as the trackers allow. If `urgent`, the
+    /// announce does not wait for its slot among other torrents. May be called often.
     pub fn want_peers(&self, urgent: bool) {
         self.shared.urgent.store(urgent, Ordering::Relaxed);
         self.shared.want_peers.store(true, Ordering::Release);
         self.shared.wake.notify_one();
     }
 
-    /// Takes leave of every tracker that counts us, of all at the same time and within `limit`, and ends the task.
-    /// A second call returns at once.
+    /// Announces `stopped` to every tracker that counts us, concurrently and within `limit`, and ends the task. A
+    /// second call returns at once.
     pub async fn stop(&self, limit: Duration) {
         let running = lock(&self.running).take();
-        // The task is gone already if this fails.
+        // Sending fails only if the task has ended already.
         if let Some((stop, task)) = running
             && stop.send(limit).is_ok()
         {
@@ -112,26 +112,26 @@ impl Announcer {
         }
     }
 
-    /// The trackers in the order in which they are asked.
+    /// Returns the trackers in the scheduled in which they are asked.
     pub fn status(&self) -> Vec<TrackerStatus> {
         lock(&self.shared.status).clone()
     }
 
-    /// Asks the trackers that answer our announces what they count (BEP 48), all at the same time and within `limit`.
-    /// May be called often: for some minutes what they said is said again.
+    /// Scrapes the trackers that answered our announces (BEP 48), concurrently and within `limit`. May be called often:
+    /// results are cached for some minutes.
     pub async fn scrape(&self, limit: Duration) -> Vec<Scraped> {
-        // Who calls meanwhile waits for the same answers.
+        // Concurrent callers wait here for the same results.
         let mut last = self.scraped.lock().await;
         if let Some((at, scraped)) = &*last
             && at.elapsed() < SCRAPE_PAUSE
         {
             return scraped.clone();
         }
-        let mut calls = JoinSet::new();
-        let answering = self.status().into_iter().filter(|status| matches!(status.last, Some(Ok(_))));
-        for (index, TrackerStatus { url, .. }) in answering.enumerate() {
-            let Requests { client, announce, .. } = self.requests.clone();
-            calls.spawn(async move {
+        let mut requests = JoinSet::new();
+        let answered = self.status().into_iter().filter(|status| matches!(status.last, Some(Ok(_))));
+        for (index, TrackerStatus { url, .. }) in answered.enumerate() {
+            let Requester { client, announce, .. } = self.requester.clone();
+            requests.spawn(async move {
                 let counts =
                     async { client.scrape(url.usable().map_err(AnnounceError::clone)?, announce.info_hash).await };
                 let counts =
@@ -139,7 +139,7 @@ impl Announcer {
                 (index, Scraped { url, counts })
             });
         }
-        let mut scraped = calls.join_all().await;
+        let mut scraped = requests.join_all().await;
         scraped.sort_by_key(|(index, _)| *index);
         let scraped: Vec<Scraped> = scraped.into_iter().map(|(_, scraped)| scraped).collect();
         if !scraped.is_empty() {
@@ -148,7 +148,7 @@ impl Announcer {
         scraped
     }
 
-    /// Our address as a tracker sees it (BEP 24), if one said so.
+    /// Returns our own address as reported by a tracker (BEP 24), if any reported it.
     pub fn external_ip(&self) -> Option<IpAddr> {
         let ip = |status: TrackerStatus| status.last?.ok()?.external_ip;
         self.status().into_iter().find_map(ip)
@@ -162,41 +162,41 @@ impl Shared {
     }
 }
 
-/// What a request needs.
+/// Everything that an announce needs besides its [`ScheduledAnnounce`].
 #[derive(Clone, Debug)]
-struct Requests {
+struct Requester {
     announce: Arc<Announce>,
     transferred: Arc<Transferred>,
     client: TrackerClient,
 }
 
-impl Requests {
-    async fn make(self, order: &Order) -> Result<Reply, AnnounceError> {
+impl Requester {
+    async fn announce(self, scheduled: &ScheduledAnnounce) -> Result<Reply, AnnounceError> {
         let counter = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
         let query = Query {
-            event: order.event,
+            event: scheduled.event,
             uploaded: counter(&self.transferred.uploaded),
             downloaded: counter(&self.transferred.downloaded),
             left: counter(&self.transferred.left),
-            tracker_id: order.tracker_id.as_deref(),
+            tracker_id: scheduled.tracker_id.as_deref(),
         };
-        let url = order.url.usable().map_err(AnnounceError::clone)?;
+        let url = scheduled.url.usable().map_err(AnnounceError::clone)?;
         self.client.announce(url, &self.announce, &query).await
     }
 }
 
-struct Driver {
+struct Task {
     schedule: Schedule,
     shared: Arc<Shared>,
-    requests: Requests,
-    in_flight: JoinSet<(Order, Result<Reply, AnnounceError>)>,
-    /// Not yet taken by the session.
+    requester: Requester,
+    in_flight: JoinSet<(ScheduledAnnounce, Result<Reply, AnnounceError>)>,
+    /// Addresses that the session has not taken yet.
     pending: Vec<SocketAddr>,
-    /// When what is due may leave.
-    turn: Option<std::time::Instant>,
+    /// Time of the slot for the announces that are due.
+    slot: Option<std::time::Instant>,
 }
 
-impl Driver {
+impl Task {
     async fn run(mut self, peers: mpsc::Sender<Vec<SocketAddr>>, mut stopped: oneshot::Receiver<Duration>) {
         for status in self.schedule.status(Instant::now().into_std()) {
             if let Some(Err(error)) = status.last {
@@ -206,19 +206,19 @@ impl Driver {
         loop {
             let now = Instant::now().into_std();
             let due = self.schedule.wakeup(now).is_some_and(|at| at <= now);
-            self.turn = due.then(|| self.turn.unwrap_or_else(|| self.requests.client.pace.turn(now)));
-            if due && (self.turn.is_some_and(|turn| turn <= now) || self.shared.urgent.load(Ordering::Relaxed)) {
-                self.turn = None;
-                while let Some(order) = self.schedule.poll(now) {
-                    self.begin(order);
+            self.slot = due.then(|| self.slot.unwrap_or_else(|| self.requester.client.pacer.reserve(now)));
+            if due && (self.slot.is_some_and(|slot| slot <= now) || self.shared.urgent.load(Ordering::Relaxed)) {
+                self.slot = None;
+                while let Some(scheduled) = self.schedule.poll(now) {
+                    self.start(scheduled);
                 }
             }
             self.shared.publish(&self.schedule);
-            let wakeup = self.turn.or_else(|| self.schedule.wakeup(now));
+            let wakeup = self.slot.or_else(|| self.schedule.wakeup(now));
             tokio::select! {
-                // A task panics or is aborted only with the whole program.
-                Some(Ok((order, outcome))) = self.in_flight.join_next() => self.done(order, outcome),
-                () = self.shared.wake.notified() => self.take_wishes(),
+                // A task of the set panics or is aborted only together with the whole program.
+                Some(Ok((scheduled, outcome))) = self.in_flight.join_next() => self.finish(scheduled, outcome),
+                () = self.shared.wake.notified() => self.apply_flags(),
                 room = peers.reserve(), if !self.pending.is_empty() => {
                     let batch = std::mem::take(&mut self.pending);
                     if let Ok(room) = room {
@@ -228,7 +228,7 @@ impl Driver {
                 () = async { match wakeup { Some(at) => sleep_until(at.into()).await, None => pending().await } } => {}
                 limit = &mut stopped => {
                     if let Ok(limit) = limit {
-                        self.farewell(limit).await;
+                        self.announce_stopped(limit).await;
                     }
                     return;
                 }
@@ -236,7 +236,7 @@ impl Driver {
         }
     }
 
-    fn take_wishes(&mut self) {
+    fn apply_flags(&mut self) {
         if self.shared.completed.swap(false, Ordering::Acquire) {
             self.schedule.completed();
         }
@@ -245,9 +245,9 @@ impl Driver {
         }
     }
 
-    fn done(&mut self, order: Order, outcome: Result<Reply, AnnounceError>) {
-        let tracker = &order.url;
-        let words = match &outcome {
+    fn finish(&mut self, scheduled: ScheduledAnnounce, outcome: Result<Reply, AnnounceError>) {
+        let tracker = &scheduled.url;
+        let summary = match &outcome {
             Ok(reply) => format!("{} peers", reply.peers.len()),
             Err(error) => error.to_string(),
         };
@@ -255,57 +255,62 @@ impl Driver {
             let room = MAX_PENDING.saturating_sub(self.pending.len());
             self.pending.extend(reply.peers.iter().take(room));
         }
-        match self.schedule.done(Instant::now().into_std(), order.tracker, order.event, outcome) {
-            Some(News::Failed) => tracing::warn!(%tracker, "announce failed: {words}"),
-            Some(News::Recovered) => tracing::info!(%tracker, "announce succeeds again: {words}"),
-            Some(News::Warned(warning)) => tracing::warn!(%tracker, "tracker warns: {warning}"),
-            None => tracing::debug!(%tracker, event = ?order.event, "announced: {words}"),
+        match self.schedule.finish(Instant::now().into_std(), scheduled.tracker, scheduled.event, outcome) {
+            Some(StatusChange::Failed) => tracing::warn!(%tracker, "announce failed: {summary}"),
+            Some(StatusChange::Recovered) => tracing::info!(%tracker, "announce succeeds again: {summary}"),
+            Some(StatusChange::Warned(warning)) => tracing::warn!(%tracker, "tracker warns: {warning}"),
+            None => tracing::debug!(%tracker, event = ?scheduled.event, "announced: {summary}"),
         }
     }
 
-    fn begin(&mut self, order: Order) {
-        let requests = self.requests.clone();
+    fn start(&mut self, scheduled: ScheduledAnnounce) {
+        let requester = self.requester.clone();
         self.in_flight.spawn(async move {
-            let outcome = requests.make(&order).await;
-            (order, outcome)
+            let outcome = requester.announce(&scheduled).await;
+            (scheduled, outcome)
         });
     }
 
-    /// The last piece may have come just now: trackers count downloads by what they are told of that.
-    async fn tell_completed(&mut self, limit: Duration) {
-        self.take_wishes();
+    /// Announces completion before the task ends. The last piece may have arrived just now, and trackers count
+    /// downloads by these announces.
+    async fn announce_completed(&mut self, limit: Duration) {
+        self.apply_flags();
         let end = Instant::now() + limit;
-        while self.schedule.owes_completed() {
-            while let Some(order) = self.schedule.poll_completed(Instant::now().into_std()) {
-                self.begin(order);
+        while self.schedule.completed_pending() {
+            while let Some(scheduled) = self.schedule.poll_completed(Instant::now().into_std()) {
+                self.start(scheduled);
             }
-            let Ok(Some(Ok((order, outcome)))) = timeout_at(end, self.in_flight.join_next()).await else { return };
-            self.done(order, outcome);
+            let Ok(Some(Ok((scheduled, outcome)))) = timeout_at(end, self.in_flight.join_next()).await else { return };
+            self.finish(scheduled, outcome);
         }
     }
 
-    /// What is still under way would only delay it.
-    async fn farewell(mut self, limit: Duration) {
-        let begun = Instant::now();
-        self.tell_completed(limit / 2).await;
+    /// Announces `stopped` to every tracker that may count us. Announces still in flight would only delay this, so they
+    /// are aborted.
+    async fn announce_stopped(mut self, limit: Duration) {
+        let started = Instant::now();
+        self.announce_completed(limit / 2).await;
         self.in_flight.abort_all();
-        let limit = limit.saturating_sub(begun.elapsed());
-        let mut farewells = JoinSet::new();
-        for (order, counts_us) in self.schedule.stopped() {
-            let requests = self.requests.clone();
-            let limit = if counts_us { limit } else { limit.min(BRIEF_FAREWELL) };
-            farewells.spawn(async move {
-                let pace = requests.client.pace.clone();
-                let in_turn = async {
-                    let _place = pace.farewell().await;
-                    requests.make(&order).await
+        let limit = limit.saturating_sub(started.elapsed());
+        let mut stopping = JoinSet::new();
+        for (scheduled, registered) in self.schedule.stopped() {
+            let requester = self.requester.clone();
+            let limit = if registered { limit } else { limit.min(UNCONFIRMED_STOP_LIMIT) };
+            stopping.spawn(async move {
+                let pacer = requester.client.pacer.clone();
+                let announce = async {
+                    let _permit = pacer.stop_permit().await;
+                    requester.announce(&scheduled).await
                 };
-                let outcome = timeout(limit, in_turn).await;
-                tracing::debug!(tracker = %order.url, failed = ?outcome.map(Result::err), "took leave");
+                let outcome = timeout(limit, announce).await;
+                tracing::debug!(tracker = %scheduled.url, failed = ?outcome.map(Result::err), "announced stopped");
             });
         }
-        if timeout(limit, async { while farewells.join_next().await.is_some() {} }).await.is_err() {
-            tracing::debug!(left = farewells.len(), "some trackers did not hear that we stopped");
+        if timeout(limit, async { while stopping.join_next().await.is_some() {} }).await.is_err() {
+            tracing::debug!(
+                left = stopping.len(),
+                "some trackers were not told that we stopped, because the time limit was reached"
+            );
         }
     }
 }

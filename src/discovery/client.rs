@@ -1,10 +1,10 @@
-//! One door to trackers of every kind.
+//! One interface to HTTP and UDP trackers.
 
 use std::sync::Arc;
 
 use reqwest::Url;
 
-use super::pace::Pace;
+use super::pace::Pacer;
 use super::reply::{self, Reply};
 use super::scrape;
 use super::udp::{UdpClient, UdpLimits};
@@ -14,29 +14,29 @@ use crate::http::{HttpClient, HttpLimits, Purpose, RequestError};
 use crate::metainfo::InfoHash;
 use crate::route::Route;
 
-/// Asks trackers over HTTP, HTTPS and UDP. Cheap to clone; one serves all torrents.
+/// Sends announces and scrapes over HTTP, HTTPS and UDP. Cheap to clone; one serves all torrents.
 #[derive(Clone, Debug)]
 pub struct TrackerClient {
     http: HttpClient,
-    /// `None` behind a proxy: none of ours carries UDP.
+    /// `None` behind a proxy: the proxies that we support carry no UDP.
     udp: Option<UdpClient>,
-    /// Of all torrents.
-    pub(super) pace: Arc<Pace>,
+    /// Shared by all torrents.
+    pub(super) pacer: Arc<Pacer>,
 }
 
 impl TrackerClient {
-    /// A client with the usual limits. Fails if the proxy or the place to bind to cannot be used.
+    /// Creates a client with the default limits. Fails if the proxy or the bind address cannot be used.
     pub fn new(route: Route) -> Result<Self, RequestError> {
         HttpClient::with_route(route, HttpLimits::default()).map(Self::from)
     }
 
-    /// The same way for other requests over HTTP.
+    /// Returns the HTTP client, which uses the same route.
     pub fn http(&self) -> &HttpClient {
         &self.http
     }
 
-    /// Why a tracker cannot be asked by this client, if so.
-    pub(super) fn bar(&self, url: &TrackerUrl) -> Option<AnnounceError> {
+    /// Returns why this client cannot reach a tracker, if so.
+    pub(super) fn unreachable(&self, url: &TrackerUrl) -> Option<AnnounceError> {
         let udp = url.usable().is_ok_and(|url| url.scheme() == "udp");
         (udp && self.udp.is_none()).then_some(AnnounceError::NotThroughProxy)
     }
@@ -52,7 +52,7 @@ impl TrackerClient {
         }
         let (status, body) = self.http.get(announce_url(url, announce, query), Purpose::Announce).await?;
         match reply::parse(&body) {
-            // Some trackers give their reason with an error status; any other body of one says less than the status.
+            // Some trackers send their reason together with an error status. Any other body says less than the status.
             refused @ Err(AnnounceError::Refused { .. }) => refused,
             _ if !status.is_success() => Err(AnnounceError::Status(status.to_string())),
             other => other,
@@ -77,15 +77,15 @@ impl TrackerClient {
 
     #[cfg(test)]
     pub(super) fn with_udp(http: HttpClient, limits: UdpLimits) -> Self {
-        Self { udp: Some(UdpClient::new(http.route().bind.clone(), limits)), http, pace: Arc::default() }
+        Self { udp: Some(UdpClient::new(http.route().bind.clone(), limits)), http, pacer: Arc::default() }
     }
 }
 
 impl From<HttpClient> for TrackerClient {
-    /// Over UDP by the same route.
+    /// Creates a client that sends UDP over the same route.
     fn from(http: HttpClient) -> Self {
         let route = http.route();
         let udp = route.proxy.is_none().then(|| UdpClient::new(route.bind.clone(), UdpLimits::default()));
-        Self { http, udp, pace: Arc::default() }
+        Self { http, udp, pacer: Arc::default() }
     }
 }

@@ -1,6 +1,6 @@
-//! The datagrams of a UDP tracker (BEP 15, 41), from values to bytes and back.
+//! Datagrams of the UDP tracker protocol (BEP 15, 41): encoding of requests, decoding of replies.
 //!
-//! A datagram may be longer than we know it: what follows the known fields is passed over.
+//! Replies may be longer than the fields that we know; the rest is ignored.
 
 use std::time::Duration;
 
@@ -9,20 +9,20 @@ use super::url::{Event, NUM_WANT, Query};
 use super::{Announce, AnnounceError, Answer, Retry, Scrape};
 use crate::metainfo::InfoHash;
 
-/// What a connect request starts with; tells the protocol from others.
+/// Magic number at the start of a connect request (BEP 15).
 const PROTOCOL: u64 = 0x417_2710_1980;
-/// The option that carries path and query of the tracker's URL (BEP 41).
+/// Option type that carries the path and query of the tracker's URL (BEP 41).
 const URL_DATA: u8 = 2;
 
-/// Given by the tracker to whoever can receive at the address that they send from.
+/// Connection id: issued by the tracker as proof that we can receive at our source address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct ConnectionId(pub u64);
 
-/// Tells the reply to one request from all else that may arrive.
+/// Transaction id: matches a reply to its request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct TransactionId(pub u32);
 
-/// The kind of a request and of its reply; an error reply has one of its own.
+/// The action of a request and of its reply. Error replies have an action of their own.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Action {
     Connect = 0,
@@ -30,9 +30,10 @@ pub(super) enum Action {
     Scrape = 2,
 }
 
+/// Action of an error reply.
 const ERROR: u32 = 3;
 
-/// What is asked once there is a connection id. Its bytes but for the ids, which change when it is sent again.
+/// A request without its connection id and transaction id, which change when it is sent again.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Request {
     action: Action,
@@ -40,7 +41,8 @@ pub(super) struct Request {
 }
 
 impl Request {
-    /// `path` is the path and query of the tracker's URL. The tracker takes our address from the datagram.
+    /// Encodes an announce. `path` is the path and query of the tracker's URL. The IP field stays 0, so the tracker
+    /// uses the source address of the datagram.
     pub fn announce(announce: &Announce, query: &Query, path: &str) -> Self {
         let (event, num_want) = match query.event {
             None => (0u32, NUM_WANT),
@@ -65,7 +67,7 @@ impl Request {
         Self { action: Action::Announce, rest }
     }
 
-    /// One torrent's counts.
+    /// Encodes a scrape of one torrent.
     pub fn scrape(info_hash: InfoHash) -> Self {
         Self { action: Action::Scrape, rest: info_hash.0.to_vec() }
     }
@@ -79,7 +81,7 @@ impl Request {
     }
 }
 
-/// The request for a connection id.
+/// Encodes a connect request, which asks for a connection id.
 pub(super) fn connect(transaction: TransactionId) -> [u8; 16] {
     head(PROTOCOL, Action::Connect, transaction)
 }
@@ -88,40 +90,39 @@ fn head(first: u64, action: Action, transaction: TransactionId) -> [u8; 16] {
     (u128::from(first) << 64 | u128::from(action as u32) << 32 | u128::from(transaction.0)).to_be_bytes()
 }
 
-/// What a datagram is to the request that waits.
+/// A received datagram, judged against the request that is waiting.
 #[derive(PartialEq, Debug)]
 pub(super) enum Received<'a> {
-    /// No reply to this request.
+    /// Not a reply to this request.
     Stray,
-    /// Its reply: what follows the ids.
+    /// The reply: the bytes after the action and the transaction id.
     Reply(&'a [u8]),
-    /// The tracker said no, or nonsense.
-    Fault(AnnounceError),
+    /// An error reply, or a reply with the wrong action.
+    Error(AnnounceError),
 }
 
-/// Reads the head of a datagram against the request that it should answer.
-pub(super) fn receive(datagram: &[u8], action: Action, transaction: TransactionId) -> Received<'_> {
+/// Parses the action and transaction id of a datagram.
+pub(super) fn parse(datagram: &[u8], action: Action, transaction: TransactionId) -> Received<'_> {
     let Some((&[a, b, c, d, ids @ ..], body)) = datagram.split_first_chunk::<8>() else { return Received::Stray };
     if ids != transaction.0.to_be_bytes() {
         return Received::Stray;
     }
     match u32::from_be_bytes([a, b, c, d]) {
         theirs if theirs == action as u32 => Received::Reply(body),
-        ERROR => Received::Fault(reply::refused(body, Retry::BackOff)),
-        theirs => Received::Fault(AnnounceError::Garbage(format!("it answers with action {theirs}"))),
+        ERROR => Received::Error(reply::refused(body, Retry::BackOff)),
+        theirs => Received::Error(AnnounceError::Garbage(format!("it replied with action {theirs}"))),
     }
 }
 
-/// The reply to a connect request.
-pub(super) fn connected(body: &[u8]) -> Result<ConnectionId, AnnounceError> {
+/// Parses the reply to a connect request.
+pub(super) fn parse_connect(body: &[u8]) -> Result<ConnectionId, AnnounceError> {
     let id = body.first_chunk().ok_or_else(too_short)?;
     Ok(ConnectionId(u64::from_be_bytes(*id)))
 }
 
-/// The reply to an announce; the family of the tracker's address (`v6`) is that of the peers' addresses. Says nothing
-/// of when to ask again but by `interval`.
-pub(super) fn announced(body: &[u8], v6: bool) -> Result<Reply, AnnounceError> {
-    // So opentracker answers for a torrent that is not on its list.
+/// Parses the reply to an announce. Peers have the address family of the tracker's own address (`v6`).
+pub(super) fn parse_announce(body: &[u8], v6: bool) -> Result<Reply, AnnounceError> {
+    // opentracker answers with an empty body if the torrent is not on its allow-list.
     if body.is_empty() {
         return Err(reply::refused(body, Retry::BackOff));
     }
@@ -145,8 +146,8 @@ pub(super) fn announced(body: &[u8], v6: bool) -> Result<Reply, AnnounceError> {
     })
 }
 
-/// The reply to a scrape of one torrent.
-pub(super) fn scraped(body: &[u8]) -> Result<Scrape, AnnounceError> {
+/// Parses the reply to a scrape of one torrent.
+pub(super) fn parse_scrape(body: &[u8]) -> Result<Scrape, AnnounceError> {
     let ([seeders, downloads, leechers], _) = numbers(body)?;
     let [seeders, downloads, leechers] = [seeders, downloads, leechers].map(|count| Some(count.into()));
     Ok(Scrape { seeders, leechers, downloads })
@@ -159,7 +160,7 @@ fn numbers(body: &[u8]) -> Result<([u32; 3], &[u8]), AnnounceError> {
 }
 
 fn too_short() -> AnnounceError {
-    AnnounceError::Garbage("it is cut short".into())
+    AnnounceError::Garbage("the reply is truncated".into())
 }
 
 #[cfg(test)]
@@ -188,15 +189,15 @@ mod tests {
     }
 
     #[test]
-    fn connect_as_the_specification_has_it() {
+    fn connect_follows_the_specification() {
         assert_eq!(connect(TRANSACTION), *b"\x00\x00\x04\x17\x27\x10\x19\x80\0\0\0\0\xde\xad\xbe\xef");
         let reply = b"\0\0\0\0\xde\xad\xbe\xef\x01\x02\x03\x04\x05\x06\x07\x08 and more";
-        let Received::Reply(body) = receive(reply, Action::Connect, TRANSACTION) else { panic!() };
-        assert_eq!(connected(body), Ok(ID));
+        let Received::Reply(body) = parse(reply, Action::Connect, TRANSACTION) else { panic!() };
+        assert_eq!(parse_connect(body), Ok(ID));
     }
 
     #[test]
-    fn announce_as_the_specification_has_it() {
+    fn announce_follows_the_specification() {
         let expected = [
             b"\x01\x02\x03\x04\x05\x06\x07\x08".as_slice(),
             b"\0\0\0\x01\xde\xad\xbe\xef",
@@ -220,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn the_url_is_told_in_options() {
+    fn the_url_is_sent_in_options() {
         // The example of BEP 41.
         assert_eq!(announce(None, "/dir?a=b&c=d")[98..], *b"\x02\x0c/dir?a=b&c=d");
         let long = "/".repeat(256);
@@ -230,76 +231,76 @@ mod tests {
     }
 
     #[test]
-    fn announced_in_both_families() {
+    fn announce_replies_of_both_families_are_parsed() {
         let head = b"\0\0\x07\x08\0\0\0\x05\0\0\0\x09".as_slice();
-        let reply = announced(&[head, b"\x7f\0\0\x01\x1a\xe1\0\0\0\0\0\x01torn"].concat(), false).unwrap();
+        let reply = parse_announce(&[head, b"\x7f\0\0\x01\x1a\xe1\0\0\0\0\0\x01torn"].concat(), false).unwrap();
         assert_eq!(reply.peers, ["127.0.0.1:6881".parse::<SocketAddr>().unwrap()]);
         assert_eq!(reply.interval, Some(Duration::from_secs(1800)));
         let expected = Answer { seeders: Some(9), leechers: Some(5), peers: 1, ..Answer::default() };
         assert_eq!(reply.answer, expected);
-        let reply = announced(&[head, &[0x20; 16], b"\0\x07"].concat(), true).unwrap();
+        let reply = parse_announce(&[head, &[0x20; 16], b"\0\x07"].concat(), true).unwrap();
         assert_eq!(reply.peers, ["[2020:2020:2020:2020:2020:2020:2020:2020]:7".parse::<SocketAddr>().unwrap()]);
-        assert_eq!(announced(&[0; 12], false).unwrap().interval, None);
-        assert_eq!(announced(&[0xff; 12], false).unwrap().interval, None);
-        assert!(matches!(announced(&[0; 11], false), Err(AnnounceError::Garbage(_))));
-        assert!(matches!(announced(&[], false), Err(AnnounceError::Refused { .. })));
+        assert_eq!(parse_announce(&[0; 12], false).unwrap().interval, None);
+        assert_eq!(parse_announce(&[0xff; 12], false).unwrap().interval, None);
+        assert!(matches!(parse_announce(&[0; 11], false), Err(AnnounceError::Garbage(_))));
+        assert!(matches!(parse_announce(&[], false), Err(AnnounceError::Refused { .. })));
     }
 
     #[test]
-    fn scrape_both_ways() {
+    fn a_scrape_is_encoded_and_its_reply_parsed() {
         let request = Request::scrape(InfoHash([0xaa; 20])).encode(ID, TRANSACTION);
         assert_eq!(request[8..], [b"\0\0\0\x02\xde\xad\xbe\xef".as_slice(), &[0xaa; 20]].concat());
         let counts = Scrape { seeders: Some(1), downloads: Some(2), leechers: Some(3) };
-        assert_eq!(scraped(b"\0\0\0\x01\0\0\0\x02\0\0\0\x03more"), Ok(counts));
-        assert!(scraped(b"\0\0\0\x01").is_err());
+        assert_eq!(parse_scrape(b"\0\0\0\x01\0\0\0\x02\0\0\0\x03more"), Ok(counts));
+        assert!(parse_scrape(b"\0\0\0\x01").is_err());
     }
 
     #[test]
-    fn what_is_no_reply_to_us() {
+    fn unrelated_and_wrong_replies_are_told_apart() {
         for (datagram, expected) in [
             (b"".as_slice(), Received::Stray),
             (b"\0\0\0\x01\xde\xad\xbe", Received::Stray),
             (b"\0\0\0\x01\xde\xad\xbe\xee", Received::Stray),
             (b"\0\0\0\x03\xde\xad\xbe\xee no", Received::Stray),
-            (b"\0\0\0\x02\xde\xad\xbe\xef", Received::Fault(AnnounceError::Garbage("it answers with action 2".into()))),
+            (b"\0\0\0\x02\xde\xad\xbe\xef", Received::Error(AnnounceError::Garbage("it replied with action 2".into()))),
             (
                 b"\0\0\0\x03\xde\xad\xbe\xefnot\r\nhere\0",
-                Received::Fault(AnnounceError::Refused { reason: "not here".into(), retry: Retry::BackOff }),
+                Received::Error(AnnounceError::Refused { reason: "not here".into(), retry: Retry::BackOff }),
             ),
             (
                 b"\0\0\0\x03\xde\xad\xbe\xef",
-                Received::Fault(AnnounceError::Refused { reason: "no reason given".into(), retry: Retry::BackOff }),
+                Received::Error(AnnounceError::Refused { reason: "no reason given".into(), retry: Retry::BackOff }),
             ),
         ] {
-            assert_eq!(receive(datagram, Action::Announce, TRANSACTION), expected);
+            assert_eq!(parse(datagram, Action::Announce, TRANSACTION), expected);
         }
     }
 
     proptest! {
         #[test]
-        fn any_datagram_is_survived(datagram: Vec<u8>, v6: bool) {
-            let _ = receive(&datagram, Action::Announce, TRANSACTION);
-            let _ = connected(&datagram);
-            let _ = scraped(&datagram);
-            if let Ok(reply) = announced(&datagram, v6) {
+        fn arbitrary_datagrams_do_not_panic(datagram: Vec<u8>, v6: bool) {
+            let _ = parse(&datagram, Action::Announce, TRANSACTION);
+            let _ = parse_connect(&datagram);
+            let _ = parse_scrape(&datagram);
+            if let Ok(reply) = parse_announce(&datagram, v6) {
                 let each = if v6 { 18 } else { 6 };
                 prop_assert!(reply.peers.len() <= datagram.len() / each);
                 prop_assert!(reply.peers.iter().all(|peer| peer.port() != 0));
             }
         }
 
-        /// A tracker that understands BEP 41 gets the URL back whole.
+        /// A tracker that implements BEP 41 gets the whole URL back.
         #[test]
-        fn any_url_survives(path in "/[a-z0-9?&=%]{0,1000}") {
+        fn any_url_round_trips(path in "/[a-z0-9?&=%]{0,1000}") {
             let datagram = announce(None, &path);
-            let (mut rest, mut told) = (&datagram[98..], Vec::<u8>::new());
+            let (mut rest, mut received) = (&datagram[98..], Vec::<u8>::new());
             while let [URL_DATA, len, data @ ..] = rest {
                 let (part, next) = data.split_at(usize::from(*len));
-                told.extend(part);
+                received.extend(part);
                 rest = next;
             }
             prop_assert!(rest.is_empty());
-            prop_assert_eq!(told, path.as_bytes());
+            prop_assert_eq!(received, path.as_bytes());
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A `.torrent` file by its URL.
+//! Download of a `.torrent` file by its URL.
 
 use std::time::Duration;
 
@@ -8,29 +8,30 @@ use crate::http::{HttpClient, HttpLimits, Purpose, RequestError};
 use crate::metainfo::MAX_TORRENT_LEN;
 use crate::util::printable;
 
-/// Why a URL gives no `.torrent` file. One line each; never shows the URL, which may hold a secret.
+/// The reason why a URL yields no `.torrent` file. One line each, without the URL, which may hold a secret.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FetchError {
-    /// Not a URL, or one of another kind.
+    /// Not a URL, or not an HTTP URL.
     #[error("this is not an http or https URL")]
     NotAUrl,
-    /// The transport's reason.
+    /// The request failed.
     #[error("{0}")]
     Http(RequestError),
-    /// The server says no.
+    /// The server answered with an unsuccessful status.
     #[error("the server answers {0}")]
     Status(String),
-    /// Most likely a page to log in or to click on.
+    /// The answer is HTML, most likely a login page or a download page.
     #[error("the server sent a web page, not a .torrent file; give the link of the file itself")]
     WebPage,
 }
 
-/// Fetches what a user's URL names, by `client`'s way: bounded in time (1 min) and size, and not yet looked into.
+/// Downloads the file at a URL that the user gave, over `client`'s route. The request takes at most one minute and the
+/// body has at most [`MAX_TORRENT_LEN`] bytes; its content is not checked.
 pub async fn fetch_torrent(client: &HttpClient, url: &str) -> Result<Vec<u8>, FetchError> {
     let url = Url::parse(url).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
     let limits = HttpLimits { total: Duration::from_secs(60), body: MAX_TORRENT_LEN, ..HttpLimits::default() };
     let client = client.limited(limits).map_err(FetchError::Http)?;
-    let (status, body) = client.get(url.ok_or(FetchError::NotAUrl)?, Purpose::Own).await.map_err(FetchError::Http)?;
+    let (status, body) = client.get(url.ok_or(FetchError::NotAUrl)?, Purpose::User).await.map_err(FetchError::Http)?;
     if !status.is_success() {
         return Err(FetchError::Status(printable(status.to_string().as_bytes(), 100)));
     }

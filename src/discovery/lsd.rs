@@ -1,18 +1,17 @@
-//! Local service discovery: peers in the same network, found by multicast (BEP 14).
+//! Local service discovery: peers in the local network, found by multicast (BEP 14).
 //!
-//! An [`Lsd`] is the session's, one task; an [`LsdTorrent`] is one torrent in it. A torrent is announced when it comes
-//! and every five minutes, several in one datagram; between two datagrams is a second. What is heard counts only for
-//! torrents that are registered: the sender's address and the port that it names.
+//! An [`Lsd`] is one task of the session; an [`LsdTorrent`] is one torrent registered in it. A torrent is announced at
+//! registration and every five minutes, several torrents in one datagram, with a second between two datagrams. A
+//! received announce yields the sender's address with the announced port, and only for torrents that are registered.
 //!
-//! It speaks on the network interface that the kernel takes for multicast (that of the default route), and listens
-//! there and on loopback; or it does both at one address only. A machine without multicast is an ordinary machine: one
-//! line in the log for debugging, and nothing is found.
+//! The task sends on the kernel's multicast interface (that of the default route) and receives there and on loopback,
+//! or does both on one bound address only. On a machine without multicast it logs a debug line and finds nothing.
 //!
-//! Bounds: a datagram of 1,400 bytes, of which 32 torrents are taken; 20 datagrams in 10 s from one address; 256
+//! Bounds: datagrams of 1,400 bytes, of which 32 torrents are read; 20 datagrams in 10 s from one address; 256
 //! addresses.
 //!
-//! Not here: announces on every interface of a machine that has several. That private torrents stay out (BEP 27) is
-//! the caller's to see to.
+//! Not implemented: announces on every interface of a machine that has several. The caller must not register private
+//! torrents (BEP 27).
 
 use std::collections::HashMap;
 use std::io;
@@ -29,33 +28,36 @@ use crate::metainfo::InfoHash;
 use crate::route::Bind;
 use crate::util::lock;
 
+/// Multicast group on IPv4 (BEP 14).
 const GROUP_V4: Ipv4Addr = Ipv4Addr::new(239, 192, 152, 143);
+/// Multicast group on IPv6 (BEP 14).
 const GROUP_V6: Ipv6Addr = Ipv6Addr::new(0xff15, 0, 0, 0, 0, 0, 0xefc0, 0x988f);
+/// UDP port of both groups (BEP 14).
 const PORT: u16 = 6771;
-/// More is not read, and not sent: it must cross the network in one piece.
+/// Longest datagram sent or read, in bytes: it must cross the network unfragmented.
 const MAX_DATAGRAM: usize = 1400;
-/// Torrents in a datagram: at 52 bytes each with the rest they stay under the limit.
+/// Torrents in one datagram of ours. At 52 bytes each they stay under `MAX_DATAGRAM`.
 const MAX_HASHES: usize = 24;
-/// Torrents taken from one.
-const MAX_HEARD: usize = 32;
-/// How often a torrent is announced.
+/// Torrents read from one datagram.
+const MAX_HASHES_READ: usize = 32;
+/// Interval at which a torrent is announced (BEP 14).
 const INTERVAL: Duration = Duration::from_secs(5 * 60);
-/// Between two datagrams, and before the first: torrents that come together go together.
-const GAP: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
-/// So many datagrams from one address in so much time are read.
+/// Delay before the first datagram, so that torrents added together share it, and time between two datagrams.
+const SPACING: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+/// Datagrams read from one address, and the period in which they are counted.
 const RATE: (u32, Duration) = (20, Duration::from_secs(10));
-/// Addresses counted.
+/// Addresses counted at a time. Bounds the memory that a flood can use.
 const MAX_SOURCES: usize = 256;
-/// How far an announce goes: the groups reach over an organisation.
+/// Hop limit of announces: the groups have organisation scope.
 const HOPS: u32 = 4;
 
-/// What an announce says.
+/// The content of an announce.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Announce {
-    /// Where the sender takes peers.
+    /// Port on which the sender accepts peers.
     port: u16,
     hashes: Vec<InfoHash>,
-    /// By which a sender knows its own.
+    /// Value by which a sender recognizes its own announces.
     cookie: Option<String>,
 }
 
@@ -71,7 +73,8 @@ impl Announce {
         text + "\r\n\r\n"
     }
 
-    /// `None`: not an announce, or one without a port. Headers in any case and order; unknown ones are passed over.
+    /// Decodes an announce. Returns `None` for other text and for an announce without a port. Headers may have any case
+    /// and order; unknown ones are ignored.
     fn decode(bytes: &[u8]) -> Option<Self> {
         let text = str::from_utf8(bytes.get(..MAX_DATAGRAM.min(bytes.len()))?).ok()?;
         let mut lines = text.split("\r\n");
@@ -85,7 +88,7 @@ impl Announce {
             let value = value.trim();
             match name.to_ascii_lowercase().as_str() {
                 "port" => port = value.parse().ok().filter(|port| *port != 0),
-                "infohash" if hashes.len() < MAX_HEARD => hashes.extend(value.parse::<InfoHash>()),
+                "infohash" if hashes.len() < MAX_HASHES_READ => hashes.extend(value.parse::<InfoHash>()),
                 "cookie" => cookie = Some(value.to_owned()),
                 _ => {}
             }
@@ -98,11 +101,11 @@ impl Announce {
 #[derive(Debug)]
 pub struct Lsd {
     shared: Arc<Shared>,
-    /// Dropped with it, which the task notices.
+    /// Dropped together with this value, which ends the task.
     _stop: oneshot::Sender<()>,
 }
 
-/// A torrent that is announced and listened for. Dropping it ends that.
+/// A registered torrent. Dropping it ends its announces and its search.
 #[derive(Debug)]
 pub struct LsdTorrent {
     _alive: Arc<()>,
@@ -119,13 +122,13 @@ struct Torrent {
     info_hash: InfoHash,
     port: u16,
     peers: mpsc::Sender<Vec<SocketAddr>>,
-    /// Gone when the torrent is dropped.
+    /// Expires when the [`LsdTorrent`] is dropped.
     alive: Weak<()>,
     announced: Option<Instant>,
 }
 
 impl Shared {
-    /// Nothing panics while it holds the lock.
+    /// Locks the list and removes the torrents that were dropped.
     fn torrents(&self) -> MutexGuard<'_, Vec<Torrent>> {
         let mut torrents = lock(&self.torrents);
         torrents.retain(|torrent| torrent.alive.strong_count() > 0 && !torrent.peers.is_closed());
@@ -134,17 +137,17 @@ impl Shared {
 }
 
 impl Lsd {
-    /// Starts the task on the current tokio runtime: at that address or interface alone, else on every family that the
-    /// machine has. It never fails: where there is no multicast nothing is found.
+    /// Starts the task on the current tokio runtime: on one address or interface if `bind` names one, else on every
+    /// address family of the machine. Never fails: without multicast it finds nothing.
     pub fn start(bind: &Bind) -> Self {
         let shared = Arc::new(Shared::default());
         let (stop, stopped) = oneshot::channel();
-        tokio::spawn(Driver::new(bind, shared.clone()).run(stopped));
+        tokio::spawn(Task::new(bind, shared.clone()).run(stopped));
         Self { shared, _stop: stop }
     }
 
-    /// Announces a torrent, whose peers are taken on `port`, and passes on who else has it: one address at a time, and
-    /// none while `peers` is full.
+    /// Announces a torrent whose peers connect to `port`, and sends the addresses of other peers to `peers`, one at a
+    /// time. An address is dropped while the channel is full.
     pub fn register(&self, info_hash: InfoHash, port: u16, peers: mpsc::Sender<Vec<SocketAddr>>) -> LsdTorrent {
         let alive = Arc::new(());
         let torrent = Torrent { info_hash, port, peers, alive: Arc::downgrade(&alive), announced: None };
@@ -154,7 +157,7 @@ impl Lsd {
     }
 }
 
-/// A socket in the group of a family, and where to send.
+/// A socket in the multicast group of one address family.
 #[derive(Debug)]
 struct Group {
     socket: UdpSocket,
@@ -162,7 +165,7 @@ struct Group {
 }
 
 impl Group {
-    /// The group as it stands in the `Host` header.
+    /// Returns the group as written in the `Host` header.
     fn host(&self) -> String {
         SocketAddr::new(self.to.ip(), PORT).to_string()
     }
@@ -176,11 +179,12 @@ impl Group {
                 socket.set_multicast_if_v4(ip)?;
             }
             Bind::Interface(name) => {
-                socket.join_multicast_v4_n(&GROUP_V4, &InterfaceIndexOrAddress::Index(number_of(name)?))?;
+                socket.join_multicast_v4_n(&GROUP_V4, &InterfaceIndexOrAddress::Index(interface_index(name)?))?;
             }
             Bind::Anywhere | Bind::Address(IpAddr::V6(_)) => {
                 socket.join_multicast_v4(&GROUP_V4, &Ipv4Addr::UNSPECIFIED)?;
-                // Other programs of this machine announce there; without such an interface nobody does.
+                // Programs on this machine may announce on loopback. Where it has no multicast, this fails and nobody
+                // does.
                 let _ = socket.join_multicast_v4(&GROUP_V4, &Ipv4Addr::LOCALHOST);
             }
         }
@@ -191,9 +195,9 @@ impl Group {
 
     fn v6(bind: &Bind) -> io::Result<Self> {
         let interface = match bind {
-            Bind::Address(IpAddr::V6(ip)) => interface_of(*ip)?,
-            Bind::Interface(name) => number_of(name)?,
-            // The one that the kernel takes.
+            Bind::Address(IpAddr::V6(ip)) => interface_with(*ip)?,
+            Bind::Interface(name) => interface_index(name)?,
+            // The kernel's choice.
             Bind::Anywhere | Bind::Address(IpAddr::V4(_)) => 0,
         };
         let socket = open((GROUP_V6, PORT).into(), bind)?;
@@ -206,28 +210,28 @@ impl Group {
     }
 }
 
-/// Bound to the group, so that it hears nothing that is sent to this machine alone.
+/// Opens a socket bound to the group address, so that it receives no unicast datagrams.
 fn open(group: SocketAddr, bind: &Bind) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(group), Type::DGRAM, Some(Protocol::UDP))?;
     if group.is_ipv6() {
         socket.set_only_v6(true)?;
     }
-    // Every BitTorrent program on the machine listens there.
+    // Every BitTorrent program on the machine listens on this port.
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
-    bind.tie(&socket)?;
+    bind.bind_device(&socket)?;
     socket.bind(&group.into())?;
     Ok(socket)
 }
 
-/// The number of the interface of this name.
-fn number_of(name: &str) -> io::Result<u32> {
+/// Returns the index of the interface with this name.
+fn interface_index(name: &str) -> io::Result<u32> {
     let text = std::fs::read_to_string(format!("/sys/class/net/{name}/ifindex"))?;
     text.trim().parse().map_err(io::Error::other)
 }
 
-/// The number of the interface that has the address.
-fn interface_of(ip: Ipv6Addr) -> io::Result<u32> {
+/// Returns the index of the interface with this address.
+fn interface_with(ip: Ipv6Addr) -> io::Result<u32> {
     let digits = format!("{:032x}", ip.to_bits());
     let table = std::fs::read_to_string("/proc/net/if_inet6")?;
     let line = table.lines().find(|line| line.starts_with(&digits));
@@ -235,17 +239,17 @@ fn interface_of(ip: Ipv6Addr) -> io::Result<u32> {
     number.ok_or_else(|| io::ErrorKind::AddrNotAvailable.into())
 }
 
-struct Driver {
+struct Task {
     groups: [Option<Group>; 2],
     shared: Arc<Shared>,
     cookie: String,
-    /// No datagram leaves before.
+    /// Earliest time of the next datagram.
     next: Instant,
-    /// Datagrams of each address since.
+    /// Start of the counting period and number of datagrams, by sender.
     sources: HashMap<IpAddr, (Instant, u32)>,
 }
 
-impl Driver {
+impl Task {
     fn new(bind: &Bind, shared: Arc<Shared>) -> Self {
         let (v4, v6) = match bind.address() {
             Some(IpAddr::V4(_)) => (Some(Group::v4(bind)), None),
@@ -253,15 +257,15 @@ impl Driver {
             None => (Some(Group::v4(bind)), Some(Group::v6(bind))),
         };
         let groups = [v4, v6].map(|group| {
-            group?.inspect_err(|error| tracing::debug!("no local discovery in one of the IP versions: {error}")).ok()
+            group?.inspect_err(|error| tracing::debug!("no local discovery over one of IPv4 and IPv6: {error}")).ok()
         });
         let cookie = format!("torrentfs-{:016x}", rand::random::<u64>());
-        Self { groups, shared, cookie, next: Instant::now() + GAP.0, sources: HashMap::new() }
+        Self { groups, shared, cookie, next: Instant::now() + SPACING.0, sources: HashMap::new() }
     }
 
     async fn run(mut self, mut stopped: oneshot::Receiver<()>) {
         for group in self.groups.iter().flatten() {
-            // Before the runtime knows that there is room to send it refuses every datagram.
+            // Before the runtime knows that the socket is writable, `try_send_to` refuses every datagram.
             let _ = group.socket.writable().await;
         }
         let mut buffers = [[0; MAX_DATAGRAM], [0; MAX_DATAGRAM]];
@@ -270,17 +274,17 @@ impl Driver {
             let [v4, v6] = &self.groups;
             let [buffer4, buffer6] = &mut buffers;
             tokio::select! {
-                (len, from) = receive(v4, buffer4) => self.hear(Instant::now(), from, &buffer4[..len]),
-                (len, from) = receive(v6, buffer6) => self.hear(Instant::now(), from, &buffer6[..len]),
-                () = self.shared.wake.notified() => self.next = self.next.max(Instant::now() + GAP.0),
+                (len, from) = receive(v4, buffer4) => self.handle_datagram(Instant::now(), from, &buffer4[..len]),
+                (len, from) = receive(v6, buffer6) => self.handle_datagram(Instant::now(), from, &buffer6[..len]),
+                () = self.shared.wake.notified() => self.next = self.next.max(Instant::now() + SPACING.0),
                 () = sleep_until(wakeup.into()) => {}
-                // Only ever dropped.
+                // The sender is only ever dropped.
                 _ = &mut stopped => return,
             }
         }
     }
 
-    /// Sends what is due, one datagram to each group, and says when more will be.
+    /// Sends one due datagram to each group and returns the time of the next.
     fn announce(&mut self, now: Instant) -> Instant {
         let mut torrents = self.shared.torrents();
         let due = |torrent: &Torrent| torrent.announced.map_or(now, |at| at + INTERVAL);
@@ -306,12 +310,12 @@ impl Driver {
                 tracing::debug!("local announce to {} not sent: {error}", group.to);
             }
         }
-        self.next = now + GAP.1;
+        self.next = now + SPACING.1;
         self.next
     }
 
-    fn hear(&mut self, now: Instant, from: SocketAddr, bytes: &[u8]) {
-        if !self.admit(now, from.ip()) {
+    fn handle_datagram(&mut self, now: Instant, from: SocketAddr, bytes: &[u8]) {
+        if !self.allow(now, from.ip()) {
             return;
         }
         let Some(announce) = Announce::decode(bytes).filter(|announce| announce.cookie.as_ref() != Some(&self.cookie))
@@ -321,12 +325,12 @@ impl Driver {
         let mut peer = from;
         peer.set_port(announce.port);
         for torrent in self.shared.torrents().iter().filter(|torrent| announce.hashes.contains(&torrent.info_hash)) {
-            // A full channel has peers enough; this one will announce itself again.
+            // If the channel is full the torrent has peers enough, and this peer will announce itself again.
             let _ = torrent.peers.try_send(vec![peer]);
         }
     }
 
-    fn admit(&mut self, now: Instant, ip: IpAddr) -> bool {
+    fn allow(&mut self, now: Instant, ip: IpAddr) -> bool {
         let is_over = |since: Instant| now.saturating_duration_since(since) >= RATE.1;
         if !self.sources.contains_key(&ip) && self.sources.len() >= MAX_SOURCES {
             self.sources.retain(|_, (since, _)| !is_over(*since));
@@ -349,7 +353,7 @@ async fn receive(group: &Option<Group>, buffer: &mut [u8]) -> (usize, SocketAddr
         match group.socket.recv_from(buffer).await {
             Ok(received) => return received,
             Err(error) => {
-                tracing::debug!("the socket of local discovery failed: {error}");
+                tracing::debug!("cannot receive from the socket of local discovery: {error}");
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
         }
@@ -365,7 +369,7 @@ mod tests {
     const HASH: InfoHash = InfoHash([0xab; 20]);
 
     #[test]
-    fn as_the_specification_has_it() {
+    fn announces_follow_the_specification() {
         let announce = Announce { port: 6881, hashes: vec![HASH], cookie: Some("me".into()) };
         let text = announce.encode("239.192.152.143:6771");
         let hex = "ab".repeat(20);
@@ -377,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn the_fullest_datagram_is_short_enough() {
+    fn the_fullest_datagram_fits() {
         let cookie = Some(format!("torrentfs-{:016x}", u64::MAX));
         let announce = Announce { port: 65535, hashes: vec![HASH; MAX_HASHES], cookie };
         let text = announce.encode("[ff15::efc0:988f]:6771");
@@ -386,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn strict_in_what_matters() {
+    fn malformed_announces_are_rejected() {
         let hex = "AB".repeat(20);
         let full = |port: &str| format!("BT-SEARCH * HTTP/1.1\r\nX-New: 1\r\nPORT:{port}\r\ninfohash:{hex}\r\n\r\n");
         assert_eq!(Announce::decode(full("7").as_bytes()).unwrap().hashes, [HASH]);
@@ -397,24 +401,24 @@ mod tests {
         let bad_hash = full("7").replace("ABAB", "AB");
         assert!(Announce::decode(bad_hash.as_bytes()).unwrap().hashes.is_empty());
         let many = format!("BT-SEARCH * HTTP/1.1\r\nPort: 7\r\n{}\r\n", format!("Infohash: {hex}\r\n").repeat(26));
-        assert!(Announce::decode(many.as_bytes()).is_none_or(|announce| announce.hashes.len() <= MAX_HEARD));
+        assert!(Announce::decode(many.as_bytes()).is_none_or(|announce| announce.hashes.len() <= MAX_HASHES_READ));
     }
 
     #[tokio::test]
-    async fn who_shouts_is_not_heard_for_a_while() {
-        let mut driver = Driver::new(&Bind::Address([127, 0, 0, 1].into()), Arc::default());
+    async fn a_flooding_address_is_ignored_for_a_while() {
+        let mut task = Task::new(&Bind::Address([127, 0, 0, 1].into()), Arc::default());
         let (now, ip) = (Instant::now(), IpAddr::from([10, 0, 0, 1]));
-        assert_eq!((0..100).filter(|_| driver.admit(now, ip)).count(), RATE.0 as usize);
-        assert!(driver.admit(now + RATE.1, ip));
+        assert_eq!((0..100).filter(|_| task.allow(now, ip)).count(), RATE.0 as usize);
+        assert!(task.allow(now + RATE.1, ip));
         for n in 0..2000_u32 {
-            driver.admit(now, IpAddr::from(n.to_be_bytes()));
+            task.allow(now, IpAddr::from(n.to_be_bytes()));
         }
-        assert!(driver.sources.len() <= MAX_SOURCES);
+        assert!(task.sources.len() <= MAX_SOURCES);
     }
 
     proptest! {
         #[test]
-        fn strangers_do_no_harm(bytes in proptest::collection::vec(any::<u8>(), 0..200), text in ".*") {
+        fn arbitrary_text_does_not_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), text in ".*") {
             let _ = Announce::decode(&bytes);
             let _ = Announce::decode(format!("BT-SEARCH * HTTP/1.1\r\n{text}").as_bytes());
         }

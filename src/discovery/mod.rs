@@ -1,24 +1,19 @@
-//! Finding peers: trackers over HTTP and UDP (BEP 3, 7, 12, 15, 23, 24, 31, 41, 48), the DHT, local discovery.
+//! Peer discovery: trackers over HTTP and UDP (BEP 3, 7, 12, 15, 23, 24, 31, 41, 48), the DHT, local discovery.
 //!
-//! An [`Announcer`] is one torrent's task: it tells the torrent's trackers what we have and passes on the peer
-//! addresses that they give. It owns which tracker is asked when; it knows nothing of peers but their addresses, and
-//! nothing of what becomes of them.
+//! An [`Announcer`] is one torrent's task: it announces our progress to the torrent's trackers and passes on the peer
+//! addresses that they return. It decides which tracker to ask and when. It does not know what becomes of an address.
 //!
-//! - `url`: tracker URLs and the announce query. `mask`: URLs as they may be shown.
-//! - `reply`, `scrape`, `datagram`: a tracker's answer from bytes to values, bounded before it is believed.
+//! - `url`: tracker URLs and the announce query.
+//! - `reply`, `scrape`, `datagram`: decode a tracker's answers and bound what they contain.
 //! - `schedule`: tiers, intervals, back-off and events; pure, with time as an argument.
-//! - `local`: what a stranger's URL may reach; pure. `resolve`: names, by that rule.
-//! - `http`: bounded GETs; `udp`: an exchange of datagrams; `client`: one door to both.
-//! - `pace`: many torrents' announces, spread out.
-//! - `announcer`: the task that joins them. `fetch`: a `.torrent` file by its URL.
+//! - `udp`: requests over UDP; `client`: one interface to UDP and HTTP trackers.
+//! - `pace`: spreads the announces of many torrents over time.
+//! - `announcer`: the task that combines them. `fetch`: downloads a `.torrent` file.
+//! - `dht`, `lsd`: the other two sources of peers, independent of the rest.
 //!
-//! Invariants: a tracker is asked again no sooner than it allows, and of many torrents one after the other, but for one
-//! that somebody reads; every request ends in a bounded time with a bounded
-//! reply; a passkey in a URL is never shown (`Display` masks it); a fault is logged when it changes, not each time; a
-//! URL from a torrent reaches of the local network only what looks like a tracker's announce; behind a proxy nothing
-//! leaves around it.
-//!
-//! `dht` and `lsd` stand beside this: see there.
+//! Invariants: a tracker is asked no sooner than it allows; the announces of many torrents are spread out, except for a
+//! torrent that is being read; every request ends in bounded time with a bounded reply; a passkey in a URL is never
+//! displayed (`Display` masks it); a failure is logged when it changes, not each time it repeats.
 
 mod announcer;
 mod client;
@@ -49,32 +44,33 @@ use crate::http::RequestError;
 use crate::metainfo::InfoHash;
 use crate::wire::PeerId;
 
-/// Who announces what, and to whom.
+/// The constant parameters of one torrent's announces.
 #[derive(Clone, Debug)]
 pub struct Announce {
-    /// The torrent.
+    /// Info hash of the torrent.
     pub info_hash: InfoHash,
-    /// Our id, the same as in handshakes.
+    /// Our peer id, the same as in handshakes.
     pub peer_id: PeerId,
-    /// Where peers call us.
+    /// Port at which peers can reach us.
     pub port: AnnouncedPort,
     /// Tracker URLs in tiers (BEP 12), as in the metainfo, not yet shuffled.
     pub tiers: Vec<Vec<String>>,
-    /// A random number that tells the tracker that it is us, should our address change. The same for the whole session.
+    /// Random number by which a tracker recognizes us if our address changes. The same for the whole session.
     pub key: u32,
 }
 
-/// The port that others are told to call. It may change while running: a home router may give another than ours.
+/// The port that we announce. It may change while running, because a router may map another port than the one we listen
+/// on.
 #[derive(Clone, Debug)]
 pub struct AnnouncedPort(Arc<AtomicU16>);
 
 impl AnnouncedPort {
-    /// What it is now; 0: nobody can call.
+    /// Returns the current port; 0 means that no peer can reach us.
     pub fn get(&self) -> u16 {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// From now on.
+    /// Replaces the port for all later announces.
     pub fn set(&self, port: u16) {
         self.0.store(port, Ordering::Relaxed);
     }
@@ -86,107 +82,107 @@ impl From<u16> for AnnouncedPort {
     }
 }
 
-/// What the tracker is told about progress. The session writes, the announcer reads at each announce.
+/// Transfer counters for announces. The session writes them, the announcer reads them for each announce.
 #[derive(Debug, Default)]
 pub struct Transferred {
     /// Bytes sent to peers in this session.
     pub uploaded: AtomicU64,
     /// Bytes received from peers in this session.
     pub downloaded: AtomicU64,
-    /// Bytes still missing for the whole torrent. Set it before the announcer is spawned: 0 says that we are a seed.
+    /// Bytes of the whole torrent that are still missing. Set it before the announcer is spawned: 0 announces a seed.
     pub left: AtomicU64,
 }
 
-/// What is known of one tracker.
+/// The state of one tracker.
 #[derive(Clone, Debug)]
 pub struct TrackerStatus {
-    /// Its URL; `Display` hides passkeys.
+    /// URL of the tracker; `Display` masks passkeys.
     pub url: TrackerUrl,
-    /// Its place in the torrent's list, from 0.
+    /// Index of its tier in the torrent's list, from 0.
     pub tier: usize,
-    /// What came of the last announce; `None`: not asked yet, or the first request is under way.
+    /// Outcome of the last announce; `None` until the first one has ended.
     pub last: Option<Result<Answer, AnnounceError>>,
-    /// A request is under way.
+    /// Whether an announce is in progress.
     pub announcing: bool,
-    /// When it may be asked next, at the earliest; `None`: any time, or, after an error, never.
+    /// Earliest time of the next announce. `None` means any time, or never if `last` is an error.
     pub next_announce: Option<Instant>,
 }
 
-/// The numbers in a tracker's answer.
+/// The counts and notes in a tracker's reply.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Answer {
-    /// Peers with everything, by the tracker's count.
+    /// Number of complete peers.
     pub seeders: Option<u64>,
-    /// Peers without.
+    /// Number of incomplete peers.
     pub leechers: Option<u64>,
-    /// Usable addresses in this answer.
+    /// Number of usable addresses in the reply.
     pub peers: usize,
-    /// `warning message`: the answer counts all the same.
+    /// The `warning message`. The rest of the reply is valid nevertheless.
     pub warning: Option<String>,
-    /// Our address as the tracker sees it (BEP 24).
+    /// Our own address as seen by the tracker (BEP 24).
     pub external_ip: Option<IpAddr>,
 }
 
-/// What a tracker counts in the swarm (BEP 48). `None`: it does not say.
+/// A tracker's counts for one swarm (BEP 48). `None`: the tracker did not say.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Scrape {
-    /// Peers with everything.
+    /// Number of complete peers.
     pub seeders: Option<u64>,
-    /// Peers without.
+    /// Number of incomplete peers.
     pub leechers: Option<u64>,
-    /// Peers that ever had everything.
+    /// Number of completed downloads so far.
     pub downloads: Option<u64>,
 }
 
-/// Why an announce or another request came to nothing. One line each; never shows a URL.
+/// The reason why an announce or a scrape failed. One line each, without the URL.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AnnounceError {
-    /// Not a URL at all, or one without a host.
+    /// Not a URL, or a URL without a host.
     #[error("this is not the address of a tracker")]
     NotAUrl,
     /// A scheme other than `http`, `https` and `udp`.
     #[error("{0}:// trackers are not supported")]
     Scheme(String),
-    /// `udp` has no usual port.
+    /// A `udp` URL without a port; the scheme has no default port.
     #[error("the address of a udp:// tracker needs a port")]
     NoPort,
-    /// A UDP tracker, and all goes through a proxy.
+    /// A UDP tracker behind a proxy that carries no UDP.
     #[error("not asked: udp:// trackers cannot be reached through the proxy")]
     NotThroughProxy,
-    /// Its URL says not where.
-    #[error("it cannot be scraped")]
+    /// The URL of the tracker does not follow the scrape convention.
+    #[error("the tracker does not support scraping")]
     NoScrape,
-    /// The request failed before there was an answer.
+    /// The request failed before an answer arrived.
     #[error(transparent)]
     Request(#[from] RequestError),
-    /// An HTTP status that is no success, and no reason with it.
+    /// An unsuccessful HTTP status without a `failure reason` in the body.
     #[error("HTTP status {0}")]
     Status(String),
-    /// The answer is not a tracker's.
-    #[error("the answer is not from a tracker: {0}")]
+    /// The answer does not have the format of a tracker's reply.
+    #[error("unexpected answer from the tracker: {0}")]
     Garbage(String),
-    /// The tracker said no (`failure reason`).
+    /// The tracker rejected the request (`failure reason`).
     #[error("refused: {reason}")]
     Refused {
-        /// In the tracker's words, made printable.
+        /// The tracker's reason, made printable.
         reason: String,
-        /// When to ask again (BEP 31).
+        /// When to retry (BEP 31).
         retry: Retry,
     },
 }
 
-/// When a tracker that refused may be asked again (BEP 31).
+/// When to retry after a rejected announce (BEP 31).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Retry {
-    /// It did not say.
+    /// Not specified: use our own back-off.
     BackOff,
-    /// After this long.
+    /// After this delay.
     After(Duration),
-    /// `never`
+    /// Never.
     Never,
 }
 
-/// For `fuzz/` alone: an answer is refused, or what is taken from it is bounded.
+/// For `fuzz/` only: checks that a reply is rejected or bounded.
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub fn fuzz_reply(body: &[u8]) {
@@ -199,7 +195,7 @@ pub fn fuzz_reply(body: &[u8]) {
     }
 }
 
-/// For `fuzz/` alone: the same for a scrape and for what comes by UDP.
+/// For `fuzz/` only: checks the same for scrape replies and UDP datagrams.
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub fn fuzz_counts_and_datagram(bytes: &[u8]) {
@@ -207,16 +203,16 @@ pub fn fuzz_counts_and_datagram(bytes: &[u8]) {
         assert!(!error.to_string().contains(char::is_control));
     }
     let transaction = datagram::TransactionId(0x6161_6161);
-    match datagram::receive(bytes, datagram::Action::Announce, transaction) {
+    match datagram::parse(bytes, datagram::Action::Announce, transaction) {
         datagram::Received::Stray => {}
-        datagram::Received::Fault(error) => assert!(!error.to_string().contains(char::is_control)),
+        datagram::Received::Error(error) => assert!(!error.to_string().contains(char::is_control)),
         datagram::Received::Reply(body) => {
             for v6 in [false, true] {
-                if let Ok(reply) = datagram::announced(body, v6) {
+                if let Ok(reply) = datagram::parse_announce(body, v6) {
                     assert!(reply.peers.len() <= body.len() / 6 && reply.peers.iter().all(|peer| peer.port() != 0));
                 }
             }
-            let _ = (datagram::connected(body), datagram::scraped(body));
+            let _ = (datagram::parse_connect(body), datagram::parse_scrape(body));
         }
     }
 }

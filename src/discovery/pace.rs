@@ -1,4 +1,4 @@
-//! Announces of many torrents, spread out.
+//! Pacing: spreads the announces of many torrents over time.
 
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -7,42 +7,44 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::util::{align_to_tick, lock};
 
-/// From one torrent's announce to the next one's; and how many may leave at once after a pause.
-const GAP: Duration = Duration::from_millis(100);
-const AT_ONCE: u32 = 20;
-/// Farewells under way at a time: all of them have but two seconds.
-const FAREWELLS: usize = 100;
+/// Time between the announces of two torrents: ten a second spare a tracker that many torrents share.
+const SPACING: Duration = Duration::from_millis(100);
+/// Announces that may start at once after a pause, so that a small session never waits.
+const BURST: u32 = 20;
+/// Concurrent `stopped` announces. Higher than for others, because shutdown leaves two seconds for all of them.
+const MAX_STOPPING: usize = 100;
 
-/// When whose turn is, over all torrents of a session.
+/// Assigns announce slots to all torrents of a session.
 #[derive(Debug)]
-pub(super) struct Pace {
-    /// When the next turn is, or could have been, before it is brought to a beat.
+pub(super) struct Pacer {
+    /// Start of the next free slot, before it is aligned to a tick.
     next: Mutex<Option<Instant>>,
-    /// When the beats began.
+    /// Start of the tick grid.
     begin: Instant,
-    farewells: Semaphore,
+    stopping: Semaphore,
 }
 
-impl Default for Pace {
+impl Default for Pacer {
     fn default() -> Self {
-        Self { next: Mutex::default(), begin: Instant::now(), farewells: Semaphore::new(FAREWELLS) }
+        Self { next: Mutex::default(), begin: Instant::now(), stopping: Semaphore::new(MAX_STOPPING) }
     }
 }
 
-impl Pace {
-    /// When a torrent that has something to announce may do so; `now` or later. Whoever cannot wait for it need not.
-    pub(super) fn turn(&self, now: Instant) -> Instant {
+impl Pacer {
+    /// Reserves a slot for a torrent that has something to announce and returns its time: `now` or later. A torrent
+    /// that cannot wait may ignore it.
+    pub(super) fn reserve(&self, now: Instant) -> Instant {
         let mut next = lock(&self.next);
-        let earliest = now.checked_sub(GAP * (AT_ONCE - 1)).unwrap_or(now);
-        let turn = next.map_or(earliest, |next| next.max(earliest));
-        *next = Some(turn + GAP);
-        if turn <= now { now } else { align_to_tick(self.begin, turn) }
+        let earliest = now.checked_sub(SPACING * (BURST - 1)).unwrap_or(now);
+        let slot = next.map_or(earliest, |next| next.max(earliest));
+        *next = Some(slot + SPACING);
+        if slot <= now { now } else { align_to_tick(self.begin, slot) }
     }
 
-    /// A place among those that take leave.
-    pub(super) async fn farewell(&self) -> Option<SemaphorePermit<'_>> {
-        // Never closed.
-        self.farewells.acquire().await.ok()
+    /// Waits for a permit to send a `stopped` announce.
+    pub(super) async fn stop_permit(&self) -> Option<SemaphorePermit<'_>> {
+        // The semaphore is never closed.
+        self.stopping.acquire().await.ok()
     }
 }
 
@@ -52,21 +54,21 @@ mod tests {
     use crate::util::TICK;
 
     #[test]
-    fn a_few_at_once_and_then_one_after_the_other() {
-        let pace = Pace::default();
-        // Between two beats.
-        let now = pace.begin + Duration::from_millis(3_600_250);
+    fn a_burst_starts_at_once_and_the_rest_is_spaced() {
+        let pacer = Pacer::default();
+        // Between two ticks.
+        let now = pacer.begin + Duration::from_millis(3_600_250);
         let waits = |now: Instant, count: usize| -> Vec<Duration> {
-            (0..count).map(|_| pace.turn(now).saturating_duration_since(now)).collect()
+            (0..count).map(|_| pacer.reserve(now).saturating_duration_since(now)).collect()
         };
         let first = waits(now, 1000);
-        assert!(first[..AT_ONCE as usize].iter().all(Duration::is_zero));
-        let [first_beat, second_beat] = [750, 1750].map(Duration::from_millis);
-        assert_eq!(first[AT_ONCE as usize..][..10], [[first_beat; 7].as_slice(), &[second_beat; 3]].concat());
-        assert!(first.iter().zip(0..).all(|(wait, n)| *wait >= GAP * (n + 1 - AT_ONCE.min(n + 1))), "none is early");
-        assert!(first[999] < GAP * (1000 - AT_ONCE) + TICK);
-        // Long after, there is no debt and no more credit than at the start.
+        assert!(first[..BURST as usize].iter().all(Duration::is_zero));
+        let [first_tick, second_tick] = [750, 1750].map(Duration::from_millis);
+        assert_eq!(first[BURST as usize..][..10], [[first_tick; 7].as_slice(), &[second_tick; 3]].concat());
+        assert!(first.iter().zip(0..).all(|(wait, n)| *wait >= SPACING * (n + 1 - BURST.min(n + 1))), "none is early");
+        assert!(first[999] < SPACING * (1000 - BURST) + TICK);
+        // Long after, the unused time has not accumulated.
         let later = waits(now + Duration::from_secs(3600), 100);
-        assert_eq!(later.iter().filter(|wait| wait.is_zero()).count(), AT_ONCE as usize);
+        assert_eq!(later.iter().filter(|wait| wait.is_zero()).count(), BURST as usize);
     }
 }

@@ -1,6 +1,6 @@
-//! A tracker's answer, from bytes to values.
+//! Tracker replies over HTTP: from bencode to values.
 //!
-//! Lenient where trackers differ (compact or not, addresses or nonsense among them), strict in bounds.
+//! Lenient where trackers differ (compact or not, unusable addresses in the list), strict about bounds.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -15,26 +15,26 @@ use crate::metainfo::bencode::{self, Limits};
 use crate::util::printable;
 use crate::wire::take_compact;
 
-/// Addresses taken from one answer; the rest is dropped.
+/// Addresses used from one reply. Far more than we can connect to; the rest is dropped.
 pub(super) const MAX_PEERS: usize = 1000;
-/// Characters shown of a tracker's words.
-pub(super) const MAX_WORDS: usize = 200;
-/// A longer `tracker id` is not sent back.
+/// Characters displayed of a tracker's message: enough for one line of a log.
+pub(super) const MAX_TEXT: usize = 200;
+/// Bytes of a `tracker id`. A longer one is not sent back.
 const MAX_TRACKER_ID: usize = 256;
 
-/// What an announce brought.
+/// A decoded announce reply.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Reply {
     pub peers: Vec<SocketAddr>,
-    /// As the tracker said, not yet clamped; nonsense (zero, negative) is `None`.
+    /// As sent by the tracker, not yet clamped. `None` for zero or negative values.
     pub interval: Option<Duration>,
     pub min_interval: Option<Duration>,
-    /// To be sent back as `trackerid`.
+    /// Sent back as `trackerid` in later announces.
     pub tracker_id: Option<Vec<u8>>,
     pub answer: Answer,
 }
 
-/// Reads a tracker's answer. A `failure reason` is an error, whatever stands beside it.
+/// Parses an announce reply. A `failure reason` makes it an error, whatever else the reply contains.
 pub(super) fn parse(body: &[u8]) -> Result<Reply, AnnounceError> {
     let raw = decode(body)?;
     if let Some(reason) = raw.failure_reason {
@@ -55,16 +55,16 @@ pub(super) fn parse(body: &[u8]) -> Result<Reply, AnnounceError> {
             seeders: count(raw.complete),
             leechers: count(raw.incomplete),
             peers: peers.len(),
-            warning: raw.warning_message.map(|text| printable(&text, MAX_WORDS)).filter(|text| !text.is_empty()),
+            warning: raw.warning_message.map(|text| printable(&text, MAX_TEXT)).filter(|text| !text.is_empty()),
             external_ip: raw.external_ip.and_then(|bytes| ip(&bytes)),
         },
         peers,
     })
 }
 
-/// The tracker said no, in these words.
+/// Builds the error for a tracker's `failure reason`.
 pub(super) fn refused(reason: &[u8], retry: Retry) -> AnnounceError {
-    let reason = match printable(reason, MAX_WORDS) {
+    let reason = match printable(reason, MAX_TEXT) {
         empty if empty.is_empty() => "no reason given".to_owned(),
         reason => reason,
     };
@@ -79,9 +79,9 @@ fn decode(body: &[u8]) -> Result<Raw, AnnounceError> {
             _ => "it is not bencode".into(),
         }));
     }
-    // Some end with a line break, as a script's output does.
+    // Some replies end with a line break, because a script printed them.
     bencode::decode(body.trim_ascii_end(), &Limits::TRACKER)
-        .map_err(|error| AnnounceError::Garbage(printable(error.to_string().as_bytes(), MAX_WORDS)))
+        .map_err(|error| AnnounceError::Garbage(printable(error.to_string().as_bytes(), MAX_TEXT)))
 }
 
 #[derive(Deserialize)]
@@ -105,7 +105,8 @@ struct Raw {
     peers6: Option<ByteBuf>,
 }
 
-/// `peers`: 6 bytes each (BEP 23) or a list of dictionaries (BEP 3). Usable ones only, at most `MAX_PEERS`.
+/// The `peers` value: 6 bytes each (BEP 23) or a list of dictionaries (BEP 3). Holds at most `MAX_PEERS` dialable
+/// addresses.
 #[derive(Default)]
 struct Peers(Vec<SocketAddr>);
 
@@ -126,13 +127,13 @@ impl<'de> Deserialize<'de> for Peers {
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Peers, A::Error> {
                 let mut peers = Vec::new();
-                // To the end, even when enough are found: the decoder stands behind the list afterwards.
+                // Read to the end even when there are enough peers, so that the decoder continues after the list.
                 while let Some(peer) = list.next_element::<RawPeer>()? {
                     let text = str::from_utf8(&peer.ip).unwrap_or_default();
-                    // Host names (BEP 3 allows them) are not looked up: a stranger would choose what we resolve.
+                    // Host names, which BEP 3 allows, are not resolved: a stranger would choose what we look up.
                     let address = text.parse::<IpAddr>().ok().zip(u16::try_from(peer.port).ok());
                     if peers.len() < MAX_PEERS {
-                        peers.extend(address.map(SocketAddr::from).and_then(usable));
+                        peers.extend(address.map(SocketAddr::from).and_then(dialable));
                     }
                 }
                 Ok(Peers(peers))
@@ -150,7 +151,7 @@ struct RawPeer {
 }
 
 impl<'de> Deserialize<'de> for Retry {
-    /// Minutes, as a number or in digits, or `never` (BEP 31). Anything else says nothing.
+    /// Reads minutes, as a number or in digits, or `never` (BEP 31). Any other value counts as unspecified.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Minutes;
 
@@ -180,30 +181,30 @@ impl<'de> Deserialize<'de> for Retry {
     }
 }
 
-/// The usable ones of addresses in 6 bytes each (BEP 23). A torn last one is dropped.
+/// Decodes addresses of 6 bytes each (BEP 23) and drops unusable ones and a truncated last one.
 pub(super) fn compact4(bytes: &[u8]) -> impl Iterator<Item = SocketAddr> {
-    bytes.chunks_exact(6).filter_map(take_compact).filter_map(usable)
+    bytes.chunks_exact(6).filter_map(take_compact).filter_map(dialable)
 }
 
-/// The same in 18 bytes each (BEP 7).
+/// Decodes addresses of 18 bytes each (BEP 7) in the same way.
 pub(super) fn compact6(bytes: &[u8]) -> impl Iterator<Item = SocketAddr> {
-    bytes.chunks_exact(18).filter_map(take_compact).filter_map(usable)
+    bytes.chunks_exact(18).filter_map(take_compact).filter_map(dialable)
 }
 
-/// 4 or 16 bytes (BEP 24).
+/// Decodes an address of 4 or 16 bytes (BEP 24).
 fn ip(bytes: &[u8]) -> Option<IpAddr> {
     let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
     v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok().map(|ip| ip.to_canonical())
 }
 
-/// The address as it can be called, if it can be: an IPv4 address inside an IPv6 one is taken out.
-fn usable(addr: SocketAddr) -> Option<SocketAddr> {
+/// Returns the address in the form to dial, or `None` if it cannot be dialed. IPv4-mapped IPv6 addresses become IPv4.
+fn dialable(addr: SocketAddr) -> Option<SocketAddr> {
     let ip = addr.ip().to_canonical();
-    let nowhere = match ip {
+    let unusable = match ip {
         IpAddr::V4(ip) => ip.octets()[0] == 0 || ip.is_broadcast(),
         IpAddr::V6(ip) => ip.is_unspecified(),
     };
-    (addr.port() != 0 && !nowhere && !ip.is_multicast()).then(|| SocketAddr::new(ip, addr.port()))
+    (addr.port() != 0 && !unusable && !ip.is_multicast()).then(|| SocketAddr::new(ip, addr.port()))
 }
 
 #[cfg(test)]
@@ -226,7 +227,7 @@ mod tests {
             ["127.0.0.1:6881", "10.1.2.3:80"]
         );
         assert!(peers(b"d8:intervali1800e5:peers0:e").is_empty());
-        // A torn last entry costs only itself.
+        // A truncated last entry does not affect the others.
         assert_eq!(peers(b"d5:peers8:\x7f\0\0\x01\x1a\xe1\x0a\x01e"), ["127.0.0.1:6881"]);
     }
 
@@ -256,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_that_cannot_be_called_are_dropped() {
+    fn addresses_that_cannot_be_dialed_are_dropped() {
         for bytes in [
             *b"\x01\x02\x03\x04\0\0",
             *b"\0\0\0\0\0\x01",
@@ -264,10 +265,10 @@ mod tests {
             *b"\xe0\0\0\x01\0\x01",
             *b"\xff\xff\xff\xff\0\x01",
         ] {
-            assert_eq!(take_compact(&bytes).and_then(usable), None, "{bytes:?}");
+            assert_eq!(take_compact(&bytes).and_then(dialable), None, "{bytes:?}");
         }
         for ip in ["::", "ff02::1", "::ffff:224.0.0.1", "::ffff:0.0.0.0"] {
-            assert_eq!(usable(SocketAddr::new(ip.parse().unwrap(), 1)), None, "{ip}");
+            assert_eq!(dialable(SocketAddr::new(ip.parse().unwrap(), 1)), None, "{ip}");
         }
     }
 
@@ -282,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn all_the_numbers() {
+    fn every_field_is_decoded() {
         let reply = parse(
             b"d8:completei7e11:external ip4:\x09\x08\x07\x0610:incompletei-1e8:intervali1800e12:min intervali0e\
               5:peers0:10:tracker id3:a\0b7:unknownld1:a1:bee15:warning message5:old\r\ne",
@@ -306,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn refusals_and_when_to_come_back() {
+    fn rejections_carry_a_reason_and_a_retry_time() {
         let refused = |body: &[u8]| match parse(body) {
             Err(AnnounceError::Refused { reason, retry }) => (reason, retry),
             other => panic!("{other:?}"),
@@ -319,11 +320,11 @@ mod tests {
         assert_eq!(refused(b"d14:failure reason1:x8:retry in2:15e").1, minutes(15));
         assert_eq!(refused(b"d14:failure reason1:x8:retry ini-5ee").1, Retry::BackOff);
         let long = [b"d14:failure reason".as_slice(), &string(&[b'x'; 100_000]), b"e"].concat();
-        assert_eq!(refused(&long).0.chars().count(), MAX_WORDS);
+        assert_eq!(refused(&long).0.chars().count(), MAX_TEXT);
     }
 
     #[test]
-    fn what_is_not_a_trackers_answer() {
+    fn other_bodies_are_rejected() {
         let nested = [b"d1:a".as_slice(), &b"l".repeat(1_000_000)].concat();
         for body in [
             b"".as_slice(),
@@ -338,23 +339,23 @@ mod tests {
             b"i3e",
             &nested,
         ] {
-            let fault = parse(body).unwrap_err();
-            assert!(matches!(fault, AnnounceError::Garbage(_)), "{fault:?}");
-            assert!(!fault.to_string().contains('\n'));
+            let error = parse(body).unwrap_err();
+            assert!(matches!(error, AnnounceError::Garbage(_)), "{error:?}");
+            assert!(!error.to_string().contains('\n'));
         }
     }
 
     proptest! {
         #[test]
-        fn any_bytes_are_survived(body: Vec<u8>) {
+        fn arbitrary_bytes_do_not_panic(body: Vec<u8>) {
             let _ = parse(&body);
         }
 
         #[test]
-        fn compact_peers_survive(addrs in prop::collection::vec((any::<[u8; 4]>(), any::<u16>()), 0..100)) {
+        fn compact_peers_round_trip(addrs in prop::collection::vec((any::<[u8; 4]>(), any::<u16>()), 0..100)) {
             let bytes: Vec<u8> = addrs.iter().flat_map(|(ip, port)| [ip.as_slice(), &port.to_be_bytes()].concat()).collect();
             let body = [b"d5:peers".as_slice(), &string(&bytes), b"e"].concat();
-            let expected: Vec<SocketAddr> = addrs.into_iter().map(SocketAddr::from).filter_map(usable).collect();
+            let expected: Vec<SocketAddr> = addrs.into_iter().map(SocketAddr::from).filter_map(dialable).collect();
             prop_assert_eq!(parse(&body).unwrap().peers, expected);
         }
     }

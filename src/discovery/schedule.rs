@@ -1,9 +1,11 @@
-//! Which tracker is asked when, and with which event. Pure: time is an argument, chance an owned generator.
+//! The announce schedule: which tracker to ask, when, and with which event. Pure: time is an argument and the random
+//! generator is owned.
 //!
-//! A *round* goes through the tiers in order (BEP 12) until one tracker answers; that one moves to the front of its
-//! tier and says when the next round is. A tracker that fails is left alone for a while that doubles. Two departures,
-//! because a reader is waiting: a tracker that is slow to answer holds up neither the next one nor the next round, and
-//! when peers are few a round passes over those that may not be asked again yet and so reaches the backups.
+//! A *round* goes through the tiers in order (BEP 12) until one tracker answers. That tracker moves to the front of its
+//! tier and its interval sets the time of the next round. A tracker that fails is skipped for a time that doubles with
+//! each failure. Because a reader may be waiting, the schedule departs from BEP 12 in two ways: a tracker that is slow
+//! to answer delays neither the next tracker nor the next round, and when peers are wanted, a round skips trackers that
+//! may not be asked again yet and thus reaches the backups.
 
 use std::time::{Duration, Instant};
 
@@ -15,48 +17,48 @@ use super::reply::Reply;
 use super::url::{Event, TrackerUrl};
 use super::{AnnounceError, Answer, Retry, TrackerStatus};
 
-/// Trackers kept of a torrent's list; the rest is dropped.
+/// Trackers used from a torrent's list; the rest is dropped.
 const MAX_TRACKERS: usize = 100;
-/// A tracker's `interval` is brought into this range.
+/// Range into which a tracker's `interval` is clamped.
 const INTERVAL: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(2 * 3600));
-/// When it names none.
+/// Interval if the reply specifies none: the usual value among trackers.
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(30 * 60);
-/// When it names no `min interval`.
+/// Minimum interval if the reply specifies none.
 const DEFAULT_MIN_INTERVAL: Duration = Duration::from_secs(60);
-/// After the first failure; doubles with each further one, up to the second.
+/// Back-off after the first failure, and the maximum to which it doubles.
 const BACK_OFF: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(30 * 60));
-/// A `retry in` is brought into this range.
+/// Range into which a tracker's `retry in` is clamped.
 const RETRY_IN: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(24 * 3600));
-/// A tracker that has not answered after this long gets company from the next one.
-const PATIENCE: Duration = Duration::from_secs(3);
-/// From one round to the next when more peers are wanted.
+/// How long a tracker may take to answer before the next one is asked as well.
+const FALLBACK_DELAY: Duration = Duration::from_secs(3);
+/// Minimum time between two rounds when more peers are wanted.
 const WANT_PAUSE: Duration = Duration::from_secs(15);
 
-/// A tracker's place in the schedule; never changes.
+/// The index of a tracker in the schedule; never changes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(super) struct TrackerKey(usize);
 
-/// One announce to be made. Its outcome goes to [`Schedule::done`].
+/// An announce to send. Its outcome goes to [`Schedule::finish`].
 #[derive(Clone, Debug)]
-pub(super) struct Order {
+pub(super) struct ScheduledAnnounce {
     pub tracker: TrackerKey,
     pub url: TrackerUrl,
     pub event: Option<Event>,
     pub tracker_id: Option<Vec<u8>>,
 }
 
-/// What changed with a tracker, if it is worth a line in the log.
+/// A change in a tracker's state that is worth a log line.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum News {
-    /// Failed, after success or in another way than before.
+pub(super) enum StatusChange {
+    /// The announce failed, after a success or in another way than before.
     Failed,
-    /// Answered after failing.
+    /// The announce succeeded after a failure.
     Recovered,
-    /// Answered with a warning that it had not given before.
+    /// The reply has a warning that the previous one did not have.
     Warned(String),
 }
 
-/// When something may happen.
+/// The earliest time at which something may happen.
 #[derive(Clone, Copy, PartialEq, Debug)]
 enum When {
     Any,
@@ -65,7 +67,7 @@ enum When {
 }
 
 impl When {
-    /// The moment, not before `now`; `None`: never.
+    /// Returns the time, but not before `now`; `None` stands for never.
     fn from(self, now: Instant) -> Option<Instant> {
         match self {
             When::Any => Some(now),
@@ -84,44 +86,44 @@ struct Tracker {
     tier: usize,
     last: Option<Result<Answer, AnnounceError>>,
     tracker_id: Option<Vec<u8>>,
-    /// Failures since the last answer.
+    /// Consecutive failures.
     failures: u32,
-    /// Not asked before: its `min interval` after an answer, back-off after a failure.
+    /// Earliest next announce: after the `min interval` of a reply, or after the back-off of a failure.
     when: When,
     in_flight: bool,
-    /// It has answered, so it counts us among its peers.
-    knows_us: bool,
-    /// It is to hear that the download is complete.
-    owes_completed: bool,
-    /// It was asked in this round, or before and may still answer.
+    /// The tracker has answered, so it counts us as a peer.
+    registered: bool,
+    /// A `completed` event has yet to be announced to it.
+    completed_pending: bool,
+    /// It was asked in this round, or earlier and may still answer.
     asked: bool,
 }
 
-/// A round under way, or the time of the next.
+/// The round in progress, or the time of the next one.
 enum Round {
     Active { last_asked: Option<Instant> },
     Next(When),
 }
 
-/// The trackers of one torrent and the state of talking to them.
+/// The trackers of one torrent and their announce state.
 pub(super) struct Schedule {
     trackers: Vec<Tracker>,
-    /// Positions in `trackers`, in the order of asking.
+    /// Indexes into `trackers` per tier, in the order of asking.
     tiers: Vec<Vec<usize>>,
     round: Round,
-    /// The round, or the last one, has had its answer.
+    /// A tracker has answered in the current or last round.
     answered: bool,
-    /// When the last round ended.
+    /// End of the last round.
     ended: Option<Instant>,
     rng: StdRng,
 }
 
 impl Schedule {
-    /// Shuffles each tier once. The first round is due at once.
+    /// Creates a schedule whose first round is due at once. Shuffles each tier once.
     pub fn new(tiers: &[Vec<String>], seed: u64) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let mut trackers: Vec<Tracker> = Vec::new();
-        let mut order = Vec::new();
+        let mut tier_order = Vec::new();
         for (tier, urls) in tiers.iter().enumerate() {
             let first = trackers.len();
             for url in urls.iter().map(|url| url.trim()) {
@@ -131,25 +133,25 @@ impl Schedule {
             }
             let mut members: Vec<usize> = (first..trackers.len()).collect();
             members.shuffle(&mut rng);
-            order.push(members);
+            tier_order.push(members);
         }
-        Self { trackers, tiers: order, round: Round::Next(When::Any), answered: false, ended: None, rng }
+        Self { trackers, tiers: tier_order, round: Round::Next(When::Any), answered: false, ended: None, rng }
     }
 
-    /// Leaves out the trackers that `fault` has something against. To be called before the first round.
-    pub fn bar(&mut self, fault: impl Fn(&TrackerUrl) -> Option<AnnounceError>) {
+    /// Disables the trackers for which `error` returns an error. Call it before the first round.
+    pub fn disable(&mut self, error: impl Fn(&TrackerUrl) -> Option<AnnounceError>) {
         for tracker in &mut self.trackers {
-            if let Some(fault) = fault(&tracker.url) {
+            if let Some(error) = error(&tracker.url) {
                 tracker.when = When::Never;
-                tracker.last = Some(Err(fault));
+                tracker.last = Some(Err(error));
             }
         }
     }
 
-    /// The next announce that is due. Call until `None`.
-    pub fn poll(&mut self, now: Instant) -> Option<Order> {
-        if let Some(order) = self.poll_completed(now) {
-            return Some(order);
+    /// Returns the next announce that is due. Call it until it returns `None`.
+    pub fn poll(&mut self, now: Instant) -> Option<ScheduledAnnounce> {
+        if let Some(scheduled) = self.poll_completed(now) {
+            return Some(scheduled);
         }
         if let Round::Next(when) = self.round {
             if !when.reached(now) {
@@ -163,11 +165,11 @@ impl Schedule {
             Some((index, at)) if at <= now => {
                 self.round = Round::Active { last_asked: Some(now) };
                 self.trackers[index].asked = true;
-                Some(self.order(index))
+                Some(self.start_announce(index))
             }
-            // All were tried and none answered: again as soon as the first of them may be asked, which can be now. Who
-            // is silent may answer yet.
-            None if self.patient_until(now) <= now => {
+            // All trackers were tried and none has answered. Start again as soon as the first of them may be asked,
+            // which may be now. A tracker that is still silent may yet answer.
+            None if self.fallback_at(now) <= now => {
                 self.end_round(now, self.retry_round(now));
                 self.poll(now)
             }
@@ -175,36 +177,36 @@ impl Schedule {
         }
     }
 
-    /// When `poll` will have something, if nothing else happens first.
+    /// Returns when `poll` will return something, unless another call changes that.
     pub fn wakeup(&self, now: Instant) -> Option<Instant> {
         let round = match self.round {
             Round::Next(when) => when.from(now),
-            Round::Active { .. } => Some(self.candidate(now).map_or_else(|| self.patient_until(now), |(_, at)| at)),
+            Round::Active { .. } => Some(self.candidate(now).map_or_else(|| self.fallback_at(now), |(_, at)| at)),
         };
         let completed = self.trackers.iter().filter_map(|tracker| tracker.completed_at(now));
         completed.chain(round).min()
     }
 
-    /// The outcome of an [`Order`].
-    pub fn done(
+    /// Records the outcome of a [`ScheduledAnnounce`].
+    pub fn finish(
         &mut self,
         now: Instant,
         key: TrackerKey,
         event: Option<Event>,
         outcome: Result<Reply, AnnounceError>,
-    ) -> Option<News> {
+    ) -> Option<StatusChange> {
         let tracker = self.trackers.get_mut(key.0)?;
         tracker.in_flight = false;
         match outcome {
             Ok(reply) => {
-                let news = tracker.news_of_answer(&reply.answer);
+                let change = tracker.change_on_answer(&reply.answer);
                 let interval = reply.interval.unwrap_or(DEFAULT_INTERVAL).clamp(INTERVAL.0, INTERVAL.1);
                 let least =
                     reply.min_interval.unwrap_or(DEFAULT_MIN_INTERVAL).clamp(INTERVAL.0, INTERVAL.1).min(interval);
                 tracker.when = When::At(now + least);
                 tracker.failures = 0;
-                tracker.knows_us = true;
-                tracker.owes_completed &= event != Some(Event::Completed);
+                tracker.registered = true;
+                tracker.completed_pending &= event != Some(Event::Completed);
                 tracker.tracker_id = reply.tracker_id.or(tracker.tracker_id.take());
                 tracker.last = Some(Ok(reply.answer));
                 let (tier, asked) = (tracker.tier, tracker.asked);
@@ -218,10 +220,10 @@ impl Schedule {
                 } else if matches!(self.round, Round::Next(When::Never)) {
                     self.round = Round::Next(When::At(now + interval));
                 }
-                news
+                change
             }
             Err(error) => {
-                let news = tracker.news_of_failure(&error);
+                let change = tracker.change_on_failure(&error);
                 tracker.failures = tracker.failures.saturating_add(1);
                 tracker.when = match error {
                     AnnounceError::Refused { retry: Retry::Never, .. } => When::Never,
@@ -230,36 +232,38 @@ impl Schedule {
                     }
                     _ => When::At(now + back_off(tracker.failures, &mut self.rng)),
                 };
-                // It never counted us: when it does, it will be with what is left by then.
-                tracker.owes_completed &= tracker.knows_us;
+                // This tracker never counted us. Its first successful announce will have the right number of missing
+                // bytes.
+                tracker.completed_pending &= tracker.registered;
                 tracker.last = Some(Err(error));
                 if !self.answered && matches!(self.round, Round::Next(_)) {
                     self.round = Round::Next(self.retry_round(now));
                 }
-                news
+                change
             }
         }
     }
 
-    /// The download is complete: those who counted us as incomplete, or are about to, hear it, each once.
+    /// Marks the download as complete. Each tracker that counted us as incomplete, or is about to, gets one `completed`
+    /// event.
     pub fn completed(&mut self) {
         for tracker in &mut self.trackers {
-            tracker.owes_completed = tracker.knows_us || tracker.in_flight;
+            tracker.completed_pending = tracker.registered || tracker.in_flight;
         }
     }
 
-    /// Whom to tell now that the download is complete, one after the other; whom else to ask is not looked at.
-    pub fn poll_completed(&mut self, now: Instant) -> Option<Order> {
+    /// Returns the next `completed` announce that is due, and ignores the rounds.
+    pub fn poll_completed(&mut self, now: Instant) -> Option<ScheduledAnnounce> {
         let index = self.trackers.iter().position(|tracker| tracker.completed_at(now) == Some(now))?;
-        Some(self.order(index))
+        Some(self.start_announce(index))
     }
 
-    /// Somebody is being told, or is yet to be, that the download is complete.
-    pub fn owes_completed(&self) -> bool {
-        self.trackers.iter().any(|tracker| tracker.owes_completed && (tracker.knows_us || tracker.in_flight))
+    /// Returns whether a `completed` announce is in flight or yet to be sent.
+    pub fn completed_pending(&self) -> bool {
+        self.trackers.iter().any(|tracker| tracker.completed_pending && (tracker.registered || tracker.in_flight))
     }
 
-    /// More peers are wanted before the interval is over: the next round comes as soon as any tracker allows it.
+    /// Advances the next round to the earliest time at which a tracker may be asked, because more peers are wanted.
     pub fn want_peers(&mut self, now: Instant) {
         let Round::Next(next) = self.round else { return };
         let Some(allowed) = self.first_allowed(now) else { return };
@@ -270,13 +274,14 @@ impl Schedule {
         }
     }
 
-    /// The farewells: one to each tracker that counts us (`true`), or may, for it has not answered yet.
-    pub fn stopped(&self) -> Vec<(Order, bool)> {
-        let told = self.trackers.iter().enumerate().filter(|(_, tracker)| tracker.knows_us || tracker.in_flight);
-        told.map(|(index, tracker)| (tracker.order(index, Some(Event::Stopped)), tracker.knows_us)).collect()
+    /// Returns the `stopped` announces: one for each tracker that counts us (`true`) or may count us (`false`), because
+    /// it has not answered yet.
+    pub fn stopped(&self) -> Vec<(ScheduledAnnounce, bool)> {
+        let informed = self.trackers.iter().enumerate().filter(|(_, tracker)| tracker.registered || tracker.in_flight);
+        informed.map(|(index, tracker)| (tracker.announce(index, Some(Event::Stopped)), tracker.registered)).collect()
     }
 
-    /// The trackers in the order of asking.
+    /// Returns the trackers in the order of asking.
     pub fn status(&self, now: Instant) -> Vec<TrackerStatus> {
         let round = match self.round {
             Round::Next(when) => when.from(now),
@@ -295,31 +300,31 @@ impl Schedule {
         self.tiers.iter().flatten().map(|&index| status(&self.trackers[index])).collect()
     }
 
-    /// Who is next in the round under way, and when. `None`: nobody is left.
+    /// Returns the next tracker to ask in the current round, and when; `None` if all were asked.
     fn candidate(&self, now: Instant) -> Option<(usize, Instant)> {
         let Round::Active { .. } = self.round else { return None };
         let next = self.tiers.iter().flatten().copied().find(|&index| {
             let tracker = &self.trackers[index];
             !tracker.asked && !tracker.in_flight && tracker.when.reached(now)
         })?;
-        Some((next, self.patient_until(now)))
+        Some((next, self.fallback_at(now)))
     }
 
-    /// Until when the round waits for those asked to answer; `now` if there is nobody to wait for.
-    fn patient_until(&self, now: Instant) -> Instant {
+    /// Returns until when the round waits for trackers that were asked; `now` if there is none to wait for.
+    fn fallback_at(&self, now: Instant) -> Instant {
         let waiting = self.trackers.iter().any(|tracker| tracker.asked && tracker.in_flight);
         match self.round {
-            Round::Active { last_asked: Some(asked) } if waiting => now.max(asked + PATIENCE),
+            Round::Active { last_asked: Some(asked) } if waiting => now.max(asked + FALLBACK_DELAY),
             _ => now,
         }
     }
 
-    /// When the first tracker may be asked again. Says nothing of those being asked.
+    /// Returns when the first tracker that is not being asked may be asked again.
     fn first_allowed(&self, now: Instant) -> Option<Instant> {
         self.trackers.iter().filter(|tracker| !tracker.in_flight).filter_map(|tracker| tracker.when.from(now)).min()
     }
 
-    /// When to go round again after a round that came to nothing. `Never` until an outcome changes it.
+    /// Returns when to start again after a round without an answer: `Never` until an outcome changes that.
     fn retry_round(&self, now: Instant) -> When {
         self.first_allowed(now).map_or(When::Never, When::At)
     }
@@ -329,67 +334,72 @@ impl Schedule {
         self.round = Round::Next(next);
     }
 
-    fn order(&mut self, index: usize) -> Order {
+    fn start_announce(&mut self, index: usize) -> ScheduledAnnounce {
         let tracker = &mut self.trackers[index];
         tracker.in_flight = true;
-        let event = match (tracker.knows_us, tracker.owes_completed) {
+        let event = match (tracker.registered, tracker.completed_pending) {
             (false, _) => Some(Event::Started),
             (true, true) => Some(Event::Completed),
             (true, false) => None,
         };
-        tracker.order(index, event)
+        tracker.announce(index, event)
     }
 }
 
 impl Tracker {
     fn new(url: TrackerUrl, tier: usize) -> Self {
-        let fault = url.usable().err().cloned();
+        let error = url.usable().err().cloned();
         Self {
             url,
             tier,
-            when: if fault.is_some() { When::Never } else { When::Any },
-            last: fault.map(Err),
+            when: if error.is_some() { When::Never } else { When::Any },
+            last: error.map(Err),
             tracker_id: None,
             failures: 0,
             in_flight: false,
-            knows_us: false,
-            owes_completed: false,
+            registered: false,
+            completed_pending: false,
             asked: false,
         }
     }
 
-    fn order(&self, index: usize, event: Option<Event>) -> Order {
-        Order { tracker: TrackerKey(index), url: self.url.clone(), event, tracker_id: self.tracker_id.clone() }
+    fn announce(&self, index: usize, event: Option<Event>) -> ScheduledAnnounce {
+        ScheduledAnnounce {
+            tracker: TrackerKey(index),
+            url: self.url.clone(),
+            event,
+            tracker_id: self.tracker_id.clone(),
+        }
     }
 
-    /// When it can be told of completion: at once, for an event need not wait for the interval; after back-off if it
-    /// fails.
+    /// Returns when to announce completion: at once, because events need not wait for the interval, or after the
+    /// back-off if the tracker fails.
     fn completed_at(&self, now: Instant) -> Option<Instant> {
-        let due = self.owes_completed && self.knows_us && !self.in_flight;
+        let due = self.completed_pending && self.registered && !self.in_flight;
         let when = if self.failures == 0 { When::Any } else { self.when };
         if due { when.from(now) } else { None }
     }
 
-    fn news_of_answer(&self, answer: &Answer) -> Option<News> {
+    fn change_on_answer(&self, answer: &Answer) -> Option<StatusChange> {
         let warned = match &self.last {
             Some(Ok(last)) => last.warning.as_ref(),
             _ => None,
         };
         match (&answer.warning, self.failures) {
-            (Some(warning), _) if Some(warning) != warned => Some(News::Warned(warning.clone())),
-            (_, 1..) => Some(News::Recovered),
+            (Some(warning), _) if Some(warning) != warned => Some(StatusChange::Warned(warning.clone())),
+            (_, 1..) => Some(StatusChange::Recovered),
             _ => None,
         }
     }
 
-    fn news_of_failure(&self, error: &AnnounceError) -> Option<News> {
+    fn change_on_failure(&self, error: &AnnounceError) -> Option<StatusChange> {
         let same =
             matches!(&self.last, Some(Err(last)) if std::mem::discriminant(last) == std::mem::discriminant(error));
-        (!same).then_some(News::Failed)
+        (!same).then_some(StatusChange::Failed)
     }
 }
 
-/// Doubling, with a fifth of chance to either side so that clients that failed together do not return together.
+/// Returns a doubling back-off, varied by 20 % so that clients which failed together do not return together.
 fn back_off(failures: u32, rng: &mut StdRng) -> Duration {
     let doubled = BACK_OFF.0.saturating_mul(1 << (failures - 1).min(16));
     doubled.min(BACK_OFF.1).mul_f64(rng.random_range(0.8..1.2))

@@ -1,4 +1,4 @@
-//! What a tracker counts in a swarm, asked without announcing (BEP 48).
+//! Scrapes: a tracker's counts for a swarm, without announcing (BEP 48).
 
 use std::collections::HashMap;
 
@@ -7,14 +7,15 @@ use reqwest::Url;
 use serde::de::MapAccess;
 use serde_bytes::ByteBuf;
 
-use super::reply::{self, MAX_WORDS};
+use super::reply::{self, MAX_TEXT};
 use super::url::RAW;
 use super::{AnnounceError, Retry, Scrape};
 use crate::metainfo::InfoHash;
 use crate::metainfo::bencode::{self, Field, Limits, Shape, dict};
 use crate::util::printable;
 
-/// Where an HTTP tracker is scraped: its last path segment must begin with `announce`, which becomes `scrape`.
+/// Returns the scrape URL of an HTTP tracker. By convention the last path segment of the announce URL starts with
+/// `announce`, which is replaced by `scrape`.
 pub(super) fn scrape_url(announce: &Url, info_hash: InfoHash) -> Option<Url> {
     let (dir, last) = announce.path().rsplit_once('/')?;
     let path = format!("{dir}/scrape{}", last.strip_prefix("announce")?);
@@ -28,7 +29,7 @@ pub(super) fn scrape_url(announce: &Url, info_hash: InfoHash) -> Option<Url> {
 dict! {
     struct Raw {
         failure: Vec<u8> = "failure reason",
-        // As BEP 48 writes it.
+        // The spelling in BEP 48.
         failure48: Vec<u8> = "failure_reason",
         files: Files = "files",
     }
@@ -42,7 +43,7 @@ dict! {
     }
 }
 
-/// By info hash; some trackers answer with all that they have. As many as the limits of the whole reply allow.
+/// Counts by info hash. Some trackers return every torrent they know; the limits of the reply bound their number.
 struct Files(HashMap<Vec<u8>, Counts>);
 
 impl Shape for Files {
@@ -59,17 +60,17 @@ impl Shape for Files {
     }
 }
 
-/// Reads the answer to a scrape of one torrent.
+/// Parses the reply to a scrape of one torrent.
 pub(super) fn parse(body: &[u8], info_hash: InfoHash) -> Result<Scrape, AnnounceError> {
-    let garbage = |words: String| AnnounceError::Garbage(words);
+    let garbage = |why: String| AnnounceError::Garbage(why);
     let raw: Field<Raw> = bencode::decode(body.trim_ascii_end(), &Limits::TRACKER)
-        .map_err(|error| garbage(printable(error.to_string().as_bytes(), MAX_WORDS)))?;
-    let raw = raw.ok().ok_or_else(|| garbage("it is no dictionary".into()))?;
+        .map_err(|error| garbage(printable(error.to_string().as_bytes(), MAX_TEXT)))?;
+    let raw = raw.ok().ok_or_else(|| garbage("it is not a dictionary".into()))?;
     if let Some(reason) = raw.failure.ok().or(raw.failure48.ok()) {
         return Err(reply::refused(&reason, Retry::BackOff));
     }
     let mut files = raw.files.ok().ok_or_else(|| garbage("it has no files".into()))?.0;
-    let counts = files.remove(info_hash.0.as_slice()).ok_or_else(|| garbage("it leaves this torrent out".into()))?;
+    let counts = files.remove(info_hash.0.as_slice()).ok_or_else(|| garbage("it does not list this torrent".into()))?;
     let count = |field: Field<i64>| field.ok().and_then(|n| u64::try_from(n).ok());
     Ok(Scrape { seeders: count(counts.seeders), leechers: count(counts.leechers), downloads: count(counts.downloads) })
 }
@@ -82,7 +83,7 @@ mod tests {
     const HASH: InfoHash = InfoHash(*b"yyyyyyyyyyyyyyyyyyyy");
 
     #[test]
-    fn urls_as_the_specification_has_them() {
+    fn scrape_urls_follow_the_specification() {
         let scrape = |text: &str| scrape_url(&text.parse().unwrap(), HASH).map(|url| url.to_string());
         let hash = "info_hash=yyyyyyyyyyyyyyyyyyyy";
         for (announce, expected) in [
@@ -102,8 +103,8 @@ mod tests {
     }
 
     #[test]
-    fn answers() {
-        // The example of BEP 48, and keys that are no UTF-8.
+    fn replies_are_parsed() {
+        // The example of BEP 48, with a key that is not UTF-8.
         let body = b"d5:filesd20:xxxxxxxxxxxxxxxxxxxxd8:completei11e10:downloadedi13772e10:incompletei19ee\
             20:yyyyyyyyyyyyyyyyyyyyd8:completei21e10:downloadedi206e10:incompletei20ee\
             20:\xff\xfe\xfdzzzzzzzzzzzzzzzzzd8:completei14e10:downloadedi12191e10:incompletei9eee\
@@ -123,14 +124,14 @@ mod tests {
             assert!(matches!(parse(body, HASH), Err(AnnounceError::Garbage(_))), "{body:?}");
         }
         for key in ["14:failure reason", "14:failure_reason"] {
-            let fault = parse(format!("d{key}4:no\r\ne").as_bytes(), HASH).unwrap_err();
-            assert_eq!(fault.to_string(), "refused: no");
+            let error = parse(format!("d{key}4:no\r\ne").as_bytes(), HASH).unwrap_err();
+            assert_eq!(error.to_string(), "refused: no");
         }
     }
 
     proptest! {
         #[test]
-        fn any_bytes_are_survived(body: Vec<u8>) {
+        fn arbitrary_bytes_do_not_panic(body: Vec<u8>) {
             let _ = parse(&body, HASH);
         }
     }

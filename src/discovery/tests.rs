@@ -1,4 +1,4 @@
-//! The announcer over real sockets: against servers that misbehave, written by hand, and against our own tracker.
+//! The announcer over real sockets: against servers that misbehave and against our own tracker.
 
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use super::udp::tests::{ANNOUNCE, CONNECT, Fake, ONE_PEER as ONE_UDP_PEER};
 use super::udp::{self, UdpLimits};
 use super::*;
-use crate::http::testing::{Manner, Server, raw};
+use crate::http::testing::{Behaviour, Server, raw};
 use crate::http::{HttpClient, HttpLimits, Purpose};
 use crate::route::{Bind, Route};
 use crate::tracker::{Limits, Tracker};
@@ -41,7 +41,7 @@ fn spawn(tiers: Vec<Vec<String>>, total: Duration) -> (Announcer, mpsc::Receiver
     (Announcer::spawn(announce(tiers), transferred.clone(), client(total), sender), peers, transferred)
 }
 
-/// Waits until the first tracker has an outcome.
+/// Waits for the outcome of the first tracker's announce.
 async fn outcome(announcer: &Announcer) -> Result<Answer, AnnounceError> {
     loop {
         if let Some(last) = announcer.status().remove(0).last {
@@ -51,101 +51,101 @@ async fn outcome(announcer: &Announcer) -> Result<Answer, AnnounceError> {
     }
 }
 
-async fn fault_of(manner: Manner) -> AnnounceError {
-    let server = Server::start(manner).await;
+async fn error_of(behaviour: Behaviour) -> AnnounceError {
+    let server = Server::start(behaviour).await;
     let (announcer, _peers, _) = spawn(vec![vec![server.url()]], Duration::from_millis(500));
-    let fault = outcome(&announcer).await.unwrap_err();
-    let line = fault.to_string();
+    let error = outcome(&announcer).await.unwrap_err();
+    let line = error.to_string();
     assert!(!line.contains('\n') && !line.contains("secret"), "{line}");
     let status = &announcer.status()[0];
     assert!(status.next_announce.is_some() && !format!("{status:?}").contains("secret"));
-    fault
+    error
 }
 
 #[tokio::test]
 async fn a_tracker_that_does_not_answer_is_given_up() {
     let expected = AnnounceError::Request(RequestError::Timeout(Duration::from_millis(500)));
-    assert_eq!(fault_of(Manner::Hang).await, expected);
-    assert_eq!(fault_of(Manner::Drip).await, expected);
+    assert_eq!(error_of(Behaviour::Hang).await, expected);
+    assert_eq!(error_of(Behaviour::Drip).await, expected);
 }
 
 #[tokio::test]
-async fn an_answer_without_end_is_cut_off() {
-    assert_eq!(fault_of(Manner::Flood).await, AnnounceError::Request(RequestError::TooLong(64 << 10)));
+async fn an_endless_reply_is_cut_off() {
+    assert_eq!(error_of(Behaviour::Flood).await, AnnounceError::Request(RequestError::TooLong(64 << 10)));
 }
 
 #[tokio::test]
-async fn what_is_no_trackers_answer_is_a_fault() {
+async fn other_answers_are_errors() {
     for body in ["<html>sold</html>", "", "garbage", "d8:interval"] {
-        let fault = fault_of(Manner::Body(body.into())).await;
-        assert!(matches!(fault, AnnounceError::Garbage(_)), "{body}: {fault:?}");
+        let error = error_of(Behaviour::Body(body.into())).await;
+        assert!(matches!(error, AnnounceError::Garbage(_)), "{body}: {error:?}");
     }
     assert!(matches!(
-        fault_of(raw("no HTTP at all\r\n\r\n")).await,
+        error_of(raw("no HTTP at all\r\n\r\n")).await,
         AnnounceError::Request(RequestError::Transport(_))
     ));
-    assert!(matches!(fault_of(raw("")).await, AnnounceError::Request(RequestError::Transport(_))));
+    assert!(matches!(error_of(raw("")).await, AnnounceError::Request(RequestError::Transport(_))));
     assert!(matches!(
-        fault_of(raw("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nd")).await,
+        error_of(raw("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nd")).await,
         AnnounceError::Request(RequestError::Transport(_))
     ));
 }
 
 #[tokio::test]
-async fn http_errors_are_told_and_a_reason_beside_them_wins() {
-    let fault = fault_of(raw("HTTP/1.1 404 Not Found\r\ncontent-length: 4\r\n\r\ngone")).await;
-    assert_eq!(fault, AnnounceError::Status("404 Not Found".into()));
-    let fault =
-        fault_of(raw("HTTP/1.1 403 Forbidden\r\ncontent-length: 27\r\n\r\nd14:failure reason4:nopee\r\n")).await;
-    assert_eq!(fault, AnnounceError::Refused { reason: "nope".into(), retry: Retry::BackOff });
+async fn a_failure_reason_wins_over_the_http_status() {
+    let error = error_of(raw("HTTP/1.1 404 Not Found\r\ncontent-length: 4\r\n\r\ngone")).await;
+    assert_eq!(error, AnnounceError::Status("404 Not Found".into()));
+    let error =
+        error_of(raw("HTTP/1.1 403 Forbidden\r\ncontent-length: 27\r\n\r\nd14:failure reason4:nopee\r\n")).await;
+    assert_eq!(error, AnnounceError::Refused { reason: "nope".into(), retry: Retry::BackOff });
 }
 
 #[tokio::test]
-async fn nobody_at_home() {
+async fn a_refused_connection_is_reported() {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let addr = listener.local_addr().unwrap();
     drop(listener);
     for scheme in ["http", "https"] {
         let (announcer, _peers, _) = spawn(vec![vec![format!("{scheme}://{addr}/announce")]], FOREVER);
-        let fault = outcome(&announcer).await.unwrap_err().to_string();
-        assert!(fault.starts_with("cannot connect: ") && fault.contains("refused"), "{fault}");
+        let error = outcome(&announcer).await.unwrap_err().to_string();
+        assert!(error.starts_with("cannot connect: ") && error.contains("refused"), "{error}");
     }
 }
 
 #[tokio::test]
-async fn tls_to_what_has_none_is_a_fault() {
+async fn tls_to_a_plain_server_is_an_error() {
     let server = Server::start(raw("HTTP/1.1 200 OK\r\n\r\n")).await;
     let client = client(Duration::from_secs(1));
     let url = format!("https://{}/announce", server.addr).parse().unwrap();
-    let fault = client.get(url, Purpose::Announce).await.unwrap_err();
-    assert!(matches!(fault, RequestError::Connect(_) | RequestError::Timeout(_)), "{fault:?}");
+    let error = client.get(url, Purpose::Announce).await.unwrap_err();
+    assert!(matches!(error, RequestError::Connect(_) | RequestError::Timeout(_)), "{error:?}");
 }
 
 #[tokio::test]
-async fn redirects_are_followed_so_far() {
-    let goal = Server::start(Manner::Body(ONE_PEER.to_vec())).await;
-    let to = |place: &str| raw(&format!("HTTP/1.1 302 Found\r\nlocation: {place}\r\ncontent-length: 0\r\n\r\n"));
-    let start = Server::start(to(&format!("http://{}/announce.php", goal.addr))).await;
+async fn redirects_are_followed_up_to_a_limit() {
+    let target = Server::start(Behaviour::Body(ONE_PEER.to_vec())).await;
+    let to = |location: &str| raw(&format!("HTTP/1.1 302 Found\r\nlocation: {location}\r\ncontent-length: 0\r\n\r\n"));
+    let start = Server::start(to(&format!("http://{}/announce.php", target.addr))).await;
     let (announcer, mut peers, _) = spawn(vec![vec![start.url()]], FOREVER);
     assert_eq!(peers.recv().await.unwrap().len(), 1);
     assert_eq!(outcome(&announcer).await.unwrap().peers, 1);
 
-    assert_eq!(fault_of(to("/announce")).await, AnnounceError::Request(RequestError::Redirect("too many times")));
+    assert_eq!(error_of(to("/announce")).await, AnnounceError::Request(RequestError::Redirect("too many times")));
     assert_eq!(
-        fault_of(to("ftp://127.0.0.1/")).await,
-        AnnounceError::Request(RequestError::Redirect("to what is not HTTP"))
+        error_of(to("ftp://127.0.0.1/")).await,
+        AnnounceError::Request(RequestError::Redirect("to a URL that is not HTTP"))
     );
-    assert_eq!(fault_of(to("http://[")).await, AnnounceError::Request(RequestError::Redirect("to nowhere")));
+    assert_eq!(error_of(to("http://[")).await, AnnounceError::Request(RequestError::Redirect("to an invalid URL")));
     assert_eq!(
-        fault_of(raw("HTTP/1.1 302 Found\r\ncontent-length: 0\r\n\r\n")).await,
+        error_of(raw("HTTP/1.1 302 Found\r\ncontent-length: 0\r\n\r\n")).await,
         AnnounceError::Status("302 Found".into())
     );
 }
 
 #[tokio::test]
-async fn the_next_tracker_steps_in() {
-    let bad = Server::start(Manner::Body(b"<html>".to_vec())).await;
-    let good = Server::start(Manner::Body(ONE_PEER.to_vec())).await;
+async fn the_next_tracker_replaces_a_failing_one() {
+    let bad = Server::start(Behaviour::Body(b"<html>".to_vec())).await;
+    let good = Server::start(Behaviour::Body(ONE_PEER.to_vec())).await;
     let tiers = vec![vec!["wss://127.0.0.1:1/".into()], vec![bad.url()], vec![good.url()]];
     let (announcer, mut peers, _) = spawn(tiers, FOREVER);
     assert_eq!(peers.recv().await.unwrap(), ["127.0.0.1:6881".parse().unwrap()]);
@@ -155,8 +155,8 @@ async fn the_next_tracker_steps_in() {
 }
 
 #[tokio::test]
-async fn the_life_of_a_download_as_the_tracker_hears_it() {
-    let mut server = Server::start(Manner::Body(ONE_PEER.to_vec())).await;
+async fn a_tracker_receives_started_completed_and_stopped() {
+    let mut server = Server::start(Behaviour::Body(ONE_PEER.to_vec())).await;
     let (announcer, _peers, transferred) = spawn(vec![vec![server.url()]], FOREVER);
     let first = server.request(0).await;
     for part in
@@ -176,12 +176,12 @@ async fn the_life_of_a_download_as_the_tracker_hears_it() {
 }
 
 #[tokio::test]
-async fn a_farewell_waits_no_longer_than_it_may() {
-    let mut server = Server::start(Manner::Hang).await;
+async fn stopping_takes_no_longer_than_its_limit() {
+    let mut server = Server::start(Behaviour::Hang).await;
     let (announcer, _peers, _) = spawn(vec![vec![server.url()]], FOREVER);
     server.request(0).await;
     announcer.stop(Duration::from_millis(50)).await;
-    // Only a tracker that may count us hears of our leave.
+    // Only a tracker that may count us gets a `stopped` announce.
     let (announcer, _peers, _) = spawn(vec![vec!["http://127.0.0.1:1/announce".into()]], FOREVER);
     outcome(&announcer).await.unwrap_err();
     announcer.stop(FOREVER).await;
@@ -189,7 +189,7 @@ async fn a_farewell_waits_no_longer_than_it_may() {
 
 #[tokio::test]
 async fn dropping_it_ends_its_task() {
-    let mut server = Server::start(Manner::Hang).await;
+    let mut server = Server::start(Behaviour::Hang).await;
     let (announcer, mut peers, _) = spawn(vec![vec![server.url()]], FOREVER);
     server.request(0).await;
     drop(announcer);
@@ -197,8 +197,8 @@ async fn dropping_it_ends_its_task() {
 }
 
 #[tokio::test]
-async fn a_session_that_takes_nothing_holds_nothing_up() {
-    let server = Server::start(Manner::Body(ONE_PEER.to_vec())).await;
+async fn a_full_channel_delays_nothing() {
+    let server = Server::start(Behaviour::Body(ONE_PEER.to_vec())).await;
     let (sender, mut peers) = mpsc::channel(1);
     sender.try_send(Vec::new()).unwrap();
     let tiers = vec![vec![server.url()]];
@@ -210,7 +210,7 @@ async fn a_session_that_takes_nothing_holds_nothing_up() {
 }
 
 #[tokio::test]
-async fn with_our_own_tracker_peers_meet_and_part() {
+async fn peers_meet_through_our_own_tracker() {
     let (tracker, addr) = Tracker::bind(([127, 0, 0, 1], 0).into(), Limits::default()).await.unwrap();
     let url = format!("http://{addr}/announce");
     let start = |port: u16, left: u64| {
@@ -235,8 +235,8 @@ async fn with_our_own_tracker_peers_meet_and_part() {
     tracker.stop(FOREVER).await.unwrap();
 }
 
-/// Trackers over UDP that are soon given up.
-fn by_udp(tiers: Vec<Vec<String>>) -> (Announcer, mpsc::Receiver<Vec<SocketAddr>>, Arc<Transferred>) {
+/// Spawns an announcer whose UDP trackers are given up soon.
+fn spawn_udp(tiers: Vec<Vec<String>>) -> (Announcer, mpsc::Receiver<Vec<SocketAddr>>, Arc<Transferred>) {
     let (sender, peers) = mpsc::channel(1);
     let transferred = Arc::new(Transferred { left: 1000.into(), ..Transferred::default() });
     let client = TrackerClient::with_udp(client(FOREVER), udp::tests::LIMITS);
@@ -244,39 +244,39 @@ fn by_udp(tiers: Vec<Vec<String>>) -> (Announcer, mpsc::Receiver<Vec<SocketAddr>
 }
 
 #[tokio::test]
-async fn the_life_of_a_download_as_a_udp_tracker_hears_it() {
-    let (log, mut told) = watch::channel(Vec::new());
+async fn a_udp_tracker_receives_started_completed_and_stopped() {
+    let (log, mut received) = watch::channel(Vec::new());
     let mut last = None;
     let fake = Fake::start("127.0.0.1", move |asked| {
-        // Each is lost once.
+        // Each datagram is lost once.
         if last != Some((asked.action, asked.transaction)) {
             last = Some((asked.action, asked.transaction));
             return vec![];
         }
         if asked.action == ANNOUNCE {
             let number = |at: usize| u64::from_be_bytes(asked.datagram[at..at + 8].try_into().unwrap());
-            // Event, then left and downloaded.
-            log.send_modify(|told: &mut Vec<_>| told.push((asked.datagram[83], number(64), number(56))));
+            // Event, bytes left, bytes downloaded.
+            log.send_modify(|received: &mut Vec<_>| received.push((asked.datagram[83], number(64), number(56))));
         }
         vec![asked.good(ONE_UDP_PEER)]
     })
     .await;
-    let (announcer, mut peers, transferred) = by_udp(vec![vec![fake.url().into()]]);
+    let (announcer, mut peers, transferred) = spawn_udp(vec![vec![fake.url().into()]]);
     assert_eq!(peers.recv().await.unwrap(), ["127.0.0.1:6881".parse().unwrap()]);
     let answer = outcome(&announcer).await.unwrap();
     assert_eq!((answer.seeders, answer.leechers, answer.peers), (Some(9), Some(5), 1));
     transferred.left.store(0, Ordering::Relaxed);
     transferred.downloaded.store(1000, Ordering::Relaxed);
     announcer.completed();
-    told.wait_for(|told| told.len() == 2).await.unwrap();
+    received.wait_for(|received| received.len() == 2).await.unwrap();
     announcer.stop(FOREVER).await;
-    assert_eq!(*told.borrow(), [(2, 1000, 0), (1, 0, 1000), (3, 0, 1000)]);
+    assert_eq!(*received.borrow(), [(2, 1000, 0), (1, 0, 1000), (3, 0, 1000)]);
 }
 
 #[tokio::test]
-async fn trackers_of_all_kinds_stand_in_for_each_other() {
+async fn http_and_udp_trackers_replace_each_other() {
     let silent = Fake::start("127.0.0.1", |_| vec![]).await;
-    let refusing = Server::start(Manner::Body(b"d14:failure reason2:noe".to_vec())).await;
+    let refusing = Server::start(Behaviour::Body(b"d14:failure reason2:noe".to_vec())).await;
     let good = Fake::good().await;
     let tiers = vec![vec![silent.url().into()], vec![refusing.url()], vec![good.url().into()]];
     let client = TrackerClient::with_udp(client(FOREVER), UdpLimits::default());
@@ -286,15 +286,15 @@ async fn trackers_of_all_kinds_stand_in_for_each_other() {
     assert_eq!(silent.actions(), [CONNECT]);
     let status = announcer.status();
     assert!(status[0].announcing && matches!(status[1].last, Some(Err(AnnounceError::Refused { .. }))));
-    // The silent one may count us, too, but keeps nobody for long.
+    // The silent tracker may count us too, but it delays the stop only briefly.
     timeout(Duration::from_secs(20), announcer.stop(FOREVER)).await.unwrap();
     assert_eq!(good.actions(), [CONNECT, ANNOUNCE, ANNOUNCE]);
 }
 
 #[tokio::test]
-async fn behind_a_proxy_no_datagram_leaves() {
+async fn no_datagram_is_sent_behind_a_proxy() {
     let fake = Fake::good().await;
-    let proxy = Server::start(Manner::Body(ONE_PEER.to_vec())).await;
+    let proxy = Server::start(Behaviour::Body(ONE_PEER.to_vec())).await;
     let route = Route { proxy: Some(format!("http://{}", proxy.addr).parse().unwrap()), bind: Bind::Anywhere };
     let tiers = vec![vec![fake.url().into()], vec!["http://tracker.example/announce".into()]];
     let (sender, mut peers) = mpsc::channel(1);
@@ -307,12 +307,12 @@ async fn behind_a_proxy_no_datagram_leaves() {
 }
 
 #[tokio::test]
-async fn trackers_are_scraped_once_in_a_while() {
+async fn scrapes_are_cached() {
     let body = [b"d5:filesd20:".as_slice(), &[0xfe; 20], b"d8:completei4eee8:intervali1800e5:peers0:e"].concat();
-    let server = Server::start(Manner::Body(body)).await;
+    let server = Server::start(Behaviour::Body(body)).await;
     let fake = Fake::good().await;
     for url in [server.url(), fake.url().into()] {
-        let (announcer, _peers, _) = by_udp(vec![vec![url], vec!["http://127.0.0.1:1/announce".into()]]);
+        let (announcer, _peers, _) = spawn_udp(vec![vec![url], vec!["http://127.0.0.1:1/announce".into()]]);
         assert!(announcer.scrape(FOREVER).await.is_empty(), "nobody has answered yet");
         outcome(&announcer).await.unwrap();
         for _ in 0..2 {
@@ -343,7 +343,7 @@ impl std::io::Write for Lines {
 }
 
 #[tokio::test]
-async fn a_fault_is_one_line_in_the_log_without_secrets() {
+async fn a_failure_is_one_log_line_without_secrets() {
     let lines = Lines::default();
     let writer = lines.clone();
     let subscriber = tracing_subscriber::fmt()
@@ -352,8 +352,8 @@ async fn a_fault_is_one_line_in_the_log_without_secrets() {
         .with_writer(move || writer.clone())
         .finish();
     let _guard = tracing::subscriber::set_default(subscriber);
-    let fault = fault_of(Manner::Body(b"d14:failure reason8:no\n\x1b[31me".to_vec())).await;
-    assert!(matches!(fault, AnnounceError::Refused { .. }), "{fault:?}");
+    let error = error_of(Behaviour::Body(b"d14:failure reason8:no\n\x1b[31me".to_vec())).await;
+    assert!(matches!(error, AnnounceError::Refused { .. }), "{error:?}");
     let log = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
     assert_eq!(log.lines().count(), 1, "{log}");
     assert!(log.contains("announce failed: refused: no [31m") && !log.contains("secret"), "{log}");

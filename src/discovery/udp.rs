@@ -1,11 +1,12 @@
-//! Asking a tracker over UDP (BEP 15).
+//! UDP tracker client (BEP 15).
 //!
-//! One exchange is with one address: a request for a connection id, unless one from the last minute is kept, then the
-//! request itself. What is not answered is sent again after 15·2ⁿ seconds, but not for long: the schedule goes on to
-//! other trackers and comes back to this one by a doubling pause of its own. The socket is connected, so the kernel
-//! drops what other addresses send, and says at once when nobody is there.
+//! An exchange is with one address: a connect request, unless a connection id from the last minute is cached, followed
+//! by the request itself. A request without a reply is sent again after 15 s and given up after another 30 s. BEP 15
+//! allows more repetitions, but the schedule has a back-off of its own and other trackers to ask. The socket is
+//! connected, so that the kernel drops datagrams from other addresses and reports at once when nobody listens.
 //!
-//! A name with addresses of both families is asked at one of each, for each answers with peers of its own kind only.
+//! A tracker whose name has addresses of both families is asked at one of each, because each returns only peers of its
+//! own family.
 
 use std::collections::HashMap;
 use std::io;
@@ -28,26 +29,26 @@ use crate::metainfo::InfoHash;
 use crate::route::Bind;
 use crate::util::{is_local, lock, printable};
 
-/// Bytes taken of a datagram; the rest, some hundreds of peers later, is dropped.
+/// Bytes received of a datagram. More than a thousand peers fit; the rest is dropped.
 const MAX_DATAGRAM: usize = 8 << 10;
-/// Datagrams that answer nothing, before the tracker is given up.
+/// Unrelated datagrams after which the tracker is given up, so that a flood ends.
 const MAX_STRAY: usize = 100;
-/// Connections kept, each a socket. Beyond them ids are asked for anew.
-const MAX_KEPT: usize = 64;
+/// Cached connections. Each holds a socket; beyond this number connection ids are requested again.
+const MAX_CACHED: usize = 64;
 
-/// How long one exchange may take.
+/// Limits of one exchange.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct UdpLimits {
-    /// To an answer about the tracker's name.
+    /// Time to resolve the tracker's name.
     pub resolve: Duration,
-    /// Without an answer a request is sent again after this long, then after twice as long, and so on.
+    /// Time after which a request without a reply is sent again; it doubles with each repetition.
     pub retry: Duration,
-    /// Requests without an answer after which the tracker is given up.
+    /// Requests without a reply after which the tracker is given up.
     pub tries: u32,
-    /// When a tracker has answered in one family, for the answer in the other.
+    /// Time to wait for the reply from the other address family, once one family has answered.
     pub grace: Duration,
-    /// A connection id is used for this long.
-    pub id_life: Duration,
+    /// Lifetime of a connection id (BEP 15: one minute).
+    pub id_lifetime: Duration,
 }
 
 impl Default for UdpLimits {
@@ -57,29 +58,29 @@ impl Default for UdpLimits {
             retry: Duration::from_secs(15),
             tries: 2,
             grace: Duration::from_secs(1),
-            id_life: Duration::from_secs(60),
+            id_lifetime: Duration::from_secs(60),
         }
     }
 }
 
 impl UdpLimits {
-    /// Of an exchange that nobody answers.
+    /// Returns how long an exchange without any reply takes.
     fn total(&self) -> Duration {
         self.retry * ((1 << self.tries) - 1)
     }
 }
 
-/// Asks trackers over UDP. Cheap to clone; clones share connections.
+/// Sends requests to UDP trackers. Cheap to clone; clones share cached connections.
 #[derive(Clone, Debug)]
 pub(super) struct UdpClient {
     limits: UdpLimits,
     bind: Bind,
-    kept: Arc<Mutex<HashMap<SocketAddr, Connection>>>,
+    cache: Arc<Mutex<HashMap<SocketAddr, Connection>>>,
 }
 
 impl UdpClient {
     pub fn new(bind: Bind, limits: UdpLimits) -> Self {
-        Self { limits, bind, kept: Arc::default() }
+        Self { limits, bind, cache: Arc::default() }
     }
 
     pub async fn announce(&self, url: &Url, announce: &Announce, query: &Query<'_>) -> Result<Reply, AnnounceError> {
@@ -88,36 +89,37 @@ impl UdpClient {
             None => url.path().to_owned(),
         };
         let replies = self
-            .ask(self.addresses(url).await?, Request::announce(announce, query, &path), datagram::announced)
+            .ask_all(self.addresses(url).await?, Request::announce(announce, query, &path), datagram::parse_announce)
             .await?;
         Ok(replies.into_iter().fold(Reply::default(), merge))
     }
 
     pub async fn scrape(&self, url: &Url, info_hash: InfoHash) -> Result<Scrape, AnnounceError> {
-        let counts =
-            self.ask(self.addresses(url).await?, Request::scrape(info_hash), |body, _| datagram::scraped(body)).await?;
+        let counts = self
+            .ask_all(self.addresses(url).await?, Request::scrape(info_hash), |body, _| datagram::parse_scrape(body))
+            .await?;
         Ok(counts.into_iter().next().unwrap_or_default())
     }
 
-    /// A tracker's answers from its addresses, one a family: at least one.
-    async fn ask<T: Send + 'static>(
+    /// Sends a request to all addresses, one per family, and returns the replies: at least one.
+    async fn ask_all<T: Send + 'static>(
         &self,
         addresses: Vec<SocketAddr>,
         request: Request,
         read: fn(&[u8], bool) -> Result<T, AnnounceError>,
     ) -> Result<Vec<T>, AnnounceError> {
-        let mut calls = JoinSet::new();
+        let mut exchanges = JoinSet::new();
         for addr in addresses {
             let (client, request) = (self.clone(), request.clone());
-            calls.spawn(async move {
+            exchanges.spawn(async move {
                 let body = client.exchange(addr, &request).await?;
                 read(&body, addr.is_ipv6())
             });
         }
         let mut answers = Vec::new();
-        let mut fault = None;
+        let mut failure = None;
         loop {
-            let next = calls.join_next();
+            let next = exchanges.join_next();
             let next = if answers.is_empty() {
                 next.await
             } else {
@@ -125,24 +127,24 @@ impl UdpClient {
             };
             match next {
                 Some(Ok(Ok(answer))) => answers.push(answer),
-                // A host without IPv6 has nothing to say but that.
+                // On a host without IPv6, the IPv6 address always fails to connect. Another error says more.
                 Some(Ok(Err(error)))
-                    if matches!(fault, None | Some(AnnounceError::Request(RequestError::Connect(_)))) =>
+                    if matches!(failure, None | Some(AnnounceError::Request(RequestError::Connect(_)))) =>
                 {
-                    fault = Some(error)
+                    failure = Some(error)
                 }
                 Some(_) => {}
                 None => break,
             }
         }
-        match fault {
-            Some(fault) if answers.is_empty() => Err(fault),
+        match failure {
+            Some(error) if answers.is_empty() => Err(error),
             _ => Ok(answers),
         }
     }
 
-    /// One address of each family, where the tracker has one that may be asked. Any of several: the next announce
-    /// may meet another.
+    /// Returns one address for each family in which the tracker has one that we may contact. The choice among several
+    /// is random, so that the next announce may reach another.
     async fn addresses(&self, url: &Url) -> Result<Vec<SocketAddr>, AnnounceError> {
         let (host, port) = (url.host_str().unwrap_or_default(), url.port().ok_or(AnnounceError::NoPort)?);
         let found: Vec<SocketAddr> = match http::ip_literal(url) {
@@ -150,7 +152,7 @@ impl UdpClient {
             None => {
                 let lookup = timeout(self.limits.resolve, tokio::net::lookup_host((host, port)));
                 let found = lookup.await.map_err(|_| {
-                    AnnounceError::Request(RequestError::Connect("its name does not resolve in time".into()))
+                    AnnounceError::Request(RequestError::Connect("its name was not resolved in time".into()))
                 })?;
                 found.map_err(cannot_connect)?.collect()
             }
@@ -159,8 +161,8 @@ impl UdpClient {
             ip @ IpAddr::V4(_) => (ip, port).into(),
             IpAddr::V6(_) => addr,
         });
-        let may_be_local = http::may_be_local(url, Purpose::Announce);
-        let allowed: Vec<SocketAddr> = plain.filter(|addr| may_be_local || !is_local(addr.ip())).collect();
+        let may_reach_local = http::may_reach_local(url, Purpose::Announce);
+        let allowed: Vec<SocketAddr> = plain.filter(|addr| may_reach_local || !is_local(addr.ip())).collect();
         if allowed.is_empty() {
             return Err(AnnounceError::Request(RequestError::Local));
         }
@@ -176,73 +178,75 @@ impl UdpClient {
             chosen.iter().filter_map(|family| family.choose(&mut rand::rng()).copied()).collect();
         if chosen.is_empty() {
             return Err(AnnounceError::Request(RequestError::Connect(
-                "it has no address of the family that we are bound to".into(),
+                "it has no address of the IP family that we are bound to".into(),
             )));
         }
         Ok(chosen)
     }
 
-    /// Asks one address: the body of its reply.
+    /// Exchanges a request and its reply with one address and returns the body of the reply.
     async fn exchange(&self, addr: SocketAddr, request: &Request) -> Result<Vec<u8>, AnnounceError> {
-        let [connecting, asking] = rand::random::<[u32; 2]>().map(TransactionId);
-        let kept = self.take(addr);
-        let mut was_kept = kept.is_some();
-        let mut connection = match kept {
+        let [connect_id, request_id] = rand::random::<[u32; 2]>().map(TransactionId);
+        let cached = self.take(addr);
+        let mut from_cache = cached.is_some();
+        let mut connection = match cached {
             Some(connection) => connection,
             None => Connection::open(addr, &self.bind).await?,
         };
         let mut unanswered = 0;
         while unanswered < self.limits.tries {
             let wait = self.limits.retry * (1 << unanswered);
-            let (datagram, action, transaction) = match self.fresh(&connection) {
-                Some(id) => (request.encode(id, asking), request.action(), asking),
-                None => (datagram::connect(connecting).to_vec(), Action::Connect, connecting),
+            let (datagram, action, transaction) = match self.valid_id(&connection) {
+                Some(id) => (request.encode(id, request_id), request.action(), request_id),
+                None => (datagram::connect(connect_id).to_vec(), Action::Connect, connect_id),
             };
-            match connection.say(&datagram, action, transaction, wait).await {
+            match connection.request(&datagram, action, transaction, wait).await {
                 Ok(None) => unanswered += 1,
                 Ok(Some(body)) if action == Action::Connect => {
-                    connection.id = Some((datagram::connected(&body)?, Instant::now()));
+                    connection.id = Some((datagram::parse_connect(&body)?, Instant::now()));
                 }
                 Ok(Some(body)) => {
-                    self.keep(addr, connection);
+                    self.put_back(addr, connection);
                     return Ok(body);
                 }
-                // A tracker that was started anew in between does not know its old ids.
-                Err(_) if was_kept => {
-                    was_kept = false;
+                // A tracker that was restarted in the meantime does not know its old connection ids.
+                Err(_) if from_cache => {
+                    from_cache = false;
                     connection = Connection::open(addr, &self.bind).await?;
                 }
-                Err(fault) => return Err(fault),
+                Err(error) => return Err(error),
             }
         }
         Err(AnnounceError::Request(RequestError::Timeout(self.limits.total())))
     }
 
-    /// The id of a connection, while it may be used.
-    fn fresh(&self, connection: &Connection) -> Option<ConnectionId> {
-        connection.id.filter(|(_, since)| since.elapsed() < self.limits.id_life).map(|(id, _)| id)
+    /// Returns the id of a connection, unless it has expired.
+    fn valid_id(&self, connection: &Connection) -> Option<ConnectionId> {
+        connection.id.filter(|(_, since)| since.elapsed() < self.limits.id_lifetime).map(|(id, _)| id)
     }
 
-    /// For one exchange alone: a reply on its socket is to that exchange.
+    /// Takes a connection out of the cache. It is used by one exchange at a time, so every reply on its socket belongs
+    /// to that exchange.
     fn take(&self, addr: SocketAddr) -> Option<Connection> {
-        self.lock().remove(&addr).filter(|connection| self.fresh(connection).is_some())
+        self.cache().remove(&addr).filter(|connection| self.valid_id(connection).is_some())
     }
 
-    fn keep(&self, addr: SocketAddr, connection: Connection) {
-        let mut kept = self.lock();
-        kept.retain(|_, connection| self.fresh(connection).is_some());
-        if kept.len() < MAX_KEPT {
-            kept.insert(addr, connection);
+    fn put_back(&self, addr: SocketAddr, connection: Connection) {
+        let mut cache = self.cache();
+
+        cache.retain(|_, connection| self.valid_id(connection).is_some());
+        if cache.len() < MAX_CACHED {
+            cache.insert(addr, connection);
         }
     }
 
-    /// No code panics while it holds the lock.
-    fn lock(&self) -> MutexGuard<'_, HashMap<SocketAddr, Connection>> {
-        lock(&self.kept)
+    /// Locks the cache.
+    fn cache(&self) -> MutexGuard<'_, HashMap<SocketAddr, Connection>> {
+        lock(&self.cache)
     }
 }
 
-/// A socket that speaks with one tracker, and the id that the tracker gave.
+/// A socket connected to one tracker, and the connection id from that tracker.
 #[derive(Debug)]
 struct Connection {
     socket: UdpSocket,
@@ -267,8 +271,8 @@ impl Connection {
         open.await.map_err(cannot_connect)
     }
 
-    /// Sends a request and waits for the body of its reply. `None`: none came in time.
-    async fn say(
+    /// Sends a request and returns the body of its reply, or `None` if none arrives in time.
+    async fn request(
         &self,
         datagram: &[u8],
         action: Action,
@@ -276,19 +280,19 @@ impl Connection {
         wait: Duration,
     ) -> Result<Option<Vec<u8>>, AnnounceError> {
         self.socket.send(datagram).await.map_err(cannot_connect)?;
-        let listen = async {
+        let receive = async {
             let mut buffer = vec![0; MAX_DATAGRAM];
             for _ in 0..MAX_STRAY {
                 let len = self.socket.recv(&mut buffer).await.map_err(cannot_connect)?;
-                match datagram::receive(&buffer[..len], action, transaction) {
+                match datagram::parse(&buffer[..len], action, transaction) {
                     Received::Stray => {}
                     Received::Reply(body) => return Ok(Some(body.to_vec())),
-                    Received::Fault(fault) => return Err(fault),
+                    Received::Error(error) => return Err(error),
                 }
             }
-            Err(AnnounceError::Garbage("it sends what was not asked for".into()))
+            Err(AnnounceError::Garbage("it keeps sending unrelated datagrams".into()))
         };
-        timeout(wait, listen).await.unwrap_or(Ok(None))
+        timeout(wait, receive).await.unwrap_or(Ok(None))
     }
 }
 
@@ -296,14 +300,14 @@ fn cannot_connect(error: io::Error) -> AnnounceError {
     AnnounceError::Request(RequestError::Connect(printable(error.to_string().as_bytes(), 200)))
 }
 
-/// What a tracker answered in both families, as one answer.
+/// Merges the replies of two address families.
 fn merge(mut all: Reply, one: Reply) -> Reply {
     all.peers.extend(one.peers);
     all.peers.truncate(MAX_PEERS);
     all.interval = all.interval.max(one.interval);
     let answer = &mut all.answer;
     answer.peers = all.peers.len();
-    // It counts the same peers twice, or each in its own family; no telling which.
+    // The tracker may count the same peers in both families or each in its own. We cannot know, so take the maximum.
     answer.seeders = answer.seeders.max(one.answer.seeders);
     answer.leechers = answer.leechers.max(one.answer.leechers);
     all

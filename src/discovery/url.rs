@@ -1,4 +1,4 @@
-//! Tracker URLs: what can be asked, what may be shown, and the announce query.
+//! Tracker URLs: validation, masking, and the announce query.
 
 use std::fmt::{self, Write};
 
@@ -9,16 +9,16 @@ use super::{Announce, AnnounceError};
 use crate::http::{self, Masked, Purpose, RequestError};
 use crate::util::printable;
 
-/// Longer URLs are refused.
+/// Longest URL accepted, in bytes. Real ones are far shorter.
 const MAX_URL: usize = 4096;
-/// Peers asked for in one announce.
+/// Peers requested in one announce: enough to fill a swarm at start, and a common value among clients.
 pub(super) const NUM_WANT: u32 = 100;
 
-/// All but the unreserved characters of RFC 3986: raw bytes survive.
+/// Percent-encoding of raw bytes: everything except the unreserved characters of RFC 3986.
 pub(super) const RAW: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// The URL of a tracker. May hold a passkey, so `Display` and `Debug` are [`Masked`].
-/// [`TrackerUrl::as_str`] has the whole.
+/// The URL of a tracker. It may hold a passkey, so `Display` and `Debug` show it [`Masked`]. [`TrackerUrl::as_str`]
+/// returns all of it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct TrackerUrl {
     text: String,
@@ -26,17 +26,17 @@ pub struct TrackerUrl {
 }
 
 impl TrackerUrl {
-    /// Reads what stands in the metainfo. Never fails: what cannot be asked is kept, to be shown with its reason.
+    /// Parses a URL from the metainfo. An unusable URL is kept, so that it can be displayed with the reason.
     pub(super) fn new(text: &str) -> Self {
         Self { text: text.to_owned(), parsed: parse(text) }
     }
 
-    /// As in the metainfo, secrets included.
+    /// Returns the URL as in the metainfo, secrets included.
     pub fn as_str(&self) -> &str {
         &self.text
     }
 
-    /// The URL to ask, or why it cannot be.
+    /// Returns the parsed URL, or why it cannot be used.
     pub(super) fn usable(&self) -> Result<&Url, &AnnounceError> {
         self.parsed.as_ref()
     }
@@ -51,7 +51,7 @@ fn parse(text: &str) -> Result<Url, AnnounceError> {
     match url.scheme() {
         _ if url.host_str().is_none_or(str::is_empty) => Err(AnnounceError::NotAUrl),
         "udp" if url.port().is_none_or(|port| port == 0) => Err(AnnounceError::NoPort),
-        "http" | "https" | "udp" if http::says_local(&url) && !http::may_be_local(&url, Purpose::Announce) => {
+        "http" | "https" | "udp" if http::names_local_host(&url) && !http::may_reach_local(&url, Purpose::Announce) => {
             Err(AnnounceError::Request(RequestError::Local))
         }
         "http" | "https" | "udp" => Ok(url),
@@ -71,7 +71,7 @@ impl fmt::Debug for TrackerUrl {
     }
 }
 
-/// `event` of an announce; a plain one has none.
+/// The `event` of an announce. A periodic announce has none.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Event {
     Started,
@@ -79,7 +79,7 @@ pub(super) enum Event {
     Stopped,
 }
 
-/// What varies from one announce to the next.
+/// The parameters that vary from one announce to the next.
 pub(super) struct Query<'a> {
     pub event: Option<Event>,
     pub uploaded: u64,
@@ -88,7 +88,7 @@ pub(super) struct Query<'a> {
     pub tracker_id: Option<&'a [u8]>,
 }
 
-/// The whole URL of an announce: the tracker's own query is kept, ours comes after it.
+/// Returns the URL of an announce: the tracker's own query, followed by ours.
 pub(super) fn announce_url(tracker: &Url, announce: &Announce, query: &Query) -> Url {
     let mut text = match tracker.query() {
         Some(own) if !own.is_empty() => format!("{own}&"),
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn own_query_is_kept_and_the_fragment_is_not() {
+    fn the_trackers_query_is_kept_and_its_fragment_dropped() {
         let text = url("https://t.example:8443/a.php?passkey=s%26c&x=%20#frag", None, Some(b"a b\xff"));
         assert!(text.starts_with("https://t.example:8443/a.php?passkey=s%26c&x=%20&info_hash=%124Vx"), "{text}");
         assert!(text.ends_with("&key=0000beef&trackerid=a%20b%FF"), "{text}");
@@ -174,24 +174,24 @@ mod tests {
     }
 
     #[test]
-    fn only_http_and_udp_can_be_asked() {
+    fn only_http_and_udp_urls_are_usable() {
         for sound in ["http://t.example/", "udp://t.example:80/announce", "udp://t.example:80", "udp://[::1]:80/"] {
             assert!(TrackerUrl::new(sound).usable().is_ok(), "{sound}");
         }
-        let fault = |text: &str| TrackerUrl::new(text).usable().unwrap_err().clone();
+        let error = |text: &str| TrackerUrl::new(text).usable().unwrap_err().clone();
         for portless in ["udp://t.example/announce", "udp://t.example:0/"] {
-            assert_eq!(fault(portless), AnnounceError::NoPort);
+            assert_eq!(error(portless), AnnounceError::NoPort);
         }
         for local in
             ["http://127.0.0.1/admin", "https://localhost/", "udp://[fe80::1]:80/x", "http://10.1.1.1/?announce"]
         {
-            assert_eq!(fault(local), AnnounceError::Request(RequestError::Local), "{local}");
+            assert_eq!(error(local), AnnounceError::Request(RequestError::Local), "{local}");
         }
-        assert_eq!(fault("wss://t.example"), AnnounceError::Scheme("wss".into()));
+        assert_eq!(error("wss://t.example"), AnnounceError::Scheme("wss".into()));
         for nonsense in ["", "tracker", "http://", "file:///etc/passwd", "dht:", "http://[::1", "udp://:80"] {
-            assert_eq!(fault(nonsense), AnnounceError::NotAUrl, "{nonsense}");
+            assert_eq!(error(nonsense), AnnounceError::NotAUrl, "{nonsense}");
         }
-        assert_eq!(fault(&format!("http://t/{}", "a".repeat(MAX_URL))), AnnounceError::NotAUrl);
+        assert_eq!(error(&format!("http://t/{}", "a".repeat(MAX_URL))), AnnounceError::NotAUrl);
     }
 
     #[test]
@@ -211,7 +211,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_hash_survives(hash: [u8; 20]) {
+        fn any_info_hash_round_trips(hash: [u8; 20]) {
             let query = Query { event: None, uploaded: 0, downloaded: 0, left: 0, tracker_id: None };
             let url = announce_url(&Url::parse("http://t/").unwrap(), &announce(hash), &query);
             let text = url.query().unwrap();

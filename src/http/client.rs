@@ -1,4 +1,4 @@
-//! GET requests over HTTP with every bound that a stranger's server calls for.
+//! GET requests over HTTP with bounds on time, size and redirects.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -15,19 +15,19 @@ use crate::metainfo::bencode::Limits;
 use crate::route::{Bind, Route};
 use crate::util::{is_local, printable};
 
-/// Connections to one server that are kept while nothing is asked: as many as a web seed uses.
+/// Idle connections kept open per server: as many as a web seed uses.
 const MAX_IDLE: usize = 8;
 
-/// What one request may cost.
+/// Bounds of one request.
 #[derive(Clone, Copy, Debug)]
 pub struct HttpLimits {
-    /// To a connection.
+    /// Time to establish a connection.
     pub connect: Duration,
-    /// To the last byte of the answer, redirects included.
+    /// Time to the last byte of the body, redirects included.
     pub total: Duration,
-    /// Bytes of an answer.
+    /// Bytes of the body.
     pub body: usize,
-    /// Redirects followed.
+    /// Number of redirects followed.
     pub redirects: usize,
 }
 
@@ -42,12 +42,13 @@ impl Default for HttpLimits {
     }
 }
 
-/// Makes bounded GET requests over HTTP and HTTPS. Cheap to clone; one serves all torrents.
+/// Sends bounded GET requests over HTTP and HTTPS. Cheap to clone; one serves all torrents.
 ///
-/// What a URL may reach depends on its [`Purpose`], and the rule holds for each redirect; from a global address none
-/// leads into the local network. The TLS side is built when the first `https` URL is asked: reading the system's roots
-/// takes tens of milliseconds, and nobody should wait for them who does not need them. System proxies are honoured,
-/// except to this machine itself; a proxy of our own [`Route`] takes their place and carries everything.
+/// The [`Purpose`] of a request decides whether its URL may reach the local network. The rule also holds for each
+/// redirect, and a redirect never leads from a global address into the local network. The TLS client is built for the
+/// first `https` URL, because loading the system's root certificates takes tens of milliseconds that most runs can
+/// save. System proxies are honoured, except for loopback; a proxy of our own [`Route`] replaces them and carries
+/// everything.
 #[derive(Clone, Debug)]
 pub struct HttpClient {
     inner: Arc<Inner>,
@@ -57,13 +58,14 @@ pub struct HttpClient {
 struct Inner {
     limits: HttpLimits,
     route: Route,
-    /// What may go anywhere.
+    /// For requests that may go to any address.
     any: Clients,
-    /// What may go to global addresses alone: of its own, so that it finds no connection to others in a pool.
+    /// For requests that may go to global addresses only. Separate, so that it cannot reuse a pooled connection to a
+    /// local address.
     global: Clients,
-    /// Without the system's proxy, for loopback.
+    /// For loopback, without the system's proxy.
     loopback: Option<Client>,
-    /// The address at the far end may be a proxy's.
+    /// Whether the remote address of a response may be that of a proxy.
     proxied: bool,
 }
 
@@ -74,17 +76,18 @@ struct Clients {
 }
 
 impl HttpClient {
-    /// A client with the usual limits. Fails only if the system's proxy settings make no sense.
+    /// Creates a client with the default limits. Fails only if the system's proxy settings are invalid.
     pub fn new() -> Result<Self, RequestError> {
         Self::with_limits(HttpLimits::default())
     }
 
-    /// A client with limits of your own.
+    /// Creates a client with the given limits.
     pub fn with_limits(limits: HttpLimits) -> Result<Self, RequestError> {
         Self::with_route(Route::default(), limits)
     }
 
-    /// A client by a way of your own. Fails also if the proxy cannot be used.
+    /// Creates a client with the given route and limits. Fails if the system's proxy settings or the route's proxy
+    /// cannot be used.
     pub fn with_route(route: Route, limits: HttpLimits) -> Result<Self, RequestError> {
         let clients = |global| {
             let plain = build(without_roots(builder(limits, &route, global)?)?)?;
@@ -99,17 +102,18 @@ impl HttpClient {
         Ok(Self { inner: Arc::new(Inner { limits, route, any, global, loopback, proxied }) })
     }
 
-    /// The same way and rules with other limits; connections are not shared.
+    /// Returns a client with the same route and other limits. It has a connection pool of its own.
     pub fn limited(&self, limits: HttpLimits) -> Result<Self, RequestError> {
         Self::with_route(self.inner.route.clone(), limits)
     }
 
-    /// By which way its requests leave.
+    /// Returns the route of the requests.
     pub fn route(&self) -> &Route {
         &self.inner.route
     }
 
-    /// Fetches `url`: the final status and the body. A body is given with any status: trackers put reasons there.
+    /// Fetches `url` and returns the final status and the body. The body is returned for every status, because trackers
+    /// put their reasons there.
     pub async fn get(&self, url: Url, purpose: Purpose) -> Result<(StatusCode, Vec<u8>), RequestError> {
         let total = self.inner.limits.total;
         let fetch = async {
@@ -119,9 +123,9 @@ impl HttpClient {
         tokio::time::timeout(total, fetch).await.map_err(|_| RequestError::Timeout(total))?
     }
 
-    /// Asks for `url` with further headers (such as `Range`) and follows redirects: the response with its status and
-    /// headers, its body still to be read. The time limit is on what comes before the body; how long and how large
-    /// that may be is the caller's to watch.
+    /// Requests `url` with additional headers (such as `Range`), follows redirects and returns the response before its
+    /// body is read. The time limit covers everything before the body; the caller bounds the time and length of the
+    /// body.
     pub async fn open(&self, url: Url, purpose: Purpose, headers: &HeaderMap) -> Result<Response, RequestError> {
         let total = self.inner.limits.total;
         let follow = self.follow(url, purpose, headers);
@@ -131,62 +135,63 @@ impl HttpClient {
     async fn follow(&self, mut url: Url, purpose: Purpose, headers: &HeaderMap) -> Result<Response, RequestError> {
         let mut from_global = false;
         for _ in 0..=self.inner.limits.redirects {
-            let into_local = |fault| match fault {
+            let into_local = |error| match error {
                 RequestError::Local if from_global => RequestError::Redirect("into the local network"),
-                fault => fault,
+                error => error,
             };
             let client = self.client_for(&url, purpose, from_global).await.map_err(into_local)?;
             let sent = client.get(url.clone()).headers(headers.clone()).send().await;
-            let response = sent.map_err(|error| into_local(self.fault(error)))?;
+            let response = sent.map_err(|error| into_local(self.to_error(error)))?;
             let location = response.headers().get(header::LOCATION);
             match location.filter(|_| response.status().is_redirection()) {
                 None => return Ok(response),
                 Some(location) => {
                     from_global |= !self.was_local(&url, &response);
                     let next = location.to_str().ok().and_then(|text| url.join(text).ok());
-                    url = next.ok_or(RequestError::Redirect("to nowhere"))?;
+                    url = next.ok_or(RequestError::Redirect("to an invalid URL"))?;
                 }
             }
         }
         Err(RequestError::Redirect("too many times"))
     }
 
-    /// The client that reaches what `url` may reach.
+    /// Returns the client for `url`: one that can reach local addresses only if `url` may.
     async fn client_for(&self, url: &Url, purpose: Purpose, from_global: bool) -> Result<&Client, RequestError> {
         let tls = match url.scheme() {
             "http" => false,
             "https" => true,
-            _ => return Err(RequestError::Redirect("to what is not HTTP")),
+            _ => return Err(RequestError::Redirect("to a URL that is not HTTP")),
         };
-        let may_be_local = !from_global && reach::may_be_local(url, purpose);
-        let says_local = reach::says_local(url);
-        if says_local && !may_be_local {
+        let may_reach_local = !from_global && reach::may_reach_local(url, purpose);
+        let names_local_host = reach::names_local_host(url);
+        if names_local_host && !may_reach_local {
             return Err(RequestError::Local);
         }
         let inner = &self.inner;
-        let clients = if may_be_local { &inner.any } else { &inner.global };
+        let clients = if may_reach_local { &inner.any } else { &inner.global };
         if tls {
             let build = || async {
                 let (limits, route) = (inner.limits, inner.route.clone());
-                // Reads files. A panic of the verifier's would surface here as an error.
-                let built = tokio::task::spawn_blocking(move || build(builder(limits, &route, !may_be_local)?)).await;
+                // Building the client reads files, so it must not block the runtime. A panic in it becomes an error.
+                let built =
+                    tokio::task::spawn_blocking(move || build(builder(limits, &route, !may_reach_local)?)).await;
                 built.map_err(|_| RequestError::Connect("TLS cannot be set up".into()))?
             };
             return clients.tls.get_or_try_init(build).await;
         }
-        let loopback = reach::ip_literal(url).map_or(says_local, |ip| ip.to_canonical().is_loopback());
+        let loopback = reach::ip_literal(url).map_or(names_local_host, |ip| ip.to_canonical().is_loopback());
         Ok(inner.loopback.as_ref().filter(|_| loopback).unwrap_or(&clients.plain))
     }
 
-    /// Whether a response came from the local network. Behind a proxy only words can tell.
+    /// Returns whether a response came from the local network. Behind a proxy, only the URL can show it.
     fn was_local(&self, url: &Url, response: &Response) -> bool {
         let peer = response.remote_addr().filter(|_| !self.inner.proxied);
-        reach::says_local(url) || peer.is_some_and(|addr| is_local(addr.ip()))
+        reach::names_local_host(url) || peer.is_some_and(|addr| is_local(addr.ip()))
     }
 
     async fn body(&self, mut response: Response) -> Result<(StatusCode, Vec<u8>), RequestError> {
         let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(|error| self.fault(error))? {
+        while let Some(chunk) = response.chunk().await.map_err(|error| self.to_error(error))? {
             if body.len() + chunk.len() > self.inner.limits.body {
                 return Err(RequestError::TooLong(self.inner.limits.body));
             }
@@ -195,8 +200,8 @@ impl HttpClient {
         Ok((response.status(), body))
     }
 
-    /// In one line and without the URL, which may hold a passkey.
-    fn fault(&self, error: reqwest::Error) -> RequestError {
+    /// Converts an error of the HTTP library.
+    fn to_error(&self, error: reqwest::Error) -> RequestError {
         let limits = &self.inner.limits;
         if error.is_timeout() {
             return RequestError::Timeout(if error.is_connect() { limits.connect } else { limits.total });
@@ -213,25 +218,25 @@ fn causes(error: &reqwest::Error) -> impl Iterator<Item = &(dyn Error + 'static)
     std::iter::successors(error.source(), |&cause| cause.source())
 }
 
-/// Describes a fault in one line without the URL, which may hold a secret. The innermost cause says what happened; the
-/// errors around it only repeat where.
+/// Describes an error in one line without the URL, which may hold a secret. Only the innermost cause says what
+/// happened; the errors around it repeat where.
 pub(crate) fn describe(error: &reqwest::Error) -> String {
     if error.is_timeout() {
         return if error.is_connect() { "no connection in time".into() } else { "no answer in time".into() };
     }
-    let text = causes(error).last().map_or_else(|| "the request cannot be made".into(), ToString::to_string);
+    let text = causes(error).last().map_or_else(|| "the request could not be sent".into(), ToString::to_string);
     printable(text.as_bytes(), 200)
 }
 
 fn builder(limits: HttpLimits, route: &Route, global_only: bool) -> Result<ClientBuilder, RequestError> {
-    // An error says that there is a default already, which is as good.
+    // Fails only if a default provider is installed already, which serves as well.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let mut builder = Client::builder()
         .user_agent(concat!("torrentfs/", env!("CARGO_PKG_VERSION")))
         .redirect(redirect::Policy::none())
         .connect_timeout(limits.connect)
         .pool_max_idle_per_host(MAX_IDLE)
-        // A player that pauses finds its web seed's connections again.
+        // A player that resumes after a short pause reuses the connections to its web seed.
         .pool_idle_timeout(Duration::from_secs(60));
     builder = match &route.bind {
         Bind::Address(ip) => builder.local_address(*ip),
@@ -239,14 +244,14 @@ fn builder(limits: HttpLimits, route: &Route, global_only: bool) -> Result<Clien
         Bind::Anywhere => builder,
     };
     Ok(match &route.proxy {
-        // Resolves names itself, and is none of ours to be kept from.
+        // The proxy resolves host names itself, and the user chose it, so it may be local.
         Some(proxy) => builder.proxy(reqwest::Proxy::all(proxy.url()).map_err(|error| cannot_build(&error))?),
         None if global_only => builder.dns_resolver(GlobalOnly::new()),
         None => builder,
     })
 }
 
-/// A client that trusts nobody, for plain HTTP: quick to build.
+/// Removes all root certificates, for clients that use only plain HTTP: loading them takes most of the build time.
 fn without_roots(builder: ClientBuilder) -> Result<ClientBuilder, RequestError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(provider)

@@ -1,6 +1,6 @@
-//! URLs and magnet links as they may be shown: in logs, in errors, in `/proc/mounts`.
+//! Masking of URLs and magnet links for logs, errors and `/proc/mounts`.
 //!
-//! Who may use a private tracker proves it by its URL, so such a URL is a password, wherever in it the secret stands.
+//! Private trackers identify a user by a secret in the URL, so every part of a URL that may hold one is masked.
 
 use std::fmt::{self, Write};
 
@@ -9,16 +9,17 @@ use reqwest::Url;
 
 use crate::util::printable;
 
-/// A path segment this long, without a dot (which names of files have), is taken for a passkey.
+/// Length from which a path segment counts as a passkey, in bytes, unless it has a dot, as file names do. Common
+/// passkeys have 16 characters or more.
 const PASSKEY_LEN: usize = 16;
-/// Of what cannot be read as a URL no more than so many characters are shown.
+/// Characters shown of text that is not a URL: enough to recognize it, too few for a passkey.
 const UNREADABLE: usize = 12;
 
-/// What a mask, back in a link, leaves as it is.
+/// Percent-encoding of a masked URL inside a magnet link; it leaves the mask `***` readable.
 const LINK: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'*');
 
-/// A URL without its secrets: user names, passwords and queries, and path segments that look like a passkey, are shown
-/// as `***`. A magnet link is shown with each of its URLs so.
+/// Displays a URL with `***` in place of user names, passwords, queries, and path segments that look like a passkey. In
+/// a magnet link, each URL is masked in this way.
 #[derive(Clone, Copy)]
 pub struct Masked<'a>(pub &'a str);
 
@@ -29,7 +30,7 @@ impl fmt::Display for Masked<'_> {
         }
         match Url::parse(self.0) {
             Ok(url) => write_url(&url, f),
-            // No telling where a secret would be.
+            // A secret could be anywhere in it.
             Err(_) => f.write_str(&printable(self.0.as_bytes(), UNREADABLE)),
         }
     }
@@ -50,7 +51,7 @@ fn magnet(link: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 if shown.contains("***") || Url::parse(&url).is_err() {
                     write!(f, "{key}={}", utf8_percent_encode(&shown, LINK))?;
                 } else {
-                    // Not a character is changed of what has no secret.
+                    // A field without a secret is copied unchanged.
                     f.write_str(field)?;
                 }
             }
@@ -90,7 +91,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn secrets_are_masked_and_the_rest_is_not() {
+    fn only_secrets_are_masked() {
         let passkey = "0123456789abcdef0123456789abcdef";
         for (text, shown) in [
             ("http://t.example/announce", "http://t.example/announce"),
@@ -120,7 +121,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_secret_is_seen_nowhere(secret in "[0-9a-f]{32}", place in 0..6) {
+        fn a_secret_is_never_displayed(secret in "[0-9a-f]{32}", place in 0..6) {
             let text = match place {
                 0 => format!("https://{secret}@t.example/announce"),
                 1 => format!("https://u:{secret}@t.example/announce"),
@@ -133,7 +134,7 @@ mod tests {
         }
 
         #[test]
-        fn nothing_makes_it_fail(text: String) {
+        fn arbitrary_text_does_not_panic(text: String) {
             let _ = Masked(&text).to_string();
         }
     }

@@ -1,9 +1,10 @@
-//! What a stranger's URL may reach.
+//! The rule for access to the local network.
 //!
-//! Who writes a torrent chooses URLs that our machine then asks. So that they cannot speak through us to what only we
-//! can reach (a router's pages, services on this machine), addresses that are not global take only what looks as it
-//! should: a tracker's announce, a web seed without a query. The rule is about addresses, not names: it is applied to
-//! what a name resolves to, and the connection goes there and nowhere else ([`GlobalOnly`](super::GlobalOnly)).
+//! The author of a torrent chooses URLs that our machine then requests. Without a rule they could reach through us what
+//! only we can reach: the router's pages or services on this machine. Therefore addresses that are not global receive
+//! only requests of a fixed form: a tracker's announce, or a web seed's file without a query. The rule concerns
+//! addresses, not names. It applies to the addresses to which a name resolves, and the connection goes to exactly those
+//! ([`GlobalOnly`](super::GlobalOnly)).
 
 use std::net::IpAddr;
 
@@ -11,39 +12,39 @@ use reqwest::Url;
 
 use crate::util::is_local;
 
-/// What a URL is asked for.
+/// The purpose of a request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Purpose {
-    /// A torrent's tracker.
+    /// An announce to a torrent's tracker.
     Announce,
-    /// The counts of a torrent's tracker; its URL is made from that of the announce.
+    /// A scrape of a torrent's tracker. Its URL is derived from the announce URL.
     Scrape,
-    /// A torrent's web seed (BEP 19).
+    /// A file of a torrent's web seed (BEP 19).
     WebSeed,
-    /// The same as a script that is asked for pieces (BEP 17).
-    SeedScript,
-    /// What the user asked for; no stranger chose the URL.
-    Own,
+    /// A piece from a torrent's HTTP seed script (BEP 17).
+    HttpSeed,
+    /// A request whose URL the user gave.
+    User,
 }
 
-/// Whether `url` may be asked of this machine and its network.
-pub fn may_be_local(url: &Url, purpose: Purpose) -> bool {
+/// Returns whether a request for `url` may go to this machine or its network.
+pub fn may_reach_local(url: &Url, purpose: Purpose) -> bool {
     let last = url.path().rsplit('/').next().unwrap_or_default();
-    // A server may take `announce%2f..%2fadmin` for a path of its own.
-    let shaped = |start| last.starts_with(start) && !last.contains(['%', '\\']);
+    // A server might decode `announce%2f..%2fadmin` to a path of its own.
+    let has_form = |start| last.starts_with(start) && !last.contains(['%', '\\']);
     match purpose {
-        // Over UDP nothing of the URL is sent before the far end has answered as a tracker does.
-        Purpose::Announce => shaped("announce") || (url.scheme() == "udp" && matches!(url.path(), "" | "/")),
-        Purpose::Scrape => shaped("scrape"),
+        // Over UDP, no part of the URL is sent before the other side has answered as a tracker.
+        Purpose::Announce => has_form("announce") || (url.scheme() == "udp" && matches!(url.path(), "" | "/")),
+        Purpose::Scrape => has_form("scrape"),
         Purpose::WebSeed => url.query().is_none_or(str::is_empty),
-        // What we append ourselves, and nothing before it.
-        Purpose::SeedScript => url.query().is_none_or(|query| query.starts_with("info_hash=")),
-        Purpose::Own => true,
+        // Only the query that we append ourselves.
+        Purpose::HttpSeed => url.query().is_none_or(|query| query.starts_with("info_hash=")),
+        Purpose::User => true,
     }
 }
 
-/// Whether the words of a URL alone say that it is local. For other names see what they resolve to.
-pub fn says_local(url: &Url) -> bool {
+/// Returns whether the text of a URL shows that its host is local. For other names, the resolved addresses decide.
+pub fn names_local_host(url: &Url) -> bool {
     if let Some(ip) = ip_literal(url) {
         return is_local(ip);
     }
@@ -51,7 +52,7 @@ pub fn says_local(url: &Url) -> bool {
     host == "localhost" || host.ends_with(".localhost")
 }
 
-/// The host, if it is an address and not a name.
+/// Returns the host of a URL if it is an IP address.
 pub(crate) fn ip_literal(url: &Url) -> Option<IpAddr> {
     url.host_str()?.trim_start_matches('[').trim_end_matches(']').parse().ok()
 }
@@ -65,8 +66,8 @@ mod tests {
     }
 
     #[test]
-    fn what_may_be_asked_of_local_addresses() {
-        let may = |purpose, text: &str| may_be_local(&url(text), purpose);
+    fn local_addresses_receive_only_the_allowed_requests() {
+        let may = |purpose, text: &str| may_reach_local(&url(text), purpose);
         for text in [
             "http://10.0.0.1/announce",
             "http://10.0.0.1/announce?passkey=1",
@@ -98,11 +99,11 @@ mod tests {
         assert!(may(Purpose::Scrape, "http://10.0.0.1/x/scrape.php?a") && !may(Purpose::Scrape, "http://10.0.0.1/x"));
         assert!(may(Purpose::WebSeed, "http://10.0.0.1/film.mkv") && may(Purpose::WebSeed, "http://10.0.0.1/f?"));
         assert!(!may(Purpose::WebSeed, "http://10.0.0.1/reboot?now=1"));
-        assert!(may(Purpose::Own, "http://10.0.0.1/reboot?now=1"));
+        assert!(may(Purpose::User, "http://10.0.0.1/reboot?now=1"));
     }
 
     #[test]
-    fn what_says_that_it_is_local() {
+    fn local_host_names_are_recognized() {
         for text in [
             "http://localhost/",
             "http://LocalHost.:80/",
@@ -115,10 +116,10 @@ mod tests {
             "udp://[fe80::1]:80",
             "udp://10.1.1.1:1",
         ] {
-            assert!(says_local(&url(text)), "{text}");
+            assert!(names_local_host(&url(text)), "{text}");
         }
         for text in ["http://example.com/", "http://1.1.1.1/", "udp://[2001:db8::1]:80", "http://notlocalhost/"] {
-            assert!(!says_local(&url(text)), "{text}");
+            assert!(!names_local_host(&url(text)), "{text}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Names of global addresses alone.
+//! Name resolution to global addresses only.
 
 use std::collections::HashSet;
 use std::env;
@@ -9,22 +9,22 @@ use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 
 use crate::util::is_local;
 
-/// Resolves names to global addresses alone, for `reqwest`: what a client with it reaches is not local, whatever the
-/// names of a URL and of redirects become between two requests. Addresses in place of names it never sees; ask
-/// [`says_local`](super::says_local).
+/// A `reqwest` resolver that returns only global addresses. A client with it cannot reach a local address, even if a
+/// name resolves differently between two requests. URLs with an IP address bypass the resolver; check them with
+/// [`names_local_host`](super::names_local_host).
 #[derive(Clone, Debug)]
 pub struct GlobalOnly {
-    /// The system's proxies: the user's own words, and most are local.
+    /// Hosts of the system's proxies, which may be local because the user configured them.
     proxies: HashSet<String>,
 }
 
-/// A name has no address that is global.
+/// The error for a name without a global address.
 #[derive(Debug, thiserror::Error)]
-#[error("its address is of this machine or its network")]
+#[error("its address belongs to this machine or its network")]
 pub(super) struct LocalName;
 
 impl GlobalOnly {
-    /// Reads the names of the system's proxies from the environment.
+    /// Creates a resolver. Reads the hosts of the system's proxies from the environment.
     #[allow(clippy::new_without_default, reason = "it depends on the environment")]
     pub fn new() -> Self {
         let host = |text: String| Some(Url::parse(&text).ok()?.host_str()?.to_ascii_lowercase());
@@ -32,7 +32,7 @@ impl GlobalOnly {
     }
 }
 
-/// What the environment says of proxies, as far as `reqwest` heeds it.
+/// Returns the system's proxy URLs from the environment variables that `reqwest` honours.
 pub(super) fn system_proxies() -> impl Iterator<Item = String> {
     ["http_proxy", "https_proxy", "all_proxy"]
         .into_iter()
@@ -61,13 +61,13 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn names_of_this_machine_resolve_to_nothing() {
+    async fn local_names_do_not_resolve() {
         let resolve = |proxies: &[&str]| {
             let resolver = GlobalOnly { proxies: proxies.iter().map(|name| (*name).to_owned()).collect() };
             resolver.resolve("localhost".parse().unwrap())
         };
-        let fault = resolve(&[]).await.err().unwrap();
-        assert!(fault.is::<LocalName>(), "{fault}");
+        let error = resolve(&[]).await.err().unwrap();
+        assert!(error.is::<LocalName>(), "{error}");
         assert!(resolve(&["localhost"]).await.unwrap().all(|addr| addr.ip().is_loopback()));
     }
 }

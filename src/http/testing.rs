@@ -9,22 +9,22 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-/// What a server does with a request.
+/// The answer of a server to every request.
 #[derive(Clone)]
-pub(crate) enum Manner {
-    /// 200 and this body.
+pub(crate) enum Behaviour {
+    /// Status 200 and this body.
     Body(Vec<u8>),
-    /// These bytes, whatever they are, and the end.
+    /// Exactly these bytes, then the end of the stream.
     Raw(Vec<u8>),
-    /// Says nothing, for ever.
+    /// No answer at all.
     Hang,
-    /// A sound beginning, then a byte now and then, for ever.
+    /// A correct beginning, then a byte from time to time, for ever.
     Drip,
-    /// No end of bytes.
+    /// An endless body.
     Flood,
 }
 
-/// A server with one manner. Ends when dropped.
+/// A server that answers every request in the same way. Ends when dropped.
 pub(crate) struct Server {
     pub(crate) addr: SocketAddr,
     /// Paths and queries of the requests so far.
@@ -33,7 +33,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    pub(crate) async fn start(manner: Manner) -> Self {
+    pub(crate) async fn start(behaviour: Behaviour) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let addr = listener.local_addr().unwrap();
         let (log, requests) = watch::channel(Vec::new());
@@ -41,7 +41,7 @@ impl Server {
         let task = tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
-                tokio::spawn(serve(stream, manner.clone(), log.clone()));
+                tokio::spawn(serve(stream, behaviour.clone(), log.clone()));
             }
         });
         Self { addr, requests, task }
@@ -51,7 +51,7 @@ impl Server {
         format!("http://{}/announce?passkey=secret", self.addr)
     }
 
-    /// Waits for the `n`th request, from 0, and yields its query.
+    /// Waits for the `n`th request, from 0, and returns its path and query.
     pub(crate) async fn request(&mut self, n: usize) -> String {
         self.requests.wait_for(|requests| requests.len() > n).await.unwrap()[n].clone()
     }
@@ -63,28 +63,32 @@ impl Drop for Server {
     }
 }
 
-pub(crate) async fn serve(mut stream: TcpStream, manner: Manner, log: Arc<watch::Sender<Vec<String>>>) -> Option<()> {
+pub(crate) async fn serve(
+    mut stream: TcpStream,
+    behaviour: Behaviour,
+    log: Arc<watch::Sender<Vec<String>>>,
+) -> Option<()> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(stream.read_u8().await.ok()?);
     }
     let head = String::from_utf8(head).unwrap();
     log.send_modify(|requests| requests.push(head.split(' ').nth(1).unwrap().to_owned()));
-    match manner {
-        Manner::Raw(bytes) => stream.write_all(&bytes).await.ok()?,
-        Manner::Body(body) => {
+    match behaviour {
+        Behaviour::Raw(bytes) => stream.write_all(&bytes).await.ok()?,
+        Behaviour::Body(body) => {
             let head = format!("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
             stream.write_all(&[head.as_bytes(), &body].concat()).await.ok()?;
         }
-        Manner::Hang => std::future::pending().await,
-        Manner::Drip => {
+        Behaviour::Hang => std::future::pending().await,
+        Behaviour::Drip => {
             stream.write_all(b"HTTP/1.1 200 OK\r\n\r\nd8:interval").await.ok()?;
             loop {
                 tokio::time::sleep(Duration::from_millis(10)).await;
                 stream.write_all(b"i").await.ok()?;
             }
         }
-        Manner::Flood => {
+        Behaviour::Flood => {
             stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 104857600\r\n\r\n").await.ok()?;
             loop {
                 stream.write_all(&[b'd'; 4096]).await.ok()?;
@@ -94,6 +98,6 @@ pub(crate) async fn serve(mut stream: TcpStream, manner: Manner, log: Arc<watch:
     Some(())
 }
 
-pub(crate) fn raw(text: &str) -> Manner {
-    Manner::Raw(text.as_bytes().to_vec())
+pub(crate) fn raw(text: &str) -> Behaviour {
+    Behaviour::Raw(text.as_bytes().to_vec())
 }

@@ -10,7 +10,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::sync::watch as channel;
@@ -21,6 +21,7 @@ use crate::fs::MountedTorrents;
 use crate::metainfo::{InfoHash, Metainfo};
 use crate::session::{CheckProgress, MetadataProgress, Session, SessionError, Torrent, TorrentOptions};
 use crate::store::{Cache, StoreError};
+use crate::util::lock;
 
 /// Minimum number of digits by which an info hash may be abbreviated: fewer are more likely a mistyped name.
 const MIN_HASH_DIGITS: usize = 8;
@@ -270,9 +271,8 @@ impl Library {
 }
 
 impl Inner {
-    /// Locks the torrents. No code panics while it holds the lock.
     fn lock(&self) -> MutexGuard<'_, Torrents> {
-        self.torrents.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.torrents)
     }
 
     /// Returns a torrent of the root, and adds an origin to it.

@@ -8,7 +8,10 @@ use serde::Serialize;
 use serde_bytes::Bytes;
 use sha1::{Digest, Sha1};
 
-use super::{FileKind, Lengths, LengthsError, MAX_PIECE_LEN, Metainfo, MetainfoError};
+use super::error::MetainfoError;
+use super::layout::FileKind;
+use super::lengths::{Lengths, LengthsError, MAX_PIECE_LEN};
+use super::torrent::Metainfo;
 
 /// A file of a torrent to be made.
 #[derive(Clone, Debug, PartialEq, Eq)]

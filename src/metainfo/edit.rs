@@ -10,7 +10,8 @@ use serde::Serialize;
 use serde_bytes::Bytes;
 
 use super::bencode::{self, Field, Limits, List, Shape};
-use super::{Metainfo, MetainfoError, Place};
+use super::error::{MetainfoError, Place};
+use super::torrent::Metainfo;
 
 /// A string of a torrent; not every one is UTF-8.
 type Text = Vec<u8>;

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use bytes::Bytes;
 use sha1::{Digest, Sha1};
 
-use super::{BlockIndex, PieceIndex};
+use super::lengths::{BlockIndex, PieceIndex};
 
 /// SHA-1 of a torrent's raw `info` value (BEP 3): its name on the network.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -3,8 +3,7 @@
 use std::ops::Range;
 use std::path::PathBuf;
 
-use super::lengths::PieceRange;
-use super::{Lengths, PieceIndex};
+use super::lengths::{Lengths, PieceIndex, PieceRange};
 
 /// Largest number of files accepted in one torrent. Bounds the memory that a small `.torrent` file can claim.
 pub const MAX_FILES: usize = 500_000;

@@ -4,7 +4,10 @@ use std::fmt;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
-use super::{InfoHash, Metainfo, MetainfoError, names};
+use super::error::MetainfoError;
+use super::identity::InfoHash;
+use super::names;
+use super::torrent::Metainfo;
 
 /// The most kept of trackers, web seeds and peers.
 const MAX_SOURCES: usize = 128;

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::de::SeqAccess;
@@ -15,8 +16,10 @@ use super::bencode::{self, Field, Limits, List, Shape, dict};
 use super::error::{MetainfoError, Place};
 use super::file_tree::FileTree;
 use super::files::{self, required, size};
-use super::layout::{File, FileKind, Layout, MAX_FILES};
-use super::{FileIndex, InfoHash, Lengths, Metainfo, PieceHashes, names};
+use super::identity::{InfoHash, PieceHashes};
+use super::layout::{File, FileIndex, FileKind, Layout, MAX_FILES};
+use super::lengths::Lengths;
+use super::names;
 
 /// The largest `.torrent` file accepted, in bytes. It has room for the hashes of the most pieces accepted.
 pub const MAX_TORRENT_LEN: usize = Limits::TORRENT.bytes;
@@ -29,6 +32,40 @@ const MAX_URL: usize = 4096;
 const MAX_TEXT: usize = 16 << 10;
 /// The end of the year 9999, in seconds since 1970: what is later is no date.
 pub const MAX_DATE: i64 = 253_402_300_799;
+
+/// Everything a `.torrent` file says that the rest needs.
+#[derive(Clone, Debug)]
+pub struct Metainfo {
+    /// The torrent's name on the network.
+    pub info_hash: InfoHash,
+    /// The suggested file or directory name, made safe; the first component of every file's path.
+    pub name: String,
+    /// Its trackers alone may give peers (BEP 27).
+    pub private: bool,
+    /// Tracker URLs in tiers (BEP 12); `announce` alone gives one tier of one. As in the file, not shuffled. Whether
+    /// each is a URL, and of which kind, is for those who use it; the same holds of the seeds below.
+    pub trackers: Vec<Vec<String>>,
+    /// `url-list` (BEP 19).
+    pub web_seeds: Vec<String>,
+    /// `httpseeds` (BEP 17).
+    pub http_seeds: Vec<String>,
+    /// DHT nodes, host and port (BEP 5).
+    pub nodes: Vec<(String, u16)>,
+    /// Seconds since 1970, up to the year 9999.
+    pub creation_date: Option<i64>,
+    /// Free text by whoever made it.
+    pub comment: Option<String>,
+    /// The program that made it.
+    pub created_by: Option<String>,
+    /// Whom it was made for; part of what is hashed.
+    pub source: Option<String>,
+    /// Pieces and files, shared with the store.
+    pub layout: Arc<Layout>,
+    /// What checks a piece.
+    pub hashes: PieceHashes,
+    /// The raw `info` value, as hashed; served to peers that have only a magnet link (BEP 9).
+    pub info: Bytes,
+}
 
 dict! {
     struct Top {

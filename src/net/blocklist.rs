@@ -1,8 +1,8 @@
-//! Addresses that are neither called nor answered.
+//! The blocklist: addresses that are neither dialed nor accepted.
 //!
-//! Read from the lists that people share: PeerGuardian text (`what:1.2.3.4-1.2.3.9`), eMule's `.dat`
-//! (`001.002.003.004 - 001.002.003.009 , 000 , what`), and plain addresses, ranges or CIDR blocks, one a line. A line
-//! that is none of these is counted and passed over: one slip must not leave everybody in. Sizes are bounded.
+//! Reads the common formats: PeerGuardian text (`description:1.2.3.4-1.2.3.9`), eMule's `.dat` (`001.002.003.004 -
+//! 001.002.003.009 , 000 , description`), and plain addresses, ranges or CIDR blocks, one per line. Other lines are
+//! counted and skipped, because one mistake must not disable the whole list. Sizes are bounded.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
@@ -11,16 +11,16 @@ use std::path::Path;
 use std::str::FromStr;
 use std::sync::{PoisonError, RwLock};
 
-/// The largest file that is read. The lists in use are 20 MB.
+/// Largest file that is read, in bytes. The lists in use have about 20 MB.
 const MAX_FILE: u64 = 256 << 20;
 
-/// The longest line; what is longer is none.
+/// Longest line that is parsed, in bytes.
 const MAX_LINE: usize = 4096;
 
-/// eMule filters what has a level up to this; the rest is let through.
+/// Highest level that blocks in the eMule format; higher levels allow.
 const EMULE_LEVEL: u32 = 127;
 
-/// Ranges of addresses, sorted, none touching the next.
+/// Sorted ranges of addresses that neither overlap nor touch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ranges {
     v4: Vec<(u32, u32)>,
@@ -28,17 +28,17 @@ pub struct Ranges {
     unread: Unread,
 }
 
-/// Lines that could not be read.
+/// The lines of a list that could not be parsed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Unread {
-    /// How many.
+    /// Number of such lines.
     pub lines: usize,
-    /// The first of them, counted from 1; 0 if there is none.
+    /// Line number of the first one, from 1; 0 if there is none.
     pub first: usize,
 }
 
 impl Ranges {
-    /// Reads a file. Fails if it cannot be read, is too large, or is packed.
+    /// Reads a file. Fails if it cannot be read, is too large, or is compressed.
     pub fn load(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
         let ranges = Self::read(BufReader::new(file.take(MAX_FILE + 1)))?;
@@ -53,7 +53,7 @@ impl Ranges {
             .iter()
             .any(|magic| begins.starts_with(magic))
         {
-            return Err(invalid("it is packed or binary; unpack it to text first".into()));
+            return Err(invalid("it is compressed or binary; unpack it to text first".into()));
         }
         let mut ranges = Self::default();
         let (mut line, mut number, mut total) = (Vec::new(), 0, 0);
@@ -72,9 +72,9 @@ impl Ranges {
             if total > MAX_FILE {
                 return Err(invalid(format!("it is larger than {} MiB", MAX_FILE >> 20)));
             }
-            // Descriptions are in any encoding.
+            // Descriptions may be in any encoding.
             let text = String::from_utf8_lossy(&line);
-            if cut || !ranges.line(text.trim()) {
+            if cut || !ranges.parse_line(text.trim()) {
                 if ranges.unread.lines == 0 {
                     ranges.unread.first = number;
                 }
@@ -86,12 +86,13 @@ impl Ranges {
         Ok(ranges)
     }
 
-    /// False if it makes no sense.
-    fn line(&mut self, line: &str) -> bool {
+    /// Parses one line. Returns false if it has none of the formats.
+    fn parse_line(&mut self, line: &str) -> bool {
         if line.is_empty() || ["#", ";", "//"].iter().any(|comment| line.starts_with(comment)) {
             return true;
         }
-        // A description in front may hold colons, and so does an IPv6 address behind it: the longest end that is a range.
+        // The description may contain colons, and so may an IPv6 address after it: take the longest suffix that is a
+        // range.
         let range = emule(line)
             .or_else(|| range(line).map(Some))
             .or_else(|| line.match_indices(':').find_map(|(at, _)| range(&line[at + 1..])).map(Some));
@@ -104,7 +105,7 @@ impl Ranges {
         true
     }
 
-    /// Whether `ip` is in one of them.
+    /// Returns whether `ip` is in one of the ranges.
     pub fn contains(&self, ip: IpAddr) -> bool {
         match ip.to_canonical() {
             IpAddr::V4(ip) => within(&self.v4, ip.into()),
@@ -112,17 +113,17 @@ impl Ranges {
         }
     }
 
-    /// How many there are, after those that touch were joined.
+    /// Returns the number of ranges, after merging.
     pub fn len(&self) -> usize {
         self.v4.len() + self.v6.len()
     }
 
-    /// Whether there is none.
+    /// Returns whether there is no range.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// What could not be read.
+    /// Returns the lines that could not be parsed.
     pub fn unread(&self) -> Unread {
         self.unread
     }
@@ -130,7 +131,7 @@ impl Ranges {
 
 type Range = (IpAddr, IpAddr);
 
-/// `from - to , level , what`. `Some(None)`: good, but its level lets it through.
+/// Parses `from - to , level , description`. `Some(None)` is a valid line whose level allows the range.
 fn emule(line: &str) -> Option<Option<Range>> {
     let mut fields = line.splitn(3, ',');
     let addresses = range(fields.next()?)?;
@@ -138,7 +139,7 @@ fn emule(line: &str) -> Option<Option<Range>> {
     Some((level <= EMULE_LEVEL).then_some(addresses))
 }
 
-/// An address, two with a dash between them, or a CIDR block.
+/// Parses an address, two addresses with a dash between them, or a CIDR block.
 fn range(text: &str) -> Option<Range> {
     let text = text.trim();
     if let Some((from, to)) = text.split_once('-') {
@@ -163,7 +164,8 @@ fn range(text: &str) -> Option<Range> {
     })
 }
 
-/// The lists write `001.002.003.004`, which the standard library refuses: elsewhere that may mean octal.
+/// Parses an address. Lists write `001.002.003.004`, which the standard library rejects because leading zeros may mean
+/// octal.
 fn address(text: &str) -> Option<IpAddr> {
     let text = text.trim();
     if text.contains(':') {
@@ -178,7 +180,7 @@ fn address(text: &str) -> Option<IpAddr> {
     parts.next().is_none().then_some(IpAddr::V4(octets.into()))
 }
 
-/// Sorted, and joined where they overlap or touch.
+/// Sorts ranges and merges those that overlap or touch.
 fn merged<T: Ord + Copy>(mut ranges: Vec<(T, T)>, after: impl Fn(T) -> Option<T>) -> Vec<(T, T)> {
     ranges.sort_unstable();
     let mut out: Vec<(T, T)> = Vec::with_capacity(ranges.len());
@@ -197,23 +199,23 @@ fn within<T: Ord + Copy>(ranges: &[(T, T)], ip: T) -> bool {
     next.checked_sub(1).is_some_and(|at| ip <= ranges[at].1)
 }
 
-/// The list in force. It can be replaced while running.
+/// The list in force. It can be replaced at run time.
 #[derive(Debug, Default)]
 pub struct Blocklist(RwLock<Ranges>);
 
 impl Blocklist {
-    /// With these ranges.
+    /// Creates a blocklist with these ranges.
     pub fn new(ranges: Ranges) -> Self {
         Self(RwLock::new(ranges))
     }
 
-    /// From now on these ranges; connections that are open stay (ask [`Self::blocks`] about them).
+    /// Replaces the ranges. Open connections stay; check them with [`Self::blocks`].
     pub fn replace(&self, ranges: Ranges) {
-        // Plain data, sound even if a thread died while it held the lock.
+        // The ranges are replaced as a whole, so they are consistent even if a thread panicked while it held the lock.
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = ranges;
     }
 
-    /// Whether `ip` is to be left alone.
+    /// Returns whether `ip` is blocked.
     pub fn blocks(&self, ip: IpAddr) -> bool {
         self.0.read().unwrap_or_else(PoisonError::into_inner).contains(ip)
     }
@@ -240,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn peerguardian_text() {
+    fn peerguardian_text_is_parsed() {
         let list = ranges(
             "# a list\nSome Corp: the other one:1.2.3.4-1.2.3.9\r\n\nnothing:5.6.7.8-5.6.7.8\n\
              Six:2001:db8::-2001:db8::ff\nCaf\u{e9} 10-20:9.9.9.0-9.9.9.255\n",
@@ -254,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn emule_dat_with_its_levels() {
+    fn emule_levels_are_respected() {
         let list = ranges(
             "001.002.003.000 - 001.002.003.255 , 000 , Some, with commas\n\
              010.000.000.000 - 010.255.255.255 , 127 , blocked\n\
@@ -265,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn cidr_blocks_and_addresses() {
+    fn cidr_blocks_and_addresses_are_parsed() {
         let list = ranges("10.0.0.1/8\n 1.1.1.1\n2001:db8::/33 \n; so what\n// and this\n192.0.2.7/32\n");
         check(
             &list,
@@ -276,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn slips_are_counted_and_the_rest_holds() {
+    fn invalid_lines_are_counted_and_skipped() {
         let long = format!("x:{}1.1.1.1-1.1.1.1", " ".repeat(MAX_LINE));
         let list = ranges(&format!(
             "1.2.3.4\nhello\n5.6.7.8-5.6.7.1\n1.2.3.256\n1.2.3.4/33\n1.2.3.4-::1\n::/129\n{long}\n8.8.8.8\n1.2.3\n"
@@ -288,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn it_can_be_replaced() {
+    fn a_blocklist_can_be_replaced() {
         let list = Blocklist::default();
         let ip = "1.2.3.4".parse().unwrap();
         assert!(!list.blocks(ip));
@@ -299,7 +301,7 @@ mod tests {
     }
 
     proptest! {
-        /// As a list of single addresses would have it.
+        /// The result is the same as for a list of single addresses.
         #[test]
         fn merging_changes_nothing(parts in prop::collection::vec((0..60_u32, 0..10_u32), 0..12), last: bool) {
             let mut text = String::new();
@@ -319,7 +321,7 @@ mod tests {
         }
 
         #[test]
-        fn no_text_breaks_it(bytes: Vec<u8>) {
+        fn arbitrary_bytes_do_not_panic(bytes: Vec<u8>) {
             let _ = Ranges::read(&bytes[..]);
         }
     }

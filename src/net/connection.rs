@@ -1,4 +1,4 @@
-//! One peer's two tasks: bytes to messages, messages to bytes.
+//! The two tasks of a connection: one decodes bytes into messages, one encodes messages into bytes.
 
 use std::collections::VecDeque;
 use std::io;
@@ -15,66 +15,68 @@ use crate::wire::{self, Decoder, Message, Request, WireError};
 use super::stream::{ReadHalf, WriteHalf};
 use super::{Handshaken, Limits, RateLimit};
 
-/// Receive buffers start small, so that hundreds of idle peers cost little, and grow while a peer fills them.
+/// Initial size of a receive buffer, in bytes: small, so that hundreds of idle peers cost little.
 const BUFFER_MIN: usize = 16 * 1024;
+/// Size to which the receive buffer of a fast peer grows, in bytes.
 const BUFFER_MAX: usize = 128 * 1024;
 
-/// Batches of messages that may wait for one peer's socket.
-const OUTBOX: usize = 128;
+/// Capacity of an outbox, in batches of messages.
+const OUTBOX_CAPACITY: usize = 128;
 
-/// Messages handed over at once, so that a flood of tiny ones neither grows the inbox nor holds the driver up for long.
+/// Messages per batch to the driver. A flood of tiny messages then neither grows the inbox nor occupies the driver for
+/// long.
 const BATCH: usize = 512;
 
-/// Messages other than blocks that are taken from one peer in a second: requests for 300 MB/s, and no flood.
-const CHATTER: u64 = 20_000;
+/// Messages other than blocks accepted from one peer per second: enough requests for 300 MB/s.
+const MAX_MESSAGE_RATE: u64 = 20_000;
 
-/// Small messages are gathered to this many bytes before they are written.
-const GATHER: usize = 64 * 1024;
+/// Bytes of small messages that are collected before a write.
+const WRITE_BATCH: usize = 64 * 1024;
 
-/// Reads shorter than this are of a peer that waits for acknowledgements, not of one that fills the pipe.
-const QUICK: usize = BUFFER_MAX / 2;
+/// Reads shorter than this many bytes come from a peer that may be waiting for an acknowledgement; see `receive`.
+const QUICK_ACK_BELOW: usize = BUFFER_MAX / 2;
 
-/// Nothing at all received in this time: the peer is gone (keep-alives come every two minutes, BEP 3).
+/// Time without any data after which a peer is considered gone. Keep-alives come every two minutes (BEP 3).
 const IDLE_LIMIT: Duration = Duration::from_secs(240);
 
-/// A peer that takes nothing in this time is gone.
+/// Time after which a peer that accepts no data is considered gone.
 const WRITE_LIMIT: Duration = Duration::from_secs(60);
 
-/// What a connection tells its driver.
+/// An event of a connection.
 #[derive(Debug)]
 pub enum Incoming {
-    /// Messages, in order.
+    /// Received messages, in order.
     Messages(Vec<Message>),
-    /// This block has left through the socket.
+    /// A block was written to the socket.
     Sent(Request),
-    /// The connection has ended; nothing follows.
+    /// The connection has ended, for this reason. No event follows.
     Closed(String),
 }
 
-/// The driver's end of a connection. Dropping it closes the connection.
+/// The driver's handle of a connection. Dropping it closes the connection.
 #[derive(Debug)]
 pub struct Connection {
     outbox: Outbox,
     tasks: Vec<AbortHandle>,
 }
 
-/// Where messages to a peer go.
+/// The queue of messages to a peer.
 #[derive(Clone, Debug)]
 pub struct Outbox(mpsc::Sender<Vec<Message>>);
 
-/// The peer does not take what it is sent, or is gone (then [`Incoming::Closed`] says so). The messages come back.
+/// The outbox is full, or the connection has ended, which [`Incoming::Closed`] reports. Returns the messages.
 #[derive(Debug)]
 pub struct OutboxFull(pub Vec<Message>);
 
 impl Outbox {
-    /// Queues messages, in order. Never waits.
+    /// Queues messages, in order. Never blocks.
     pub fn send(&self, messages: Vec<Message>) -> Result<(), OutboxFull> {
         self.0.try_send(messages).map_err(|error| OutboxFull(error.into_inner()))
     }
 }
 
 impl Connection {
-    /// Starts the two tasks. What they have to say goes to `inbox` under `key`.
+    /// Starts the two tasks. They send their events to `inbox` under `key`.
     pub fn start<K: Copy + Send + 'static>(
         peer: Handshaken,
         pieces: u32,
@@ -83,7 +85,7 @@ impl Connection {
         inbox: mpsc::Sender<(K, Incoming)>,
     ) -> Self {
         let (read, write) = peer.stream.into_split();
-        let (outbox, queue) = mpsc::channel(OUTBOX);
+        let (outbox, queue) = mpsc::channel(OUTBOX_CAPACITY);
         let decoder = Decoder::new(pieces);
         let reading = tokio::spawn({
             let (limits, inbox) = (limits.clone(), inbox.clone());
@@ -101,14 +103,14 @@ impl Connection {
         Self { outbox: Outbox(outbox), tasks: vec![reading.abort_handle(), writing.abort_handle()] }
     }
 
-    /// A connection whose far end is no peer: `play` starts a task that takes what is sent to it, and answers as a
-    /// peer would. The task ends with the connection.
-    pub fn played_by(play: impl FnOnce(mpsc::Receiver<Vec<Message>>) -> AbortHandle) -> Self {
-        let (outbox, queue) = mpsc::channel(OUTBOX);
-        Self { outbox: Outbox(outbox), tasks: vec![play(queue)] }
+    /// Creates a connection without a socket. `spawn` starts a task that receives the messages to the peer and acts as
+    /// the peer. The task is aborted when the connection is dropped.
+    pub fn without_socket(spawn: impl FnOnce(mpsc::Receiver<Vec<Message>>) -> AbortHandle) -> Self {
+        let (outbox, queue) = mpsc::channel(OUTBOX_CAPACITY);
+        Self { outbox: Outbox(outbox), tasks: vec![spawn(queue)] }
     }
 
-    /// Where messages to this peer go.
+    /// Returns the queue of messages to this peer.
     pub fn outbox(&self) -> &Outbox {
         &self.outbox
     }
@@ -126,7 +128,7 @@ enum ReceiveError {
     Io(#[from] io::Error),
     #[error("{0}")]
     Wire(#[from] WireError),
-    #[error("silent for {} s", IDLE_LIMIT.as_secs())]
+    #[error("no data for {} s", IDLE_LIMIT.as_secs())]
     Idle,
 }
 
@@ -138,7 +140,7 @@ async fn receive<K: Copy>(
     inbox: &mpsc::Sender<(K, Incoming)>,
 ) -> Result<(), ReceiveError> {
     let (mut buffer, mut want) = (BytesMut::new(), BUFFER_MIN);
-    let patience = RateLimit::new(CHATTER);
+    let message_limit = RateLimit::new(MAX_MESSAGE_RATE);
     loop {
         loop {
             let mut messages = Vec::new();
@@ -150,12 +152,12 @@ async fn receive<K: Copy>(
             if messages.is_empty() {
                 break;
             }
-            let chatter = messages.iter().filter(|message| !matches!(message, Message::Piece { .. })).count();
+            let small = messages.iter().filter(|message| !matches!(message, Message::Piece { .. })).count();
             if inbox.send((key, Incoming::Messages(messages))).await.is_err() {
                 return Ok(());
             }
-            if chatter > 0 {
-                patience.take(chatter).await;
+            if small > 0 {
+                message_limit.take(small).await;
             }
         }
         make_room(&mut buffer, want);
@@ -167,24 +169,24 @@ async fn receive<K: Copy>(
             n if n < want / 8 => want = (want / 2).max(BUFFER_MIN),
             _ => {}
         }
-        // A sender with Nagle's algorithm holds the end of a block back until what went before is acknowledged, which
-        // the kernel may delay by up to 40 ms (measured: 25 of 390 ms until a player's first piece). It forgets this
-        // option after each use. A fast peer fills the pipe, and needs no help.
-        if n < QUICK {
+        // A sender that uses Nagle's algorithm holds back the end of a block until we acknowledge what came before, and
+        // the kernel may delay the acknowledgement by up to 40 ms (measured: 25 of 390 ms until a player's first
+        // piece). The option is reset after each use. A fast peer keeps the pipe full and does not need it.
+        if n < QUICK_ACK_BELOW {
             socket.acknowledge();
         }
         limits.down.take(n).await;
     }
 }
 
-/// Makes room to read: `want` bytes with what is there already, or a little more. A buffer whose blocks are with the
-/// driver yet is left to them. (`reserve` would double it instead.)
+/// Makes room to read: up to `want` bytes including those in the buffer, or a little more. Memory that still belongs to
+/// blocks at the driver is not reused. (`reserve` would double the buffer instead.)
 fn make_room(buffer: &mut BytesMut, want: usize) {
     let more = want.saturating_sub(buffer.len()).max(BUFFER_MIN);
     if !buffer.try_reclaim(more) {
-        let mut fresh = BytesMut::with_capacity(buffer.len() + more);
-        fresh.extend_from_slice(buffer);
-        *buffer = fresh;
+        let mut new = BytesMut::with_capacity(buffer.len() + more);
+        new.extend_from_slice(buffer);
+        *buffer = new;
     }
 }
 
@@ -195,30 +197,30 @@ async fn transmit<K: Copy>(
     key: K,
     inbox: &mpsc::Sender<(K, Incoming)>,
 ) -> io::Result<()> {
-    // Blocks wait here for the upload limit, so that our own requests never wait behind them. The swarm bounds how
-    // many uploads are under way.
+    // Blocks wait here for the upload limit, so that our own requests never wait behind them. The swarm bounds their
+    // number.
     let mut blocks: VecDeque<(Request, Bytes)> = VecDeque::new();
-    let mut gathered = BytesMut::new();
+    let mut pending = BytesMut::new();
     loop {
         let next_len = blocks.front().map_or(0, |(_, data)| data.len());
         tokio::select! {
             biased;
             batch = queue.recv() => {
                 let Some(batch) = batch else { return Ok(()) };
-                gather(batch, &mut gathered, &mut blocks);
-                while gathered.len() < GATHER && let Ok(batch) = queue.try_recv() {
-                    gather(batch, &mut gathered, &mut blocks);
+                sort(batch, &mut pending, &mut blocks);
+                while pending.len() < WRITE_BATCH && let Ok(batch) = queue.try_recv() {
+                    sort(batch, &mut pending, &mut blocks);
                 }
-                in_time(socket.write_all(&mut gathered)).await?;
+                in_time(socket.write_all(&mut pending)).await?;
             }
-            () = socket.nudged() => {
-                wire::encode(&Message::KeepAlive, &mut gathered);
-                in_time(socket.write_all(&mut gathered)).await?;
+            () = socket.keep_alive_requested() => {
+                wire::encode(&Message::KeepAlive, &mut pending);
+                in_time(socket.write_all(&mut pending)).await?;
             }
             () = limits.up.take(next_len), if !blocks.is_empty() => {
                 if let Some((request, data)) = blocks.pop_front() {
-                    gathered.extend_from_slice(&wire::encode_piece_header(request));
-                    in_time(socket.write_block(&mut gathered, data)).await?;
+                    pending.extend_from_slice(&wire::encode_piece_header(request));
+                    in_time(socket.write_block(&mut pending, data)).await?;
                     let _ = inbox.send((key, Incoming::Sent(request))).await;
                 }
             }
@@ -226,7 +228,7 @@ async fn transmit<K: Copy>(
     }
 }
 
-fn gather(batch: Vec<Message>, small: &mut BytesMut, blocks: &mut VecDeque<(Request, Bytes)>) {
+fn sort(batch: Vec<Message>, small: &mut BytesMut, blocks: &mut VecDeque<(Request, Bytes)>) {
     for message in batch {
         match message {
             Message::Piece { piece, begin, data } => {
@@ -239,7 +241,7 @@ fn gather(batch: Vec<Message>, small: &mut BytesMut, blocks: &mut VecDeque<(Requ
 
 async fn in_time(write: impl Future<Output = io::Result<()>>) -> io::Result<()> {
     let written = timeout(WRITE_LIMIT, write).await;
-    written.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "it takes nothing"))?
+    written.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the peer accepts no data"))?
 }
 
 #[cfg(test)]
@@ -259,16 +261,16 @@ mod tests {
 
     type Inbox = mpsc::Receiver<((), Incoming)>;
 
-    /// A connection, what it hears, and the bare socket at its other end.
+    /// Returns a connection, its inbox, and the socket of its other end.
     async fn connection(limits: Limits) -> (Connection, Inbox, TcpStream) {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let addr = listener.local_addr().unwrap();
         let (ours, theirs) = tokio::join!(TcpStream::connect(addr), listener.accept());
         let stream = Stream::new(Socket::Tcp(ours.unwrap()), None, BytesMut::new());
-        let theirs_said = Handshake::new(InfoHash([7; 20]), PeerId([2; 20]));
-        let ours = Handshaken { stream, addr, theirs: theirs_said };
-        let (heard, inbox) = mpsc::channel(4);
-        let connection = Connection::start(ours, PIECES, Arc::new(limits), (), heard);
+        let their_handshake = Handshake::new(InfoHash([7; 20]), PeerId([2; 20]));
+        let ours = Handshaken { stream, addr, theirs: their_handshake };
+        let (events, inbox) = mpsc::channel(4);
+        let connection = Connection::start(ours, PIECES, Arc::new(limits), (), events);
         (connection, inbox, theirs.unwrap().0)
     }
 
@@ -293,13 +295,13 @@ mod tests {
             while buffer.len() >= 16384 {
                 blocks.push(buffer.split_to(16384));
             }
-            // The driver is now behind and now not.
+            // The driver is sometimes behind and sometimes not.
             blocks.truncate(if round % 3 == 0 { 0 } else { 50 });
         }
     }
 
     #[tokio::test]
-    async fn messages_come_in_order_and_in_small_batches() {
+    async fn messages_arrive_in_order_and_in_small_batches() {
         let (_connection, mut inbox, mut peer) = connection(Limits::new(0, 0)).await;
         let mut sent = vec![Message::KeepAlive; 3 * BATCH];
         sent.extend([Message::Unchoke, block(5), Message::Have(99)]);
@@ -308,19 +310,19 @@ mod tests {
             peer.write_all(&bytes).await.unwrap();
             peer
         });
-        let mut heard = Vec::new();
-        while heard.len() < sent.len() {
+        let mut received = Vec::new();
+        while received.len() < sent.len() {
             let Some(((), Incoming::Messages(batch))) = inbox.recv().await else { panic!("closed") };
             assert!(batch.len() <= BATCH);
-            heard.extend(batch);
+            received.extend(batch);
         }
-        assert_eq!(heard, sent);
+        assert_eq!(received, sent);
         drop(sending.await.unwrap());
         assert!(matches!(inbox.recv().await, Some(((), Incoming::Closed(_)))));
     }
 
     #[tokio::test]
-    async fn what_is_not_the_protocol_ends_it_with_a_reason() {
+    async fn invalid_data_closes_the_connection_with_a_reason() {
         let (_connection, mut inbox, mut peer) = connection(Limits::new(0, 0)).await;
         peer.write_all(&[0xFF; 64]).await.unwrap();
         let Some(((), Incoming::Closed(why))) = inbox.recv().await else { panic!("not closed") };
@@ -328,8 +330,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn small_messages_pass_the_blocks_that_wait_for_the_limit() {
-        // The first block is free, the next one would have to wait for hours.
+    async fn small_messages_overtake_blocks_that_wait_for_the_limit() {
+        // The first block passes at once; the next one would wait for hours.
         let (connection, mut inbox, mut peer) = connection(Limits::new(0, 1)).await;
         connection.outbox().send(vec![block(1), block(2)]).unwrap();
         assert!(matches!(inbox.recv().await, Some(((), Incoming::Sent(Request { piece: 1, .. })))));
@@ -340,7 +342,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_peer_that_takes_nothing_fills_its_outbox_and_no_message_is_lost() {
+    async fn a_stalled_peer_fills_its_outbox_and_no_message_is_lost() {
         let (connection, _inbox, mut peer) = connection(Limits::new(0, 0)).await;
         let ballast = Message::Extended { id: 1, payload: vec![0; 65_536].into() };
         let mut sent = 0;
@@ -352,7 +354,7 @@ mod tests {
             tokio::task::yield_now().await;
         };
         assert_eq!(refused, [Message::Have(sent), ballast]);
-        // As soon as it reads, all that was taken comes, and the outbox takes again.
+        // As soon as the peer reads, it gets all accepted messages, and the outbox accepts more.
         let reading = tokio::spawn(async move {
             let (mut bytes, mut decoder, mut haves) = (BytesMut::new(), Decoder::new(u32::MAX), 0);
             while haves <= sent {
@@ -374,9 +376,10 @@ mod tests {
         reading.await.unwrap();
     }
 
-    /// The window closes when less than a segment is left, at any of as many places; from some of them it did not open.
+    /// The window closes when less than a segment is free, at any of that many offsets. At some of them it did not
+    /// reopen.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_closed_window_of_utp_opens_again() {
+    async fn a_closed_utp_window_reopens() {
         let bind = crate::route::Bind::Address(Ipv4Addr::LOCALHOST.into());
         let (ours, theirs) = (utp::Utp::bind(0, &bind).unwrap(), utp::Utp::bind(0, &bind).unwrap());
         let (ours, theirs) = (ours.endpoints().next().unwrap().clone(), theirs.endpoints().next().unwrap().clone());
@@ -384,11 +387,11 @@ mod tests {
         for ahead in (0..1452).step_by(181) {
             let (called, caller) = tokio::join!(utp::connect(&ours, addr), theirs.accept());
             let stream = Stream::new(Socket::Utp(called.unwrap()), None, BytesMut::new());
-            let theirs_said = Handshake::new(InfoHash([7; 20]), PeerId([2; 20]));
-            let peer = Handshaken { stream, addr, theirs: theirs_said };
-            let (heard, mut inbox) = mpsc::channel(1);
-            let connection = Connection::start(peer, PIECES, Arc::new(Limits::new(0, 0)), (), heard);
-            // uTP is open once the caller has said something.
+            let their_handshake = Handshake::new(InfoHash([7; 20]), PeerId([2; 20]));
+            let peer = Handshaken { stream, addr, theirs: their_handshake };
+            let (events, mut inbox) = mpsc::channel(1);
+            let connection = Connection::start(peer, PIECES, Arc::new(Limits::new(0, 0)), (), events);
+            // A uTP connection is established only after the dialing side has sent data.
             connection.outbox().send(vec![Message::Interested]).unwrap();
             let (_read, mut write) = caller.unwrap().split();
             const BLOCKS: usize = 2 * utp::RECEIVE_BUFFER.get() / 16384;
@@ -404,7 +407,7 @@ mod tests {
                     io::Result::Ok(write)
                 }
             });
-            // Nobody takes what comes, until nothing more is taken from the peer.
+            // Do not read until the peer cannot send any more.
             let mut before = usize::MAX;
             while std::mem::replace(&mut before, sent.load(std::sync::atomic::Ordering::Relaxed)) != before {
                 tokio::time::sleep(Duration::from_millis(100)).await;
@@ -423,7 +426,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn dropping_it_hangs_up() {
+    async fn dropping_a_connection_closes_it() {
         let (connection, inbox, mut peer) = connection(Limits::new(0, 0)).await;
         drop((connection, inbox));
         assert_eq!(peer.read(&mut [0; 16]).await.unwrap(), 0);

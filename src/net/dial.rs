@@ -1,8 +1,8 @@
-//! From an address to a peer: over TCP or uTP, plain or encrypted, whichever answers first.
+//! Dialing: from an address to a peer, over TCP or uTP, plain or encrypted.
 //!
-//! TCP goes first and uTP follows when TCP cannot connect or takes long to. Two handshakes are not exchanged at the
-//! same time, for a peer that hears both keeps one, and not always the one that we keep. What worked for an address is
-//! tried first the next time.
+//! TCP starts first. uTP follows when TCP fails or takes long. The two never exchange handshakes at the same time,
+//! because a peer that receives both keeps one connection, and not always the one that we keep. What worked for an
+//! address is tried first the next time.
 
 use std::io;
 use std::net::SocketAddr;
@@ -18,7 +18,7 @@ use tokio::time::{sleep, timeout};
 
 use super::Config;
 use super::blocklist::Blocklist;
-use super::handshake::{DialError, Encryption, Handshaken, call};
+use super::handshake::{DialError, Encryption, Handshaken, initiate};
 use super::proxy::{self, ProxyError};
 use super::stream::{Socket, Transport};
 use super::tcp;
@@ -27,46 +27,46 @@ use crate::route::{Bind, Proxy};
 use crate::util::lock;
 use crate::wire::Handshake;
 
-/// A peer that does not answer a TCP connection in this time is given up.
+/// Time limit for a TCP connection. Peers that can be reached answer far sooner.
 const CONNECT_LIMIT: Duration = Duration::from_secs(8);
 
-/// A proxy may have a long way to the peer.
+/// Time limit for a connection through a proxy, which may be slow to reach the peer.
 const PROXY_LIMIT: Duration = Duration::from_secs(20);
 
-/// All ways to one address together: who keeps hanging up late must not hold a place for long.
-const CALL_LIMIT: Duration = Duration::from_secs(30);
+/// Time limit for all attempts at one address, so that a peer which closes late does not block a slot for long.
+const DIAL_LIMIT: Duration = Duration::from_secs(30);
 
-/// How long the first transport may take to connect before the second one starts.
+/// Time that the preferred transport has to connect before the other one starts.
 const HEAD_START: Duration = Duration::from_millis(500);
 
-/// How long one transport waits while the other exchanges handshakes. A uTP connection on which nothing is said does
-/// not live much longer at its other end.
-const TURN: Duration = Duration::from_millis(600);
+/// Time that one transport waits while the other exchanges handshakes. The other end drops a uTP connection without
+/// data soon after.
+const HANDSHAKE_WAIT: Duration = Duration::from_millis(600);
 
-/// Calls under way, of all torrents.
-const CALLS: usize = 128;
+/// Concurrent dials of all torrents: the half-open limit.
+const MAX_DIALS: usize = 128;
 
-/// Addresses whose habits are remembered.
-const HABITS: NonZeroUsize = NonZeroUsize::new(2048).unwrap();
+/// Addresses for which the last success is remembered.
+const MAX_REMEMBERED: NonZeroUsize = NonZeroUsize::new(2048).unwrap();
 
-/// What worked last for an address.
+/// The combination that last worked for an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Habit {
+struct Preference {
     transport: Transport,
     encrypted: bool,
 }
 
-/// Calls peers. One for all torrents.
+/// Dials peers. One serves all torrents.
 pub struct Dialer {
     bind: Bind,
     encryption: Encryption,
     pub(super) utp: Option<Arc<Utp>>,
     proxy: Option<Proxy>,
-    /// Told once each time.
+    /// Whether the proxy failed last time, so that the failure is logged only once.
     proxy_failing: AtomicBool,
     blocklist: Arc<Blocklist>,
-    calls: Semaphore,
-    habits: Mutex<LruCache<SocketAddr, Habit>>,
+    slots: Semaphore,
+    preferences: Mutex<LruCache<SocketAddr, Preference>>,
 }
 
 impl Dialer {
@@ -78,56 +78,56 @@ impl Dialer {
             proxy: config.route.proxy.clone(),
             proxy_failing: AtomicBool::new(false),
             blocklist: config.blocklist.clone(),
-            calls: Semaphore::new(CALLS),
-            habits: Mutex::new(LruCache::new(HABITS)),
+            slots: Semaphore::new(MAX_DIALS),
+            preferences: Mutex::new(LruCache::new(MAX_REMEMBERED)),
         }
     }
 
-    /// Whether peers may be called over uTP.
+    /// Returns whether uTP is available.
     pub fn has_utp(&self) -> bool {
         self.utp.is_some()
     }
 
-    /// Calls `addr` and exchanges handshakes. Ends, well or not, within 30 s of its turn; most of the dead cost 8 s.
+    /// Dials `addr` and exchanges handshakes. Takes at most 30 s after a slot is free; most unreachable peers take 8 s.
     pub async fn connect(&self, addr: SocketAddr, ours: &Handshake) -> Result<Handshaken, DialError> {
         if self.blocklist.blocks(addr.ip()) {
             return Err(DialError::Blocked);
         }
         // The semaphore is never closed.
-        let _call = self.calls.acquire().await;
-        let call = timeout(CALL_LIMIT, self.either(addr, ours)).await;
-        call.unwrap_or(Err(DialError::Silent(CALL_LIMIT)))
+        let _slot = self.slots.acquire().await;
+        let dial = timeout(DIAL_LIMIT, self.race(addr, ours)).await;
+        dial.unwrap_or(Err(DialError::NoHandshake(DIAL_LIMIT)))
     }
 
-    /// The race of the transports.
-    async fn either(&self, addr: SocketAddr, ours: &Handshake) -> Result<Handshaken, DialError> {
-        let turn = Turn::default();
-        if self.utp.as_ref().is_none_or(|utp| utp.toward(addr).is_none()) {
-            return self.over(Transport::Tcp, addr, ours, &turn).await;
+    /// Races the two transports.
+    async fn race(&self, addr: SocketAddr, ours: &Handshake) -> Result<Handshaken, DialError> {
+        let handshake_lock = HandshakeLock::default();
+        if self.utp.as_ref().is_none_or(|utp| utp.endpoint_for(addr).is_none()) {
+            return self.dial_over(Transport::Tcp, addr, ours, &handshake_lock).await;
         }
-        let (first, second) = match self.habit(addr).transport {
+        let (first, second) = match self.preference(addr).transport {
             Transport::Tcp => (Transport::Tcp, Transport::Utp),
             Transport::Utp => (Transport::Utp, Transport::Tcp),
         };
-        let mut leading = pin!(self.over(first, addr, ours, &turn));
+        let mut leading = pin!(self.dial_over(first, addr, ours, &handshake_lock));
         let both = |first_error, second_error| match first {
             Transport::Tcp => DialError::both(first_error, second_error),
             Transport::Utp => DialError::both(second_error, first_error),
         };
         let late = async {
             sleep(HEAD_START).await;
-            turn.wait().await;
+            handshake_lock.wait().await;
         };
         tokio::select! {
             ended = &mut leading => match ended {
-                Err(error) if error.elsewhere() => {
-                    return self.over(second, addr, ours, &turn).await.map_err(|other| both(error, other));
+                Err(error) if error.may_try_other_transport() => {
+                    return self.dial_over(second, addr, ours, &handshake_lock).await.map_err(|other| both(error, other));
                 }
                 ended => return ended,
             },
             () = late => {}
         }
-        let mut following = pin!(self.over(second, addr, ours, &turn));
+        let mut following = pin!(self.dial_over(second, addr, ours, &handshake_lock));
         tokio::select! {
             ended = &mut leading => match ended {
                 Err(error) => following.await.map_err(|other| both(error, other)),
@@ -140,36 +140,39 @@ impl Dialer {
         }
     }
 
-    /// One transport: in plaintext or encrypted, and if the peer hangs up on that and both may be, the other way.
-    async fn over(
+    /// Dials over one transport: in plaintext or encrypted, and if the peer closes that connection and both are
+    /// allowed, the other way.
+    async fn dial_over(
         &self,
         transport: Transport,
         addr: SocketAddr,
         ours: &Handshake,
-        turn: &Turn,
+        handshake_lock: &HandshakeLock,
     ) -> Result<Handshaken, DialError> {
         let (encrypted, other) = match self.encryption {
             Encryption::Off => (false, None),
             Encryption::Require => (true, None),
             Encryption::Prefer => {
-                let encrypted = self.habit(addr).encrypted;
+                let encrypted = self.preference(addr).encrypted;
                 (encrypted, Some(!encrypted))
             }
         };
         let attempt = async |encrypted| {
             let socket = self.open(transport, addr).await?;
-            let _turn = turn.take().await;
-            let ended = call(socket, addr, ours, self.encryption, encrypted).await;
+            let _turn = handshake_lock.take().await;
+            let ended = initiate(socket, addr, ours, self.encryption, encrypted).await;
             match (&ended, other) {
-                (Ok(_), _) => self.remember(addr, Habit { transport, encrypted }),
-                // It may be waiting for more than a plaintext handshake: the next call begins the other way.
-                (Err(DialError::Silent(_)), Some(_)) => self.remember(addr, Habit { transport, encrypted: !encrypted }),
+                (Ok(_), _) => self.remember(addr, Preference { transport, encrypted }),
+                // The peer may be waiting for an encryption handshake: start the other way next time.
+                (Err(DialError::NoHandshake(_)), Some(_)) => {
+                    self.remember(addr, Preference { transport, encrypted: !encrypted })
+                }
                 _ => {}
             }
             ended
         };
         match (attempt(encrypted).await, other) {
-            (Err(DialError::HungUp(_) | DialError::Wire(_) | DialError::Mse(_)), Some(other)) => attempt(other).await,
+            (Err(DialError::Closed(_) | DialError::Wire(_) | DialError::Mse(_)), Some(other)) => attempt(other).await,
             (ended, _) => ended,
         }
     }
@@ -178,14 +181,14 @@ impl Dialer {
         match transport {
             Transport::Tcp => {
                 if let Some(proxy) = &self.proxy {
-                    return self.through(proxy, addr).await;
+                    return self.connect_through(proxy, addr).await;
                 }
                 let connecting = timeout(CONNECT_LIMIT, tcp::connect(&self.bind, addr)).await;
                 let socket = connecting.map_err(|_| DialError::NoAnswer(CONNECT_LIMIT))?;
                 Ok(Socket::Tcp(socket.map_err(DialError::Unreachable)?))
             }
             Transport::Utp => {
-                let endpoint = self.utp.as_ref().and_then(|utp| utp.toward(addr));
+                let endpoint = self.utp.as_ref().and_then(|utp| utp.endpoint_for(addr));
                 let endpoint = endpoint.ok_or_else(|| DialError::Unreachable(io::ErrorKind::Unsupported.into()))?;
                 match utp::connect(endpoint, addr).await {
                     Ok(socket) => Ok(Socket::Utp(socket)),
@@ -198,7 +201,7 @@ impl Dialer {
         }
     }
 
-    async fn through(&self, proxy: &Proxy, addr: SocketAddr) -> Result<Socket, DialError> {
+    async fn connect_through(&self, proxy: &Proxy, addr: SocketAddr) -> Result<Socket, DialError> {
         let connecting = timeout(PROXY_LIMIT, proxy::connect(proxy, addr, &self.bind)).await;
         let connected = connecting.map_err(|_| DialError::NoAnswer(PROXY_LIMIT))?;
         let failing = matches!(connected, Err(ProxyError::Proxy(_)));
@@ -207,39 +210,39 @@ impl Dialer {
             ProxyError::Peer(error) => DialError::Unreachable(error),
             ProxyError::Proxy(error) => {
                 if !failed {
-                    tracing::warn!("the proxy {proxy} fails: {error}; no peer is reached until it works");
+                    tracing::warn!("the proxy {proxy} fails: {error}; no peer can be reached until it works");
                 }
                 DialError::Proxy(error)
             }
         })
     }
 
-    fn habit(&self, addr: SocketAddr) -> Habit {
-        let known = self.habits().get(&addr).copied();
-        known.unwrap_or(Habit { transport: Transport::Tcp, encrypted: false })
+    fn preference(&self, addr: SocketAddr) -> Preference {
+        let known = self.preferences().get(&addr).copied();
+        known.unwrap_or(Preference { transport: Transport::Tcp, encrypted: false })
     }
 
-    fn remember(&self, addr: SocketAddr, habit: Habit) {
-        self.habits().put(addr, habit);
+    fn remember(&self, addr: SocketAddr, preference: Preference) {
+        self.preferences().put(addr, preference);
     }
 
-    /// Plain data, sound even if a thread died while it held the lock.
-    fn habits(&self) -> MutexGuard<'_, LruCache<SocketAddr, Habit>> {
-        lock(&self.habits)
+    /// Locks the preferences.
+    fn preferences(&self) -> MutexGuard<'_, LruCache<SocketAddr, Preference>> {
+        lock(&self.preferences)
     }
 }
 
-/// Whose turn it is to exchange handshakes, of the transports that call one address.
+/// The lock that lets only one transport exchange handshakes with an address at a time.
 #[derive(Default)]
-struct Turn(tokio::sync::Mutex<()>);
+struct HandshakeLock(tokio::sync::Mutex<()>);
 
-impl Turn {
-    /// Waits for the other one, but not for long: it may have connected to something that says nothing.
+impl HandshakeLock {
+    /// Waits for the other transport, but not for long: it may have connected to something that never answers.
     async fn take(&self) -> Option<tokio::sync::MutexGuard<'_, ()>> {
-        timeout(TURN, self.0.lock()).await.ok()
+        timeout(HANDSHAKE_WAIT, self.0.lock()).await.ok()
     }
 
-    /// The same, without taking it.
+    /// Waits in the same way without taking the lock.
     async fn wait(&self) {
         drop(self.take().await);
     }

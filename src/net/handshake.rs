@@ -1,4 +1,4 @@
-//! From a connected socket to a peer whose handshakes are done: the encryption's, if any, and the protocol's.
+//! From a connected socket to an established peer: the encryption handshake, if any, and the BitTorrent handshake.
 
 use std::io;
 use std::net::SocketAddr;
@@ -7,32 +7,32 @@ use std::time::Duration;
 use bytes::BytesMut;
 use tokio::time::timeout;
 
-use super::mse::{self, Answerer, Caller, Ciphers, Methods, MseError};
+use super::mse::{self, Ciphers, Initiator, Methods, MseError, Responder};
 use super::stream::{Socket, Stream};
 use crate::metainfo::InfoHash;
 use crate::wire::{Handshake, PROTOCOL, WireError};
 
-/// Both handshakes must be through in this time.
+/// Time limit for both handshakes.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 
-/// How much of an encryption handshake is read at once.
-const READ: usize = 1024;
+/// Read size during an encryption handshake, in bytes.
+const READ_SIZE: usize = 1024;
 
 /// Whether connections are encrypted (message stream encryption).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Encryption {
-    /// Whatever the peer takes. We call in plaintext first, for it is two round trips shorter, and at once again
-    /// encrypted if the peer hangs up on that; callers may do either.
+    /// Both, as the peer wants. We dial in plaintext first, which saves two round trips, and encrypted at once if the
+    /// peer closes that connection. Incoming connections may use either.
     #[default]
     Prefer,
-    /// RC4, both ways, or no connection.
+    /// RC4 in both directions, or no connection.
     Require,
-    /// Plaintext alone.
+    /// Plaintext only.
     Off,
 }
 
 impl Encryption {
-    /// What may be used after an encrypted handshake.
+    /// Returns the methods allowed for the payload after an encryption handshake.
     fn methods(self) -> Methods {
         match self {
             Encryption::Prefer => Methods::BOTH,
@@ -42,62 +42,62 @@ impl Encryption {
     }
 }
 
-/// A connection that can carry messages.
+/// A connection whose handshakes are complete.
 #[derive(Debug)]
 pub struct Handshaken {
     /// The connection.
     pub stream: Stream,
-    /// The remote end.
+    /// Remote address.
     pub addr: SocketAddr,
-    /// What they said of themselves.
+    /// Handshake of the peer.
     pub theirs: Handshake,
 }
 
-/// Why an address gave no connection.
+/// The reason why a connection could not be established.
 #[derive(Debug, thiserror::Error)]
 pub enum DialError {
-    /// No connection at all: the operating system's reason.
+    /// The connection failed with this error of the operating system.
     #[error("{0}")]
     Unreachable(io::Error),
-    /// Nobody answers the connection itself.
+    /// The connection was not accepted in time.
     #[error("no answer within {} s", .0.as_secs())]
     NoAnswer(Duration),
-    /// The connection ended in the handshake.
-    #[error("it hung up in the handshake: {0}")]
-    HungUp(#[from] io::Error),
-    /// Connected, but no handshake in time.
+    /// The connection was closed during the handshake.
+    #[error("it closed the connection during the handshake: {0}")]
+    Closed(#[from] io::Error),
+    /// The connection was accepted, but the handshake was not complete in time.
     #[error("no handshake within {} s", .0.as_secs())]
-    Silent(Duration),
-    /// Not a BitTorrent handshake.
+    NoHandshake(Duration),
+    /// The handshake is not BitTorrent's.
     #[error("{0}")]
     Wire(#[from] WireError),
-    /// The encryption's handshake failed.
+    /// The encryption handshake failed.
     #[error("{0}")]
     Mse(#[from] MseError),
-    /// They serve another torrent than the one asked for.
+    /// The peer's handshake has another info hash than ours.
     #[error("it answers for another torrent")]
     WrongTorrent,
-    /// A caller asked for a torrent that is not here.
-    #[error("it asks for a torrent that is not here ({0})")]
+    /// An incoming handshake asks for a torrent that we do not have.
+    #[error("it asks for a torrent that we do not have ({0})")]
     UnknownTorrent(InfoHash),
-    /// A caller without encryption, where it is required.
-    #[error("it speaks in plaintext, and encryption is required")]
+    /// An incoming plaintext handshake although encryption is required.
+    #[error("it uses plaintext, but encryption is required")]
     Plaintext,
-    /// A caller with encryption, where it is off.
-    #[error("it insists on encryption, which is off")]
+    /// An incoming encrypted handshake although encryption is off.
+    #[error("it uses encryption, which is off")]
     Encrypted,
-    /// On the blocklist.
+    /// The address is on the blocklist.
     #[error("its address is on the blocklist")]
     Blocked,
-    /// The proxy, through which all go.
+    /// The proxy failed, so nobody can be reached.
     #[error("the proxy fails: {0}")]
     Proxy(io::Error),
-    /// Neither way leads there.
+    /// Both transports failed.
     #[error("over TCP: {tcp}; over uTP: {utp}")]
     Both {
-        /// Why not over TCP.
+        /// Error over TCP.
         tcp: Box<DialError>,
-        /// Why not over uTP.
+        /// Error over uTP.
         utp: Box<DialError>,
     },
 }
@@ -107,15 +107,15 @@ impl DialError {
         Self::Both { tcp: tcp.into(), utp: utp.into() }
     }
 
-    /// Another transport may lead there: nobody answered this one, or somebody hung up without a word (as programs do
-    /// on TCP that take uTP alone).
-    pub(super) fn elsewhere(&self) -> bool {
-        matches!(self, Self::Unreachable(_) | Self::NoAnswer(_) | Self::HungUp(_))
+    /// Returns whether the other transport may succeed: nobody answered, or the peer closed the connection at once, as
+    /// clients do on TCP if they accept only uTP.
+    pub(super) fn may_try_other_transport(&self) -> bool {
+        matches!(self, Self::Unreachable(_) | Self::NoAnswer(_) | Self::Closed(_))
     }
 }
 
-/// Exchanges handshakes with a peer that we called.
-pub(super) async fn call(
+/// Exchanges handshakes with a peer that we dialed.
+pub(super) async fn initiate(
     socket: Socket,
     addr: SocketAddr,
     ours: &Handshake,
@@ -124,7 +124,7 @@ pub(super) async fn call(
 ) -> Result<Handshaken, DialError> {
     in_time(async {
         let mut stream = if encrypted {
-            secure(socket, ours, encryption.methods()).await?
+            initiate_encryption(socket, ours, encryption.methods()).await?
         } else {
             let mut stream = Stream::new(socket, None, BytesMut::new());
             stream.write_all(ours.encode()).await?;
@@ -139,21 +139,22 @@ pub(super) async fn call(
     .await
 }
 
-/// The encrypted handshake, in which ours goes along.
-async fn secure(mut socket: Socket, ours: &Handshake, offer: Methods) -> Result<Stream, DialError> {
+/// Performs the encryption handshake, which carries our BitTorrent handshake.
+async fn initiate_encryption(mut socket: Socket, ours: &Handshake, offer: Methods) -> Result<Stream, DialError> {
     let (mut input, mut output) = (BytesMut::new(), BytesMut::new());
-    let mut caller = Caller::begin(ours.info_hash, offer, &ours.encode(), &mut rand::rng(), &mut output);
+    let mut initiator = Initiator::start(ours.info_hash, offer, &ours.encode(), &mut rand::rng(), &mut output);
     loop {
         send(&mut socket, &mut output).await?;
         fill(&mut socket, &mut input).await?;
-        if let Some(mse::Secured { ciphers, early }) = caller.handle(&mut input, &mut output)? {
+        if let Some(mse::Secured { ciphers, early }) = initiator.handle(&mut input, &mut output)? {
             return Ok(Stream::new(socket, ciphers, early));
         }
     }
 }
 
-/// Answers a caller. `find` gives our handshake for the torrent of ours that satisfies its argument.
-pub(super) async fn answer(
+/// Exchanges handshakes with a peer that connected to us. `find` returns our handshake for the torrent whose info hash
+/// satisfies its argument.
+pub(super) async fn respond(
     socket: Socket,
     addr: SocketAddr,
     encryption: Encryption,
@@ -165,7 +166,7 @@ pub(super) async fn answer(
         let encrypted = loop {
             fill(&mut socket, &mut input).await?;
             let known = input.len().min(PROTOCOL.len());
-            // A public key begins with any bytes, so all of the name is compared.
+            // A public key may start with any bytes, so compare the whole protocol name.
             if input[..known] != PROTOCOL[..known] {
                 break true;
             }
@@ -176,7 +177,7 @@ pub(super) async fn answer(
         let (ciphers, early) = match (encrypted, encryption) {
             (true, Encryption::Off) => return Err(DialError::Encrypted),
             (false, Encryption::Require) => return Err(DialError::Plaintext),
-            (true, _) => be_secured(&mut socket, input, encryption.methods(), &find).await?,
+            (true, _) => respond_with_encryption(&mut socket, input, encryption.methods(), &find).await?,
             (false, _) => (None, input),
         };
         let mut stream = Stream::new(socket, ciphers, early);
@@ -188,17 +189,17 @@ pub(super) async fn answer(
     .await
 }
 
-/// The encrypted handshake from the other side; what comes behind it.
-async fn be_secured(
+/// Performs the encryption handshake for an incoming connection. Returns the ciphers and the bytes after the handshake.
+async fn respond_with_encryption(
     socket: &mut Socket,
     mut input: BytesMut,
     allowed: Methods,
     find: impl Fn(&dyn Fn(&InfoHash) -> bool) -> Option<Handshake>,
 ) -> Result<(Option<Box<Ciphers>>, BytesMut), DialError> {
     let mut output = BytesMut::new();
-    let mut answerer = Answerer::new(allowed, &mut rand::rng());
+    let mut responder = Responder::new(allowed, &mut rand::rng());
     loop {
-        let ended = answerer.handle(&mut input, &mut output, |matches| Some(find(matches)?.info_hash))?;
+        let ended = responder.handle(&mut input, &mut output, |matches| Some(find(matches)?.info_hash))?;
         send(socket, &mut output).await?;
         if let Some(mse::Secured { ciphers, early }) = ended {
             return Ok((ciphers, early));
@@ -208,11 +209,11 @@ async fn be_secured(
 }
 
 async fn in_time(exchange: impl Future<Output = Result<Handshaken, DialError>>) -> Result<Handshaken, DialError> {
-    timeout(HANDSHAKE_LIMIT, exchange).await.unwrap_or(Err(DialError::Silent(HANDSHAKE_LIMIT)))
+    timeout(HANDSHAKE_LIMIT, exchange).await.unwrap_or(Err(DialError::NoHandshake(HANDSHAKE_LIMIT)))
 }
 
 async fn fill(socket: &mut Socket, input: &mut BytesMut) -> io::Result<()> {
-    input.reserve(READ);
+    input.reserve(READ_SIZE);
     if socket.read_buf(input).await? == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
 }
 

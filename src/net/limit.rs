@@ -1,4 +1,4 @@
-//! Rate limits that can change while running.
+//! Rate limits that can change at run time.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,14 +9,14 @@ use tokio::time::Instant;
 
 use crate::util::lock;
 
-/// How much may be taken at once after a pause, as time at the limit's rate.
+/// Burst of a limit, as time at its rate: short enough to keep the rate smooth, long enough for a few messages.
 const BURST: Duration = Duration::from_millis(100);
 
-/// A token bucket in bytes. Takers are served in turn; what is taken may run into debt, which the next taker waits for,
-/// so that a message larger than the bucket still passes.
+/// A token bucket in bytes. Callers are served in turn. A caller may take more than the bucket holds; the next one then
+/// waits for the debt, so that a message larger than the bucket still passes.
 #[derive(Debug)]
 pub struct RateLimit {
-    /// Bytes a second; 0: no limit.
+    /// Bytes per second; 0 means unlimited.
     rate: AtomicU64,
     bucket: Mutex<Bucket>,
     changed: Notify,
@@ -29,7 +29,7 @@ struct Bucket {
 }
 
 impl RateLimit {
-    /// `rate` in bytes a second; 0: no limit.
+    /// Creates a limit of `rate` bytes per second; 0 means unlimited.
     pub fn new(rate: u64) -> Self {
         Self {
             rate: AtomicU64::new(rate),
@@ -38,18 +38,18 @@ impl RateLimit {
         }
     }
 
-    /// Changes the limit; takers that wait feel it at once.
+    /// Changes the rate, also for callers that are waiting.
     pub fn set(&self, rate: u64) {
         self.rate.store(rate, Ordering::Relaxed);
         self.changed.notify_waiters();
     }
 
-    /// Bytes a second; 0: no limit.
+    /// Returns the rate in bytes per second; 0 means unlimited.
     pub fn rate(&self) -> u64 {
         self.rate.load(Ordering::Relaxed)
     }
 
-    /// Takes `bytes`, waiting until the bucket is out of debt.
+    /// Takes `bytes` tokens, after waiting until the bucket has no debt.
     pub async fn take(&self, bytes: usize) {
         loop {
             let changed = self.changed.notified();
@@ -63,7 +63,7 @@ impl RateLimit {
         }
     }
 
-    /// Takes at once (`None`), or says how long until it may be tried again.
+    /// Takes the tokens at once (`None`), or returns how long to wait before the next attempt.
     fn try_take(&self, bytes: usize) -> Option<Duration> {
         let rate = self.rate() as f64;
         if rate == 0.0 {
@@ -78,22 +78,22 @@ impl RateLimit {
             bucket.level -= bytes as f64;
             return None;
         }
-        // At least the timer's grain, or a near-zero debt would spin.
+        // At least the resolution of the timer, so that a tiny debt does not cause a busy loop.
         Some(Duration::from_secs_f64((-bucket.level / rate).clamp(0.001, 60.0)))
     }
 }
 
-/// The limits that every connection of a session shares.
+/// The rate limits that all connections of a session share.
 #[derive(Debug)]
 pub struct Limits {
-    /// What is read from peers.
+    /// Limit for everything read from peers.
     pub down: RateLimit,
-    /// Blocks sent to peers; the small messages pass freely.
+    /// Limit for blocks sent to peers. Other messages are small and not limited.
     pub up: RateLimit,
 }
 
 impl Limits {
-    /// Bytes a second each way; 0: no limit.
+    /// Creates limits in bytes per second; 0 means unlimited.
     pub fn new(down: u64, up: u64) -> Self {
         Self { down: RateLimit::new(down), up: RateLimit::new(up) }
     }
@@ -104,7 +104,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn holds_the_rate_over_time() {
+    async fn the_rate_holds_over_time() {
         let limit = RateLimit::new(1_000_000);
         let begin = Instant::now();
         for _ in 0..625 {
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn lifting_the_limit_frees_whoever_waits() {
+    async fn lifting_the_limit_releases_waiting_callers() {
         let limit = std::sync::Arc::new(RateLimit::new(1));
         limit.take(1_000_000).await;
         let waiting = tokio::spawn({

@@ -1,4 +1,4 @@
-//! The sockets that peers call.
+//! The listening sockets.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -10,10 +10,10 @@ use tokio::net::TcpListener;
 use super::utp::Utp;
 use crate::route::Bind;
 
-/// Ports from the system that are tried until one is free for TCP and UDP.
-const TRIES: usize = 8;
+/// Attempts with a port chosen by the system, until one is free for both TCP and UDP.
+const ATTEMPTS: usize = 8;
 
-/// Which port to listen on.
+/// The port to listen on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PortChoice {
     /// The first free port of 6881 to 6889, BitTorrent's customary range, or else any free port.
@@ -23,23 +23,23 @@ pub enum PortChoice {
     Exactly(u16),
 }
 
-/// One port: TCP on IPv4 and, where the machine has it, on IPv6, and uTP on the same ones.
+/// The sockets of one port: TCP on IPv4 and, if the machine has it, on IPv6, and uTP on the same addresses.
 pub struct Sockets {
     pub(super) tcp: Vec<TcpListener>,
     pub(super) utp: Option<Arc<Utp>>,
-    /// Why there is no uTP though it was wanted.
+    /// Why there is no uTP although it was requested.
     pub(super) utp_missing: Option<io::Error>,
     port: u16,
 }
 
 impl Sockets {
-    /// Listens on `bind`. With `utp`, a port is chosen that is free for UDP too; if
-    /// there is none, TCP has to do.
+    /// Opens listening sockets on `bind`. With `utp`, prefers a port that is free for UDP too; if there is none, only
+    /// TCP is opened.
     pub(super) fn open(choice: PortChoice, bind: &Bind, utp: bool) -> io::Result<Self> {
         let ports: Vec<u16> = match choice {
-            PortChoice::Exactly(0) => vec![0; TRIES],
+            PortChoice::Exactly(0) => vec![0; ATTEMPTS],
             PortChoice::Exactly(port) => vec![port],
-            PortChoice::Customary => (6881..=6889).chain([0; TRIES]).collect(),
+            PortChoice::Customary => (6881..=6889).chain([0; ATTEMPTS]).collect(),
         };
         let mut tcp_alone = None;
         let mut refused = None;
@@ -56,7 +56,7 @@ impl Sockets {
             }
             match Utp::bind(port, bind) {
                 Ok(utp) => return Ok(Self { tcp, utp: Some(Arc::new(utp)), utp_missing: None, port }),
-                // Kept open, so that the system gives another port the next time.
+                // Kept open, so that the system chooses another port at the next attempt.
                 Err(error) => {
                     let _ = tcp_alone.get_or_insert(Self { tcp, utp: None, utp_missing: Some(error), port });
                 }
@@ -65,17 +65,17 @@ impl Sockets {
         tcp_alone.ok_or_else(|| refused.unwrap_or_else(|| io::ErrorKind::AddrInUse.into()))
     }
 
-    /// Nobody calls: no port at all.
+    /// Creates an empty set: no port, so that nobody can connect to us.
     pub(super) fn none() -> Self {
         Self { tcp: Vec::new(), utp: None, utp_missing: None, port: 0 }
     }
 
-    /// The port it listens on; 0: none.
+    /// Returns the port; 0 if there is none.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// Why there is no uTP though it was wanted: its UDP port is taken, mostly.
+    /// Returns why there is no uTP although it was requested, usually because its UDP port is taken.
     pub fn utp_missing(&self) -> Option<&io::Error> {
         self.utp_missing.as_ref()
     }
@@ -86,7 +86,7 @@ fn open_tcp(port: u16, bind: &Bind) -> io::Result<(u16, Vec<TcpListener>)> {
     let port = first.local_addr()?.port();
     let mut listeners = vec![first];
     if bind.address().is_none() {
-        // A machine without IPv6 is an ordinary machine.
+        // Many machines have no IPv6; that is not an error.
         listeners.extend(listen((Ipv6Addr::UNSPECIFIED, port).into(), bind));
     }
     Ok((port, listeners))
@@ -97,10 +97,10 @@ fn listen(addr: SocketAddr, bind: &Bind) -> io::Result<TcpListener> {
     if addr.is_ipv6() {
         socket.set_only_v6(true)?;
     }
-    // A restart must not wait for the old connections' TIME_WAIT.
+    // Permits a restart while old connections are in TIME_WAIT.
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
-    bind.tie(&socket)?;
+    bind.bind_device(&socket)?;
     socket.bind(&addr.into())?;
     socket.listen(128)?;
     TcpListener::from_std(socket.into())
@@ -124,13 +124,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn without_its_udp_port_it_has_tcp_alone_and_says_why() {
+    async fn without_its_udp_port_there_is_only_tcp_and_a_reason() {
         let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         let port = udp.local_addr().unwrap().port();
         let sockets = Sockets::open(PortChoice::Exactly(port), &LOOPBACK, true).unwrap();
         assert_eq!((sockets.port(), sockets.utp.is_none(), sockets.tcp.len()), (port, true, 1));
         assert_eq!(sockets.utp_missing().unwrap().kind(), io::ErrorKind::AddrInUse);
-        // Nobody asked for it: nothing to say.
+        // uTP was not requested, so its absence is not reported.
         drop(sockets);
         assert!(Sockets::open(PortChoice::Exactly(port), &LOOPBACK, false).unwrap().utp_missing().is_none());
     }

@@ -1,16 +1,16 @@
-//! Connections to peers: dumb pipes of messages.
+//! Connections to peers, as pipes of messages.
 //!
-//! Owns sockets: calling ([`Dialer`]) and being called ([`Listener`]) over TCP and uTP, plain or encrypted, on IPv4 and
-//! IPv6; the handshakes, reading and writing messages, the rate limits. A connection has two tasks. The reading one
-//! stops reading while the driver's inbox is full, so a driver that is behind slows its peers down and never grows a
-//! queue; the writing one drains a bounded outbox, and a peer that lets its outbox fill up is dropped. Deliberately
-//! ignorant of picking and choking: it does not know what a message means.
+//! Owns the sockets: dialing ([`Dialer`]) and accepting ([`Listener`]) over TCP and uTP, plain or encrypted, on IPv4
+//! and IPv6; the handshakes; reading and writing messages; the rate limits. A connection has two tasks. The reading
+//! task stops while the driver's inbox is full, so a slow driver slows its peers down and no queue grows. The writing
+//! task drains a bounded outbox; a peer whose outbox fills up is dropped. The module does not know what a message
+//! means: picking and choking happen elsewhere.
 
-mod answer;
+mod accept;
+mod accept_limit;
 mod blocklist;
 mod connection;
 mod dial;
-mod gate;
 mod handshake;
 mod limit;
 mod listen;
@@ -25,7 +25,7 @@ mod utp;
 use std::io;
 use std::sync::Arc;
 
-pub use answer::{Host, Listener};
+pub use accept::{Host, Listener};
 pub use blocklist::{Blocklist, Ranges, Unread};
 pub use connection::{Connection, Incoming, Outbox, OutboxFull};
 pub use dial::Dialer;
@@ -37,18 +37,18 @@ pub use stream::{Stream, Transport};
 
 use crate::route::Route;
 
-/// How peers are reached, and how they reach us.
+/// Configuration of the dialer and the listener.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Where peers call.
+    /// Port to listen on.
     pub port: PortChoice,
-    /// Listen on and call from there; through a proxy nobody calls us and there is no uTP, for none carries either.
+    /// Bind address and proxy. Behind a proxy there is neither a listener nor uTP, because our proxies carry neither.
     pub route: Route,
     /// Whether connections are encrypted.
     pub encryption: Encryption,
-    /// uTP beside TCP.
+    /// Whether to use uTP in addition to TCP.
     pub utp: bool,
-    /// Who is neither called nor answered. May be replaced while running.
+    /// Addresses that are neither dialed nor accepted. May be replaced while running.
     pub blocklist: Arc<Blocklist>,
 }
 

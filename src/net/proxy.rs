@@ -1,4 +1,4 @@
-//! Peers through a SOCKS5 proxy (RFC 1928, RFC 1929).
+//! Peer connections through a SOCKS5 proxy (RFC 1928, RFC 1929).
 
 use std::io;
 use std::net::SocketAddr;
@@ -9,22 +9,24 @@ use tokio_socks::tcp::Socks5Stream;
 use super::tcp;
 use crate::route::{Bind, Proxy, ProxyKind};
 
-/// Why a call through a proxy failed.
+/// The reason why a connection through a proxy failed.
 #[derive(Debug)]
 pub(super) enum ProxyError {
-    /// The proxy itself: nobody can be reached.
+    /// The proxy itself failed, so no peer can be reached.
     Proxy(io::Error),
-    /// It cannot reach this peer.
+    /// The proxy could not reach this peer.
     Peer(io::Error),
 }
 
-/// Has the proxy connect to `addr`.
+/// Connects to `addr` through the proxy.
 pub(super) async fn connect(proxy: &Proxy, addr: SocketAddr, bind: &Bind) -> Result<TcpStream, ProxyError> {
     if proxy.kind() == ProxyKind::Http {
-        return Err(ProxyError::Proxy(io::Error::other("an HTTP proxy carries no peers; socks5:// does")));
+        return Err(ProxyError::Proxy(io::Error::other(
+            "an HTTP proxy cannot carry peer connections; use a socks5:// proxy",
+        )));
     }
-    let socket = reach(proxy, bind).await.map_err(ProxyError::Proxy)?;
-    let asked = match proxy.login() {
+    let socket = connect_to_proxy(proxy, bind).await.map_err(ProxyError::Proxy)?;
+    let connected = match proxy.login() {
         None => Socks5Stream::connect_with_socket(socket, addr).await,
         Some((user, password)) => Socks5Stream::connect_with_password_and_socket(socket, addr, user, password).await,
     };
@@ -32,9 +34,9 @@ pub(super) async fn connect(proxy: &Proxy, addr: SocketAddr, bind: &Bind) -> Res
         ConnectionNotAllowedByRuleset, ConnectionRefused, GeneralSocksServerFailure, HostUnreachable,
         NetworkUnreachable, TtlExpired,
     };
-    match asked {
+    match connected {
         Ok(socket) => Ok(socket.into_inner()),
-        // Many proxies say no more than that it failed.
+        // Many proxies report every failure as a general one, which most often concerns the peer.
         Err(
             error @ (ConnectionNotAllowedByRuleset
             | ConnectionRefused
@@ -47,9 +49,9 @@ pub(super) async fn connect(proxy: &Proxy, addr: SocketAddr, bind: &Bind) -> Res
     }
 }
 
-/// The proxy itself.
-async fn reach(proxy: &Proxy, bind: &Bind) -> io::Result<TcpStream> {
-    let mut last = io::Error::new(io::ErrorKind::NotFound, "its name has no address");
+/// Connects to the proxy.
+async fn connect_to_proxy(proxy: &Proxy, bind: &Bind) -> io::Result<TcpStream> {
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "its host name has no address");
     for addr in lookup_host(proxy.host()).await? {
         match tcp::connect(bind, addr).await {
             Ok(socket) => return Ok(socket),

@@ -1,12 +1,12 @@
-//! What carries a peer's bytes: TCP or uTP, each plain or under RC4.
+//! The transport of a connection: TCP or uTP, each in plaintext or encrypted with RC4.
 //!
-//! Plain TCP is an arm of an enum with the same system calls as a bare socket. Once part of a buffer has passed the
-//! cipher the rest must follow: whoever gives up a write half-way must give up the connection.
+//! Plaintext TCP makes the same system calls as a bare socket. Once the cipher has processed part of a buffer, the rest
+//! must follow, so cancelling a write means dropping the connection.
 //!
-//! `librqbit-utp` may announce a closed receive window and not notice that its reader has made room since (it looks for
-//! a wakeup by the segment size that it began with, and closes the window by the one that it has found out): both ends
-//! then wait for seconds. Anything written to the connection makes it look again. So a reader that has emptied what may
-//! have been a full buffer, and gets no more, has the other half send a keep-alive ([`WriteHalf::nudged`]).
+//! `librqbit-utp` may announce a closed receive window and not notice that the reader has emptied the buffer since. It
+//! compares the free space with its initial segment size but closes the window by the segment size that it discovered.
+//! Both ends then wait for seconds. Any write makes it check again. Therefore a reader that may have emptied a full
+//! buffer, and gets no more data, requests a keep-alive from the writing half ([`WriteHalf::keep_alive_requested`]).
 
 use std::fmt;
 use std::io;
@@ -24,10 +24,10 @@ use tokio::time::timeout;
 use super::mse::{Cipher, Ciphers};
 use super::utp;
 
-/// How long a reader of uTP that may have emptied a full buffer waits for more before it has the window looked at.
-const NUDGE: Duration = Duration::from_millis(20);
+/// Time that a uTP reader waits for data after it may have emptied a full buffer, before it requests a keep-alive.
+const WINDOW_CHECK_DELAY: Duration = Duration::from_millis(20);
 
-/// Below the encryption.
+/// The socket below the encryption.
 pub(super) enum Socket {
     Tcp(TcpStream),
     Utp(UtpStream),
@@ -49,7 +49,7 @@ impl Socket {
     }
 }
 
-/// What a connection runs over.
+/// The transport protocol of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Transport {
     /// TCP.
@@ -71,7 +71,7 @@ impl fmt::Display for Transport {
 pub struct Stream {
     socket: Socket,
     ciphers: Option<Box<Ciphers>>,
-    /// Received in the handshake and not used by it; decrypted.
+    /// Decrypted bytes that were received together with the handshake and belong to what follows it.
     early: BytesMut,
 }
 
@@ -80,7 +80,7 @@ impl Stream {
         Self { socket, ciphers, early }
     }
 
-    /// What it runs over.
+    /// Returns the transport protocol.
     pub fn transport(&self) -> Transport {
         match self.socket {
             Socket::Tcp(_) => Transport::Tcp,
@@ -88,12 +88,12 @@ impl Stream {
         }
     }
 
-    /// Whether all of it is encrypted, and not the handshake alone.
+    /// Returns whether the payload is encrypted, not only the handshake.
     pub fn encrypted(&self) -> bool {
         self.ciphers.is_some()
     }
 
-    /// The next `N` bytes.
+    /// Reads the next `N` bytes.
     pub(super) async fn read_array<const N: usize>(&mut self) -> io::Result<[u8; N]> {
         while self.early.len() < N {
             let from = self.early.len();
@@ -126,8 +126,11 @@ impl Stream {
             }
             Socket::Utp(socket) => {
                 let (read, write) = socket.split();
-                let nudge = Arc::new(Notify::new());
-                (ReadSocket::Utp { socket: read, nudge: nudge.clone(), taken: 0 }, WriteSocket::Utp(write, nudge))
+                let keep_alive = Arc::new(Notify::new());
+                (
+                    ReadSocket::Utp { socket: read, keep_alive: keep_alive.clone(), read_since: 0 },
+                    WriteSocket::Utp(write, keep_alive),
+                )
             }
         };
         (ReadHalf { socket: read, cipher: receive, early: self.early }, WriteHalf { socket: write, cipher: send })
@@ -145,9 +148,9 @@ enum ReadSocket {
     Tcp(OwnedReadHalf),
     Utp {
         socket: UtpStreamReadHalf,
-        nudge: Arc<Notify>,
-        /// Bytes read since the last nudge.
-        taken: usize,
+        keep_alive: Arc<Notify>,
+        /// Bytes read since the last keep-alive request.
+        read_since: usize,
     },
 }
 
@@ -156,7 +159,7 @@ enum WriteSocket {
     Utp(UtpStreamWriteHalf, Arc<Notify>),
 }
 
-/// The receiving half.
+/// The receiving half of a stream.
 pub(super) struct ReadHalf {
     socket: ReadSocket,
     cipher: Option<Cipher>,
@@ -164,7 +167,7 @@ pub(super) struct ReadHalf {
 }
 
 impl ReadHalf {
-    /// Appends what comes to `buffer`; 0 bytes are the end.
+    /// Reads into `buffer`; 0 bytes mean the end of the stream.
     pub(super) async fn read_buf(&mut self, buffer: &mut BytesMut) -> io::Result<usize> {
         if !self.early.is_empty() {
             let early = std::mem::take(&mut self.early);
@@ -174,19 +177,19 @@ impl ReadHalf {
         let from = buffer.len();
         let n = match &mut self.socket {
             ReadSocket::Tcp(socket) => socket.read_buf(buffer).await?,
-            ReadSocket::Utp { socket, nudge, taken } => {
-                let n = match timeout(NUDGE, socket.read_buf(buffer)).await {
+            ReadSocket::Utp { socket, keep_alive, read_since } => {
+                let n = match timeout(WINDOW_CHECK_DELAY, socket.read_buf(buffer)).await {
                     Ok(read) => read?,
                     Err(_) => {
-                        // With less read, the buffer was not full.
-                        if *taken >= utp::RECEIVE_BUFFER.get() / 2 {
-                            *taken = 0;
-                            nudge.notify_one();
+                        // If less was read, the buffer was not full.
+                        if *read_since >= utp::RECEIVE_BUFFER.get() / 2 {
+                            *read_since = 0;
+                            keep_alive.notify_one();
                         }
                         socket.read_buf(buffer).await?
                     }
                 };
-                *taken = taken.saturating_add(n);
+                *read_since = read_since.saturating_add(n);
                 n
             }
         };
@@ -196,7 +199,7 @@ impl ReadHalf {
         Ok(n)
     }
 
-    /// Asks TCP to acknowledge at once, this time.
+    /// Makes TCP send the next acknowledgement without delay.
     pub(super) fn acknowledge(&self) {
         if let ReadSocket::Tcp(socket) = &self.socket {
             let _ = socket.as_ref().set_quickack(true);
@@ -204,22 +207,22 @@ impl ReadHalf {
     }
 }
 
-/// The sending half.
+/// The sending half of a stream.
 pub(super) struct WriteHalf {
     socket: WriteSocket,
     cipher: Option<Cipher>,
 }
 
 impl WriteHalf {
-    /// Waits until a keep-alive is to be sent, for the reader's sake.
-    pub(super) async fn nudged(&self) {
+    /// Waits until the reading half requests a keep-alive.
+    pub(super) async fn keep_alive_requested(&self) {
         match &self.socket {
             WriteSocket::Tcp(_) => std::future::pending().await,
-            WriteSocket::Utp(_, nudge) => nudge.notified().await,
+            WriteSocket::Utp(_, keep_alive) => keep_alive.notified().await,
         }
     }
 
-    /// Sends all of `bytes`, which are used up.
+    /// Sends and consumes all of `bytes`.
     pub(super) async fn write_all(&mut self, bytes: &mut BytesMut) -> io::Result<()> {
         if let Some(cipher) = &mut self.cipher {
             cipher.apply(bytes);
@@ -230,8 +233,8 @@ impl WriteHalf {
         }
     }
 
-    /// Sends a header and its block: with one system call where the socket takes both, and without copying the block
-    /// unless it has to be encrypted (others share it).
+    /// Sends a message header and its block, with one system call if the socket takes both. The block is shared, so it
+    /// is copied only to be encrypted.
     pub(super) async fn write_block(&mut self, head: &mut BytesMut, data: Bytes) -> io::Result<()> {
         if self.cipher.is_some() {
             head.extend_from_slice(&data);

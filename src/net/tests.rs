@@ -1,4 +1,4 @@
-//! Two ends on loopback: who reaches whom, and how.
+//! Two ends on loopback: which connections succeed, over which transport and encryption.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -33,7 +33,7 @@ fn config(encryption: Encryption) -> Config {
     }
 }
 
-/// Has one torrent and hands its callers on.
+/// A host with one torrent that passes its connections on.
 struct Torrents(mpsc::UnboundedSender<Handshaken>);
 
 impl Host for Torrents {
@@ -41,20 +41,20 @@ impl Host for Torrents {
         matches(&HERE).then(|| handshake(2))
     }
 
-    fn welcome(&self, caller: Handshaken) {
-        let _ = self.0.send(caller);
+    fn accept(&self, peer: Handshaken) {
+        let _ = self.0.send(peer);
     }
 }
 
-/// Somebody who is called.
-struct Called {
+/// The accepting end.
+struct Acceptor {
     addr: SocketAddr,
-    callers: mpsc::UnboundedReceiver<Handshaken>,
+    accepted: mpsc::UnboundedReceiver<Handshaken>,
     _dialer: Dialer,
     _listener: Listener,
 }
 
-fn called(encryption: Encryption, transports: &[Transport]) -> Called {
+fn acceptor(encryption: Encryption, transports: &[Transport]) -> Acceptor {
     let (dialer, mut sockets) = config(encryption).open().unwrap();
     let addr = SocketAddr::new(LOOPBACK, sockets.port());
     if !transports.contains(&Transport::Tcp) {
@@ -63,9 +63,9 @@ fn called(encryption: Encryption, transports: &[Transport]) -> Called {
     if !transports.contains(&Transport::Utp) {
         sockets.utp = None;
     }
-    let (heard, callers) = mpsc::unbounded_channel();
-    let listener = Listener::start(sockets, &config(encryption), Arc::new(Torrents(heard)));
-    Called { addr, callers, _dialer: dialer, _listener: listener }
+    let (sender, accepted) = mpsc::unbounded_channel();
+    let listener = Listener::start(sockets, &config(encryption), Arc::new(Torrents(sender)));
+    Acceptor { addr, accepted, _dialer: dialer, _listener: listener }
 }
 
 fn dialer(encryption: Encryption) -> Dialer {
@@ -73,7 +73,7 @@ fn dialer(encryption: Encryption) -> Dialer {
 }
 
 #[tokio::test]
-async fn every_policy_calls_every_policy_over_both_transports() {
+async fn all_encryption_policies_work_together_over_both_transports() {
     use Encryption::{Off, Prefer, Require};
     for transport in [Transport::Tcp, Transport::Utp] {
         for (ours, theirs, encrypted) in [
@@ -87,16 +87,16 @@ async fn every_policy_calls_every_policy_over_both_transports() {
             (Off, Require, None),
             (Off, Off, Some(false)),
         ] {
-            let what = format!("{ours:?} calls {theirs:?} over {transport}");
-            let mut called = called(theirs, &[transport]);
-            let reached = dialer(ours).connect(called.addr, &handshake(1)).await;
+            let what = format!("{ours:?} dials {theirs:?} over {transport}");
+            let mut acceptor = acceptor(theirs, &[transport]);
+            let dialed = dialer(ours).connect(acceptor.addr, &handshake(1)).await;
             let Some(encrypted) = encrypted else {
-                assert!(reached.is_err(), "{what}");
+                assert!(dialed.is_err(), "{what}");
                 continue;
             };
-            let reached = reached.unwrap_or_else(|error| panic!("{what}: {error}"));
-            let caller = called.callers.recv().await.unwrap();
-            for (peer, id) in [(&reached, 2), (&caller, 1)] {
+            let dialed = dialed.unwrap_or_else(|error| panic!("{what}: {error}"));
+            let incoming = acceptor.accepted.recv().await.unwrap();
+            for (peer, id) in [(&dialed, 2), (&incoming, 1)] {
                 assert_eq!(peer.theirs, handshake(id), "{what}");
                 assert_eq!((peer.stream.transport(), peer.stream.encrypted()), (transport, encrypted), "{what}");
             }
@@ -112,37 +112,37 @@ async fn every_kind_of_stream_carries_messages_both_ways() {
         (Transport::Utp, Encryption::Off),
         (Transport::Utp, Encryption::Require),
     ] {
-        let mut called = called(encryption, &[transport]);
+        let mut acceptor = acceptor(encryption, &[transport]);
         let dialer = dialer(encryption);
-        let reached = dialer.connect(called.addr, &handshake(1)).await.unwrap();
-        let caller = called.callers.recv().await.unwrap();
+        let dialed = dialer.connect(acceptor.addr, &handshake(1)).await.unwrap();
+        let incoming = acceptor.accepted.recv().await.unwrap();
         let limits = Arc::new(Limits::new(0, 0));
-        let (heard, mut inbox) = mpsc::channel(64);
-        let ends = [(reached, 0_u8), (caller, 1)]
-            .map(|(peer, key)| Connection::start(peer, 1_000, limits.clone(), key, heard.clone()));
+        let (events, mut inbox) = mpsc::channel(64);
+        let ends = [(dialed, 0_u8), (incoming, 1)]
+            .map(|(peer, key)| Connection::start(peer, 1_000, limits.clone(), key, events.clone()));
         let block = |piece: u32| {
             let data: Vec<u8> = (0..16_384).map(|n| (n * 31 + piece) as u8).collect();
             Message::Piece { piece, begin: 0, data: Bytes::from(data) }
         };
-        let said: Vec<Message> = (0..100).flat_map(|piece| [Message::Have(piece), block(piece)]).collect();
+        let sent: Vec<Message> = (0..100).flat_map(|piece| [Message::Have(piece), block(piece)]).collect();
         for end in &ends {
-            end.outbox().send(said.clone()).unwrap();
+            end.outbox().send(sent.clone()).unwrap();
         }
-        let mut heard = [Vec::new(), Vec::new()];
-        while heard.iter().any(|end| end.len() < said.len()) {
+        let mut received = [Vec::new(), Vec::new()];
+        while received.iter().any(|end| end.len() < sent.len()) {
             match inbox.recv().await.unwrap() {
-                (end, Incoming::Messages(messages)) => heard[usize::from(end)].extend(messages),
+                (end, Incoming::Messages(messages)) => received[usize::from(end)].extend(messages),
                 (_, Incoming::Sent(_)) => {}
                 (end, Incoming::Closed(why)) => panic!("{end} over {transport}: {why}"),
             }
         }
-        // Small messages pass the blocks; each kind keeps its order.
-        for end in heard {
+        // Small messages may overtake blocks; each kind keeps its order.
+        for end in received {
             for blocks in [true, false] {
                 let only = |all: &[Message]| -> Vec<Message> {
                     all.iter().filter(|m| matches!(m, Message::Piece { .. }) == blocks).cloned().collect()
                 };
-                assert!(only(&end) == only(&said), "{transport}, {encryption:?}");
+                assert!(only(&end) == only(&sent), "{transport}, {encryption:?}");
             }
         }
         let [ours, _theirs] = ends;
@@ -151,12 +151,12 @@ async fn every_kind_of_stream_carries_messages_both_ways() {
     }
 }
 
-/// Passes TCP on to `to`; how many callers there were.
+/// Forwards TCP connections to `to` and counts them.
 async fn relay(to: SocketAddr) -> (SocketAddr, Arc<AtomicUsize>) {
     let listener = TcpListener::bind((LOOPBACK, 0)).await.unwrap();
     let addr = listener.local_addr().unwrap();
-    let callers = Arc::new(AtomicUsize::new(0));
-    let count = callers.clone();
+    let connections = Arc::new(AtomicUsize::new(0));
+    let count = connections.clone();
     tokio::spawn(async move {
         while let Ok((mut near, _)) = listener.accept().await {
             count.fetch_add(1, Ordering::Relaxed);
@@ -166,31 +166,31 @@ async fn relay(to: SocketAddr) -> (SocketAddr, Arc<AtomicUsize>) {
             });
         }
     });
-    (addr, callers)
+    (addr, connections)
 }
 
 #[tokio::test]
-async fn what_worked_for_an_address_is_tried_first_the_next_time() {
-    let called = called(Encryption::Require, &[Transport::Tcp]);
-    let (addr, callers) = relay(called.addr).await;
+async fn the_last_success_is_tried_first_the_next_time() {
+    let acceptor = acceptor(Encryption::Require, &[Transport::Tcp]);
+    let (addr, connections) = relay(acceptor.addr).await;
     let dialer = dialer(Encryption::Prefer);
     assert!(dialer.connect(addr, &handshake(1)).await.unwrap().stream.encrypted());
-    assert_eq!(callers.load(Ordering::Relaxed), 2, "plaintext, then encrypted");
+    assert_eq!(connections.load(Ordering::Relaxed), 2, "plaintext, then encrypted");
     assert!(dialer.connect(addr, &handshake(1)).await.unwrap().stream.encrypted());
-    assert_eq!(callers.load(Ordering::Relaxed), 3, "encrypted at once");
+    assert_eq!(connections.load(Ordering::Relaxed), 3, "encrypted at once");
 }
 
 #[tokio::test]
-async fn utp_wins_where_tcp_connects_and_says_nothing() {
+async fn utp_wins_if_tcp_connects_but_stays_silent() {
     let (_dialer, mut sockets) = config(Encryption::Prefer).open().unwrap();
     let addr = SocketAddr::new(LOOPBACK, sockets.port());
-    // The kernel connects callers; nobody takes them up.
+    // The kernel completes the connections, but nobody accepts them.
     let silent = std::mem::take(&mut sockets.tcp);
-    let (heard, _callers) = mpsc::unbounded_channel();
-    let _listener = Listener::start(sockets, &config(Encryption::Prefer), Arc::new(Torrents(heard)));
+    let (sender, _accepted) = mpsc::unbounded_channel();
+    let _listener = Listener::start(sockets, &config(Encryption::Prefer), Arc::new(Torrents(sender)));
     let dialer = dialer(Encryption::Prefer);
     assert_eq!(dialer.connect(addr, &handshake(1)).await.unwrap().stream.transport(), Transport::Utp);
-    // And the next time it is first: no need to wait for TCP to fail.
+    // The next time, uTP is tried first, without waiting for TCP to fail.
     let begin = Instant::now();
     assert_eq!(dialer.connect(addr, &handshake(1)).await.unwrap().stream.transport(), Transport::Utp);
     assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
@@ -198,7 +198,7 @@ async fn utp_wins_where_tcp_connects_and_says_nothing() {
 }
 
 #[tokio::test]
-async fn who_is_not_there_is_told_for_both_transports() {
+async fn an_unreachable_peer_is_reported_for_both_transports() {
     let port = TcpListener::bind((LOOPBACK, 0)).await.unwrap().local_addr().unwrap().port();
     let begin = Instant::now();
     let error = dialer(Encryption::Prefer).connect(SocketAddr::new(LOOPBACK, port), &handshake(1)).await.unwrap_err();
@@ -207,21 +207,21 @@ async fn who_is_not_there_is_told_for_both_transports() {
 }
 
 #[tokio::test]
-async fn another_torrent_is_refused_under_any_policy() {
+async fn another_torrent_is_rejected_under_any_policy() {
     for encryption in [Encryption::Off, Encryption::Require] {
-        let called = called(encryption, &[Transport::Tcp]);
+        let acceptor = acceptor(encryption, &[Transport::Tcp]);
         let ours = Handshake::new(InfoHash([8; 20]), PeerId([1; 20]));
-        assert!(dialer(encryption).connect(called.addr, &ours).await.is_err());
+        assert!(dialer(encryption).connect(acceptor.addr, &ours).await.is_err());
     }
 }
 
 #[tokio::test]
 async fn a_key_that_begins_like_the_protocol_is_still_a_key() {
-    let called = called(Encryption::Prefer, &[Transport::Tcp]);
-    let mut caller = TcpStream::connect(called.addr).await.unwrap();
+    let acceptor = acceptor(Encryption::Prefer, &[Transport::Tcp]);
+    let mut caller = TcpStream::connect(acceptor.addr).await.unwrap();
     let mut key = [0x5A; 96];
     key[..9].copy_from_slice(b"\x13BitTorre");
-    // In two parts: the first one could be either.
+    // In two parts: the first part may start a key or a handshake.
     caller.write_all(&key[..9]).await.unwrap();
     tokio::time::sleep(Duration::from_millis(50)).await;
     caller.write_all(&key[9..]).await.unwrap();
@@ -229,34 +229,34 @@ async fn a_key_that_begins_like_the_protocol_is_still_a_key() {
 }
 
 #[tokio::test]
-async fn what_is_said_behind_a_handshake_is_heard() {
-    let mut called = called(Encryption::Off, &[Transport::Tcp]);
-    let mut caller = TcpStream::connect(called.addr).await.unwrap();
+async fn messages_sent_with_the_handshake_are_received() {
+    let mut acceptor = acceptor(Encryption::Off, &[Transport::Tcp]);
+    let mut caller = TcpStream::connect(acceptor.addr).await.unwrap();
     let mut bytes = handshake(1).encode().to_vec();
     bytes.extend([0, 0, 0, 1, 2]);
     caller.write_all(&bytes).await.unwrap();
-    let peer = called.callers.recv().await.unwrap();
-    let (heard, mut inbox) = mpsc::channel(4);
-    let _connection = Connection::start(peer, 1, Arc::new(Limits::new(0, 0)), (), heard);
+    let peer = acceptor.accepted.recv().await.unwrap();
+    let (events, mut inbox) = mpsc::channel(4);
+    let _connection = Connection::start(peer, 1, Arc::new(Limits::new(0, 0)), (), events);
     let Some(((), Incoming::Messages(messages))) = inbox.recv().await else { panic!("closed") };
     assert_eq!(messages, [Message::Interested]);
 }
 
 #[tokio::test]
-async fn silent_callers_of_one_network_do_not_take_every_place() {
-    let called = called(Encryption::Prefer, &[Transport::Tcp]);
+async fn silent_connections_of_one_network_do_not_take_every_slot() {
+    let acceptor = acceptor(Encryption::Prefer, &[Transport::Tcp]);
     let mut silent = Vec::new();
     for _ in 0..40 {
-        silent.push(TcpStream::connect(called.addr).await.unwrap());
+        silent.push(TcpStream::connect(acceptor.addr).await.unwrap());
     }
-    // The later ones are let go at once.
+    // The later connections are closed at once.
     let mut last = silent.pop().unwrap();
-    let hung_up = tokio::time::timeout(Duration::from_secs(5), last.read(&mut [0; 1])).await.unwrap();
-    assert!(matches!(hung_up, Ok(0) | Err(_)));
-    // A caller from elsewhere finds a place.
+    let closed = tokio::time::timeout(Duration::from_secs(5), last.read(&mut [0; 1])).await.unwrap();
+    assert!(matches!(closed, Ok(0) | Err(_)));
+    // A peer from another network is accepted.
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.bind("127.1.1.1:0".parse().unwrap()).unwrap();
-    let mut other = socket.connect(called.addr).await.unwrap();
+    let mut other = socket.connect(acceptor.addr).await.unwrap();
     other.write_all(&handshake(1).encode()).await.unwrap();
     let mut answer = [0; 68];
     tokio::time::timeout(Duration::from_secs(5), other.read_exact(&mut answer)).await.unwrap().unwrap();
@@ -264,10 +264,10 @@ async fn silent_callers_of_one_network_do_not_take_every_place() {
 }
 
 #[tokio::test]
-async fn ipv6_is_reached_over_both() {
+async fn ipv6_works_over_both_transports() {
     let ip = IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1_u16]);
     if std::net::UdpSocket::bind((ip, 0)).is_err() {
-        eprintln!("left out: no IPv6 on this machine");
+        eprintln!("skipped: this machine has no IPv6");
         return;
     }
     let v6 = Config { route: route(Bind::Address(ip), None), ..config(Encryption::Prefer) };
@@ -277,17 +277,17 @@ async fn ipv6_is_reached_over_both() {
         if transport == Transport::Utp {
             sockets.tcp.clear();
         }
-        let (heard, _callers) = mpsc::unbounded_channel();
-        let _listener = Listener::start(sockets, &config(Encryption::Prefer), Arc::new(Torrents(heard)));
+        let (sender, _accepted) = mpsc::unbounded_channel();
+        let _listener = Listener::start(sockets, &config(Encryption::Prefer), Arc::new(Torrents(sender)));
         assert_eq!(dialer.connect(addr, &handshake(1)).await.unwrap().stream.transport(), transport);
     }
 }
 
 #[tokio::test]
-async fn noise_on_the_port_hurts_nobody() {
-    let called = called(Encryption::Prefer, &[Transport::Tcp, Transport::Utp]);
+async fn random_traffic_does_not_disturb_the_listener() {
+    let acceptor = acceptor(Encryption::Prefer, &[Transport::Tcp, Transport::Utp]);
     let mut rng = StdRng::seed_from_u64(1);
-    // Over UDP: anything, and openings, resets and data of connections that are none.
+    // Over UDP: random bytes, and SYN, reset and data packets of unknown connections.
     let udp = tokio::net::UdpSocket::bind((LOOPBACK, 0)).await.unwrap();
     for n in 0..2_000 {
         let mut packet = vec![0; rng.random_range(0..200)];
@@ -297,22 +297,22 @@ async fn noise_on_the_port_hurts_nobody() {
         {
             *kind = (n / 2 % 5) as u8 * 16 + 1;
         }
-        udp.send_to(&packet, called.addr).await.unwrap();
+        udp.send_to(&packet, acceptor.addr).await.unwrap();
     }
-    // Over TCP: enough of it is hung up on.
-    let mut tcp = TcpStream::connect(called.addr).await.unwrap();
+    // Over TCP: random bytes, which close the connection.
+    let mut tcp = TcpStream::connect(acceptor.addr).await.unwrap();
     let mut bytes = [0; 2_000];
     rng.fill(&mut bytes[..]);
     tcp.write_all(&bytes).await.unwrap();
-    let hung_up = tokio::time::timeout(Duration::from_secs(5), tcp.read_to_end(&mut Vec::new())).await;
-    assert!(hung_up.is_ok(), "still listening");
+    let closed = tokio::time::timeout(Duration::from_secs(5), tcp.read_to_end(&mut Vec::new())).await;
+    assert!(closed.is_ok(), "still listening");
     let dialer = dialer(Encryption::Prefer);
-    assert!(dialer.connect(called.addr, &handshake(1)).await.is_ok());
-    let endpoint = dialer.utp.as_ref().unwrap().toward(called.addr).unwrap();
-    // Openings among the noise took places; they are free again when nobody answers.
+    assert!(dialer.connect(acceptor.addr, &handshake(1)).await.is_ok());
+    let endpoint = dialer.utp.as_ref().unwrap().endpoint_for(acceptor.addr).unwrap();
+    // The SYN packets among them occupied slots, which are freed when their senders do not answer.
     let end = Instant::now() + Duration::from_secs(20);
-    while utp::connect(endpoint, called.addr).await.is_err() {
-        assert!(Instant::now() < end, "no place for an honest caller");
+    while utp::connect(endpoint, acceptor.addr).await.is_err() {
+        assert!(Instant::now() < end, "no slot for an honest peer");
     }
 }
 
@@ -320,7 +320,7 @@ fn route(bind: Bind, proxy: Option<Proxy>) -> Route {
     Route { proxy, bind }
 }
 
-/// A SOCKS5 proxy without a login that answers every request with `reply` (0: it connects); how often it was asked.
+/// Starts a SOCKS5 proxy without a login that answers every request with `reply` (0: it connects) and counts them.
 async fn proxy(reply: u8) -> (Proxy, Arc<AtomicUsize>) {
     let listener = TcpListener::bind((LOOPBACK, 0)).await.unwrap();
     let proxy = format!("socks5://{}", listener.local_addr().unwrap()).parse().unwrap();
@@ -351,47 +351,47 @@ async fn proxy(reply: u8) -> (Proxy, Arc<AtomicUsize>) {
 }
 
 #[tokio::test]
-async fn through_a_proxy_goes_everything() {
-    let called = called(Encryption::Require, &[Transport::Tcp, Transport::Utp]);
+async fn all_connections_go_through_the_proxy() {
+    let acceptor = acceptor(Encryption::Require, &[Transport::Tcp, Transport::Utp]);
     let (proxy, asked) = proxy(0).await;
     let (dialer, sockets) =
         Config { route: route(Bind::Address(LOOPBACK), Some(proxy)), ..config(Encryption::Prefer) }.open().unwrap();
-    assert_eq!((sockets.port(), sockets.tcp.len(), sockets.utp.is_none()), (0, 0, true), "nobody calls us");
-    let reached = dialer.connect(called.addr, &handshake(1)).await.unwrap();
-    assert_eq!((reached.stream.transport(), reached.stream.encrypted()), (Transport::Tcp, true));
+    assert_eq!((sockets.port(), sockets.tcp.len(), sockets.utp.is_none()), (0, 0, true), "nobody can connect to us");
+    let dialed = dialer.connect(acceptor.addr, &handshake(1)).await.unwrap();
+    assert_eq!((dialed.stream.transport(), dialed.stream.encrypted()), (Transport::Tcp, true));
     assert_eq!(asked.load(Ordering::Relaxed), 2, "plaintext, then encrypted");
 }
 
 #[tokio::test]
-async fn a_proxy_that_refuses_is_not_gone_around() {
-    let called = called(Encryption::Prefer, &[Transport::Tcp, Transport::Utp]);
+async fn a_failing_proxy_is_not_bypassed() {
+    let acceptor = acceptor(Encryption::Prefer, &[Transport::Tcp, Transport::Utp]);
     let through = |proxy| {
         Config { route: route(Bind::Address(LOOPBACK), Some(proxy)), ..config(Encryption::Prefer) }.open().unwrap().0
     };
-    // Host unreachable: the peer's fault.
+    // Host unreachable: an error of the peer.
     let (unreachable, asked) = proxy(4).await;
-    let error = through(unreachable).connect(called.addr, &handshake(1)).await.unwrap_err();
+    let error = through(unreachable).connect(acceptor.addr, &handshake(1)).await.unwrap_err();
     assert!(matches!(error, DialError::Unreachable(_)), "{error}");
     assert_eq!(asked.load(Ordering::Relaxed), 1);
-    // Command not supported: the proxy's.
+    // Command not supported: an error of the proxy.
     let (useless, _) = proxy(7).await;
-    let error = through(useless).connect(called.addr, &handshake(1)).await.unwrap_err();
+    let error = through(useless).connect(acceptor.addr, &handshake(1)).await.unwrap_err();
     assert!(matches!(error, DialError::Proxy(_)), "{error}");
-    // Nobody there.
+    // Nobody listens at the proxy's address.
     let gone =
         format!("socks5://127.0.0.1:{}", TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port());
-    let error = through(gone.parse().unwrap()).connect(called.addr, &handshake(1)).await.unwrap_err();
+    let error = through(gone.parse().unwrap()).connect(acceptor.addr, &handshake(1)).await.unwrap_err();
     assert!(matches!(error, DialError::Proxy(_)), "{error}");
 }
 
 #[tokio::test]
-async fn the_blocklist_holds_both_ways_from_the_moment_it_is_set() {
+async fn the_blocklist_applies_at_once_in_both_directions() {
     let list = Arc::new(Blocklist::default());
     let config = Config { blocklist: list.clone(), ..config(Encryption::Prefer) };
     let (dialer, sockets) = config.open().unwrap();
     let addr = SocketAddr::new(LOOPBACK, sockets.port());
-    let (heard, _callers) = mpsc::unbounded_channel();
-    let _listener = Listener::start(sockets, &config, Arc::new(Torrents(heard)));
+    let (sender, _accepted) = mpsc::unbounded_channel();
+    let _listener = Listener::start(sockets, &config, Arc::new(Torrents(sender)));
     let elsewhere = super::tests::dialer(Encryption::Prefer);
     assert!(dialer.connect(addr, &handshake(1)).await.is_ok());
     assert!(elsewhere.connect(addr, &handshake(1)).await.is_ok());
@@ -403,17 +403,17 @@ async fn the_blocklist_holds_both_ways_from_the_moment_it_is_set() {
 }
 
 #[tokio::test]
-async fn an_interface_is_kept_to() {
+async fn connections_use_only_the_bound_interface() {
     let bound = |name: &str| Config { route: route(name.parse().unwrap(), None), ..config(Encryption::Prefer) };
     let refused = bound("no-such-device").open().err().unwrap();
     assert_eq!(refused.raw_os_error(), Some(libc::ENODEV), "{refused}");
     let config = bound("lo");
     let (dialer, sockets) = config.open().unwrap();
     let addr = SocketAddr::new(LOOPBACK, sockets.port());
-    let (heard, _callers) = mpsc::unbounded_channel();
-    let _listener = Listener::start(sockets, &config, Arc::new(Torrents(heard)));
+    let (sender, _accepted) = mpsc::unbounded_channel();
+    let _listener = Listener::start(sockets, &config, Arc::new(Torrents(sender)));
     assert!(dialer.connect(addr, &handshake(1)).await.is_ok());
-    // An address that is not on it cannot be reached from it.
+    // An address that cannot be dialed from this interface.
     let error = dialer.connect("192.0.2.1:1".parse().unwrap(), &handshake(1)).await.unwrap_err();
     assert!(matches!(error, DialError::Both { .. }), "{error}");
 }

@@ -1,7 +1,7 @@
 //! uTP sockets (BEP 29): one for IPv4 and one for IPv6, on the port number of the TCP listener.
 //!
-//! `librqbit-utp` does the protocol. Here are its limits, its UDP sockets, and what it leaves out: an opening packet
-//! that is lost is sent again, and an error of the UDP socket (there are passing ones) does not end all connections.
+//! `librqbit-utp` implements the protocol. This module sets its limits, owns the UDP sockets, and adds what the crate
+//! lacks: a lost SYN packet is sent again, and a (temporary) error of the UDP socket does not end all connections.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -19,28 +19,28 @@ use tokio_util::sync::CancellationToken;
 
 use crate::route::Bind;
 
-/// Connections of one socket. Each costs its two buffers at most, and next to nothing while it is idle.
+/// Maximum number of connections per socket. Each costs at most its two buffers, and next to nothing while idle.
 const MAX_STREAMS: NonZeroUsize = NonZeroUsize::new(100).unwrap();
 
-/// What may be received and not yet taken by us: a peer 50 ms away can send 10 MB/s.
+/// Receive buffer of a connection, in bytes: enough for 10 MB/s from a peer 50 ms away.
 pub(super) const RECEIVE_BUFFER: NonZeroUsize = NonZeroUsize::new(512 << 10).unwrap();
 
-/// What may be sent and not yet acknowledged. It begins small and grows with use.
+/// Maximum send buffer of a connection, in bytes. It starts small and grows with use.
 const SEND_BUFFER: NonZeroUsize = NonZeroUsize::new(512 << 10).unwrap();
 
-/// All connections share the kernel's buffer; it gives as much as it may.
+/// Kernel buffer of a UDP socket, in bytes. All connections share it; the kernel caps it.
 const KERNEL_BUFFER: usize = 4 << 20;
 
-/// How long each opening packet is waited for: a peer that answers has a round trip of less than a second.
-const OPENINGS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(2)];
+/// Time to wait for the answer to each SYN packet. The round trip to a usable peer takes less than a second.
+const SYN_TIMEOUTS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(2)];
 
-/// A peer that owes an acknowledgement for this long is gone.
+/// Time after which a peer that owes an acknowledgement is considered gone.
 const SILENCE_LIMIT: Duration = Duration::from_secs(20);
 
-/// Pause after an error of the UDP socket.
+/// Pause after an error of the UDP socket, so that a lasting error does not cause a busy loop.
 const RECEIVE_PAUSE: Duration = Duration::from_millis(20);
 
-/// uTP of one port number.
+/// The uTP sockets of one port.
 pub(super) struct Utp {
     v4: Option<Arc<Endpoint>>,
     v6: Option<Arc<Endpoint>>,
@@ -50,10 +50,10 @@ pub(super) struct Utp {
 /// One UDP socket with its connections.
 pub(super) type Endpoint = UtpSocket<Udp, Environment>;
 
-/// The crate has no public name for its clock and randomness.
+/// The crate's clock and random generator, a type that it does not export.
 type Environment = <UtpSocketUdp as Inner>::Environment;
 
-/// Gives that type a name.
+/// Names that type through the type parameter of [`UtpSocket`].
 pub(super) trait Inner {
     type Environment;
 }
@@ -63,7 +63,7 @@ impl<T, E> Inner for UtpSocket<T, E> {
 }
 
 impl Utp {
-    /// Binds `port` on `bind`; of every address IPv4 must succeed, IPv6 may be missing.
+    /// Opens `port` on `bind`. If `bind` is not an address, IPv4 is required and IPv6 optional.
     pub(super) fn bind(port: u16, bind: &Bind) -> io::Result<Self> {
         let cancel = CancellationToken::new();
         let open = |ip: IpAddr| endpoint(SocketAddr::new(ip, port), bind, cancel.clone()).map(Some);
@@ -75,13 +75,13 @@ impl Utp {
         Ok(Self { v4, v6, cancel })
     }
 
-    /// Its sockets.
+    /// Returns the sockets.
     pub(super) fn endpoints(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
         self.v4.iter().chain(&self.v6)
     }
 
-    /// The socket that reaches `addr`.
-    pub(super) fn toward(&self, addr: SocketAddr) -> Option<&Arc<Endpoint>> {
+    /// Returns the socket for the address family of `addr`.
+    pub(super) fn endpoint_for(&self, addr: SocketAddr) -> Option<&Arc<Endpoint>> {
         if addr.is_ipv4() { self.v4.as_ref() } else { self.v6.as_ref() }
     }
 }
@@ -92,9 +92,9 @@ impl Drop for Utp {
     }
 }
 
-/// Calls `addr`. A refusal is not told from silence: uTP has none that the crate hears.
+/// Connects to `addr`. uTP cannot refuse a connection in a way that the crate reports, so a refusal is a timeout.
 pub(super) async fn connect(endpoint: &Arc<Endpoint>, addr: SocketAddr) -> io::Result<UtpStream> {
-    for limit in OPENINGS {
+    for limit in SYN_TIMEOUTS {
         if let Ok(ended) = timeout(limit, endpoint.connect(addr)).await {
             return ended.map_err(io::Error::other);
         }
@@ -102,7 +102,7 @@ pub(super) async fn connect(endpoint: &Arc<Endpoint>, addr: SocketAddr) -> io::R
     Err(io::ErrorKind::TimedOut.into())
 }
 
-/// How long [`connect`] takes at most.
+/// Maximum duration of [`connect`]: the sum of `SYN_TIMEOUTS`.
 pub(super) const CONNECT_LIMIT: Duration = Duration::from_secs(3);
 
 fn endpoint(addr: SocketAddr, bind: &Bind, cancel: CancellationToken) -> io::Result<Arc<Endpoint>> {
@@ -110,18 +110,18 @@ fn endpoint(addr: SocketAddr, bind: &Bind, cancel: CancellationToken) -> io::Res
     if addr.is_ipv6() {
         socket.set_only_v6(true)?;
     }
-    // The kernel caps them without an error.
+    // The kernel caps the sizes without an error.
     socket.set_recv_buffer_size(KERNEL_BUFFER)?;
     socket.set_send_buffer_size(KERNEL_BUFFER)?;
     socket.set_nonblocking(true)?;
-    bind.tie(&socket)?;
+    bind.bind_device(&socket)?;
     socket.bind(&addr.into())?;
     let udp =
         Udp { addr: socket.local_addr()?.as_socket().unwrap_or(addr), socket: UdpSocket::from_std(socket.into())? };
     let options = SocketOpts {
         vsock_rx_bufsize_bytes: Some(RECEIVE_BUFFER),
         vsock_tx_bufsize_bytes_max: Some(SEND_BUFFER),
-        // Requests are small and urgent.
+        // Request messages are small and urgent, so Nagle's algorithm must not hold them back.
         disable_nagle: true,
         cancellation_token: cancel,
         remote_inactivity_timeout: Some(SILENCE_LIMIT),
@@ -132,7 +132,7 @@ fn endpoint(addr: SocketAddr, bind: &Bind, cancel: CancellationToken) -> io::Res
     UtpSocket::new_with_opts(udp, Environment::default(), options).map_err(io::Error::other)
 }
 
-/// A UDP socket that outlives its errors.
+/// A UDP socket that survives errors.
 pub(super) struct Udp {
     socket: UdpSocket,
     addr: SocketAddr,
@@ -143,7 +143,8 @@ impl librqbit_utp::Transport for Udp {
         loop {
             match self.socket.recv_from(buf).await {
                 Ok(received) => return Ok(received),
-                // The network went down, memory was short, a router said no: one of the connections feels it.
+                // The network went down, memory was short, or an ICMP error arrived. At most one connection is
+                // affected.
                 Err(error) => {
                     tracing::trace!("UDP socket {}: {error}", self.addr);
                     tokio::time::sleep(RECEIVE_PAUSE).await;

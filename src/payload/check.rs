@@ -10,8 +10,8 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use super::found::{kind, open};
 use super::hash::{Content, hash};
-use super::{kind, open};
 use crate::metainfo::{self, FileIndex, FileKind, Metainfo, PieceIndex};
 
 /// Files that are looked for to tell whether a directory is the torrent's own.

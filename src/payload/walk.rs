@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 
-use super::{Found, Stamp, kind, open};
+use super::found::{Found, Stamp, kind, open};
 use crate::metainfo::{FileKind, MAX_FILES, NewFile, link_target};
 
 /// How deep directories may nest; far more than a torrent may.

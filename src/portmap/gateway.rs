@@ -1,21 +1,21 @@
-//! Who our router is, and who we are to it.
+//! The address of our router, and our own address in its network.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use tokio::net::UdpSocket;
 
-/// The system's routes; more than any home machine has, and a bound on what is read.
+/// Maximum number of routes read. No home machine has as many.
 const MAX_ROUTES: usize = 10_000;
 
-/// The gateway of the default route with the lowest metric.
+/// Returns the gateway of the default route with the lowest metric.
 pub(super) async fn default_gateway() -> Option<Ipv4Addr> {
     parse(&tokio::fs::read_to_string("/proc/net/route").await.ok()?)
 }
 
-/// Reads `/proc/net/route`: addresses are hexadecimal, in the machine's byte order.
+/// Parses `/proc/net/route`. Addresses are hexadecimal, in the machine's byte order.
 fn parse(table: &str) -> Option<Ipv4Addr> {
-    /// The route is up, and goes through a gateway.
+    /// Flags of a route that is up and uses a gateway.
     const UP_AND_GATEWAY: u16 = 0x3;
     let gateways = table.lines().skip(1).take(MAX_ROUTES).filter_map(|line| {
         let fields: Vec<&str> = line.split_ascii_whitespace().collect();
@@ -29,7 +29,7 @@ fn parse(table: &str) -> Option<Ipv4Addr> {
     gateways.min().map(|(_, gateway)| gateway)
 }
 
-/// Our address as `router` sees it. Nothing is sent.
+/// Returns our address in the network of `router`. Connecting a UDP socket sends nothing.
 pub(super) async fn our_address(router: IpAddr, bind: Option<Ipv4Addr>) -> io::Result<Ipv4Addr> {
     if let Some(ip) = bind {
         return Ok(ip);
@@ -55,14 +55,14 @@ mod tests {
     }
 
     #[test]
-    fn the_default_route_of_the_lowest_metric_counts() {
+    fn the_default_route_with_the_lowest_metric_is_chosen() {
         let any = [0; 4];
         let table = [
             HEADER.to_owned(),
             route([192, 168, 1, 0], any, "0001", 0, [255, 255, 255, 0]),
             route(any, [10, 0, 0, 1], "0003", 600, any),
             route(any, [192, 168, 1, 1], "0003", 100, any),
-            // Down; a tunnel's half of everything; without a gateway.
+            // Down; half of a tunnel's catch-all; without a gateway.
             route(any, [1, 1, 1, 1], "0002", 0, any),
             route(any, [2, 2, 2, 2], "0003", 0, [128, 0, 0, 0]),
             route(any, any, "0001", 0, any),
@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn without_one_there_is_none() {
+    fn tables_without_a_default_route_are_handled() {
         for table in ["", HEADER, "\n\n\n", "a\nb c d\n", "x\neth0 zz 0 0003 0 0 0 0\n"] {
             assert_eq!(parse(table), None);
         }

@@ -1,12 +1,13 @@
-//! Port mapping: asks the home router to pass on what comes for our port (UPnP, NAT-PMP, PCP).
+//! Port mapping: asks the home router to forward our port to us (UPnP, NAT-PMP, PCP).
 //!
-//! Owns the talk with the router: a mapping is made, renewed before its lease ends, and withdrawn at the end. Both
-//! families of protocols are tried side by side, for few routers speak all, and many speak one badly. Without a router
-//! it is quiet, and looks again now and then: a laptop moves. It holds up nobody: everything happens in its own tasks,
-//! every wait ends, and what a router says of addresses and times is bounded before it is believed.
+//! Owns the communication with the router: creates a mapping, renews it before its lease ends, and removes it at the
+//! end. NAT-PMP or PCP and UPnP are tried in parallel, because few routers support all of them and many support one
+//! badly. Without a router nothing is logged above debug level, and the search is repeated from time to time, because a
+//! laptop changes networks. Everything happens in tasks of its own, every wait is bounded, and addresses and times from
+//! the router are checked.
 //!
-//! Knows nothing of peers: whoever announces our port looks at [`PortMapper::status`]. Deliberately only IPv4, where
-//! the addresses are translated; with IPv6 a router at most has a firewall.
+//! The module does not announce the port: callers read [`PortMapper::status`]. Only IPv4 is supported, because
+//! addresses are translated only there.
 
 mod gateway;
 mod natpmp;
@@ -27,71 +28,72 @@ use upnp::Upnp;
 
 use crate::util::lock;
 
-/// Where routers that speak UPnP are searched for.
+/// Multicast address at which UPnP routers are discovered.
 pub const SSDP: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(239, 255, 255, 250)), 1900);
 
-/// What is asked for. Routers forget what is renewed no more, should we end without a farewell.
+/// Requested lease. If we end without removing the mapping, the router removes it after this time.
 const LEASE: Duration = Duration::from_secs(3600);
-/// Renewed after half of the lease, within these.
+/// Range of the renewal interval, which is half of the lease.
 const RENEWAL: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(1800));
-/// One attempt, all of it.
+/// Time limit for one attempt to map the port.
 const ATTEMPT_LIMIT: Duration = Duration::from_secs(20);
-/// The wait after a failure, doubled after each further one.
+/// Wait after the first failure, and the maximum to which it doubles.
 const RETRY: (Duration, Duration) = (Duration::from_secs(120), Duration::from_secs(3600));
-/// To withdraw.
-const FAREWELL_LIMIT: Duration = Duration::from_secs(1);
+/// Time limit for removing the mapping at the end.
+const UNMAP_LIMIT: Duration = Duration::from_secs(1);
 
-/// What is to be mapped, and by whom.
+/// Configuration of a port mapping.
 #[derive(Clone, Debug)]
 pub struct PortMapConfig {
-    /// Our port, TCP and UDP.
+    /// Port to map, for TCP and UDP.
     pub port: NonZeroU16,
-    /// Our address, if it must be a certain one.
+    /// Our own address, if it is fixed.
     pub bind: Option<Ipv4Addr>,
-    /// The router that speaks NAT-PMP or PCP; `None`: that of the default route.
+    /// Router for NAT-PMP and PCP; `None` selects the gateway of the default route.
     pub gateway: Option<Ipv4Addr>,
-    /// Where routers that speak UPnP are searched for; usually [`SSDP`].
+    /// Address at which UPnP routers are discovered, usually [`SSDP`].
     pub search: SocketAddr,
 }
 
 impl PortMapConfig {
-    /// For the router of this network.
+    /// Creates a configuration for the router of this network.
     pub fn new(port: NonZeroU16) -> Self {
         Self { port, bind: None, gateway: None, search: SSDP }
     }
 }
 
-/// What a router does for us.
+/// A mapping on a router.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mapping {
-    /// For people: how it was asked.
+    /// Protocol by which it was created, for display.
     pub protocol: &'static str,
-    /// Its address to the outside, if it told one that can be one. It need not be the Internet's: a router may stand
-    /// behind another.
+    /// External address of the router, if it reported a plausible one. It need not be a public address: the router may
+    /// itself be behind another.
     pub external_ip: Option<Ipv4Addr>,
-    /// The port that peers call for ours, over TCP.
+    /// External TCP port.
     pub tcp_port: u16,
-    /// The same over UDP, if that is mapped, too.
+    /// External UDP port, if it could be mapped too.
     pub udp_port: Option<u16>,
 }
 
-/// How things stand.
+/// The current state of both protocols.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PortMapStatus {
-    /// NAT-PMP or PCP: what is mapped, or why nothing is. `None`: not known yet.
+    /// Mapping by NAT-PMP or PCP, or why there is none; `None` until the first attempt has ended.
     pub natpmp: Option<Result<Mapping, String>>,
-    /// The same of UPnP.
+    /// The same for UPnP.
     pub upnp: Option<Result<Mapping, String>>,
 }
 
 impl PortMapStatus {
-    /// What is mapped, if anything is.
+    /// Returns the mapping, if there is one.
     pub fn mapping(&self) -> Option<&Mapping> {
         [&self.natpmp, &self.upnp].into_iter().flatten().find_map(|outcome| outcome.as_ref().ok())
     }
 }
 
-/// Keeps our port mapped, in tasks of its own. Dropping it ends them without a farewell; [`PortMapper::stop`] says it.
+/// Keeps our port mapped, in tasks of its own. Dropping it ends the tasks without removing the mapping;
+/// [`PortMapper::stop`] removes it.
 #[derive(Debug)]
 pub struct PortMapper {
     status: watch::Receiver<PortMapStatus>,
@@ -100,30 +102,30 @@ pub struct PortMapper {
 }
 
 impl PortMapper {
-    /// Starts on the current tokio runtime.
+    /// Starts the tasks on the current tokio runtime.
     pub fn spawn(config: PortMapConfig) -> Self {
-        let (tell, status) = watch::channel(PortMapStatus::default());
+        let (publish, status) = watch::channel(PortMapStatus::default());
         let (stop, stopped) = watch::channel(false);
         let natpmp = NatPmp::new(config.clone());
         let upnp = Upnp::new(config);
-        let (tell, tell_too) = (tell.clone(), tell);
+        let (publish_natpmp, publish_upnp) = (publish.clone(), publish);
         let tasks = vec![
-            tokio::spawn(keep(natpmp, stopped.clone(), move |outcome| {
-                tell.send_modify(|status| status.natpmp = Some(outcome));
+            tokio::spawn(maintain(natpmp, stopped.clone(), move |outcome| {
+                publish_natpmp.send_modify(|status| status.natpmp = Some(outcome));
             })),
-            tokio::spawn(keep(upnp, stopped, move |outcome| {
-                tell_too.send_modify(|status| status.upnp = Some(outcome));
+            tokio::spawn(maintain(upnp, stopped, move |outcome| {
+                publish_upnp.send_modify(|status| status.upnp = Some(outcome));
             })),
         ];
         Self { status, stop, tasks: Mutex::new(tasks) }
     }
 
-    /// How things stand, and word when that changes.
+    /// Returns the current state and notifies about changes.
     pub fn status(&self) -> watch::Receiver<PortMapStatus> {
         self.status.clone()
     }
 
-    /// Withdraws what is mapped, within about a second, and ends. A second call returns at once.
+    /// Removes the mapping, within about a second, and ends the tasks. A second call returns at once.
     pub async fn stop(&self) {
         self.stop.send_replace(true);
         let tasks = std::mem::take(&mut *lock(&self.tasks));
@@ -140,31 +142,31 @@ impl Drop for PortMapper {
     }
 }
 
-/// Why nothing is mapped.
+/// The reason why the port is not mapped.
 #[derive(Debug)]
-enum Fault {
-    /// Nobody there to ask.
+enum MapError {
+    /// No router answered.
     NoRouter(String),
-    /// It does not do it.
+    /// The router rejected the request.
     Refused(String),
 }
 
-/// One way to ask a router.
+/// A protocol for port mapping.
 trait Router: Send + 'static {
-    /// Makes or renews the mapping of both protocols; and for how long it holds.
-    fn map(&mut self) -> impl Future<Output = Result<(Mapping, Duration), Fault>> + Send;
+    /// Creates or renews the mapping for TCP and UDP. Also returns its lease.
+    fn map(&mut self) -> impl Future<Output = Result<(Mapping, Duration), MapError>> + Send;
 
-    /// Withdraws whatever was mapped.
+    /// Removes everything that was mapped.
     fn unmap(&mut self) -> impl Future<Output = ()> + Send;
 
-    /// For people.
+    /// Name of the protocol, for display.
     const NAME: &'static str;
 }
 
-async fn keep<R: Router>(
+async fn maintain<R: Router>(
     mut router: R,
     mut stopped: watch::Receiver<bool>,
-    tell: impl Fn(Result<Mapping, String>) + Send + 'static,
+    publish: impl Fn(Result<Mapping, String>) + Send + 'static,
 ) {
     let mut failures = 0u32;
     let mut known = None;
@@ -173,7 +175,7 @@ async fn keep<R: Router>(
             attempt = timeout(ATTEMPT_LIMIT, router.map()) => attempt,
             _ = stopped.wait_for(|stop| *stop) => break,
         };
-        let outcome = attempt.unwrap_or_else(|_| Err(Fault::NoRouter("no answer in time".into())));
+        let outcome = attempt.unwrap_or_else(|_| Err(MapError::NoRouter("no answer in time".into())));
         let wait = match outcome {
             Ok((mapping, lease)) => {
                 failures = 0;
@@ -182,20 +184,20 @@ async fn keep<R: Router>(
                     && let Ok(Mapping { protocol, external_ip, tcp_port, .. }) = &outcome
                 {
                     let ip = external_ip.map_or_else(|| "an unknown address".into(), |ip| ip.to_string());
-                    tracing::info!("the router passes peers on to us ({protocol}): port {tcp_port} of {ip}");
+                    tracing::info!("the router forwards port {tcp_port} of {ip} to us ({protocol})");
                 }
                 known = Some(outcome);
                 (lease / 2).clamp(RENEWAL.0, RENEWAL.1)
             }
-            Err(fault) => {
+            Err(error) => {
                 failures = failures.saturating_add(1);
-                let (why, there) = match fault {
-                    Fault::NoRouter(why) => (why, false),
-                    Fault::Refused(why) => (why, true),
+                let (why, found) = match error {
+                    MapError::NoRouter(why) => (why, false),
+                    MapError::Refused(why) => (why, true),
                 };
                 let outcome = Err(why.clone());
                 if known.as_ref() != Some(&outcome) {
-                    match known.is_some_and(|known| known.is_ok()) || there {
+                    match known.is_some_and(|known| known.is_ok()) || found {
                         true => tracing::info!("the router does not map our port by {}: {why}", R::NAME),
                         false => tracing::debug!("no port mapping by {}: {why}", R::NAME),
                     }
@@ -205,18 +207,18 @@ async fn keep<R: Router>(
             }
         };
         if let Some(known) = &known {
-            tell(known.clone());
+            publish(known.clone());
         }
         tokio::select! {
             () = sleep(wait) => {}
             _ = stopped.wait_for(|stop| *stop) => break,
         }
     }
-    let _ = timeout(FAREWELL_LIMIT, router.unmap()).await;
+    let _ = timeout(UNMAP_LIMIT, router.unmap()).await;
 }
 
-/// An address that a router may have to the outside; some say 0.0.0.0 while they have none.
-fn plausible(ip: IpAddr) -> Option<Ipv4Addr> {
+/// Returns an IPv4 address that can be a router's external address. Some routers report 0.0.0.0 while they have none.
+fn plausible_external_ip(ip: IpAddr) -> Option<Ipv4Addr> {
     match ip.to_canonical() {
         IpAddr::V4(ip) if !ip.is_unspecified() && !ip.is_loopback() && !ip.is_multicast() && !ip.is_broadcast() => {
             Some(ip)

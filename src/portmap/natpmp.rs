@@ -1,4 +1,4 @@
-//! PCP (RFC 6887), and NAT-PMP (RFC 6886) where the router does not know it.
+//! PCP (RFC 6887), with NAT-PMP (RFC 6886) as a fallback.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::num::NonZeroU16;
@@ -7,13 +7,13 @@ use std::time::Duration;
 use crab_nat::{InternetProtocol, PortMapping, PortMappingOptions, PortMappingType, TimeoutConfig, natpmp, pcp};
 
 use super::gateway::{default_gateway, our_address};
-use super::{Fault, LEASE, Mapping, PortMapConfig, Router, plausible};
+use super::{LEASE, MapError, Mapping, PortMapConfig, Router, plausible_external_ip};
 
-/// A quarter of a second for the first answer, as RFC 6886 has it, and twice as long each time.
-const PATIENCE: TimeoutConfig =
+/// Retransmission of requests: 250 ms to the first, doubling, as RFC 6886 specifies.
+const RETRANSMISSION: TimeoutConfig =
     TimeoutConfig { initial_timeout: Duration::from_millis(250), max_retries: 3, max_retry_timeout: None };
-/// At the end there is no time for more.
-const LAST_PATIENCE: TimeoutConfig =
+/// Retransmission when the mapping is removed: shorter, because shutdown must not wait.
+const FINAL_RETRANSMISSION: TimeoutConfig =
     TimeoutConfig { initial_timeout: Duration::from_millis(250), max_retries: 1, max_retry_timeout: None };
 
 pub(super) struct NatPmp {
@@ -28,45 +28,47 @@ impl NatPmp {
     }
 }
 
-struct Ask {
+struct Request {
     gateway: Ipv4Addr,
     client: Ipv4Addr,
     port: NonZeroU16,
 }
 
-impl Ask {
-    /// Renews a mapping, or makes it anew if that fails or the router is another one.
+impl Request {
+    /// Renews a mapping, or creates a new one if that fails or the router has changed.
     async fn map(
         &self,
         before: Option<PortMapping>,
         protocol: InternetProtocol,
-        wished: NonZeroU16,
-    ) -> Result<PortMapping, Fault> {
+        preferred: NonZeroU16,
+    ) -> Result<PortMapping, MapError> {
         if let Some(mut mapping) = before.filter(|mapping| IpAddr::from(mapping.gateway()) == self.gateway)
             && mapping.renew().await.is_ok()
         {
             return Ok(mapping);
         }
         let options = PortMappingOptions {
-            external_port: Some(wished),
+            external_port: Some(preferred),
             lifetime_seconds: Some(LEASE.as_secs() as u32),
-            timeout_config: Some(PATIENCE),
+            timeout_config: Some(RETRANSMISSION),
         };
         let base = pcp::BaseMapRequest::new(self.gateway.into(), self.client.into(), protocol, self.port);
         let refused = match pcp::port_mapping(base, None, None, options).await {
             Ok(mapping) => return Ok(mapping),
-            // Nobody there; the answer that it has no PCP would have come.
-            Err(error @ pcp::Failure::Socket(_)) => return Err(Fault::NoRouter(error.to_string())),
+            // Nobody listens at the address. A router without PCP would have answered that it does not support it.
+            Err(error @ pcp::Failure::Socket(_)) => return Err(MapError::NoRouter(error.to_string())),
             Err(error) => error,
         };
-        // Some that know only NAT-PMP do not say so, and keep silent.
+        // Some routers that support only NAT-PMP ignore PCP requests instead of rejecting them.
         match natpmp::port_mapping(self.gateway.into(), protocol, self.port, options).await {
             Ok(mapping) => Ok(mapping),
             Err(error @ (natpmp::Failure::Timeout | natpmp::Failure::Socket(_))) => match refused {
-                pcp::Failure::Timeout | pcp::Failure::UnsupportedVersion(_) => Err(Fault::NoRouter(error.to_string())),
-                refused => Err(Fault::Refused(refused.to_string())),
+                pcp::Failure::Timeout | pcp::Failure::UnsupportedVersion(_) => {
+                    Err(MapError::NoRouter(error.to_string()))
+                }
+                refused => Err(MapError::Refused(refused.to_string())),
             },
-            Err(error) => Err(Fault::Refused(error.to_string())),
+            Err(error) => Err(MapError::Refused(error.to_string())),
         }
     }
 }
@@ -74,27 +76,27 @@ impl Ask {
 impl Router for NatPmp {
     const NAME: &'static str = "NAT-PMP or PCP";
 
-    async fn map(&mut self) -> Result<(Mapping, Duration), Fault> {
+    async fn map(&mut self) -> Result<(Mapping, Duration), MapError> {
         let gateway = match self.config.gateway {
             Some(gateway) => Some(gateway),
             None => default_gateway().await,
         };
-        let gateway = gateway.ok_or_else(|| Fault::NoRouter("there is no default route".into()))?;
+        let gateway = gateway.ok_or_else(|| MapError::NoRouter("there is no default route".into()))?;
         let client = our_address(gateway.into(), self.config.bind).await;
-        let client = client.map_err(|error| Fault::NoRouter(error.to_string()))?;
+        let client = client.map_err(|error| MapError::NoRouter(error.to_string()))?;
 
         let port = self.config.port;
-        let ask = Ask { gateway, client, port };
-        let tcp = ask.map(self.tcp.clone(), InternetProtocol::Tcp, port).await?;
-        // Remembered at once: whatever comes now, it is to be withdrawn.
+        let request = Request { gateway, client, port };
+        let tcp = request.map(self.tcp.clone(), InternetProtocol::Tcp, port).await?;
+        // Store it at once, so that it is removed whatever happens next.
         let tcp = &*self.tcp.insert(tcp);
-        // The same number for both, if the router can. Peers come over TCP alone, too.
-        self.udp = ask.map(self.udp.clone(), InternetProtocol::Udp, tcp.external_port()).await.ok();
+        // Prefer the same number for both. Without UDP, peers can still connect over TCP.
+        self.udp = request.map(self.udp.clone(), InternetProtocol::Udp, tcp.external_port()).await.ok();
         let (protocol, external_ip) = match tcp.mapping_type() {
-            PortMappingType::Pcp { external_ip, .. } => ("PCP", plausible(external_ip)),
+            PortMappingType::Pcp { external_ip, .. } => ("PCP", plausible_external_ip(external_ip)),
             PortMappingType::NatPmp => {
-                let told = natpmp::external_address(gateway.into(), Some(PATIENCE)).await;
-                ("NAT-PMP", told.ok().and_then(|ip| plausible(ip.into())))
+                let reported = natpmp::external_address(gateway.into(), Some(RETRANSMISSION)).await;
+                ("NAT-PMP", reported.ok().and_then(|ip| plausible_external_ip(ip.into())))
             }
         };
         let leases = [Some(tcp), self.udp.as_ref()].into_iter().flatten().map(PortMapping::lifetime);
@@ -106,7 +108,7 @@ impl Router for NatPmp {
     async fn unmap(&mut self) {
         let drop_one = |mapping: Option<PortMapping>| async {
             if let Some(mut mapping) = mapping {
-                mapping.timeout_config = LAST_PATIENCE;
+                mapping.timeout_config = FINAL_RETRANSMISSION;
                 let _ = mapping.try_drop().await;
             }
         };

@@ -1,4 +1,4 @@
-//! UPnP: the router is searched for by multicast, and asked over SOAP.
+//! UPnP: discovers the router by multicast and controls it over SOAP.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -8,20 +8,21 @@ use igd_next::aio::tokio::{Tokio, search_gateway};
 use igd_next::{AddPortError, GatewayIpVersion, PortMappingProtocol, SearchOptions};
 
 use super::gateway::our_address;
-use super::{Fault, LEASE, Mapping, PortMapConfig, Router, plausible};
+use super::{LEASE, MapError, Mapping, PortMapConfig, Router, plausible_external_ip};
+use crate::util::printable;
 
-/// A router answers a search within three seconds, which is what it is told; its description takes a moment more.
+/// Time limit for discovery. Routers answer within three seconds, and their description takes a little longer.
 const SEARCH_LIMIT: Duration = Duration::from_secs(6);
-/// Other outside ports tried where ours is another machine's.
-const OTHER_PORTS: u16 = 4;
-/// What the router shows its owner.
+/// Further external ports tried if another machine uses ours.
+const MAX_OTHER_PORTS: u16 = 4;
+/// Name of the mapping in the router's user interface.
 const DESCRIPTION: &str = "torrentfs";
 
 pub(super) struct Upnp {
     config: PortMapConfig,
-    /// Found before, and good until it fails.
+    /// Router from an earlier discovery, used until it fails.
     gateway: Option<Gateway<Tokio>>,
-    /// Outside ports.
+    /// External ports.
     tcp: Option<u16>,
     udp: Option<u16>,
 }
@@ -31,44 +32,44 @@ impl Upnp {
         Self { config, gateway: None, tcp: None, udp: None }
     }
 
-    async fn search(&self) -> Result<Gateway<Tokio>, Fault> {
+    async fn search(&self) -> Result<Gateway<Tokio>, MapError> {
         let mut options = SearchOptions::default();
         options.bind_addr = SocketAddr::new(self.config.bind.unwrap_or(Ipv4Addr::UNSPECIFIED).into(), 0);
         options.broadcast_address = self.config.search;
         options.timeout = Some(SEARCH_LIMIT);
         options.single_search_timeout = Some(SEARCH_LIMIT);
         options.gateway_ip_version = GatewayIpVersion::V4;
-        // A router speaks for itself: where it says that its services are must be its own address. On loopback that is
-        // believed only if it was searched for there.
+        // The service URL of a router must have the router's own address. A loopback address is accepted only if
+        // discovery itself was on loopback.
         if self.config.search.ip().is_loopback() {
             options.allowed_gateway_ips.push(self.config.search.ip());
         }
-        search_gateway(options).await.map_err(|error| Fault::NoRouter(error.to_string()))
+        search_gateway(options).await.map_err(|error| MapError::NoRouter(error.to_string()))
     }
 }
 
 impl Router for Upnp {
     const NAME: &'static str = "UPnP";
 
-    async fn map(&mut self) -> Result<(Mapping, Duration), Fault> {
+    async fn map(&mut self) -> Result<(Mapping, Duration), MapError> {
         let gateway = match self.gateway.clone() {
             Some(gateway) => gateway,
             None => self.search().await?,
         };
-        // Remembered at once: whatever comes now, what it maps is to be withdrawn.
+        // Store it at once, so that its mappings are removed whatever happens next.
         self.gateway = Some(gateway.clone());
         let ours = our_address(gateway.addr.ip(), self.config.bind).await;
-        let ours = ours.map_err(|error| Fault::NoRouter(error.to_string()))?;
+        let ours = ours.map_err(|error| MapError::NoRouter(error.to_string()))?;
         let local = SocketAddr::new(IpAddr::V4(ours), self.config.port.get());
 
-        let wished = self.tcp.unwrap_or(local.port());
-        let mapped = map_one(&gateway, PortMappingProtocol::TCP, wished, local).await;
+        let preferred = self.tcp.unwrap_or(local.port());
+        let mapped = map_one(&gateway, PortMappingProtocol::TCP, preferred, local).await;
         let (tcp, lease) = mapped.inspect_err(|_| self.gateway = None)?;
         self.tcp = Some(tcp);
-        // The same number for both, if the router can. Peers come over TCP alone, too.
+        // Prefer the same number for both. Without UDP, peers can still connect over TCP.
         let udp = map_one(&gateway, PortMappingProtocol::UDP, self.udp.unwrap_or(tcp), local).await;
         self.udp = udp.ok().map(|(port, _)| port);
-        let external_ip = gateway.get_external_ip().await.ok().and_then(plausible);
+        let external_ip = gateway.get_external_ip().await.ok().and_then(plausible_external_ip);
         Ok((Mapping { protocol: "UPnP", external_ip, tcp_port: tcp, udp_port: self.udp }, lease))
     }
 
@@ -89,30 +90,27 @@ impl Router for Upnp {
     }
 }
 
-/// Maps `wished` or one of the ports after it to ours; which, and for how long.
+/// Maps `preferred` or one of the following external ports to ours. Returns the port and the lease.
 async fn map_one(
     gateway: &Gateway<Tokio>,
     protocol: PortMappingProtocol,
-    wished: u16,
+    preferred: u16,
     local: SocketAddr,
-) -> Result<(u16, Duration), Fault> {
+) -> Result<(u16, Duration), MapError> {
     let mut lease = LEASE;
     let mut tried = 0;
     loop {
-        // Among the ports that anybody may use, whatever was wished for.
-        let port = wished.checked_add(tried).unwrap_or(49_152 + tried);
+        // After the last port, continue in the dynamic range.
+        let port = preferred.checked_add(tried).unwrap_or(49_152 + tried);
         match gateway.add_port(protocol, port, local, lease.as_secs() as u32, DESCRIPTION).await {
-            // For ever, but some forget when they are switched off: renewed all the same.
+            // A permanent lease. Some routers forget it when they restart, so renew it all the same.
             Ok(()) => return Ok((port, if lease.is_zero() { LEASE } else { lease })),
             Err(AddPortError::OnlyPermanentLeasesSupported) if !lease.is_zero() => lease = Duration::ZERO,
-            Err(AddPortError::PortInUse) if tried < OTHER_PORTS => tried += 1,
-            Err(AddPortError::RequestError(error)) => return Err(Fault::Refused(one_line(&error.to_string()))),
-            Err(error) => return Err(Fault::Refused(error.to_string())),
+            Err(AddPortError::PortInUse) if tried < MAX_OTHER_PORTS => tried += 1,
+            Err(AddPortError::RequestError(error)) => {
+                return Err(MapError::Refused(printable(error.to_string().as_bytes(), 200)));
+            }
+            Err(error) => return Err(MapError::Refused(error.to_string())),
         }
     }
-}
-
-/// A router's words, short.
-fn one_line(text: &str) -> String {
-    text.chars().take(200).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }

@@ -1,4 +1,4 @@
-//! Our own end of connections.
+//! The local end of sockets.
 
 use std::fmt;
 use std::io;
@@ -7,24 +7,24 @@ use std::str::FromStr;
 
 use socket2::Socket;
 
-/// What sockets are bound to.
+/// The address or interface to which sockets are bound.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Bind {
-    /// Every address of the machine.
+    /// All addresses of the machine.
     #[default]
     Anywhere,
-    /// This address alone; peers of the other family are called from wherever the system likes.
+    /// Only this address. Connections to peers of the other family use an address chosen by the system.
     Address(IpAddr),
-    /// This network interface alone (SO_BINDTODEVICE), such as a VPN's: nothing leaves another way when it goes down.
+    /// Only this network interface (SO_BINDTODEVICE), such as a VPN's. If it goes down, nothing is sent by another.
     Interface(String),
 }
 
-/// Why words name no place to bind to.
+/// The error for text that is neither an address nor an interface name.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("{0:?} is neither an IP address nor the name of a network interface")]
 pub struct BadBind(String);
 
-/// An address, or else the name of an interface.
+/// Parses an address, or else the name of an interface.
 impl FromStr for Bind {
     type Err = BadBind;
 
@@ -32,11 +32,11 @@ impl FromStr for Bind {
         if let Ok(ip) = text.trim_start_matches('[').trim_end_matches(']').parse() {
             return Ok(Self::Address(ip));
         }
-        // What the kernel takes for a name of an interface.
-        let sound = (1..16).contains(&text.len())
+        // The kernel's rules for interface names.
+        let valid = (1..16).contains(&text.len())
             && !matches!(text, "." | "..")
             && !text.contains(|c: char| c == '/' || c == ':' || c == '\0' || c.is_whitespace());
-        if sound { Ok(Self::Interface(text.into())) } else { Err(BadBind(text.into())) }
+        if valid { Ok(Self::Interface(text.into())) } else { Err(BadBind(text.into())) }
     }
 }
 
@@ -51,7 +51,7 @@ impl fmt::Display for Bind {
 }
 
 impl Bind {
-    /// The address, if it is one.
+    /// Returns the address, if it is one.
     pub fn address(&self) -> Option<IpAddr> {
         match self {
             Self::Address(ip) => Some(*ip),
@@ -59,8 +59,8 @@ impl Bind {
         }
     }
 
-    /// Ties a socket to the interface, if it is one. To be called before the socket's `bind`.
-    pub(crate) fn tie(&self, socket: &Socket) -> io::Result<()> {
+    /// Binds a socket to the interface, if it is one. Call it before the socket's `bind`.
+    pub(crate) fn bind_device(&self, socket: &Socket) -> io::Result<()> {
         match self {
             Self::Interface(name) => socket.bind_device(Some(name.as_bytes())),
             Self::Anywhere | Self::Address(_) => Ok(()),
@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn where_to_bind() {
+    fn addresses_and_interfaces_are_parsed() {
         assert_eq!("192.0.2.1".parse(), Ok(Bind::Address([192, 0, 2, 1].into())));
         assert_eq!("[::1]".parse(), Ok(Bind::Address("::1".parse().unwrap())));
         assert_eq!("eth0".parse(), Ok(Bind::Interface("eth0".into())));

@@ -1,7 +1,7 @@
-//! By which way everything leaves this machine: through a proxy, from an address, by an interface.
+//! The route of outgoing traffic: through a proxy, from an address, by an interface.
 //!
-//! Only what the user asked for, in one place, so that peers, trackers, web seeds, the DHT and local discovery leave by
-//! the same way. It opens nothing itself.
+//! Holds only the user's choice, in one place, so that peers, trackers, web seeds, the DHT and local discovery all use
+//! the same route. Opens no sockets itself.
 
 mod bind;
 mod proxy;
@@ -9,11 +9,11 @@ mod proxy;
 pub use bind::{BadBind, Bind};
 pub use proxy::{BadProxy, Proxy, ProxyKind};
 
-/// The way of everything.
+/// The route of all traffic.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Route {
-    /// Everything goes through it, loopback included; what cannot is not sent.
+    /// Proxy for everything, loopback included. What the proxy cannot carry is not sent.
     pub proxy: Option<Proxy>,
-    /// Where it leaves.
+    /// Local address or interface of all sockets.
     pub bind: Bind,
 }

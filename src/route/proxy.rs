@@ -1,4 +1,4 @@
-//! A proxy's URL.
+//! The URL of a proxy.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,26 +6,26 @@ use std::str::FromStr;
 use percent_encoding::percent_decode_str;
 use reqwest::Url;
 
-/// What a proxy speaks.
+/// The protocol of a proxy.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ProxyKind {
-    /// SOCKS5: carries peers and HTTP.
+    /// SOCKS5, which carries peer connections and HTTP.
     Socks5,
-    /// HTTP: carries requests to trackers and web seeds, no peers.
+    /// HTTP, which carries requests to trackers and web seeds but no peer connections.
     Http,
 }
 
-/// A proxy: where it is, and who we are to it. `Display` and `Debug` show no user name and no password.
+/// A proxy with its login. `Display` and `Debug` show neither user name nor password.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Proxy {
     kind: ProxyKind,
-    /// A name or address with its port, as the resolver takes it.
+    /// `host:port`, as the resolver accepts it.
     host: String,
     login: Option<(String, String)>,
     url: String,
 }
 
-/// Why a text is no proxy.
+/// The reason why a text is not a proxy URL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}: write socks5://HOST:PORT or http://HOST:PORT, with USER:PASSWORD@ before HOST if it asks")]
 pub struct BadProxy(&'static str);
@@ -35,13 +35,13 @@ impl FromStr for Proxy {
 
     fn from_str(text: &str) -> Result<Self, BadProxy> {
         let mut url = Url::parse(text).map_err(|_| BadProxy("not a URL"))?;
-        let (kind, usual) = match url.scheme() {
+        let (kind, default_port) = match url.scheme() {
             "socks5" | "socks5h" => (ProxyKind::Socks5, 1080),
             "http" => (ProxyKind::Http, 80),
             _ => return Err(BadProxy("neither a SOCKS5 nor an HTTP proxy")),
         };
         if !matches!(url.path(), "" | "/") || url.query().is_some() || url.fragment().is_some() {
-            return Err(BadProxy("nothing may follow the port"));
+            return Err(BadProxy("nothing may follow the port number"));
         }
         let host = url.host().filter(|host| !host.to_string().is_empty()).ok_or(BadProxy("no host"))?;
         let decoded = |part: &str| percent_decode_str(part).decode_utf8().map(String::from);
@@ -57,11 +57,11 @@ impl FromStr for Proxy {
                 Some(login)
             }
         };
-        let host = match url.port().unwrap_or(usual) {
-            0 => return Err(BadProxy("port 0 is none")),
+        let host = match url.port().unwrap_or(default_port) {
+            0 => return Err(BadProxy("port 0 is not valid")),
             port => format!("{host}:{port}"),
         };
-        // The `h`: names are the proxy's to resolve, or our resolver would learn whom we ask.
+        // `socks5h` lets the proxy resolve names; our own resolver would learn which hosts we contact.
         if kind == ProxyKind::Socks5 {
             url.set_scheme("socks5h").map_err(|()| BadProxy("not a URL"))?;
         }
@@ -69,7 +69,7 @@ impl FromStr for Proxy {
     }
 }
 
-/// The password stays out of logs.
+/// Shows no user name and no password, so that logs contain none.
 impl fmt::Display for Proxy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scheme = match self.kind {
@@ -87,22 +87,22 @@ impl fmt::Debug for Proxy {
 }
 
 impl Proxy {
-    /// What it speaks.
+    /// Returns the protocol.
     pub fn kind(&self) -> ProxyKind {
         self.kind
     }
 
-    /// For HTTP clients, login and all: host names are a SOCKS proxy's to resolve (`socks5h`).
+    /// Returns the URL for HTTP clients, including the login. With a SOCKS proxy (`socks5h`), the proxy resolves names.
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// `HOST:PORT`, as the resolver takes it.
+    /// Returns `host:port`, as the resolver accepts it.
     pub fn host(&self) -> &str {
         &self.host
     }
 
-    /// User and password.
+    /// Returns user name and password.
     pub fn login(&self) -> Option<(&str, &str)> {
         self.login.as_ref().map(|(user, password)| (user.as_str(), password.as_str()))
     }
@@ -113,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_what_people_write() {
+    fn common_proxy_urls_are_parsed() {
         let proxy = |text: &str| text.parse::<Proxy>();
         let login = |user: &str, password: &str| Some((user.to_owned(), password.to_owned()));
         for (text, host, expected) in [
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn the_password_is_not_shown() {
+    fn the_password_is_not_displayed() {
         let proxy: Proxy = "socks5://me:secret@host:1".parse().unwrap();
         assert_eq!(format!("{proxy} {proxy:?}"), "socks5://host:1 Proxy(socks5://host:1)");
     }

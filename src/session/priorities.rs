@@ -1,45 +1,29 @@
-//! Which files the background fetches first, and which not at all. Readers get what they need whatever is said here.
+//! Priorities of files in background fetching. Readers get what they need in any case.
 
 use std::collections::BTreeMap;
 
 use fixedbitset::FixedBitSet;
 
-use super::torrent::Command;
-use super::{Torrent, lock};
 use crate::metainfo::{FileIndex, FileKind, Layout};
-use crate::swarm::Event;
 
-/// How much a file is wanted by the background.
+/// The priority of a file in background fetching.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub enum Priority {
-    /// Not at all: only what is read of it is fetched.
+    /// Not fetched, except for what is read.
     Skip,
-    /// As the rest.
+    /// The default.
     #[default]
     Normal,
-    /// Before the rest.
+    /// Fetched before all others.
     High,
 }
 
-impl Torrent {
-    /// Changes the priority of files. Those not of this torrent are passed over.
-    pub fn prioritize(&self, files: impl IntoIterator<Item = FileIndex>, priority: Priority) {
-        let layout = &self.metainfo.layout;
-        // Held until the task has it, so that of two changes the later one wins.
-        let mut priorities = lock(&self.priorities);
-        for file in files.into_iter().filter(|file| layout.file(*file).is_some()) {
-            match priority {
-                Priority::Normal => priorities.remove(&file),
-                other => priorities.insert(file, other),
-            };
-        }
-        let (skip, high) = pieces(layout, &priorities);
-        self.tell(Command::Swarm(Event::Priorities { skip, high }));
-    }
-}
-
-/// The pieces to be left out and those to come first. A piece of several files is as wanted as the most wanted of them.
-fn pieces(layout: &Layout, priorities: &BTreeMap<FileIndex, Priority>) -> (FixedBitSet, FixedBitSet) {
+/// Returns the pieces to skip and those to fetch first. A piece that belongs to several files has the highest of their
+/// priorities.
+pub(super) fn piece_priorities(
+    layout: &Layout,
+    priorities: &BTreeMap<FileIndex, Priority>,
+) -> (FixedBitSet, FixedBitSet) {
     let lengths = layout.lengths();
     let (mut skip, mut high) = (FixedBitSet::new(), FixedBitSet::with_capacity(lengths.pieces() as usize));
     let skips = priorities.values().any(|priority| *priority == Priority::Skip);
@@ -51,7 +35,7 @@ fn pieces(layout: &Layout, priorities: &BTreeMap<FileIndex, Priority>) -> (Fixed
         let range = layout.pieces_of(index).indexes();
         match priorities.get(&index) {
             Some(Priority::Skip) => {}
-            // What only aligns others is wanted by nobody.
+            // Padding only aligns other files.
             None if file.kind == FileKind::Pad => {}
             None | Some(Priority::Normal) if skips => skip.remove_range(range),
             None | Some(Priority::Normal) => {}
@@ -72,7 +56,7 @@ mod tests {
     use crate::metainfo::{File, Lengths};
 
     #[test]
-    fn a_shared_piece_is_as_wanted_as_its_most_wanted_file() {
+    fn a_shared_piece_has_the_highest_priority_of_its_files() {
         let sizes = [10, 5, 0, 20, 5];
         let mut offset = 0;
         let files = sizes.iter().map(|len| {
@@ -82,10 +66,11 @@ mod tests {
             file
         });
         let files = files.collect();
-        // Pieces of 8: 0 and 1 of the first file, 1 of the second, 1 to 4 of the fourth, 4 of the last.
+        // With pieces of 8 bytes, the files have the pieces 0 to 1, 1, none, 1 to 4, and 4.
         let layout = Layout::new(Lengths::new(40, 8).unwrap(), files);
         let of = |list: &[(u32, Priority)]| {
-            let (skip, high) = pieces(&layout, &list.iter().map(|(file, p)| (FileIndex(*file), *p)).collect());
+            let (skip, high) =
+                piece_priorities(&layout, &list.iter().map(|(file, p)| (FileIndex(*file), *p)).collect());
             (skip.ones().collect::<Vec<_>>(), high.ones().collect::<Vec<_>>())
         };
         assert_eq!(of(&[]), (vec![], vec![]));

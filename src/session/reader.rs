@@ -7,39 +7,32 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use tokio::sync::{OnceCell, oneshot};
+use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
-use crate::metainfo::{Lengths, PieceIndex};
+use crate::metainfo::{FileIndex, Lengths, PieceIndex};
 use crate::store::{Lookup, TorrentStore};
 use crate::swarm::{Event, ReaderId, WantId};
+use crate::util::lock;
 
 use super::reads::Reads;
-use super::torrent::Command;
-use super::{FileStream, Torrent, lock};
+use super::torrent::{Command, Torrent};
 
-/// When a read-ahead fails, the kernel asks at once for the page that is needed now; so long after a failure, one
-/// read more of the same piece fails with it and does not wait for the limit again.
-const SAME_READ: Duration = Duration::from_secs(1);
-
-/// Peers that were just connected give little until both sides know each other's rate: measured, a rate-limited libtorrent
-/// sends half of what it may in the first second. A player that starts with the first bytes would stand still right
-/// after them. So the first read of a torrent that waits for peers waits for this many bytes from its own first one on,
-/// as any player does that buffers, but no longer than `CUSHION_LIMIT`. With fast peers that is some milliseconds.
-const CUSHION: u64 = 512 << 10;
-const CUSHION_LIMIT: Duration = Duration::from_millis(350);
+/// How long after a failed read one more read of the same piece fails at once. If a read-ahead fails, the kernel
+/// immediately reads the page that is needed now, and that must not take the time limit once more.
+const REPEATED_READ: Duration = Duration::from_secs(1);
 
 /// Why a read has no bytes.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReadError {
-    /// Not a block of what it needs came for the whole of the time limit.
-    #[error("nothing came for piece {piece} within {} ({sources})", humantime::format_duration(*.limit))]
+    /// No block of the pieces that it needs arrived within the time limit.
+    #[error("no block of piece {piece} arrived within {} ({sources})", humantime::format_duration(*.limit))]
     TimedOut {
         /// The first piece that is missing.
         piece: PieceIndex,
         /// The limit.
         limit: Duration,
-        /// What there was to fetch from.
+        /// The peers that there were to fetch from, and why there may have been none.
         sources: String,
     },
     /// The torrent is being removed or the program ends.
@@ -51,22 +44,30 @@ pub enum ReadError {
 pub struct Reader {
     torrent: Arc<Torrent>,
     id: ReaderId,
-    /// The file, counted in the torrent.
+    /// The file, as bytes of the torrent.
     file: Range<u64>,
-    /// The last piece that the swarm was told of; it need hear of a read only when it enters another.
-    told: AtomicU32,
-    /// Set once the swarm's `Open` is in the queue. A busy task may take it only with the first read that waits, so that
-    /// neither that read's `Want` nor the `Close` of a handle closed at once can come before it.
+    /// The last piece that was reported to the swarm, which needs to know of a read only when it enters another piece.
+    reported: AtomicU32,
+    /// Set once the swarm's `Open` is in the queue. If the queue is full, the first read that waits puts it there, so
+    /// that neither that read's `Want` nor the `Close` of a handle that is closed at once can overtake it.
     opened: OnceCell<()>,
-    /// Pieces given up a moment ago, and when: no more than reads failed in that moment.
-    given_up: Mutex<Vec<(PieceIndex, Instant)>>,
+    /// Pieces for which reads have just failed, one entry per read, and when.
+    timed_out: Mutex<Vec<(PieceIndex, Instant)>>,
+}
+
+impl Torrent {
+    /// Opens a file for reading; `None` if the index is not one of this torrent's.
+    pub fn open(self: &Arc<Self>, file: FileIndex) -> Option<Reader> {
+        let bytes = self.metainfo.layout.file(file)?.range();
+        Some(Reader::new(self.clone(), ReaderId(self.next_id()), bytes))
+    }
 }
 
 impl Reader {
-    pub(super) fn new(torrent: Arc<Torrent>, id: ReaderId, file: Range<u64>) -> Self {
-        let (told, opened, given_up) = (AtomicU32::new(u32::MAX), OnceCell::new(), Mutex::default());
-        let reader = Self { torrent, id, file, told, opened, given_up };
-        if reader.torrent.hint(reader.open_event()) {
+    fn new(torrent: Arc<Torrent>, id: ReaderId, file: Range<u64>) -> Self {
+        let (reported, opened, timed_out) = (AtomicU32::new(u32::MAX), OnceCell::new(), Mutex::default());
+        let reader = Self { torrent, id, file, reported, opened, timed_out };
+        if reader.torrent.try_send(reader.open_event()) {
             let _ = reader.opened.set(());
         }
         reader
@@ -76,48 +77,47 @@ impl Reader {
         Event::Open { reader: self.id, bytes: self.file.clone() }
     }
 
-    /// The file's length in bytes.
+    /// Returns the file's length in bytes.
     #[allow(clippy::len_without_is_empty, reason = "a length on disk, not a collection")]
     pub fn len(&self) -> u64 {
         self.file.end - self.file.start
     }
 
-    /// The file as a stream of bytes that can be read and sought with tokio's extension traits.
-    pub fn into_stream(self) -> FileStream {
-        FileStream::new(self)
-    }
-
-    /// Answers from memory or the page cache, or not at all. Never waits. Clipped at the end of the file.
+    /// Answers from memory or the page cache, or not at all; never waits. Bytes beyond the end of the file are left out.
     pub fn read_now(&self, offset: u64, len: u32) -> Option<Bytes> {
         let bytes = self.clip(offset, len);
-        self.tell(&bytes);
-        let mut of = &self.torrent.reads.memory;
-        let read = gather(&self.torrent.store, self.lengths(), &bytes, |store, piece, begin, out| {
-            of = &self.torrent.reads.disk;
-            store.read_now(piece, begin, out) == Lookup::Hit
-        });
-        read.inspect(|_| Reads::count(of))
+        self.report_position(&bytes);
+        let mut from_disk = false;
+        let data = self.gather_now(&bytes, &mut from_disk)?;
+        let Reads { memory, disk, .. } = &self.torrent.reads;
+        Reads::count(if from_disk { disk } else { memory });
+        Some(data)
     }
 
-    /// Waits until every piece that the read touches has come. Fails when none of its blocks came for the time limit.
+    /// Waits until every piece that the read touches is here. Fails if none of their blocks arrives within the time
+    /// limit. Bytes beyond the end of the file are left out.
     pub async fn read(&self, offset: u64, len: u32) -> Result<Bytes, ReadError> {
         let bytes = self.clip(offset, len);
         let Reads { disk, missed, .. } = &self.torrent.reads;
         let here = self.lengths().pieces_in(&bytes).all(|piece| self.torrent.store.has(piece));
         Reads::count(if here { disk } else { missed });
+        let mut waited = !here;
         let want = Want::start(self, &bytes).await;
         loop {
             for piece in self.lengths().pieces_in(&bytes) {
                 self.wait_for(piece, &bytes, &want).await?;
             }
-            if !here {
-                self.torrent.flowing.get_or_init(|| self.wait_for_cushion(bytes.start)).await;
+            // Pieces that have just arrived are in memory.
+            if std::mem::take(&mut waited)
+                && let Some(data) = self.gather_now(&bytes, &mut false)
+            {
+                return Ok(data);
             }
-            // The piece may have been evicted since, or the disk may hold it: not for an async thread.
+            // A piece may be on disk only, which is not for an async thread, or have been evicted since.
             let (store, lengths, range) = (self.torrent.store.clone(), *self.lengths(), bytes.clone());
             let read = tokio::task::spawn_blocking(move || {
                 let mut failed = None;
-                let got =
+                let data =
                     gather(&store, &lengths, &range, |store, piece, begin, out| match store.read(piece, begin, out) {
                         Ok(lookup) => lookup == Lookup::Hit,
                         Err(error) => {
@@ -125,47 +125,40 @@ impl Reader {
                             false
                         }
                     });
-                (got, failed)
+                (data, failed)
             });
             match read.await {
-                Ok((Some(bytes), _)) => return Ok(bytes),
-                // A failed disk read has made the piece missing: it is fetched again.
-                Ok((None, Some(error))) => tracing::debug!("{error}"),
-                Ok((None, None)) => {}
+                Ok((Some(data), _)) => return Ok(data),
+                Ok((None, error)) => {
+                    // A failed disk read has made the piece missing: it is fetched again.
+                    if let Some(error) = error {
+                        tracing::debug!("{error}");
+                    }
+                    waited = true;
+                }
                 Err(_) => return Err(ReadError::Closed),
             }
         }
     }
 
-    /// Whoever reads first waits, and who comes meanwhile waits with it. Ends early with the torrent: what was to be read is
-    /// here.
-    async fn wait_for_cushion(&self, start: u64) {
-        let cushion = start..start.saturating_add(CUSHION).min(self.file.end);
-        let mut closed = self.torrent.closed.clone();
-        let filled = async {
-            for piece in self.lengths().pieces_in(&cushion) {
-                let had = pin!(self.torrent.store.wait(piece));
-                if !self.torrent.store.has(piece) {
-                    had.await;
-                }
-            }
-        };
-        tokio::select! {
-            () = filled => {}
-            () = tokio::time::sleep(CUSHION_LIMIT) => {}
-            () = async { drop(closed.wait_for(|closed| *closed).await) } => {}
-        }
+    /// Reads from memory or the page cache. Sets `from_disk` if memory was not enough.
+    fn gather_now(&self, bytes: &Range<u64>, from_disk: &mut bool) -> Option<Bytes> {
+        gather(&self.torrent.store, self.lengths(), bytes, |store, piece, begin, out| {
+            *from_disk = true;
+            store.read_now(piece, begin, out) == Lookup::Hit
+        })
     }
 
+    /// Waits until the store has a piece. `bytes` are those of the whole read: a block of any of its pieces is progress.
     async fn wait_for(&self, piece: PieceIndex, bytes: &Range<u64>, want: &Want<'_>) -> Result<(), ReadError> {
         let store = &self.torrent.store;
         let mut closed = self.torrent.closed.clone();
         let limit = self.torrent.read_timeout;
-        let again = self.just_gave_up(piece);
-        let mut deadline = limit.map(|limit| if again { Instant::now() } else { Instant::now() + limit });
+        let repeated = self.just_timed_out(piece);
+        let mut deadline = limit.map(|limit| if repeated { Instant::now() } else { Instant::now() + limit });
         loop {
-            // Register first, look afterwards: a piece that comes in between is not missed (invariant 3).
-            let mut had = pin!(store.wait(piece));
+            // Register first, look afterwards: a piece that arrives in between is not missed (invariant 3).
+            let mut arrived = pin!(store.wait(piece));
             if store.has(piece) {
                 return Ok(());
             }
@@ -176,26 +169,24 @@ impl Reader {
                 }
             };
             tokio::select! {
-                () = &mut had => {
-                    // Evicted again before this task ran: the swarm hears that it is still wanted.
+                () = &mut arrived => {
+                    // If it was evicted again before this task ran, the swarm has to fetch it once more.
                     if !store.has(piece) {
-                        want.renew().await;
+                        want.send().await;
                         deadline = limit.map(|limit| Instant::now() + limit);
                     }
                 }
                 () = async { drop(closed.wait_for(|closed| *closed).await) } => return Err(ReadError::Closed),
                 () = expired => {
                     let limit = limit.unwrap_or_default();
-                    let (answer, progress) = oneshot::channel();
-                    let pieces = self.lengths().pieces_in(bytes).collect();
-                    let _ = self.torrent.commands.send(Command::Progress(pieces, answer)).await;
-                    let progress = progress.await.map_err(|_| ReadError::Closed)?;
-                    let next = progress.last_block.map(|at| Instant::from_std(at) + limit);
+                    let last_block = self.torrent.block_times.last(self.lengths().pieces_in(bytes));
+                    let next = last_block.map(|at| Instant::from_std(at) + limit);
                     if next.is_none_or(|next| next <= Instant::now()) {
-                        if !again {
-                            lock(&self.given_up).push((piece, Instant::now()));
+                        if !repeated {
+                            lock(&self.timed_out).push((piece, Instant::now()));
                         }
-                        return Err(ReadError::TimedOut { piece, limit, sources: progress.sources });
+                        let sources = self.torrent.describe_sources();
+                        return Err(ReadError::TimedOut { piece, limit, sources });
                     }
                     deadline = next;
                 }
@@ -203,23 +194,24 @@ impl Reader {
         }
     }
 
-    /// Whether a read of the piece failed just now; each failure answers one read more.
-    fn just_gave_up(&self, piece: PieceIndex) -> bool {
-        let mut given_up = lock(&self.given_up);
-        given_up.retain(|(_, at)| at.elapsed() < SAME_READ);
-        let at = given_up.iter().position(|(other, _)| *other == piece);
-        at.map(|at| given_up.swap_remove(at)).is_some()
+    /// Returns whether a read of the piece has just failed; each failure makes one more read fail.
+    fn just_timed_out(&self, piece: PieceIndex) -> bool {
+        let mut timed_out = lock(&self.timed_out);
+        timed_out.retain(|(_, at)| at.elapsed() < REPEATED_READ);
+        let at = timed_out.iter().position(|(other, _)| *other == piece);
+        at.map(|at| timed_out.swap_remove(at)).is_some()
     }
 
-    /// Tells the swarm where this handle reads, once a piece.
-    fn tell(&self, bytes: &Range<u64>) {
+    /// Reports to the swarm where this handle reads, once per piece.
+    fn report_position(&self, bytes: &Range<u64>) {
         if let Some(piece) = self.lengths().pieces_in(bytes).next_back()
-            && self.told.swap(piece.get(), Ordering::Relaxed) != piece.get()
+            && self.reported.swap(piece.get(), Ordering::Relaxed) != piece.get()
         {
-            self.torrent.hint(Event::Read { reader: self.id, bytes: bytes.clone() });
+            self.torrent.try_send(Event::Read { reader: self.id, bytes: bytes.clone() });
         }
     }
 
+    /// Returns a range of the file as bytes of the torrent.
     fn clip(&self, offset: u64, len: u32) -> Range<u64> {
         let start = self.file.start.saturating_add(offset).min(self.file.end);
         start..start.saturating_add(u64::from(len)).min(self.file.end)
@@ -235,11 +227,11 @@ impl Drop for Reader {
         if !self.opened.initialized() {
             return;
         }
-        self.torrent.tell(Command::Swarm(Event::Close(self.id)));
+        self.torrent.send(Command::Swarm(Event::Close(self.id)));
     }
 }
 
-/// A blocked read, known to the swarm for as long as this lives.
+/// A blocked read, which the swarm knows of until this is dropped.
 struct Want<'a> {
     reader: &'a Reader,
     id: WantId,
@@ -247,12 +239,12 @@ struct Want<'a> {
 }
 
 impl<'a> Want<'a> {
-    /// The event is in the queue before this is answered, so that the one of `drop` cannot pass it by.
+    /// Returns once the event is in the queue, so that the event of `drop` cannot overtake it.
     async fn start(reader: &'a Reader, bytes: &Range<u64>) -> Self {
         let open = || async { drop(reader.torrent.commands.send(Command::Swarm(reader.open_event())).await) };
         reader.opened.get_or_init(open).await;
         let want = Self { reader, id: WantId(reader.torrent.next_id()), bytes: bytes.clone() };
-        want.renew().await;
+        want.send().await;
         want
     }
 
@@ -260,18 +252,19 @@ impl<'a> Want<'a> {
         Event::Want { want: self.id, reader: self.reader.id, bytes: self.bytes.clone() }
     }
 
-    async fn renew(&self) {
+    async fn send(&self) {
         let _ = self.reader.torrent.commands.send(Command::Swarm(self.event())).await;
     }
 }
 
 impl Drop for Want<'_> {
     fn drop(&mut self) {
-        self.reader.torrent.tell(Command::Swarm(Event::Unwant(self.id)));
+        self.reader.torrent.send(Command::Swarm(Event::Unwant(self.id)));
     }
 }
 
-/// Puts a read together from its pieces. One piece in memory is answered without a copy.
+/// Assembles a read from its pieces; `read` reads a part of one that is not in memory. A read of a single piece in memory
+/// is answered without a copy.
 fn gather(
     store: &TorrentStore,
     lengths: &Lengths,

@@ -1,8 +1,8 @@
-//! How reads were answered: counts for people.
+//! Counts of how reads were answered, for people.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// Reads of one torrent in this session.
+/// Counters of one torrent's reads in this session.
 #[derive(Debug, Default)]
 pub(super) struct Reads {
     pub(super) memory: AtomicU64,
@@ -10,20 +10,21 @@ pub(super) struct Reads {
     pub(super) missed: AtomicU64,
 }
 
-/// How reads were answered, in numbers.
+/// How reads were answered.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct ReadCounts {
-    /// From memory alone.
+    /// Answered from memory.
     pub memory: u64,
-    /// With the help of the disk.
+    /// Answered at least in part from the disk.
     pub disk: u64,
-    /// Had to wait for the swarm.
+    /// Answered after a wait for the swarm.
     pub missed: u64,
 }
 
 impl Reads {
-    pub(super) fn count(of: &AtomicU64) {
-        of.fetch_add(1, Relaxed);
+    /// Increments one of the counters.
+    pub(super) fn count(counter: &AtomicU64) {
+        counter.fetch_add(1, Relaxed);
     }
 
     pub(super) fn counts(&self) -> ReadCounts {

@@ -2,17 +2,19 @@
 
 use std::time::{Duration, Instant};
 
-/// When serving ends; without either, never. A torrent that is not complete is served as long as it is fetched.
+/// When serving ends: at the first limit that is reached, or never without any. A torrent that is not complete is
+/// always served.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct SeedLimits {
-    /// Bytes given over bytes fetched, or over the torrent's size if it was there from the start. Of this session.
+    /// Maximum ratio of bytes uploaded to bytes downloaded in this session, or to the torrent's size if nothing was
+    /// downloaded.
     pub ratio: Option<f64>,
-    /// How long it has been complete.
+    /// Maximum time since the torrent became complete.
     pub time: Option<Duration>,
 }
 
 impl SeedLimits {
-    /// Whether a torrent of `size` bytes that has been complete for so long has been given enough.
+    /// Returns whether a limit is reached by a torrent of `size` bytes that has been complete for `complete_for`.
     pub fn reached(&self, complete_for: Duration, up: u64, down: u64, size: u64) -> bool {
         let fetched = if down == 0 { size } else { down };
         self.time.is_some_and(|time| complete_for >= time)
@@ -20,11 +22,13 @@ impl SeedLimits {
     }
 }
 
-/// One torrent's way to its limits.
+/// The progress of one torrent towards its limits.
 #[derive(Debug)]
 pub(super) struct Seeding {
     limits: SeedLimits,
+    /// Since when the torrent has been complete.
     complete: Option<Instant>,
+    /// A limit is reached.
     over: bool,
 }
 
@@ -33,8 +37,8 @@ impl Seeding {
         Self { limits, complete: None, over: false }
     }
 
-    /// Looks at a torrent of `size` bytes. `Some`: from now on it is, or is no longer, to be served.
-    pub(super) fn look(&mut self, now: Instant, complete: bool, up: u64, down: u64, size: u64) -> Option<bool> {
+    /// Updates the state of a torrent of `size` bytes. Returns whether it has to be served, if that has changed.
+    pub(super) fn update(&mut self, now: Instant, complete: bool, up: u64, down: u64, size: u64) -> Option<bool> {
         self.complete = if complete { Some(self.complete.unwrap_or(now)) } else { None };
         let over = self
             .complete
@@ -48,19 +52,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ends_at_the_ratio_or_the_time_and_begins_again_when_something_is_missing() {
+    fn serving_ends_at_a_limit_and_resumes_when_a_piece_is_missing() {
         let now = Instant::now();
         let at = |seconds| now + Duration::from_secs(seconds);
         let mut seeding = Seeding::new(SeedLimits { ratio: Some(2.0), time: None });
-        assert_eq!(seeding.look(at(0), false, 500, 100, 1000), None, "still fetching");
-        assert_eq!(seeding.look(at(1), true, 199, 100, 1000), None);
-        assert_eq!(seeding.look(at(2), true, 200, 100, 1000), Some(false));
-        assert_eq!(seeding.look(at(3), true, 300, 100, 1000), None, "said once");
-        assert_eq!(seeding.look(at(4), false, 300, 100, 1000), Some(true), "a piece was evicted");
+        assert_eq!(seeding.update(at(0), false, 500, 100, 1000), None, "still fetching");
+        assert_eq!(seeding.update(at(1), true, 199, 100, 1000), None);
+        assert_eq!(seeding.update(at(2), true, 200, 100, 1000), Some(false));
+        assert_eq!(seeding.update(at(3), true, 300, 100, 1000), None, "reported once");
+        assert_eq!(seeding.update(at(4), false, 300, 100, 1000), Some(true), "a piece was evicted");
 
         let mut seeding = Seeding::new(SeedLimits { ratio: Some(1.0), time: Some(Duration::from_secs(10)) });
-        assert_eq!(seeding.look(at(0), true, 999, 0, 1000), None, "it was all there: of its size");
-        assert_eq!(seeding.look(at(10), true, 999, 0, 1000), Some(false));
-        assert_eq!(Seeding::new(SeedLimits::default()).look(at(999), true, u64::MAX, 1, 1), None);
+        assert_eq!(seeding.update(at(0), true, 999, 0, 1000), None, "nothing was downloaded: the size counts");
+        assert_eq!(seeding.update(at(10), true, 999, 0, 1000), Some(false));
+        assert_eq!(Seeding::new(SeedLimits::default()).update(at(999), true, u64::MAX, 1, 1), None);
     }
 }

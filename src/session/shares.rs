@@ -1,16 +1,17 @@
-//! What the torrents of a session share, and who goes first: connections, memory for pieces under way, and the line.
+//! How the torrents of a session share connections, memory for unfinished pieces, and bandwidth.
 //!
-//! Torrents that are read come first. A part of the connections is theirs alone; when all are taken, the others let go
-//! of some, one a second each. Of the memory for pieces each of them has an equal part, and the others what is left. And
-//! while a reader waits for what is on its way, no other torrent begins a piece in the background.
+//! Torrents that are being read come first. Some connections are reserved for them; when all are taken, each other
+//! torrent closes one connection per second. Each torrent that is being read gets an equal part of the memory for
+//! unfinished pieces, and the others get the rest. While a reader waits for blocks that are on their way, no other
+//! torrent starts a piece in the background.
 //!
-//! The memory of a session, then: all pieces, kept or under way, have `CacheConfig::memory` together; only where that is
-//! less than [`MAX_PARTIAL`], or more than a few torrents are read ([`LEAST_PARTIAL`]), those under way may have more. To
-//! that come 128 KiB for each connection that is fast, 1 MiB for what waits for the task of each torrent that receives
-//! (`net::connection`, `driver::start`), and, for each torrent at rest, its metainfo and 30 KiB.
+//! So the memory of a session is: all pieces, finished or not, have `CacheConfig::memory` together; only if that is less
+//! than [`MAX_PARTIAL`], or if more than a few torrents are being read ([`MIN_PARTIAL`]), unfinished pieces may take
+//! more. In addition: 128 KiB for each fast connection, 1 MiB of messages waiting for the task of each torrent that
+//! receives (`net::connection`, `driver::start`), and for each idle torrent its metainfo and 30 KiB.
 //!
-//! All of it is counted without a lock. Torrents look at the same moment and then take, so that a limit may be passed by
-//! what a few of them take in one turn; and that of memory by what has been begun before others were read.
+//! Everything is counted without a lock. Torrents read a count and then take, so a limit may be exceeded by what a few
+//! of them take in one turn, and the memory limit by pieces that were started before other torrents were read.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -18,35 +19,38 @@ use std::time::{Duration, Instant};
 
 use crate::util::align_to_tick;
 
-/// Connections of a session, those being made included; and how many of them are for torrents that are read.
+/// Maximum number of connections of a session, those being made included: well below the usual limit of 1,024 open
+/// files.
 const CONNECTIONS: usize = 500;
+/// Connections reserved for torrents that are being read.
 const RESERVED: usize = 100;
-/// Connections of one torrent.
+/// Maximum number of connections of one torrent: enough to find fast peers.
 pub(super) const MAX_PEERS: usize = 100;
-/// Connections that a torrent keeps though another is in need, and that one that is read may always have.
-const FEW_PEERS: usize = 4;
-/// Bytes of pieces under way in one torrent; and what one that is read has at least.
+/// Connections that no torrent has to close for another, and that a torrent being read may always have.
+const MIN_PEERS: usize = 4;
+/// Maximum bytes of unfinished pieces in one torrent: enough for a window and a piece per fast peer.
 pub(super) const MAX_PARTIAL: u64 = 32 << 20;
-const LEAST_PARTIAL: u64 = 2 << 20;
-/// For so long the word of a reader that waits holds.
+/// Bytes of unfinished pieces that a torrent being read may always have.
+const MIN_PARTIAL: u64 = 2 << 20;
+/// How long a blocked reader suppresses background fetching in other torrents.
 const WAITING: Duration = Duration::from_secs(2);
 
 /// The counts of a session.
 #[derive(Debug)]
 pub(super) struct Shares {
-    /// Bytes that the pieces under way in all torrents may have.
+    /// Maximum bytes of unfinished pieces in all torrents.
     memory: u64,
     connections: AtomicUsize,
     partial: AtomicU64,
-    /// Torrents that are read.
+    /// Number of torrents being read.
     reading: AtomicUsize,
     begin: Instant,
-    /// Until when some reader waits, in milliseconds since `begin`.
+    /// Until when background fetching is suppressed, in milliseconds since `begin`.
     waiting: AtomicU64,
 }
 
 impl Shares {
-    /// `memory`: what all pieces in memory may take. If that is little, one torrent is to be as fast nevertheless.
+    /// `memory` is the limit of all pieces in memory, in bytes. Even if it is low, a single torrent gets `MAX_PARTIAL`.
     pub(super) fn new(memory: u64) -> Self {
         Self {
             memory: memory.max(MAX_PARTIAL),
@@ -63,7 +67,7 @@ impl Shares {
     }
 }
 
-/// What one torrent has of them; given back when it is dropped.
+/// What one torrent uses; given back when it is dropped.
 #[derive(Debug)]
 pub(super) struct Share {
     shares: Arc<Shares>,
@@ -72,16 +76,16 @@ pub(super) struct Share {
     reading: bool,
 }
 
-/// What a torrent may have now.
+/// What a torrent may use now.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Allowed {
-    /// Connections, those that it has included.
+    /// Maximum number of connections, including those that it has.
     pub(super) peers: usize,
-    /// It is to let go of one of them.
+    /// It has to close one of them.
     pub(super) shed: bool,
-    /// Bytes of pieces under way.
+    /// Maximum bytes of unfinished pieces.
     pub(super) partial: u64,
-    /// Of these, what background fetching may have.
+    /// The part of these that background fetching may use.
     pub(super) background: u64,
 }
 
@@ -90,9 +94,9 @@ impl Share {
         Self { shares, connections: 0, partial: 0, reading: false }
     }
 
-    /// What the torrent has now.
+    /// Records what the torrent uses now.
     pub(super) fn set(&mut self, connections: usize, partial: u64, reading: bool) {
-        // Wrapping: the sums are exact, whoever comes first.
+        // Wrapping arithmetic keeps the sums exact in any order of updates.
         if connections != self.connections {
             self.shares.connections.fetch_add(connections.wrapping_sub(self.connections), Relaxed);
             self.connections = connections;
@@ -108,33 +112,33 @@ impl Share {
         }
     }
 
-    /// Whether it was read when it was last set.
+    /// Returns whether the torrent was being read at the last `set`.
     pub(super) fn is_read(&self) -> bool {
         self.reading
     }
 
-    /// A reader of this torrent waits for what is on its way.
-    pub(super) fn wait(&self, now: Instant) {
+    /// Records that a reader of this torrent waits for blocks that are on their way.
+    pub(super) fn set_waiting(&self, now: Instant) {
         let until = self.shares.since(now + WAITING);
         self.shares.waiting.fetch_max(until, Relaxed);
     }
 
-    /// `at` or a little later: when the other torrents wake, too.
+    /// Returns `at` or a little later: the time at which the other torrents wake, too.
     pub(super) fn beat(&self, at: Instant) -> Instant {
         align_to_tick(self.shares.begin, at)
     }
 
-    /// What it may have. Of what others have had before and have no more right to, it gets nothing at once.
+    /// Returns what the torrent may use. It gets nothing that others still use, even if they have to give it back.
     pub(super) fn allowed(&self, now: Instant) -> Allowed {
         let Shares { memory, connections, partial, reading, waiting, .. } = &*self.shares;
         let (all, reading) = (connections.load(Relaxed), reading.load(Relaxed).max(1));
         let limit = if self.reading { CONNECTIONS } else { CONNECTIONS - RESERVED };
         let mut peers = (self.connections + limit.saturating_sub(all)).min(MAX_PEERS);
         if self.reading {
-            peers = peers.min((CONNECTIONS / reading).max(FEW_PEERS)).max(FEW_PEERS);
+            peers = peers.min((CONNECTIONS / reading).max(MIN_PEERS)).max(MIN_PEERS);
         }
-        let shed = !self.reading && all >= CONNECTIONS && self.connections > FEW_PEERS;
-        let most = (memory / reading as u64).clamp(LEAST_PARTIAL, MAX_PARTIAL);
+        let shed = !self.reading && all >= CONNECTIONS && self.connections > MIN_PEERS;
+        let most = (memory / reading as u64).clamp(MIN_PARTIAL, MAX_PARTIAL);
         let held_back = !self.reading && waiting.load(Relaxed) > self.shares.since(now);
         let free = memory.saturating_sub(partial.load(Relaxed));
         let background = if held_back { 0 } else { self.partial + free };
@@ -155,7 +159,7 @@ mod tests {
     const MEMORY: u64 = 64 << 20;
 
     #[test]
-    fn one_torrent_has_all_that_it_ever_had() {
+    fn a_single_torrent_gets_everything() {
         let (shares, now) = (Arc::new(Shares::new(1 << 20)), Instant::now());
         let mut only = Share::new(shares);
         for reading in [false, true] {
@@ -163,13 +167,13 @@ mod tests {
             let expected = Allowed { peers: MAX_PEERS, shed: false, partial: MAX_PARTIAL, background: MAX_PARTIAL };
             assert_eq!(only.allowed(now), expected);
         }
-        // Its own readers do not hold it back.
-        only.wait(now);
+        // Its own readers do not suppress it.
+        only.set_waiting(now);
         assert_eq!(only.allowed(now).background, MAX_PARTIAL);
     }
 
     #[test]
-    fn connections_are_kept_for_those_who_are_read() {
+    fn connections_are_reserved_for_torrents_being_read() {
         let (shares, now) = (Arc::new(Shares::new(MEMORY)), Instant::now());
         let mut idle: Vec<Share> = (0..5).map(|_| Share::new(shares.clone())).collect();
         for share in &mut idle {
@@ -182,10 +186,10 @@ mod tests {
         assert_eq!(places, RESERVED);
         assert!(!idle[0].allowed(now).shed);
         read.set(places, 0, true);
-        // Now all are taken: another one that is read gets its first few, and the idle ones make place.
+        // Now all are taken: another torrent being read gets its first few, and the idle ones have to close some.
         let mut second = Share::new(shares.clone());
         second.set(0, 0, true);
-        assert_eq!(second.allowed(now).peers, FEW_PEERS);
+        assert_eq!(second.allowed(now).peers, MIN_PEERS);
         assert!(idle[0].allowed(now).shed && !idle[4].allowed(now).shed && !read.allowed(now).shed);
         drop(idle);
         assert_eq!(second.allowed(now).peers, MAX_PEERS);
@@ -194,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_shared_and_the_background_waits_for_readers() {
+    fn memory_is_shared_and_background_fetching_waits_for_readers() {
         let (shares, now) = (Arc::new(Shares::new(MEMORY)), Instant::now());
         let mut all: Vec<Share> = (0..10).map(|_| Share::new(shares.clone())).collect();
         all.iter_mut().for_each(|share| share.set(1, 0, true));
@@ -202,7 +206,7 @@ mod tests {
         all.iter_mut().take(8).for_each(|share| share.set(1, 5 << 20, false));
         assert_eq!(all[0].allowed(now).partial, MAX_PARTIAL);
         assert_eq!(all[0].allowed(now).background, (5 << 20) + MEMORY - (40 << 20));
-        all[9].wait(now);
+        all[9].set_waiting(now);
         assert_eq!((all[0].allowed(now).background, all[8].allowed(now).background > 0), (0, true));
         assert!(all[0].allowed(now + WAITING * 2).background > 0);
     }

@@ -1,4 +1,4 @@
-//! Where a torrent's peers come from: its trackers, the DHT, the local network. (Peers name others, too: `extensions`.)
+//! The finders of a torrent's peers: its trackers, the DHT, the local network. (Peer exchange is part of the swarm.)
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -6,22 +6,22 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::Session;
-use super::origins::PeerSource;
+use super::context::Context;
 use crate::discovery::{Announce, Announcer, DhtSearch, LsdTorrent, Transferred};
 use crate::metainfo::InfoHash;
+use crate::swarm::PeerSource;
 
-/// Batches of addresses of one kind that wait for the torrent's task.
-const WAITING: usize = 16;
+/// Maximum number of batches of addresses from one source waiting for the torrent's task.
+const BATCHES: usize = 16;
 
-/// Where those who look for peers send what they find: each its own way, so that it is known who found whom.
+/// Where finders send addresses; one channel per source, so that each address's source is known.
 pub(super) struct Finders {
     trackers: mpsc::Sender<Vec<SocketAddr>>,
     dht: mpsc::Sender<Vec<SocketAddr>>,
     lsd: mpsc::Sender<Vec<SocketAddr>>,
 }
 
-/// The other end.
+/// The receiving end of [`Finders`].
 pub(super) struct Found {
     trackers: mpsc::Receiver<Vec<SocketAddr>>,
     dht: mpsc::Receiver<Vec<SocketAddr>>,
@@ -30,14 +30,14 @@ pub(super) struct Found {
 
 impl Finders {
     pub(super) fn channel() -> (Self, Found) {
-        let [trackers, dht, lsd] = [(); 3].map(|()| mpsc::channel(WAITING));
+        let [trackers, dht, lsd] = [(); 3].map(|()| mpsc::channel(BATCHES));
         let found = Found { trackers: trackers.1, dht: dht.1, lsd: lsd.1 };
         (Self { trackers: trackers.0, dht: dht.0, lsd: lsd.0 }, found)
     }
 }
 
 impl Found {
-    /// The next addresses, and who found them; `None`: nobody looks any more. Nothing is lost when it is dropped.
+    /// Waits for the next addresses; `None`: every finder has ended. Cancel safe.
     pub(super) async fn recv(&mut self) -> Option<(PeerSource, Vec<SocketAddr>)> {
         tokio::select! {
             Some(addrs) = self.trackers.recv() => Some((PeerSource::Tracker, addrs)),
@@ -48,7 +48,8 @@ impl Found {
     }
 }
 
-/// Everything that looks for peers of one torrent. Dropping it ends all of it; [`Sources::stop`] takes leave first.
+/// Everything that looks for peers of one torrent. Dropping it ends the search; [`Sources::stop`] also tells the
+/// trackers.
 pub(super) struct Sources {
     pub(super) announcer: Arc<Announcer>,
     dht: Option<DhtSearch>,
@@ -56,32 +57,29 @@ pub(super) struct Sources {
 }
 
 impl Sources {
-    /// Begins to look; what is found goes to `finders`. A private torrent's peers are its trackers' alone (BEP 27).
+    /// Starts to look for peers, and sends their addresses to `finders`. The peers of a private torrent come from its
+    /// trackers only (BEP 27).
     pub(super) fn start(
-        session: &Session,
+        context: &Context,
         info_hash: InfoHash,
         tiers: Vec<Vec<String>>,
         private: bool,
         transferred: Arc<Transferred>,
         finders: Finders,
     ) -> Self {
-        let announce =
-            Announce { info_hash, peer_id: session.peer_id, port: session.announced.clone(), tiers, key: session.key };
-        let open = !private;
-        let dht = session.dht.as_ref().filter(|_| open).map(|dht| {
-            // Whom nobody can call need not be announced.
-            dht.search(info_hash, (session.port != 0).then_some(session.port), finders.dht)
+        let Context { peer_id, port, key, .. } = *context;
+        let announce = Announce { info_hash, peer_id, port: context.announced.clone(), tiers, key };
+        let dht = context.dht.as_ref().filter(|_| !private).map(|dht| {
+            // Without a port nobody can connect to us, and there is nothing to announce.
+            dht.search(info_hash, (port != 0).then_some(port), finders.dht)
         });
-        let lsd = session
-            .lsd
-            .as_ref()
-            .filter(|_| open && session.port != 0)
-            .map(|lsd| lsd.register(info_hash, session.port, finders.lsd));
-        let announcer = Arc::new(Announcer::spawn(announce, transferred, session.trackers.clone(), finders.trackers));
+        let lsd = context.lsd.as_ref().filter(|_| !private && port != 0);
+        let lsd = lsd.map(|lsd| lsd.register(info_hash, port, finders.lsd));
+        let announcer = Arc::new(Announcer::spawn(announce, transferred, context.trackers.clone(), finders.trackers));
         Self { announcer, dht, _lsd: lsd }
     }
 
-    /// Few peers are left; somebody reads, if it is `urgent`. May be called often.
+    /// Asks for more peers, because there are few; `urgent` if somebody reads. May be called often.
     pub(super) fn want_peers(&self, urgent: bool) {
         self.announcer.want_peers(urgent);
         if let Some(dht) = &self.dht {
@@ -89,16 +87,16 @@ impl Sources {
         }
     }
 
-    /// Takes leave of the trackers, within `limit`.
+    /// Tells the trackers that we stop, and waits for them no longer than `limit`.
     pub(super) async fn stop(&self, limit: Duration) {
         self.announcer.stop(limit).await;
     }
+}
 
-    /// Why there may be no peers, in words.
-    pub(super) fn fault(&self) -> Option<String> {
-        self.announcer.status().into_iter().find_map(|tracker| {
-            let error = tracker.last?.err()?;
-            Some(format!("{}: {error}", tracker.url))
-        })
-    }
+/// Returns the error of the first tracker that failed, with its URL.
+pub(super) fn tracker_fault(announcer: &Announcer) -> Option<String> {
+    announcer.status().into_iter().find_map(|tracker| {
+        let error = tracker.last?.err()?;
+        Some(format!("{}: {error}", tracker.url))
+    })
 }

@@ -13,7 +13,7 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncSeek, ReadBuf};
 
-use super::{ReadError, Reader};
+use super::reader::{ReadError, Reader};
 
 /// Bytes of one read: as much as the kernel asks a mount for at a time, so that bytes that are here do not wait for a
 /// piece behind them.
@@ -24,22 +24,29 @@ type ReadInProgress = Pin<Box<dyn Future<Output = Result<Bytes, ReadError>> + Se
 /// A file of a torrent as a byte stream; made by [`Reader::into_stream`].
 ///
 /// Reads wait until their bytes have been downloaded and verified, and fail with [`ReadError`] wrapped in an
-/// [`io::Error`]. Seeking is free: the swarm learns of it with the next read.
+/// [`io::Error`]. Seeking costs nothing: the swarm is told with the next read.
 pub struct FileStream {
     reader: Arc<Reader>,
-    /// Bytes from the start of the file, of `ready`'s first byte.
+    /// Offset in the file of the first byte of `ready`.
     position: u64,
     /// Bytes read and not yet passed on.
     ready: Bytes,
     in_progress: Option<ReadInProgress>,
 }
 
+impl Reader {
+    /// Turns the file into a stream of bytes that can be read and sought with tokio's extension traits.
+    pub fn into_stream(self) -> FileStream {
+        FileStream::new(self)
+    }
+}
+
 impl FileStream {
-    pub(super) fn new(reader: Reader) -> Self {
+    fn new(reader: Reader) -> Self {
         Self { reader: Arc::new(reader), position: 0, ready: Bytes::new(), in_progress: None }
     }
 
-    /// Makes `ready` hold at least one byte, unless the position is at or behind the end of the file.
+    /// Reads until `ready` holds at least one byte, unless the position is at or behind the end of the file.
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ReadError>> {
         while self.ready.is_empty() && self.position < self.reader.len() {
             let read = match &mut self.in_progress {

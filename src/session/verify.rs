@@ -1,38 +1,42 @@
-//! Hashing again what is had, while it is used: a piece at a time, resting as long as it works, so that reads hardly
-//! feel it. What is not as it should be is had no more, and fetched again.
+//! Hashing again the pieces that we have while the torrent is used: one piece at a time, with a pause as long as the
+//! work, so that reads hardly notice. A piece that has changed is dropped and fetched again.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use super::{Torrent, lock};
+use tokio::sync::watch;
 
-/// How far a check of what is had has come.
+use crate::metainfo::Metainfo;
+use crate::store::TorrentStore;
+use crate::util::lock;
+
+/// The progress of a verification.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Verification {
-    /// It goes on.
+    /// It is under way.
     pub running: bool,
-    /// Pieces looked at.
+    /// Pieces checked.
     pub done: u32,
-    /// Pieces to look at.
+    /// Pieces to check.
     pub pieces: u32,
-    /// Pieces that were not as they should be.
+    /// Pieces that had changed.
     pub bad: u32,
 }
 
-/// Whom to tell how far the hashing of what is there has come, before torrents are used. Called from the threads that do
-/// it; one may serve many torrents.
+/// A callback for the progress of hashing torrents before they are used. Called from the threads that hash; one may
+/// serve many torrents.
 #[derive(Clone)]
 pub struct CheckProgress(Arc<dyn Fn(u64, u64) + Send + Sync>);
 
 impl CheckProgress {
-    /// Calls this with the bytes that there are to hash in addition, and those that are done in addition.
-    pub fn new(tell: impl Fn(u64, u64) + Send + Sync + 'static) -> Self {
-        Self(Arc::new(tell))
+    /// Wraps a callback. Its arguments are the additional bytes to hash, and the additional bytes hashed.
+    pub fn new(callback: impl Fn(u64, u64) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(callback))
     }
 
-    /// So many bytes more to hash, and so many more done.
-    pub fn tell(&self, more: u64, done: u64) {
+    /// Reports `more` additional bytes to hash, and `done` additional bytes hashed.
+    pub fn add(&self, more: u64, done: u64) {
         (self.0)(more, done);
     }
 }
@@ -43,44 +47,51 @@ impl fmt::Debug for CheckProgress {
     }
 }
 
-impl Torrent {
-    /// Begins to hash what is had, if that does not go on already. Must be called within a tokio runtime.
-    pub fn verify(self: &Arc<Self>) {
-        let mut verification = lock(&self.verification);
-        if verification.is_some_and(|verification| verification.running) {
+/// The verification of one torrent: at most one at a time.
+#[derive(Debug, Default)]
+pub(super) struct Verifier(Mutex<Option<Verification>>);
+
+impl Verifier {
+    /// Starts a verification, unless one is under way. It ends early when `closed` is set.
+    pub(super) fn start(
+        self: &Arc<Self>,
+        metainfo: Arc<Metainfo>,
+        store: Arc<TorrentStore>,
+        closed: watch::Receiver<bool>,
+    ) {
+        let mut state = lock(&self.0);
+        if state.is_some_and(|state| state.running) {
             return;
         }
-        let pieces = self.metainfo.layout.lengths().pieces();
-        *verification = Some(Verification { running: true, pieces, ..Verification::default() });
-        drop(verification);
-        tracing::info!(name = %self.metainfo.name, "checking all that is here");
-        tokio::spawn(self.clone().run_verification());
+        let pieces = metainfo.layout.lengths().pieces();
+        *state = Some(Verification { running: true, pieces, ..Verification::default() });
+        drop(state);
+        tracing::info!(name = %metainfo.name, "verifying every piece that we have");
+        tokio::spawn(self.clone().run(metainfo, store, closed));
     }
 
-    /// The check that goes on, or the last one; `None`: there was none.
-    pub fn verification(&self) -> Option<Verification> {
-        *lock(&self.verification)
+    /// Returns the progress of the verification that is under way, or the result of the last one.
+    pub(super) fn state(&self) -> Option<Verification> {
+        *lock(&self.0)
     }
 
-    async fn run_verification(self: Arc<Self>) {
-        let closed = self.closed.clone();
-        let change =
-            |change: &dyn Fn(&mut Verification)| lock(&self.verification).as_mut().into_iter().for_each(change);
-        for piece in self.metainfo.layout.lengths().iter() {
+    async fn run(self: Arc<Self>, metainfo: Arc<Metainfo>, store: Arc<TorrentStore>, closed: watch::Receiver<bool>) {
+        let update = |update: &dyn Fn(&mut Verification)| lock(&self.0).as_mut().into_iter().for_each(update);
+        for piece in metainfo.layout.lengths().iter() {
             if *closed.borrow() {
                 break;
             }
-            if self.store.has(piece) {
-                let (store, begun) = (self.store.clone(), Instant::now());
+            if store.has(piece) {
+                let (store, begun) = (store.clone(), Instant::now());
                 let good = tokio::task::spawn_blocking(move || store.recheck(piece)).await;
                 if matches!(good, Ok(Some(false))) {
-                    tracing::warn!("piece {piece} of {} is not what it was; fetching it again", self.metainfo.name);
-                    change(&|verification| verification.bad += 1);
+                    tracing::warn!("piece {piece} of {} has changed on disk; fetching it again", metainfo.name);
+                    update(&|state| state.bad += 1);
                 }
                 tokio::time::sleep(begun.elapsed()).await;
             }
-            change(&|verification| verification.done += 1);
+            update(&|state| state.done += 1);
         }
-        change(&|verification| verification.running = false);
+        update(&|state| state.running = false);
     }
 }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 
-use super::lock;
+use crate::util::lock;
 
 /// Spare bytes kept; a single larger buffer is kept too, up to [`MAX_SPARE_BUFFER`].
 const MAX_SPARE: usize = 8 << 20;

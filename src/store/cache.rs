@@ -1,8 +1,6 @@
 //! The cache as a whole: its directory, its limits, its keeper.
 
-use std::fs::{self, DirBuilder, File, TryLockError};
-use std::io::{Read, Write};
-use std::os::unix::fs::DirBuilderExt;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
@@ -11,24 +9,49 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::buffer::{BufferPool, PieceBuf};
+use super::dir::{make_dir, scan, take_lock};
+use super::error::{StoreError, io_error};
 use super::files::Handles;
-use super::handle::TorrentStore;
 use super::health::{DiskError, Gate, Health};
 use super::holes::Holes;
 use super::ledger::{Ledger, Parked, Victim, on_disk};
 use super::memory::{Lost, Memory};
-use super::state::Saved;
 use super::torrent::{Save, Torrent};
-use super::{CacheConfig, EvictionSink, Place, StoreError, TorrentSpec, Usage, lock, start};
 use crate::metainfo::{InfoHash, PieceIndex};
 use crate::sys::process::give_heap_back;
+use crate::util::lock;
 
 /// Between two rounds of the keeper.
 const ROUND: Duration = Duration::from_secs(1);
 /// Pieces that are only in memory, tried in one round at most.
 const RETRIES: usize = 16;
-/// Files looked at to size a directory without a readable state file.
-const MAX_SIZED: usize = 1 << 20;
+/// Where and how much to cache.
+#[derive(Clone, Debug)]
+pub struct CacheConfig {
+    /// Made with mode 0700 if it is not there.
+    pub dir: PathBuf,
+    /// Bytes of pieces on the disk, over all torrents; `None`: no limit.
+    pub disk_limit: Option<u64>,
+    /// Bytes of pieces in memory, those under way included, over all torrents.
+    pub memory: u64,
+}
+
+/// What a cache holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Bytes of pieces on the disk, torrents that are not in use included.
+    pub disk: u64,
+    /// As configured.
+    pub disk_limit: Option<u64>,
+    /// Bytes of pieces in memory.
+    pub memory: u64,
+    /// As configured.
+    pub memory_limit: u64,
+    /// Bytes of all buffers in use: the pieces in memory, partial ones, and what is being served.
+    pub buffers: u64,
+    /// What is wrong with the disk, in words.
+    pub fault: Option<String>,
+}
 
 /// The piece cache of one directory, shared by all torrents.
 ///
@@ -43,10 +66,10 @@ pub struct Cache {
     /// Counts uses; see `Pieces::touch`.
     pub(super) clock: AtomicU64,
     /// Keeps no torrents of its own; see [`Cache::open_beside`].
-    beside: bool,
-    ledger: Mutex<Ledger>,
+    pub(super) beside: bool,
+    pub(super) ledger: Mutex<Ledger>,
     /// Held while a parked torrent is removed and while one is taken up, so that the two do not meet.
-    parking: Mutex<()>,
+    pub(super) parking: Mutex<()>,
     /// Dropped, it ends the keeper.
     keeper: Mutex<Option<(Sender<()>, JoinHandle<()>)>>,
     /// Keeps other processes out for as long as it is open; `None`: they are not in the way.
@@ -96,7 +119,7 @@ impl Cache {
         let CacheConfig { dir, disk_limit, memory } = config;
         make_dir(&dir)?;
         let lock_file = take_lock(&dir)?;
-        let (parked, clock) = count(&dir)?;
+        let (parked, clock) = scan(&dir)?;
         Ok(Self::new(dir, disk_limit, memory, Ledger::new(parked), clock, Some(lock_file)))
     }
 
@@ -122,68 +145,6 @@ impl Cache {
             keeper: Mutex::default(),
             lock_file: Mutex::new(lock_file),
         })
-    }
-
-    /// Takes up a torrent with what the directory has of it. Blocking: reads its state, looks at its files, and hashes
-    /// them all if asked to or if there is data without a state. `evicted` may be called before this returns.
-    pub fn add(self: &Arc<Self>, torrent: TorrentSpec, evicted: EvictionSink) -> Result<Arc<TorrentStore>, StoreError> {
-        let info_hash = torrent.info_hash;
-        let id = {
-            let mut ledger = lock(&self.ledger);
-            if ledger.closed {
-                return Err(StoreError::Closed);
-            }
-            if !ledger.names.insert(info_hash) {
-                return Err(StoreError::Already(info_hash));
-            }
-            ledger.next_id += 1;
-            ledger.next_id
-        };
-        let evictable = torrent.place.is_evictable();
-        let parked = {
-            let _parking = lock(&self.parking);
-            if evictable { lock(&self.ledger).parked.remove(&info_hash) } else { None }
-        };
-        match self.take_up(torrent, id, evicted) {
-            Ok(torrent) => {
-                let torrent = Arc::new(torrent);
-                let mut ledger = lock(&self.ledger);
-                if ledger.closed {
-                    return Err(StoreError::Closed);
-                }
-                ledger.active += if evictable { torrent.bytes_on_disk() } else { 0 };
-                ledger.torrents.push(Arc::clone(&torrent));
-                drop(ledger);
-                Ok(Arc::new(TorrentStore::new(Arc::clone(self), torrent)))
-            }
-            Err(error) => {
-                let mut ledger = lock(&self.ledger);
-                ledger.names.remove(&info_hash);
-                ledger.parked.extend(parked.map(|parked| (info_hash, parked)));
-                Err(error)
-            }
-        }
-    }
-
-    fn take_up(&self, spec: TorrentSpec, id: u32, evicted: EvictionSink) -> Result<Torrent, StoreError> {
-        if spec.place.is_evictable() && self.beside {
-            return Err(StoreError::Beside(self.dir.clone()));
-        }
-        let home = spec.place.home(&self.dir, &spec.info_hash);
-        if let Some(home) = &home {
-            make_dir(home)?;
-        }
-        // Two processes in the same cache may not make the same files.
-        let lock_file = match (&spec.place, &home) {
-            (Place::Download { dir, .. }, Some(home)) => Some(take_lock(home).map_err(|error| match error {
-                StoreError::InUse { holder, .. } => StoreError::Busy { dir: dir.clone(), holder },
-                error => error,
-            })?),
-            _ => None,
-        };
-        let torrent = start::load(self, spec, id, home, evicted)?;
-        *lock(&torrent.lock_file) = lock_file;
-        Ok(torrent)
     }
 
     /// A buffer for a piece. Its content is unspecified until it is written. Pieces in memory that are on the disk, too,
@@ -463,75 +424,4 @@ fn keep(cache: &Weak<Cache>, stopped: &std::sync::mpsc::Receiver<()>) {
             give_heap_back();
         }
     }
-}
-
-pub(super) fn io_error(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> StoreError {
-    let path = path.to_owned();
-    move |source| StoreError::Io { action, path, source }
-}
-
-pub(super) fn make_dir(dir: &Path) -> Result<(), StoreError> {
-    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io_error("make directory", dir))
-}
-
-/// Only one process at a time may count and evict in a directory.
-fn take_lock(dir: &Path) -> Result<File, StoreError> {
-    let path = dir.join("lock");
-    let mut options = File::options();
-    let opened = options.read(true).write(true).create(true).truncate(false).open(&path);
-    let mut file = opened.map_err(io_error("open", &path))?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            let mut pid = String::new();
-            let _ = (&file).take(20).read_to_string(&mut pid);
-            let pid = pid.trim();
-            let known = !pid.is_empty() && pid.bytes().all(|byte| byte.is_ascii_digit());
-            let holder = if known { format!("process {pid}") } else { "another process".into() };
-            return Err(StoreError::InUse { dir: dir.to_owned(), holder });
-        }
-        Err(TryLockError::Error(source)) => return Err(io_error("lock", &path)(source)),
-    }
-    let written = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
-    written.map_err(io_error("write", &path))?;
-    Ok(file)
-}
-
-/// Counts what every torrent in the directory has, and finds the latest use.
-fn count(dir: &Path) -> Result<(std::collections::HashMap<InfoHash, Parked>, u64), StoreError> {
-    let mut parked = std::collections::HashMap::new();
-    let mut clock = 0;
-    for entry in fs::read_dir(dir).map_err(io_error("read directory", dir))? {
-        let entry = entry.map_err(io_error("read directory", dir))?;
-        let Some(info_hash) = entry.file_name().to_str().and_then(|name| name.parse::<InfoHash>().ok()) else {
-            continue;
-        };
-        let home = entry.path();
-        let found = match Saved::load(&home.join("state")) {
-            Ok(Some(saved)) if saved.info_hash == info_hash => {
-                clock = clock.max(saved.clock);
-                Parked { bytes: saved.bytes, last_use: saved.last_use }
-            }
-            _ => Parked { bytes: size_of(home), last_use: 0 },
-        };
-        parked.insert(info_hash, found);
-    }
-    Ok((parked, clock))
-}
-
-/// Bytes that the files below a directory take.
-fn size_of(dir: PathBuf) -> u64 {
-    use std::os::unix::fs::MetadataExt;
-    let (mut dirs, mut bytes, mut seen) = (vec![dir], 0, 0);
-    while let Some(dir) = dirs.pop() {
-        for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
-            seen += 1;
-            match entry.metadata() {
-                Ok(about) if about.is_dir() && seen < MAX_SIZED => dirs.push(entry.path()),
-                Ok(about) if about.is_file() => bytes += about.blocks() * 512,
-                _ => {}
-            }
-        }
-    }
-    bytes
 }

@@ -13,15 +13,15 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use super::cache::io_error;
+use super::error::{StoreError, io_error};
 use super::files::Stamp;
 use super::pieces::State;
 use super::place::step;
 use super::state::Saved;
 use super::torrent::Torrent;
-use super::{StoreError, lock};
 use crate::metainfo::{self, FileIndex, FileKind, PieceIndex};
 use crate::sys::file as sys;
+use crate::util::lock;
 
 const NO_FILE: &str = "is no ordinary file";
 const NO_DIR: &str = "is no directory";

@@ -15,12 +15,13 @@ use std::sync::{Arc, Mutex};
 
 use lru::LruCache;
 
+use super::error::StoreError;
 use super::health::DiskError;
 use super::pieces::{Pieces, State};
 use super::place::Base;
-use super::{StoreError, lock};
 use crate::metainfo::{self, FileIndex, Layout, PieceIndex};
 use crate::sys::file as sys;
+use crate::util::lock;
 
 /// Open files at most, over all torrents.
 const MAX_OPEN: usize = 128;

@@ -8,11 +8,14 @@ use bytes::Bytes;
 use fixedbitset::FixedBitSet;
 
 use super::cache::Cache;
+use super::error::StoreError;
 use super::files::Cached;
 use super::pieces::{State, Word};
+use super::spec::{EvictionSink, TorrentSpec};
+use super::start;
 use super::torrent::{Save, Torrent};
-use super::{Bad, Lookup, StoreError, lock};
-use crate::metainfo::{PieceIndex, Verdict};
+use crate::metainfo::{BlockIndex, PieceIndex, Verdict};
+use crate::util::lock;
 
 /// The pieces of one torrent. Closed, it has nothing and takes nothing.
 ///
@@ -47,6 +50,26 @@ impl VerifiedPiece {
     }
 }
 
+/// How a read went.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Lookup {
+    /// All bytes asked for were copied.
+    Hit,
+    /// It is (probably) had, but the disk must be waited for.
+    WouldBlock,
+    /// The piece is not had. The output buffer's content is unspecified.
+    Missing,
+}
+
+/// A piece's bytes are not the torrent's.
+#[derive(Debug)]
+pub struct Bad {
+    /// Blocks proven wrong; empty where one hash covers the whole piece.
+    pub blocks: Vec<BlockIndex>,
+    /// The bytes, to find out who sent them.
+    pub bytes: Bytes,
+}
+
 /// Whether a read may wait for the disk.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Patience {
@@ -55,8 +78,12 @@ enum Patience {
 }
 
 impl TorrentStore {
-    pub(super) fn new(cache: Arc<Cache>, torrent: Arc<Torrent>) -> Self {
-        Self { cache, torrent }
+    /// Takes up a torrent with what the cache's directory, or its own place, has of it. Blocking: reads its state, looks at
+    /// its files, and hashes them all if asked to or if there is data without a state. `evicted` may be called before this
+    /// returns.
+    pub fn open(cache: &Arc<Cache>, spec: TorrentSpec, evicted: EvictionSink) -> Result<Arc<Self>, StoreError> {
+        let torrent = start::open(cache, spec, evicted)?;
+        Ok(Arc::new(Self { cache: Arc::clone(cache), torrent }))
     }
 
     /// Every piece that is had, in memory or on the disk.

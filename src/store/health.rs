@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use super::lock;
+use crate::util::lock;
 
 /// Between two tries of a disk that failed.
 const RETRY: Duration = Duration::from_secs(30);

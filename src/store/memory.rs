@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use lru::LruCache;
 
-use super::lock;
 use super::pieces::{Pieces, State};
 use crate::metainfo::PieceIndex;
+use crate::util::lock;
 
 /// What an entry costs beyond its bytes; it matters where pieces are tiny.
 const OVERHEAD: u64 = 256;

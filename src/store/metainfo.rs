@@ -7,8 +7,9 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
 
-use super::cache::make_dir;
-use super::{Cache, StoreError};
+use super::cache::Cache;
+use super::dir::make_dir;
+use super::error::StoreError;
 use crate::metainfo::{InfoHash, MAX_TORRENT_LEN};
 
 impl Cache {

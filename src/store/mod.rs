@@ -22,15 +22,11 @@
 //!   once and shown in [`Usage::fault`], background room is 0, and writing is tried again every 30 s. What is pinned
 //!   takes, on a full disk, the place of what was used longest ago.
 
-use std::path::PathBuf;
-use std::sync::Arc;
-
-use crate::metainfo::{BlockIndex, InfoHash, Layout, Metainfo, PieceHashes, PieceIndex};
-use crate::util::lock;
-
 mod buffer;
 mod cache;
+mod dir;
 mod download;
+mod error;
 mod files;
 mod handle;
 mod health;
@@ -40,6 +36,7 @@ mod memory;
 mod metainfo;
 mod pieces;
 mod place;
+mod spec;
 mod start;
 mod state;
 mod torrent;
@@ -53,162 +50,9 @@ mod tests;
 pub use state::fuzz_state;
 
 pub use buffer::PieceBuf;
-pub use cache::Cache;
+pub use cache::{Cache, CacheConfig, Usage};
 pub use download::{Deliver, space_missing};
-pub use handle::{TorrentStore, VerifiedPiece};
+pub use error::StoreError;
+pub use handle::{Bad, Lookup, TorrentStore, VerifiedPiece};
 pub use place::Place;
-
-/// Where and how much to cache.
-#[derive(Clone, Debug)]
-pub struct CacheConfig {
-    /// Made with mode 0700 if it is not there.
-    pub dir: PathBuf,
-    /// Bytes of pieces on the disk, over all torrents; `None`: no limit.
-    pub disk_limit: Option<u64>,
-    /// Bytes of pieces in memory, those under way included, over all torrents.
-    pub memory: u64,
-}
-
-/// Called with each piece that is had no more, from whatever thread caused it, without a lock held. It must not block.
-pub type EvictionSink = Box<dyn Fn(PieceIndex) + Send + Sync>;
-
-/// Called during a check of all pieces: how many are done, and of how many. First with 0, then once with each number.
-pub type Progress = Box<dyn Fn(u32, u32) + Send + Sync>;
-
-/// What the store must know of a torrent.
-pub struct TorrentSpec {
-    /// Names its directory.
-    pub info_hash: InfoHash,
-    /// Its pieces and files.
-    pub layout: Arc<Layout>,
-    /// What checks its pieces.
-    pub hashes: PieceHashes,
-    /// Check every piece on the disk before [`Cache::add`] returns.
-    pub verify: bool,
-    /// Where its files are.
-    pub place: Place,
-    /// Told of the progress of that check; also when it is done because the state file is lost.
-    pub progress: Option<Progress>,
-}
-
-impl From<&Metainfo> for TorrentSpec {
-    fn from(metainfo: &Metainfo) -> Self {
-        Self {
-            info_hash: metainfo.info_hash,
-            layout: metainfo.layout.clone(),
-            hashes: metainfo.hashes.clone(),
-            verify: false,
-            place: Place::Cache,
-            progress: None,
-        }
-    }
-}
-
-/// How a read went.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Lookup {
-    /// All bytes asked for were copied.
-    Hit,
-    /// It is (probably) had, but the disk must be waited for.
-    WouldBlock,
-    /// The piece is not had. The output buffer's content is unspecified.
-    Missing,
-}
-
-/// A piece's bytes are not the torrent's.
-#[derive(Debug)]
-pub struct Bad {
-    /// Blocks proven wrong; empty where one hash covers the whole piece.
-    pub blocks: Vec<BlockIndex>,
-    /// The bytes, to find out who sent them.
-    pub bytes: bytes::Bytes,
-}
-
-/// What a cache holds.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Usage {
-    /// Bytes of pieces on the disk, torrents that are not in use included.
-    pub disk: u64,
-    /// As configured.
-    pub disk_limit: Option<u64>,
-    /// Bytes of pieces in memory.
-    pub memory: u64,
-    /// As configured.
-    pub memory_limit: u64,
-    /// Bytes of all buffers in use: the pieces in memory, partial ones, and what is being served.
-    pub buffers: u64,
-    /// What is wrong with the disk, in words.
-    pub fault: Option<String>,
-}
-
-/// Why a cache cannot be opened or a torrent not be added or read.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// Another process has the directory.
-    #[error("cache {} is in use by {holder}: stop that one, or choose another directory with --cache-dir", dir.display())]
-    InUse {
-        /// The cache directory.
-        dir: PathBuf,
-        /// Who has it, in words.
-        holder: String,
-    },
-    /// A directory or file of the cache cannot be made or read.
-    #[error("cannot {action} {}: {source}; make it accessible, or choose another directory with --cache-dir", path.display())]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// Why it failed.
-        source: std::io::Error,
-    },
-    /// The torrent is in the cache's hands already.
-    #[error("torrent {0} is open already; mount it once")]
-    Already(InfoHash),
-    /// Another process makes the same files.
-    #[error("{holder} is at work on this torrent in {}: let it finish, or end it first", dir.display())]
-    Busy {
-        /// Where the files are made.
-        dir: PathBuf,
-        /// Who does it, in words.
-        holder: String,
-    },
-    /// What is there is not the torrent's, and nobody said that it may go.
-    #[error("{} {why}; move it away, choose another directory, or have it overwritten with --force", path.display())]
-    Foreign {
-        /// What is in the way.
-        path: PathBuf,
-        /// What it is.
-        why: &'static str,
-    },
-    /// What is there is not the torrent's, and is not ours to remove.
-    #[error("{} {why}; move it away or choose another directory", path.display())]
-    InTheWay {
-        /// What is in the way.
-        path: PathBuf,
-        /// What it is.
-        why: &'static str,
-    },
-    /// A cache that keeps no pieces was asked to.
-    #[error("cache {} was not opened to keep torrents in it", .0.display())]
-    Beside(PathBuf),
-    /// A path that would leave the cache.
-    #[error("file path {path:?} of the torrent is not a plain relative path; get a sound .torrent file")]
-    Unsafe {
-        /// The path.
-        path: PathBuf,
-    },
-    /// A range that is not within its piece: a mistake of the caller.
-    #[error("bytes {begin}+{len} are not within piece {piece}")]
-    Range {
-        /// The piece.
-        piece: PieceIndex,
-        /// First byte.
-        begin: u32,
-        /// Bytes.
-        len: usize,
-    },
-    /// The cache was closed.
-    #[error("the cache is closed")]
-    Closed,
-}
+pub use spec::{EvictionSink, Progress, TorrentSpec};

@@ -9,8 +9,9 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst, fence};
 use std::sync::{Mutex, OnceLock};
 
-use super::{EvictionSink, lock};
+use super::spec::EvictionSink;
 use crate::metainfo::{Lengths, PieceIndex};
+use crate::util::lock;
 
 /// Where a piece is. Exactly one of these (invariant 2).
 ///

@@ -7,21 +7,87 @@ use std::{fs, io, thread};
 
 use fixedbitset::FixedBitSet;
 
-use super::cache::{Cache, io_error};
+use super::cache::Cache;
+use super::dir::{make_dir, take_lock};
+use super::download;
+use super::error::{StoreError, io_error};
 use super::files::{Files, Stamp};
 use super::pieces::{Pieces, State};
-use super::place::Base;
+use super::place::{Base, Place};
+use super::spec::{EvictionSink, Progress, TorrentSpec};
 use super::state::Saved;
 use super::torrent::{Save, Torrent};
-use super::{EvictionSink, Place, Progress, StoreError, TorrentSpec, download, lock};
 use crate::metainfo::{File, Lengths, PieceIndex};
+use crate::util::lock;
+
+/// Takes up a torrent with what the directory has of it. Blocking: reads its state, looks at its files, and hashes
+/// them all if asked to or if there is data without a state. `evicted` may be called before this returns.
+pub(super) fn open(cache: &Cache, torrent: TorrentSpec, evicted: EvictionSink) -> Result<Arc<Torrent>, StoreError> {
+    let info_hash = torrent.info_hash;
+    let id = {
+        let mut ledger = lock(&cache.ledger);
+        if ledger.closed {
+            return Err(StoreError::Closed);
+        }
+        if !ledger.names.insert(info_hash) {
+            return Err(StoreError::Already(info_hash));
+        }
+        ledger.next_id += 1;
+        ledger.next_id
+    };
+    let evictable = torrent.place.is_evictable();
+    let parked = {
+        let _parking = lock(&cache.parking);
+        if evictable { lock(&cache.ledger).parked.remove(&info_hash) } else { None }
+    };
+    match take_up(cache, torrent, id, evicted) {
+        Ok(torrent) => {
+            let torrent = Arc::new(torrent);
+            let mut ledger = lock(&cache.ledger);
+            if ledger.closed {
+                return Err(StoreError::Closed);
+            }
+            ledger.active += if evictable { torrent.bytes_on_disk() } else { 0 };
+            ledger.torrents.push(Arc::clone(&torrent));
+            drop(ledger);
+            Ok(torrent)
+        }
+        Err(error) => {
+            let mut ledger = lock(&cache.ledger);
+            ledger.names.remove(&info_hash);
+            ledger.parked.extend(parked.map(|parked| (info_hash, parked)));
+            Err(error)
+        }
+    }
+}
+
+fn take_up(cache: &Cache, spec: TorrentSpec, id: u32, evicted: EvictionSink) -> Result<Torrent, StoreError> {
+    if spec.place.is_evictable() && cache.beside {
+        return Err(StoreError::Beside(cache.dir.clone()));
+    }
+    let home = spec.place.home(&cache.dir, &spec.info_hash);
+    if let Some(home) = &home {
+        make_dir(home)?;
+    }
+    // Two processes in the same cache may not make the same files.
+    let lock_file = match (&spec.place, &home) {
+        (Place::Download { dir, .. }, Some(home)) => Some(take_lock(home).map_err(|error| match error {
+            StoreError::InUse { holder, .. } => StoreError::Busy { dir: dir.clone(), holder },
+            error => error,
+        })?),
+        _ => None,
+    };
+    let torrent = load(cache, spec, id, home, evicted)?;
+    *lock(&torrent.lock_file) = lock_file;
+    Ok(torrent)
+}
 
 /// Reads a torrent's state and looks at its files; hashes all that is there if asked to, or if there is data of which
 /// no state tells. Files are looked at only where the state says that there are pieces.
 ///
 /// Of a download all that is had is proven at once. Of the user's own files nothing is recorded: each piece is hashed
 /// now, or before its first byte is served.
-pub(super) fn load(
+fn load(
     cache: &Cache,
     spec: TorrentSpec,
     id: u32,

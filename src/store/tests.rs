@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -15,7 +15,8 @@ use proptest::prelude::*;
 use sha1::{Digest, Sha1};
 
 use super::*;
-use crate::metainfo::{File, FileKind, Lengths};
+use crate::metainfo::{File, FileKind, InfoHash, Layout, Lengths, PieceHashes, PieceIndex};
+use crate::util::lock;
 
 mod model;
 mod places;
@@ -121,7 +122,7 @@ type Evicted = Arc<Mutex<Vec<u32>>>;
 fn add(cache: &Arc<Cache>, sample: &Sample) -> (Arc<TorrentStore>, Evicted) {
     let evicted = Evicted::default();
     let sink = Arc::clone(&evicted);
-    let store = cache.add(sample.spec(), Box::new(move |piece| lock(&sink).push(piece.get()))).unwrap();
+    let store = TorrentStore::open(cache, sample.spec(), Box::new(move |piece| lock(&sink).push(piece.get()))).unwrap();
     (store, evicted)
 }
 
@@ -277,7 +278,10 @@ fn no_path_leads_outside() {
     for path in ["../x", "/x", "a/../x", "", "./x"] {
         let mut sample = Sample::one_file(1, 100, 3);
         sample.files[0].path = path.split('/').map(str::to_owned).collect();
-        assert!(matches!(cache.add(sample.spec(), Box::new(|_| {})), Err(StoreError::Unsafe { .. })), "{path}");
+        assert!(
+            matches!(TorrentStore::open(&cache, sample.spec(), Box::new(|_| {})), Err(StoreError::Unsafe { .. })),
+            "{path}"
+        );
     }
     let sample = Sample::one_file(2, 100, 3);
     let home = dir.path().join(sample.info_hash.to_string());

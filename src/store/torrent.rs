@@ -24,11 +24,12 @@ use fixedbitset::FixedBitSet;
 
 use super::files::{Files, Handles, Stamp};
 use super::health::DiskError;
+use super::memory::Memory;
 use super::pieces::{Pieces, State};
 use super::state::{self, Saved};
 use super::waiters::Waiters;
-use super::{lock, memory::Memory};
 use crate::metainfo::{FileIndex, InfoHash, Lengths, PieceHashes, PieceIndex};
+use crate::util::lock;
 
 /// Between two hints of the state, at least; and [`HINT_SHARE`] times what writing one took.
 const HINT_EVERY: Duration = Duration::from_secs(1);

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 
 use tokio::sync::Notify;
 
-use super::lock;
 use crate::metainfo::PieceIndex;
+use crate::util::lock;
 
 /// One [`Notify`] a waited piece, gone with the last waiter; so its size is bounded by the number of waiting reads.
 #[derive(Default)]

@@ -1,67 +1,74 @@
-//! The address book: whom to call, when, and whom never again.
+//! The address book: which addresses to dial and when, and which never again.
 //!
-//! A peer is an address *and port*: many peers live behind one IP address, and one of them lying says nothing of the
-//! others. Only an IP address from which several distinct liars came is refused whole, for an incoming liar returns
-//! from a new port each time.
+//! A peer is an address *and port*: many peers share one IP address, and if one of them lies that says nothing about
+//! the others. A whole IP address is banned only after several distinct liars came from it, because a liar that connects
+//! to us comes from a new port each time.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use super::event::PeerSource;
 use crate::util::is_lan;
 use crate::wire::PeerId;
 
-/// Addresses kept at most.
+/// Maximum number of addresses kept.
 const MAX_ADDRESSES: usize = 2_000;
-/// Bans kept at most.
+/// Maximum number of bans kept.
 const MAX_BANS: usize = 10_000;
-/// The wait after a second failure, doubled after each further one; the first failure is retried sooner.
-const RETRY: Duration = Duration::from_secs(10);
+/// Wait after the first failure: short, because a peer may just have started.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
+/// Wait after the second failure, doubled after each further one.
+const RETRY: Duration = Duration::from_secs(10);
+/// Maximum wait after a failure.
 const MAX_RETRY: Duration = Duration::from_secs(30 * 60);
-/// An address that failed so often gives its place to a new one.
+/// Number of consecutive failures after which an address may be replaced by a new one.
 const HOPELESS: u32 = 3;
-/// Distinct liars at one IP address, before the whole address is refused.
+/// Number of distinct liars at one IP address after which the whole address is banned.
 const BANS_AN_IP: u32 = 5;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Use {
-    /// To be called when the time comes.
+enum State {
+    /// Dialed when its time comes.
     Idle,
-    /// A call is under way.
-    Calling,
+    /// A connection attempt is under way.
+    Dialing,
     /// Connected.
     Connected,
 }
 
 #[derive(Debug)]
 struct Entry {
-    usage: Use,
-    /// Not to be called before this.
+    state: State,
+    /// When it may be dialed.
     after: Instant,
+    /// Consecutive failures.
     failures: u32,
-    /// It had everything when last seen: no use while we lack nothing.
+    /// It had every piece when last seen: useless while we lack nothing.
     seed: bool,
+    source: PeerSource,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Addresses {
     entries: BTreeMap<SocketAddr, Entry>,
-    /// Idle addresses by the time from which they may be called.
+    /// Idle addresses by the time from which they may be dialed.
     due: BTreeSet<(Instant, SocketAddr)>,
-    calling: usize,
+    /// Number of connection attempts under way.
+    dialing: usize,
     /// Addresses that turned out to be ourselves.
     ours: BTreeSet<SocketAddr>,
     banned: BTreeSet<SocketAddr>,
-    /// Where a liar came from and what it called itself: it may come back from another port. An id alone proves nothing, for
-    /// anybody can take an honest peer's.
+    /// The IP address and peer id of each liar, which may come back from another port. A peer id alone proves nothing,
+    /// because anybody can copy it from an honest peer.
     banned_ids: BTreeSet<(IpAddr, [u8; 20])>,
+    /// Number of liars by IP address.
     bans: BTreeMap<IpAddr, u32>,
 }
 
 impl Addresses {
-    /// An address was heard of.
-    pub(super) fn found(&mut self, now: Instant, addr: SocketAddr) {
+    /// Adds an address, unless it is known, banned, ourselves or cannot be dialed.
+    pub(super) fn found(&mut self, now: Instant, addr: SocketAddr, source: PeerSource) {
         let addr = SocketAddr::new(addr.ip().to_canonical(), addr.port());
         if addr.port() == 0 || addr.ip().is_unspecified() || addr.ip().is_multicast() || self.ours.contains(&addr) {
             return;
@@ -70,96 +77,102 @@ impl Addresses {
             return;
         }
         if self.entries.len() >= MAX_ADDRESSES {
-            let hopeless = |entry: &Entry| entry.usage == Use::Idle && entry.failures >= HOPELESS;
-            // The one that waits longest; only failures are far in the future.
-            let Some(place) =
+            let hopeless = |entry: &Entry| entry.state == State::Idle && entry.failures >= HOPELESS;
+            // The one with the longest wait; only after failures is a wait long.
+            let Some(replaced) =
                 self.due.iter().rev().find(|(_, addr)| self.entries.get(addr).is_some_and(hopeless)).copied()
             else {
                 return;
             };
-            self.due.remove(&place);
-            self.entries.remove(&place.1);
+            self.due.remove(&replaced);
+            self.entries.remove(&replaced.1);
         }
-        self.entries.insert(addr, Entry { usage: Use::Idle, after: now, failures: 0, seed: false });
+        self.entries.insert(addr, Entry { state: State::Idle, after: now, failures: 0, seed: false, source });
         self.due.insert((now, addr));
     }
 
-    /// The next address to call, one in our own network first. It counts as being called until one of the answers below.
-    pub(super) fn call(&mut self, now: Instant, want_seeds: bool) -> Option<SocketAddr> {
+    /// Returns the source of an address that was dialed. One that is not in the book was dialed for a rendezvous.
+    pub(super) fn source(&self, addr: SocketAddr) -> PeerSource {
+        self.entries.get(&addr).map_or(PeerSource::Pex, |entry| entry.source)
+    }
+
+    /// Returns the next address to dial, one in our own network first. It counts as being dialed until `failed` or
+    /// `connected`.
+    pub(super) fn next_to_dial(&mut self, now: Instant, want_seeds: bool) -> Option<SocketAddr> {
         let useful = |addr: &SocketAddr| self.entries.get(addr).is_some_and(|entry| want_seeds || !entry.seed);
         let mut ready = self.due.iter().take_while(|(after, _)| *after <= now).filter(|(_, addr)| useful(addr));
         let first = ready.next().copied()?;
-        let near = |(_, addr): &&(Instant, SocketAddr)| is_lan(addr.ip());
-        let place = if is_lan(first.1.ip()) { first } else { ready.find(near).copied().unwrap_or(first) };
+        let in_lan = |(_, addr): &&(Instant, SocketAddr)| is_lan(addr.ip());
+        let place = if in_lan(&&first) { first } else { ready.find(in_lan).copied().unwrap_or(first) };
         self.due.remove(&place);
-        self.entries.get_mut(&place.1)?.usage = Use::Calling;
-        self.calling += 1;
+        self.entries.get_mut(&place.1)?.state = State::Dialing;
+        self.dialing += 1;
         Some(place.1)
     }
 
-    /// Calls under way.
-    pub(super) fn calling(&self) -> usize {
-        self.calling
+    /// Returns the number of connection attempts under way.
+    pub(super) fn dialing(&self) -> usize {
+        self.dialing
     }
 
-    /// When the next address may be called.
+    /// Returns when the next address may be dialed.
     pub(super) fn next_due(&self) -> Option<Instant> {
         self.due.first().map(|(after, _)| *after)
     }
 
-    /// The call came to nothing.
+    /// Records that a connection attempt failed.
     pub(super) fn failed(&mut self, now: Instant, addr: SocketAddr) {
-        let Some(entry) = self.entries.get_mut(&addr).filter(|entry| entry.usage == Use::Calling) else { return };
-        self.calling -= 1;
+        let Some(entry) = self.entries.get_mut(&addr).filter(|entry| entry.state == State::Dialing) else { return };
+        self.dialing -= 1;
         entry.failures = entry.failures.saturating_add(1);
         let wait = match entry.failures {
             1 => FIRST_RETRY,
             failures => (RETRY * (1 << (failures - 2).min(10))).min(MAX_RETRY),
         };
-        self.rest(addr, now + wait);
+        self.set_idle(addr, now + wait);
     }
 
-    /// The call led to a connection.
+    /// Records that a connection to this address was made.
     pub(super) fn connected(&mut self, addr: SocketAddr) {
         if let Some(entry) = self.entries.get_mut(&addr) {
-            match entry.usage {
-                Use::Calling => self.calling -= 1,
-                Use::Idle => drop(self.due.remove(&(entry.after, addr))),
-                Use::Connected => {}
+            match entry.state {
+                State::Dialing => self.dialing -= 1,
+                State::Idle => drop(self.due.remove(&(entry.after, addr))),
+                State::Connected => {}
             }
-            entry.usage = Use::Connected;
+            entry.state = State::Connected;
         }
     }
 
-    /// The connection ended. `useful`: a block came through it, so it is worth an early call.
-    pub(super) fn left(&mut self, now: Instant, addr: SocketAddr, useful: bool, seed: bool) {
-        let Some(entry) = self.entries.get_mut(&addr).filter(|entry| entry.usage == Use::Connected) else { return };
+    /// Records that the connection ended. If it was `useful`, because blocks came through it, it is dialed again soon.
+    pub(super) fn disconnected(&mut self, now: Instant, addr: SocketAddr, useful: bool, seed: bool) {
+        let Some(entry) = self.entries.get_mut(&addr).filter(|entry| entry.state == State::Connected) else { return };
         entry.failures = if useful { 0 } else { entry.failures.saturating_add(1) };
         entry.seed = seed;
         let wait = if useful { FIRST_RETRY * 2 } else { (RETRY * (1 << entry.failures.min(10))).min(MAX_RETRY) };
-        self.rest(addr, now + wait);
+        self.set_idle(addr, now + wait);
     }
 
-    /// Not to be called before `after`, or never again if its IP address was banned meanwhile.
-    fn rest(&mut self, addr: SocketAddr, after: Instant) {
+    /// Makes an address wait until `after`, or removes it if its IP address was banned meanwhile.
+    fn set_idle(&mut self, addr: SocketAddr, after: Instant) {
         let banned = self.is_banned(addr);
         let Some(entry) = self.entries.get_mut(&addr) else { return };
-        (entry.usage, entry.after) = (Use::Idle, after);
+        (entry.state, entry.after) = (State::Idle, after);
         self.due.insert((after, addr));
         if banned {
             self.remove(addr);
         }
     }
 
-    /// That address is ourselves.
-    pub(super) fn is_us(&mut self, addr: SocketAddr) {
+    /// Records that the address is ourselves.
+    pub(super) fn mark_as_ours(&mut self, addr: SocketAddr) {
         self.remove(addr);
         if self.ours.len() < MAX_ADDRESSES {
             self.ours.insert(addr);
         }
     }
 
-    /// Refuses a liar from now on. True if its whole IP address is now refused.
+    /// Bans a liar. Returns whether its whole IP address is now banned.
     pub(super) fn ban(&mut self, addr: SocketAddr, id: PeerId) -> bool {
         self.remove(addr);
         if self.banned.len() >= MAX_BANS {
@@ -170,8 +183,8 @@ impl Addresses {
         *bans += u32::from(new);
         let whole = *bans >= BANS_AN_IP;
         if whole {
-            // A call under way still gets its answer.
-            let there = |(other, entry): &(&SocketAddr, &Entry)| other.ip() == addr.ip() && entry.usage == Use::Idle;
+            // Those being dialed are removed when their attempt ends.
+            let there = |(other, entry): &(&SocketAddr, &Entry)| other.ip() == addr.ip() && entry.state == State::Idle;
             let idle: Vec<SocketAddr> = self.entries.iter().filter(there).map(|(other, _)| *other).collect();
             idle.into_iter().for_each(|other| self.remove(other));
         }
@@ -189,7 +202,7 @@ impl Addresses {
     fn remove(&mut self, addr: SocketAddr) {
         if let Some(entry) = self.entries.remove(&addr) {
             self.due.remove(&(entry.after, addr));
-            self.calling -= usize::from(entry.usage == Use::Calling);
+            self.dialing -= usize::from(entry.state == State::Dialing);
         }
     }
 
@@ -197,8 +210,8 @@ impl Addresses {
         assert!(
             self.entries.len() <= MAX_ADDRESSES && self.ours.len() <= MAX_ADDRESSES && self.banned.len() <= MAX_BANS
         );
-        assert_eq!(self.calling, self.entries.values().filter(|entry| entry.usage == Use::Calling).count());
-        let idle = self.entries.iter().filter(|(_, entry)| entry.usage == Use::Idle);
+        assert_eq!(self.dialing, self.entries.values().filter(|entry| entry.state == State::Dialing).count());
+        let idle = self.entries.iter().filter(|(_, entry)| entry.state == State::Idle);
         assert_eq!(self.due, idle.map(|(addr, entry)| (entry.after, *addr)).collect());
     }
 }
@@ -212,20 +225,20 @@ mod tests {
     }
 
     #[test]
-    fn backs_off_and_never_calls_twice_at_once() {
+    fn waits_grow_and_an_address_is_dialed_once_at_a_time() {
         let mut now = Instant::now();
         let mut book = Addresses::default();
-        book.found(now, addr(1));
-        book.found(now, addr(1));
-        assert_eq!(book.call(now, true), Some(addr(1)));
-        assert_eq!(book.call(now, true), None);
+        book.found(now, addr(1), PeerSource::Dht);
+        book.found(now, addr(1), PeerSource::Dht);
+        assert_eq!(book.next_to_dial(now, true), Some(addr(1)));
+        assert_eq!(book.next_to_dial(now, true), None);
         let mut waits = Vec::new();
         for _ in 0..12 {
             book.failed(now, addr(1));
             let due = book.next_due().unwrap();
             waits.push((due - now).as_secs());
             now = due;
-            assert_eq!(book.call(now, true), Some(addr(1)));
+            assert_eq!(book.next_to_dial(now, true), Some(addr(1)));
         }
         assert_eq!(waits[..4], [1, 10, 20, 40]);
         assert_eq!(waits[11], 1_800);
@@ -236,23 +249,23 @@ mod tests {
     fn ports_of_one_address_are_different_peers_until_too_many_lie() {
         let now = Instant::now();
         let mut book = Addresses::default();
-        (1..=20).for_each(|port| book.found(now, addr(port)));
+        (1..=20).for_each(|port| book.found(now, addr(port), PeerSource::Dht));
         for port in 1..=5 {
             assert_eq!(book.ban(addr(port), PeerId([port as u8; 20])), port == 5);
             assert!(book.is_banned(addr(port)) && book.is_banned_id(addr(9).ip(), PeerId([port as u8; 20])));
-            assert!(!book.is_banned_id([127, 0, 0, 2].into(), PeerId([port as u8; 20])), "a stolen name");
+            assert!(!book.is_banned_id([127, 0, 0, 2].into(), PeerId([port as u8; 20])), "a copied peer id");
             assert_eq!(book.is_banned(addr(19)), port == 5);
             if port == 4 {
-                // When the last straw comes, two are connected and one is being called.
-                let called = [5, 6, 7].map(|_| book.call(now, true));
-                assert_eq!(called, [5, 6, 7].map(|port| Some(addr(port))));
+                // At the time of the fifth ban two are connected and one is being dialed.
+                let dialed = [5, 6, 7].map(|_| book.next_to_dial(now, true));
+                assert_eq!(dialed, [5, 6, 7].map(|port| Some(addr(port))));
                 [5, 6].into_iter().for_each(|port| book.connected(addr(port)));
             }
         }
-        book.left(now, addr(6), true, true);
+        book.disconnected(now, addr(6), true, true);
         book.failed(now, addr(7));
-        assert_eq!(book.next_due(), None, "nobody there is called again");
-        assert_eq!(book.calling(), 0);
+        assert_eq!(book.next_due(), None, "no address there is dialed again");
+        assert_eq!(book.dialing(), 0);
         book.check();
     }
 
@@ -260,8 +273,23 @@ mod tests {
     fn is_bounded() {
         let now = Instant::now();
         let mut book = Addresses::default();
-        (1..=9_000).for_each(|port| book.found(now, addr(port)));
+        (1..=9_000).for_each(|port| book.found(now, addr(port), PeerSource::Dht));
         assert_eq!(book.entries.len(), MAX_ADDRESSES);
         book.check();
+    }
+
+    #[test]
+    fn the_first_source_of_an_address_is_kept_and_local_addresses_are_dialed_first() {
+        let now = Instant::now();
+        let mut book = Addresses::default();
+        let (far, web_seed) = (SocketAddr::from(([1, 2, 3, 4], 1)), SocketAddr::from(([240, 0, 0, 1], 80)));
+        book.found(now, far, PeerSource::Dht);
+        book.found(now, far, PeerSource::Tracker);
+        book.found(now, web_seed, PeerSource::WebSeed);
+        book.found(now, "[::ffff:127.0.0.1]:9".parse().unwrap(), PeerSource::Lsd);
+        assert_eq!(book.source(far), PeerSource::Dht);
+        assert_eq!((book.source(addr(9)), book.source(addr(8))), (PeerSource::Lsd, PeerSource::Pex));
+        let order = std::iter::from_fn(|| book.next_to_dial(now, true));
+        assert_eq!(order.collect::<Vec<_>>(), [addr(9), far, web_seed]);
     }
 }

@@ -1,37 +1,54 @@
-//! Whom we serve: some slots for those who serve us best (or, once complete, for those who take most), one for a peer
-//! that has not shown yet what it can do. Re-decided every ten seconds, the optimistic slot every thirty; a free slot
-//! is given at once, for ten seconds are long at the start of a swarm.
+//! Which peers get an upload slot: those that serve us best (or, once we are complete, those that take most), and one
+//! peer that has not shown yet what it can do. The slots are assigned again every ten seconds, the optimistic one every
+//! thirty.
 //!
-//! The faster we give, the more slots there are, so that each slot's share grows with the square root of the rate: few
-//! peers with a good share each keep tit for tat worth their while, and no bandwidth is left unused. Of equals those in
-//! our own network come first: what they get costs nobody's uplink.
+//! The number of slots grows with the upload rate, so that each slot's share of the rate grows with its square root:
+//! a few peers with a good share each keep tit for tat worth their while, and no bandwidth is left unused. Among peers
+//! with equal claims those in our own network come first, because serving them costs no uplink bandwidth.
 
 use std::time::{Duration, Instant};
 
+use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 
-use super::{Action, PeerKey, Swarm};
-use crate::wire::Message;
+use super::event::PeerKey;
 
-/// Peers unchoked for what they give, at least and at most.
+/// Minimum number of ordinary slots.
 const MIN_SLOTS: usize = 4;
+/// Maximum number of ordinary slots.
 const MAX_SLOTS: usize = 50;
+/// Interval at which the ordinary slots are assigned (BEP 3).
 const ROUND: Duration = Duration::from_secs(10);
+/// Interval at which the optimistic slot moves on (BEP 3).
 const OPTIMISTIC_ROUND: Duration = Duration::from_secs(30);
-/// A peer that owes us blocks for so long has snubbed us, and only the optimistic slot serves it.
-const SNUBBED: Duration = Duration::from_secs(60);
+/// A peer that owes us blocks and sends none for this long has snubbed us: only the optimistic slot serves it (BEP 3).
+pub(super) const SNUBBED: Duration = Duration::from_secs(60);
+
+/// A peer that is interested in our pieces.
+#[derive(Debug)]
+pub(super) struct Candidate {
+    pub(super) key: PeerKey,
+    /// It is in our own network.
+    pub(super) in_lan: bool,
+    /// The rate by which it is ranked, in bytes per second.
+    pub(super) rate: f64,
+    /// It has snubbed us.
+    pub(super) snubbed: bool,
+}
 
 #[derive(Debug)]
 pub(super) struct Choker {
     next_round: Instant,
     next_optimistic: Instant,
+    /// The peer in the optimistic slot.
     optimistic: Option<PeerKey>,
-    /// Without the optimistic one.
+    /// Number of ordinary slots.
     slots: usize,
 }
 
-/// For so many bytes a second given in sum: each slot gets at least 30 KB/s times their number. More slots would leave
-/// each peer longer without a whole piece to pass on (simulated: with 4 KB/s a flash crowd takes a fifth longer).
+/// Returns the number of ordinary slots at an upload rate in bytes per second: each slot gets at least 30 KB/s times
+/// their number. With more slots each peer would wait longer for a whole piece to pass on (in the simulation, a flash
+/// crowd takes a fifth longer with 4 KB/s).
 fn slots(up_rate: f64) -> usize {
     ((up_rate / 30e3).sqrt() as usize).clamp(MIN_SLOTS, MAX_SLOTS)
 }
@@ -40,116 +57,71 @@ impl Choker {
     pub(super) fn new(now: Instant) -> Self {
         Self { next_round: now + ROUND, next_optimistic: now, optimistic: None, slots: MIN_SLOTS }
     }
+
+    /// Returns whether the slots have to be assigned again.
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        now >= self.next_round
+    }
+
+    /// Returns the number of slots, the optimistic one included.
+    pub(super) fn all_slots(&self) -> usize {
+        self.slots + 1
+    }
+
+    /// Assigns the slots to some of the `candidates`, of `peers` connected peers, and returns those.
+    pub(super) fn assign(
+        &mut self,
+        now: Instant,
+        rng: &mut SmallRng,
+        up_rate: f64,
+        candidates: &[Candidate],
+        peers: usize,
+    ) -> Vec<PeerKey> {
+        self.next_round = now + ROUND;
+        self.slots = slots(up_rate);
+        let mut ranked: Vec<&Candidate> = candidates.iter().filter(|candidate| !candidate.snubbed).collect();
+        ranked.sort_by(|a, b| b.in_lan.cmp(&a.in_lan).then(b.rate.total_cmp(&a.rate)));
+        let mut served: Vec<PeerKey> = ranked.iter().take(self.slots).map(|candidate| candidate.key).collect();
+
+        let waiting: Vec<PeerKey> =
+            candidates.iter().map(|candidate| candidate.key).filter(|key| !served.contains(key)).collect();
+        let stays = self.optimistic.is_some_and(|key| waiting.contains(&key));
+        if now >= self.next_optimistic || !stays {
+            // A peer other than the last one, if there is another.
+            let others: Vec<PeerKey> =
+                waiting.into_iter().filter(|key| self.optimistic != Some(*key) || peers <= self.all_slots()).collect();
+            self.optimistic = others.choose(rng).copied();
+            self.next_optimistic = now + OPTIMISTIC_ROUND;
+        }
+        served.extend(self.optimistic);
+        served
+    }
 }
 
-impl Swarm {
-    /// Runs the rounds that are due.
-    pub(super) fn tick_choker(&mut self, now: Instant) {
-        if !self.config.upload || now < self.choker.next_round {
-            return;
-        }
-        self.choker.next_round = now + ROUND;
-        self.choker.slots = slots(self.up_rate(now));
-        let slots = self.choker.slots;
-        let seeding = self.pieces.complete();
-        let mut ranked: Vec<(PeerKey, bool, f64)> = Vec::new();
-        for (key, peer) in &self.peers {
-            let snubbed = !peer.asks.is_empty() && now.saturating_duration_since(peer.last_progress) >= SNUBBED;
-            if peer.interested_in_us && (seeding || !snubbed) {
-                let rate = if seeding { peer.up.rate(now) } else { peer.down.rate(now) };
-                ranked.push((*key, peer.is_near, rate));
-            }
-        }
-        ranked.sort_by(|a, b| b.1.cmp(&a.1).then(b.2.total_cmp(&a.2)));
-        let mut served: Vec<PeerKey> = ranked.iter().take(slots).map(|(key, ..)| *key).collect();
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::SeedableRng;
 
-        let keeps =
-            |key: &PeerKey| self.peers.get(key).is_some_and(|peer| peer.interested_in_us) && !served.contains(key);
-        if now >= self.choker.next_optimistic || !self.choker.optimistic.as_ref().is_some_and(keeps) {
-            let others: Vec<PeerKey> = self
-                .peers
-                .iter()
-                .filter(|(key, peer)| peer.interested_in_us && !served.contains(key))
-                // Another one than the last, if there is another.
-                .filter(|(key, _)| self.choker.optimistic != Some(**key) || self.peers.len() <= slots + 1)
-                .map(|(key, _)| *key)
-                .collect();
-            self.choker.optimistic = others.choose(&mut self.rng).copied();
-            self.choker.next_optimistic = now + OPTIMISTIC_ROUND;
-        }
-        served.extend(self.choker.optimistic);
-
-        let keys: Vec<PeerKey> = self.peers.keys().copied().collect();
-        for key in keys {
-            if served.contains(&key) {
-                self.unchoke(now, key);
-            } else {
-                self.choke(now, key);
-            }
-        }
-        self.fill_slots(now);
+    #[test]
+    fn the_fastest_are_served_and_one_other() {
+        let now = Instant::now();
+        let (mut choker, mut rng) = (Choker::new(now), SmallRng::seed_from_u64(1));
+        assert!(!choker.is_due(now) && choker.is_due(now + ROUND));
+        let candidates: Vec<Candidate> = (0..10u32)
+            .map(|n| Candidate { key: PeerKey(n.into()), in_lan: n == 0, rate: n.into(), snubbed: n == 9 })
+            .collect();
+        let served = choker.assign(now, &mut rng, 0.0, &candidates, candidates.len());
+        assert_eq!(served[..MIN_SLOTS], [0, 8, 7, 6].map(PeerKey));
+        assert_eq!(served.len(), choker.all_slots());
+        let again = choker.assign(now + ROUND, &mut rng, 0.0, &candidates, candidates.len());
+        assert_eq!(served, again, "the optimistic slot stays for three rounds");
+        let moved = choker.assign(now + OPTIMISTIC_ROUND, &mut rng, 0.0, &candidates, candidates.len());
+        assert_ne!(served[MIN_SLOTS], moved[MIN_SLOTS]);
     }
 
-    /// Gives free slots to whoever waits.
-    pub(super) fn fill_slots(&mut self, now: Instant) {
-        if !self.config.upload {
-            return;
-        }
-        let mut free = (self.choker.slots + 1).saturating_sub(self.unchoked);
-        while free > 0 {
-            let waiting: Vec<PeerKey> = self
-                .peers
-                .iter()
-                .filter(|(_, peer)| peer.we_choke && peer.interested_in_us)
-                .map(|(key, _)| *key)
-                .collect();
-            let Some(key) = waiting.choose(&mut self.rng).copied() else { return };
-            self.unchoke(now, key);
-            free -= 1;
-        }
-    }
-
-    /// Begins to serve, or ends it: then all are choked.
-    pub(super) fn serve(&mut self, now: Instant, serve: bool) {
-        self.config.upload = serve;
-        let keys: Vec<PeerKey> = self.peers.keys().copied().collect();
-        for key in keys.into_iter().filter(|_| !serve) {
-            if let Some(peer) = self.peers.get_mut(&key) {
-                peer.granted.clear();
-            }
-            self.choke(now, key);
-        }
-        self.fill_slots(now);
-    }
-
-    fn unchoke(&mut self, now: Instant, key: PeerKey) {
-        let Some(peer) = self.peers.get_mut(&key).filter(|peer| peer.we_choke) else { return };
-        peer.we_choke = false;
-        self.unchoked += 1;
-        self.send(now, key, Message::Unchoke);
-    }
-
-    /// Chokes a peer. What it had asked for is void, which the fast extension wants said for each request.
-    pub(super) fn choke(&mut self, now: Instant, key: PeerKey) {
-        let Some(peer) = self.peers.get_mut(&key).filter(|peer| !peer.we_choke) else { return };
-        peer.we_choke = true;
-        self.unchoked -= 1;
-        let granted = std::mem::take(&mut peer.granted);
-        let (fast, gone) = (peer.fast, peer.uploads.clear(|request| granted.contains(&request.piece)));
-        peer.granted = granted;
-        self.send(now, key, Message::Choke);
-        if fast {
-            for request in gone {
-                self.send(now, key, Message::Reject(request));
-            }
-        }
-    }
-
-    /// A queue of requests grew or a block left: hands on what may be.
-    pub(super) fn pump_uploads(&mut self, key: PeerKey) {
-        let Some(peer) = self.peers.get_mut(&key) else { return };
-        while let Some(request) = peer.uploads.next() {
-            self.actions.push_back(Action::Upload(key, request));
-        }
+    #[test]
+    fn slots_grow_with_the_square_root_of_the_rate() {
+        assert_eq!([0.0, 3e6, 12e6, 1e12].map(slots), [MIN_SLOTS, 10, 20, MAX_SLOTS]);
     }
 }

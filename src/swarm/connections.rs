@@ -1,83 +1,88 @@
-//! Peers coming and going: whom to call, whom to keep.
+//! Connections: which addresses to dial, which connections to keep, and the first messages on each.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use super::action::{Action, DisconnectReason};
+use super::event::{Direction, NewPeer, PeerKey, PeerSource};
+use super::machine::Swarm;
 use super::peer::{Holding, Peer};
-use super::{Action, Direction, Goodbye, PeerKey, Swarm};
 use crate::wire::{Message, PeerId, allowed_fast_set, bitfield_to_wire};
 
-/// Silence of ours before a keep-alive (BEP 3 peers hang up after two minutes).
+/// How long we may send nothing before a keep-alive is due (BEP 3: peers hang up after two minutes).
 const KEEP_ALIVE: Duration = Duration::from_secs(100);
-/// Silence of theirs before we hang up.
+/// How long a peer may send nothing before we hang up: longer than two keep-alives of a punctual peer.
 const IDLE: Duration = Duration::from_secs(180);
-/// Connections younger than this may be two calls that crossed.
+/// Age below which two connections to the same peer may have been opened at the same time, one by each side.
 const CROSSED: Duration = Duration::from_secs(30);
-/// How long a peer may be of no use to either side, once all places are taken.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// Pieces that a peer may request while choked (BEP 6).
+/// How long a peer may be useless to both sides once every connection slot is taken.
+const USELESS_LIMIT: Duration = Duration::from_secs(60);
+/// Number of pieces that a peer may request while choked (BEP 6).
 const ALLOWED_FAST: u8 = 10;
 
 impl Swarm {
-    pub(super) fn connected(
-        &mut self,
-        now: Instant,
-        key: PeerKey,
-        addr: SocketAddr,
-        direction: Direction,
-        id: PeerId,
-        fast: bool,
-    ) {
-        let refuse = |swarm: &mut Self, why| swarm.actions.push_back(Action::Disconnect(key, why));
+    /// Accepts or refuses a new connection.
+    pub(super) fn connected(&mut self, now: Instant, new: &NewPeer) {
+        let NewPeer { key, addr, direction, id, .. } = *new;
+        let source = match direction {
+            Direction::Incoming => PeerSource::Incoming,
+            Direction::Outgoing => self.addresses.source(addr),
+        };
         if direction == Direction::Outgoing {
             self.addresses.connected(addr);
         }
         if id == self.config.our_id {
             if direction == Direction::Outgoing {
-                self.addresses.is_us(addr);
+                self.addresses.mark_as_ours(addr);
             }
-            return refuse(self, Goodbye::Duplicate);
+            return self.actions.push_back(Action::Disconnect(key, DisconnectReason::Duplicate));
         }
-        let goodbye = if self.addresses.is_banned(addr) || self.addresses.is_banned_id(addr.ip(), id) {
-            Some(Goodbye::Liar)
-        } else if self.peers.contains_key(&key) || !self.wins(now, id, direction) {
-            Some(Goodbye::Duplicate)
-        } else if self.peers.len() >= self.config.max_peers.min(self.places) {
-            Some(Goodbye::Crowded)
+        let refused = if self.addresses.is_banned(addr) || self.addresses.is_banned_id(addr.ip(), id) {
+            Some(DisconnectReason::Liar)
+        } else if self.peers.contains_key(&key) || !self.replaces_duplicate(now, id, direction) {
+            Some(DisconnectReason::Duplicate)
+        } else if self.peers.len() >= self.config.max_peers.min(self.max_connections) {
+            Some(DisconnectReason::Crowded)
         } else if self.paused {
-            Some(Goodbye::Paused)
+            Some(DisconnectReason::Paused)
         } else {
             None
         };
-        if let Some(goodbye) = goodbye {
-            self.addresses.left(now, addr, false, false);
-            return refuse(self, goodbye);
+        if let Some(reason) = refused {
+            self.addresses.disconnected(now, addr, false, false);
+            return self.actions.push_back(Action::Disconnect(key, reason));
         }
         if self.peers.is_empty() {
             self.pieces.wake(&mut self.rng);
         }
-        self.peers.insert(key, Peer::new(now, addr, direction, id, fast, self.pieces.count()));
-        self.greet(now, key);
+        self.peers.insert(key, Peer::new(now, new, source, self.pieces.count(), self.config.policy.clone()));
+        self.send_pieces_held(now, key);
+        if new.extended {
+            self.send_extension_handshake(now, new);
+        }
+        if let Some(port) = new.our_dht_port {
+            self.send(now, key, Message::Port(port));
+        }
     }
 
-    /// Whether a new connection to this peer is to be kept, which ends an older one to the same.
+    /// Returns whether a new connection to the client `id` is kept, and if so closes an older one to it.
     ///
-    /// When two clients call each other at once, both must drop the same connection, or none is left: the one whose
-    /// caller has the larger id stays. Otherwise the older stays.
-    fn wins(&mut self, now: Instant, id: PeerId, direction: Direction) -> bool {
+    /// If two clients connect to each other at once, both must drop the same connection, or none is left: the one
+    /// opened by the client with the larger id stays. Otherwise the older one stays.
+    fn replaces_duplicate(&mut self, now: Instant, id: PeerId, direction: Direction) -> bool {
         let Some((old, peer)) = self.peers.iter().find(|(_, peer)| peer.id == id) else { return true };
         let crossed = peer.direction != direction && now.saturating_duration_since(peer.connected) < CROSSED;
         let ours_stays = self.config.our_id.0 > id.0;
-        let wins = crossed && ours_stays == (direction == Direction::Outgoing);
+        let replaces = crossed && ours_stays == (direction == Direction::Outgoing);
         let old = *old;
-        if wins {
-            self.disconnect(now, old, Goodbye::Duplicate);
+        if replaces {
+            self.disconnect(now, old, DisconnectReason::Duplicate);
         }
-        wins
+        replaces
     }
 
-    /// What we say first.
-    fn greet(&mut self, now: Instant, key: PeerKey) {
+    /// Sends the first message, which states the pieces that we have, and grants some pieces to a choked peer.
+    fn send_pieces_held(&mut self, now: Instant, key: PeerKey) {
         let Some(peer) = self.peers.get(&key) else { return };
         let (fast, addr) = (peer.fast, peer.addr);
         if self.super_seed.is_some() {
@@ -86,17 +91,17 @@ impl Swarm {
             }
             return self.super_seed_to(now, key);
         }
-        let opening = match self.pieces.had() {
+        let first = match self.pieces.had() {
             0 if fast => Some(Message::HaveNone),
             0 => None,
             _ if fast && self.pieces.complete() => Some(Message::HaveAll),
             _ => Some(Message::Bitfield(bitfield_to_wire(&self.pieces.bitfield()))),
         };
-        if let Some(opening) = opening {
-            self.send(now, key, opening);
+        if let Some(first) = first {
+            self.send(now, key, first);
         }
-        // The set follows from the first three bytes of the address: of several peers there, one gets it, or they would
-        // all fetch the same few pieces.
+        // The set depends on the first three bytes of the address. Of several peers with the same bytes one gets it,
+        // because otherwise all of them would fetch the same few pieces.
         let network = |addr: &SocketAddr| match addr.ip().to_canonical() {
             IpAddr::V4(ip) => Some((ip, ip.to_bits() >> 8)),
             IpAddr::V6(_) => None,
@@ -115,15 +120,15 @@ impl Swarm {
         }
     }
 
-    /// We hang up.
-    pub(super) fn disconnect(&mut self, now: Instant, key: PeerKey, why: Goodbye) {
+    /// Closes a connection.
+    pub(super) fn disconnect(&mut self, now: Instant, key: PeerKey, reason: DisconnectReason) {
         if self.peers.contains_key(&key) {
             self.remove(now, key);
-            self.actions.push_back(Action::Disconnect(key, why));
+            self.actions.push_back(Action::Disconnect(key, reason));
         }
     }
 
-    /// The connection is gone.
+    /// Forgets a connection that is gone.
     pub(super) fn remove(&mut self, now: Instant, key: PeerKey) {
         let Some(peer) = self.peers.remove(&key) else { return };
         for ask in &peer.asks {
@@ -140,53 +145,54 @@ impl Swarm {
         }
         self.abandon_all_solo(now, key);
         self.super_seed_lost(key);
+        self.introductions.forget(key);
         self.unchoked -= usize::from(!peer.we_choke);
         let useful = peer.pipeline.rate_is_known();
         if peer.direction == Direction::Outgoing {
-            self.addresses.left(now, peer.addr, useful, peer.is_seed());
+            self.addresses.disconnected(now, peer.addr, useful, peer.is_seed());
         }
         self.fill_slots(now);
         self.work = true;
     }
 
-    /// Calls as many as there is place for.
-    pub(super) fn call_more(&mut self, now: Instant) {
-        // Complete and not serving: nobody is of use.
+    /// Dials as many addresses as there are free connection slots.
+    pub(super) fn dial_more(&mut self, now: Instant) {
+        // Complete and not serving: no peer is useful.
         if self.paused || self.pieces.complete() && !self.config.upload {
             return;
         }
-        while self.addresses.calling() < self.config.max_connecting
-            && self.connections() < self.config.max_peers.min(self.places)
+        while self.addresses.dialing() < self.config.max_connecting
+            && self.connections() < self.config.max_peers.min(self.max_connections)
         {
-            let Some(addr) = self.addresses.call(now, !self.pieces.complete()) else { return };
+            let Some(addr) = self.addresses.next_to_dial(now, !self.pieces.complete()) else { return };
             self.actions.push_back(Action::Connect(addr));
         }
     }
 
-    /// What other torrents leave to this one.
+    /// Applies this torrent's share of what all torrents have together.
     pub(super) fn share(&mut self, now: Instant, peers: usize, shed: bool, max_partial: u64) {
-        self.places = peers;
+        self.max_connections = peers;
         self.config.max_partial = max_partial;
         self.readers.set_budget(max_partial);
         if shed {
-            // First who is of no use to either side, then who gives and takes least.
+            // First a peer that is useless to both sides, then the one that sends and takes least.
             let use_of = |peer: &Peer| peer.down.rate(now) + peer.up.rate(now);
             let idle = |peer: &Peer| peer.wanted == 0 && !peer.interested_in_us;
             let least =
                 self.peers.iter().min_by(|(_, a), (_, b)| idle(b).cmp(&idle(a)).then(use_of(a).total_cmp(&use_of(b))));
             if let Some(key) = least.map(|(key, _)| *key) {
-                self.disconnect(now, key, Goodbye::Crowded);
+                self.disconnect(now, key, DisconnectReason::Crowded);
             }
         }
     }
 
-    /// Keep-alives, and farewell to the silent and to those in the way.
+    /// Sends the keep-alives that are due, and closes connections that are silent or take a slot without being useful.
     pub(super) fn tick_connections(&mut self, now: Instant) {
         let since = |then: Instant| now.saturating_duration_since(then);
         let silent: Vec<PeerKey> =
             self.peers.iter().filter(|(_, peer)| since(peer.last_heard) >= IDLE).map(|(key, _)| *key).collect();
         for key in silent {
-            self.disconnect(now, key, Goodbye::Idle);
+            self.disconnect(now, key, DisconnectReason::Idle);
         }
         let quiet: Vec<PeerKey> =
             self.peers.iter().filter(|(_, peer)| since(peer.last_sent) >= KEEP_ALIVE).map(|(key, _)| *key).collect();
@@ -194,12 +200,12 @@ impl Swarm {
             self.send(now, key, Message::KeepAlive);
         }
         if self.peers.len() >= self.config.max_peers && self.addresses.next_due().is_some_and(|due| due <= now) {
-            let in_the_way = self
+            let useless = self
                 .peers
                 .iter()
-                .find(|(_, peer)| peer.wanted == 0 && !peer.interested_in_us && since(peer.connected) >= PATIENCE);
-            if let Some(key) = in_the_way.map(|(key, _)| *key) {
-                self.disconnect(now, key, Goodbye::Crowded);
+                .find(|(_, peer)| peer.wanted == 0 && !peer.interested_in_us && since(peer.connected) >= USELESS_LIMIT);
+            if let Some(key) = useless.map(|(key, _)| *key) {
+                self.disconnect(now, key, DisconnectReason::Crowded);
             }
         }
     }

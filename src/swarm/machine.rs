@@ -2,33 +2,27 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use fixedbitset::FixedBitSet;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
+use super::action::Action;
 use super::addresses::Addresses;
 use super::blame::Blame;
 use super::choker::Choker;
+use super::config::Config;
+use super::event::{Event, PeerKey};
+use super::peer::holepunch::Introductions;
 use super::peer::{Holding, Peer};
 use super::pieces::{Pieces, Slot};
+use super::policy::{Phase, Policy};
 use super::rate::Meter;
-use super::readers::{Readers, Urgent};
+use super::sched::readers::{Readers, Urgent};
+use super::stats::Stats;
 use super::super_seed::SuperSeed;
-use super::{Action, Config, Event, PeerKey, Stats};
 use crate::wire::Message;
-
-/// Seconds of queue at each peer while somebody reads: what a seek may have to wait behind.
-const SHORT: f64 = 0.05;
-/// Seconds of queue at each peer while nobody does.
-const LONG: f64 = 1.0;
-/// Between ticks while a read is blocked: how fast a late block is noticed.
-const URGENT_TICK: Duration = Duration::from_millis(25);
-/// Between ticks while blocks are outstanding.
-const BUSY_TICK: Duration = Duration::from_millis(200);
-/// Between ticks otherwise.
-const IDLE_TICK: Duration = Duration::from_secs(1);
 
 /// One torrent's swarm. See the module's documentation.
 #[derive(Debug)]
@@ -38,6 +32,8 @@ pub struct Swarm {
     pub(super) pieces: Pieces,
     pub(super) peers: BTreeMap<PeerKey, Peer>,
     pub(super) addresses: Addresses,
+    /// Peers that can relay to addresses that we cannot dial (BEP 55).
+    pub(super) introductions: Introductions,
     pub(super) blame: Blame,
     pub(super) choker: Choker,
     /// Until the first copy is out.
@@ -63,9 +59,9 @@ pub struct Swarm {
     /// Bytes that background fetching may still add.
     pub(super) room: u64,
     /// Connections allowed by what other torrents have.
-    pub(super) places: usize,
-    /// Seconds of queue allowed at each peer.
-    pub(super) slack: f64,
+    pub(super) max_connections: usize,
+    /// What readers do: how long queues at peers may be follows from it.
+    pub(super) phase: Phase,
     /// Some peer may have work that it had not before.
     pub(super) work: bool,
     next_tick: Instant,
@@ -90,12 +86,13 @@ impl Swarm {
             rng,
             peers: BTreeMap::new(),
             addresses: Addresses::default(),
+            introductions: Introductions::new(now),
             blame: Blame::default(),
             choker: Choker::new(now),
             super_seed: (config.super_seed && config.upload && pieces.complete())
                 .then(|| SuperSeed::new(pieces.count())),
             unchoked: 0,
-            readers: Readers::new(config.lengths, config.max_partial),
+            readers: Readers::new(config.lengths, config.max_partial, config.policy.clone()),
             urgent: Vec::new(),
             needed: Vec::new(),
             blocked: Vec::new(),
@@ -105,8 +102,8 @@ impl Swarm {
             actions: VecDeque::new(),
             paused: false,
             room: u64::MAX,
-            places: usize::MAX,
-            slack: LONG,
+            max_connections: usize::MAX,
+            phase: Phase::Filling,
             work: false,
             next_tick: now,
             down: Meter::new(now),
@@ -124,38 +121,18 @@ impl Swarm {
     pub fn handle(&mut self, now: Instant, event: Event) {
         match event {
             Event::Tick => {}
-            Event::PeersFound(addrs) => addrs.into_iter().for_each(|addr| self.addresses.found(now, addr)),
-            Event::ConnectFailed(addr) => self.addresses.failed(now, addr),
-            Event::Connected { peer, addr, direction, id, fast, extended: _ } => {
-                self.connected(now, peer, addr, direction, id, fast);
+            Event::PeersFound { addrs, source } => {
+                addrs.into_iter().for_each(|addr| self.addresses.found(now, addr, source));
             }
+            Event::ConnectFailed(addr) => self.connect_failed(now, addr),
+            Event::Connected(peer) => self.connected(now, &peer),
             Event::Disconnected(peer) => self.remove(now, peer),
             Event::Message(peer, message) => self.message(now, peer, message),
-            Event::Reqq { peer, reqq } => {
-                if let Some(peer) = self.peers.get_mut(&peer) {
-                    peer.set_reqq(reqq);
-                }
-            }
-            Event::UploadOnly(peer) => self.is_upload_only(now, peer),
             Event::Serve(serve) => self.serve(now, serve),
             Event::OnDemand(on_demand) => self.set_on_demand(on_demand),
             Event::Pause(paused) => self.pause(now, paused),
             Event::Priorities { skip, high } => self.prioritize(skip, &high),
-            Event::Uploaded { peer: key, request, sent } => {
-                let Some(peer) = self.peers.get_mut(&key).filter(|peer| peer.uploads.holds(request)) else { return };
-                peer.uploads.done(request);
-                if sent {
-                    let length = u64::from(request.length);
-                    peer.last_sent = now;
-                    peer.up.add(now, length);
-                    peer.uploaded += length;
-                    self.up.add(now, length);
-                    self.uploaded += length;
-                } else if peer.fast {
-                    self.send(now, key, Message::Reject(request));
-                }
-                self.pump_uploads(key);
-            }
+            Event::Uploaded { peer, request, sent } => self.uploaded(now, peer, request, sent),
             Event::Checked { piece, good, bad_blocks, digests } => {
                 self.checked(now, piece.get(), good, &bad_blocks, digests);
             }
@@ -180,7 +157,8 @@ impl Swarm {
                 self.stale = true;
             }
         }
-        if now >= self.next_tick || self.readers.any_blocked() && now + URGENT_TICK < self.next_tick {
+        if now >= self.next_tick || self.readers.any_blocked() && now + self.config.policy.blocked_tick < self.next_tick
+        {
             self.tick(now);
         }
         self.settle(now);
@@ -193,7 +171,7 @@ impl Swarm {
 
     /// When `Event::Tick` is due, if nothing else happens before. `None`: never.
     pub fn next_wakeup(&self) -> Option<Instant> {
-        let idle = self.peers.is_empty() && self.addresses.calling() == 0;
+        let idle = self.peers.is_empty() && self.addresses.dialing() == 0;
         if idle { self.addresses.next_due().map(|due| due.max(self.next_tick)) } else { Some(self.next_tick) }
     }
 
@@ -204,7 +182,7 @@ impl Swarm {
 
     /// Somebody reads, or did in the last few seconds.
     pub fn is_read(&self, now: Instant) -> bool {
-        self.readers.active(now)
+        self.readers.is_active(now)
     }
 
     /// A read waits.
@@ -214,7 +192,7 @@ impl Swarm {
 
     /// Connections, those being made included.
     pub fn connections(&self) -> usize {
-        self.peers.len() + self.addresses.calling()
+        self.peers.len() + self.addresses.dialing()
     }
 
     /// Bytes that background fetching may still add, as it counts on: what `Event::Room` said, less what has come since.
@@ -241,20 +219,21 @@ impl Swarm {
         }
     }
 
-    /// Bytes a second given to all.
+    /// Returns the rate of all blocks sent, in bytes per second.
     pub(super) fn up_rate(&self, now: Instant) -> f64 {
         self.up.rate(now)
-    }
-
-    /// A connected peer that has everything.
-    pub fn is_seed(&self, key: PeerKey) -> bool {
-        self.peers.get(&key).is_some_and(super::peer::Peer::is_seed)
     }
 
     /// A wanted block came: for the numbers.
     pub(super) fn count_download(&mut self, now: Instant, bytes: u32) {
         self.down.add(now, bytes.into());
         self.downloaded += u64::from(bytes);
+    }
+
+    /// Counts a block that was sent.
+    pub(super) fn count_upload(&mut self, now: Instant, bytes: u64) {
+        self.up.add(now, bytes);
+        self.uploaded += bytes;
     }
 
     pub(super) fn send(&mut self, now: Instant, key: PeerKey, message: Message) {
@@ -267,16 +246,18 @@ impl Swarm {
     /// What must not wait for an event.
     fn tick(&mut self, now: Instant) {
         self.tick_connections(now);
+        self.tick_exchange(now);
         self.tick_choker(now);
         self.tick_super_seed(now);
         self.tick_requests(now);
         self.work = true;
         let busy = self.peers.values().any(|peer| !peer.asks.is_empty());
+        let Policy { blocked_tick, busy_tick, idle_tick, .. } = *self.config.policy;
         self.next_tick = now
             + match (self.readers.any_blocked(), busy) {
-                (true, _) if !self.peers.is_empty() => URGENT_TICK,
-                (_, true) => BUSY_TICK,
-                _ => IDLE_TICK,
+                (true, _) if !self.peers.is_empty() => blocked_tick,
+                (_, true) => busy_tick,
+                _ => idle_tick,
             };
     }
 
@@ -289,7 +270,7 @@ impl Swarm {
         if std::mem::take(&mut self.work) {
             self.refill_all(now);
         }
-        self.call_more(now);
+        self.dial_more(now);
     }
 
     /// Makes the list of urgent pieces anew, and tells the pins if they changed.
@@ -298,11 +279,12 @@ impl Swarm {
         self.freed = self.pieces.freed;
         let pieces = &self.pieces;
         self.urgent = self.readers.urgent(now, |piece| !pieces.has(piece));
-        self.blocked = self.urgent.iter().filter(|urgent| urgent.is_blocked()).map(|urgent| urgent.piece).collect();
+        self.blocked =
+            self.urgent.iter().filter(|urgent| urgent.need.is_blocked()).map(|urgent| urgent.piece).collect();
         self.blocked.sort_unstable();
         self.needed = self.urgent.iter().map(|urgent| urgent.piece).collect();
         self.needed.sort_unstable();
-        self.set_slack(now);
+        self.set_phase(now);
         let pins = self.readers.pins();
         if pins != self.pins {
             self.pins.clone_from(&pins);
@@ -310,9 +292,12 @@ impl Swarm {
         }
     }
 
-    /// The slack follows from who reads; looked at on each tick, for silence is no event.
-    pub(super) fn set_slack(&mut self, now: Instant) {
-        self.slack = if self.readers.active(now) || !self.urgent.is_empty() { SHORT } else { LONG };
+    /// Derives the phase from the readers. Done on each tick, because silence is no event.
+    pub(super) fn set_phase(&mut self, now: Instant) {
+        self.phase = match self.readers.phase(now) {
+            Phase::Filling if !self.urgent.is_empty() => Phase::Reading,
+            phase => phase,
+        };
     }
 
     /// Checks every structure against the others. For tests; costs a walk over everything.
@@ -325,6 +310,7 @@ impl Swarm {
         self.pieces.check();
         self.addresses.check();
         self.blame.check();
+        self.introductions.check(|relay| self.peers.contains_key(relay));
         let count_of = |piece| self.peers.values().filter(|peer| !peer.is_seed() && peer.has(piece)).count();
         assert_eq!(self.pieces.availability.sleeps(), self.peers.is_empty());
         let enrolled = |piece| !self.peers.is_empty() && self.pieces.is_to_begin(piece);

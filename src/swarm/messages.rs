@@ -1,12 +1,14 @@
 //! What a peer says and asks. Everything in it is checked before it is believed.
 
+use std::net::SocketAddr;
 use std::time::Instant;
 
 use fixedbitset::FixedBitSet;
 
-use super::peer::Holding;
-use super::uploads::MAX_LENGTH;
-use super::{Goodbye, PeerKey, Swarm};
+use super::action::{Action, DisconnectReason};
+use super::event::PeerKey;
+use super::machine::Swarm;
+use super::peer::{Holding, Peer};
 use crate::wire::{Message, Request, bitfield_from_wire};
 
 impl Swarm {
@@ -21,11 +23,16 @@ impl Swarm {
             return self.disconnect(
                 now,
                 key,
-                Goodbye::Protocol("a message of the fast extension, which was not agreed on"),
+                DisconnectReason::Protocol("a message of the fast extension, which was not agreed on"),
             );
         }
         match message {
-            Message::KeepAlive | Message::Port(_) | Message::Extended { .. } => {}
+            Message::KeepAlive => {}
+            Message::Extended { id, payload } => self.extended(now, key, id, &payload),
+            Message::Port(port) => {
+                let addr = SocketAddr::new(peer.addr.ip(), port);
+                self.actions.push_back(Action::AddDhtNode(addr));
+            }
             // Blocks come in through `block`.
             Message::Piece { .. } => {}
             Message::Choke => {
@@ -48,11 +55,15 @@ impl Swarm {
             Message::Have(piece) => self.have(now, key, piece),
             // A bitfield may come at any time, though BEP 3 puts it first: aria2 tells in one of what it got since.
             Message::HaveAll | Message::HaveNone if !opening => {
-                self.disconnect(now, key, Goodbye::Protocol("have-all or have-none that is not the first message"));
+                self.disconnect(
+                    now,
+                    key,
+                    DisconnectReason::Protocol("have-all or have-none that is not the first message"),
+                );
             }
             Message::Bitfield(bytes) => match bitfield_from_wire(&bytes, self.pieces.count()) {
                 Ok(bits) => self.holds(now, key, bits),
-                Err(_) => self.disconnect(now, key, Goodbye::Protocol("a bitfield of the wrong length")),
+                Err(_) => self.disconnect(now, key, DisconnectReason::Protocol("a bitfield of the wrong length")),
             },
             Message::HaveAll => {
                 let mut bits = FixedBitSet::with_capacity(self.pieces.count() as usize);
@@ -61,12 +72,7 @@ impl Swarm {
             }
             Message::HaveNone => {}
             Message::Request(request) => self.requested(now, key, request),
-            Message::Cancel(request) => {
-                let (cancelled, fast) = (peer.uploads.cancel(request), peer.fast);
-                if cancelled && fast {
-                    self.send(now, key, Message::Reject(request));
-                }
-            }
+            Message::Cancel(request) => self.request_cancelled(now, key, request),
             Message::Suggest(piece) if piece < self.pieces.count() => {
                 peer.suggest(piece);
                 peer.barren = None;
@@ -77,7 +83,7 @@ impl Swarm {
                 self.refill(now, key);
             }
             Message::Suggest(_) | Message::AllowedFast(_) => {
-                self.disconnect(now, key, Goodbye::Protocol("a piece beyond the torrent"));
+                self.disconnect(now, key, DisconnectReason::Protocol("a piece beyond the torrent"));
             }
             Message::Reject(request) => self.rejected(now, key, request),
         }
@@ -85,7 +91,7 @@ impl Swarm {
 
     fn have(&mut self, now: Instant, key: PeerKey, piece: u32) {
         if piece >= self.pieces.count() {
-            return self.disconnect(now, key, Goodbye::Protocol("a piece beyond the torrent"));
+            return self.disconnect(now, key, DisconnectReason::Protocol("a piece beyond the torrent"));
         }
         let Some(peer) = self.peers.get_mut(&key) else { return };
         let Holding::Some(bits) = &mut peer.holding else { return };
@@ -101,7 +107,7 @@ impl Swarm {
         }
         self.super_seed_seen(now, key, piece);
         self.became_seed(now, key);
-        if self.peers.get(&key).is_some_and(|peer| peer.wants_refill(now, self.slack)) {
+        if self.peers.get(&key).is_some_and(|peer| peer.wants_refill(now, self.phase)) {
             self.refill(now, key);
         }
     }
@@ -161,9 +167,9 @@ impl Swarm {
 
     /// Two that have everything have nothing to say to each other.
     pub(super) fn leave_if_useless(&mut self, now: Instant, key: PeerKey) {
-        let nothing_more = |peer: &super::peer::Peer| peer.is_seed() || peer.upload_only;
+        let nothing_more = |peer: &Peer| peer.is_seed() || peer.upload_only;
         if self.pieces.complete() && self.peers.get(&key).is_some_and(nothing_more) {
-            self.disconnect(now, key, Goodbye::Useless);
+            self.disconnect(now, key, DisconnectReason::Useless);
         }
     }
 
@@ -177,28 +183,9 @@ impl Swarm {
         }
     }
 
-    fn requested(&mut self, now: Instant, key: PeerKey, request: Request) {
-        let Request { piece, begin, length } = request;
-        let fits = piece < self.pieces.count()
-            && (1..=MAX_LENGTH).contains(&length)
-            && begin.checked_add(length).is_some_and(|end| end <= self.pieces.len_of(piece));
-        if !fits {
-            return self.disconnect(now, key, Goodbye::Protocol("a request beyond a piece or of an absurd length"));
-        }
-        let Some(peer) = self.peers.get_mut(&key) else { return };
-        let offered = self.super_seed.as_ref().is_none_or(|state| state.grants(key, piece));
-        let served = offered && (!peer.we_choke || peer.granted.contains(&piece));
-        // A piece that was evicted is rejected like one that we never had (invariant 7).
-        if self.config.upload && served && self.pieces.has(piece) && peer.uploads.push(request) {
-            self.pump_uploads(key);
-        } else if peer.fast {
-            self.send(now, key, Message::Reject(request));
-        }
-    }
-
     fn rejected(&mut self, now: Instant, key: PeerKey, request: Request) {
         let Some((id, _)) = self.pieces.block(request.piece, request.begin, request.length) else {
-            return self.disconnect(now, key, Goodbye::Protocol("a reject of what we cannot have asked for"));
+            return self.disconnect(now, key, DisconnectReason::Protocol("a reject of what we cannot have asked for"));
         };
         let Some(peer) = self.peers.get_mut(&key) else { return };
         if peer.take_ask(id).is_some() {

@@ -7,7 +7,9 @@ use std::time::Instant;
 
 use fixedbitset::FixedBitSet;
 
-use super::{Goodbye, PeerKey, Swarm};
+use super::action::DisconnectReason;
+use super::event::PeerKey;
+use super::machine::Swarm;
 
 impl Swarm {
     /// Fetches only what readers need from now on, or all again. What is asked for already comes.
@@ -21,7 +23,7 @@ impl Swarm {
         self.paused = paused;
         let keys: Vec<PeerKey> = self.peers.keys().copied().collect();
         for key in keys.into_iter().filter(|_| paused) {
-            self.disconnect(now, key, Goodbye::Paused);
+            self.disconnect(now, key, DisconnectReason::Paused);
         }
     }
 

@@ -9,8 +9,8 @@ use std::net::SocketAddr;
 use fixedbitset::FixedBitSet;
 use rand::rngs::SmallRng;
 
-use super::PeerKey;
 use super::availability::Availability;
+use super::event::PeerKey;
 use crate::metainfo::{BLOCK_LEN, Block, Lengths};
 use crate::wire::{PeerId, Request};
 

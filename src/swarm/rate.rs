@@ -1,16 +1,17 @@
-//! A smoothed rate for people and for the choker. What schedules requests is [`super::pipeline`].
+//! A smoothed rate, for display, the choker and readers' consumption. Requests are scheduled by `sched::pipeline`'s own.
 
 use std::time::{Duration, Instant};
 
-/// Bytes a second, an exponential mean over about `SPAN`.
+/// Seconds that a rate is averaged over: long enough for a steady display, short enough to follow a change.
+const SPAN: f64 = 5.0;
+
+/// Bytes a second, as an exponential mean over about [`SPAN`].
 #[derive(Clone, Debug)]
 pub(super) struct Meter {
     bytes: f64,
     since: Instant,
     at: Instant,
 }
-
-const SPAN: f64 = 5.0;
 
 impl Meter {
     pub(super) fn new(now: Instant) -> Self {
@@ -19,7 +20,7 @@ impl Meter {
 
     pub(super) fn add(&mut self, now: Instant, bytes: u64) {
         let gap = now.saturating_duration_since(self.at);
-        // Within a millisecond the decay is nothing, and its exponential is not worth computing for every block.
+        // The decay within a millisecond is not worth an exponential for every block.
         if gap > Duration::from_millis(1) {
             self.bytes *= (-gap.as_secs_f64() / SPAN).exp();
             self.at = now;
@@ -27,11 +28,11 @@ impl Meter {
         self.bytes += bytes as f64;
     }
 
-    /// Bytes a second now.
+    /// Returns the bytes a second now.
     pub(super) fn rate(&self, now: Instant) -> f64 {
         let gap = now.saturating_duration_since(self.at).as_secs_f64();
         let age = now.saturating_duration_since(self.since).as_secs_f64();
-        // A young meter has seen less than its span.
+        // A new meter has seen less than its span.
         let span = (SPAN * (1.0 - (-age / SPAN).exp())).max(0.25);
         self.bytes * (-gap / SPAN).exp() / span
     }

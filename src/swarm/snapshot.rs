@@ -7,8 +7,10 @@ use std::time::{Duration, Instant};
 
 use fixedbitset::FixedBitSet;
 
+use super::event::{Direction, PeerKey, PeerSource};
+use super::machine::Swarm;
 use super::pieces::{Partial, State};
-use super::{Direction, PeerKey, Stats, Swarm};
+use super::stats::Stats;
 use crate::wire::PeerId;
 
 /// Pieces told of one blocked read.
@@ -50,8 +52,12 @@ pub struct PeerSnapshot {
     pub addr: SocketAddr,
     /// Who opened it.
     pub direction: Direction,
-    /// The id in their handshake.
+    /// Where its address came from.
+    pub source: PeerSource,
+    /// The id in its handshake.
     pub id: PeerId,
+    /// The client and its version as its extension handshake states them, made printable.
+    pub client: Option<String>,
     /// Pieces that they have.
     pub has: u32,
     /// They choke us.
@@ -129,7 +135,9 @@ impl Swarm {
             key: *key,
             addr: peer.addr,
             direction: peer.direction,
+            source: peer.source,
             id: peer.id,
+            client: peer.extensions.client.clone(),
             has: peer.has_count,
             choking_us: peer.choking_us,
             we_interested: peer.we_interested,

@@ -1,41 +1,41 @@
-//! Super-seeding (BEP 16): the first seeder of a torrent gives each piece once, and lets the others spread it.
+//! Super-seeding (BEP 16): the first seed of a torrent serves each piece once and lets the others spread it.
 //!
-//! We say that we have nothing, and offer each peer a few pieces as if they had just come. A peer is offered another
-//! one when a piece that it was offered is seen at somebody else, for only then has it passed something on; or as soon
-//! as it has the piece, while there is nobody else to pass it on to. When the others have every piece among them, this
-//! ends and we are an ordinary seed. So the first copy leaves us with hardly any piece sent twice, which matters where
-//! our upload is what the swarm waits for; otherwise it only slows things down.
+//! We state that we have nothing, and offer each peer a few pieces as if we had just got them. A peer is offered
+//! another piece when a piece that it was offered appears at another peer, because only then has it passed something
+//! on; or as soon as it has the piece, while there is no other peer to pass it on to. When the others together have
+//! every piece, super-seeding ends and we are an ordinary seed. So hardly any piece of the first copy is sent twice.
+//! That matters if our upload is the bottleneck of the swarm; otherwise it only slows things down.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use fixedbitset::FixedBitSet;
 use rand::RngExt;
+use rand::rngs::SmallRng;
 
-use super::{Goodbye, PeerKey, Swarm};
-use crate::wire::Message;
+use super::availability::Availability;
+use super::event::PeerKey;
 
-/// Pieces offered to a peer that nobody else has been seen with yet.
+/// Number of pieces offered to a peer that have not yet appeared at another peer: the next one is known before the
+/// current one is complete.
 const OFFERS: usize = 2;
-/// A peer that has what it was offered and passes nothing on is offered the next after so long: its friends may not be
-/// ours.
-const PATIENCE: Duration = Duration::from_secs(20);
-/// Pieces told one by one to each peer at the end; where there are more, peers come back and are told at once.
-const MAX_TOLD: u32 = 20_000;
+/// How long a peer may have an offered piece without passing it on before it is offered the next one: the peers that it
+/// serves may not be connected to us.
+const SPREAD_LIMIT: Duration = Duration::from_secs(20);
 
-/// What was offered to one peer.
+/// The pieces offered to one peer.
 #[derive(Debug)]
 struct Offers {
-    /// All of it: what it may ask for.
+    /// All of them: the peer may request these.
     all: FixedBitSet,
-    /// Not yet seen elsewhere, and since when the peer itself has it.
+    /// Those that have not appeared at another peer, and since when the peer itself has them.
     open: Vec<(u32, Option<Instant>)>,
 }
 
 #[derive(Debug)]
 pub(super) struct SuperSeed {
     peers: BTreeMap<PeerKey, Offers>,
-    /// How many peers a piece was offered to.
+    /// Number of open offers of each piece.
     offered: Vec<u16>,
 }
 
@@ -44,100 +44,94 @@ impl SuperSeed {
         Self { peers: BTreeMap::new(), offered: vec![0; pieces as usize] }
     }
 
-    /// Whether this peer may have that piece of us.
+    fn count(&self) -> u32 {
+        // One entry a piece, and piece numbers are 32 bits wide.
+        self.offered.len() as u32
+    }
+
+    /// Returns whether this peer may request that piece.
     pub(super) fn grants(&self, key: PeerKey, piece: u32) -> bool {
         self.peers.get(&key).is_some_and(|offers| offers.all.contains(piece as usize))
     }
-}
 
-impl Swarm {
-    /// A peer came, and was told that we have nothing.
-    pub(super) fn super_seed_to(&mut self, now: Instant, key: PeerKey) {
-        let pieces = self.pieces.count() as usize;
-        let Some(state) = &mut self.super_seed else { return };
-        state.peers.insert(key, Offers { all: FixedBitSet::with_capacity(pieces), open: Vec::new() });
-        self.offer(now, key);
+    /// Adds a peer.
+    pub(super) fn connected(&mut self, key: PeerKey) {
+        let all = FixedBitSet::with_capacity(self.offered.len());
+        self.peers.insert(key, Offers { all, open: Vec::new() });
     }
 
-    /// It left: what it was offered and never passed on is anybody's again.
-    pub(super) fn super_seed_lost(&mut self, key: PeerKey) {
-        let Some(state) = &mut self.super_seed else { return };
-        for (piece, _) in state.peers.remove(&key).into_iter().flat_map(|offers| offers.open) {
-            state.offered[piece as usize] -= 1;
+    /// Removes a peer: the pieces that it was offered and never passed on may be offered to others.
+    pub(super) fn disconnected(&mut self, key: PeerKey) {
+        for (piece, _) in self.peers.remove(&key).into_iter().flat_map(|offers| offers.open) {
+            self.offered[piece as usize] -= 1;
         }
     }
 
-    /// A peer said that it has a piece: whoever was offered it before has passed it on.
-    pub(super) fn super_seed_seen(&mut self, now: Instant, key: PeerKey, piece: u32) {
-        let Some(state) = &mut self.super_seed else { return };
-        let alone = state.peers.len() == 1;
-        let mut served = Vec::new();
-        for (other, offers) in &mut state.peers {
+    /// Records that a peer has a piece: peers that were offered it before have passed it on. Returns those that may be
+    /// offered another one.
+    pub(super) fn appeared(&mut self, now: Instant, key: PeerKey, piece: u32) -> Vec<PeerKey> {
+        let alone = self.peers.len() == 1;
+        let mut ready = Vec::new();
+        for (other, offers) in &mut self.peers {
             let Some(at) = offers.open.iter().position(|(open, _)| *open == piece) else { continue };
             if *other == key && !alone {
                 offers.open[at].1.get_or_insert(now);
             } else {
                 offers.open.swap_remove(at);
-                served.push(*other);
+                ready.push(*other);
             }
         }
-        served.into_iter().for_each(|other| self.offer(now, other));
+        ready
     }
 
-    /// Once a second or so.
-    pub(super) fn tick_super_seed(&mut self, now: Instant) {
-        let Some(state) = &mut self.super_seed else { return };
-        let spread = |piece: &u32| self.pieces.availability.seeds() > 0 || self.pieces.availability.of(*piece) > 0;
-        if (0..self.pieces.count()).all(|piece| spread(&piece)) {
-            return self.end_super_seed(now);
-        }
-        let patience = if state.peers.len() == 1 { Duration::ZERO } else { PATIENCE };
-        let mut idle = Vec::new();
-        for (key, offers) in &mut state.peers {
-            let tired =
-                |since: &Option<Instant>| since.is_some_and(|since| now.saturating_duration_since(since) >= patience);
+    /// Closes the offers that have been open for too long. Returns the peers that may be offered another piece.
+    pub(super) fn expire(&mut self, now: Instant) -> Vec<PeerKey> {
+        let limit = if self.peers.len() == 1 { Duration::ZERO } else { SPREAD_LIMIT };
+        let mut ready = Vec::new();
+        for (key, offers) in &mut self.peers {
+            let expired =
+                |since: &Option<Instant>| since.is_some_and(|since| now.saturating_duration_since(since) >= limit);
             let before = offers.open.len();
-            offers.open.retain(|(_, since)| !tired(since));
+            offers.open.retain(|(_, since)| !expired(since));
             if offers.open.len() < before || before < OFFERS {
-                idle.push(*key);
+                ready.push(*key);
             }
         }
-        idle.into_iter().for_each(|key| self.offer(now, key));
+        ready
     }
 
-    /// Offers a peer pieces that it lacks, those first that fewest have or were offered.
-    fn offer(&mut self, now: Instant, key: PeerKey) {
-        loop {
-            let (Some(state), Some(peer)) = (&mut self.super_seed, self.peers.get(&key)) else { return };
-            let Some(offers) = state.peers.get_mut(&key).filter(|offers| offers.open.len() < OFFERS) else { return };
-            let count = self.pieces.count();
-            // From a random place on, so that equals are taken in no order that peers could share.
-            let start = self.rng.random_range(0..count);
-            let lacks = |piece: &u32| !peer.has(*piece) && !offers.all.contains(*piece as usize);
-            let cost = |piece: &u32| {
-                u32::from(self.pieces.availability.of(*piece)) + u32::from(state.offered[*piece as usize])
-            };
-            let choice = (start..count).chain(0..start).filter(lacks).min_by_key(cost);
-            let Some(piece) = choice else { return };
-            offers.all.insert(piece as usize);
-            offers.open.push((piece, None));
-            state.offered[piece as usize] = state.offered[piece as usize].saturating_add(1);
-            self.send(now, key, Message::Have(piece));
-        }
+    /// Returns whether the other peers together have every piece.
+    pub(super) fn is_spread(&self, availability: &Availability) -> bool {
+        availability.seeds() > 0 || (0..self.count()).all(|piece| availability.of(piece) > 0)
     }
 
-    /// The first copy is out: from now on an ordinary seed.
-    fn end_super_seed(&mut self, now: Instant) {
-        let Some(state) = self.super_seed.take() else { return };
-        let count = self.pieces.count();
-        for (key, offers) in state.peers {
-            if count > MAX_TOLD {
-                self.disconnect(now, key, Goodbye::Crowded);
-                continue;
-            }
-            for piece in (0..count).filter(|piece| !offers.all.contains(*piece as usize)) {
-                self.send(now, key, Message::Have(piece));
-            }
-        }
+    /// Chooses a piece to offer to a peer, of those that it lacks the one that is rarest and least offered. `None` if it
+    /// has enough offers.
+    pub(super) fn next_offer(
+        &mut self,
+        rng: &mut SmallRng,
+        key: PeerKey,
+        availability: &Availability,
+        has: impl Fn(u32) -> bool,
+    ) -> Option<u32> {
+        let count = self.count();
+        let offers = self.peers.get_mut(&key).filter(|offers| offers.open.len() < OFFERS)?;
+        // From a random piece on, so that peers do not get equally rare pieces in the same order.
+        let start = rng.random_range(0..count);
+        let lacks = |piece: &u32| !has(*piece) && !offers.all.contains(*piece as usize);
+        let cost = |piece: &u32| u32::from(availability.of(*piece)) + u32::from(self.offered[*piece as usize]);
+        let piece = (start..count).chain(0..start).filter(lacks).min_by_key(cost)?;
+        offers.all.insert(piece as usize);
+        offers.open.push((piece, None));
+        self.offered[piece as usize] = self.offered[piece as usize].saturating_add(1);
+        Some(piece)
+    }
+
+    /// Returns each peer and the pieces that it was not offered.
+    pub(super) fn into_withheld(self) -> impl Iterator<Item = (PeerKey, Vec<u32>)> {
+        let count = self.count();
+        self.peers
+            .into_iter()
+            .map(move |(key, offers)| (key, (0..count).filter(|piece| !offers.all.contains(*piece as usize)).collect()))
     }
 }

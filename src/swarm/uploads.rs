@@ -40,11 +40,6 @@ impl Uploads {
         Some(request)
     }
 
-    /// The driver has it and has not answered.
-    pub(super) fn holds(&self, request: Request) -> bool {
-        self.in_flight.contains(&request)
-    }
-
     /// The driver answered. False if it was never given that one.
     pub(super) fn done(&mut self, request: Request) -> bool {
         let at = self.in_flight.iter().position(|other| *other == request);

@@ -3,8 +3,10 @@
 use std::net::SocketAddr;
 use std::time::Instant;
 
+use super::action::{Action, DisconnectReason};
+use super::event::PeerKey;
+use super::machine::Swarm;
 use super::pieces::{Contributor, State};
-use super::{Action, Goodbye, PeerKey, Swarm};
 use crate::metainfo::BlockIndex;
 use crate::wire::{Message, PeerId};
 
@@ -90,7 +92,7 @@ impl Swarm {
                 .map(|(key, _)| *key)
                 .collect();
             for key in refused {
-                self.disconnect(now, key, Goodbye::Liar);
+                self.disconnect(now, key, DisconnectReason::Liar);
             }
         }
         if !liars.is_empty() {

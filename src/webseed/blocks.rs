@@ -1,43 +1,44 @@
-//! Bytes as they come from a server, cut into the torrent's blocks.
+//! Splitting of received bytes into blocks.
 
 use bytes::{Buf, Bytes, BytesMut};
 
 use crate::metainfo::Lengths;
 use crate::wire::Request;
 
-/// Cuts one run of the torrent's bytes into blocks, without copying those that come in one part. A block of which only
-/// the end comes is passed over.
+/// Splits one run of the torrent's bytes into blocks. A block that arrives in one chunk is not copied. A block whose
+/// beginning is missing is skipped.
 pub(super) struct Blocks {
     lengths: Lengths,
-    /// The torrent's byte that comes next.
+    /// Offset in the torrent of the next byte.
     at: u64,
-    /// The beginning of the block that `at` lies in; empty if that did not come.
+    /// The received beginning of the block at `at`; empty if there is none.
     part: BytesMut,
 }
 
 impl Blocks {
-    /// The bytes that follow begin at `at` of the torrent.
+    /// Starts at offset `at` of the torrent.
     pub(super) fn new(lengths: Lengths, at: u64) -> Self {
         Self { lengths, at, part: BytesMut::new() }
     }
 
-    /// The bytes that follow begin elsewhere. What was begun is dropped.
+    /// Continues at another offset and drops an incomplete block.
     pub(super) fn jump(&mut self, at: u64) {
         self.part.clear();
         self.at = at;
     }
 
-    /// The torrent's byte that comes next.
+    /// Returns the offset in the torrent of the next byte.
     pub(super) fn at(&self) -> u64 {
         self.at
     }
 
-    /// From where on blocks can still be made whole.
+    /// Returns the offset from which blocks can still become complete.
     pub(super) fn pending(&self) -> u64 {
         self.at - self.part.len() as u64
     }
 
-    /// Takes bytes out of `chunk` up to the end of a block. `None`: all were taken, or the torrent has ended.
+    /// Consumes `chunk` up to the end of a block and returns the block. Returns `None` if the chunk or the torrent has
+    /// ended.
     pub(super) fn next(&mut self, chunk: &mut Bytes) -> Option<(Request, Bytes)> {
         while chunk.has_remaining() {
             let block = self.lengths.block_at(self.at)?;
@@ -73,7 +74,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whole_blocks_come_out_whatever_the_chunks(
+        fn chunks_of_any_size_become_whole_blocks(
             total in 1u64..200_000,
             piece_len in prop_oneof![Just(16_384u64), Just(32_768), 1_000u64..70_000],
             start in 0u64..100_000,
@@ -83,7 +84,7 @@ mod tests {
             let data: Vec<u8> = (0..total).map(|at| (at % 251) as u8).collect();
             let start = start.min(total);
             let mut blocks = Blocks::new(lengths, start);
-            let (mut at, mut came) = (start as usize, Vec::new());
+            let (mut at, mut received) = (start as usize, Vec::new());
             for size in sizes.into_iter().cycle().take(400) {
                 let end = (at + size).min(data.len());
                 let mut chunk = Bytes::copy_from_slice(&data[at..end]);
@@ -93,7 +94,7 @@ mod tests {
                     prop_assert!(block.is_some());
                     let from = lengths.offset_of(block.unwrap().piece) + u64::from(request.begin);
                     prop_assert_eq!(&data[from as usize..][..bytes.len()], &bytes[..]);
-                    came.push(from);
+                    received.push(from);
                 }
                 at = end;
                 prop_assert!(blocks.pending() <= blocks.at());
@@ -108,12 +109,12 @@ mod tests {
                     (*from + 16_384).min(lengths.range_of(piece).end) <= at as u64
                 })
                 .collect();
-            prop_assert_eq!(came, expected);
+            prop_assert_eq!(received, expected);
         }
     }
 
     #[test]
-    fn blocks_that_come_in_one_part_are_not_copied() {
+    fn blocks_in_one_chunk_are_not_copied() {
         let mut chunk = Bytes::from(vec![7; 40_000]);
         let there = chunk.as_ptr();
         let mut blocks = Blocks::new(Lengths::new(1 << 20, 1 << 18).unwrap(), 0);
@@ -122,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn what_follows_the_torrent_is_not_a_block() {
+    fn bytes_after_the_torrent_are_ignored() {
         let mut blocks = Blocks::new(Lengths::new(10, 16_384).unwrap(), 0);
         let mut chunk = Bytes::from(vec![0; 20]);
         assert_eq!(blocks.next(&mut chunk).map(|(request, _)| request.length), Some(10));

@@ -1,4 +1,4 @@
-//! One run of requests, fetched: the bytes as they come, as blocks, to the driver.
+//! The download of one run of requests: received bytes become blocks for the driver.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
@@ -18,16 +18,16 @@ use crate::net::{Incoming, Limits};
 use crate::util::lock;
 use crate::wire::Message;
 
-/// A server that sends nothing in this time is given up.
+/// Time without data after which a response is given up.
 const STALL_LIMIT: Duration = Duration::from_secs(30);
-/// When nothing more is wanted of an answer, so many bytes are read all the same, to keep the connection.
+/// Bytes of a response that are read although they are not wanted, because a new connection would cost more.
 const MAX_DRAIN: u64 = 128 << 10;
-/// For the end of an answer whose bytes are all here.
+/// Time limit for the end of a response whose body is complete.
 const END_LIMIT: Duration = Duration::from_secs(1);
-/// The bytes of pad files.
+/// Content of pad files.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
-/// What a fetch works with.
+/// The context of a fetch.
 #[derive(Clone)]
 pub(super) struct Fetch<K> {
     pub(super) server: Arc<Server>,
@@ -38,19 +38,19 @@ pub(super) struct Fetch<K> {
 }
 
 impl<K: Copy> Fetch<K> {
-    /// Fetches a run of the torrent's bytes. It ends early, and well, once none of its requests is left.
+    /// Fetches a run of the torrent's bytes. Ends early, and successfully, once none of its requests is left.
     pub(super) async fn run(&self, run: Range<u64>) -> Result<(), Fault> {
         let mut blocks = Blocks::new(*self.server.metainfo().layout.lengths(), run.start);
         let parts = self.server.parts(&run);
         let last = parts.len().saturating_sub(1);
         for (number, part) in parts.into_iter().enumerate() {
-            if !lock(&self.queue).wants(blocks.pending()..run.end) {
+            if !lock(&self.queue).contains_start_in(blocks.pending()..run.end) {
                 break;
             }
             match part {
                 Part::Zeros(len) => self.zeros(&mut blocks, len).await,
                 Part::File(index, bytes) => {
-                    // Nothing follows the last part, so more of its file may be taken, if more of it comes.
+                    // No part follows the last one, so it may continue beyond the run if the server sends more.
                     self.file(&mut blocks, index, bytes, if number == last { None } else { Some(run.end) }).await?;
                 }
                 Part::Piece(piece, bytes) => self.piece(&mut blocks, piece, bytes).await?,
@@ -60,15 +60,15 @@ impl<K: Copy> Fetch<K> {
     }
 
     async fn zeros(&self, blocks: &mut Blocks, len: u64) {
-        let mut left = len as usize;
-        while left > 0 {
-            let chunk = Bytes::from_static(&ZEROS[..left.min(ZEROS.len())]);
-            left -= chunk.len();
+        let mut remaining = len as usize;
+        while remaining > 0 {
+            let chunk = Bytes::from_static(&ZEROS[..remaining.min(ZEROS.len())]);
+            remaining -= chunk.len();
             self.deliver(blocks, chunk).await;
         }
     }
 
-    /// `run_end`: where the run ends in the torrent, if more than this part of it is to come.
+    /// Fetches a byte range of a file. `run_end` is the end of the run in the torrent if more parts follow.
     async fn file(
         &self,
         blocks: &mut Blocks,
@@ -78,19 +78,19 @@ impl<K: Copy> Fetch<K> {
     ) -> Result<(), Fault> {
         let Some(file) = self.server.metainfo().layout.file(index) else { return Ok(()) };
         let mut at = bytes.start;
-        // Some servers give less at once than was asked for.
+        // Some servers send less than requested.
         while at < bytes.end {
-            let mut answer = self.server.ask_file(index, &(at..bytes.end)).await?;
+            let mut answer = self.server.request_file(index, &(at..bytes.end)).await?;
             let before = at;
             if answer.whole && at > 0 {
-                // It comes from the start. What of it is wanted on the way is taken, too.
+                // The response starts at the beginning of the file. Requested blocks before the range are used, too.
                 at = 0;
                 blocks.jump(file.offset);
             }
             let end = if answer.whole { file.len } else { bytes.end };
-            let horizon = run_end.unwrap_or(file.offset + end);
+            let useful_end = run_end.unwrap_or(file.offset + end);
             loop {
-                let wanted = lock(&self.queue).wants(blocks.pending()..horizon);
+                let wanted = lock(&self.queue).contains_start_in(blocks.pending()..useful_end);
                 if !wanted && (answer.whole || end - at > MAX_DRAIN) {
                     return Ok(());
                 }
@@ -105,16 +105,16 @@ impl<K: Copy> Fetch<K> {
             if at <= before || answer.whole && at < bytes.end {
                 return Err(Fault::retry("its answer ends too early"));
             }
-            end_of(answer.response).await;
+            finish(answer.response).await;
         }
         Ok(())
     }
 
     async fn piece(&self, blocks: &mut Blocks, piece: PieceIndex, bytes: Range<u32>) -> Result<(), Fault> {
         let end = self.server.metainfo().layout.lengths().offset_in(piece, bytes.end);
-        let mut answer = self.server.ask_piece(piece, &bytes).await?;
+        let mut answer = self.server.request_piece(piece, &bytes).await?;
         while blocks.at() < end {
-            if !lock(&self.queue).wants(blocks.pending()..end) && end - blocks.at() > MAX_DRAIN {
+            if !lock(&self.queue).contains_start_in(blocks.pending()..end) && end - blocks.at() > MAX_DRAIN {
                 return Ok(());
             }
             let Some(mut chunk) = self.chunk(&mut answer.response).await? else {
@@ -123,7 +123,7 @@ impl<K: Copy> Fetch<K> {
             chunk.truncate(usize::try_from(end - blocks.at()).unwrap_or(usize::MAX));
             self.deliver(blocks, chunk).await;
         }
-        end_of(answer.response).await;
+        finish(answer.response).await;
         Ok(())
     }
 
@@ -136,7 +136,7 @@ impl<K: Copy> Fetch<K> {
         Ok(chunk)
     }
 
-    /// Blocks that are asked for go to the driver; while it has no place for them, nothing more is read.
+    /// Passes requested blocks to the driver. Reads nothing more while the driver's inbox is full.
     async fn deliver(&self, blocks: &mut Blocks, mut chunk: Bytes) {
         let lengths = self.server.metainfo().layout.lengths();
         let mut messages = Vec::new();
@@ -151,13 +151,13 @@ impl<K: Copy> Fetch<K> {
             }
         }
         if !messages.is_empty() {
-            // An error: the driver is gone, and with it soon this task.
+            // An error means that the driver has ended; this task ends soon after.
             let _ = self.inbox.send((self.key, Incoming::Messages(messages))).await;
         }
     }
 }
 
-/// Reads what ends an answer, so that the connection can be used again.
-async fn end_of(mut response: Response) {
+/// Reads the end of a response, so that the connection can be reused.
+async fn finish(mut response: Response) {
     let _ = timeout(END_LIMIT, response.chunk()).await;
 }

@@ -1,28 +1,29 @@
-//! Web seeds: HTTP servers as peers that have everything (BEP 19 `url-list`, BEP 17 `httpseeds`).
+//! Web seeds: HTTP servers that act as peers with all pieces (BEP 19 `url-list`, BEP 17 `httpseeds`).
 //!
-//! To the session's driver a web seed is one more [`Connection`](crate::net::Connection): it says what it has,
-//! unchokes, and answers each request by its block or by a reject. So the swarm weighs its speed, passes it by when it
-//! is late and bans it when its bytes are wrong, as it does with any peer. Where the network is named by addresses, a
-//! web seed has one that no peer can have ([`WebSeed::addr`]), and its id is made of its URL.
+//! For the session's driver a web seed is a [`Connection`](crate::net::Connection) like any other: it announces its
+//! pieces, unchokes us, and answers each request with a block or a reject. The swarm therefore measures its speed,
+//! avoids it when it is late and bans it when its data is wrong, as it does with any peer. Where peers are identified
+//! by address, a web seed has an address that no peer can have ([`WebSeed::addr`]); its peer id is derived from its
+//! URL.
 //!
-//! Owns: the URLs, what is asked of which (requests that follow each other are one HTTP request), what a server may
-//! answer, redirects, back-off. Every block is answered once: by whoever takes its request out of the queue.
+//! Owns the URLs, the mapping of block requests to HTTP requests (adjacent blocks share one), the checks of a server's
+//! answers, redirects and back-off. Every request is answered exactly once: by the code that takes it out of the queue.
 //!
-//! - What a server lacks (a file that is not there or of another size, the far end of one that it gives only from the
-//!   start) is remembered for as long as the torrent is here, and is not offered when the connection is next made.
-//! - A server that is busy or cannot be reached chokes, and unchokes when it is to be tried again.
+//! - What a server lacks (a file that is missing or has another size, or the end of a file that is served only from the
+//!   start) is remembered until the torrent is removed, and not offered when the connection is next made.
+//! - A server that is busy or unreachable chokes us until it is time to try again.
 //!
-//! Deliberately no FTP, and no trust: whether a URL may be asked at all, and by which way, is for the
-//! [`HttpClient`], and whether the bytes are right for the swarm.
+//! FTP is not supported. Whether and by which route a URL may be requested is decided by the [`HttpClient`], and
+//! whether the data is right by the swarm.
 //!
 //! | file | owns |
 //! |---|---|
-//! | `url` | how a file or a piece is asked for |
-//! | `queue` | requests that wait, and which of them make one HTTP request |
-//! | `blocks` | bytes as they come, cut into blocks |
-//! | `server` | one server: redirects, what an answer must look like, what it lacks |
-//! | `fetch` | one run of requests, fetched |
-//! | `task` | the connection: messages in, fetches started, choke and unchoke |
+//! | `url` | URLs of files and pieces |
+//! | `queue` | waiting requests, and their grouping into HTTP requests |
+//! | `blocks` | splitting of received bytes into blocks |
+//! | `server` | one server: redirects, checks of answers, what it lacks |
+//! | `fetch` | the download of one run of requests |
+//! | `task` | the connection: incoming messages, starting fetches, choke and unchoke |
 
 mod blocks;
 mod fetch;
@@ -46,10 +47,10 @@ use server::Server;
 
 pub use url::{SeedKind, SeedUrl, SeedUrlError};
 
-/// Web seeds used of one torrent, at most.
+/// Maximum number of web seeds used per torrent. Real torrents have fewer.
 pub const MAX_WEB_SEEDS: usize = 32;
 
-/// One web seed of one torrent. Cheap to clone; clones share what was learnt of the server.
+/// One web seed of a torrent. Cheap to clone; clones share what is known about the server.
 #[derive(Clone)]
 pub struct WebSeed {
     server: Arc<Server>,
@@ -57,7 +58,7 @@ pub struct WebSeed {
 }
 
 impl WebSeed {
-    /// The web seeds of a torrent, each URL once. What cannot be asked is left out, and said once in the log.
+    /// Returns the web seeds of a torrent without duplicates. Unusable URLs are logged once and left out.
     pub fn all(metainfo: &Arc<Metainfo>, http: &HttpClient) -> Vec<Self> {
         let files = metainfo.web_seeds.iter().map(|url| (SeedKind::Files, url));
         let scripts = metainfo.http_seeds.iter().map(|url| (SeedKind::Script, url));
@@ -66,8 +67,8 @@ impl WebSeed {
             match SeedUrl::parse(kind, text).map_err(|error| error.to_string()) {
                 Ok(url) if urls.contains(&url) => {}
                 Ok(url) if urls.len() < MAX_WEB_SEEDS => urls.push(url),
-                Ok(url) => tracing::debug!(seed = %url, "web seed left out: the torrent has too many"),
-                Err(error) => tracing::info!("web seed left out: {error}"),
+                Ok(url) => tracing::debug!(seed = %url, "web seed ignored: the torrent has too many"),
+                Err(error) => tracing::info!("web seed ignored: {error}"),
             }
         }
         let seeds = urls.into_iter().zip(1u32..).map(|(url, number)| {
@@ -77,13 +78,13 @@ impl WebSeed {
         seeds.collect()
     }
 
-    /// What stands for it where peers are told by address: one of 240.0.0.0/8, which no host on the Internet has, a
-    /// different one for each of a torrent's web seeds. Nothing is ever sent there.
+    /// Returns the address that identifies the web seed among peers: one of 240.0.0.0/8, which no internet host uses,
+    /// different for each web seed of a torrent. Nothing is ever sent there.
     pub fn addr(&self) -> SocketAddr {
         self.addr
     }
 
-    /// What stands for the id of a handshake: the same for the same URL, always.
+    /// Returns the peer id: derived from the URL, and thus always the same for the same URL.
     pub fn peer_id(&self) -> PeerId {
         let mut id = *b"-WS0000-............";
         let digest: [u8; 20] = Sha1::digest(self.server.url().as_str()).into();
@@ -91,31 +92,31 @@ impl WebSeed {
         PeerId(id)
     }
 
-    /// Its URL. `Display` leaves out what may be secret.
+    /// Returns the URL. `Display` masks secrets.
     pub fn url(&self) -> &SeedUrl {
         self.server.url()
     }
 
-    /// Why it failed when it last did, until it serves again.
+    /// Returns why the server failed last, until it works again.
     pub fn fault(&self) -> Option<String> {
         self.server.fault()
     }
 
-    /// Starts a connection that stands for the server; what it says goes to `inbox` under `key`. No byte is asked for
-    /// before a request comes. It speaks as a peer with which the fast extension and the extension protocol were agreed
-    /// on. An error: the server has nothing of this torrent, and is not asked again.
+    /// Starts a connection that represents the server and sends its events to `inbox` under `key`. No HTTP request is
+    /// made before a block is requested. The connection behaves like a peer that supports the fast extension and the
+    /// extension protocol. Returns an error if the server has nothing of this torrent; it is then not used again.
     pub fn connect<K: Copy + Send + Sync + 'static>(
         &self,
         limits: Arc<Limits>,
         key: K,
         inbox: mpsc::Sender<(K, Incoming)>,
     ) -> Result<Connection, String> {
-        let Some(holding) = self.server.holding() else {
+        let Some(available) = self.server.availability() else {
             return Err(self.fault().unwrap_or_else(|| "it has nothing of this torrent".into()));
         };
         let server = self.server.clone();
-        Ok(Connection::played_by(|queue| {
-            tokio::spawn(task::run(server, holding, queue, limits, key, inbox)).abort_handle()
+        Ok(Connection::without_socket(|queue| {
+            tokio::spawn(task::run(server, available, queue, limits, key, inbox)).abort_handle()
         }))
     }
 }

@@ -1,126 +1,128 @@
-//! Requests that wait for their block, and which of them make one HTTP request.
+//! Block requests that wait for their data, and their grouping into HTTP requests.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
 use crate::wire::Request;
 
-/// Requests by where their block begins in the torrent. Whoever takes one out answers it: so each is answered once.
+/// Requests by the offset of their block in the torrent. Taking a request out obliges the caller to answer it, so each
+/// is answered exactly once.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    wants: BTreeMap<u64, Want>,
-    /// Those that nobody fetches yet, in the order in which they came: it is the swarm's, most urgent first.
+    entries: BTreeMap<u64, Entry>,
+    /// Offsets of requests that no fetch handles yet, in order of arrival, which is the swarm's order of urgency.
     waiting: BTreeMap<u64, u64>,
-    next_turn: u64,
+    next_number: u64,
 }
 
 #[derive(Debug)]
-struct Want {
+struct Entry {
     request: Request,
-    stage: Stage,
+    state: State,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Stage {
-    /// Its key in `waiting`.
+enum State {
+    /// Waiting, with its key in `waiting`.
     Waiting(u64),
-    Fetched(FlightId),
+    InFlight(FetchId),
 }
 
-/// One fetch; never used twice.
+/// Identifies a fetch; never reused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct FlightId(pub u64);
+pub(super) struct FetchId(pub u64);
 
 impl Queue {
-    /// How many there are, fetched and waiting.
+    /// Returns the number of requests, waiting and in flight.
     pub(super) fn len(&self) -> usize {
-        self.wants.len()
+        self.entries.len()
     }
 
-    /// A request whose block begins at `at`. One that is there already stays as it is.
+    /// Adds a request for the block at `at`. A request for the same block that is already queued stays unchanged.
     pub(super) fn push(&mut self, at: u64, request: Request) {
-        if self.wants.contains_key(&at) {
+        if self.entries.contains_key(&at) {
             return;
         }
-        let turn = self.next_turn;
-        self.next_turn += 1;
-        self.wants.insert(at, Want { request, stage: Stage::Waiting(turn) });
-        self.waiting.insert(turn, at);
+        let number = self.next_number;
+        self.next_number += 1;
+        self.entries.insert(at, Entry { request, state: State::Waiting(number) });
+        self.waiting.insert(number, at);
     }
 
-    /// Takes out the request whose block begins at `at`, fetched or waiting.
+    /// Removes and returns the request for the block at `at`.
     pub(super) fn take(&mut self, at: u64) -> Option<Request> {
-        let want = self.wants.remove(&at)?;
-        if let Stage::Waiting(turn) = want.stage {
-            self.waiting.remove(&turn);
+        let entry = self.entries.remove(&at)?;
+        if let State::Waiting(number) = entry.state {
+            self.waiting.remove(&number);
         }
-        Some(want.request)
+        Some(entry.request)
     }
 
-    /// Takes out every request with a byte in `bytes`.
+    /// Removes and returns all requests that overlap `bytes`.
     pub(super) fn take_touching(&mut self, bytes: &Range<u64>) -> Vec<Request> {
-        let touching = |(at, want): (&u64, &Want)| (*at + u64::from(want.request.length) > bytes.start).then_some(*at);
-        let there: Vec<u64> = self.wants.range(..bytes.end).rev().map_while(touching).collect();
-        there.into_iter().rev().filter_map(|at| self.take(at)).collect()
+        let touching =
+            |(at, entry): (&u64, &Entry)| (*at + u64::from(entry.request.length) > bytes.start).then_some(*at);
+        let offsets: Vec<u64> = self.entries.range(..bytes.end).rev().map_while(touching).collect();
+        offsets.into_iter().rev().filter_map(|at| self.take(at)).collect()
     }
 
-    /// Whether any request's block begins in `bytes`.
-    pub(super) fn wants(&self, bytes: Range<u64>) -> bool {
-        bytes.start < bytes.end && self.wants.range(bytes).next().is_some()
+    /// Returns whether a requested block starts in `bytes`.
+    pub(super) fn contains_start_in(&self, bytes: Range<u64>) -> bool {
+        bytes.start < bytes.end && self.entries.range(bytes).next().is_some()
     }
 
-    /// The next run to fetch: the request that waits longest, and those that wait for what follows it without a gap, up
-    /// to the end that `limit` sets for that beginning. From now on they are fetched by `flight`.
-    pub(super) fn next_run(&mut self, flight: FlightId, limit: impl FnOnce(u64) -> u64) -> Option<Range<u64>> {
+    /// Returns the next run to fetch and assigns it to `fetch`: the request that has waited longest and the waiting
+    /// requests directly after it, up to the end that `limit` returns for the start of the run.
+    pub(super) fn next_run(&mut self, fetch: FetchId, limit: impl FnOnce(u64) -> u64) -> Option<Range<u64>> {
         let (_, start) = self.waiting.first_key_value()?;
         let start = *start;
         let limit = limit(start);
         let mut end = start;
-        while let Some(want) = self.wants.get_mut(&end)
-            && let Stage::Waiting(turn) = want.stage
+        while let Some(entry) = self.entries.get_mut(&end)
+            && let State::Waiting(number) = entry.state
         {
-            let block_end = end + u64::from(want.request.length);
+            let block_end = end + u64::from(entry.request.length);
             if block_end > limit && end > start {
                 break;
             }
-            want.stage = Stage::Fetched(flight);
-            self.waiting.remove(&turn);
+            entry.state = State::InFlight(fetch);
+            self.waiting.remove(&number);
             end = block_end;
         }
         Some(start..end)
     }
 
-    /// Whether anything of its run is left for a fetch to bring.
-    pub(super) fn is_of_use(&self, flight: FlightId, run: &Range<u64>) -> bool {
-        self.wants.range(run.clone()).any(|(_, want)| want.stage == Stage::Fetched(flight))
+    /// Returns whether any request of a run is still assigned to this fetch.
+    pub(super) fn has_requests(&self, fetch: FetchId, run: &Range<u64>) -> bool {
+        self.entries.range(run.clone()).any(|(_, entry)| entry.state == State::InFlight(fetch))
     }
 
-    /// A fetch has ended: what it did not bring of its run waits again, before all that came later. How many those are.
-    pub(super) fn put_back(&mut self, flight: FlightId, run: &Range<u64>) -> usize {
-        let first = self.waiting.first_key_value().map_or(self.next_turn, |(turn, _)| *turn);
-        let unanswered = self.wants.range_mut(run.clone()).filter(|(_, want)| want.stage == Stage::Fetched(flight));
-        let unanswered: Vec<(&u64, &mut Want)> = unanswered.collect();
+    /// Puts the unanswered requests of an ended fetch in front of the waiting ones and returns their number.
+    pub(super) fn put_back(&mut self, fetch: FetchId, run: &Range<u64>) -> usize {
+        let first = self.waiting.first_key_value().map_or(self.next_number, |(number, _)| *number);
+        let unanswered = self.entries.range_mut(run.clone()).filter(|(_, entry)| entry.state == State::InFlight(fetch));
+        let unanswered: Vec<(&u64, &mut Entry)> = unanswered.collect();
         let count = unanswered.len();
-        // Turns before the first one may have been used up: then these go last, which is no more than unkind.
-        let mut turn = first.checked_sub(count as u64).unwrap_or(self.next_turn);
-        for (at, want) in unanswered {
-            want.stage = Stage::Waiting(turn);
-            self.waiting.insert(turn, *at);
-            turn += 1;
+        // If there are no smaller numbers left, the requests are put last, which only delays them.
+        let mut number = first.checked_sub(count as u64).unwrap_or(self.next_number);
+        for (at, entry) in unanswered {
+            entry.state = State::Waiting(number);
+            self.waiting.insert(number, *at);
+            number += 1;
         }
-        self.next_turn = self.next_turn.max(turn);
+        self.next_number = self.next_number.max(number);
         count
     }
 
     #[cfg(test)]
     fn check(&self) {
-        let turn = |(at, want): (&u64, &Want)| match want.stage {
-            Stage::Waiting(turn) => Some((turn, *at)),
-            Stage::Fetched(_) => None,
+        let number = |(at, entry): (&u64, &Entry)| match entry.state {
+            State::Waiting(number) => Some((number, *at)),
+            State::InFlight(_) => None,
         };
-        let waiting: BTreeMap<u64, u64> = self.wants.iter().filter_map(turn).collect();
+        let waiting: BTreeMap<u64, u64> = self.entries.iter().filter_map(number).collect();
         assert_eq!(waiting, self.waiting);
-        assert!(self.waiting.last_key_value().is_none_or(|(turn, _)| *turn < self.next_turn));
+        assert!(self.waiting.last_key_value().is_none_or(|(number, _)| *number < self.next_number));
     }
 }
 
@@ -130,7 +132,7 @@ mod tests {
     use proptest::prelude::*;
 
     const LEN: u64 = 16_384;
-    const FLIGHT: FlightId = FlightId(1);
+    const FETCH: FetchId = FetchId(1);
 
     fn request(block: u64) -> Request {
         Request { piece: block as u32, begin: 0, length: LEN as u32 }
@@ -148,12 +150,12 @@ mod tests {
     }
 
     #[test]
-    fn neighbours_make_one_run_and_the_oldest_begins() {
+    fn adjacent_requests_form_one_run_that_starts_with_the_oldest() {
         let mut queue = queue(&[7, 3, 4, 9, 5, 8]);
-        assert_eq!(blocks(queue.next_run(FLIGHT, |_| u64::MAX)), Some(7..10));
-        assert_eq!(blocks(queue.next_run(FLIGHT, |start| start + 2 * LEN)), Some(3..5));
-        assert_eq!(blocks(queue.next_run(FLIGHT, |start| start)), Some(5..6), "one block at least");
-        assert_eq!(queue.next_run(FLIGHT, |_| u64::MAX), None);
+        assert_eq!(blocks(queue.next_run(FETCH, |_| u64::MAX)), Some(7..10));
+        assert_eq!(blocks(queue.next_run(FETCH, |start| start + 2 * LEN)), Some(3..5));
+        assert_eq!(blocks(queue.next_run(FETCH, |start| start)), Some(5..6), "one block at least");
+        assert_eq!(queue.next_run(FETCH, |_| u64::MAX), None);
         assert_eq!(queue.len(), 6, "each is still to be answered");
         queue.check();
     }
@@ -163,28 +165,32 @@ mod tests {
         let mut queue = queue(&[1, 2, 3]);
         assert_eq!(queue.take(2 * LEN), Some(request(2)));
         assert_eq!(queue.take(2 * LEN), None);
-        assert_eq!(blocks(queue.next_run(FLIGHT, |_| u64::MAX)), Some(1..2));
+        assert_eq!(blocks(queue.next_run(FETCH, |_| u64::MAX)), Some(1..2));
         assert_eq!(queue.take(LEN), Some(request(1)), "while it is fetched, too");
-        assert!(!queue.wants(0..3 * LEN) && queue.wants(0..3 * LEN + 1) && !queue.wants(3 * LEN..3 * LEN));
+        assert!(
+            !queue.contains_start_in(0..3 * LEN)
+                && queue.contains_start_in(0..3 * LEN + 1)
+                && !queue.contains_start_in(3 * LEN..3 * LEN)
+        );
         queue.check();
     }
 
     #[test]
-    fn what_a_fetch_did_not_bring_waits_again_in_front() {
+    fn unanswered_requests_return_to_the_front() {
         let mut queue = queue(&[1, 2, 3, 9]);
-        let run = queue.next_run(FLIGHT, |_| u64::MAX).unwrap();
+        let run = queue.next_run(FETCH, |_| u64::MAX).unwrap();
         queue.take(LEN);
-        assert!(queue.is_of_use(FLIGHT, &run) && !queue.is_of_use(FlightId(2), &run));
-        assert_eq!(queue.put_back(FlightId(2), &run), 0, "they are another's");
-        assert_eq!(queue.put_back(FLIGHT, &run), 2);
-        assert!(!queue.is_of_use(FLIGHT, &run));
+        assert!(queue.has_requests(FETCH, &run) && !queue.has_requests(FetchId(2), &run));
+        assert_eq!(queue.put_back(FetchId(2), &run), 0, "they are another's");
+        assert_eq!(queue.put_back(FETCH, &run), 2);
+        assert!(!queue.has_requests(FETCH, &run));
         queue.check();
-        assert_eq!(blocks(queue.next_run(FLIGHT, |_| u64::MAX)), Some(2..4));
-        assert_eq!(blocks(queue.next_run(FLIGHT, |_| u64::MAX)), Some(9..10));
+        assert_eq!(blocks(queue.next_run(FETCH, |_| u64::MAX)), Some(2..4));
+        assert_eq!(blocks(queue.next_run(FETCH, |_| u64::MAX)), Some(9..10));
     }
 
     #[test]
-    fn what_touches_a_range_is_taken_at_once() {
+    fn all_requests_that_overlap_a_range_are_taken() {
         let mut queue = queue(&[1, 2, 3, 4]);
         assert_eq!(queue.take_touching(&(2 * LEN + 5..3 * LEN + 1)), [request(2), request(3)]);
         assert_eq!(queue.take_touching(&(0..LEN)), []);
@@ -223,8 +229,8 @@ mod tests {
                         prop_assert_eq!(queue.take(block * LEN).is_some(), model.remove(&block));
                     }
                     Step::Run(most) => {
-                        let flight = FlightId(runs.len() as u64);
-                        if let Some(run) = queue.next_run(flight, |start| start + most * LEN) {
+                        let fetch = FetchId(runs.len() as u64);
+                        if let Some(run) = queue.next_run(fetch, |start| start + most * LEN) {
                             prop_assert!(!run.is_empty() && run.end - run.start <= most * LEN);
                             for block in run.start / LEN..run.end / LEN {
                                 prop_assert!(model.contains(&block));
@@ -234,7 +240,7 @@ mod tests {
                     }
                     Step::Back => {
                         if let Some(run) = runs.pop() {
-                            queue.put_back(FlightId(runs.len() as u64), &run);
+                            queue.put_back(FetchId(runs.len() as u64), &run);
                         }
                     }
                 }

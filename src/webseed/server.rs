@@ -1,4 +1,4 @@
-//! One server: where its files are, what an answer must look like, and what was learnt of it.
+//! One server: the URLs of its files, checks of its answers, and its state.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
@@ -19,22 +19,23 @@ use crate::metainfo::{File, FileIndex, FileKind, Metainfo, PieceIndex};
 use crate::util::{lock, printable};
 use crate::wire::bitfield_to_wire;
 
-/// The head of an answer must be here in this time.
+/// Time limit for the head of a response. Servers that fetch the file from elsewhere first can take long.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
-/// Files of which it is remembered where they were redirected to.
-const MAX_MOVED: usize = 1024;
-/// Bytes that a server without ranges may have to send before those that are wanted.
+/// Files whose redirect target is remembered. Bounds the memory for torrents with many files.
+const MAX_REDIRECTS: usize = 1024;
+/// Bytes that a server without range support may send before the requested ones. What is further into a file counts as
+/// missing, because reaching it would cost more than it brings.
 const MAX_SKIP: u64 = 32 << 20;
-/// One request asks for so many bytes, at most.
+/// Maximum length of one run, in bytes: long enough to make the round trip cheap, short enough to cancel.
 const MAX_RUN: u64 = 4 << 20;
-/// And for parts of so many files, which are asked for one after the other.
+/// Maximum number of files in one run. They are requested one after the other, so many small files would delay a run.
 const MAX_PARTS: usize = 8;
-/// The most of a script's answer that is read for when to come back.
-const MAX_WORD: usize = 64;
-/// How long a server may send us away for.
+/// Longest body that is read as the wait time of a busy script, in bytes (BEP 17).
+const MAX_WAIT_TEXT: usize = 64;
+/// Maximum wait that a server may impose, so that a wrong header does not disable it for days.
 const MAX_WAIT: Duration = Duration::from_secs(3600);
 
-/// What went wrong, in words, and what follows.
+/// A failure and its consequence.
 #[derive(Debug)]
 pub(super) struct Fault {
     pub(super) why: String,
@@ -43,10 +44,10 @@ pub(super) struct Fault {
 
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Remedy {
-    /// The server is busy or cannot be reached: again later, and not before the time that it gave.
+    /// The server is busy or unreachable. Retry later, and not before the time that it specified.
     Retry(Option<Duration>),
-    /// It will not give these bytes of the torrent.
-    Lacks(Range<u64>),
+    /// The server does not have these bytes of the torrent.
+    Missing(Range<u64>),
 }
 
 impl Fault {
@@ -54,33 +55,33 @@ impl Fault {
         Self { why: why.into(), remedy: Remedy::Retry(None) }
     }
 
-    fn lacks(why: impl Into<String>, bytes: Range<u64>) -> Self {
-        Self { why: why.into(), remedy: Remedy::Lacks(bytes) }
+    fn missing(why: impl Into<String>, bytes: Range<u64>) -> Self {
+        Self { why: why.into(), remedy: Remedy::Missing(bytes) }
     }
 }
 
-/// What is fetched in one request.
+/// One request within a run.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Part {
-    /// So many bytes of a pad file: zeros, which no server need have (BEP 47).
+    /// Bytes of a pad file: zeros, which no server needs to have (BEP 47).
     Zeros(u64),
-    /// A range of a file's bytes.
+    /// A byte range of a file.
     File(FileIndex, Range<u64>),
-    /// A range of a piece's bytes, from a script.
+    /// A byte range of a piece, from a script.
     Piece(PieceIndex, Range<u32>),
 }
 
-/// The head of a good answer; the bytes are still to come.
+/// A checked response head. The body has yet to be read.
 pub(super) struct Answer {
     pub(super) response: Response,
-    /// The whole file comes, not only the range.
+    /// The body is the whole file, not only the range.
     pub(super) whole: bool,
 }
 
-/// What a server offers.
-pub(super) enum Holding {
+/// The pieces that a server offers.
+pub(super) enum Availability {
     All,
-    /// A bitfield as on the wire.
+    /// Some pieces, as a bitfield in wire format.
     Some(Bytes),
 }
 
@@ -88,27 +89,28 @@ pub(super) struct Server {
     metainfo: Arc<Metainfo>,
     url: SeedUrl,
     http: HttpClient,
-    learnt: Mutex<Learnt>,
+    state: Mutex<State>,
 }
 
-/// Kept from one connection to the next.
+/// State that outlives a connection.
 #[derive(Default)]
-struct Learnt {
-    /// Bytes of the torrent that it will not give: from where to where. Several of one file end at that file's end.
-    lacks: BTreeMap<u64, u64>,
-    /// Where requests for a file were redirected to.
-    moved: HashMap<FileIndex, Url>,
-    /// It gave a whole file when asked for a range.
+struct State {
+    /// Ranges of the torrent that the server does not have, by start. Ranges within one file end at the end of that
+    /// file.
+    missing: BTreeMap<u64, u64>,
+    /// Redirect targets by file.
+    redirects: HashMap<FileIndex, Url>,
+    /// The server has sent a whole file in answer to a range request.
     no_ranges: bool,
-    /// Why it cannot be used now.
+    /// Why the server cannot be used now.
     failing: Option<String>,
-    /// Why it lacks what it lacks, the first of the reasons.
-    lacking: Option<String>,
+    /// Why the server does not have some bytes; only the first reason.
+    missing_reason: Option<String>,
 }
 
 impl Server {
     pub(super) fn new(metainfo: Arc<Metainfo>, url: SeedUrl, http: HttpClient) -> Self {
-        Self { metainfo, url, http, learnt: Mutex::default() }
+        Self { metainfo, url, http, state: Mutex::default() }
     }
 
     pub(super) fn metainfo(&self) -> &Metainfo {
@@ -119,70 +121,70 @@ impl Server {
         &self.url
     }
 
-    fn learnt(&self) -> MutexGuard<'_, Learnt> {
-        lock(&self.learnt)
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
     }
 
     pub(super) fn fault(&self) -> Option<String> {
-        let learnt = self.learnt();
-        learnt.failing.clone().or_else(|| learnt.lacking.clone())
+        let state = self.state();
+        state.failing.clone().or_else(|| state.missing_reason.clone())
     }
 
-    /// What it offers; `None`: nothing.
-    pub(super) fn holding(&self) -> Option<Holding> {
+    /// Returns the pieces that the server offers; `None` if there are none.
+    pub(super) fn availability(&self) -> Option<Availability> {
         let lengths = self.metainfo.layout.lengths();
-        let learnt = self.learnt();
-        if learnt.lacks.is_empty() {
-            return Some(Holding::All);
+        let state = self.state();
+        if state.missing.is_empty() {
+            return Some(Availability::All);
         }
         let mut has = FixedBitSet::with_capacity(lengths.pieces() as usize);
         has.insert_range(..);
-        for (from, to) in &learnt.lacks {
+        for (from, to) in &state.missing {
             lengths.pieces_in(&(*from..*to)).for_each(|piece| has.remove(piece.index()));
         }
-        (!has.is_clear()).then(|| Holding::Some(bitfield_to_wire(&has)))
+        (!has.is_clear()).then(|| Availability::Some(bitfield_to_wire(&has)))
     }
 
-    /// Whether it lacks any of these bytes of the torrent.
-    pub(super) fn lacks(&self, bytes: &Range<u64>) -> bool {
-        self.learnt().lacks.range(..bytes.end).next_back().is_some_and(|(_, to)| *to > bytes.start)
+    /// Returns whether the server lacks any of these bytes of the torrent.
+    pub(super) fn is_missing(&self, bytes: &Range<u64>) -> bool {
+        self.state().missing.range(..bytes.end).next_back().is_some_and(|(_, to)| *to > bytes.start)
     }
 
     pub(super) fn has_ranges(&self) -> bool {
-        !self.learnt().no_ranges
+        !self.state().no_ranges
     }
 
-    /// It will not give these bytes. Said in the log the first time.
-    pub(super) fn now_lacks(&self, bytes: Range<u64>, why: &str) {
-        let mut learnt = self.learnt();
-        let to = learnt.lacks.entry(bytes.start).or_default();
+    /// Records that the server does not have these bytes. Logged as a warning the first time.
+    pub(super) fn mark_missing(&self, bytes: Range<u64>, why: &str) {
+        let mut state = self.state();
+        let to = state.missing.entry(bytes.start).or_default();
         *to = bytes.end.max(*to);
-        if learnt.lacking.is_none() {
-            tracing::warn!(seed = %self.url, "web seed lacks part of the torrent: {why}");
-            learnt.lacking = Some(why.to_owned());
+        if state.missing_reason.is_none() {
+            tracing::warn!(seed = %self.url, "web seed does not have all of the torrent: {why}");
+            state.missing_reason = Some(why.to_owned());
         } else {
-            tracing::debug!(seed = %self.url, ?bytes, "web seed lacks more: {why}");
+            tracing::debug!(seed = %self.url, ?bytes, "web seed does not have more of the torrent: {why}");
         }
     }
 
-    /// It is not used for a while. Said in the log when it begins.
-    pub(super) fn now_fails(&self, why: &str, wait: Duration) {
-        let before = self.learnt().failing.replace(why.to_owned());
+    /// Records that the server is not used for a while. Logged as a warning the first time.
+    pub(super) fn mark_failing(&self, why: &str, wait: Duration) {
+        let before = self.state().failing.replace(why.to_owned());
         if before.is_none() {
-            tracing::warn!(seed = %self.url, "web seed fails: {why}; it is tried again in {:.0} s", wait.as_secs_f64());
+            tracing::warn!(seed = %self.url, "web seed fails: {why}; retrying in {:.0} s", wait.as_secs_f64());
         } else {
             tracing::debug!(seed = %self.url, ?wait, "web seed still fails: {why}");
         }
     }
 
-    /// It served.
-    pub(super) fn now_serves(&self) {
-        if self.learnt().failing.take().is_some() {
-            tracing::info!(seed = %self.url, "web seed serves again");
+    /// Records that the server works.
+    pub(super) fn mark_working(&self) {
+        if self.state().failing.take().is_some() {
+            tracing::info!(seed = %self.url, "web seed works again");
         }
     }
 
-    /// Where a run that begins at `start` of the torrent must end.
+    /// Returns the maximum end of a run that starts at offset `start` of the torrent.
     pub(super) fn run_limit(&self, start: u64) -> u64 {
         let layout = &self.metainfo.layout;
         let longest = start.saturating_add(MAX_RUN);
@@ -198,7 +200,7 @@ impl Server {
         }
     }
 
-    /// What is asked for one after the other to fetch a run of the torrent's bytes.
+    /// Returns the requests that fetch a run of the torrent's bytes, in order.
     pub(super) fn parts(&self, run: &Range<u64>) -> Vec<Part> {
         let layout = &self.metainfo.layout;
         match self.url.kind() {
@@ -216,136 +218,143 @@ impl Server {
         }
     }
 
-    /// Asks for a range of a file's bytes.
-    pub(super) async fn ask_file(&self, index: FileIndex, bytes: &Range<u64>) -> Result<Answer, Fault> {
+    /// Requests a byte range of a file.
+    pub(super) async fn request_file(&self, index: FileIndex, bytes: &Range<u64>) -> Result<Answer, Fault> {
         let file = self.metainfo.layout.file(index).ok_or_else(|| Fault::retry("no such file"))?;
-        let moved = self.learnt().moved.get(&index).cloned();
-        if let Some(url) = moved {
-            match self.ask_file_at(url, index, file, bytes).await {
+        let redirect = self.state().redirects.get(&index).cloned();
+        if let Some(url) = redirect {
+            match self.request_file_at(url, index, file, bytes).await {
                 Ok(answer) => return Ok(answer),
-                // The place may have been good for a while only: the way there is gone again.
+                // The redirect target may have been temporary: use the original URL again.
                 Err(fault) => {
                     tracing::debug!(seed = %self.url, "redirect forgotten: {}", fault.why);
-                    self.learnt().moved.remove(&index);
+                    self.state().redirects.remove(&index);
                 }
             }
         }
         let url = self.url.of_file(&self.metainfo.layout, file);
-        let url = url.ok_or_else(|| Fault::lacks("no URL can be made of the file's path", file.range()))?;
-        self.ask_file_at(url, index, file, bytes).await
+        let url = url.ok_or_else(|| Fault::missing("the file's path does not form a URL", file.range()))?;
+        self.request_file_at(url, index, file, bytes).await
     }
 
-    async fn ask_file_at(&self, url: Url, index: FileIndex, file: &File, bytes: &Range<u64>) -> Result<Answer, Fault> {
-        let lacks = |why: String| Fault::lacks(why, file.range());
-        let (response, redirected) = self.get(url, Some(bytes)).await.map_err(|refusal| match refusal {
-            Refusal::Retry(why) => Fault::retry(why),
-            Refusal::Never(why) => lacks(why),
+    async fn request_file_at(
+        &self,
+        url: Url,
+        index: FileIndex,
+        file: &File,
+        bytes: &Range<u64>,
+    ) -> Result<Answer, Fault> {
+        let missing = |why: String| Fault::missing(why, file.range());
+        let (response, redirected) = self.get(url, Some(bytes)).await.map_err(|failure| match failure {
+            RequestFailure::Retry(why) => Fault::retry(why),
+            RequestFailure::Permanent(why) => missing(why),
         })?;
         let status = response.status();
         if response.headers().contains_key(CONTENT_ENCODING) {
-            return Err(lacks("it sends the file compressed, though asked not to".into()));
+            return Err(missing("it sends the file compressed although that was not allowed".into()));
         }
         let whole = match status {
             StatusCode::PARTIAL_CONTENT => {
                 let range = response.headers().get(CONTENT_RANGE).and_then(|value| content_range(value.to_str().ok()?));
                 match range {
                     Some((from, _)) if from != bytes.start => {
-                        return Err(lacks(format!("it answers with another range than the one asked for ({from})")));
+                        return Err(missing(format!("it answers with a range from {from}, which was not requested")));
                     }
-                    Some((_, Some(len))) if len != file.len => return Err(lacks(wrong_size(len, file))),
+                    Some((_, Some(len))) if len != file.len => return Err(missing(wrong_size(len, file))),
                     Some(_) => false,
-                    None => return Err(lacks("it answers with a range and does not say which".into())),
+                    None => return Err(missing("it answers with a range but does not specify which".into())),
                 }
             }
             StatusCode::OK => {
                 match response.content_length() {
-                    Some(len) if len != file.len => return Err(lacks(wrong_size(len, file))),
-                    None if is_page(&response, file) => return Err(lacks("it answers with a web page".into())),
+                    Some(len) if len != file.len => return Err(missing(wrong_size(len, file))),
+                    None if is_page(&response, file) => return Err(missing("it answers with a web page".into())),
                     _ => {}
                 }
                 self.take_whole(file, bytes)?
             }
-            status if is_passing(status) => {
+            status if is_temporary(status) => {
                 let after = response.headers().get(RETRY_AFTER).and_then(|value| seconds(value.to_str().ok()?));
                 return Err(Fault { why: format!("it answers {status}"), remedy: Remedy::Retry(after) });
             }
-            status => return Err(lacks(format!("it answers {status}"))),
+            status => return Err(missing(format!("it answers {status}"))),
         };
         if let Some(url) = redirected {
-            let mut learnt = self.learnt();
-            if learnt.moved.len() >= MAX_MOVED {
-                learnt.moved.clear();
+            let mut state = self.state();
+            if state.redirects.len() >= MAX_REDIRECTS {
+                state.redirects.clear();
             }
-            learnt.moved.insert(index, url);
+            state.redirects.insert(index, url);
         }
         Ok(Answer { response, whole })
     }
 
-    /// The whole file comes, from its start. Whether that is more than was asked for.
+    /// Handles a response with the whole file. Returns whether that is more than the requested range.
     fn take_whole(&self, file: &File, bytes: &Range<u64>) -> Result<bool, Fault> {
         if *bytes == (0..file.len) {
             return Ok(false);
         }
-        self.learnt().no_ranges = true;
+        self.state().no_ranges = true;
         if bytes.start <= MAX_SKIP {
             return Ok(true);
         }
-        let why = format!("it has no ranges, so nothing beyond the first {} MiB of a file can be had", MAX_SKIP >> 20);
-        Err(Fault::lacks(why, file.offset + MAX_SKIP..file.range().end))
+        let why =
+            format!("it does not support ranges, so only the first {} MiB of each file can be read", MAX_SKIP >> 20);
+        Err(Fault::missing(why, file.offset + MAX_SKIP..file.range().end))
     }
 
-    /// Asks a script for a part of a piece (BEP 17).
-    pub(super) async fn ask_piece(&self, piece: PieceIndex, bytes: &Range<u32>) -> Result<Answer, Fault> {
+    /// Requests a part of a piece from a script (BEP 17).
+    pub(super) async fn request_piece(&self, piece: PieceIndex, bytes: &Range<u32>) -> Result<Answer, Fault> {
         let whole = *bytes == (0..self.metainfo.layout.lengths().len_of(piece));
         let url = self.url.of_piece(&self.metainfo.info_hash, piece, (!whole).then_some(bytes));
-        let (mut response, _) = self.get(url, None).await.map_err(|refusal| match refusal {
-            Refusal::Retry(why) => Fault::retry(why),
-            Refusal::Never(why) => Fault::lacks(why, 0..self.metainfo.layout.lengths().total()),
+        let (mut response, _) = self.get(url, None).await.map_err(|failure| match failure {
+            RequestFailure::Retry(why) => Fault::retry(why),
+            RequestFailure::Permanent(why) => Fault::missing(why, 0..self.metainfo.layout.lengths().total()),
         })?;
         match response.status() {
             StatusCode::OK if response.content_length().is_none_or(|len| len == u64::from(bytes.end - bytes.start)) => {
                 Ok(Answer { response, whole: false })
             }
-            StatusCode::OK => Err(Fault::retry("its answer is not as long as what was asked for")),
+            StatusCode::OK => Err(Fault::retry("its answer has another length than requested")),
             StatusCode::SERVICE_UNAVAILABLE => {
                 let header = response.headers().get(RETRY_AFTER).and_then(|value| seconds(value.to_str().ok()?));
                 let body = timeout(ANSWER_LIMIT, response.chunk()).await.ok().and_then(Result::ok).flatten();
-                let body = body.filter(|body| body.len() <= MAX_WORD);
+                let body = body.filter(|body| body.len() <= MAX_WAIT_TEXT);
                 let after = body.and_then(|body| seconds(std::str::from_utf8(&body).ok()?)).or(header);
                 Err(Fault { why: "it is busy".into(), remedy: Remedy::Retry(after) })
             }
-            // Any other is an error, after which to try again ever less often.
+            // BEP 17: any other status is an error, after which to retry with growing delays.
             status => Err(Fault::retry(format!("it answers {status}"))),
         }
     }
 
-    /// A request, redirects followed: the answer's head, and where it came from if that is not the URL itself.
-    async fn get(&self, url: Url, bytes: Option<&Range<u64>>) -> Result<(Response, Option<Url>), Refusal> {
+    /// Sends a request and follows redirects. Returns the response, and its final URL if there was a redirect.
+    async fn get(&self, url: Url, bytes: Option<&Range<u64>>) -> Result<(Response, Option<Url>), RequestFailure> {
         let mut headers = HeaderMap::from_iter([(ACCEPT_ENCODING, HeaderValue::from_static("identity"))]);
         let range = bytes.map(|bytes| format!("bytes={}-{}", bytes.start, bytes.end.saturating_sub(1)));
         headers.extend(range.and_then(|range| Some((RANGE, HeaderValue::try_from(range).ok()?))));
         let purpose = match self.url.kind() {
             SeedKind::Files => Purpose::WebSeed,
-            SeedKind::Script => Purpose::SeedScript,
+            SeedKind::Script => Purpose::HttpSeed,
         };
         match timeout(ANSWER_LIMIT, self.http.open(url.clone(), purpose, &headers)).await {
             Ok(Ok(response)) => {
-                let moved = (*response.url() != url).then(|| response.url().clone());
-                Ok((response, moved))
+                let redirect = (*response.url() != url).then(|| response.url().clone());
+                Ok((response, redirect))
             }
             Ok(Err(error @ (RequestError::Local | RequestError::Redirect(_)))) => {
-                Err(Refusal::Never(error.to_string()))
+                Err(RequestFailure::Permanent(error.to_string()))
             }
-            Ok(Err(error)) => Err(Refusal::Retry(error.to_string())),
-            Err(_) => Err(Refusal::Retry("no answer in time".into())),
+            Ok(Err(error)) => Err(RequestFailure::Retry(error.to_string())),
+            Err(_) => Err(RequestFailure::Retry("no answer in time".into())),
         }
     }
 }
 
-/// Why there is no answer.
-enum Refusal {
+/// The reason why there is no response.
+enum RequestFailure {
     Retry(String),
-    Never(String),
+    Permanent(String),
 }
 
 fn wrong_size(len: u64, file: &File) -> String {
@@ -353,20 +362,20 @@ fn wrong_size(len: u64, file: &File) -> String {
     format!("{} has {len} bytes there and {} in the torrent", printable(name.as_bytes(), 200), file.len)
 }
 
-/// The server is at fault, and may not be for ever.
-fn is_passing(status: StatusCode) -> bool {
+/// Returns whether a status means a temporary failure.
+fn is_temporary(status: StatusCode) -> bool {
     use StatusCode as S;
     status.is_server_error() || matches!(status, S::REQUEST_TIMEOUT | S::TOO_EARLY | S::TOO_MANY_REQUESTS)
 }
 
-/// A web page in place of a file that is none.
+/// Returns whether a response is a web page although the file is not.
 fn is_page(response: &Response, file: &File) -> bool {
     let kind = response.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
     let name = file.path.last().map_or("", String::as_str).to_ascii_lowercase();
     kind.starts_with("text/html") && !name.ends_with(".html") && !name.ends_with(".htm")
 }
 
-/// `bytes 0-499/1234`: the first byte, and the length of the whole if it is told.
+/// Parses `bytes 0-499/1234`: the first byte, and the total length if it is specified.
 fn content_range(text: &str) -> Option<(u64, Option<u64>)> {
     let (range, len) = text.trim().strip_prefix("bytes")?.trim_start().split_once('/')?;
     let (from, to) = range.split_once('-')?;
@@ -378,7 +387,7 @@ fn content_range(text: &str) -> Option<(u64, Option<u64>)> {
     (from <= to).then_some((from, len))
 }
 
-/// How long to stay away.
+/// Parses a wait time in seconds.
 fn seconds(text: &str) -> Option<Duration> {
     text.trim().parse().ok().map(|seconds| Duration::from_secs(seconds).clamp(Duration::from_secs(1), MAX_WAIT))
 }
@@ -390,7 +399,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn ranges_and_waits_are_read_as_servers_write_them() {
+    fn content_ranges_and_wait_times_are_parsed() {
         assert_eq!(content_range("bytes 0-499/1234"), Some((0, Some(1234))));
         assert_eq!(content_range("bytes 500-999/*"), Some((500, None)));
         for wrong in ["bytes */1234", "bytes 9-1/20", "0-1/2", "bytes 0-x/2", "bytes 0-1", "bytes 0-1/-2", ""] {
@@ -403,7 +412,7 @@ mod tests {
         assert_eq!(seconds("-5"), None);
     }
 
-    /// A server of a torrent with files of these sizes; negative: a pad.
+    /// Returns a server of a torrent with files of these sizes. A negative size stands for a pad file.
     fn server(kind: SeedKind, sizes: &[i64], piece_len: u64) -> Option<Server> {
         let mut offset = 0;
         let files = sizes.iter().enumerate().map(|(n, len)| {
@@ -435,41 +444,41 @@ mod tests {
     }
 
     #[test]
-    fn parts_end_with_files_and_pads_are_not_asked_for() {
+    fn parts_end_with_files_and_pads_are_not_requested() {
         let server = server(SeedKind::Files, &[10, -6, 0, 20], 16).unwrap();
         let parts = server.parts(&(4..30));
         assert_eq!(parts, [Part::File(FileIndex(0), 4..10), Part::Zeros(6), Part::File(FileIndex(3), 0..14)]);
     }
 
     #[test]
-    fn what_is_lacked_is_not_offered_again() {
+    fn missing_bytes_are_not_offered_again() {
         let server = server(SeedKind::Files, &[100, 100, 100], 50).unwrap();
-        assert!(matches!(server.holding(), Some(Holding::All)) && server.fault().is_none());
-        server.now_lacks(100..200, "it answers 404");
-        let Some(Holding::Some(bits)) = server.holding() else { panic!("no bitfield") };
+        assert!(matches!(server.availability(), Some(Availability::All)) && server.fault().is_none());
+        server.mark_missing(100..200, "it answers 404");
+        let Some(Availability::Some(bits)) = server.availability() else { panic!("no bitfield") };
         assert_eq!(bits[..], [0b1100_1100]);
-        assert!(server.lacks(&(199..250)) && server.lacks(&(0..101)));
-        assert!(!server.lacks(&(0..100)) && !server.lacks(&(200..201)));
-        server.now_lacks(150..200, "once more");
-        assert!(server.lacks(&(120..130)) && server.lacks(&(160..170)));
-        server.now_lacks(0..100, "it answers 404");
-        server.now_lacks(200..300, "it answers 404");
-        assert!(server.holding().is_none());
+        assert!(server.is_missing(&(199..250)) && server.is_missing(&(0..101)));
+        assert!(!server.is_missing(&(0..100)) && !server.is_missing(&(200..201)));
+        server.mark_missing(150..200, "once more");
+        assert!(server.is_missing(&(120..130)) && server.is_missing(&(160..170)));
+        server.mark_missing(0..100, "it answers 404");
+        server.mark_missing(200..300, "it answers 404");
+        assert!(server.availability().is_none());
         assert_eq!(server.fault().as_deref(), Some("it answers 404"));
     }
 
     #[test]
-    fn failing_is_forgotten_when_it_serves() {
+    fn a_failure_is_cleared_when_the_server_works() {
         let server = server(SeedKind::Files, &[100], 50).unwrap();
-        server.now_fails("it answers 503", Duration::from_secs(1));
+        server.mark_failing("it answers 503", Duration::from_secs(1));
         assert_eq!(server.fault().as_deref(), Some("it answers 503"));
-        server.now_serves();
+        server.mark_working();
         assert_eq!(server.fault(), None);
     }
 
     proptest! {
         #[test]
-        fn parts_are_the_run_byte_by_byte(
+        fn parts_cover_the_run_exactly(
             sizes in proptest::collection::vec(-30i64..60, 1..12),
             piece_len in 1u64..64,
             start in 0u64..300,

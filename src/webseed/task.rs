@@ -1,4 +1,4 @@
-//! The connection that stands for a server: messages in, fetches started, blocks, rejects, choke and unchoke out.
+//! The connection that represents a server: handles messages, starts fetches, sends blocks, rejects, choke and unchoke.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -10,33 +10,35 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
 use super::fetch::Fetch;
-use super::queue::{FlightId, Queue};
-use super::server::{Fault, Holding, Remedy, Server};
+use super::queue::{FetchId, Queue};
+use super::server::{Availability, Fault, Remedy, Server};
 use super::url::SeedKind;
 use crate::net::{Incoming, Limits};
 use crate::util::lock;
 use crate::wire::{ExtensionHandshake, Message, Request};
 
-/// Requests to one server under way at a time, those of which nothing more is wanted counted too.
-pub(super) const MAX_FLIGHTS: usize = 8;
-/// Of them, those that are of use.
-const FLIGHTS: usize = 4;
-/// The same for a script, which counts its visitors.
-const SCRIPT_FLIGHTS: usize = 2;
-/// Requests that are kept; told as `reqq` (BEP 10).
+/// Maximum number of concurrent HTTP requests to one server, including those whose blocks are not wanted any more.
+pub(super) const MAX_FETCHES: usize = 8;
+/// Maximum number of concurrent HTTP requests whose blocks are wanted: hides the round trips without loading the
+/// server.
+const MAX_WANTED_FETCHES: usize = 4;
+/// The same for a script (BEP 17), which may limit the connections of a client.
+const MAX_SCRIPT_FETCHES: usize = 2;
+/// Block requests queued, announced as `reqq` (BEP 10).
 const MAX_QUEUE: usize = 2_000;
-/// Pieces rejected because the server lacks them, before the connection is made anew to say what it has.
-const MAX_LACKING: usize = 32;
-/// The wait after the second fault in a row, doubled after each further one; the first is tried again at once.
+/// Pieces rejected because the server lacks them, after which the connection is made anew to announce the right pieces.
+const MAX_MISSING: usize = 32;
+/// Wait after the second consecutive failure; it doubles with each further one. The first failure is retried at once.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
+/// Maximum to which the wait doubles, so that a server which is back is used again within minutes.
 const LONGEST_WAIT: Duration = Duration::from_secs(300);
-/// Between signs of life.
+/// Interval of keep-alive messages: half of the two minutes that BEP 3 allows.
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
 
-/// Plays the server's part until the connection is dropped, or something is to be said that only a new one can say.
+/// Acts as the server until the connection is dropped, or until only a new connection can announce the right pieces.
 pub(super) async fn run<K: Copy + Send + Sync + 'static>(
     server: Arc<Server>,
-    holding: Holding,
+    available: Availability,
     queue: mpsc::Receiver<Vec<Message>>,
     limits: Arc<Limits>,
     key: K,
@@ -47,38 +49,38 @@ pub(super) async fn run<K: Copy + Send + Sync + 'static>(
         requests: fetch.queue.clone(),
         fetch,
         fetches: JoinSet::new(),
-        flights: Vec::new(),
-        next_flight: 0,
+        running: Vec::new(),
+        next_fetch: 0,
         faults: 0,
-        resting: None,
-        lacking: HashSet::new(),
+        paused_until: None,
+        missing_pieces: HashSet::new(),
     };
-    let why = task.serve(holding, queue).await;
+    let why = task.serve(available, queue).await;
     let _ = task.fetch.inbox.send((key, Incoming::Closed(why))).await;
 }
 
 struct Task<K> {
     fetch: Fetch<K>,
     requests: Arc<Mutex<Queue>>,
-    fetches: JoinSet<(FlightId, Result<(), Fault>)>,
-    flights: Vec<(FlightId, Range<u64>)>,
-    next_flight: u64,
-    /// Faults since a fetch last went well.
+    fetches: JoinSet<(FetchId, Result<(), Fault>)>,
+    running: Vec<(FetchId, Range<u64>)>,
+    next_fetch: u64,
+    /// Consecutive failures.
     faults: u32,
-    /// Choking, until then.
-    resting: Option<Instant>,
-    /// Pieces that were asked for and that it lacks.
-    lacking: HashSet<u32>,
+    /// End of the current pause, during which we are choked.
+    paused_until: Option<Instant>,
+    /// Pieces that were requested and that the server lacks.
+    missing_pieces: HashSet<u32>,
 }
 
-/// Why the connection ends.
+/// The reason why the connection ends.
 type Ended = String;
 
 impl<K: Copy + Send + Sync + 'static> Task<K> {
-    async fn serve(&mut self, holding: Holding, mut queue: mpsc::Receiver<Vec<Message>>) -> Ended {
-        let opening = match holding {
-            Holding::All => Message::HaveAll,
-            Holding::Some(bits) => Message::Bitfield(bits),
+    async fn serve(&mut self, available: Availability, mut queue: mpsc::Receiver<Vec<Message>>) -> Ended {
+        let opening = match available {
+            Availability::All => Message::HaveAll,
+            Availability::Some(bits) => Message::Bitfield(bits),
         };
         let handshake = ExtensionHandshake {
             client: Some("web seed".into()),
@@ -86,150 +88,152 @@ impl<K: Copy + Send + Sync + 'static> Task<K> {
             upload_only: true,
             ..ExtensionHandshake::default()
         };
-        let mut said = vec![opening, Message::Extended { id: 0, payload: handshake.encode() }, Message::Unchoke];
-        let mut alive = Instant::now() + KEEP_ALIVE;
+        let mut replies = vec![opening, Message::Extended { id: 0, payload: handshake.encode() }, Message::Unchoke];
+        let mut keep_alive_at = Instant::now() + KEEP_ALIVE;
         loop {
-            if !said.is_empty() {
-                alive = Instant::now() + KEEP_ALIVE;
-                if self.fetch.inbox.send((self.fetch.key, Incoming::Messages(said))).await.is_err() {
-                    return "the driver is gone".into();
+            if !replies.is_empty() {
+                keep_alive_at = Instant::now() + KEEP_ALIVE;
+                if self.fetch.inbox.send((self.fetch.key, Incoming::Messages(replies))).await.is_err() {
+                    return "the driver has ended".into();
                 }
             }
             self.start_fetches();
-            let wakeup = self.resting.map_or(alive, |resting| resting.min(alive));
-            said = tokio::select! {
+            let wakeup = self.paused_until.map_or(keep_alive_at, |paused_until| paused_until.min(keep_alive_at));
+            replies = tokio::select! {
                 batch = queue.recv() => match batch {
                     Some(batch) => {
-                        let mut said = self.hear(batch);
-                        // What else is there already, so that neighbours become one request.
+                        let mut replies = self.handle_messages(batch);
+                        // Drain the channel first, so that adjacent requests become one HTTP request.
                         while let Ok(batch) = queue.try_recv() {
-                            said.extend(self.hear(batch));
+                            replies.extend(self.handle_messages(batch));
                         }
-                        said
+                        replies
                     }
                     None => return "closed by us".into(),
                 },
-                Some(ended) = self.fetches.join_next() => self.ended(ended),
-                () = sleep_until(wakeup) => self.wake(),
+                Some(ended) = self.fetches.join_next() => self.on_fetch_end(ended),
+                () = sleep_until(wakeup) => self.on_wakeup(),
             };
-            if self.lacking.len() >= MAX_LACKING || !self.lacking.is_empty() && self.fetch.server.holding().is_none() {
+            if self.missing_pieces.len() >= MAX_MISSING
+                || !self.missing_pieces.is_empty() && self.fetch.server.availability().is_none()
+            {
                 return self.fetch.server.fault().unwrap_or_default();
             }
         }
     }
 
-    /// What is to be said to these messages.
-    fn hear(&mut self, batch: Vec<Message>) -> Vec<Message> {
-        let mut said = Vec::new();
+    /// Handles messages and returns the answers.
+    fn handle_messages(&mut self, batch: Vec<Message>) -> Vec<Message> {
+        let mut replies = Vec::new();
         for message in batch {
             match message {
-                Message::Request(request) => said.extend(self.requested(request)),
+                Message::Request(request) => replies.extend(self.on_request(request)),
                 Message::Cancel(request) => {
-                    let taken = self.place_of(request).and_then(|bytes| lock(&self.requests).take(bytes.start));
-                    said.extend(taken.map(Message::Reject));
+                    let taken = self.byte_range(request).and_then(|bytes| lock(&self.requests).take(bytes.start));
+                    replies.extend(taken.map(Message::Reject));
                 }
-                // A server wants nothing of us.
+                // A server does not download, so other messages do not matter.
                 _ => {}
             }
         }
-        said
+        replies
     }
 
-    fn requested(&mut self, request: Request) -> Option<Message> {
+    fn on_request(&mut self, request: Request) -> Option<Message> {
         let reject = Some(Message::Reject(request));
-        let Some(bytes) = self.place_of(request) else { return reject };
-        if self.fetch.server.lacks(&bytes) {
-            self.lacking.insert(request.piece);
+        let Some(bytes) = self.byte_range(request) else { return reject };
+        if self.fetch.server.is_missing(&bytes) {
+            self.missing_pieces.insert(request.piece);
             return reject;
         }
         let mut requests = lock(&self.requests);
-        if self.resting.is_some() || requests.len() >= MAX_QUEUE {
+        if self.paused_until.is_some() || requests.len() >= MAX_QUEUE {
             return reject;
         }
         requests.push(bytes.start, request);
         None
     }
 
-    /// The torrent's bytes that are asked for; `None` if they are no block.
-    fn place_of(&self, request: Request) -> Option<Range<u64>> {
+    /// Returns the byte range of a request in the torrent, or `None` if it is not a block.
+    fn byte_range(&self, request: Request) -> Option<Range<u64>> {
         let lengths = self.fetch.server.metainfo().layout.lengths();
         let block = lengths.block(request.piece, request.begin, request.length)?;
         Some(lengths.block_range(block))
     }
 
     fn start_fetches(&mut self) {
-        if self.resting.is_some() {
+        if self.paused_until.is_some() {
             return;
         }
         let server = &self.fetch.server;
-        let most = match server.url().kind() {
-            SeedKind::Script => SCRIPT_FLIGHTS,
-            // One stream of a whole file passes by all that is wanted of it.
+        let limit = match server.url().kind() {
+            SeedKind::Script => MAX_SCRIPT_FETCHES,
+            // The server sends whole files, so one stream delivers all requested blocks.
             SeedKind::Files if !server.has_ranges() => 1,
-            SeedKind::Files => FLIGHTS,
+            SeedKind::Files => MAX_WANTED_FETCHES,
         };
         let mut requests = lock(&self.requests);
-        let mut of_use = self.flights.iter().filter(|(id, run)| requests.is_of_use(*id, run)).count();
-        while of_use < most && self.flights.len() < MAX_FLIGHTS {
-            let id = FlightId(self.next_flight);
+        let mut wanted = self.running.iter().filter(|(id, run)| requests.has_requests(*id, run)).count();
+        while wanted < limit && self.running.len() < MAX_FETCHES {
+            let id = FetchId(self.next_fetch);
             let Some(run) = requests.next_run(id, |start| server.run_limit(start)) else { return };
-            self.next_flight += 1;
-            of_use += 1;
-            self.flights.push((id, run.clone()));
+            self.next_fetch += 1;
+            wanted += 1;
+            self.running.push((id, run.clone()));
             let fetch = self.fetch.clone();
             self.fetches.spawn(async move { (id, fetch.run(run).await) });
         }
     }
 
-    fn ended(&mut self, ended: Result<(FlightId, Result<(), Fault>), JoinError>) -> Vec<Message> {
-        // A task panics only by a fault of ours; all of them are begun anew then.
-        let Ok((id, result)) = ended else { return self.failed("a fetch panicked".into(), None, None) };
-        let Some(at) = self.flights.iter().position(|(flight, _)| *flight == id) else { return Vec::new() };
-        let (_, run) = self.flights.swap_remove(at);
+    fn on_fetch_end(&mut self, ended: Result<(FetchId, Result<(), Fault>), JoinError>) -> Vec<Message> {
+        // A task panics only because of a bug; restart all of them then.
+        let Ok((id, result)) = ended else { return self.on_failure("a fetch panicked".into(), None, None) };
+        let Some(at) = self.running.iter().position(|(fetch, _)| *fetch == id) else { return Vec::new() };
+        let (_, run) = self.running.swap_remove(at);
         let left = lock(&self.requests).put_back(id, &run);
         match result {
             Ok(()) if left == 0 => {
                 self.faults = 0;
-                self.fetch.server.now_serves();
+                self.fetch.server.mark_working();
                 Vec::new()
             }
-            Ok(()) => self.failed("its answer is not whole".into(), None, Some(&run)),
-            Err(Fault { why, remedy: Remedy::Retry(after) }) => self.failed(why, after, Some(&run)),
-            Err(Fault { why, remedy: Remedy::Lacks(bytes) }) => {
-                self.fetch.server.now_lacks(bytes.clone(), &why);
+            Ok(()) => self.on_failure("its answer is incomplete".into(), None, Some(&run)),
+            Err(Fault { why, remedy: Remedy::Retry(after) }) => self.on_failure(why, after, Some(&run)),
+            Err(Fault { why, remedy: Remedy::Missing(bytes) }) => {
+                self.fetch.server.mark_missing(bytes.clone(), &why);
                 let requests = lock(&self.requests).take_touching(&bytes);
-                self.lacking.extend(requests.iter().map(|request| request.piece));
+                self.missing_pieces.extend(requests.iter().map(|request| request.piece));
                 requests.into_iter().map(Message::Reject).collect()
             }
         }
     }
 
-    /// A first fault may be chance: a server ends connections as it likes. After more, or when the server says so, it
-    /// is left alone for a while.
-    fn failed(&mut self, why: String, after: Option<Duration>, run: Option<&Range<u64>>) -> Vec<Message> {
+    /// Handles a failure. The first one may be chance, because servers close connections as they like. After more, or
+    /// if the server asks for it, the server is paused.
+    fn on_failure(&mut self, why: String, after: Option<Duration>, run: Option<&Range<u64>>) -> Vec<Message> {
         self.faults = self.faults.saturating_add(1);
         if self.faults == 1 && after.is_none() && run.is_some() {
-            tracing::debug!(seed = %self.fetch.server.url(), ?run, "web seed is asked once more: {why}");
+            tracing::debug!(seed = %self.fetch.server.url(), ?run, "web seed is retried: {why}");
             return Vec::new();
         }
         let wait = after.unwrap_or_else(|| {
             let doubled = FIRST_WAIT * (1 << self.faults.saturating_sub(2).min(10));
             doubled.min(LONGEST_WAIT).mul_f64(rand::random_range(0.75..1.25))
         });
-        self.fetch.server.now_fails(&why, wait);
-        self.resting = Some(Instant::now() + wait);
-        // Ends those under way.
+        self.fetch.server.mark_failing(&why, wait);
+        self.paused_until = Some(Instant::now() + wait);
+        // Aborts the fetches.
         self.fetches = JoinSet::new();
-        self.flights.clear();
+        self.running.clear();
         let requests = lock(&self.requests).take_touching(&(0..u64::MAX));
-        // The choke first: a reject by a peer that does not choke says that it does not want to serve that piece.
+        // Choke first: a reject from a peer that does not choke us means that it will never serve that piece.
         std::iter::once(Message::Choke).chain(requests.into_iter().map(Message::Reject)).collect()
     }
 
-    /// A time has come: the end of the rest, or that of a sign of life.
-    fn wake(&mut self) -> Vec<Message> {
-        if self.resting.is_some_and(|until| Instant::now() >= until) {
-            self.resting = None;
+    /// Handles the end of a pause, or sends a keep-alive.
+    fn on_wakeup(&mut self) -> Vec<Message> {
+        if self.paused_until.is_some_and(|until| Instant::now() >= until) {
+            self.paused_until = None;
             return vec![Message::Unchoke];
         }
         vec![Message::KeepAlive]

@@ -1,4 +1,4 @@
-//! Web seed URLs: how a file or a piece is asked for, and what may be shown.
+//! Web seed URLs: the URLs of files and pieces, and masking.
 
 use std::fmt::{self, Write};
 use std::ops::Range;
@@ -9,18 +9,18 @@ use reqwest::Url;
 use crate::http::Masked;
 use crate::metainfo::{File, InfoHash, Layout, PieceIndex};
 
-/// Longer URLs are refused.
+/// Longest URL accepted, in bytes. Real ones are far shorter.
 const MAX_URL: usize = 4096;
 
-/// All but the unreserved characters of RFC 3986.
+/// Percent-encoding of everything except the unreserved characters of RFC 3986.
 const RAW: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// What a web seed's URL leads to.
+/// The kind of a web seed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SeedKind {
-    /// The torrent's files, on any HTTP server (BEP 19, `url-list`).
+    /// Plain files on any HTTP server (BEP 19, `url-list`).
     Files,
-    /// A script that gives pieces by number (BEP 17, `httpseeds`).
+    /// A script that serves pieces by number (BEP 17, `httpseeds`).
     Script,
 }
 
@@ -28,23 +28,23 @@ pub enum SeedKind {
 #[derive(Clone, PartialEq, Eq)]
 pub struct SeedUrl {
     kind: SeedKind,
-    /// Parsed, without a fragment.
+    /// The parsed URL, without its fragment.
     url: Url,
 }
 
-/// Why a URL is no web seed's.
+/// The reason why a URL cannot be used as a web seed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SeedUrlError {
-    /// It cannot be read.
+    /// Not a URL, or a URL without a host.
     #[error("it is not a URL of a web server")]
     NotAUrl,
-    /// Another protocol than HTTP.
-    #[error("{0} is not spoken, only http and https")]
+    /// A scheme other than `http` and `https`.
+    #[error("{0}:// is not supported, only http and https")]
     Scheme(String),
 }
 
 impl SeedUrl {
-    /// Reads what stands in a torrent.
+    /// Parses a URL from a torrent.
     pub fn parse(kind: SeedKind, text: &str) -> Result<Self, SeedUrlError> {
         if text.len() > MAX_URL {
             return Err(SeedUrlError::NotAUrl);
@@ -58,25 +58,26 @@ impl SeedUrl {
         }
     }
 
-    /// What it leads to.
+    /// Returns the kind.
     pub fn kind(&self) -> SeedKind {
         self.kind
     }
 
-    /// The whole, secrets included.
+    /// Returns the whole URL, secrets included.
     pub fn as_str(&self) -> &str {
         self.url.as_str()
     }
 
-    /// The server's port; never 0, so that it can stand in an address.
+    /// Returns the server's port, replaced by 80 if it is 0, because it becomes part of a socket address.
     pub(super) fn port(&self) -> u16 {
         self.url.port_or_known_default().filter(|port| *port != 0).unwrap_or(80)
     }
 
-    /// Where a file is (BEP 19). For a torrent of one file the URL is that file's, unless it ends in a slash: then, as
-    /// for a torrent of many, it is the directory, and the path follows. Some leave the slash out with many files.
+    /// Returns the URL of a file (BEP 19). For a torrent with a single file, the web seed's URL is that file unless it
+    /// ends in a slash. Otherwise it is a directory, and the file's path is appended. Some torrents with many files
+    /// leave out the slash.
     ///
-    /// A name that was made safe is asked for as it was made; a server may know it by another.
+    /// A sanitized file name is requested in its sanitized form, which a server may not know.
     pub(super) fn of_file(&self, layout: &Layout, file: &File) -> Option<Url> {
         let base = self.as_str();
         let alone = matches!(layout.files(), [only] if only.path.len() == 1);
@@ -91,7 +92,8 @@ impl SeedUrl {
         Url::parse(&text).ok()
     }
 
-    /// Where a part of a piece is (BEP 17), given in bytes of the piece; `None`: the whole.
+    /// Returns the URL of a part of a piece (BEP 17), given as a byte range of the piece; `None` requests the whole
+    /// piece.
     pub(super) fn of_piece(&self, info_hash: &InfoHash, piece: PieceIndex, part: Option<&Range<u32>>) -> Url {
         let mut query = match self.url.query() {
             Some(own) if !own.is_empty() => format!("{own}&"),
@@ -142,8 +144,8 @@ mod tests {
     }
 
     #[test]
-    fn files_are_where_bep_19_puts_them() {
-        // The specification's own example.
+    fn file_urls_follow_bep_19() {
+        // The example of the specification.
         assert_eq!(
             urls("http://mirror.com/pub/", &["michael/Readme.txt"]),
             ["http://mirror.com/pub/michael/Readme.txt"]
@@ -157,14 +159,14 @@ mod tests {
     }
 
     #[test]
-    fn each_part_of_a_path_is_encoded() {
+    fn path_components_are_encoded() {
         let url = urls("http://m/", &["t/100% é/a?b#c&d+e.mkv"]);
         assert_eq!(url, ["http://m/t/100%25%20%C3%A9/a%3Fb%23c%26d%2Be.mkv"]);
     }
 
     #[test]
-    fn pieces_are_asked_for_as_bep_17_says() {
-        // The specification's own examples.
+    fn piece_urls_follow_bep_17() {
+        // The examples of the specification.
         let hash = b"\x9c\xd9i\x8a\xf5Uu\x1a\x91\x86\xae\x06lW\xea!W#5\xe0";
         let layout = layout(&["t"; 1]);
         let piece = layout.lengths().piece(0).unwrap();
@@ -183,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn only_web_servers_are_taken_and_secrets_are_not_shown() {
+    fn only_http_is_accepted_and_secrets_are_masked() {
         let parse = |text: &str| SeedUrl::parse(SeedKind::Files, text);
         assert_eq!(parse("ftp://h/f"), Err(SeedUrlError::Scheme("ftp".into())));
         assert_eq!(parse("file:///etc/passwd"), Err(SeedUrlError::Scheme("file".into())));

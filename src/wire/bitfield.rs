@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use fixedbitset::{Block, FixedBitSet};
 
-use super::WireError;
+use super::error::WireError;
 
 const WORD: usize = size_of::<Block>();
 

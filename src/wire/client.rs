@@ -1,6 +1,31 @@
-//! Which program a peer id names, by the convention of BEP 20.
+//! The names of BitTorrent clients: our own, and those that peer ids carry by the convention of BEP 20.
 
-use super::PeerId;
+use super::message::PeerId;
+
+/// Our client and its version, as peers are told.
+pub const CLIENT_NAME: &str = concat!("torrentfs ", env!("CARGO_PKG_VERSION"));
+
+/// The start of our peer ids (BEP 20): `TF`, the three numbers of our version and a 0.
+pub(super) const PEER_ID_PREFIX: [u8; 8] = [
+    b'-',
+    b'T',
+    b'F',
+    digit(env!("CARGO_PKG_VERSION_MAJOR")),
+    digit(env!("CARGO_PKG_VERSION_MINOR")),
+    digit(env!("CARGO_PKG_VERSION_PATCH")),
+    b'0',
+    b'-',
+];
+
+/// Returns a number below 36 as one digit.
+const fn digit(decimal: &str) -> u8 {
+    let (decimal, mut number, mut at) = (decimal.as_bytes(), 0, 0);
+    while at < decimal.len() {
+        number = number * 10 + (decimal[at] - b'0') as usize;
+        at += 1;
+    }
+    b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"[number]
+}
 
 /// Codes of `-XX1234-`, and whose they are.
 const CLIENTS: [(&[u8; 2], &str); 30] = [
@@ -67,6 +92,14 @@ mod tests {
             assert_eq!(named(strange), None);
         }
         assert!(CLIENTS.iter().map(|(code, _)| code).is_sorted());
+    }
+
+    #[test]
+    fn our_own_id_names_our_version() {
+        let mut id = [b'x'; 20];
+        id[..8].copy_from_slice(&PEER_ID_PREFIX);
+        assert!(CLIENT_NAME.starts_with(&client_of(&PeerId(id)).unwrap()));
+        assert_eq!([digit("0"), digit("9"), digit("10"), digit("35")], *b"09AZ");
     }
 
     proptest! {

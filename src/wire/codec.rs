@@ -6,7 +6,8 @@
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-use super::{Message, Request, WireError};
+use super::error::WireError;
+use super::message::{Message, Request};
 
 /// The most bytes of a block, in a `Piece` message. We ask for 16 KiB; others may serve us more at once.
 pub const MAX_BLOCK_LEN: u32 = 128 << 10;

@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde::de::{IgnoredAny, MapAccess};
 use serde_bytes::ByteBuf;
 
-use super::WireError;
+use super::error::WireError;
 use crate::metainfo::bencode::{self, Field, Limits, Shape, dict};
 
 /// The most extensions of a peer that are kept.

@@ -2,7 +2,9 @@
 
 use rand::{Rng, RngExt};
 
-use super::{PeerId, WireError};
+use super::client::PEER_ID_PREFIX;
+use super::error::WireError;
+use super::message::PeerId;
 use crate::metainfo::InfoHash;
 
 /// Bytes of a handshake.
@@ -11,16 +13,13 @@ pub const HANDSHAKE_LEN: usize = 68;
 /// What a handshake begins with. A connection that begins otherwise is not BitTorrent, or is encrypted.
 pub const PROTOCOL: &[u8; 20] = b"\x13BitTorrent protocol";
 
-/// How our peer ids begin: `TF`, version 0.0.1.0 (BEP 20).
-const CLIENT: &[u8; 8] = b"-TF0010-";
-
 impl PeerId {
     /// A new id of ours. The random part is letters and digits, so that logs and trackers show it as it is.
     pub fn generate(rng: &mut impl Rng) -> Self {
         const ALPHABET: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
         let mut id = [0; 20];
-        let (client, random) = id.split_at_mut(CLIENT.len());
-        client.copy_from_slice(CLIENT);
+        let (prefix, random) = id.split_at_mut(PEER_ID_PREFIX.len());
+        prefix.copy_from_slice(&PEER_ID_PREFIX);
         random.fill_with(|| ALPHABET[rng.random_range(0..ALPHABET.len())]);
         Self(id)
     }
@@ -115,7 +114,7 @@ mod tests {
         // BEP 10: reserved_byte[5] & 0x10; BEP 6: reserved[7] |= 0x04.
         assert_eq!(bytes[20..28], [0, 0, 0, 0, 0, 0x10, 0, 0x04]);
         assert_eq!(bytes[28..48], [7; 20]);
-        assert_eq!(&bytes[48..56], b"-TF0010-");
+        assert_eq!(&bytes[48..56], PEER_ID_PREFIX);
         assert!(bytes[56..].iter().all(u8::is_ascii_alphanumeric));
         assert!(Reserved::OURS.extended() && Reserved::OURS.fast() && !Reserved::OURS.dht());
         assert!(Reserved::OURS.with_dht().dht());

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::WireError;
+use super::error::WireError;
 use crate::metainfo::bencode::BencodeError;
 
 /// The extension's name in the extension handshake.

@@ -2,7 +2,7 @@
 
 use bytes::{Bytes, BytesMut};
 
-use super::WireError;
+use super::error::WireError;
 use crate::metainfo::bencode::{self, BencodeError, Field, Limits, dict};
 
 /// The extension's name in the extension handshake.

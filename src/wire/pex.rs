@@ -6,7 +6,8 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde_bytes::ByteBuf;
 
-use super::{WireError, put_compact, take_compact};
+use super::compact::{put_compact, take_compact};
+use super::error::WireError;
 use crate::metainfo::bencode::{self, BencodeError, Field, Limits, dict};
 
 /// The extension's name in the extension handshake.

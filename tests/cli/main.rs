@@ -7,5 +7,6 @@ mod check;
 mod config;
 mod create;
 mod edit;
+mod pictures;
 mod program;
 mod top;

@@ -3,12 +3,12 @@
 #[path = "../support/mod.rs"]
 mod support;
 
-mod asking;
+mod api;
 mod control;
 mod filesystem;
+mod fixture;
 mod http;
 mod many;
-mod mounting;
 mod process;
 mod tools;
 mod trouble;

@@ -1,4 +1,4 @@
-//! The DHT on loopback: two of ours, and libtorrent on the other side.
+//! The DHT on loopback: between two nodes of ours, and with libtorrent.
 
 use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, SocketAddr};
@@ -14,10 +14,10 @@ use torrentfs::metainfo::InfoHash;
 use torrentfs::route::Bind;
 
 const HASH: InfoHash = InfoHash([0x42; 20]);
-/// Generous; the machine may be busy.
+/// Time limit of a search. Generous, because the machine may be busy.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// One of ours on 127.0.0.`host`.
+/// Starts a node of ours on 127.0.0.`host`.
 fn ours(host: u8, bootstrap: &[SocketAddr]) -> (Dht, SocketAddr) {
     let ip = IpAddr::from([127, 0, 0, host]);
     let bootstrap = bootstrap.iter().map(SocketAddr::to_string).collect();
@@ -26,7 +26,7 @@ fn ours(host: u8, bootstrap: &[SocketAddr]) -> (Dht, SocketAddr) {
     (dht, addr)
 }
 
-/// A search and what it finds.
+/// A search and the peers that it finds.
 struct Search(#[allow(dead_code)] DhtSearch, mpsc::Receiver<Vec<SocketAddr>>);
 
 fn search(dht: &Dht, announce: Option<u16>) -> Search {
@@ -48,7 +48,7 @@ impl Search {
     }
 }
 
-/// A libtorrent node on an address, and what it prints.
+/// A libtorrent node, its output and its address.
 struct Libtorrent(#[allow(dead_code)] Process, std::io::Lines<BufReader<std::process::ChildStdout>>, SocketAddr);
 
 fn libtorrent(role: &str, ip: &str, bootstrap: Option<SocketAddr>) -> Libtorrent {
@@ -68,7 +68,7 @@ fn libtorrent(role: &str, ip: &str, bootstrap: Option<SocketAddr>) -> Libtorrent
 }
 
 impl Libtorrent {
-    /// Waits until it prints so; the test's process is killed by whoever runs it if that never comes.
+    /// Waits for a line of its output. Blocks for as long as the node prints nothing.
     fn prints(&mut self, line: &str) -> bool {
         let end = Instant::now() + LIMIT;
         self.1.by_ref().map_while(Result::ok).take_while(|_| Instant::now() < end).any(|printed| printed == line)
@@ -76,7 +76,7 @@ impl Libtorrent {
 }
 
 #[tokio::test]
-async fn two_of_ours_find_each_other() {
+async fn two_nodes_of_ours_find_each_other() {
     let (one, at) = ours(1, &[]);
     let (other, _) = ours(2, &[at]);
     let (mut first, mut second) = (search(&one, Some(1001)), search(&other, Some(1002)));
@@ -87,9 +87,9 @@ async fn two_of_ours_find_each_other() {
 }
 
 #[tokio::test]
-async fn over_ipv6() {
+async fn two_nodes_of_ours_find_each_other_over_ipv6() {
     let Ok(one) = Dht::start(DhtConfig { bind: "::1".parse().unwrap(), ..DhtConfig::default() }) else {
-        eprintln!("left out: no IPv6 on this machine");
+        eprintln!("skipped: no IPv6 on this machine");
         return;
     };
     let bootstrap = vec![format!("[::1]:{}", one.port())];
@@ -99,7 +99,7 @@ async fn over_ipv6() {
 }
 
 #[tokio::test]
-async fn nodes_named_by_a_torrent_or_a_peer_are_enough() {
+async fn a_node_named_by_a_torrent_or_a_peer_suffices_to_join() {
     let (one, at) = ours(1, &[]);
     let _announced = search(&one, Some(1001));
     for by_name in [false, true] {
@@ -111,17 +111,17 @@ async fn nodes_named_by_a_torrent_or_a_peer_are_enough() {
         }
         assert!(search(&one, None).finds("127.0.0.2:1002".parse().unwrap()).await);
         drop(other);
-        // The task is gone with its handle, and the channel with the task.
+        // Dropping the handle ends the task, which closes the channel.
         assert!(timeout(LIMIT, async { while found.1.recv().await.is_some() {} }).await.is_ok());
     }
 }
 
 #[tokio::test]
-async fn nodes_are_remembered() {
+async fn nodes_are_saved_and_loaded() {
     let (dir, ip) = (tempfile::tempdir().unwrap(), IpAddr::from([127, 0, 0, 2]));
     let (one, at) = ours(1, &[]);
     let _announced = search(&one, Some(1001));
-    let state_dir = Some(dir.path().join("made/for/it"));
+    let state_dir = Some(dir.path().join("new/directory"));
     let config = DhtConfig { bind: Bind::Address(ip), state_dir, ..DhtConfig::default() };
     let first = Dht::start(DhtConfig { bootstrap: vec![at.to_string()], ..config.clone() }).unwrap();
     let end = Instant::now() + LIMIT;
@@ -130,14 +130,14 @@ async fn nodes_are_remembered() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     first.stop().await;
-    let file = dir.path().join("made/for/it/dht.nodes");
+    let file = dir.path().join("new/directory/dht.nodes");
     assert!(file.exists());
-    // Nobody names a node this time.
+    // Without a bootstrap node this time.
     let second = Dht::start(config.clone()).unwrap();
     let _announced = search(&second, Some(1003));
     assert!(search(&one, None).finds("127.0.0.2:1003".parse().unwrap()).await);
     second.stop().await;
-    // What is not ours is passed over, and replaced.
+    // A file in another format is ignored and overwritten.
     std::fs::write(&file, "{\"addr\":\"0.0.0.0:1\"}").unwrap();
     let third = Dht::start(DhtConfig { bootstrap: vec![at.to_string()], ..config }).unwrap();
     let _announced = search(&third, Some(1004));
@@ -147,7 +147,7 @@ async fn nodes_are_remembered() {
 }
 
 #[tokio::test]
-async fn a_bootstrap_name_that_leads_nowhere_holds_nothing_up() {
+async fn an_unresolvable_bootstrap_name_delays_nothing() {
     let started = Instant::now();
     let bootstrap = vec!["no-such-host.invalid:6881".to_owned(), "not even a name".to_owned()];
     let bind = Bind::Address([127, 0, 0, 3].into());
@@ -162,15 +162,15 @@ async fn a_bootstrap_name_that_leads_nowhere_holds_nothing_up() {
     dht.stop().await;
 }
 
-/// libtorrent's node is our only bootstrap node and knows of one peer, libtorrent's too.
+/// A libtorrent node is our only bootstrap node. It knows one peer, which is a libtorrent peer too.
 #[tokio::test]
-async fn a_libtorrent_peer_is_found_by_way_of_a_libtorrent_node() {
-    if !can_run(&["/usr/bin/python3"]) {
+async fn a_libtorrent_peer_is_found_through_a_libtorrent_node() {
+    if !can_run(&["libtorrent"]) {
         return;
     }
     let node = libtorrent("node", "127.0.0.11", None);
     let peer = libtorrent("peer", "127.0.0.12", Some(node.2));
-    // Once it has announced itself, the first answer names it.
+    // A first search waits until the peer has announced itself; a second one measures.
     let (warm, _) = ours(13, &[node.2]);
     assert!(search(&warm, None).finds(peer.2).await);
     let started = Instant::now();
@@ -181,8 +181,8 @@ async fn a_libtorrent_peer_is_found_by_way_of_a_libtorrent_node() {
 }
 
 #[tokio::test]
-async fn libtorrent_finds_us_by_what_we_announced_to_it() {
-    if !can_run(&["/usr/bin/python3"]) {
+async fn libtorrent_finds_a_peer_that_we_announced_to_it() {
+    if !can_run(&["libtorrent"]) {
         return;
     }
     let node = libtorrent("node", "127.0.0.11", None);
@@ -192,14 +192,14 @@ async fn libtorrent_finds_us_by_what_we_announced_to_it() {
     assert!(tokio::task::spawn_blocking(move || asker.prints("PEER 127.0.0.15:1015")).await.unwrap());
 }
 
-/// Ours is the bootstrap node, and keeps what libtorrent announces to it.
+/// Our node is the bootstrap node and stores the peer that libtorrent announces to it.
 #[tokio::test]
-async fn we_lead_libtorrent_to_libtorrent() {
-    if !can_run(&["/usr/bin/python3"]) {
+async fn libtorrent_finds_libtorrent_through_our_node() {
+    if !can_run(&["libtorrent"]) {
         return;
     }
     let (dht, at) = ours(17, &[]);
-    // In the background, so that ours can answer while the scripts start.
+    // On a thread of their own, so that our node can answer while the scripts start.
     let (asker, found) = tokio::task::spawn_blocking(move || {
         let peer = libtorrent("peer", "127.0.0.18", Some(at));
         let mut asker = libtorrent("ask", "127.0.0.19", Some(at));

@@ -1,4 +1,4 @@
-//! A mount that can find its peers in one way only, and that one is not a tracker.
+//! Mounts that find their peers without a tracker: by the DHT alone, and by local discovery alone.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -9,7 +9,7 @@ use crate::support::*;
 
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// A libtorrent node of the DHT on 127.0.0.`host`.
+/// Starts a libtorrent node of the DHT on 127.0.0.`host`.
 fn node(host: u8) -> (Process, String) {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/dht.py");
     let (ip, port) = (format!("127.0.0.{host}"), free_port());
@@ -22,7 +22,7 @@ fn node(host: u8) -> (Process, String) {
     (process, format!("{ip}:{port}"))
 }
 
-/// A lab whose tracker is gone, its data and its seeder's settings.
+/// Publishes a file and stops its tracker. Returns the lab, the data and the torrent.
 fn lab(seed: u64) -> (Lab, Vec<u8>, std::path::PathBuf) {
     let mut lab = Lab::new();
     let data = noise(4 << 20, seed);
@@ -40,8 +40,8 @@ const DHT_ON_LOOPBACK: [&str; 5] = [
 ];
 
 #[test]
-fn by_the_dht_alone() {
-    if !can_run(&["opentracker", "mktorrent"]) {
+fn peers_are_found_by_the_dht_alone() {
+    if !can_run(&["opentracker", "mktorrent", "libtorrent"]) {
         return;
     }
     let _turn = turn();
@@ -58,9 +58,9 @@ fn by_the_dht_alone() {
     let mount = lab.mount("m", &torrent, &flags);
     assert!(mount.read("film.bin") == data);
     mount.stop();
-    assert!(lab.path("m/cache/dht.nodes").exists(), "nodes are remembered");
+    assert!(lab.path("m/cache/dht.nodes").exists(), "nodes were not saved");
 
-    // Now it is known to the DHT: a link with nothing but the info hash.
+    // Now that the DHT knows the torrent, a link with the info hash alone suffices.
     let begin = Instant::now();
     let mount = lab.mount("magnet", Path::new(&format!("magnet:?xt=urn:btih:{}", lab.info_hash())), &flags);
     assert_eq!(read_at(&mount.path("film.bin"), 0, 65536).unwrap(), &data[..65536]);
@@ -74,16 +74,16 @@ fn by_the_dht_alone() {
 }
 
 #[test]
-fn by_local_discovery_alone() {
-    if !can_run(&["opentracker", "mktorrent"]) {
+fn peers_are_found_by_local_discovery_alone() {
+    if !can_run(&["opentracker", "mktorrent", "libtorrent"]) {
         return;
     }
     let _turn = turn();
     let (lab, data, torrent) = lab(2);
     let mount = lab.mount("m", &torrent, &["--no-dht", "--bind", "127.0.0.1", "--read-timeout", "60s"]);
-    // It announces itself as it begins, and hears us.
+    // The seeder announces itself when it starts, and receives our announces.
     let _seeder = lab.libtorrent_with("seed", 13, 0, &lab.path("payload"), &torrent, &["enable_lsd=1"]);
     assert!(mount.read("film.bin") == data);
     mount.stop();
-    wait_until("nothing is left", LIMIT, || !is_mounted(&lab.path("m/mnt")));
+    wait_until("the mount is gone", LIMIT, || !is_mounted(&lab.path("m/mnt")));
 }

@@ -1,47 +1,47 @@
-//! Peer exchange (BEP 11): a mount that knows one peer finds the others through it, and tells it of them.
+//! Peer exchange (BEP 11): a mount that knows one peer learns of the others from it, and sends it the peers it knows.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::extension_peer::PeerListener;
 use crate::support::*;
-use crate::talker::Door;
 use torrentfs::metainfo::Metainfo;
 use torrentfs::wire::{ExtensionHandshake, Pex, PexFlags, UT_PEX};
 
 const LIMIT: Duration = Duration::from_secs(90);
 
-/// A peer that has nothing but the address of another one, which it names; what it hears of goes into the list.
-fn introducer(metainfo: &Metainfo, names: SocketAddr) -> (SocketAddr, Arc<Mutex<Heard>>) {
-    let door = Door::new("127.0.0.9");
-    let (addr, metainfo, heard) = (door.addr, metainfo.clone(), Arc::new(Mutex::new(Heard::default())));
-    let writes = heard.clone();
+/// Starts a peer that has no piece and names one other peer. It records what it receives.
+fn introducer(metainfo: &Metainfo, names: SocketAddr) -> (SocketAddr, Arc<Mutex<Received>>) {
+    let listener = PeerListener::new("127.0.0.9");
+    let (addr, metainfo, received) = (listener.addr, metainfo.clone(), Arc::new(Mutex::new(Received::default())));
+    let writes = received.clone();
     std::thread::spawn(move || {
-        let mut talker = door.answer(&metainfo, &[(UT_PEX, 7)]);
-        let hello = talker.hello();
-        // Their number of it, or one that means nothing to them.
-        let number = hello.extensions.get(UT_PEX).copied().unwrap_or(2);
+        let mut peer = listener.accept(&metainfo, &[(UT_PEX, 7)]);
+        let handshake = peer.receive_handshake();
+        // Their message id for PEX, or one that they do not use.
+        let id = handshake.extensions.get(UT_PEX).copied().unwrap_or(2);
         let pex = Pex { added: vec![(names, PexFlags::default())], dropped: Vec::new() };
-        talker.say(number, pex.encode());
-        writes.lock().unwrap().hello = Some(hello);
-        while let Some(payload) = talker.hear(7) {
+        peer.send_extended(id, pex.encode());
+        writes.lock().unwrap().handshake = Some(handshake);
+        while let Some(payload) = peer.receive(7) {
             let named = Pex::decode(&payload).unwrap().added;
             writes.lock().unwrap().named.extend(named.into_iter().map(|(addr, _)| addr));
         }
     });
-    (addr, heard)
+    (addr, received)
 }
 
 #[derive(Default)]
-struct Heard {
-    /// Their extension handshake.
-    hello: Option<ExtensionHandshake>,
+struct Received {
+    /// The mount's extension handshake.
+    handshake: Option<ExtensionHandshake>,
     named: Vec<SocketAddr>,
 }
 
 #[test]
-fn peers_are_named_both_ways() {
-    if !can_run(&["opentracker", "mktorrent"]) {
+fn peers_are_exchanged_both_ways() {
+    if !can_run(&["opentracker", "mktorrent", "libtorrent"]) {
         return;
     }
     let _turn = turn();
@@ -52,23 +52,23 @@ fn peers_are_named_both_ways() {
     let metainfo = Metainfo::parse(&std::fs::read(&torrent).unwrap()).unwrap();
     let seeder = lab.libtorrent("seed", 2, 0, &lab.path("payload"), &torrent);
     let seeder_addr: SocketAddr = seeder.addr.parse().unwrap();
-    let (addr, heard) = introducer(&metainfo, seeder_addr);
+    let (addr, received) = introducer(&metainfo, seeder_addr);
     let mount = lab.mount("m", &torrent, &["--on-demand", "--peer", &addr.to_string()]);
     assert_eq!(read_at(&mount.path("film.bin"), 0, 100).unwrap(), &data[..100]);
-    wait_until("the introducer hears of the seeder", LIMIT, || heard.lock().unwrap().named.contains(&seeder_addr));
+    wait_until("the introducer hears of the seeder", LIMIT, || received.lock().unwrap().named.contains(&seeder_addr));
     assert!(mount.read("film.bin") == data);
     mount.stop();
 
-    let (addr, heard) = introducer(&metainfo, seeder_addr);
+    let (addr, received) = introducer(&metainfo, seeder_addr);
     let mount = lab.mount("off", &torrent, &["--no-pex", "--read-timeout", "2s", "--peer", &addr.to_string()]);
     assert!(read_at(&mount.path("film.bin"), 0, 100).is_err(), "found through the introducer");
-    let heard = heard.lock().unwrap();
-    assert!(!heard.hello.as_ref().unwrap().extensions.contains_key(UT_PEX) && heard.named.is_empty());
+    let received = received.lock().unwrap();
+    assert!(!received.handshake.as_ref().unwrap().extensions.contains_key(UT_PEX) && received.named.is_empty());
     mount.stop();
 }
 
 #[test]
-fn private_torrents_know_no_exchange() {
+fn private_torrents_exchange_no_peers() {
     if !can_run(&["mktorrent"]) {
         return;
     }
@@ -83,17 +83,20 @@ fn private_torrents_know_no_exchange() {
     let metainfo = Metainfo::parse(&std::fs::read(&torrent).unwrap()).unwrap();
     assert!(metainfo.private);
     let seeder = lab.libtorrent("seed", 2, 0, &lab.path("payload"), &torrent);
-    let (addr, heard) = introducer(&metainfo, seeder.addr.parse().unwrap());
+    let (addr, received) = introducer(&metainfo, seeder.addr.parse().unwrap());
     let mount = lab.mount("m", &torrent, &["--read-timeout", "2s", "--peer", &addr.to_string()]);
-    assert!(read_at(&mount.path("film.bin"), 0, 100).is_err(), "a private torrent's peers are its tracker's");
-    assert!(!heard.lock().unwrap().hello.as_ref().unwrap().extensions.contains_key(UT_PEX));
+    assert!(
+        read_at(&mount.path("film.bin"), 0, 100).is_err(),
+        "a private torrent got a peer from another source than its tracker"
+    );
+    assert!(!received.lock().unwrap().handshake.as_ref().unwrap().extensions.contains_key(UT_PEX));
     mount.stop();
 }
 
-/// A leech that can hardly fetch anything itself knows the seeder, and tells.
+/// A leech that downloads at 1 kB/s knows the seeder and names it.
 #[test]
-fn libtorrent_names_its_peers() {
-    if !can_run(&["opentracker", "mktorrent"]) {
+fn peers_that_libtorrent_names_are_connected() {
+    if !can_run(&["opentracker", "mktorrent", "libtorrent"]) {
         return;
     }
     let _turn = turn();

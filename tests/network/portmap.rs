@@ -15,10 +15,10 @@ use torrentfs::portmap::{Mapping, PortMapConfig, PortMapStatus, PortMapper};
 const LONG: Duration = Duration::from_secs(30);
 const PORT: NonZeroU16 = NonZeroU16::new(6881).unwrap();
 
-/// What a router has mapped: protocol and outside port to inside port and lease.
+/// Mappings of a router: from protocol and external port to internal port and lease in seconds.
 type Mappings = Arc<Mutex<BTreeMap<(&'static str, u16), (u16, u32)>>>;
 
-/// Both searches lead to this address; the ports are given by the protocols, so each test has an address of its own.
+/// Directs both searches to 127.77.0.`host`. The protocols fix the ports, so each test has an address of its own.
 fn config(host: u8) -> PortMapConfig {
     let ip = Ipv4Addr::new(127, 77, 0, host);
     PortMapConfig { port: PORT, bind: Some(ip), gateway: Some(ip), search: (ip, 1900).into() }
@@ -26,10 +26,10 @@ fn config(host: u8) -> PortMapConfig {
 
 async fn until(mapper: &PortMapper, done: impl FnMut(&PortMapStatus) -> bool) -> PortMapStatus {
     let mut status = mapper.status();
-    timeout(LONG, status.wait_for(done)).await.expect("in time").expect("it runs").clone()
+    timeout(LONG, status.wait_for(done)).await.expect("in time").expect("the mapper runs").clone()
 }
 
-/// A router that speaks NAT-PMP; `pcp`: what it says to the newer protocol.
+/// Starts a router that speaks NAT-PMP and answers PCP as `pcp` says.
 fn natpmp(host: u8, lease: u32, pcp: Pcp) -> Mappings {
     let socket = UdpSocket::bind((Ipv4Addr::new(127, 77, 0, host), 5351)).unwrap();
     let mappings = Mappings::default();
@@ -49,7 +49,7 @@ fn natpmp(host: u8, lease: u32, pcp: Pcp) -> Mappings {
                         table.retain(|(other, _), (port, _)| *other != protocol || *port != inside);
                         (0, 0)
                     } else {
-                        // Another machine has that one already.
+                        // As if another machine had mapped that port already.
                         let outside = if wished == 6881 { 7000 } else { wished };
                         let granted = asked.min(lease);
                         table.insert((protocol, outside), (inside, granted));
@@ -59,7 +59,7 @@ fn natpmp(host: u8, lease: u32, pcp: Pcp) -> Mappings {
                     [&head[..], &inside.to_be_bytes(), &outside.to_be_bytes(), &granted.to_be_bytes()].concat()
                 }
                 ([2, ..], Pcp::Unknown) => vec![0, 128, 0, 1, 0, 0, 0, 9],
-                ([2, ..], Pcp::Lies) => vec![0xFF; 1000],
+                ([2, ..], Pcp::Garbage) => vec![0xFF; 1000],
                 _ => continue,
             };
             let _ = socket.send_to(&answer, from);
@@ -70,14 +70,16 @@ fn natpmp(host: u8, lease: u32, pcp: Pcp) -> Mappings {
 
 #[derive(Clone, Copy)]
 enum Pcp {
-    /// It says that it knows only the older protocol.
+    /// Answers that it supports version 0 (NAT-PMP) only.
     Unknown,
-    /// It does not say so.
+    /// Does not answer.
     Silent,
-    Lies,
+    /// Answers with garbage.
+    Garbage,
 }
 
-/// A router that speaks UPnP. `taken`: an outside port that another machine has. `permanent`: it knows no leases.
+/// Starts a router that speaks UPnP. Another machine has mapped the external port `taken`; with `permanent` the router
+/// rejects every lease but an infinite one.
 fn upnp(host: u8, taken: u16, permanent: bool) -> Mappings {
     let ip = Ipv4Addr::new(127, 77, 0, host);
     let http = TcpListener::bind((ip, 0)).unwrap();
@@ -197,7 +199,7 @@ fn mapping(protocol: &'static str, ip: [u8; 4], port: u16) -> Mapping {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn natpmp_maps_both_protocols_and_withdraws_them() {
-    for (host, pcp) in [(1, Pcp::Unknown), (2, Pcp::Silent), (3, Pcp::Lies)] {
+    for (host, pcp) in [(1, Pcp::Unknown), (2, Pcp::Silent), (3, Pcp::Garbage)] {
         let router = natpmp(host, 7200, pcp);
         let mapper = PortMapper::spawn(config(host));
         let status = until(&mapper, |status| status.natpmp.is_some()).await;
@@ -229,7 +231,7 @@ async fn upnp_maps_both_protocols_and_withdraws_them() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_a_router_it_is_quiet_and_ends_at_once() {
+async fn without_a_router_both_searches_fail() {
     let mapper = PortMapper::spawn(config(21));
     let status = until(&mapper, |status| status.natpmp.is_some() && status.upnp.is_some()).await;
     assert!(status.mapping().is_none());
@@ -238,16 +240,16 @@ async fn without_a_router_it_is_quiet_and_ends_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_router_that_talks_nonsense_is_no_router() {
+async fn a_router_that_sends_garbage_is_ignored() {
     let ip = Ipv4Addr::new(127, 77, 0, 31);
     for port in [1900, 5351] {
         let socket = UdpSocket::bind((ip, port)).unwrap();
         thread::spawn(move || {
             let mut buffer = [0; 2000];
             while let Ok((_, from)) = socket.recv_from(&mut buffer) {
-                let elsewhere: SocketAddr = "192.0.2.1:80".parse().unwrap();
-                let lie = format!("HTTP/1.1 200 OK\r\nLOCATION: http://{elsewhere}/root.xml\r\n\r\n");
-                let _ = socket.send_to(lie.as_bytes(), from);
+                let stranger: SocketAddr = "192.0.2.1:80".parse().unwrap();
+                let reply = format!("HTTP/1.1 200 OK\r\nLOCATION: http://{stranger}/root.xml\r\n\r\n");
+                let _ = socket.send_to(reply.as_bytes(), from);
             }
         });
     }
@@ -258,8 +260,8 @@ async fn a_router_that_talks_nonsense_is_no_router() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn it_is_renewed_before_the_lease_ends() {
-    // The shortest time between two renewals is 30 s; so the clock is turned on by hand.
+async fn mappings_are_renewed_before_their_lease_ends() {
+    // The shortest time between two renewals is 30 s, so the test advances the clock.
     let router = natpmp(41, 61, Pcp::Unknown);
     let renewed = router.clone();
     let outcome = thread::spawn(move || {
@@ -283,10 +285,10 @@ async fn it_is_renewed_before_the_lease_ends() {
     assert!(router.lock().unwrap().is_empty());
 }
 
-/// The mount has its port mapped while it lasts, and tells trackers of the router's.
+/// The mount maps its port when it starts and removes the mapping when it ends.
 #[test]
-fn a_mount_is_mapped_while_it_lasts() {
-    if !support::can_run(&["opentracker", "mktorrent"]) {
+fn a_mount_maps_its_port_while_it_runs() {
+    if !support::can_run(&["opentracker", "mktorrent", "libtorrent"]) {
         return;
     }
     let _turn = support::turn();
@@ -294,7 +296,7 @@ fn a_mount_is_mapped_while_it_lasts() {
     let torrent = lab.publish("film.bin", &support::noise(100_000, 1), 15);
     let router = natpmp(9, 7200, Pcp::Unknown);
     let mount = lab.mount("m", &torrent, &["--bind", "127.77.0.9", "--gateway", "127.77.0.9", "--no-dht"]);
-    support::wait_until("it is mapped", LONG, || router.lock().unwrap().len() == 2);
+    support::wait_until("the port is mapped", LONG, || router.lock().unwrap().len() == 2);
     mount.stop();
-    assert!(router.lock().unwrap().is_empty(), "the router has forgotten us");
+    assert!(router.lock().unwrap().is_empty(), "a mapping was left at the router");
 }

@@ -1,4 +1,4 @@
-//! Peers through a real SOCKS5 proxy, and through nothing else.
+//! Peers through a real SOCKS5 proxy, and through nothing but it.
 
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -24,8 +24,8 @@ fn microsocks(port: u16) -> Process {
 }
 
 #[test]
-fn everything_goes_through_it_or_nothing_does() {
-    if !can_run(&["microsocks", "opentracker", "mktorrent"]) {
+fn peers_are_reached_through_the_proxy_or_not_at_all() {
+    if !can_run(&["microsocks", "opentracker", "mktorrent", "libtorrent"]) {
         return;
     }
     let _turn = turn();
@@ -42,26 +42,26 @@ fn everything_goes_through_it_or_nothing_does() {
     let proxy = microsocks(port);
 
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let read = |dir: &str, login: &str, len: u32, patience: u64| {
-        let patience = Duration::from_secs(patience);
+    let read = |dir: &str, login: &str, len: u32, timeout: u64| {
+        let timeout = Duration::from_secs(timeout);
         runtime.block_on(async {
-            let (session, torrent) = in_process(&lab.path(dir), &file, addr, with(login), patience).await;
-            assert_eq!(session.port(), 0, "nobody calls through a proxy");
+            let (session, torrent) = in_process(&lab.path(dir), &file, addr, with(login), timeout).await;
+            assert_eq!(session.port(), 0, "a proxied session accepts no connections");
             let got = torrent.open(FileIndex(0)).unwrap().read(0, len).await;
             session.remove(&torrent).await;
             got
         })
     };
     assert!(*read("good", "me:p%40ss", LEN as u32, 30).unwrap() == data);
-    // The seeder would answer anyone who went around.
+    // The seeder would accept a direct connection.
     assert!(read("login", "me:wrong", 1, 3).is_err());
     drop(proxy);
     assert!(read("gone", "me:p%40ss", 1, 3).is_err());
 }
 
 #[test]
-fn a_mount_reads_through_it() {
-    if !can_run(&["microsocks", "opentracker", "mktorrent"]) {
+fn a_mount_reads_through_the_proxy() {
+    if !can_run(&["microsocks", "opentracker", "mktorrent", "libtorrent"]) {
         return;
     }
     let _turn = turn();
@@ -72,13 +72,13 @@ fn a_mount_reads_through_it() {
     let port = free_port();
     let url = format!("socks5://me:p%40ss@127.0.0.1:{port}");
     let args = ["--proxy", &url, "--peer", &seeder.addr, "--read-timeout", "3s"];
-    // Without the proxy nothing, and it is said why; the password is not.
+    // Without the proxy a read fails. The log says why, without the password.
     let mount = lab.mount("m", &file, &args);
     assert!(read_at(&mount.path("film.bin"), 0, 1).is_err());
     let log = mount.log();
     assert!(log.contains("the proxy socks5://127.0.0.1") && !log.contains("p%40ss") && !log.contains("p@ss"), "{log}");
     let _proxy = microsocks(port);
-    wait_until(&format!("it is read through the proxy; {}", mount.log()), Duration::from_secs(90), || {
+    wait_until(&format!("the file is read through the proxy; {}", mount.log()), Duration::from_secs(90), || {
         std::fs::read(mount.path("film.bin")).is_ok_and(|got| got == data)
     });
     mount.stop();

@@ -1,11 +1,11 @@
-//! A torrent in one process: readers, the driver, the store and peers on loopback, without a mount.
+//! A torrent in this process: readers, the driver, the store and peers on loopback, without a mount.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::support::fake::{self, Manner};
+use crate::support::fake::{self, Behaviour};
 use torrentfs::metainfo::{FileIndex, FileKind, Metainfo, NewFile, NewTorrent, hash_pieces};
 use torrentfs::net::{self, PortChoice};
 use torrentfs::route::{Bind, Route};
@@ -55,9 +55,9 @@ impl Lab {
 async fn handles_are_opened_and_closed_in_order_however_busy_the_task_is() {
     let (data, metainfo) = sample();
     let dir = tempfile::tempdir().unwrap();
-    let peer = fake::peer("127.0.0.1", &metainfo, &data, Manner::Honest);
+    let peer = fake::peer("127.0.0.1", &metainfo, &data, Behaviour::Honest);
     let lab = start(dir.path(), &metainfo, Duration::from_secs(60), &[&peer]).await;
-    // The task does not run meanwhile: there is but this thread.
+    // The torrent's task does not run meanwhile: this runtime has one thread.
     let handles: Vec<_> = (0..6_000).map(|_| lab.open()).collect();
     let last = handles.into_iter().next_back().unwrap();
     for (offset, len) in [(0, 100), (1_000_000, 300_000), (data.len() as u64 - 1, 50), (data.len() as u64 + 5, 1)] {
@@ -70,10 +70,10 @@ async fn handles_are_opened_and_closed_in_order_however_busy_the_task_is() {
 }
 
 #[tokio::test]
-async fn a_slow_peer_is_progress_and_no_peer_is_none() {
+async fn a_slow_peer_keeps_a_read_alive_and_a_read_without_peers_times_out() {
     let (data, metainfo) = sample();
     let dir = tempfile::tempdir().unwrap();
-    let peer = fake::peer("127.0.0.1", &metainfo, &data, Manner::Slow);
+    let peer = fake::peer("127.0.0.1", &metainfo, &data, Behaviour::Slow);
     let lab = start(&dir.path().join("slow"), &metainfo, Duration::from_millis(1_200), &[&peer]).await;
     // 16 blocks of 150 ms: twice the limit.
     assert!(*lab.open().read(5, 100).await.unwrap() == data[5..105]);
@@ -86,10 +86,10 @@ async fn a_slow_peer_is_progress_and_no_peer_is_none() {
 }
 
 #[tokio::test]
-async fn the_end_of_a_torrent_ends_its_reads() {
+async fn removing_a_torrent_ends_its_reads() {
     let (data, metainfo) = sample();
     let dir = tempfile::tempdir().unwrap();
-    let peer = fake::peer("127.0.0.1", &metainfo, &data, Manner::Silent);
+    let peer = fake::peer("127.0.0.1", &metainfo, &data, Behaviour::Silent);
     let lab = start(dir.path(), &metainfo, Duration::from_secs(600), &[&peer]).await;
     let reader = lab.open();
     let (blocked, ()) = tokio::join!(reader.read(0, 1), async {
@@ -99,29 +99,29 @@ async fn the_end_of_a_torrent_ends_its_reads() {
         lab.session.remove(&lab.torrent).await;
     });
     assert_eq!(blocked, Err(ReadError::Closed));
-    assert_eq!(reader.read(0, 1).await, Err(ReadError::Closed), "and those that come later");
+    assert_eq!(reader.read(0, 1).await, Err(ReadError::Closed), "a later read");
 }
 
 #[tokio::test]
-async fn the_first_read_waits_until_a_player_can_go_on_and_never_long() {
+async fn the_first_read_returns_as_soon_as_its_piece_is_here() {
     let (data, metainfo) = sample();
     let dir = tempfile::tempdir().unwrap();
-    let peer = fake::peer("127.0.0.1", &metainfo, &data, Manner::Honest);
-    let lab = start(&dir.path().join("all"), &metainfo, Duration::from_secs(60), &[&peer]).await;
-    let began = std::time::Instant::now();
-    assert!(*lab.open().read(0, 65_536).await.unwrap() == data[..65_536]);
-    let next = metainfo.layout.lengths().piece(1).unwrap();
-    assert!(lab.torrent.store().has(next) || began.elapsed() >= Duration::from_millis(350));
+    // The next piece takes a second and more.
+    let peer = fake::peer("127.0.0.1", &metainfo, &data, Behaviour::Slow);
+    let lab = start(dir.path(), &metainfo, Duration::from_secs(60), &[&peer]).await;
+    let reader = lab.open();
+    let piece = |n| metainfo.layout.lengths().piece(n).unwrap();
+    let (read, arrived) = tokio::join!(reader.read(0, 65_536), async {
+        while !lab.torrent.store().has(piece(0)) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        std::time::Instant::now()
+    });
+    assert!(*read.unwrap() == data[..65_536]);
+    assert!(arrived.elapsed() < Duration::from_millis(200), "{:?} after the piece", arrived.elapsed());
+    assert!(!lab.torrent.store().has(piece(1)));
     lab.session.remove(&lab.torrent).await;
 
-    // A slow peer needs 2.4 s for each piece: the first one is served while the next one is still under way.
-    let slow = fake::peer("127.0.0.1", &metainfo, &data, Manner::Slow);
-    let lab = start(&dir.path().join("slow"), &metainfo, Duration::from_secs(60), &[&slow]).await;
-    assert!(*lab.open().read(0, 65_536).await.unwrap() == data[..65_536]);
-    assert!(!lab.torrent.store().has(next), "the first read waited for the second piece");
-    lab.session.remove(&lab.torrent).await;
-
-    // The end of the file is less than a cushion: nothing more to wait for.
     let lab = start(&dir.path().join("end"), &metainfo, Duration::from_secs(60), &[&peer]).await;
     let end = data.len() as u64 - 100;
     assert!(*lab.open().read(end, 100).await.unwrap() == data[data.len() - 100..]);

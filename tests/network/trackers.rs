@@ -1,4 +1,4 @@
-//! Trackers over UDP and HTTP against opentracker; what a torrent's URLs may reach, in a network made for it.
+//! Announces over UDP and HTTP to opentracker; and which addresses a torrent's URLs may reach, in a network namespace.
 
 #![allow(clippy::await_holding_lock, reason = "each test has a thread and a runtime of its own")]
 
@@ -22,8 +22,7 @@ use torrentfs::wire::PeerId;
 
 const LONG: Duration = Duration::from_secs(30);
 
-/// Publishes a file of these bytes on a tracker that answers over UDP, too, and has read its list; `Lab` waits for its
-/// TCP port alone.
+/// Publishes a file and waits until the tracker knows it over UDP as well. `Lab` waits for the TCP port only.
 fn publish(lab: &mut Lab, name: &str, data: &[u8]) -> PathBuf {
     let torrent = lab.publish(name, data, 16);
     let info_hash = Metainfo::parse(&fs::read(&torrent).unwrap()).unwrap().info_hash;
@@ -41,13 +40,13 @@ fn publish(lab: &mut Lab, name: &str, data: &[u8]) -> PathBuf {
             let _ = socket.send(&[head.as_slice(), &[0; 12], b"\0\x01"].concat());
             socket.recv(&mut reply).is_ok_and(|len| len >= 20)
         };
-        // Came, and gone again: no trace is left.
+        // Joins and leaves, so that the tracker counts no peer.
         announce(2) && announce(3)
     });
     torrent
 }
 
-/// A peer that only announces.
+/// Starts a peer that only announces.
 fn peer(
     lab: &Lab,
     torrent: &Path,
@@ -70,7 +69,7 @@ fn peer(
     (Announcer::spawn(announce, transferred.clone(), client.clone(), sender), peers, transferred)
 }
 
-async fn answered(announcer: &Announcer, tracker: usize) {
+async fn wait_for_answer(announcer: &Announcer, tracker: usize) {
     let done = || matches!(announcer.status()[tracker].last, Some(Ok(_)));
     let wait = async {
         while !done() {
@@ -80,9 +79,9 @@ async fn answered(announcer: &Announcer, tracker: usize) {
     assert!(timeout(LONG, wait).await.is_ok(), "{:?}", announcer.status());
 }
 
-/// What came of asking the first tracker.
-async fn fault(announcer: &Announcer) -> AnnounceError {
-    let fault = async {
+/// Returns the error of the first tracker.
+async fn first_error(announcer: &Announcer) -> AnnounceError {
+    let first = async {
         loop {
             if let Some(last) = announcer.status().remove(0).last {
                 return last.unwrap_err();
@@ -90,10 +89,10 @@ async fn fault(announcer: &Announcer) -> AnnounceError {
             sleep(Duration::from_millis(5)).await;
         }
     };
-    timeout(LONG, fault).await.expect("in time")
+    timeout(LONG, first).await.expect("in time")
 }
 
-/// A tracker may answer before it counts.
+/// Waits for these counts: a tracker may answer before it counts.
 async fn wait_scrape(lab: &Lab, expected: (u32, u32)) {
     let wait = async {
         while lab.scrape() != expected {
@@ -103,9 +102,9 @@ async fn wait_scrape(lab: &Lab, expected: (u32, u32)) {
     assert!(timeout(LONG, wait).await.is_ok(), "{:?} and not {expected:?}", lab.scrape());
 }
 
-/// Ports of the peers in the first answer; opentracker names whoever asks as well.
-async fn met(peers: &mut mpsc::Receiver<Vec<SocketAddr>>) -> Vec<u16> {
-    let peers = timeout(LONG, peers.recv()).await.expect("in time").expect("it runs");
+/// Returns the ports of the peers in the first answer. opentracker includes the peer that announces.
+async fn first_ports(peers: &mut mpsc::Receiver<Vec<SocketAddr>>) -> Vec<u16> {
+    let peers = timeout(LONG, peers.recv()).await.expect("in time").expect("the announcer runs");
     assert!(peers.iter().all(|peer| peer.ip().is_loopback()), "{peers:?}");
     let mut ports: Vec<u16> = peers.iter().map(SocketAddr::port).collect();
     ports.sort_unstable();
@@ -113,8 +112,8 @@ async fn met(peers: &mut mpsc::Receiver<Vec<SocketAddr>>) -> Vec<u16> {
 }
 
 #[tokio::test]
-async fn opentracker_counts_us_over_udp() {
-    if !can_run(&["opentracker", "mktorrent"]) {
+async fn opentracker_counts_peers_over_udp() {
+    if !can_run(&["opentracker", "mktorrent", "libtorrent"]) {
         return;
     }
     let _turn = turn();
@@ -123,23 +122,23 @@ async fn opentracker_counts_us_over_udp() {
     let client = TrackerClient::new(Route::default()).unwrap();
 
     let (seed, _seed_peers, _) = peer(&lab, &torrent, &client, (7001, 0), &["UDP"]);
-    answered(&seed, 0).await;
+    wait_for_answer(&seed, 0).await;
     assert_eq!(lab.scrape(), (1, 0));
-    // Whoever comes by HTTP meets whoever came by UDP, and the other way round. A tier that is refused is passed over.
+    // Peers that announce over HTTP and over UDP find each other. A tier that cannot be reached is skipped.
     let (leecher, mut peers, _) = peer(&lab, &torrent, &client, (7002, 5), &["http://127.0.0.1:1/announce", "HTTP"]);
-    assert_eq!(met(&mut peers).await, [7001, 7002]);
+    assert_eq!(first_ports(&mut peers).await, [7001, 7002]);
     let (other, mut peers, transferred) =
         peer(&lab, &torrent, &client, (7003, 5), &["udp://127.0.0.1:1/announce", "UDP"]);
-    assert_eq!(met(&mut peers).await, [7001, 7002, 7003]);
+    assert_eq!(first_ports(&mut peers).await, [7001, 7002, 7003]);
     assert_eq!(lab.scrape(), (1, 2));
 
-    // Those of a tracker that was refused are not among them.
+    // A tracker that cannot be reached is not scraped.
     for announcer in [&seed, &leecher, &other] {
         let scraped = announcer.scrape(LONG).await;
         let expected = Scrape { seeders: Some(1), leechers: Some(2), downloads: Some(0) };
         assert_eq!((scraped.len(), &scraped[0].counts), (1, &Ok(expected)));
     }
-    // The last piece, then the farewells.
+    // The download completes, then the peers leave.
     transferred.left.store(0, Ordering::Relaxed);
     other.completed();
     wait_scrape(&lab, (2, 1)).await;
@@ -152,25 +151,25 @@ async fn opentracker_counts_us_over_udp() {
 }
 
 #[tokio::test]
-async fn opentracker_refuses_what_it_does_not_know() {
-    if !can_run(&["opentracker", "mktorrent"]) {
+async fn opentracker_refuses_an_unknown_torrent() {
+    if !can_run(&["opentracker", "mktorrent", "libtorrent"]) {
         return;
     }
     let _turn = turn();
     let mut lab = Lab::new();
     let unknown = publish(&mut lab, "film.bin", b"a film");
-    // Each takes the place of the one before.
+    // The tracker of this torrent replaces the one before, which ends.
     publish(&mut lab, "other.bin", b"another film");
     let client = TrackerClient::new(Route::default()).unwrap();
     let (announcer, _peers, _) = peer(&lab, &unknown, &client, (7001, 5), &["UDP"]);
-    let fault = fault(&announcer).await;
-    assert_eq!(fault.to_string(), "refused: no reason given");
+    let first_error = first_error(&announcer).await;
+    assert_eq!(first_error.to_string(), "refused: no reason given");
     assert!(announcer.scrape(LONG).await.is_empty());
 }
 
 #[tokio::test]
 async fn through_a_socks_proxy_the_tracker_sees_the_proxy() {
-    if !can_run(&["opentracker", "mktorrent", "microsocks"]) {
+    if !can_run(&["opentracker", "mktorrent", "libtorrent", "microsocks"]) {
         return;
     }
     let _turn = turn();
@@ -188,11 +187,11 @@ async fn through_a_socks_proxy_the_tracker_sees_the_proxy() {
         TrackerClient::new(Route { proxy: Some(proxy), bind: Bind::Anywhere }).unwrap()
     };
     let (hidden, _peers, _) = peer(&lab, &torrent, &through("me:secret"), (7001, 0), &["UDP", "HTTP"]);
-    answered(&hidden, 1).await;
+    wait_for_answer(&hidden, 1).await;
     assert_eq!(hidden.status()[0].last, Some(Err(AnnounceError::NotThroughProxy)));
     let (refused, _peers, _) = peer(&lab, &torrent, &through("me:wrong"), (7002, 0), &["HTTP"]);
-    let fault = fault(&refused).await;
-    assert!(matches!(fault, AnnounceError::Request(RequestError::Connect(_))), "{fault}");
+    let first_error = first_error(&refused).await;
+    assert!(matches!(first_error, AnnounceError::Request(RequestError::Connect(_))), "{first_error}");
 
     let client = TrackerClient::new(Route::default()).unwrap();
     let (_open, mut peers, _) = peer(&lab, &torrent, &client, (7003, 5), &["UDP"]);
@@ -202,8 +201,8 @@ async fn through_a_socks_proxy_the_tracker_sees_the_proxy() {
 }
 
 #[test]
-fn a_mount_finds_its_peers_by_udp_alone() {
-    if !can_run(&["opentracker", "mktorrent"]) {
+fn a_mount_finds_its_peers_over_udp_alone() {
+    if !can_run(&["opentracker", "mktorrent", "libtorrent"]) {
         return;
     }
     let _turn = turn();
@@ -217,13 +216,13 @@ fn a_mount_finds_its_peers_by_udp_alone() {
     assert!(mount.read("film.bin") == data, "{}", mount.log());
     wait_until("the tracker counts us as complete", LONG, || lab.scrape() == (2, 0));
     mount.stop();
-    wait_until("it hears of our leave", LONG, || lab.scrape() == (1, 0));
+    wait_until("the tracker is told that we leave", LONG, || lab.scrape() == (1, 0));
 }
 
-/// Starts this very test program in a network and with a hosts file of its own: 203.0.113.1 (`world.test`) stands for
-/// the world, `inside.test` is a stranger's name for this machine.
+/// Runs `urls_of_strangers_do_not_lead_inside` with a network and a hosts file of its own: 203.0.113.1 (`world.test`)
+/// stands for the internet, and `inside.test` is a foreign name that resolves to this machine.
 #[test]
-fn in_a_world_of_its_own() {
+fn in_a_network_namespace() {
     if !can_run(&["unshare", "mount", "python3"]) {
         return;
     }
@@ -237,7 +236,7 @@ fn in_a_world_of_its_own() {
         world = socket.inet_aton('203.0.113.1')\n\
         fcntl.ioctl(ask, 0x8916, struct.pack('16sHxx4s16x', b'lo:1', socket.AF_INET, world))";
     let script = "mount --bind \"$1\" /etc/hosts && python3 -c \"$3\" && \
-        exec \"$2\" --exact --ignored --nocapture trackers::strangers_names";
+        exec \"$2\" --exact --ignored --nocapture trackers::urls_of_strangers_do_not_lead_inside";
     let mut command = Command::new("unshare");
     for name in ["http_proxy", "https_proxy", "all_proxy"] {
         command.env_remove(name).env_remove(name.to_ascii_uppercase());
@@ -248,16 +247,16 @@ fn in_a_world_of_its_own() {
         .arg(interface)
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success() && said.contains("1 passed"), "{output:?}");
+    let output_text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && output_text.contains("1 passed"), "{output:?}");
 }
 
-/// Answers each request with `head`, an empty body and a line in the log.
+/// Starts a server that logs each request and answers it with `head` and an empty body.
 fn serve(host: &str, head: String) -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind((host, 0)).unwrap();
     let addr = listener.local_addr().unwrap();
-    let asked: Arc<Mutex<Vec<String>>> = Arc::default();
-    let log = asked.clone();
+    let requests: Arc<Mutex<Vec<String>>> = Arc::default();
+    let log = requests.clone();
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             let mut stream = stream.unwrap();
@@ -267,28 +266,28 @@ fn serve(host: &str, head: String) -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
             let _ = write!(stream, "HTTP/1.1 {head}\r\nconnection: close\r\ncontent-length: 0\r\n\r\n");
         }
     });
-    (addr, asked)
+    (addr, requests)
 }
 
 #[tokio::test]
-#[ignore = "in_a_world_of_its_own runs it"]
-async fn strangers_names() {
+#[ignore = "in_a_network_namespace runs it"]
+async fn urls_of_strangers_do_not_lead_inside() {
     let client = TrackerClient::new(Route::default()).unwrap();
     let get = async |url: &str, purpose| {
         let got = client.http().get(url.parse().unwrap(), purpose).await;
         got.map(|(status, _)| status.as_u16())
     };
-    let (inside, asked) = serve("127.0.0.1", "200 OK".into());
+    let (inside, requests) = serve("127.0.0.1", "200 OK".into());
     let port = inside.port();
     let blocked = Err(RequestError::Redirect("into the local network"));
-    // By name or by address, shaped as an announce or not: nothing leads back inside.
+    // No redirect leads inside: by name or by address, to an announce path or to another one.
     for target in [format!("inside.test:{port}"), inside.to_string()] {
         for path in ["announce", "admin"] {
             let (world, _) = serve("203.0.113.1", format!("302 Found\r\nlocation: http://{target}/{path}"));
             for host in ["world.test", "203.0.113.1"] {
                 let url = format!("http://{host}:{}/announce", world.port());
                 assert_eq!(get(&url, Purpose::Announce).await, blocked, "{url} to {target}/{path}");
-                assert_eq!(get(&url, Purpose::Own).await, blocked);
+                assert_eq!(get(&url, Purpose::User).await, blocked);
             }
         }
     }
@@ -298,11 +297,11 @@ async fn strangers_names() {
 
     assert_eq!(get(&format!("http://inside.test:{port}/admin"), Purpose::Announce).await, Err(RequestError::Local));
     assert_eq!(get(&format!("http://inside.test:{port}/f?q"), Purpose::WebSeed).await, Err(RequestError::Local));
-    assert!(asked.lock().unwrap().is_empty());
+    assert!(requests.lock().unwrap().is_empty());
     assert_eq!(get(&format!("http://inside.test:{port}/announce?q"), Purpose::Announce).await, Ok(200));
     let (redirecting, _) = serve("127.0.0.1", format!("302 Found\r\nlocation: http://{inside}/announce"));
     assert_eq!(get(&format!("http://{redirecting}/announce"), Purpose::Announce).await, Ok(200));
-    assert_eq!(asked.lock().unwrap().len(), 2);
+    assert_eq!(requests.lock().unwrap().len(), 2);
 
     let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
     udp.set_nonblocking(true).unwrap();
@@ -314,6 +313,6 @@ async fn strangers_names() {
         key: 0,
     };
     let announcer = Announcer::spawn(announce, Arc::default(), client.clone(), mpsc::channel(1).0);
-    assert_eq!(fault(&announcer).await, AnnounceError::Request(RequestError::Local));
+    assert_eq!(first_error(&announcer).await, AnnounceError::Request(RequestError::Local));
     assert!(udp.recv(&mut [0; 16]).is_err());
 }

@@ -1,6 +1,7 @@
 //! Tests without a network and without a mount: simulated swarms, the parser, the structure of the source.
 
 mod layers;
+mod policy;
 mod simulation;
 mod source_graph;
 mod swarm;

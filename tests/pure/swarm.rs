@@ -6,7 +6,7 @@ use crate::simulation::{Nature, World, seed};
 use fixedbitset::FixedBitSet;
 use rand::RngExt;
 use torrentfs::metainfo::Lengths;
-use torrentfs::swarm::{Event, Goodbye, PickOrder};
+use torrentfs::swarm::{DisconnectReason, Event, PickOrder};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -275,7 +275,7 @@ fn two_halves_complete_each_other() {
     world.run_until(Duration::from_secs(60), |world| world.nodes.iter().all(|node| node.completed.is_some()));
     world.run(Duration::from_secs(5));
     for node in &world.nodes {
-        assert!(node.goodbyes.iter().all(|why| matches!(why, Goodbye::Useless | Goodbye::Duplicate)));
+        assert!(node.goodbyes.iter().all(|why| matches!(why, DisconnectReason::Useless | DisconnectReason::Duplicate)));
         assert_eq!(node.swarm.stats(world.clock()).peers, 0, "seeds let go of each other");
     }
 }

@@ -1,19 +1,27 @@
 //! Any sequence of events, well-formed or not: no panic, every invariant after every step, bounded output.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use fixedbitset::FixedBitSet;
 use proptest::prelude::*;
 use torrentfs::metainfo::{InfoHash, Lengths};
-use torrentfs::swarm::{Action, Config, Direction, Event, PeerKey, PickOrder, ReaderId, Swarm, WantId};
-use torrentfs::wire::{Message, PeerId, Request};
+use torrentfs::swarm::{
+    Action, Config, Direction, Event, NewPeer, PeerKey, PeerSource, PickOrder, ReaderId, Swarm, WantId,
+};
+use torrentfs::wire::{
+    ExtensionHandshake, Holepunch, Message, MetadataMessage, PeerId, Pex, PexFlags, Request, UT_HOLEPUNCH, UT_METADATA,
+    UT_PEX,
+};
 
 const PIECES: u32 = 11;
 const PIECE: u64 = 3 * 16_384;
 /// The last piece and its last block are short.
 const TOTAL: u64 = 10 * PIECE + 20_000;
+/// Where relays send us.
+const RENDEZVOUS: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -41,7 +49,8 @@ enum Step {
     Uploaded(bool),
     Evicted(u32),
     Room(u64),
-    Reqq(u64, u32),
+    /// The peer's extension handshake.
+    Hello(u64, ExtensionHandshake),
     Open(u64, u64, u64),
     Read(u64, u64, u64),
     Want(u64, u64, u64, u64),
@@ -78,7 +87,35 @@ fn message() -> impl Strategy<Value = Message> {
         8 => request().prop_map(Message::Reject),
         8 => piece().prop_map(Message::AllowedFast),
         1 => (any::<u8>(), any::<Vec<u8>>()).prop_map(|(id, bytes)| Message::Extended { id, payload: bytes.into() }),
+        3 => (0u32..3).prop_map(|piece| Message::Extended { id: 1, payload: MetadataMessage::Request { piece }.encode() }),
+        3 => proptest::collection::vec((addr(), any::<bool>()), 0..4).prop_map(|added| {
+            let added = added.into_iter().map(|(addr, holepunch)| (addr, PexFlags { holepunch, ..PexFlags::default() }));
+            let pex = Pex { added: added.collect(), dropped: Vec::new() };
+            Message::Extended { id: 2, payload: pex.encode() }
+        }),
+        3 => addr().prop_map(|addr| Message::Extended { id: 3, payload: Holepunch::Rendezvous(addr).encode() }),
+        2 => addr().prop_map(|addr| {
+            // Of no address book, so that the connection attempts of the other addresses can be counted.
+            let addr = SocketAddr::new(RENDEZVOUS, addr.port());
+            Message::Extended { id: 3, payload: Holepunch::Connect(addr).encode() }
+        }),
     ]
+}
+
+fn addr() -> impl Strategy<Value = SocketAddr> {
+    (0u16..40).prop_map(|port| SocketAddr::from(([127, 0, 0, 1], port)))
+}
+
+fn hello() -> impl Strategy<Value = ExtensionHandshake> {
+    let number = || proptest::option::of(0u8..3);
+    let extensions = (number(), number(), number()).prop_map(|(metadata, pex, holepunch)| {
+        let all = [(UT_METADATA, metadata), (UT_PEX, pex), (UT_HOLEPUNCH, holepunch)];
+        all.into_iter().filter_map(|(name, number)| Some((name.to_owned(), number?))).collect()
+    });
+    let (port, reqq) = (proptest::option::of(1u16..40), proptest::option::of(any::<u32>()));
+    (extensions, port, reqq, prop::bool::weighted(0.1)).prop_map(|(extensions, port, request_queue, upload_only)| {
+        ExtensionHandshake { extensions, port, request_queue, upload_only, ..ExtensionHandshake::default() }
+    })
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -101,7 +138,7 @@ fn step() -> impl Strategy<Value = Step> {
         10 => any::<bool>().prop_map(Step::Uploaded),
         2 => (0..PIECES).prop_map(Step::Evicted),
         1 => prop_oneof![Just(0), 0..TOTAL, Just(u64::MAX)].prop_map(Step::Room),
-        1 => (peer(), any::<u32>()).prop_map(|(peer, reqq)| Step::Reqq(peer, reqq)),
+        3 => (peer(), hello()).prop_map(|(peer, theirs)| Step::Hello(peer, theirs)),
         1 => (0u64..3, offset(), offset()).prop_map(|(reader, start, end)| Step::Open(reader, start, end)),
         3 => (0u64..3, offset(), offset()).prop_map(|(reader, start, end)| Step::Read(reader, start, end)),
         3 => (0u64..4, 0u64..3, offset(), offset())
@@ -130,15 +167,19 @@ fn config() -> Config {
     Config {
         info_hash: InfoHash([7; 20]),
         lengths: Lengths::new(TOTAL, PIECE).expect("sizes of a torrent"),
+        metadata: Bytes::from(vec![1; 20_000]),
         seed: 1,
         our_id: PeerId([0; 20]),
         on_demand: false,
         upload: true,
+        partial_seed: false,
+        pex: true,
         super_seed: false,
         max_peers: 5,
         max_connecting: 3,
         max_partial: TOTAL,
         order: PickOrder::RarestFirst,
+        policy: Arc::default(),
     }
 }
 
@@ -166,6 +207,9 @@ impl Driver {
             actions += 1;
             assert!(actions < 2_000, "one event leads to a flood of actions");
             match action {
+                Action::Connect(addr) if addr.ip() == RENDEZVOUS => {
+                    self.swarm.handle(self.now, Event::ConnectFailed(addr));
+                }
                 Action::Connect(addr) => self.calls.push(addr),
                 Action::Send(peer, Message::Request(request)) => {
                     assert!(self.lengths.block(request.piece, request.begin, request.length).is_some());
@@ -186,7 +230,7 @@ impl Driver {
                     assert!(pins.iter().all(|pin| pin.start < pin.end && pin.end <= PIECES));
                     assert!(pins.windows(2).all(|pins| pins[0].end < pins[1].start), "{pins:?}");
                 }
-                Action::Send(..) | Action::Ban(_) | Action::Drop(_) => {}
+                Action::Send(..) | Action::Ban(_) | Action::Drop(_) | Action::AddDhtNode(_) => {}
             }
         }
         assert!(self.uploads.len() <= 6 * 16 && self.calls.len() <= 8);
@@ -204,7 +248,10 @@ impl Driver {
                 self.now += Duration::from_millis(millis.into());
                 self.event(Event::Tick);
             }
-            Step::Found(port) => self.event(Event::PeersFound(vec![SocketAddr::from(([127, 0, 0, 1], port))])),
+            Step::Found(port) => {
+                let (addrs, source) = (vec![SocketAddr::from(([127, 0, 0, 1], port))], PeerSource::Dht);
+                self.event(Event::PeersFound { addrs, source });
+            }
             Step::Failed(at) if !self.calls.is_empty() => {
                 let addr = self.calls.remove(usize::from(at) % self.calls.len());
                 self.event(Event::ConnectFailed(addr));
@@ -220,7 +267,8 @@ impl Driver {
                 self.calls.retain(|call| !outgoing || *call != addr);
                 let direction = if outgoing { Direction::Outgoing } else { Direction::Incoming };
                 let peer = PeerKey(self.connections);
-                self.event(Event::Connected { peer, addr, direction, id: PeerId([id; 20]), fast, extended: true });
+                let new = NewPeer { fast, ..NewPeer::new(peer, addr, direction, PeerId([id; 20])) };
+                self.event(Event::Connected(new));
                 if serves {
                     self.event(Event::Message(peer, Message::Bitfield(Bytes::from_static(&[0xff, 0xe0]))));
                     self.event(Event::Message(peer, Message::Unchoke));
@@ -279,7 +327,10 @@ impl Driver {
                 }
             }
             Step::Room(bytes) => self.event(Event::Room(bytes)),
-            Step::Reqq(peer, reqq) => self.event(Event::Reqq { peer: key(self, peer), reqq }),
+            Step::Hello(peer, theirs) => {
+                let message = Message::Extended { id: 0, payload: theirs.encode() };
+                self.event(Event::Message(key(self, peer), message));
+            }
             Step::Open(reader, start, end) => self.event(Event::Open { reader: ReaderId(reader), bytes: start..end }),
             Step::Read(reader, start, end) => self.event(Event::Read { reader: ReaderId(reader), bytes: start..end }),
             Step::Want(want, reader, start, end) => {

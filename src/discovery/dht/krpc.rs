@@ -1,7 +1,7 @@
-//! Messages of the DHT between bytes and values (BEP 5, 32, 43).
+//! Encoding and decoding of DHT messages (BEP 5, 32, 43).
 //!
-//! Lenient in what a node may leave out or get wrong beside the point, strict in bounds: a datagram is small, and so
-//! is what is taken from it.
+//! Lenient about fields that a node leaves out or gets wrong, strict about bounds: datagrams are small, and so is the
+//! result.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -12,34 +12,35 @@ use crate::metainfo::InfoHash;
 use crate::metainfo::bencode::{self, Field, Limits, List, dict};
 use crate::wire::{put_compact, take_compact};
 
-/// The longest datagram read, in bytes. Ours stay under 1,000.
+/// Longest datagram read, in bytes. Ours stay under 1,000.
 pub(super) const MAX_DATAGRAM: usize = 2048;
+/// Bounds of the bencode decoder for one datagram.
 const LIMITS: Limits = Limits { bytes: MAX_DATAGRAM, values: 512 };
-/// Nodes of each family taken from a reply; 8 is what it should hold.
+/// Nodes of each family used from a reply, which should hold 8.
 const MAX_NODES: usize = 16;
-/// Peers taken from a reply: more do not fit a datagram that crosses the internet in one piece.
+/// Peers used from a reply. More do not fit a datagram that crosses the internet unfragmented.
 const MAX_PEERS: usize = 200;
-/// Longer transaction ids and tokens are nobody's.
+/// Longest transaction id or token accepted, in bytes. Real ones have 2 to 20.
 const MAX_OPAQUE: usize = 64;
 
-/// A node's id, or a point in the same space that is looked for.
+/// The id of a node, or a target in the same key space.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct NodeId(pub [u8; 20]);
 
 impl NodeId {
-    /// How far apart two are: the exclusive or, as a number.
+    /// Returns the distance of two ids: their exclusive or, as a big-endian number.
     pub fn distance(&self, other: &Self) -> [u8; 20] {
         std::array::from_fn(|at| self.0[at] ^ other.0[at])
     }
 
-    /// How many leading bits two have in common, 0 to 160.
+    /// Returns the number of leading bits that two ids share, 0 to 160.
     pub fn common_bits(&self, other: &Self) -> usize {
         let distance = self.distance(other);
         let zeros = distance.iter().take_while(|byte| **byte == 0).count();
         zeros * 8 + distance.get(zeros).map_or(0, |byte| byte.leading_zeros() as usize)
     }
 
-    /// Which of two is closer.
+    /// Compares the distances of two other ids to this one.
     pub fn compare(&self, one: &Self, other: &Self) -> Ordering {
         self.distance(one).cmp(&self.distance(other))
     }
@@ -57,14 +58,14 @@ impl fmt::Debug for NodeId {
     }
 }
 
-/// A node and where it is.
+/// A node's id and address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Contact {
     pub id: NodeId,
     pub addr: SocketAddr,
 }
 
-/// What one node asks another.
+/// A query.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Query {
     Ping,
@@ -78,59 +79,59 @@ pub(super) enum Query {
     },
     Announce {
         info_hash: InfoHash,
-        /// `None`: the port that the datagram comes from.
+        /// Port of the peer. `None` stands for the source port of the datagram (`implied_port`).
         port: Option<u16>,
         token: Vec<u8>,
     },
 }
 
-/// Nodes of which families are asked for (BEP 32); of neither: of the datagram's own.
+/// Address families of the nodes to return (BEP 32). If neither is set, the family of the datagram is meant.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Want {
     pub v4: bool,
     pub v6: bool,
 }
 
-/// What a node answers.
+/// A reply to a query.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Reply {
     pub id: NodeId,
     pub nodes: Vec<Contact>,
     pub peers: Vec<SocketAddr>,
-    /// What an announce to this node must bear.
+    /// Token that an announce to this node must contain.
     pub token: Option<Vec<u8>>,
 }
 
 impl Reply {
-    /// One that says no more than that we are there.
-    pub fn bare(id: NodeId) -> Self {
+    /// Creates a reply without content, as for a ping.
+    pub fn empty(id: NodeId) -> Self {
         Self { id, nodes: Vec::new(), peers: Vec::new(), token: None }
     }
 }
 
-/// Why a query is not answered.
+/// The reason why a query is answered with an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fault {
-    /// 203
+pub(super) enum QueryError {
+    /// Code 203: malformed query.
     Protocol,
-    /// 204
+    /// Code 204: unknown method.
     UnknownMethod,
 }
 
-/// A message from outside. `tid` is the transaction id of who asks.
+/// A received message. `tid` is the transaction id chosen by the sender of the query.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Message {
     Query {
         tid: Vec<u8>,
         id: NodeId,
-        /// The sender answers no queries (BEP 43).
+        /// Whether the sender answers no queries (BEP 43).
         read_only: bool,
         query: Query,
     },
-    /// A query that makes no sense to us.
-    Faulty {
+    /// A query that is malformed or unknown to us.
+    InvalidQuery {
         tid: Vec<u8>,
-        fault: Fault,
+        error: QueryError,
     },
     Reply {
         tid: Vec<u8>,
@@ -174,8 +175,8 @@ dict! {
     }
 }
 
-/// 20 bytes under a key.
-fn twenty(field: Field<Vec<u8>>) -> Option<[u8; 20]> {
+/// Returns a value of exactly 20 bytes.
+fn bytes20(field: Field<Vec<u8>>) -> Option<[u8; 20]> {
     field.ok()?.try_into().ok()
 }
 
@@ -183,7 +184,7 @@ fn opaque(field: Field<Vec<u8>>) -> Option<Vec<u8>> {
     field.ok().filter(|bytes| (1..=MAX_OPAQUE).contains(&bytes.len()))
 }
 
-/// `None`: not a message of the DHT, or one that nothing can be done with.
+/// Decodes a datagram. Returns `None` if it is not a DHT message or lacks what is needed to handle it.
 pub(super) fn decode(bytes: &[u8]) -> Option<Message> {
     let raw = bencode::decode::<Field<Raw>>(bytes, &LIMITS).ok()?.ok()?;
     let tid = opaque(raw.tid)?;
@@ -193,12 +194,12 @@ pub(super) fn decode(bytes: &[u8]) -> Option<Message> {
             let read_only = raw.read_only == Field::Is(1);
             Some(match query(&method, raw.arguments.ok()) {
                 Ok((id, query)) => Message::Query { tid, id, read_only, query },
-                Err(fault) => Message::Faulty { tid, fault },
+                Err(error) => Message::InvalidQuery { tid, error },
             })
         }
         b"r" => {
             let raw = raw.reply.ok()?;
-            let id = NodeId(twenty(raw.id)?);
+            let id = NodeId(bytes20(raw.id)?);
             let mut nodes = Vec::new();
             for (field, family) in [(raw.nodes, Family::V4), (raw.nodes6, Family::V6)] {
                 nodes.extend(contacts(&field.ok().unwrap_or_default(), family).take(MAX_NODES));
@@ -212,13 +213,13 @@ pub(super) fn decode(bytes: &[u8]) -> Option<Message> {
     }
 }
 
-fn query(method: &[u8], arguments: Option<Arguments>) -> Result<(NodeId, Query), Fault> {
-    let arguments = arguments.ok_or(Fault::Protocol)?;
-    let id = NodeId(twenty(arguments.id).ok_or(Fault::Protocol)?);
+fn query(method: &[u8], arguments: Option<Arguments>) -> Result<(NodeId, Query), QueryError> {
+    let arguments = arguments.ok_or(QueryError::Protocol)?;
+    let id = NodeId(bytes20(arguments.id).ok_or(QueryError::Protocol)?);
     let wanted: Vec<Vec<u8>> = arguments.want.ok().into_iter().flat_map(List::sound).collect();
     let wants = |family: &[u8]| wanted.iter().any(|wanted| wanted == family);
     let want = Want { v4: wants(b"n4"), v6: wants(b"n6") };
-    let hash = |field| twenty(field).ok_or(Fault::Protocol);
+    let hash = |field| bytes20(field).ok_or(QueryError::Protocol);
     let query = match method {
         b"ping" => Query::Ping,
         b"find_node" => Query::FindNode { target: NodeId(hash(arguments.target)?), want },
@@ -227,20 +228,20 @@ fn query(method: &[u8], arguments: Option<Arguments>) -> Result<(NodeId, Query),
             let implied = matches!(arguments.implied_port, Field::Is(flag) if flag != 0);
             let port = arguments.port.ok().and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0);
             if !implied && port.is_none() {
-                return Err(Fault::Protocol);
+                return Err(QueryError::Protocol);
             }
             Query::Announce {
                 info_hash: InfoHash(hash(arguments.info_hash)?),
                 port: port.filter(|_| !implied),
-                token: opaque(arguments.token).ok_or(Fault::Protocol)?,
+                token: opaque(arguments.token).ok_or(QueryError::Protocol)?,
             }
         }
-        _ => return Err(Fault::UnknownMethod),
+        _ => return Err(QueryError::UnknownMethod),
     };
     Ok((id, query))
 }
 
-/// Bytes of one node in "compact node info".
+/// Returns the length of one node in compact node info, in bytes.
 pub(super) fn entry_len(family: Family) -> usize {
     match family {
         Family::V4 => 26,
@@ -248,7 +249,7 @@ pub(super) fn entry_len(family: Family) -> usize {
     }
 }
 
-/// "Compact node info": each an id and an address. What is cut off at the end is left out.
+/// Decodes compact node info: ids and addresses. A truncated last entry is dropped.
 pub(super) fn contacts(bytes: &[u8], family: Family) -> impl Iterator<Item = Contact> {
     let one = |entry: &[u8]| {
         let (id, addr) = entry.split_first_chunk()?;
@@ -257,7 +258,7 @@ pub(super) fn contacts(bytes: &[u8], family: Family) -> impl Iterator<Item = Con
     bytes.chunks_exact(entry_len(family)).filter_map(one)
 }
 
-/// The reverse of [`contacts`], of one family.
+/// Encodes the contacts of one family as compact node info.
 pub(super) fn compact(contacts: &[Contact], family: Family) -> Vec<u8> {
     let mut out = Vec::with_capacity(contacts.len() * entry_len(family));
     for contact in contacts.iter().filter(|contact| Family::of(contact.addr) == family) {
@@ -267,7 +268,7 @@ pub(super) fn compact(contacts: &[Contact], family: Family) -> Vec<u8> {
     out
 }
 
-/// Bencode is written as it goes; keys must come sorted.
+/// Writes bencode directly. Dictionary keys must be written in sorted order.
 struct Writer(Vec<u8>);
 
 impl Writer {
@@ -296,7 +297,7 @@ impl Writer {
     }
 }
 
-/// A query of ours.
+/// Encodes a query of ours.
 pub(super) fn encode_query(tid: &[u8], id: &NodeId, query: &Query) -> Vec<u8> {
     let out = Writer(Vec::with_capacity(160)).raw(b"d1:ad2:id").string(&id.0);
     let (out, method) = match query {
@@ -312,8 +313,8 @@ pub(super) fn encode_query(tid: &[u8], id: &NodeId, query: &Query) -> Vec<u8> {
     out.raw(b"e1:q").string(method.as_bytes()).raw(b"1:t").string(tid).raw(b"1:y1:qe").0
 }
 
-/// An answer to `to`, who learns its own address from it (BEP 42). `tid` is from its query. `families`: of which nodes
-/// are told, even if it is none.
+/// Encodes a reply to `to`, including the address under which we see it (BEP 42). `tid` is from its query. `families`
+/// selects the node lists to include, even if they are empty.
 pub(super) fn encode_reply(tid: &[u8], to: SocketAddr, reply: &Reply, families: Want) -> Vec<u8> {
     let mut ip = Vec::new();
     put_compact(to, &mut ip);
@@ -339,13 +340,13 @@ pub(super) fn encode_reply(tid: &[u8], to: SocketAddr, reply: &Reply, families: 
     out.raw(b"e1:t").string(tid).raw(b"1:y1:re").0
 }
 
-/// A refusal.
-pub(super) fn encode_error(tid: &[u8], fault: Fault) -> Vec<u8> {
-    let (code, words) = match fault {
-        Fault::Protocol => (203, "Protocol Error"),
-        Fault::UnknownMethod => (204, "Method Unknown"),
+/// Encodes an error reply.
+pub(super) fn encode_error(tid: &[u8], error: QueryError) -> Vec<u8> {
+    let (code, text) = match error {
+        QueryError::Protocol => (203, "Protocol Error"),
+        QueryError::UnknownMethod => (204, "Method Unknown"),
     };
-    let out = Writer(Vec::new()).raw(b"d1:el").number(code).string(words.as_bytes());
+    let out = Writer(Vec::new()).raw(b"d1:el").number(code).string(text.as_bytes());
     out.raw(b"e1:t").string(tid).raw(b"1:y1:ee").0
 }
 
@@ -365,7 +366,7 @@ mod tests {
 
     /// The examples of BEP 5.
     #[test]
-    fn the_specification_s_queries() {
+    fn queries_follow_the_specification() {
         let info_hash = InfoHash(OTHER.0);
         let cases: [(Query, &[u8]); 4] = [
             (Query::Ping, b"d1:ad2:id20:abcdefghij0123456789e1:q4:ping1:t2:aa1:y1:qe"),
@@ -390,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn the_specification_s_replies() {
+    fn replies_follow_the_specification() {
         let reply =
             decode(b"d1:rd2:id20:abcdefghij01234567895:token8:aoeusnth6:valuesl6:axje.u6:idhtnmee1:t2:aa1:y1:re");
         let peers = vec!["97.120.106.101:11893".parse().unwrap(), "105.100.104.116:28269".parse().unwrap()];
@@ -401,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_may_go_without_the_flag_that_implies_it() {
+    fn implied_port_may_be_missing() {
         let bytes = b"d1:ad2:id20:abcdefghij01234567899:info_hash20:mnopqrstuvwxyz1234564:porti6881e5:token1:xe\
                       1:q13:announce_peer1:t2:aa1:y1:qe";
         let expected = Query::Announce { info_hash: InfoHash(OTHER.0), port: Some(6881), token: b"x".to_vec() };
@@ -409,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn both_families_and_back() {
+    fn both_families_round_trip() {
         let contact = |text: &str| Contact { id: OTHER, addr: text.parse().unwrap() };
         let nodes = vec![contact("1.2.3.4:5"), contact("[2001:db8::1]:6")];
         let peers = vec!["9.8.7.6:5".parse().unwrap(), "[2001:db8::2]:6".parse().unwrap()];
@@ -421,13 +422,13 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_sense_is_told_apart_from_what_is_none_of_ours() {
-        let faulty = |fault| Some(Message::Faulty { tid: b"aa".to_vec(), fault });
+    fn invalid_queries_are_told_apart_from_other_traffic() {
+        let invalid = |error| Some(Message::InvalidQuery { tid: b"aa".to_vec(), error });
         let unknown = b"d1:ad2:id20:abcdefghij0123456789e1:q4:vote1:t2:aa1:y1:qe";
-        assert_eq!(decode(unknown), faulty(Fault::UnknownMethod));
-        assert_eq!(decode(b"d1:ad2:id2:abe1:q4:ping1:t2:aa1:y1:qe"), faulty(Fault::Protocol));
-        assert_eq!(decode(b"d1:q4:ping1:t2:aa1:y1:qe"), faulty(Fault::Protocol));
-        assert_eq!(encode_error(b"aa", Fault::UnknownMethod), b"d1:eli204e14:Method Unknowne1:t2:aa1:y1:ee");
+        assert_eq!(decode(unknown), invalid(QueryError::UnknownMethod));
+        assert_eq!(decode(b"d1:ad2:id2:abe1:q4:ping1:t2:aa1:y1:qe"), invalid(QueryError::Protocol));
+        assert_eq!(decode(b"d1:q4:ping1:t2:aa1:y1:qe"), invalid(QueryError::Protocol));
+        assert_eq!(encode_error(b"aa", QueryError::UnknownMethod), b"d1:eli204e14:Method Unknowne1:t2:aa1:y1:ee");
         let nested = [vec![b'l'; 800], vec![b'e'; 800]].concat();
         for junk in
             [&b""[..], b"i1e", b"de", b"d1:t2:aa1:y1:re", b"d1:rd2:id2:abe1:t2:aa1:y1:re", &nested, &[b'1'; 4000]]
@@ -437,7 +438,7 @@ mod tests {
     }
 
     #[test]
-    fn distances() {
+    fn ids_are_compared_by_exclusive_or() {
         let zero = NodeId([0; 20]);
         let mut near = zero;
         near.0[19] = 1;
@@ -448,12 +449,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn strangers_do_no_harm(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn arbitrary_bytes_do_not_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = decode(&bytes);
         }
 
         #[test]
-        fn damage_does_no_harm(at in any::<prop::sample::Index>(), byte in any::<u8>()) {
+        fn damaged_replies_stay_bounded(at in any::<prop::sample::Index>(), byte in any::<u8>()) {
             let reply = Reply { id: ID, nodes: vec![Contact { id: OTHER, addr: ([1, 2, 3, 4], 5).into() }],
                 peers: vec![([1, 2, 3, 4], 5).into()], token: Some(b"t".to_vec()) };
             let mut bytes = encode_reply(b"aa", ([1, 1, 1, 1], 1).into(), &reply, Want { v4: true, v6: true });

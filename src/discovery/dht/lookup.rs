@@ -1,4 +1,4 @@
-//! One search towards a point: ever closer nodes are asked, until the closest have answered. Pure.
+//! An iterative lookup: asks ever closer nodes to a target until the closest ones have answered. Pure.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -8,18 +8,18 @@ use super::krpc::{Contact, NodeId};
 use super::table::K;
 use crate::util::is_local;
 
-/// Queries under way at a time, not counting those that take long.
+/// Concurrent queries, not counting slow ones. Kademlia's alpha, a little higher than usual for speed.
 const ALPHA: usize = 4;
-/// A query unanswered for so long makes room for another; its answer still counts.
-const SLOW: Duration = Duration::from_millis(700);
-/// Nodes kept in mind; the farthest are left out.
+/// Time after which an unanswered query is slow and no longer blocks another one. Its reply is still used.
+const SLOW_AFTER: Duration = Duration::from_millis(700);
+/// Candidates kept; the farthest are dropped. Far more than the closest 8 that matter.
 const MAX_CANDIDATES: usize = 100;
-/// Nodes asked at most. A network in which so many do not lead there is lying.
+/// Maximum number of queries. A lookup that does not end by then is being misled.
 const MAX_ASKED: usize = 120;
 
 #[derive(Debug, PartialEq)]
 enum State {
-    Fresh,
+    New,
     Asked(Instant),
     Answered(Option<Vec<u8>>),
     Failed,
@@ -27,17 +27,17 @@ enum State {
 
 #[derive(Debug)]
 struct Candidate {
-    /// `None`: a bare address, not heard of yet.
+    /// `None`: the address of a node whose id is not known yet.
     id: Option<NodeId>,
     addr: SocketAddr,
     state: State,
 }
 
-/// See the module.
+/// The state of one lookup.
 #[derive(Debug)]
 pub(super) struct Lookup {
     pub target: NodeId,
-    /// Bare addresses first, then the closest first.
+    /// Candidates without an id first, then in order of distance.
     candidates: Vec<Candidate>,
     asked: usize,
 }
@@ -47,7 +47,7 @@ impl Lookup {
         Self { target, candidates: Vec::new(), asked: 0 }
     }
 
-    /// A node that may be asked. One place an address on the internet; at home programs share one.
+    /// Adds a candidate. One candidate per internet address; in the local network, nodes may share an address.
     pub fn add(&mut self, id: Option<NodeId>, addr: SocketAddr) {
         let same = |candidate: &Candidate| {
             candidate.addr == addr
@@ -56,9 +56,9 @@ impl Lookup {
         if self.candidates.iter().any(same) {
             return;
         }
-        self.insert(Candidate { id, addr, state: State::Fresh });
+        self.insert(Candidate { id, addr, state: State::New });
         if self.candidates.len() > MAX_CANDIDATES
-            && let Some(at) = self.candidates.iter().rposition(|candidate| candidate.state == State::Fresh)
+            && let Some(at) = self.candidates.iter().rposition(|candidate| candidate.state == State::New)
         {
             self.candidates.remove(at);
         }
@@ -70,31 +70,31 @@ impl Lookup {
         self.candidates.insert(at, new);
     }
 
-    /// The next node to ask now. It counts as asked.
+    /// Returns the next node to ask now and marks it as asked.
     pub fn next(&mut self, now: Instant) -> Option<(Option<NodeId>, SocketAddr)> {
-        if self.asked >= MAX_ASKED || self.under_way(now) >= ALPHA {
+        if self.asked >= MAX_ASKED || self.in_flight(now) >= ALPHA {
             return None;
         }
-        let at = self.relevant().find(|at| self.candidates[*at].state == State::Fresh)?;
+        let at = self.relevant().find(|at| self.candidates[*at].state == State::New)?;
         self.asked += 1;
         let candidate = &mut self.candidates[at];
         candidate.state = State::Asked(now);
         Some((candidate.id, candidate.addr))
     }
 
-    fn under_way(&self, now: Instant) -> usize {
-        let is_quick = |asked: Instant| now.saturating_duration_since(asked) < SLOW;
-        self.candidates.iter().filter(|candidate| matches!(candidate.state, State::Asked(at) if is_quick(at))).count()
+    fn in_flight(&self, now: Instant) -> usize {
+        let is_recent = |asked: Instant| now.saturating_duration_since(asked) < SLOW_AFTER;
+        self.candidates.iter().filter(|candidate| matches!(candidate.state, State::Asked(at) if is_recent(at))).count()
     }
 
-    /// Those before the K-th that has answered: what is beyond does not matter.
+    /// Returns the indexes of the candidates before the K-th that answered. The nodes beyond it do not matter.
     fn relevant(&self) -> impl Iterator<Item = usize> {
         let answered = |(_, candidate): &(usize, &Candidate)| matches!(candidate.state, State::Answered(_));
         let end = self.candidates.iter().enumerate().filter(answered).nth(K - 1);
         0..end.map_or(self.candidates.len(), |(at, _)| at)
     }
 
-    /// The node has answered. Its token lets us announce to it.
+    /// Records that a node has answered. Its token permits us to announce to it.
     pub fn answered(&mut self, contact: Contact, token: Option<Vec<u8>>) {
         if let Some(at) = self.candidates.iter().position(|candidate| candidate.addr == contact.addr) {
             self.candidates.remove(at);
@@ -102,38 +102,38 @@ impl Lookup {
         }
     }
 
-    /// The node did not answer, or not well.
+    /// Records that a node did not answer, or sent an error.
     pub fn failed(&mut self, addr: SocketAddr) {
         if let Some(candidate) = self.candidates.iter_mut().find(|candidate| candidate.addr == addr) {
             candidate.state = State::Failed;
         }
     }
 
-    /// How many have answered.
+    /// Returns the number of nodes that have answered.
     pub fn answers(&self) -> usize {
         self.candidates.iter().filter(|candidate| matches!(candidate.state, State::Answered(_))).count()
     }
 
-    /// Nobody is left to ask or to wait for.
+    /// Returns whether there is no node left to ask or to wait for.
     pub fn is_done(&self) -> bool {
         let may_ask = self.asked < MAX_ASKED;
         !self.relevant().any(|at| match self.candidates[at].state {
-            State::Fresh => may_ask,
+            State::New => may_ask,
             State::Asked(_) => true,
             State::Answered(_) | State::Failed => false,
         })
     }
 
-    /// When a slow query will make room for another.
+    /// Returns when the next query becomes slow and makes room for another.
     pub fn wakeup(&self, now: Instant) -> Option<Instant> {
         let asked = |candidate: &Candidate| match candidate.state {
-            State::Asked(at) => Some(at + SLOW).filter(|slow| *slow > now),
+            State::Asked(at) => Some(at + SLOW_AFTER).filter(|slow| *slow > now),
             _ => None,
         };
         self.candidates.iter().filter_map(asked).min()
     }
 
-    /// The closest nodes that gave a token, at most [`K`].
+    /// Returns the closest nodes that gave a token, at most [`K`].
     pub fn tokens(self) -> impl Iterator<Item = (Contact, Vec<u8>)> {
         let token = |candidate: Candidate| match candidate.state {
             State::Answered(Some(token)) => Some((Contact { id: candidate.id?, addr: candidate.addr }, token)),
@@ -160,19 +160,19 @@ mod tests {
     }
 
     #[test]
-    fn a_few_at_a_time_the_closest_first() {
+    fn the_closest_nodes_are_asked_first_a_few_at_a_time() {
         let (mut lookup, now) = (lookup([9, 1, 5, 7, 3, 8]), Instant::now());
         let asked: Vec<_> = std::iter::from_fn(|| lookup.next(now)).map(|(_, addr)| addr).collect();
         assert_eq!(asked, [1, 3, 5, 7].map(|n| node(n).addr));
-        // A slow one makes room, and may still answer.
-        assert_eq!(lookup.wakeup(now), Some(now + SLOW));
-        assert_eq!(lookup.next(now + SLOW).unwrap().1, node(8).addr);
+        // A slow query makes room for another, and may still be answered.
+        assert_eq!(lookup.wakeup(now), Some(now + SLOW_AFTER));
+        assert_eq!(lookup.next(now + SLOW_AFTER).unwrap().1, node(8).addr);
         lookup.answered(node(1), None);
         assert_eq!(lookup.answers(), 1);
     }
 
     #[test]
-    fn it_ends_with_the_closest_eight() {
+    fn a_lookup_ends_with_the_closest_eight() {
         let (mut lookup, now) = (lookup(1..50), Instant::now());
         lookup.failed(node(2).addr);
         let mut asked = 0;
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn bare_addresses_go_first_and_find_their_place() {
+    fn candidates_without_an_id_are_asked_first_and_then_sorted() {
         let (mut lookup, now) = (lookup([1, 2]), Instant::now());
         lookup.add(None, node(9).addr);
         assert_eq!(lookup.next(now), Some((None, node(9).addr)));
@@ -200,14 +200,14 @@ mod tests {
     }
 
     #[test]
-    fn it_ends_though_every_answer_names_more() {
+    fn a_lookup_ends_even_if_every_reply_has_closer_nodes() {
         let (mut lookup, now) = (Lookup::new(TARGET), Instant::now());
         let mut n = u32::MAX;
         let mut asked = 0;
         lookup.add(Some(NodeId([0xff; 20])), ([8, 8, 8, 8], 1).into());
         while let Some((id, addr)) = lookup.next(now) {
             asked += 1;
-            // Ever closer, and failing each time it is asked again.
+            // Every reply contains ever closer nodes.
             for _ in 0..20 {
                 n -= 0x1_0001;
                 let mut closer = [0; 20];

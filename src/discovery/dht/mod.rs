@@ -1,28 +1,28 @@
 //! The DHT: peers without a tracker (BEP 5), over IPv4 and IPv6 (BEP 32).
 //!
-//! A [`Dht`] is the session's node, one task with a UDP port of its own. A [`DhtSearch`] is one torrent in it: peers
-//! are passed on as answers come, not at the end of a search, and we are announced to the nodes closest to the torrent
-//! as soon as they have given us their tokens.
+//! A [`Dht`] is the session's node: one task with a UDP port of its own. A [`DhtSearch`] is the search for one
+//! torrent's peers. Peers are passed on as replies arrive, not at the end of a lookup, and we announce ourselves to the
+//! nodes closest to the torrent as soon as they have given us their tokens.
 //!
-//! - `krpc`: messages between bytes and values. `address`: compact addresses, and which are believed.
-//! - `table`: the routing table. `lookup`: one search. `store`: what others announced to us. `limits`: how much we say.
-//! - `node`: joins them; sans-io, with time as an argument. `state`: the file that remembers nodes.
+//! - `krpc`: encoding and decoding of messages. `address`: address families and plausible addresses.
+//! - `table`: the routing table. `lookup`: one iterative lookup. `store`: peers announced to us. `limits`: rate limits.
+//! - `node`: combines them; sans-io, with time as an argument. `state`: the file of nodes from the last run.
 //! - `task`: sockets, host names, the clock.
 //!
-//! Our own, and not `librqbit-dht` 9.1, whose source says why: it knows only nodes that others name (neither
-//! a bootstrap node itself nor a peer's `port` message gets in, for nodes cannot be added), announces only to nodes
-//! that share 16 bits with the torrent and stores only for itself likewise (so nothing in a network of less than some
-//! 100,000 nodes), needs `implied_port` in an announce, never forgets a peer (when 1,000 are stored it stores no more),
-//! answers with all of them in one datagram, and answers without limit.
+//! We do not use `librqbit-dht` 9.1, for reasons visible in its source. It knows only nodes that other nodes returned,
+//! so neither a bootstrap node itself nor the node of a peer's `port` message enters the table. It announces only to
+//! nodes that share 16 bits with the torrent, and stores announces only under the same condition, so it does nothing in
+//! a network of fewer than some 100,000 nodes. It requires `implied_port` in an announce, never expires a peer, stores
+//! nothing more once it has 1,000, returns all of them in one datagram, and has no rate limit for replies.
 //!
-//! Bounds: 8 nodes in each of 160 buckets and one an address (a /64) of the internet; 100 queries of ours a second;
-//! 20 kB of answers a second to all, 60 queries in 10 s from one address; 500 torrents of 100 peers stored, half an
-//! hour long; tokens are computed, not remembered. Addresses of this machine and its network are believed of a node
-//! there, not of one on the internet.
+//! Bounds: 8 nodes in each of 160 buckets, and one node for each internet address (IPv6: /64); 100 queries a second; 20
+//! kB of replies a second in total; replies to 60 queries in 10 s from one address; 500 torrents of 100 peers stored,
+//! for half an hour; tokens are computed, not stored. A local address is accepted from a node in the local network, but
+//! not from a node on the internet.
 //!
-//! Not here: ids bound to addresses (BEP 42; ours is random, and new at each start), storing of other things (BEP 44),
-//! counting of seeds (BEP 33), read-only nodes (BEP 43) but for leaving others' alone. That private torrents stay out
-//! is the caller's to see to (BEP 27).
+//! Not implemented: ids bound to addresses (BEP 42; our id is random and new at each start), storage of other data (BEP
+//! 44), seed counts (BEP 33), and being a read-only node (BEP 43; those of others are kept out of the table). The
+//! caller must not search for private torrents (BEP 27).
 
 mod address;
 mod krpc;
@@ -47,7 +47,7 @@ use crate::metainfo::InfoHash;
 use crate::route::Bind;
 use crate::util::lock;
 
-/// Nodes by which a newcomer gets in, for [`DhtConfig::bootstrap`].
+/// Well-known bootstrap nodes, for [`DhtConfig::bootstrap`].
 pub const DHT_BOOTSTRAP: [&str; 4] = [
     "dht.libtorrent.org:25401",
     "dht.transmissionbt.com:6881",
@@ -55,43 +55,43 @@ pub const DHT_BOOTSTRAP: [&str; 4] = [
     "router.utorrent.com:6881",
 ];
 
-/// Nodes named by torrents and peers that wait for the task to take them; more are dropped.
-const MAX_WAITING: usize = 256;
+/// Nodes from torrents and peers that wait until the task takes them. More are dropped; a few suffice to join.
+const MAX_QUEUED_NODES: usize = 256;
 
-/// How to take part.
+/// Configuration of the DHT node.
 #[derive(Clone, Debug, Default)]
 pub struct DhtConfig {
-    /// The UDP port; 0, or one that is in use: any that is free.
+    /// UDP port; if it is 0 or taken, any free port is used.
     pub port: u16,
-    /// Where its datagrams leave and come in.
+    /// Address or interface of the socket.
     pub bind: Bind,
-    /// `host:port` of nodes to start from; see [`DHT_BOOTSTRAP`]. Names are looked up behind the scenes.
+    /// Bootstrap nodes as `host:port`; see [`DHT_BOOTSTRAP`]. Host names are resolved in the background.
     pub bootstrap: Vec<String>,
-    /// Where nodes are remembered from one run to the next.
+    /// Directory of the file that keeps nodes between runs.
     pub state_dir: Option<PathBuf>,
 }
 
-/// What is known of the DHT at the moment.
+/// The current state of the DHT node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DhtStatus {
-    /// Nodes known to do their duty, over IPv4.
+    /// Good nodes over IPv4: those that answer our queries.
     pub nodes_v4: usize,
-    /// The same over IPv6.
+    /// Good nodes over IPv6.
     pub nodes_v6: usize,
-    /// Torrents looked for.
+    /// Number of torrents being searched for.
     pub searches: usize,
 }
 
-/// The session's node. Dropping it ends its task, and every search; [`Dht::stop`] waits for that.
+/// The session's DHT node. Dropping it ends its task and every search; [`Dht::stop`] waits for the end.
 #[derive(Debug)]
 pub struct Dht {
     shared: Arc<Shared>,
     port: u16,
-    /// Until it is stopped.
+    /// The stop signal and the handle of the task; `None` once it was stopped.
     running: Mutex<Option<(oneshot::Sender<()>, JoinHandle<()>)>>,
 }
 
-/// A torrent that is looked for in the DHT. Dropping it ends the search; what was announced lapses by itself.
+/// The search for one torrent. Dropping it ends the search; our announces then expire by themselves.
 #[derive(Debug)]
 pub struct DhtSearch {
     wanted: Arc<Mutex<bool>>,
@@ -105,11 +105,11 @@ struct Shared {
     status: Mutex<DhtStatus>,
 }
 
-/// What the task has yet to take.
+/// Calls that the task has not handled yet.
 #[derive(Debug, Default)]
 struct Inbox {
     searches: Vec<NewSearch>,
-    /// Bounded by `MAX_WAITING`, as are the next.
+    /// Has at most `MAX_QUEUED_NODES` entries, as has `hosts`.
     nodes: VecDeque<SocketAddr>,
     hosts: VecDeque<String>,
 }
@@ -119,29 +119,29 @@ struct NewSearch {
     info_hash: InfoHash,
     announce: Option<u16>,
     peers: mpsc::Sender<Vec<SocketAddr>>,
-    /// Gone when the search is dropped; true when more peers are wanted.
+    /// Set when more peers are wanted; dropped together with the search.
     wanted: Weak<Mutex<bool>>,
 }
 
 impl Dht {
-    /// Opens the port and starts the task on the current tokio runtime. It fails only where not one socket can be had.
+    /// Opens the port and starts the task on the current tokio runtime. Fails only if no socket can be opened.
     pub fn start(config: DhtConfig) -> io::Result<Self> {
         let sockets = task::Sockets::bind(config.port, &config.bind)?;
         let port = sockets.port();
         let shared = Arc::new(Shared::default());
         let (stop, stopped) = oneshot::channel();
-        let task = tokio::spawn(task::Driver::new(sockets, config, shared.clone()).run(stopped));
+        let task = tokio::spawn(task::Task::new(sockets, config, shared.clone()).run(stopped));
         Ok(Self { shared, port, running: Mutex::new(Some((stop, task))) })
     }
 
-    /// The UDP port, for the `port` message to peers.
+    /// Returns the UDP port, for the `port` message to peers.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// Looks for peers of a torrent as long as the result lives: at once, soon again while none is found, then every
-    /// 15 minutes. `announce`: the port on which we take peers; `None` does not announce us. Each peer goes to `peers`
-    /// once a round, in batches; while nobody takes them they wait, bounded.
+    /// Searches for a torrent's peers until the result is dropped: at once, again soon while there are none, then every
+    /// 15 minutes. If `announce` is a port, we are announced as a peer there. Each peer is sent to `peers` once a
+    /// round, in batches; while the channel is full they wait, up to a bound.
     pub fn search(
         &self,
         info_hash: InfoHash,
@@ -155,38 +155,38 @@ impl Dht {
         DhtSearch { wanted, shared: self.shared.clone() }
     }
 
-    /// A node that may be there: the address of a peer with the port of its `port` message.
+    /// Adds a possible node: the address of a peer with the port from its `port` message.
     pub fn add_node(&self, addr: SocketAddr) {
         let mut inbox = lock(&self.shared.inbox);
-        if inbox.nodes.len() < MAX_WAITING {
+        if inbox.nodes.len() < MAX_QUEUED_NODES {
             inbox.nodes.push_back(addr);
         }
         drop(inbox);
         self.shared.wake.notify_one();
     }
 
-    /// A node that may be there, as a torrent's `nodes` name it: a host name or an address, and a port.
+    /// Adds a possible node from the `nodes` of a torrent: a host name or an address, and a port.
     pub fn add_host(&self, host: &str, port: u16) {
         if let Ok(ip) = host.parse() {
             return self.add_node(SocketAddr::new(ip, port));
         }
         let mut inbox = lock(&self.shared.inbox);
-        if inbox.hosts.len() < MAX_WAITING {
+        if inbox.hosts.len() < MAX_QUEUED_NODES {
             inbox.hosts.push_back(format!("{host}:{port}"));
         }
         drop(inbox);
         self.shared.wake.notify_one();
     }
 
-    /// What is known, not older than a few seconds.
+    /// Returns the state as of a few seconds ago at most.
     pub fn status(&self) -> DhtStatus {
         *lock(&self.shared.status)
     }
 
-    /// Remembers the nodes for the next run and ends the task. A second call returns at once.
+    /// Saves the nodes for the next run and ends the task. A second call returns at once.
     pub async fn stop(&self) {
         let running = lock(&self.running).take();
-        // The task is gone already if this fails.
+        // Sending fails only if the task has ended already.
         if let Some((stop, task)) = running
             && stop.send(()).is_ok()
         {
@@ -196,7 +196,8 @@ impl Dht {
 }
 
 impl DhtSearch {
-    /// Few peers are left: looks again before the time, though not more often than once a minute. May be called often.
+    /// Asks for more peers before the next regular round, though a round starts at most once a minute. May be called
+    /// often.
     pub fn want_peers(&self) {
         *lock(&self.wanted) = true;
         self.shared.wake.notify_one();
@@ -205,7 +206,7 @@ impl DhtSearch {
 
 impl Drop for DhtSearch {
     fn drop(&mut self) {
-        // The task notices that `wanted` is gone.
+        // Wake the task, which notices that `wanted` is gone.
         self.shared.wake.notify_one();
     }
 }

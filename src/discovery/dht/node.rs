@@ -1,4 +1,4 @@
-//! The node: what it does with a datagram and with the passing of time. Sans-io: datagrams go in and come out.
+//! The DHT node: reacts to datagrams and to the passing of time. Sans-io: datagrams are passed in and out.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
@@ -7,49 +7,50 @@ use std::time::{Duration, Instant};
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
 
-use super::address::{Family, is_believable};
-use super::krpc::{self, Contact, Fault, Message, NodeId, Query, Reply, Want};
-use super::limits::{Bucket, Sources};
+use super::address::{Family, is_plausible};
+use super::krpc::{self, Contact, Message, NodeId, Query, QueryError, Reply, Want};
+use super::limits::{QueryLimiter, TokenBucket};
 use super::lookup::Lookup;
 use super::store::{Store, Tokens};
 use super::table::{K, Table};
 use crate::metainfo::InfoHash;
 
-/// A query unanswered for so long has failed.
+/// Time after which an unanswered query has failed.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// Our queries, in a second and at once.
+/// Our queries per second, and the burst.
 const QUERIES: (f64, f64) = (100.0, 100.0);
-/// Bytes of our answers, in a second and at once. With the size of an answer this is all that a flood gets out of us.
+/// Bytes of our replies per second, and the burst. Together with the size of a reply, this bounds our use in an
+/// amplification attack.
 const ANSWERS: (f64, f64) = (20_000.0, 60_000.0);
-/// Datagrams that wait for the socket; more are lost, as the network loses them.
+/// Datagrams waiting for the socket. More are dropped, as the network may drop any.
 const MAX_OUTBOX: usize = 256;
-/// Bare addresses remembered: bootstrap nodes, a torrent's nodes, peers that have a node.
+/// Node addresses without an id that are kept: bootstrap nodes, a torrent's `nodes`, nodes of peers.
 const MAX_CONTACTS: usize = 64;
-/// Addresses passed on in one round.
+/// Peers passed on in one round of a search.
 const MAX_FOUND: usize = 500;
-/// Rounds under way at a time; others wait.
+/// Concurrent rounds; further ones wait.
 const MAX_ROUNDS: usize = 16;
-/// A torrent with peers is announced this often: others forget it after half an hour.
-const ROUND: Duration = Duration::from_secs(15 * 60);
-/// Without success: after this long, then twice as long each time, to the second.
+/// Interval of rounds for a torrent with peers. Other nodes expire our announce after half an hour.
+const ROUND_INTERVAL: Duration = Duration::from_secs(15 * 60);
+/// Wait after a first round without peers, and the maximum to which it doubles.
 const RETRY: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(5 * 60));
-/// Rounds without success of all torrents together begin no more often than this, in the long run.
-const FRUITLESS: Duration = Duration::from_secs(1);
-/// The longest of these waits while not one node answers.
-const STARVED: Duration = Duration::from_secs(60);
-/// Asked for more, a torrent is looked up no more often than this.
-const WANTED: Duration = Duration::from_secs(60);
-/// The least time between two questions whether a node is still there.
-const UPKEEP: Duration = Duration::from_secs(3);
+/// Minimum average time between rounds without peers, over all torrents.
+const EMPTY_ROUND_SPACING: Duration = Duration::from_secs(1);
+/// Longest wait between rounds while no node answers.
+const ISOLATED_RETRY: Duration = Duration::from_secs(60);
+/// Minimum time between two rounds of a torrent that wants more peers.
+const WANT_PEERS_INTERVAL: Duration = Duration::from_secs(60);
+/// Minimum time between two pings of quiet nodes.
+const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(3);
 
-/// A torrent that is looked for, by a number of its own.
+/// Identifies a search.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct GoalId(u64);
+pub(super) struct SearchId(u64);
 
-/// Something to be looked up again and again.
+/// A target that is looked up periodically.
 #[derive(Debug)]
-struct Goal {
-    /// `None`: nodes for our own routing table.
+struct Search {
+    /// `None` for the search for nodes, which fills our own routing table.
     torrent: Option<Torrent>,
     rounds: [Round; 2],
 }
@@ -58,51 +59,51 @@ struct Goal {
 struct Torrent {
     info_hash: InfoHash,
     announce: Option<u16>,
-    /// Passed on in this round.
+    /// Peers passed on in this round.
     found: HashSet<SocketAddr>,
     found_at: Option<Instant>,
 }
 
-/// A goal in one family.
+/// The rounds of a search in one address family.
 #[derive(Debug)]
 struct Round {
     lookup: Option<Lookup>,
     started: Instant,
     next: Instant,
-    /// The next wait, should this round bring nothing.
+    /// Wait after this round if it brings no peers.
     retry: Duration,
-    /// The last round reached nobody: the first node that turns up starts the next.
-    starved: bool,
+    /// The last round reached no node: the next node that appears starts another.
+    isolated: bool,
 }
 
 #[derive(Debug)]
 struct Pending {
     sent: Instant,
-    /// Who is expected to answer, if it is known.
+    /// Id of the node that should answer, if known.
     id: Option<NodeId>,
-    /// On whose behalf; `None`: upkeep, or an announce.
-    goal: Option<GoalId>,
+    /// Search that sent the query; `None` for a ping or an announce.
+    search: Option<SearchId>,
 }
 
-/// See the module.
+/// The state of the DHT node.
 #[derive(Debug)]
 pub(super) struct Node {
     id: NodeId,
     rng: StdRng,
-    /// Of the families that we have a socket for.
+    /// Routing tables of the families for which we have a socket.
     tables: [Option<Table>; 2],
     store: Store,
     tokens: Tokens,
     pending: HashMap<([u8; 2], SocketAddr), Pending>,
-    goals: HashMap<GoalId, Goal>,
-    goals_made: u64,
+    searches: HashMap<SearchId, Search>,
+    next_search: u64,
     contacts: VecDeque<SocketAddr>,
-    queries: Bucket,
-    answers: Bucket,
-    sources: Sources,
-    upkeep: Instant,
+    queries: TokenBucket,
+    answers: TokenBucket,
+    limiter: QueryLimiter,
+    maintenance: Instant,
     outbox: VecDeque<(SocketAddr, Vec<u8>)>,
-    found: Vec<(GoalId, SocketAddr)>,
+    found: Vec<(SearchId, SocketAddr)>,
 }
 
 impl Node {
@@ -118,56 +119,56 @@ impl Node {
             tokens: Tokens::new(now, &mut rng),
             rng,
             pending: HashMap::new(),
-            goals: HashMap::new(),
-            goals_made: 0,
+            searches: HashMap::new(),
+            next_search: 0,
             contacts: VecDeque::new(),
-            queries: Bucket::new(now, QUERIES.0, QUERIES.1),
-            answers: Bucket::new(now, ANSWERS.0, ANSWERS.1),
-            sources: Sources::default(),
-            upkeep: now,
+            queries: TokenBucket::new(now, QUERIES.0, QUERIES.1),
+            answers: TokenBucket::new(now, ANSWERS.0, ANSWERS.1),
+            limiter: QueryLimiter::default(),
+            maintenance: now,
             outbox: VecDeque::new(),
             found: Vec::new(),
         };
-        node.pursue(now, None);
+        node.add_search(now, None);
         node
     }
 
-    fn pursue(&mut self, now: Instant, torrent: Option<Torrent>) -> GoalId {
-        let round = || Round { lookup: None, started: now, next: now, retry: RETRY.0, starved: false };
-        let id = GoalId(self.goals_made);
-        self.goals_made += 1;
-        self.goals.insert(id, Goal { torrent, rounds: [round(), round()] });
+    fn add_search(&mut self, now: Instant, torrent: Option<Torrent>) -> SearchId {
+        let round = || Round { lookup: None, started: now, next: now, retry: RETRY.0, isolated: false };
+        let id = SearchId(self.next_search);
+        self.next_search += 1;
+        self.searches.insert(id, Search { torrent, rounds: [round(), round()] });
         id
     }
 
-    /// Looks for a torrent's peers until [`forget`](Self::forget), and announces us at that port.
-    pub fn search(&mut self, now: Instant, info_hash: InfoHash, announce: Option<u16>) -> GoalId {
-        self.pursue(now, Some(Torrent { info_hash, announce, found: HashSet::new(), found_at: None }))
+    /// Searches for a torrent's peers until [`remove_search`](Self::remove_search), and announces us at the given port.
+    pub fn search(&mut self, now: Instant, info_hash: InfoHash, announce: Option<u16>) -> SearchId {
+        self.add_search(now, Some(Torrent { info_hash, announce, found: HashSet::new(), found_at: None }))
     }
 
-    pub fn forget(&mut self, goal: GoalId) {
-        self.goals.remove(&goal);
+    pub fn remove_search(&mut self, search: SearchId) {
+        self.searches.remove(&search);
     }
 
-    /// More peers are wanted than were found.
-    pub fn want_peers(&mut self, goal: GoalId) {
-        for round in self.goals.get_mut(&goal).into_iter().flat_map(|goal| &mut goal.rounds) {
-            round.next = round.next.min(round.started + WANTED);
+    /// Records that a search wants more peers than it has found.
+    pub fn want_peers(&mut self, search: SearchId) {
+        for round in self.searches.get_mut(&search).into_iter().flat_map(|search| &mut search.rounds) {
+            round.next = round.next.min(round.started + WANT_PEERS_INTERVAL);
         }
     }
 
-    /// A node of an earlier run.
+    /// Adds a node from an earlier run.
     pub fn restore(&mut self, contact: Contact) {
         if let Some(table) = self.table(contact.addr) {
             table.restore(contact);
         }
     }
 
-    /// An address at which a node should be.
+    /// Adds an address at which there should be a node.
     pub fn add_contact(&mut self, now: Instant, addr: SocketAddr) {
         let addr = SocketAddr::new(addr.ip().to_canonical(), addr.port());
-        // Whoever names it is not known here, so only what can be called at all is asked for.
-        if !is_believable(addr, addr) || self.table(addr).is_none() || self.contacts.contains(&addr) {
+        // The source of the address is unknown, so accept every unicast address.
+        if !is_plausible(addr, addr) || self.table(addr).is_none() || self.contacts.contains(&addr) {
             return;
         }
         if self.contacts.len() >= MAX_CONTACTS {
@@ -176,7 +177,7 @@ impl Node {
         self.contacts.push_back(addr);
         self.offer(now, None, addr);
         if self.queries.take(now, 1.0) {
-            self.ask(now, None, addr, &Query::Ping, None);
+            self.query(now, None, addr, &Query::Ping, None);
         }
     }
 
@@ -184,23 +185,23 @@ impl Node {
         self.tables[Family::of(addr) as usize].as_mut()
     }
 
-    /// Nodes that do their duty, of a family.
+    /// Returns the number of good nodes of a family.
     pub fn good(&self, now: Instant, family: Family) -> usize {
         self.tables[family as usize].as_ref().map_or(0, |table| table.good(now))
     }
 
-    /// Nodes worth remembering for the next run.
+    /// Returns the nodes to save for the next run.
     pub fn worth_saving(&self, now: Instant) -> Vec<Contact> {
         self.tables.iter().flatten().flat_map(|table| table.worth_saving(now)).collect()
     }
 
-    /// The next datagram to send.
+    /// Returns the next datagram to send.
     pub fn outgoing(&mut self) -> Option<(SocketAddr, Vec<u8>)> {
         self.outbox.pop_front()
     }
 
-    /// Peers found since the last call.
-    pub fn found(&mut self) -> Vec<(GoalId, SocketAddr)> {
+    /// Returns the peers found since the last call.
+    pub fn found(&mut self) -> Vec<(SearchId, SocketAddr)> {
         std::mem::take(&mut self.found)
     }
 
@@ -210,27 +211,27 @@ impl Node {
         }
     }
 
-    fn ask(&mut self, now: Instant, id: Option<NodeId>, addr: SocketAddr, query: &Query, goal: Option<GoalId>) {
+    fn query(&mut self, now: Instant, id: Option<NodeId>, addr: SocketAddr, query: &Query, search: Option<SearchId>) {
         let tid: [u8; 2] = self.rng.random();
-        self.pending.insert((tid, addr), Pending { sent: now, id, goal });
+        self.pending.insert((tid, addr), Pending { sent: now, id, search });
         self.send(addr, krpc::encode_query(&tid, &self.id, query));
     }
 
-    /// A node that may be of use to lookups: the hungry ones get it at once.
+    /// Offers a node to the lookups that have too few answers, and starts the searches that had no node.
     fn offer(&mut self, now: Instant, id: Option<NodeId>, addr: SocketAddr) {
         let family = Family::of(addr) as usize;
-        for goal in self.goals.values_mut() {
-            let round = &mut goal.rounds[family];
+        for search in self.searches.values_mut() {
+            let round = &mut search.rounds[family];
             match &mut round.lookup {
                 Some(lookup) if lookup.answers() < K => lookup.add(id, addr),
                 Some(_) => {}
-                None if round.starved => (round.next, round.starved) = (now, false),
+                None if round.isolated => (round.next, round.isolated) = (now, false),
                 None => {}
             }
         }
     }
 
-    /// A datagram has come.
+    /// Handles a received datagram.
     pub fn handle(&mut self, now: Instant, from: SocketAddr, bytes: &[u8]) {
         if from.port() == 0 || self.table(from).is_none() {
             return;
@@ -238,45 +239,46 @@ impl Node {
         match krpc::decode(bytes) {
             Some(Message::Reply { tid, reply }) => self.on_reply(now, from, &tid, reply),
             Some(Message::Error { tid }) => {
-                if let Some(pending) = self.settle(&tid, from) {
+                if let Some(pending) = self.take_pending(&tid, from) {
                     self.on_failure(from, &pending, true);
                 }
             }
             Some(Message::Query { id, .. }) if id == self.id => {}
-            Some(message) if self.sources.admit(now, from.ip()) => self.on_query(now, from, message),
+            Some(message) if self.limiter.allow(now, from.ip()) => self.on_query(now, from, message),
             Some(_) | None => {}
         }
     }
 
-    fn settle(&mut self, tid: &[u8], from: SocketAddr) -> Option<Pending> {
+    fn take_pending(&mut self, tid: &[u8], from: SocketAddr) -> Option<Pending> {
         self.pending.remove(&(tid.try_into().ok()?, from))
     }
 
     fn on_reply(&mut self, now: Instant, from: SocketAddr, tid: &[u8], reply: Reply) {
-        let Some(pending) = self.settle(tid, from) else { return };
-        // Another node at that address than was said, or we ourselves.
+        let Some(pending) = self.take_pending(tid, from) else { return };
+        // Another node than expected at that address, or our own datagram reflected.
         if pending.id.is_some_and(|id| id != reply.id) || reply.id == self.id {
             return self.on_failure(from, &pending, false);
         }
         let contact = Contact { id: reply.id, addr: from };
         if let Some(table) = self.table(from) {
-            table.heard(now, contact);
+            table.record_answer(now, contact);
         }
-        let believed = |addr: &SocketAddr| is_believable(*addr, from);
-        if let Some(goal) = pending.goal {
-            for peer in reply.peers.iter().copied().filter(believed) {
-                self.on_peer(now, goal, peer);
+        let plausible = |addr: &SocketAddr| is_plausible(*addr, from);
+        if let Some(search) = pending.search {
+            for peer in reply.peers.iter().copied().filter(plausible) {
+                self.on_peer(now, search, peer);
             }
             let family = Family::of(from);
-            let nodes = reply.nodes.iter().filter(|node| node.id != self.id && believed(&node.addr));
-            let goal = self.goals.get_mut(&goal);
-            if let Some(lookup) = goal.and_then(|goal| goal.rounds[family as usize].lookup.as_mut()) {
+            let nodes = reply.nodes.iter().filter(|node| node.id != self.id && plausible(&node.addr));
+            let search = self.searches.get_mut(&search);
+            if let Some(lookup) = search.and_then(|search| search.rounds[family as usize].lookup.as_mut()) {
                 lookup.answered(contact, reply.token);
                 nodes.clone().filter(|node| Family::of(node.addr) == family).for_each(|node| {
                     lookup.add(Some(node.id), node.addr);
                 });
             }
-            // A node of the other family leads into its network where nothing else does (BEP 32).
+            // A reply may contain nodes of the other family, which lead into its network if we know none there (BEP
+            // 32).
             let other: Vec<Contact> = nodes.filter(|node| Family::of(node.addr) != family).copied().collect();
             for node in other {
                 if self.table(node.addr).is_some_and(|table| table.closest(&node.id, K).len() < K) {
@@ -287,21 +289,21 @@ impl Node {
         self.offer(now, Some(contact.id), from);
     }
 
-    /// `answered`: it is there, and said no.
+    /// Records that a query failed. `answered` means that the node is alive but replied with an error.
     fn on_failure(&mut self, addr: SocketAddr, pending: &Pending, answered: bool) {
         if let Some(id) = pending.id.filter(|_| !answered)
             && let Some(table) = self.table(addr)
         {
-            table.failed(Contact { id, addr });
+            table.record_failure(Contact { id, addr });
         }
-        let goal = pending.goal.and_then(|goal| self.goals.get_mut(&goal));
-        if let Some(lookup) = goal.and_then(|goal| goal.rounds[Family::of(addr) as usize].lookup.as_mut()) {
+        let search = pending.search.and_then(|search| self.searches.get_mut(&search));
+        if let Some(lookup) = search.and_then(|search| search.rounds[Family::of(addr) as usize].lookup.as_mut()) {
             lookup.failed(addr);
         }
     }
 
-    fn on_peer(&mut self, now: Instant, id: GoalId, peer: SocketAddr) {
-        let Some(torrent) = self.goals.get_mut(&id).and_then(|goal| goal.torrent.as_mut()) else { return };
+    fn on_peer(&mut self, now: Instant, id: SearchId, peer: SocketAddr) {
+        let Some(torrent) = self.searches.get_mut(&id).and_then(|search| search.torrent.as_mut()) else { return };
         torrent.found_at = Some(now);
         if torrent.found.len() < MAX_FOUND && torrent.found.insert(peer) {
             self.found.push((id, peer));
@@ -311,10 +313,10 @@ impl Node {
     fn on_query(&mut self, now: Instant, from: SocketAddr, message: Message) {
         let (tid, id, read_only, query) = match message {
             Message::Query { tid, id, read_only, query } => (tid, id, read_only, query),
-            Message::Faulty { tid, fault } => return self.answer(now, from, krpc::encode_error(&tid, fault)),
+            Message::InvalidQuery { tid, error } => return self.send_reply(now, from, krpc::encode_error(&tid, error)),
             Message::Reply { .. } | Message::Error { .. } => return,
         };
-        let mut reply = Reply::bare(self.id);
+        let mut reply = Reply::empty(self.id);
         let mut families = Want::default();
         match query {
             Query::Ping => {}
@@ -326,39 +328,38 @@ impl Node {
             }
             Query::Announce { info_hash, port, token } => {
                 if !self.tokens.check(now, from.ip(), info_hash, &token, &mut self.rng) {
-                    return self.answer(now, from, krpc::encode_error(&tid, Fault::Protocol));
+                    return self.send_reply(now, from, krpc::encode_error(&tid, QueryError::Protocol));
                 }
                 let peer = SocketAddr::new(from.ip(), port.unwrap_or(from.port()));
                 self.store.put(now, info_hash, peer);
-                // Whom we look for ourselves need not be asked for.
-                let ours = self
-                    .goals
-                    .iter()
-                    .filter(|(_, goal)| goal.torrent.as_ref().is_some_and(|torrent| torrent.info_hash == info_hash));
-                let ours: Vec<GoalId> = ours.map(|(id, _)| *id).collect();
-                ours.into_iter().for_each(|goal| self.on_peer(now, goal, peer));
+                // An announced peer of a torrent that we search for is a result, too.
+                let ours = self.searches.iter().filter(|(_, search)| {
+                    search.torrent.as_ref().is_some_and(|torrent| torrent.info_hash == info_hash)
+                });
+                let ours: Vec<SearchId> = ours.map(|(id, _)| *id).collect();
+                ours.into_iter().for_each(|search| self.on_peer(now, search, peer));
             }
         }
-        self.answer(now, from, krpc::encode_reply(&tid, from, &reply, families));
-        // One that may fill a gap must first show that it is there.
+        self.send_reply(now, from, krpc::encode_reply(&tid, from, &reply, families));
+        // A node that would fill a gap in the table must first prove that it answers.
         let contact = Contact { id, addr: from };
-        let has_place = self.table(from).is_some_and(|table| table.has_place_for(&contact));
-        if has_place && !read_only && !self.is_asked(from) && self.queries.take(now, 1.0) {
-            self.ask(now, Some(id), from, &Query::Ping, None);
+        let accepted = self.table(from).is_some_and(|table| table.would_accept(&contact));
+        if accepted && !read_only && !self.has_pending_query(from) && self.queries.take(now, 1.0) {
+            self.query(now, Some(id), from, &Query::Ping, None);
         }
     }
 
-    fn is_asked(&self, addr: SocketAddr) -> bool {
+    fn has_pending_query(&self, addr: SocketAddr) -> bool {
         self.pending.keys().any(|(_, asked)| *asked == addr)
     }
 
-    fn answer(&mut self, now: Instant, to: SocketAddr, bytes: Vec<u8>) {
+    fn send_reply(&mut self, now: Instant, to: SocketAddr, bytes: Vec<u8>) {
         if self.answers.take(now, bytes.len() as f64) {
             self.send(to, bytes);
         }
     }
 
-    /// The nodes closest to a point, and of which families.
+    /// Returns the nodes closest to a target, and the families of the lists to return.
     fn nodes_near(&self, target: &NodeId, want: Want, asker: SocketAddr) -> (Vec<Contact>, Want) {
         let families = match (want, Family::of(asker)) {
             (Want { v4: false, v6: false }, Family::V4) => Want { v4: true, v6: false },
@@ -371,22 +372,23 @@ impl Node {
                 nodes.extend(table.closest(target, K));
             }
         }
-        nodes.retain(|node| node.addr != asker && is_believable(node.addr, asker));
+        nodes.retain(|node| node.addr != asker && is_plausible(node.addr, asker));
         (nodes, families)
     }
 
-    /// Does what is due, and says when something will be due again.
+    /// Does everything that is due and returns when to call it again.
     pub fn poll(&mut self, now: Instant) -> Instant {
         self.expire(now);
         self.start_rounds(now);
-        let under_way = self.goals.iter().filter(|(_, goal)| goal.rounds.iter().any(|round| round.lookup.is_some()));
-        let goals: Vec<GoalId> = under_way.map(|(id, _)| *id).collect();
-        for goal in goals {
+        let active =
+            self.searches.iter().filter(|(_, search)| search.rounds.iter().any(|round| round.lookup.is_some()));
+        let searches: Vec<SearchId> = active.map(|(id, _)| *id).collect();
+        for search in searches {
             for family in Family::BOTH {
-                self.advance(now, goal, family);
+                self.advance(now, search, family);
             }
         }
-        self.keep_up(now);
+        self.maintain(now);
         self.wakeup(now)
     }
 
@@ -399,11 +401,11 @@ impl Node {
     }
 
     fn start_rounds(&mut self, now: Instant) {
-        let room = MAX_ROUNDS.saturating_sub(self.under_way());
-        let mut due: Vec<(Instant, GoalId, Family)> = Vec::new();
-        for (id, goal) in &self.goals {
+        let room = MAX_ROUNDS.saturating_sub(self.active_rounds());
+        let mut due: Vec<(Instant, SearchId, Family)> = Vec::new();
+        for (id, search) in &self.searches {
             for family in Family::BOTH {
-                let round = &goal.rounds[family as usize];
+                let round = &search.rounds[family as usize];
                 if self.tables[family as usize].is_some() && round.lookup.is_none() && round.next <= now {
                     due.push((round.next, *id, family));
                 }
@@ -415,33 +417,33 @@ impl Node {
         }
     }
 
-    fn under_way(&self) -> usize {
-        self.goals.values().flat_map(|goal| &goal.rounds).filter(|round| round.lookup.is_some()).count()
+    fn active_rounds(&self) -> usize {
+        self.searches.values().flat_map(|search| &search.rounds).filter(|round| round.lookup.is_some()).count()
     }
 
-    fn start_round(&mut self, now: Instant, id: GoalId, family: Family) {
-        let (Some(goal), Some(table)) = (self.goals.get_mut(&id), &self.tables[family as usize]) else { return };
-        let target = match &mut goal.torrent {
+    fn start_round(&mut self, now: Instant, id: SearchId, family: Family) {
+        let (Some(search), Some(table)) = (self.searches.get_mut(&id), &self.tables[family as usize]) else { return };
+        let target = match &mut search.torrent {
             Some(torrent) => {
                 torrent.found.retain(|peer| Family::of(*peer) != family);
                 torrent.info_hash.into()
             }
-            // Around ourselves while there are few nodes, then anywhere, to keep every part of the table fresh.
+            // Close to our own id while there are few nodes, then at random, to keep every part of the table fresh.
             None if table.good(now) < 2 * K => self.id,
             None => NodeId(self.rng.random()),
         };
         let mut lookup = Lookup::new(target);
         let known = table.closest_or_any(&target, 2 * K);
-        // Those who do nothing but help others to start are not asked without need.
+        // Bootstrap nodes only help others to join, so they are not asked without need.
         if table.good(now) < K {
             let contacts = self.contacts.iter().filter(|addr| Family::of(**addr) == family);
             contacts
                 .for_each(|addr| lookup.add(known.iter().find(|node| node.addr == *addr).map(|node| node.id), *addr));
         }
         known.iter().for_each(|node| lookup.add(Some(node.id), node.addr));
-        let round = &mut goal.rounds[family as usize];
+        let round = &mut search.rounds[family as usize];
         (round.lookup, round.started) = (Some(lookup), now);
-        if let Some(info_hash) = goal.torrent.as_ref().map(|torrent| torrent.info_hash) {
+        if let Some(info_hash) = search.torrent.as_ref().map(|torrent| torrent.info_hash) {
             let asker = match family {
                 Family::V4 => SocketAddr::from(([127, 0, 0, 1], 1)),
                 Family::V6 => SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, 1)),
@@ -452,11 +454,11 @@ impl Node {
         }
     }
 
-    /// Asks whom a lookup would ask now, and ends it when nobody is left.
-    fn advance(&mut self, now: Instant, id: GoalId, family: Family) {
+    /// Sends the queries of a lookup that are due, and ends it when there is nothing left to do.
+    fn advance(&mut self, now: Instant, id: SearchId, family: Family) {
         loop {
-            let Some(goal) = self.goals.get_mut(&id) else { return };
-            let Some(lookup) = &mut goal.rounds[family as usize].lookup else { return };
+            let Some(search) = self.searches.get_mut(&id) else { return };
+            let Some(lookup) = &mut search.rounds[family as usize].lookup else { return };
             if lookup.is_done() {
                 return self.end_round(now, id, family);
             }
@@ -466,67 +468,70 @@ impl Node {
             let Some((node, addr)) = lookup.next(now) else { return };
             self.queries.take(now, 1.0);
             let want = Want { v4: self.tables[0].is_some(), v6: self.tables[1].is_some() };
-            let query = match &goal.torrent {
+            let query = match &search.torrent {
                 Some(torrent) => Query::GetPeers { info_hash: torrent.info_hash, want },
                 None => Query::FindNode { target: lookup.target, want },
             };
-            self.ask(now, node, addr, &query, Some(id));
+            self.query(now, node, addr, &query, Some(id));
         }
     }
 
-    fn end_round(&mut self, now: Instant, id: GoalId, family: Family) {
+    fn end_round(&mut self, now: Instant, id: SearchId, family: Family) {
         let good = self.good(now, family);
-        let most = RETRY.1.max(FRUITLESS * u32::try_from(self.goals.len()).unwrap_or(u32::MAX)).min(ROUND);
-        let Some(goal) = self.goals.get_mut(&id) else { return };
-        let round = &mut goal.rounds[family as usize];
+        let max_wait = RETRY
+            .1
+            .max(EMPTY_ROUND_SPACING * u32::try_from(self.searches.len()).unwrap_or(u32::MAX))
+            .min(ROUND_INTERVAL);
+        let Some(search) = self.searches.get_mut(&id) else { return };
+        let round = &mut search.rounds[family as usize];
         let Some(lookup) = round.lookup.take() else { return };
-        round.starved = lookup.answers() == 0;
-        let content = match &goal.torrent {
-            Some(torrent) => torrent.found_at.is_some_and(|at| now.saturating_duration_since(at) < ROUND),
+        round.isolated = lookup.answers() == 0;
+        let succeeded = match &search.torrent {
+            Some(torrent) => torrent.found_at.is_some_and(|at| now.saturating_duration_since(at) < ROUND_INTERVAL),
             None => good >= K,
         };
-        if content {
-            (round.next, round.retry) = (now + ROUND, RETRY.0);
+        if succeeded {
+            (round.next, round.retry) = (now + ROUND_INTERVAL, RETRY.0);
         } else {
-            let longest = if round.starved { STARVED } else { most };
-            (round.next, round.retry) = (now + round.retry.min(longest), (round.retry * 2).min(most));
+            let limit = if round.isolated { ISOLATED_RETRY } else { max_wait };
+            (round.next, round.retry) = (now + round.retry.min(limit), (round.retry * 2).min(max_wait));
         }
-        let Some(torrent) = &goal.torrent else { return };
+        let Some(torrent) = &search.torrent else { return };
         if let Some(port) = torrent.announce {
             let info_hash = torrent.info_hash;
             for (contact, token) in lookup.tokens() {
                 let query = Query::Announce { info_hash, port: Some(port), token };
-                self.ask(now, Some(contact.id), contact.addr, &query, None);
+                self.query(now, Some(contact.id), contact.addr, &query, None);
             }
         }
     }
 
-    /// Asks a node that is quiet whether it is still there, and forgets old announces.
-    fn keep_up(&mut self, now: Instant) {
-        if now < self.upkeep {
+    /// Pings a quiet node and removes expired announces.
+    fn maintain(&mut self, now: Instant) {
+        if now < self.maintenance {
             return;
         }
-        self.upkeep = now + UPKEEP;
+        self.maintenance = now + MAINTENANCE_INTERVAL;
         self.store.expire(now);
         for family in Family::BOTH {
             let quiet = self.tables[family as usize].as_mut().and_then(|table| table.due_for_ping(now));
             if let Some(quiet) = quiet.filter(|_| self.queries.take(now, 1.0)) {
-                self.ask(now, Some(quiet.id), quiet.addr, &Query::Ping, None);
+                self.query(now, Some(quiet.id), quiet.addr, &Query::Ping, None);
             }
         }
     }
 
     fn wakeup(&mut self, now: Instant) -> Instant {
         let timeouts = self.pending.values().map(|pending| pending.sent + TIMEOUT);
-        let mut wakeup = timeouts.fold(self.upkeep, Instant::min);
-        let under_way = self.under_way();
-        if under_way > 0 && !self.queries.has(now, 1.0) {
+        let mut wakeup = timeouts.fold(self.maintenance, Instant::min);
+        let active_rounds = self.active_rounds();
+        if active_rounds > 0 && !self.queries.has(now, 1.0) {
             return now + self.queries.wait();
         }
-        for (at, round) in self.goals.values().flat_map(|goal| goal.rounds.iter().enumerate()) {
+        for (at, round) in self.searches.values().flat_map(|search| search.rounds.iter().enumerate()) {
             match &round.lookup {
                 Some(lookup) => wakeup = lookup.wakeup(now).map_or(wakeup, |slow| wakeup.min(slow)),
-                None if self.tables[at].is_some() && under_way < MAX_ROUNDS => wakeup = wakeup.min(round.next),
+                None if self.tables[at].is_some() && active_rounds < MAX_ROUNDS => wakeup = wakeup.min(round.next),
                 None => {}
             }
         }

@@ -1,4 +1,4 @@
-//! The nodes of the last run, in a file: a start without help from anyone.
+//! The file of nodes from the last run, which makes a start possible without bootstrap nodes.
 //!
 //! ```text
 //! 8  "tfdht01\n"
@@ -7,7 +7,7 @@
 //! 2  count of IPv6 nodes, then 38 bytes each
 //! ```
 //!
-//! Integers are big-endian. Whatever does not read exactly so is no state file, and nothing is lost with it but time.
+//! Integers are big-endian. A file that does not match this format exactly is ignored; that costs only time.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -15,13 +15,14 @@ use std::path::Path;
 
 use sha1::{Digest, Sha1};
 
-use super::address::{Family, is_believable};
+use super::address::{Family, is_plausible};
 use super::krpc::{self, Contact};
 
+/// First bytes of the file, with the version of the format.
 const MAGIC: &[u8; 8] = b"tfdht01\n";
-/// Nodes of a family saved; a table has room for more, but hardly ever holds so many.
+/// Nodes saved per family. A table has room for more but rarely holds as many.
 const MAX_SAVED: usize = 400;
-/// A larger file is none of ours.
+/// Longest file that is read, in bytes; ours are always shorter.
 const MAX_LEN: u64 = 64 << 10;
 
 fn encode(nodes: &[Contact]) -> Vec<u8> {
@@ -29,7 +30,7 @@ fn encode(nodes: &[Contact]) -> Vec<u8> {
     for family in Family::BOTH {
         let of_family = nodes.iter().filter(|node| Family::of(node.addr) == family).take(MAX_SAVED);
         let of_family: Vec<Contact> = of_family.copied().collect();
-        // `MAX_SAVED` fits.
+        // At most `MAX_SAVED`, so it fits.
         body.extend_from_slice(&(of_family.len() as u16).to_be_bytes());
         body.extend(krpc::compact(&of_family, family));
     }
@@ -49,20 +50,21 @@ fn decode(bytes: &[u8]) -> Option<Vec<Contact>> {
         nodes.extend(krpc::contacts(of_family, family).take(MAX_SAVED));
         body = rest;
     }
-    nodes.retain(|node| is_believable(node.addr, node.addr));
+    nodes.retain(|node| is_plausible(node.addr, node.addr));
     body.is_empty().then_some(nodes)
 }
 
-/// `Ok(None)`: there is one, and it makes no sense.
+/// Reads the nodes of a state file; `Ok(None)` means that the file is invalid.
 pub(super) fn load(path: &Path) -> io::Result<Option<Vec<Contact>>> {
     let mut bytes = Vec::new();
     File::open(path)?.take(MAX_LEN + 1).read_to_end(&mut bytes)?;
     Ok(if bytes.len() as u64 > MAX_LEN { None } else { decode(&bytes) })
 }
 
-/// Replaces the file in one step.
+/// Replaces the file atomically.
 pub(super) fn save(path: &Path, nodes: &[Contact]) -> io::Result<()> {
-    // Several of us may share the directory; the last one's nodes are as good as any.
+    // Several processes may share the directory, so the temporary name has the process id. The nodes of any are as
+    // good.
     let new = path.with_extension(format!("{}.new", std::process::id()));
     let write = || {
         File::create(&new)?.write_all(&encode(nodes))?;
@@ -84,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn there_and_back() {
+    fn saved_nodes_are_loaded_again() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("dht.nodes");
         assert!(load(&path).is_err());
@@ -102,7 +104,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_damaged_is_none(at in any::<prop::sample::Index>(), byte in any::<u8>(), cut in any::<bool>()) {
+        fn a_damaged_file_is_rejected(at in any::<prop::sample::Index>(), byte in any::<u8>(), cut in any::<bool>()) {
             let mut bytes = encode(&nodes());
             let at = at.index(bytes.len());
             prop_assume!(bytes[at] != byte);
@@ -111,7 +113,7 @@ mod tests {
         }
 
         #[test]
-        fn what_only_looks_right_does_no_harm(body in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn arbitrary_content_with_a_valid_checksum_does_not_panic(body in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = decode(&[MAGIC.as_slice(), &Sha1::digest(&body), &body].concat());
         }
     }

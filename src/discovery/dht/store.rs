@@ -1,4 +1,4 @@
-//! What others announced to us, and the tokens that let them (BEP 5). Pure.
+//! Peers that other nodes announced to us, and the tokens that permit an announce (BEP 5). Pure.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -12,16 +12,16 @@ use super::address::{self, Family};
 use super::krpc::NodeId;
 use crate::metainfo::InfoHash;
 
-/// Torrents remembered; of more the farthest from our id is forgotten, for others are nearer to it.
+/// Torrents stored. If there are more, the one farthest from our id is dropped, because other nodes are closer to it.
 const MAX_TORRENTS: usize = 500;
-/// Peers remembered of a torrent.
+/// Peers stored per torrent: several times what one reply holds.
 const MAX_PEERS: usize = 100;
-/// Peers in one answer: with nodes and token it stays under 1,000 bytes.
-const MAX_ANSWER: usize = 32;
-/// Peers announce every 15 minutes or so; one that missed two is gone.
-const LIFE: Duration = Duration::from_secs(35 * 60);
+/// Peers in one reply: together with nodes and token it stays under 1,000 bytes.
+const MAX_PEERS_IN_REPLY: usize = 32;
+/// Lifetime of an announce. Peers announce every 15 minutes or so; one that missed two is gone.
+const PEER_LIFETIME: Duration = Duration::from_secs(35 * 60);
 
-/// See the module.
+/// The stored peers by torrent.
 #[derive(Debug)]
 pub(super) struct Store {
     own: NodeId,
@@ -33,7 +33,7 @@ impl Store {
         Self { own, torrents: HashMap::new() }
     }
 
-    /// A peer has announced itself, with a token of ours.
+    /// Stores a peer that announced itself with a valid token.
     pub fn put(&mut self, now: Instant, info_hash: InfoHash, peer: SocketAddr) {
         if !self.torrents.contains_key(&info_hash) && self.torrents.len() >= MAX_TORRENTS {
             self.expire(now);
@@ -48,7 +48,7 @@ impl Store {
         }
         let peers = self.torrents.entry(info_hash).or_default();
         if peers.len() >= MAX_PEERS && !peers.contains_key(&peer) {
-            peers.retain(|_, announced| now.saturating_duration_since(*announced) < LIFE);
+            peers.retain(|_, announced| now.saturating_duration_since(*announced) < PEER_LIFETIME);
             let oldest = peers.iter().min_by_key(|(_, announced)| **announced).map(|(peer, _)| *peer);
             if let Some(oldest) = oldest.filter(|_| peers.len() >= MAX_PEERS) {
                 peers.remove(&oldest);
@@ -57,34 +57,36 @@ impl Store {
         peers.insert(peer, now);
     }
 
-    /// Some peers of the asker's family, at random; those in a local network only for one who is there too.
+    /// Returns random peers of the asker's address family. Peers in the local network are returned only to askers in
+    /// it.
     pub fn get(&self, now: Instant, info_hash: InfoHash, asker: SocketAddr, rng: &mut impl Rng) -> Vec<SocketAddr> {
         let Some(peers) = self.torrents.get(&info_hash) else { return Vec::new() };
-        let fresh = peers.iter().filter(|(_, announced)| now.saturating_duration_since(**announced) < LIFE);
+        let fresh = peers.iter().filter(|(_, announced)| now.saturating_duration_since(**announced) < PEER_LIFETIME);
         let fit = fresh
             .map(|(peer, _)| *peer)
-            .filter(|peer| Family::of(*peer) == Family::of(asker) && address::is_believable(*peer, asker));
-        fit.sample(rng, MAX_ANSWER)
+            .filter(|peer| Family::of(*peer) == Family::of(asker) && address::is_plausible(*peer, asker));
+        fit.sample(rng, MAX_PEERS_IN_REPLY)
     }
 
-    /// Forgets what is out of date.
+    /// Removes expired peers.
     pub fn expire(&mut self, now: Instant) {
         self.torrents.retain(|_, peers| {
-            peers.retain(|_, announced| now.saturating_duration_since(*announced) < LIFE);
+            peers.retain(|_, announced| now.saturating_duration_since(*announced) < PEER_LIFETIME);
             !peers.is_empty()
         });
     }
 }
 
-/// Tokens show that who announces an address receives what is sent there. They are made from a secret, so that none
-/// needs to be remembered; each is good for five to ten minutes.
+/// Issues and checks tokens. A token proves that the sender of an announce receives datagrams at its source address.
+/// Tokens are derived from a secret, so none needs to be stored; each is valid for five to ten minutes.
 #[derive(Debug)]
 pub(super) struct Tokens {
     secrets: [[u8; 16]; 2],
     changed: Instant,
 }
 
-const SECRET_LIFE: Duration = Duration::from_secs(5 * 60);
+/// Lifetime of a secret. A token stays valid while its secret is the current or the previous one.
+const SECRET_LIFETIME: Duration = Duration::from_secs(5 * 60);
 
 impl Tokens {
     pub fn new(now: Instant, rng: &mut impl Rng) -> Self {
@@ -94,10 +96,10 @@ impl Tokens {
     }
 
     fn renew(&mut self, now: Instant, rng: &mut impl Rng) {
-        while now.saturating_duration_since(self.changed) >= SECRET_LIFE {
-            // After a long sleep neither is good.
-            let idle = now.saturating_duration_since(self.changed) >= 2 * SECRET_LIFE;
-            self.changed = if idle { now } else { self.changed + SECRET_LIFE };
+        while now.saturating_duration_since(self.changed) >= SECRET_LIFETIME {
+            // After a long pause, both secrets have expired.
+            let idle = now.saturating_duration_since(self.changed) >= 2 * SECRET_LIFETIME;
+            self.changed = if idle { now } else { self.changed + SECRET_LIFETIME };
             self.secrets[1] = self.secrets[0];
             rng.fill_bytes(&mut self.secrets[0]);
             if idle {
@@ -115,13 +117,13 @@ impl Tokens {
         std::array::from_fn(|at| hash[at])
     }
 
-    /// For who asks about a torrent.
+    /// Returns a token for a node that asked for the peers of a torrent.
     pub fn issue(&mut self, now: Instant, ip: IpAddr, info_hash: InfoHash, rng: &mut impl Rng) -> [u8; 8] {
         self.renew(now, rng);
         Self::of(&self.secrets[0], ip, info_hash)
     }
 
-    /// Whether it was issued to this address, for this torrent, not long ago.
+    /// Returns whether a token was issued recently to this address for this torrent.
     pub fn check(&mut self, now: Instant, ip: IpAddr, info_hash: InfoHash, token: &[u8], rng: &mut impl Rng) -> bool {
         self.renew(now, rng);
         self.secrets.iter().any(|secret| Self::of(secret, ip, info_hash) == token)
@@ -146,22 +148,22 @@ mod tests {
     }
 
     #[test]
-    fn floods_are_bounded_and_the_near_is_kept() {
+    fn floods_are_bounded_and_close_torrents_kept() {
         let (mut store, now) = (Store::new(NodeId([0; 20])), Instant::now());
         let rng = &mut StdRng::seed_from_u64(1);
         (0..2000).rev().for_each(|n| store.put(now, hash(n), peer(n)));
         (0..2000).for_each(|n| store.put(now, hash(0), peer(n)));
         assert_eq!((store.torrents.len(), store.torrents[&hash(0)].len()), (MAX_TORRENTS, MAX_PEERS));
-        assert_eq!(store.get(now, hash(0), peer(0), rng).len(), MAX_ANSWER);
+        assert_eq!(store.get(now, hash(0), peer(0), rng).len(), MAX_PEERS_IN_REPLY);
         assert_eq!(store.get(now, hash(1), peer(0), rng), [peer(1)]);
         assert!(store.get(now, hash(1999), peer(0), rng).is_empty());
-        assert!(store.get(now + LIFE, hash(1), peer(0), rng).is_empty());
-        store.expire(now + LIFE);
+        assert!(store.get(now + PEER_LIFETIME, hash(1), peer(0), rng).is_empty());
+        store.expire(now + PEER_LIFETIME);
         assert!(store.torrents.is_empty());
     }
 
     #[test]
-    fn each_family_and_each_network_its_own() {
+    fn askers_get_peers_of_their_own_family_and_network() {
         let (mut store, now) = (Store::new(NodeId([0; 20])), Instant::now());
         let rng = &mut StdRng::seed_from_u64(1);
         for peer in ["127.0.0.1:1", "[2001:db8::1]:1"] {
@@ -172,16 +174,16 @@ mod tests {
     }
 
     #[test]
-    fn tokens_are_for_one_address_one_torrent_and_a_while() {
+    fn tokens_are_bound_to_address_torrent_and_time() {
         let (now, rng) = (Instant::now(), &mut StdRng::seed_from_u64(1));
         let mut tokens = Tokens::new(now, rng);
         let (ip, other) = (peer(1).ip(), peer(2).ip());
         let token = tokens.issue(now, ip, hash(1), rng);
         assert!(tokens.check(now, ip, hash(1), &token, rng));
         assert!(!tokens.check(now, other, hash(1), &token, rng) && !tokens.check(now, ip, hash(2), &token, rng));
-        assert!(tokens.check(now + SECRET_LIFE, ip, hash(1), &token, rng));
-        assert!(!tokens.check(now + 2 * SECRET_LIFE, ip, hash(1), &token, rng));
-        let token = tokens.issue(now + 2 * SECRET_LIFE, ip, hash(1), rng);
-        assert!(!tokens.check(now + 20 * SECRET_LIFE, ip, hash(1), &token, rng));
+        assert!(tokens.check(now + SECRET_LIFETIME, ip, hash(1), &token, rng));
+        assert!(!tokens.check(now + 2 * SECRET_LIFETIME, ip, hash(1), &token, rng));
+        let token = tokens.issue(now + 2 * SECRET_LIFETIME, ip, hash(1), rng);
+        assert!(!tokens.check(now + 20 * SECRET_LIFETIME, ip, hash(1), &token, rng));
     }
 }

@@ -1,4 +1,4 @@
-//! The task around the node: sockets, host names, the clock, the file.
+//! The task that runs the node: sockets, host names, the clock, the state file.
 
 use std::collections::HashMap;
 use std::future::pending;
@@ -16,35 +16,35 @@ use tokio::time::{sleep_until, timeout};
 
 use super::address::Family;
 use super::krpc::MAX_DATAGRAM;
-use super::node::{GoalId, Node};
+use super::node::{Node, SearchId};
 use super::{DhtConfig, DhtStatus, NewSearch, Shared, lock, state};
 use crate::route::Bind;
 
-/// Peers of a torrent that wait for the session to take them; more are dropped, a later round finds them again.
+/// Peers per torrent that wait until the session takes them. More are dropped; a later round finds them again.
 const MAX_PENDING: usize = 500;
-/// How long a host name may take.
+/// Time limit for resolving a host name.
 const DNS_TIMEOUT: Duration = Duration::from_secs(10);
-/// Host names looked up at a time.
+/// Concurrent name lookups.
 const MAX_LOOKUPS: usize = 16;
-/// Addresses of one name that are used.
+/// Addresses used per host name.
 const MAX_ADDRESSES: usize = 8;
-/// While no node answers, the bootstrap nodes are asked again after this long, and twice as long each time.
-const BOOTSTRAP: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
-/// No node for so long is worth a line.
-const LONELY: Duration = Duration::from_secs(30);
-/// Nodes are saved this often.
-const SAVE: Duration = Duration::from_secs(10 * 60);
+/// Wait before the bootstrap nodes are asked again while no node answers, and the maximum to which it doubles.
+const BOOTSTRAP_RETRY: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
+/// Time without any node after which a warning is logged.
+const NO_NODES_WARNING: Duration = Duration::from_secs(30);
+/// Interval at which nodes are saved.
+const SAVE_INTERVAL: Duration = Duration::from_secs(10 * 60);
 
-/// One port, on IPv4 and, where the machine has it, on IPv6.
+/// One UDP port on IPv4 and, if the machine has it, on IPv6.
 #[derive(Debug)]
 pub(super) struct Sockets {
-    /// In the order of `Family`.
+    /// Sockets in the order of `Family`.
     sockets: [Option<UdpSocket>; 2],
     port: u16,
 }
 
 impl Sockets {
-    /// `port`, if it is free, else any.
+    /// Opens `port`, or any free port if it is taken.
     pub fn bind(port: u16, bind: &Bind) -> io::Result<Self> {
         Self::bind_port(port, bind).or_else(|error| match error.kind() {
             io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied if port != 0 => Self::bind_port(0, bind),
@@ -62,7 +62,7 @@ impl Sockets {
         let v6 = match bind.address() {
             Some(IpAddr::V4(_)) => None,
             Some(ip) => Some(open((ip, port).into(), bind)?),
-            // A machine without IPv6 is an ordinary machine.
+            // Many machines have no IPv6; that is not an error.
             None => open((Ipv6Addr::UNSPECIFIED, port).into(), bind).ok(),
         };
         let port = v6.as_ref().map_or(Ok(port), |socket| socket.local_addr().map(|addr| addr.port()))?;
@@ -77,14 +77,14 @@ impl Sockets {
         Family::BOTH.into_iter().filter(|family| self.sockets[*family as usize].is_some()).collect()
     }
 
-    /// Waits until the runtime knows that there is room to send; before that it refuses every datagram.
+    /// Waits until the runtime knows that the sockets are writable. Before that, `try_send_to` refuses every datagram.
     async fn writable(&self) {
         for socket in self.sockets.iter().flatten() {
             let _ = socket.writable().await;
         }
     }
 
-    /// A datagram that finds no room in the socket is lost, as the network may lose any.
+    /// Sends a datagram. If the socket buffer is full the datagram is lost, as the network may lose any.
     fn send(&self, to: SocketAddr, bytes: &[u8]) {
         if let Some(socket) = &self.sockets[Family::of(to) as usize]
             && let Err(error) = socket.try_send_to(bytes, to)
@@ -100,7 +100,7 @@ fn open(addr: SocketAddr, bind: &Bind) -> io::Result<UdpSocket> {
         socket.set_only_v6(true)?;
     }
     socket.set_nonblocking(true)?;
-    bind.tie(&socket)?;
+    bind.bind_device(&socket)?;
     socket.bind(&addr.into())?;
     UdpSocket::from_std(socket.into())
 }
@@ -111,42 +111,42 @@ async fn receive(socket: &Option<UdpSocket>, buffer: &mut [u8]) -> (usize, Socke
         match socket.recv_from(buffer).await {
             Ok(received) => return received,
             Err(error) => {
-                tracing::debug!("the DHT's socket failed: {error}");
+                tracing::debug!("cannot receive from the DHT socket: {error}");
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
     }
 }
 
-/// A torrent and who wants its peers.
-struct Search {
+/// The receiver of a search's peers.
+struct Subscriber {
     peers: mpsc::Sender<Vec<SocketAddr>>,
     wanted: Weak<Mutex<bool>>,
     pending: Vec<SocketAddr>,
 }
 
-/// See the module.
-pub(super) struct Driver {
+/// The task's state.
+pub(super) struct Task {
     sockets: Sockets,
     node: Node,
     shared: Arc<Shared>,
-    searches: HashMap<GoalId, Search>,
-    /// A search came, went or wants more.
+    searches: HashMap<SearchId, Subscriber>,
+    /// A search was added, dropped or wants more peers.
     woken: bool,
-    /// Names under way; each ends with what it stands for.
+    /// Name lookups in progress.
     names: JoinSet<(String, io::Result<Vec<SocketAddr>>)>,
     bootstrap: Vec<String>,
     bootstrap_at: Instant,
     bootstrap_wait: Duration,
     started: Instant,
-    /// That no node answers has been said.
-    complained: bool,
+    /// The warning that no node answers was logged.
+    warned: bool,
     file: Option<PathBuf>,
     save_at: Instant,
     saving: Option<JoinHandle<()>>,
 }
 
-impl Driver {
+impl Task {
     pub fn new(sockets: Sockets, config: DhtConfig, shared: Arc<Shared>) -> Self {
         let now = Instant::now();
         let node = Node::new(now, &sockets.families(), rand::random());
@@ -159,11 +159,11 @@ impl Driver {
             names: JoinSet::new(),
             bootstrap: config.bootstrap,
             bootstrap_at: now,
-            bootstrap_wait: BOOTSTRAP.0,
+            bootstrap_wait: BOOTSTRAP_RETRY.0,
             started: now,
-            complained: false,
+            warned: false,
             file: config.state_dir.map(|dir| dir.join("dht.nodes")),
-            save_at: now + SAVE,
+            save_at: now + SAVE_INTERVAL,
             saving: None,
         }
     }
@@ -180,7 +180,7 @@ impl Driver {
             while let Some((to, bytes)) = self.node.outgoing() {
                 self.sockets.send(to, &bytes);
             }
-            self.pass_on();
+            self.deliver_peers();
             self.publish(now);
             self.start_save(now);
             let [v4, v6] = &self.sockets.sockets;
@@ -189,10 +189,10 @@ impl Driver {
                 (len, from) = receive(v4, buffer4) => self.node.handle(Instant::now(), from, &buffer4[..len]),
                 (len, from) = receive(v6, buffer6) => self.node.handle(Instant::now(), from, &buffer6[..len]),
                 () = self.shared.wake.notified() => self.woken = true,
-                // A task panics or is aborted only with the whole program.
-                Some(Ok((name, found))) = self.names.join_next() => self.named(&name, found),
+                // A task of the set panics or is aborted only together with the whole program.
+                Some(Ok((name, found))) = self.names.join_next() => self.on_resolved(&name, found),
                 () = sleep_until(wakeup.into()) => {}
-                // Stopped, or dropped.
+                // Stopped or dropped.
                 _ = &mut stopped => break,
             }
         }
@@ -209,10 +209,10 @@ impl Driver {
     async fn restore(&mut self) {
         let Some(file) = self.file.clone() else { return };
         let shown = file.display().to_string();
-        // It cannot panic.
+        // `load` cannot panic.
         match spawn_blocking(move || state::load(&file)).await.unwrap_or(Ok(None)) {
             Ok(Some(nodes)) => nodes.into_iter().for_each(|node| self.node.restore(node)),
-            Ok(None) => tracing::warn!("{shown} is not a list of DHT nodes; starting without, and replacing it"),
+            Ok(None) => tracing::warn!("{shown} is not a list of DHT nodes; it will be replaced"),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => tracing::warn!("cannot read {shown}: {error}; starting without known DHT nodes"),
         }
@@ -228,19 +228,19 @@ impl Driver {
         nodes.into_iter().for_each(|addr| self.node.add_contact(now, addr));
         hosts.into_iter().for_each(|host| self.look_up(host));
         for NewSearch { info_hash, announce, peers, wanted } in searches {
-            let goal = self.node.search(now, info_hash, announce);
-            self.searches.insert(goal, Search { peers, wanted, pending: Vec::new() });
+            let id = self.node.search(now, info_hash, announce);
+            self.searches.insert(id, Subscriber { peers, wanted, pending: Vec::new() });
         }
-        // With a thousand torrents not for each datagram.
+        // Only after a wake-up: with a thousand torrents this is too slow for each datagram.
         if !std::mem::take(&mut self.woken) {
             return;
         }
-        self.searches.retain(|goal, search| {
+        self.searches.retain(|id, search| {
             let wanted = search.wanted.upgrade().filter(|_| !search.peers.is_closed());
             match &wanted {
-                Some(wanted) if std::mem::take(&mut *lock(wanted)) => self.node.want_peers(*goal),
+                Some(wanted) if std::mem::take(&mut *lock(wanted)) => self.node.want_peers(*id),
                 Some(_) => {}
-                None => self.node.forget(*goal),
+                None => self.node.remove_search(*id),
             }
             wanted.is_some()
         });
@@ -251,8 +251,8 @@ impl Driver {
             return;
         }
         self.bootstrap_at = now + self.bootstrap_wait;
-        self.bootstrap_wait = (self.bootstrap_wait * 2).min(BOOTSTRAP.1);
-        if self.is_alone(now) {
+        self.bootstrap_wait = (self.bootstrap_wait * 2).min(BOOTSTRAP_RETRY.1);
+        if self.has_no_nodes(now) {
             for name in self.bootstrap.clone() {
                 match name.parse() {
                     Ok(addr) => self.node.add_contact(now, addr),
@@ -260,11 +260,11 @@ impl Driver {
                 }
             }
         } else {
-            self.bootstrap_wait = BOOTSTRAP.0;
+            self.bootstrap_wait = BOOTSTRAP_RETRY.0;
         }
     }
 
-    fn is_alone(&self, now: Instant) -> bool {
+    fn has_no_nodes(&self, now: Instant) -> bool {
         Family::BOTH.into_iter().all(|family| self.node.good(now, family) == 0)
     }
 
@@ -278,21 +278,21 @@ impl Driver {
         });
     }
 
-    fn named(&mut self, name: &str, found: io::Result<Vec<SocketAddr>>) {
+    fn on_resolved(&mut self, name: &str, found: io::Result<Vec<SocketAddr>>) {
         match found {
             Ok(found) => found.into_iter().for_each(|addr| self.node.add_contact(Instant::now(), addr)),
             Err(error) => tracing::debug!("DHT node {name}: {error}"),
         }
     }
 
-    fn pass_on(&mut self) {
-        for (goal, peer) in self.node.found() {
-            if let Some(search) = self.searches.get_mut(&goal).filter(|search| search.pending.len() < MAX_PENDING) {
+    fn deliver_peers(&mut self) {
+        for (id, peer) in self.node.found() {
+            if let Some(search) = self.searches.get_mut(&id).filter(|search| search.pending.len() < MAX_PENDING) {
                 search.pending.push(peer);
             }
         }
         for search in self.searches.values_mut().filter(|search| !search.pending.is_empty()) {
-            // A full channel is tried again when the node wakes up, in some seconds at the latest.
+            // A full channel is tried again at the next wake-up, in a few seconds at the latest.
             if let Ok(room) = search.peers.try_reserve() {
                 room.send(std::mem::take(&mut search.pending));
             }
@@ -302,25 +302,25 @@ impl Driver {
     fn publish(&mut self, now: Instant) {
         let [nodes_v4, nodes_v6] = Family::BOTH.map(|family| self.node.good(now, family));
         *lock(&self.shared.status) = DhtStatus { nodes_v4, nodes_v6, searches: self.searches.len() };
-        let is_alone = nodes_v4 + nodes_v6 == 0;
-        if is_alone && !self.complained && now >= self.started + LONELY && !self.bootstrap.is_empty() {
-            self.complained = true;
+        let has_no_nodes = nodes_v4 + nodes_v6 == 0;
+        if has_no_nodes && !self.warned && now >= self.started + NO_NODES_WARNING && !self.bootstrap.is_empty() {
+            self.warned = true;
             let names = self.bootstrap.join(", ");
             tracing::warn!(
-                "no DHT node answers (asked {names}): is UDP blocked? other bootstrap nodes: --dht-bootstrap"
+                "no DHT node answers (asked {names}): check whether UDP is blocked, or name other nodes with --dht-bootstrap"
             );
-        } else if !is_alone && self.complained {
-            self.complained = false;
+        } else if !has_no_nodes && self.warned {
+            self.warned = false;
             tracing::info!("the DHT answers again");
         }
     }
 
-    /// Without a node to save the file stays as it is: there may be no network today.
+    /// Saves the nodes if it is time to. Without good nodes the file is kept: there may be no network now.
     fn start_save(&mut self, now: Instant) {
         if now < self.save_at {
             return;
         }
-        self.save_at = now + SAVE;
+        self.save_at = now + SAVE_INTERVAL;
         let nodes = self.node.worth_saving(now);
         if let Some(file) = self.file.clone().filter(|_| !nodes.is_empty()) {
             self.saving = Some(spawn_blocking(move || {

@@ -8,8 +8,8 @@ fn tiers(text: &[&[&str]]) -> Vec<Vec<String>> {
     text.iter().map(|tier| tier.iter().map(|name| format!("http://{name}.example/")).collect()).collect()
 }
 
-fn name(order: &Order) -> &str {
-    order.url.as_str().trim_start_matches("http://").trim_end_matches(".example/")
+fn name(scheduled: &ScheduledAnnounce) -> &str {
+    scheduled.url.as_str().trim_start_matches("http://").trim_end_matches(".example/")
 }
 
 fn ok() -> Result<Reply, AnnounceError> {
@@ -25,25 +25,25 @@ fn fail() -> Result<Reply, AnnounceError> {
 }
 
 /// A schedule with a clock.
-struct Bench {
+struct Clocked {
     schedule: Schedule,
     now: Instant,
 }
 
-impl Bench {
+impl Clocked {
     fn new(tiers: &[Vec<String>], seed: u64) -> Self {
         Self { schedule: Schedule::new(tiers, seed), now: Instant::now() }
     }
 
-    /// The one order due now.
-    fn ask(&mut self) -> Order {
-        let order = self.schedule.poll(self.now).expect("an order is due");
-        self.quiet();
-        order
+    /// Returns the only announce that is due now.
+    fn ask(&mut self) -> ScheduledAnnounce {
+        let scheduled = self.schedule.poll(self.now).expect("an announce is due");
+        self.idle_time();
+        scheduled
     }
 
-    /// Nothing is due now, and the schedule says when something is.
-    fn quiet(&mut self) -> Option<Duration> {
+    /// Asserts that nothing is due now and returns how long the schedule wants to sleep.
+    fn idle_time(&mut self) -> Option<Duration> {
         assert!(self.schedule.poll(self.now).is_none());
         let wakeup = self.schedule.wakeup(self.now);
         assert!(wakeup.is_none_or(|at| at > self.now));
@@ -51,141 +51,141 @@ impl Bench {
     }
 
     fn sleep(&mut self) {
-        let pause = self.quiet().expect("something is to come");
+        let pause = self.idle_time().expect("another announce is scheduled");
         self.now += pause;
     }
 
-    fn answer(&mut self, order: &Order, outcome: Result<Reply, AnnounceError>) -> Option<News> {
-        self.schedule.done(self.now, order.tracker, order.event, outcome)
+    fn answer(&mut self, scheduled: &ScheduledAnnounce, outcome: Result<Reply, AnnounceError>) -> Option<StatusChange> {
+        self.schedule.finish(self.now, scheduled.tracker, scheduled.event, outcome)
     }
 }
 
 #[test]
 fn first_announce_is_immediate_then_by_the_interval() {
-    let mut bench = Bench::new(&tiers(&[&["a"]]), 1);
-    let order = bench.ask();
-    assert_eq!(order.event, Some(Event::Started));
-    bench.answer(&order, ok());
-    assert_eq!(bench.quiet(), Some(1800 * SECOND));
-    bench.now += 1800 * SECOND;
-    assert_eq!(bench.ask().event, None);
+    let mut clocked = Clocked::new(&tiers(&[&["a"]]), 1);
+    let scheduled = clocked.ask();
+    assert_eq!(scheduled.event, Some(Event::Started));
+    clocked.answer(&scheduled, ok());
+    assert_eq!(clocked.idle_time(), Some(1800 * SECOND));
+    clocked.now += 1800 * SECOND;
+    assert_eq!(clocked.ask().event, None);
 }
 
 #[test]
 fn intervals_are_clamped() {
     for (interval, min, expected) in [(1, None, 30), (1_000_000, None, 7200), (100, Some(5000), 100)] {
-        let mut bench = Bench::new(&tiers(&[&["a"]]), 1);
-        let order = bench.ask();
+        let mut clocked = Clocked::new(&tiers(&[&["a"]]), 1);
+        let scheduled = clocked.ask();
         let reply =
             Reply { interval: Some(interval * SECOND), min_interval: min.map(|n| n * SECOND), ..Reply::default() };
-        bench.answer(&order, Ok(reply));
-        assert_eq!(bench.quiet(), Some(expected * SECOND));
-        assert!(bench.schedule.first_allowed(bench.now).unwrap() <= bench.now + expected * SECOND);
+        clocked.answer(&scheduled, Ok(reply));
+        assert_eq!(clocked.idle_time(), Some(expected * SECOND));
+        assert!(clocked.schedule.first_allowed(clocked.now).unwrap() <= clocked.now + expected * SECOND);
     }
 }
 
 #[test]
 fn tiers_are_tried_in_order_and_the_first_to_answer_moves_to_the_front() {
     // The example of BEP 12: one tier of three and a backup.
-    let mut bench = Bench::new(&tiers(&[&["1", "2", "3"], &["backup"]]), 7);
+    let mut clocked = Clocked::new(&tiers(&[&["1", "2", "3"], &["backup"]]), 7);
     let mut asked = Vec::new();
     for _ in 0..3 {
-        let order = bench.ask();
-        asked.push(name(&order).to_owned());
-        bench.answer(&order, if asked.len() == 3 { ok() } else { fail() });
+        let scheduled = clocked.ask();
+        asked.push(name(&scheduled).to_owned());
+        clocked.answer(&scheduled, if asked.len() == 3 { ok() } else { fail() });
     }
     let mut sorted = asked.clone();
     sorted.sort();
     assert_eq!(sorted, ["1", "2", "3"]);
-    bench.now += 1800 * SECOND;
+    clocked.now += 1800 * SECOND;
     for expected in [&asked[2], &asked[0], &asked[1], "backup"] {
-        let order = bench.ask();
-        assert_eq!(name(&order), expected);
-        bench.answer(&order, fail());
+        let scheduled = clocked.ask();
+        assert_eq!(name(&scheduled), expected);
+        clocked.answer(&scheduled, fail());
     }
 }
 
 #[test]
 fn tiers_are_shuffled_within_but_not_among() {
     let list = tiers(&[&["1", "2", "3", "4", "5"], &["6"]]);
-    let order = |seed| Schedule::new(&list, seed).tiers;
-    assert!((0..20).any(|seed| order(seed) != order(0)));
-    assert!((0..20).all(|seed| order(seed)[1] == [5]));
+    let tier_order = |seed| Schedule::new(&list, seed).tiers;
+    assert!((0..20).any(|seed| tier_order(seed) != tier_order(0)));
+    assert!((0..20).all(|seed| tier_order(seed)[1] == [5]));
 }
 
 #[test]
-fn a_silent_tracker_does_not_hold_up_the_next() {
-    let mut bench = Bench::new(&tiers(&[&["silent"], &["b"], &["c"]]), 1);
-    let silent = bench.ask();
-    assert_eq!(bench.quiet(), Some(PATIENCE));
-    bench.now += PATIENCE;
-    let second = bench.ask();
+fn a_silent_tracker_does_not_delay_the_next() {
+    let mut clocked = Clocked::new(&tiers(&[&["silent"], &["b"], &["c"]]), 1);
+    let silent = clocked.ask();
+    assert_eq!(clocked.idle_time(), Some(FALLBACK_DELAY));
+    clocked.now += FALLBACK_DELAY;
+    let second = clocked.ask();
     assert_eq!(name(&second), "b");
-    bench.answer(&second, ok());
-    assert_eq!(bench.quiet(), Some(1800 * SECOND));
-    // The answer that comes late counts for its tracker and changes no plan.
-    bench.now += SECOND;
-    bench.answer(&silent, ok());
-    assert_eq!(bench.quiet(), Some(1799 * SECOND));
-    assert_eq!(bench.schedule.stopped().len(), 2);
+    clocked.answer(&second, ok());
+    assert_eq!(clocked.idle_time(), Some(1800 * SECOND));
+    // The late answer is recorded for its tracker but does not change the plan.
+    clocked.now += SECOND;
+    clocked.answer(&silent, ok());
+    assert_eq!(clocked.idle_time(), Some(1799 * SECOND));
+    assert_eq!(clocked.schedule.stopped().len(), 2);
 }
 
 #[test]
-fn a_silent_tracker_does_not_hold_up_the_next_round() {
-    let mut bench = Bench::new(&tiers(&[&["silent"], &["b"]]), 1);
-    let silent = bench.ask();
-    bench.now += PATIENCE;
-    let second = bench.ask();
-    bench.answer(&second, fail());
-    bench.sleep();
-    let retried = bench.schedule.poll(bench.now).or_else(|| {
-        bench.sleep();
-        bench.schedule.poll(bench.now)
+fn a_silent_tracker_does_not_delay_the_next_round() {
+    let mut clocked = Clocked::new(&tiers(&[&["silent"], &["b"]]), 1);
+    let silent = clocked.ask();
+    clocked.now += FALLBACK_DELAY;
+    let second = clocked.ask();
+    clocked.answer(&second, fail());
+    clocked.sleep();
+    let retried = clocked.schedule.poll(clocked.now).or_else(|| {
+        clocked.sleep();
+        clocked.schedule.poll(clocked.now)
     });
     let second = retried.expect("after its back-off");
     assert_eq!(name(&second), "b");
-    // The answer ends the search, late as it is.
-    bench.now += SECOND;
-    bench.answer(&silent, ok());
-    assert_eq!(bench.quiet(), Some(1800 * SECOND));
-    bench.answer(&second, fail());
-    assert_eq!(bench.quiet(), Some(1800 * SECOND));
-    assert_eq!(bench.schedule.status(bench.now)[0].url.as_str(), "http://silent.example/");
+    // Although it is late, the answer ends the search.
+    clocked.now += SECOND;
+    clocked.answer(&silent, ok());
+    assert_eq!(clocked.idle_time(), Some(1800 * SECOND));
+    clocked.answer(&second, fail());
+    assert_eq!(clocked.idle_time(), Some(1800 * SECOND));
+    assert_eq!(clocked.schedule.status(clocked.now)[0].url.as_str(), "http://silent.example/");
 }
 
 #[test]
-fn barred_trackers_are_shown_and_skipped() {
-    let mut bench = Bench::new(&[vec!["udp://a:1".into()], vec!["http://b.example/".into()]], 1);
-    bench.schedule.bar(|url| url.as_str().starts_with("udp").then_some(AnnounceError::NotThroughProxy));
-    assert_eq!(bench.schedule.status(bench.now)[0].last, Some(Err(AnnounceError::NotThroughProxy)));
-    let order = bench.ask();
-    assert_eq!(name(&order), "b");
-    bench.answer(&order, fail());
-    bench.sleep();
-    assert_eq!(name(&bench.ask()), "b");
+fn disabled_trackers_are_shown_and_skipped() {
+    let mut clocked = Clocked::new(&[vec!["udp://a:1".into()], vec!["http://b.example/".into()]], 1);
+    clocked.schedule.disable(|url| url.as_str().starts_with("udp").then_some(AnnounceError::NotThroughProxy));
+    assert_eq!(clocked.schedule.status(clocked.now)[0].last, Some(Err(AnnounceError::NotThroughProxy)));
+    let scheduled = clocked.ask();
+    assert_eq!(name(&scheduled), "b");
+    clocked.answer(&scheduled, fail());
+    clocked.sleep();
+    assert_eq!(name(&clocked.ask()), "b");
 }
 
 #[test]
 fn failures_back_off_and_recover() {
-    let mut bench = Bench::new(&tiers(&[&["a"]]), 1);
+    let mut clocked = Clocked::new(&tiers(&[&["a"]]), 1);
     let mut last = Duration::ZERO;
     for n in 0..12 {
-        let order = bench.ask();
-        assert_eq!(order.event, Some(Event::Started));
-        assert_eq!(bench.answer(&order, fail()), (n == 0).then_some(News::Failed));
-        let pause = bench.quiet().unwrap();
+        let scheduled = clocked.ask();
+        assert_eq!(scheduled.event, Some(Event::Started));
+        assert_eq!(clocked.answer(&scheduled, fail()), (n == 0).then_some(StatusChange::Failed));
+        let pause = clocked.idle_time().unwrap();
         let ideal = (BACK_OFF.0 * (1 << n.min(10))).min(BACK_OFF.1);
         assert!(pause >= ideal.mul_f64(0.8) && pause <= ideal.mul_f64(1.2), "{pause:?} {ideal:?}");
         assert!(n > 6 || pause > last);
         last = pause;
-        bench.now += pause;
+        clocked.now += pause;
     }
-    let order = bench.ask();
-    assert_eq!(bench.answer(&order, Err(AnnounceError::Status("404".into()))), Some(News::Failed));
-    bench.sleep();
-    let order = bench.ask();
-    assert_eq!(bench.answer(&order, ok()), Some(News::Recovered));
-    assert_eq!(bench.quiet(), Some(1800 * SECOND));
+    let scheduled = clocked.ask();
+    assert_eq!(clocked.answer(&scheduled, Err(AnnounceError::Status("404".into()))), Some(StatusChange::Failed));
+    clocked.sleep();
+    let scheduled = clocked.ask();
+    assert_eq!(clocked.answer(&scheduled, ok()), Some(StatusChange::Recovered));
+    assert_eq!(clocked.idle_time(), Some(1800 * SECOND));
 }
 
 #[test]
@@ -196,106 +196,106 @@ fn a_tracker_says_when_to_retry() {
         (Retry::After(Duration::MAX), Some(RETRY_IN.1)),
         (Retry::Never, None),
     ] {
-        let mut bench = Bench::new(&tiers(&[&["a"]]), 1);
-        let order = bench.ask();
-        bench.answer(&order, refused(retry));
-        assert_eq!(bench.quiet(), expected);
-        bench.schedule.want_peers(bench.now);
-        assert_eq!(bench.quiet(), expected);
+        let mut clocked = Clocked::new(&tiers(&[&["a"]]), 1);
+        let scheduled = clocked.ask();
+        clocked.answer(&scheduled, refused(retry));
+        assert_eq!(clocked.idle_time(), expected);
+        clocked.schedule.want_peers(clocked.now);
+        assert_eq!(clocked.idle_time(), expected);
     }
 }
 
 #[test]
-fn completed_is_told_once_to_those_who_counted_us() {
-    let mut bench = Bench::new(&tiers(&[&["a"], &["b"]]), 1);
-    let order = bench.ask();
-    // Complete before the first answer has come.
-    bench.schedule.completed();
-    bench.quiet();
-    bench.answer(&order, ok());
-    let order = bench.ask();
-    assert_eq!((name(&order), order.event), ("a", Some(Event::Completed)));
-    // It fails: told again after back-off, then never more.
-    bench.answer(&order, fail());
-    let pause = bench.quiet().unwrap();
+fn completed_is_announced_once_to_trackers_that_counted_us() {
+    let mut clocked = Clocked::new(&tiers(&[&["a"], &["b"]]), 1);
+    let scheduled = clocked.ask();
+    // The download completes before the first answer arrives.
+    clocked.schedule.completed();
+    clocked.idle_time();
+    clocked.answer(&scheduled, ok());
+    let scheduled = clocked.ask();
+    assert_eq!((name(&scheduled), scheduled.event), ("a", Some(Event::Completed)));
+    // The announce fails, so it is repeated after the back-off, and then never again.
+    clocked.answer(&scheduled, fail());
+    let pause = clocked.idle_time().unwrap();
     assert!(pause < 20 * SECOND);
-    bench.now += pause;
-    let order = bench.ask();
-    assert_eq!(order.event, Some(Event::Completed));
-    bench.answer(&order, ok());
-    assert!(bench.quiet().unwrap() > 1700 * SECOND);
-    bench.now += 1800 * SECOND;
-    assert_eq!(bench.ask().event, None);
+    clocked.now += pause;
+    let scheduled = clocked.ask();
+    assert_eq!(scheduled.event, Some(Event::Completed));
+    clocked.answer(&scheduled, ok());
+    assert!(clocked.idle_time().unwrap() > 1700 * SECOND);
+    clocked.now += 1800 * SECOND;
+    assert_eq!(clocked.ask().event, None);
 }
 
 #[test]
-fn a_tracker_met_after_completion_hears_only_started() {
-    let mut bench = Bench::new(&tiers(&[&["a"]]), 1);
-    let order = bench.ask();
-    bench.schedule.completed();
-    bench.answer(&order, fail());
-    bench.sleep();
-    let order = bench.ask();
-    assert_eq!(order.event, Some(Event::Started));
-    bench.answer(&order, ok());
-    assert_eq!(bench.quiet(), Some(1800 * SECOND));
+fn a_tracker_first_asked_after_completion_gets_only_started() {
+    let mut clocked = Clocked::new(&tiers(&[&["a"]]), 1);
+    let scheduled = clocked.ask();
+    clocked.schedule.completed();
+    clocked.answer(&scheduled, fail());
+    clocked.sleep();
+    let scheduled = clocked.ask();
+    assert_eq!(scheduled.event, Some(Event::Started));
+    clocked.answer(&scheduled, ok());
+    assert_eq!(clocked.idle_time(), Some(1800 * SECOND));
 }
 
 #[test]
 fn more_peers_come_from_backups_first_and_from_all_by_their_min_interval() {
-    let mut bench = Bench::new(&tiers(&[&["a"], &["b"]]), 1);
-    let order = bench.ask();
-    bench.answer(&order, ok());
-    bench.schedule.want_peers(bench.now);
-    assert_eq!(bench.quiet(), Some(WANT_PAUSE));
-    bench.now += WANT_PAUSE;
-    let order = bench.ask();
-    assert_eq!(name(&order), "b");
-    bench.answer(&order, ok());
-    bench.schedule.want_peers(bench.now);
-    bench.schedule.want_peers(bench.now);
-    assert_eq!(bench.quiet(), Some(600 * SECOND - WANT_PAUSE));
-    bench.now += 600 * SECOND - WANT_PAUSE;
-    assert_eq!(name(&bench.ask()), "a");
+    let mut clocked = Clocked::new(&tiers(&[&["a"], &["b"]]), 1);
+    let scheduled = clocked.ask();
+    clocked.answer(&scheduled, ok());
+    clocked.schedule.want_peers(clocked.now);
+    assert_eq!(clocked.idle_time(), Some(WANT_PAUSE));
+    clocked.now += WANT_PAUSE;
+    let scheduled = clocked.ask();
+    assert_eq!(name(&scheduled), "b");
+    clocked.answer(&scheduled, ok());
+    clocked.schedule.want_peers(clocked.now);
+    clocked.schedule.want_peers(clocked.now);
+    assert_eq!(clocked.idle_time(), Some(600 * SECOND - WANT_PAUSE));
+    clocked.now += 600 * SECOND - WANT_PAUSE;
+    assert_eq!(name(&clocked.ask()), "a");
 }
 
 #[test]
-fn what_cannot_be_asked_is_shown_and_skipped() {
+fn unusable_trackers_are_shown_and_skipped() {
     let list =
         [vec!["wss://a:1".to_owned(), "nonsense".to_owned()], vec!["http://b/".to_owned(), " http://b/".to_owned()]];
-    let mut bench = Bench::new(&list, 1);
-    let order = bench.ask();
-    assert_eq!(order.url.as_str(), "http://b/");
-    bench.answer(&order, ok());
-    let status = bench.schedule.status(bench.now);
+    let mut clocked = Clocked::new(&list, 1);
+    let scheduled = clocked.ask();
+    assert_eq!(scheduled.url.as_str(), "http://b/");
+    clocked.answer(&scheduled, ok());
+    let status = clocked.schedule.status(clocked.now);
     assert_eq!(status.len(), 3);
     assert_eq!(status.iter().filter(|s| matches!(s.last, Some(Err(_)))).count(), 2);
     assert!(status.iter().all(|s| s.next_announce.is_some() == (s.tier == 1)));
-    assert_eq!(Bench::new(&list[..1], 1).quiet(), None);
-    assert_eq!(Bench::new(&[], 1).quiet(), None);
+    assert_eq!(Clocked::new(&list[..1], 1).idle_time(), None);
+    assert_eq!(Clocked::new(&[], 1).idle_time(), None);
 }
 
 #[test]
 fn tracker_id_is_sent_back_and_kept() {
-    let mut bench = Bench::new(&tiers(&[&["a"]]), 1);
-    let order = bench.ask();
-    assert_eq!(order.tracker_id, None);
-    bench.answer(&order, Ok(Reply { tracker_id: Some(b"x".to_vec()), ..ok().unwrap() }));
-    bench.now += 1800 * SECOND;
-    let order = bench.ask();
-    assert_eq!(order.tracker_id.as_deref(), Some(b"x".as_slice()));
-    bench.answer(&order, ok());
-    assert_eq!(bench.schedule.stopped()[0].0.tracker_id.as_deref(), Some(b"x".as_slice()));
+    let mut clocked = Clocked::new(&tiers(&[&["a"]]), 1);
+    let scheduled = clocked.ask();
+    assert_eq!(scheduled.tracker_id, None);
+    clocked.answer(&scheduled, Ok(Reply { tracker_id: Some(b"x".to_vec()), ..ok().unwrap() }));
+    clocked.now += 1800 * SECOND;
+    let scheduled = clocked.ask();
+    assert_eq!(scheduled.tracker_id.as_deref(), Some(b"x".as_slice()));
+    clocked.answer(&scheduled, ok());
+    assert_eq!(clocked.schedule.stopped()[0].0.tracker_id.as_deref(), Some(b"x".as_slice()));
 }
 
 #[test]
-fn a_warning_is_news_once() {
-    let mut bench = Bench::new(&tiers(&[&["a"]]), 1);
+fn a_warning_is_reported_once() {
+    let mut clocked = Clocked::new(&tiers(&[&["a"]]), 1);
     let warned = || Ok(Reply { answer: Answer { warning: Some("old".into()), ..Answer::default() }, ..ok().unwrap() });
-    for expected in [Some(News::Warned("old".into())), None] {
-        let order = bench.ask();
-        assert_eq!(bench.answer(&order, warned()), expected);
-        bench.now += 1800 * SECOND;
+    for expected in [Some(StatusChange::Warned("old".into())), None] {
+        let scheduled = clocked.ask();
+        assert_eq!(clocked.answer(&scheduled, warned()), expected);
+        clocked.now += 1800 * SECOND;
     }
 }
 
@@ -327,41 +327,42 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    /// Whatever happens: no tracker has two requests at once or is asked plainly before its min interval, each
-    /// starts with `started`, the schedule sleeps between orders, and it never dies while a tracker can be asked.
+    /// For any sequence of events: no tracker has two requests at once or gets a periodic announce before its minimum
+    /// interval, each starts with `started`, the schedule sleeps between announces, and it never stops while a tracker
+    /// can be asked.
     #[test]
-    fn any_course_keeps_the_rules(seed: u64, steps in prop::collection::vec(step(), 0..80)) {
-        let mut bench = Bench::new(&tiers(&[&["a", "b"], &["c"]]), seed);
-        let mut flying: Vec<Order> = Vec::new();
+    fn any_sequence_of_events_keeps_the_rules(seed: u64, steps in prop::collection::vec(step(), 0..80)) {
+        let mut clocked = Clocked::new(&tiers(&[&["a", "b"], &["c"]]), seed);
+        let mut in_flight: Vec<ScheduledAnnounce> = Vec::new();
         let mut answered = [None; 3];
         for step in steps {
-            while let Some(order) = bench.schedule.poll(bench.now) {
-                let index = order.tracker.0;
-                prop_assert!(flying.iter().all(|other| other.tracker != order.tracker));
-                prop_assert_eq!(order.event == Some(Event::Started), answered[index].is_none());
-                if let (None, Some(at)) = (order.event, answered[index]) {
-                    prop_assert!(bench.now - at >= 600 * SECOND);
+            while let Some(scheduled) = clocked.schedule.poll(clocked.now) {
+                let index = scheduled.tracker.0;
+                prop_assert!(in_flight.iter().all(|other| other.tracker != scheduled.tracker));
+                prop_assert_eq!(scheduled.event == Some(Event::Started), answered[index].is_none());
+                if let (None, Some(at)) = (scheduled.event, answered[index]) {
+                    prop_assert!(clocked.now - at >= 600 * SECOND);
                 }
-                flying.push(order);
+                in_flight.push(scheduled);
             }
-            let wakeup = bench.schedule.wakeup(bench.now);
-            prop_assert!(wakeup.is_none_or(|at| at > bench.now));
-            prop_assert!(wakeup.is_some() || !flying.is_empty());
+            let wakeup = clocked.schedule.wakeup(clocked.now);
+            prop_assert!(wakeup.is_none_or(|at| at > clocked.now));
+            prop_assert!(wakeup.is_some() || !in_flight.is_empty());
             match step {
-                Step::Sleep => bench.now = wakeup.unwrap_or(bench.now),
-                Step::Pass(seconds) => bench.now += u32::from(seconds) * SECOND,
-                Step::Answer(n) if !flying.is_empty() => {
-                    let order = flying.swap_remove(n % flying.len());
-                    answered[order.tracker.0] = Some(bench.now);
-                    bench.answer(&order, ok());
+                Step::Sleep => clocked.now = wakeup.unwrap_or(clocked.now),
+                Step::Pass(seconds) => clocked.now += u32::from(seconds) * SECOND,
+                Step::Answer(n) if !in_flight.is_empty() => {
+                    let scheduled = in_flight.swap_remove(n % in_flight.len());
+                    answered[scheduled.tracker.0] = Some(clocked.now);
+                    clocked.answer(&scheduled, ok());
                 }
-                Step::Fail(n) if !flying.is_empty() => {
-                    let order = flying.swap_remove(n % flying.len());
-                    bench.answer(&order, fail());
+                Step::Fail(n) if !in_flight.is_empty() => {
+                    let scheduled = in_flight.swap_remove(n % in_flight.len());
+                    clocked.answer(&scheduled, fail());
                 }
                 Step::Answer(_) | Step::Fail(_) => {}
-                Step::Want => bench.schedule.want_peers(bench.now),
-                Step::Completed => bench.schedule.completed(),
+                Step::Want => clocked.schedule.want_peers(clocked.now),
+                Step::Completed => clocked.schedule.completed(),
             }
         }
     }

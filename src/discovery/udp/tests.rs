@@ -1,4 +1,4 @@
-//! Against trackers on loopback that lose, repeat, reorder and lie.
+//! UDP client against trackers on loopback that lose, repeat, reorder and forge datagrams.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -14,30 +14,30 @@ pub(in crate::discovery) const CONNECT: u8 = 0;
 pub(in crate::discovery) const ANNOUNCE: u8 = 1;
 pub(in crate::discovery) const SCRAPE: u8 = 2;
 
-/// Seldom reached: what is not lost is answered at once.
+/// Limits that are seldom reached, because every datagram that is not lost is answered at once.
 pub(in crate::discovery) const LIMITS: UdpLimits = UdpLimits {
     resolve: Duration::from_secs(10),
     retry: Duration::from_millis(300),
     tries: 3,
     grace: Duration::from_secs(5),
-    id_life: Duration::from_secs(60),
+    id_lifetime: Duration::from_secs(60),
 };
 
-/// A request as the tracker sees it.
-pub(in crate::discovery) struct Asked<'a> {
-    /// How many came before, of any kind.
+/// A request as the tracker receives it.
+pub(in crate::discovery) struct FakeRequest<'a> {
+    /// Number of earlier requests of any kind.
     pub(in crate::discovery) n: usize,
     pub(in crate::discovery) action: u8,
     pub(in crate::discovery) transaction: [u8; 4],
     pub(in crate::discovery) datagram: &'a [u8],
 }
 
-impl Asked<'_> {
+impl FakeRequest<'_> {
     fn reply(&self, body: &[u8]) -> Vec<u8> {
         [&[0, 0, 0, self.action], self.transaction.as_slice(), body].concat()
     }
 
-    /// What a good tracker says; `peers` is for an announce.
+    /// Returns a correct reply; `peers` is used for an announce.
     pub(in crate::discovery) fn good(&self, peers: &[u8]) -> Vec<u8> {
         self.reply(&match self.action {
             CONNECT => b"connection id"[..8].to_vec(),
@@ -49,22 +49,22 @@ impl Asked<'_> {
 
 pub(in crate::discovery) const ONE_PEER: &[u8] = b"\x7f\0\0\x01\x1a\xe1";
 
-/// A tracker with a manner: the datagrams that it sends for each that it gets. Ends when dropped.
+/// A tracker that answers each datagram with those that a closure returns. Ends when dropped.
 pub(in crate::discovery) struct Fake {
     pub(in crate::discovery) addr: SocketAddr,
     /// Actions and sources of all requests so far.
-    pub(in crate::discovery) asked: watch::Receiver<Vec<(u8, SocketAddr)>>,
+    pub(in crate::discovery) requests: watch::Receiver<Vec<(u8, SocketAddr)>>,
     task: JoinHandle<()>,
 }
 
 impl Fake {
     pub(in crate::discovery) async fn start(
         host: &str,
-        mut manner: impl FnMut(Asked) -> Vec<Vec<u8>> + Send + 'static,
+        mut behaviour: impl FnMut(FakeRequest) -> Vec<Vec<u8>> + Send + 'static,
     ) -> Self {
         let socket = UdpSocket::bind((host, 0)).await.unwrap();
         let addr = socket.local_addr().unwrap();
-        let (log, asked) = watch::channel(Vec::new());
+        let (log, requests) = watch::channel(Vec::new());
         let task = tokio::spawn(async move {
             let mut buffer = [0; 9000];
             for n in 0.. {
@@ -72,16 +72,18 @@ impl Fake {
                 let datagram = &buffer[..len];
                 let action = datagram[11];
                 log.send_modify(|log: &mut Vec<_>| log.push((action, from)));
-                for reply in manner(Asked { n, action, transaction: datagram[12..16].try_into().unwrap(), datagram }) {
+                for reply in
+                    behaviour(FakeRequest { n, action, transaction: datagram[12..16].try_into().unwrap(), datagram })
+                {
                     socket.send_to(&reply, from).await.unwrap();
                 }
             }
         });
-        Self { addr, asked, task }
+        Self { addr, requests, task }
     }
 
     pub(in crate::discovery) async fn good() -> Self {
-        Self::start("127.0.0.1", |asked| vec![asked.good(ONE_PEER)]).await
+        Self::start("127.0.0.1", |request| vec![request.good(ONE_PEER)]).await
     }
 
     pub(in crate::discovery) fn url(&self) -> Url {
@@ -89,7 +91,7 @@ impl Fake {
     }
 
     pub(in crate::discovery) fn actions(&self) -> Vec<u8> {
-        self.asked.borrow().iter().map(|(action, _)| *action).collect()
+        self.requests.borrow().iter().map(|(action, _)| *action).collect()
     }
 }
 
@@ -115,9 +117,9 @@ async fn announce(client: &UdpClient, url: &Url) -> Result<Reply, AnnounceError>
     client.announce(url, &announce, &query).await
 }
 
-/// What comes of an announce to a tracker with this manner.
-async fn outcome(manner: impl FnMut(Asked) -> Vec<Vec<u8>> + Send + 'static) -> Result<Reply, AnnounceError> {
-    let fake = Fake::start("127.0.0.1", manner).await;
+/// Returns the outcome of an announce to a tracker with this behaviour.
+async fn outcome(behaviour: impl FnMut(FakeRequest) -> Vec<Vec<u8>> + Send + 'static) -> Result<Reply, AnnounceError> {
+    let fake = Fake::start("127.0.0.1", behaviour).await;
     announce(&client(), &fake.url()).await
 }
 
@@ -126,11 +128,11 @@ fn peer(text: &str) -> SocketAddr {
 }
 
 #[tokio::test]
-async fn one_connection_serves_many_requests_and_then_no_more() {
-    let fake = Fake::start("127.0.0.1", |asked| {
-        assert!(asked.action == CONNECT || asked.datagram[..8] == b"connection id"[..8]);
-        assert!(asked.action != ANNOUNCE || asked.datagram.ends_with(b"\x02\x13/announce?passkey=x"));
-        vec![asked.good(ONE_PEER)]
+async fn a_connection_is_reused_until_its_id_expires() {
+    let fake = Fake::start("127.0.0.1", |request| {
+        assert!(request.action == CONNECT || request.datagram[..8] == b"connection id"[..8]);
+        assert!(request.action != ANNOUNCE || request.datagram.ends_with(b"\x02\x13/announce?passkey=x"));
+        vec![request.good(ONE_PEER)]
     })
     .await;
     let client = client();
@@ -140,12 +142,12 @@ async fn one_connection_serves_many_requests_and_then_no_more() {
     let counts = client.scrape(&fake.url(), InfoHash([0xaa; 20])).await.unwrap();
     assert_eq!(counts, Scrape { seeders: Some(1), downloads: Some(2), leechers: Some(3) });
     assert_eq!(fake.actions(), [CONNECT, ANNOUNCE, ANNOUNCE, SCRAPE]);
-    let sources: Vec<SocketAddr> = fake.asked.borrow().iter().map(|(_, from)| *from).collect();
+    let sources: Vec<SocketAddr> = fake.requests.borrow().iter().map(|(_, from)| *from).collect();
     assert!(sources.iter().all(|source| *source == sources[0]), "{sources:?}");
 
-    // An id that is too old is not used.
+    // An expired id is not used.
     let fake = Fake::good().await;
-    let client = UdpClient::new(Bind::Anywhere, UdpLimits { id_life: Duration::from_millis(500), ..LIMITS });
+    let client = UdpClient::new(Bind::Anywhere, UdpLimits { id_lifetime: Duration::from_millis(500), ..LIMITS });
     announce(&client, &fake.url()).await.unwrap();
     tokio::time::sleep(Duration::from_millis(600)).await;
     announce(&client, &fake.url()).await.unwrap();
@@ -153,25 +155,25 @@ async fn one_connection_serves_many_requests_and_then_no_more() {
 }
 
 #[tokio::test]
-async fn what_is_lost_is_sent_again() {
-    // The first of each kind; the id still counts.
-    let reply = outcome(|asked| if matches!(asked.n, 0 | 2) { vec![] } else { vec![asked.good(ONE_PEER)] }).await;
+async fn lost_datagrams_are_sent_again() {
+    // The first datagram of each kind is lost; the connection id stays valid.
+    let reply = outcome(|request| if matches!(request.n, 0 | 2) { vec![] } else { vec![request.good(ONE_PEER)] }).await;
     assert_eq!(reply.unwrap().peers, [peer("127.0.0.1:6881")]);
 }
 
 #[tokio::test]
-async fn silence_ends() {
+async fn a_silent_tracker_is_given_up() {
     for silent_at in [CONNECT, ANNOUNCE] {
         let sent = Arc::new(AtomicUsize::new(0));
         let count = sent.clone();
-        let outcome = outcome(move |asked| {
-            if asked.action != silent_at {
-                return vec![asked.good(b"")];
+        let outcome = outcome(move |request| {
+            if request.action != silent_at {
+                return vec![request.good(b"")];
             }
             count.fetch_add(1, Ordering::Relaxed);
             vec![]
         });
-        // 1 + 2 + 4 times the first wait.
+        // 1 + 2 + 4 times the first timeout.
         assert_eq!(outcome.await, Err(AnnounceError::Request(RequestError::Timeout(Duration::from_millis(2100)))));
         assert_eq!(sent.load(Ordering::Relaxed), 3);
     }
@@ -179,29 +181,29 @@ async fn silence_ends() {
 }
 
 #[tokio::test]
-async fn nobody_at_home_is_told_at_once() {
+async fn a_closed_port_is_reported_at_once() {
     let fake = Fake::good().await;
     let url = fake.url();
     fake.task.abort();
-    let _ = timeout(Duration::from_secs(10), fake.asked.clone().wait_for(|_| false)).await;
-    let fault = announce(&UdpClient::new(Bind::Anywhere, UdpLimits::default()), &url).await.unwrap_err().to_string();
-    assert!(fault.starts_with("cannot connect: ") && fault.contains("refused"), "{fault}");
+    let _ = timeout(Duration::from_secs(10), fake.requests.clone().wait_for(|_| false)).await;
+    let error = announce(&UdpClient::new(Bind::Anywhere, UdpLimits::default()), &url).await.unwrap_err().to_string();
+    assert!(error.starts_with("cannot connect: ") && error.contains("refused"), "{error}");
 }
 
 #[tokio::test]
-async fn replies_to_others_count_for_nothing() {
-    let reply = outcome(|asked| {
-        let good = asked.good(ONE_PEER);
-        let mut other = asked.good(b"\x09\x09\x09\x09\x09\x09");
+async fn replies_to_other_requests_are_ignored() {
+    let reply = outcome(|request| {
+        let good = request.good(ONE_PEER);
+        let mut other = request.good(b"\x09\x09\x09\x09\x09\x09");
         other[7] ^= 1;
-        // Of another transaction, too short, an error to somebody else; twice what counts.
+        // Another transaction, too short, an error for another request, and the right reply twice.
         vec![other.clone(), good[..7].to_vec(), vec![], [b"\0\0\0\x03", &other[4..]].concat(), good.clone(), good]
     });
     assert_eq!(reply.await.unwrap().peers, [peer("127.0.0.1:6881")]);
 }
 
 #[tokio::test]
-async fn only_the_address_that_was_asked_may_answer() {
+async fn replies_from_other_addresses_are_ignored() {
     let (liar, tracker) =
         (UdpSocket::bind("127.0.0.2:0").await.unwrap(), UdpSocket::bind("127.0.0.1:0").await.unwrap());
     let url = format!("udp://{}/announce", tracker.local_addr().unwrap()).parse().unwrap();
@@ -210,10 +212,10 @@ async fn only_the_address_that_was_asked_may_answer() {
         loop {
             let (len, from) = tracker.recv_from(&mut buffer).await.unwrap();
             let datagram = &buffer[..len];
-            let asked =
-                Asked { n: 0, action: datagram[11], transaction: datagram[12..16].try_into().unwrap(), datagram };
-            liar.send_to(&asked.good(b"\x09\x09\x09\x09\x09\x09"), from).await.unwrap();
-            tracker.send_to(&asked.good(ONE_PEER), from).await.unwrap();
+            let request =
+                FakeRequest { n: 0, action: datagram[11], transaction: datagram[12..16].try_into().unwrap(), datagram };
+            liar.send_to(&request.good(b"\x09\x09\x09\x09\x09\x09"), from).await.unwrap();
+            tracker.send_to(&request.good(ONE_PEER), from).await.unwrap();
         }
     });
     assert_eq!(announce(&client(), &url).await.unwrap().peers, [peer("127.0.0.1:6881")]);
@@ -221,44 +223,47 @@ async fn only_the_address_that_was_asked_may_answer() {
 }
 
 #[tokio::test]
-async fn nonsense_is_a_fault() {
+async fn malformed_replies_are_errors() {
     let garbage = |outcome: Result<Reply, AnnounceError>| {
         assert!(matches!(outcome, Err(AnnounceError::Garbage(_))), "{outcome:?}");
     };
-    garbage(outcome(|asked| vec![asked.reply(b"short")]).await);
-    garbage(outcome(|asked| vec![if asked.action == CONNECT { asked.good(b"") } else { asked.reply(b"short") }]).await);
-    garbage(outcome(|asked| vec![[&[0, 0, 0, 9], asked.transaction.as_slice(), b"what?"].concat()]).await);
+    garbage(outcome(|request| vec![request.reply(b"short")]).await);
+    garbage(
+        outcome(|request| vec![if request.action == CONNECT { request.good(b"") } else { request.reply(b"short") }])
+            .await,
+    );
+    garbage(outcome(|request| vec![[&[0, 0, 0, 9], request.transaction.as_slice(), b"what?"].concat()]).await);
     garbage(outcome(|_| vec![b"flood".to_vec(); 2 * MAX_STRAY]).await);
 }
 
 #[tokio::test]
-async fn a_reply_of_any_length_costs_no_more_than_it_may() {
-    let reply = outcome(|asked| vec![asked.good(&ONE_PEER.repeat(10_000))]).await.unwrap();
+async fn the_peers_of_a_long_reply_are_bounded() {
+    let reply = outcome(|request| vec![request.good(&ONE_PEER.repeat(10_000))]).await.unwrap();
     assert!((100..=MAX_PEERS).contains(&reply.peers.len()), "{}", reply.peers.len());
 }
 
 #[tokio::test]
-async fn a_refusal_is_told_in_the_trackers_words() {
-    let refuse = |asked: Asked| {
-        let refusal = [&[0, 0, 0, 3], asked.transaction.as_slice(), b"not\x1b[31m registered\r\n"].concat();
-        vec![if asked.action == CONNECT { asked.good(b"") } else { refusal }]
+async fn a_rejection_carries_the_trackers_reason() {
+    let refuse = |request: FakeRequest| {
+        let refusal = [&[0, 0, 0, 3], request.transaction.as_slice(), b"not\x1b[31m registered\r\n"].concat();
+        vec![if request.action == CONNECT { request.good(b"") } else { refusal }]
     };
     let expected = AnnounceError::Refused { reason: "not [31m registered".into(), retry: Retry::BackOff };
     assert_eq!(outcome(refuse).await, Err(expected));
 }
 
 #[tokio::test]
-async fn a_tracker_that_forgot_its_ids_is_connected_to_anew() {
-    // It gives ids 0, 1, 2, … and knows only the last; in between it is started anew.
+async fn a_tracker_that_forgot_its_ids_gets_a_new_connect_request() {
+    // It issues ids 0, 1, 2, … and knows only the last, as if it restarted in between.
     let mut id = 0u8;
-    let fake = Fake::start("127.0.0.1", move |asked| {
+    let fake = Fake::start("127.0.0.1", move |request| {
         let known = [b"id     ".as_slice(), &[id]].concat();
-        vec![match asked.action {
-            CONNECT => asked.reply(&known),
-            _ if asked.datagram[..8] != known => [&[0, 0, 0, 3], asked.transaction.as_slice(), b"who?"].concat(),
+        vec![match request.action {
+            CONNECT => request.reply(&known),
+            _ if request.datagram[..8] != known => [&[0, 0, 0, 3], request.transaction.as_slice(), b"who?"].concat(),
             _ => {
                 id += 1;
-                asked.good(ONE_PEER)
+                request.good(ONE_PEER)
             }
         }]
     })
@@ -270,27 +275,27 @@ async fn a_tracker_that_forgot_its_ids_is_connected_to_anew() {
 }
 
 #[tokio::test]
-async fn over_ipv6_peers_are_ipv6() {
+async fn peers_from_an_ipv6_address_are_ipv6() {
     let six = [&[0u8; 15], b"\x01\x1a\xe1".as_slice()].concat();
-    let fake = Fake::start("::1", move |asked| vec![asked.good(&six)]).await;
+    let fake = Fake::start("::1", move |request| vec![request.good(&six)]).await;
     assert_eq!(announce(&client(), &fake.url()).await.unwrap().peers, [peer("[::1]:6881")]);
 }
 
 #[tokio::test]
-async fn both_families_are_asked_and_a_dead_one_is_waited_for_but_briefly() {
+async fn both_families_are_asked_and_a_silent_one_delays_only_briefly() {
     let six = [&[0u8; 15], b"\x01\x1a\xe1".as_slice()].concat();
     let four = Fake::good().await;
-    let other = Fake::start("::1", move |asked| vec![asked.good(&six)]).await;
+    let other = Fake::start("::1", move |request| vec![request.good(&six)]).await;
     let request = Request::scrape(InfoHash([0; 20]));
     let family: fn(&[u8], bool) -> Result<bool, AnnounceError> = |_, v6| Ok(v6);
-    let mut families = client().ask(vec![four.addr, other.addr], request.clone(), family).await.unwrap();
+    let mut families = client().ask_all(vec![four.addr, other.addr], request.clone(), family).await.unwrap();
     families.sort();
     assert_eq!(families, [false, true]);
 
     let dead = Fake::start("::1", |_| vec![]).await;
     let limits = UdpLimits { retry: Duration::from_secs(60), grace: Duration::from_millis(50), ..LIMITS };
     let client = UdpClient::new(Bind::Anywhere, limits);
-    let answers = timeout(Duration::from_secs(20), client.ask(vec![dead.addr, four.addr], request, family)).await;
+    let answers = timeout(Duration::from_secs(20), client.ask_all(vec![dead.addr, four.addr], request, family)).await;
     assert_eq!(answers.unwrap(), Ok(vec![false]));
 
     let answer = |text: &str, seeders| {
@@ -302,20 +307,20 @@ async fn both_families_are_asked_and_a_dead_one_is_waited_for_but_briefly() {
 }
 
 #[tokio::test]
-async fn it_leaves_from_where_it_is_bound_to() {
+async fn datagrams_leave_from_the_bound_address() {
     let fake = Fake::good().await;
     let bound = |text: &str| UdpClient::new(text.parse().unwrap(), LIMITS);
     announce(&bound("127.0.0.9"), &fake.url()).await.unwrap();
-    assert_eq!(fake.asked.borrow()[0].1.ip(), IpAddr::from([127, 0, 0, 9]));
+    assert_eq!(fake.requests.borrow()[0].1.ip(), IpAddr::from([127, 0, 0, 9]));
     announce(&bound("lo"), &fake.url()).await.unwrap();
     for (nowhere, words) in [("::1", "family"), ("no-such-if", "No such device"), ("192.0.2.1", "assign")] {
-        let fault = announce(&bound(nowhere), &fake.url()).await.unwrap_err().to_string();
-        assert!(fault.starts_with("cannot connect: ") && fault.contains(words), "{fault}");
+        let error = announce(&bound(nowhere), &fake.url()).await.unwrap_err().to_string();
+        assert!(error.starts_with("cannot connect: ") && error.contains(words), "{error}");
     }
 }
 
 #[tokio::test]
-async fn a_name_that_leads_into_the_local_network_is_asked_only_for_announces() {
+async fn a_name_with_local_addresses_is_used_only_for_announces() {
     let fake = Fake::good().await;
     let client = client();
     let to = |path: &str| format!("udp://localhost:{}{path}", fake.addr.port()).parse::<Url>().unwrap();
@@ -327,15 +332,15 @@ async fn a_name_that_leads_into_the_local_network_is_asked_only_for_announces() 
 }
 
 #[tokio::test]
-async fn connections_kept_are_bounded() {
+async fn cached_connections_are_bounded() {
     let client = client();
-    for n in 0..MAX_KEPT as u16 + 5 {
+    for n in 0..MAX_CACHED as u16 + 5 {
         let addr = SocketAddr::from(([127, 0, 0, 1], 1000 + n));
         let mut connection = Connection::open(addr, &Bind::Anywhere).await.unwrap();
         connection.id = Some((ConnectionId(1), Instant::now()));
-        client.keep(addr, connection);
+        client.put_back(addr, connection);
     }
-    assert_eq!(client.lock().len(), MAX_KEPT);
+    assert_eq!(client.cache().len(), MAX_CACHED);
     let addr = SocketAddr::from(([127, 0, 0, 1], 1000));
     assert!(client.take(addr).is_some() && client.take(addr).is_none());
 }

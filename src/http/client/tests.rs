@@ -1,4 +1,4 @@
-//! What may be reached, and by which way.
+//! Access to the local network, redirects, proxies and bind addresses.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -7,7 +7,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
 use super::*;
-use crate::http::testing::{Manner, Server, raw, serve};
+use crate::http::testing::{Behaviour, Server, raw, serve};
 
 fn limits() -> HttpLimits {
     HttpLimits { body: 64 << 10, redirects: 3, ..HttpLimits::default() }
@@ -26,13 +26,13 @@ async fn get(client: &HttpClient, url: &str, purpose: Purpose) -> Result<Vec<u8>
     client.get(url.parse().unwrap(), purpose).await.map(|(_, body)| body)
 }
 
-fn redirect_to(place: &str) -> Manner {
-    raw(&format!("HTTP/1.1 302 Found\r\nlocation: {place}\r\ncontent-length: 0\r\n\r\n"))
+fn redirect_to(location: &str) -> Behaviour {
+    raw(&format!("HTTP/1.1 302 Found\r\nlocation: {location}\r\ncontent-length: 0\r\n\r\n"))
 }
 
 #[tokio::test]
-async fn this_machine_is_asked_only_for_what_looks_as_it_should() {
-    let server = Server::start(Manner::Body(b"hello".to_vec())).await;
+async fn this_machine_receives_only_the_allowed_requests() {
+    let server = Server::start(Behaviour::Body(b"hello".to_vec())).await;
     let client = client();
     for (path, purpose, allowed) in [
         ("/announce?x", Purpose::Announce, true),
@@ -42,7 +42,7 @@ async fn this_machine_is_asked_only_for_what_looks_as_it_should() {
         ("/scrape?x", Purpose::Scrape, true),
         ("/film.mkv", Purpose::WebSeed, true),
         ("/film.mkv?x", Purpose::WebSeed, false),
-        ("/admin?x", Purpose::Own, true),
+        ("/admin?x", Purpose::User, true),
     ] {
         for host in ["127.0.0.1", "localhost"] {
             let url = format!("http://{host}:{}{path}", server.addr.port());
@@ -54,43 +54,46 @@ async fn this_machine_is_asked_only_for_what_looks_as_it_should() {
 }
 
 #[tokio::test]
-async fn a_redirect_changes_no_rule() {
-    let goal = Server::start(Manner::Body(b"goal".to_vec())).await;
+async fn the_local_rule_holds_for_redirects() {
+    let target = Server::start(Behaviour::Body(b"target".to_vec())).await;
     for (path, expected) in [
-        ("/x/announce.php", Ok(b"goal".to_vec())),
+        ("/x/announce.php", Ok(b"target".to_vec())),
         ("/admin", Err(RequestError::Local)),
         ("", Err(RequestError::Local)),
     ] {
-        let start = Server::start(redirect_to(&format!("http://{}{path}", goal.addr))).await;
+        let start = Server::start(redirect_to(&format!("http://{}{path}", target.addr))).await;
         assert_eq!(get(&client(), &start.url(), Purpose::Announce).await, expected);
     }
-    assert_eq!(goal.requests.borrow().len(), 1);
+    assert_eq!(target.requests.borrow().len(), 1);
 }
 
 #[tokio::test]
 async fn no_redirect_leads_from_a_global_address_into_the_local_network() {
-    let inside = Server::start(Manner::Body(b"inside".to_vec())).await;
+    let internal = Server::start(Behaviour::Body(b"internal".to_vec())).await;
     let blocked = Err(RequestError::Redirect("into the local network"));
-    for place in [inside.url(), format!("http://localhost:{}/announce", inside.addr.port())] {
-        // The proxy stands for the world.
-        let world = Server::start(redirect_to(&place)).await;
-        let client = through(&format!("http://{}", world.addr));
+    for location in [internal.url(), format!("http://localhost:{}/announce", internal.addr.port())] {
+        // The proxy stands in for the internet.
+        let internet = Server::start(redirect_to(&location)).await;
+        let client = through(&format!("http://{}", internet.addr));
         assert_eq!(get(&client, "http://tracker.example/announce", Purpose::Announce).await, blocked);
-        assert_eq!(get(&client, "http://tracker.example/x.torrent", Purpose::Own).await, blocked);
-        assert_eq!(*world.requests.borrow(), ["http://tracker.example/announce", "http://tracker.example/x.torrent"]);
-        // What is local to begin with may stay so.
+        assert_eq!(get(&client, "http://tracker.example/x.torrent", Purpose::User).await, blocked);
+        assert_eq!(
+            *internet.requests.borrow(),
+            ["http://tracker.example/announce", "http://tracker.example/x.torrent"]
+        );
+        // A URL that is local from the start may redirect to a local one.
         assert_ne!(get(&client, "http://10.0.0.1/announce", Purpose::Announce).await, blocked);
     }
-    assert!(inside.requests.borrow().is_empty());
+    assert!(internal.requests.borrow().is_empty());
 }
 
 #[tokio::test]
-async fn names_are_judged_by_what_they_resolve_to() {
-    let server = Server::start(Manner::Body(b"inside".to_vec())).await;
+async fn names_are_judged_by_their_addresses() {
+    let server = Server::start(Behaviour::Body(b"internal".to_vec())).await;
     let client = client();
     let ask = |clients: &Clients| clients.plain.get(format!("http://localhost:{}/", server.addr.port())).send();
-    let fault = ask(&client.inner.global).await.unwrap_err();
-    assert_eq!(client.fault(fault), RequestError::Local);
+    let error = ask(&client.inner.global).await.unwrap_err();
+    assert_eq!(client.to_error(error), RequestError::Local);
     assert!(ask(&client.inner.any).await.is_ok());
     assert_eq!(server.requests.borrow().len(), 1);
 
@@ -102,12 +105,14 @@ async fn names_are_judged_by_what_they_resolve_to() {
             std::ptr::eq(chosen, &client.inner.global.plain)
         }
     };
-    // Where a name leads is known when it is too late to choose: what may go anywhere, and what may not.
+    // The client is chosen before the name is resolved, so the choice depends only on the purpose and on earlier
+    // redirects.
     assert_eq!((chosen("announce", false).await, chosen("announce", true).await), (false, true));
     assert!(chosen("a.php", false).await);
 }
 
-/// Answers a SOCKS 5 client (RFC 1928, 1929) and then plays the server itself. Yields user, password, host and port.
+/// Answers a SOCKS 5 client (RFC 1928, 1929), then acts as the destination server. Returns user, password, host and
+/// port.
 async fn socks(mut stream: TcpStream, verdict: u8) -> Option<(TcpStream, String)> {
     let mut greeting = [0; 2];
     stream.read_exact(&mut greeting).await.ok()?;
@@ -116,14 +121,14 @@ async fn socks(mut stream: TcpStream, verdict: u8) -> Option<(TcpStream, String)
     assert!(greeting[0] == 5 && methods.contains(&2), "{methods:?}");
     stream.write_all(&[5, 2]).await.ok()?;
     assert_eq!(stream.read_u8().await.ok()?, 1);
-    let user = words(&mut stream).await?;
-    let password = words(&mut stream).await?;
+    let user = string(&mut stream).await?;
+    let password = string(&mut stream).await?;
     stream.write_all(&[1, verdict]).await.ok()?;
     let mut request = [0; 4];
     stream.read_exact(&mut request).await.ok()?;
     assert_eq!(request[..3], [5, 1, 0]);
     let host = match request[3] {
-        3 => words(&mut stream).await?,
+        3 => string(&mut stream).await?,
         1 => IpAddr::from(stream.read_u32().await.ok()?.to_be_bytes()).to_string(),
         other => panic!("{other}"),
     };
@@ -131,20 +136,21 @@ async fn socks(mut stream: TcpStream, verdict: u8) -> Option<(TcpStream, String)
     stream.write_all(&[5, 0, 0, 1, 0, 0, 0, 0, 0, 0]).await.ok()?;
     return Some((stream, format!("{user}:{password}@{host}:{port}")));
 
-    async fn words(stream: &mut TcpStream) -> Option<String> {
+    async fn string(stream: &mut TcpStream) -> Option<String> {
         let mut text = vec![0; stream.read_u8().await.ok()?.into()];
         stream.read_exact(&mut text).await.ok()?;
         String::from_utf8(text).ok()
     }
 }
 
-/// A SOCKS 5 proxy behind which every address is a server that says `hello`, but hangs up on TLS; who was asked for.
+/// Starts a SOCKS 5 proxy behind which every address is a server that answers `hello`, but closes TLS connections. Also
+/// returns the destinations requested.
 async fn start_socks(verdict: u8) -> (SocketAddr, watch::Receiver<Vec<String>>) {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let addr = listener.local_addr().unwrap();
     let (log, asked) = watch::channel(Vec::new());
     let log = Arc::new(log);
-    // Ends with the test's runtime.
+    // The task ends with the test's runtime.
     tokio::spawn(async move {
         loop {
             let (stream, _) = listener.accept().await.unwrap();
@@ -156,7 +162,7 @@ async fn start_socks(verdict: u8) -> (SocketAddr, watch::Receiver<Vec<String>>) 
                 if tls {
                     return None;
                 }
-                serve(stream, Manner::Body(b"hello".to_vec()), Arc::new(watch::channel(Vec::new()).0)).await
+                serve(stream, Behaviour::Body(b"hello".to_vec()), Arc::new(watch::channel(Vec::new()).0)).await
             });
         }
     });
@@ -165,14 +171,14 @@ async fn start_socks(verdict: u8) -> (SocketAddr, watch::Receiver<Vec<String>>) 
 
 #[tokio::test]
 async fn a_socks_proxy_carries_everything_and_resolves_names() {
-    let direct = Server::start(Manner::Body(b"direct".to_vec())).await;
+    let direct = Server::start(Behaviour::Body(b"direct".to_vec())).await;
     let (addr, asked) = start_socks(0).await;
     let client = through(&format!("socks5://me:pass%40word@{addr}"));
     let local = direct.url();
     for url in ["http://tracker.example/announce", "http://tracker.example:8080/a.php?x", &local] {
         assert_eq!(get(&client, url, Purpose::Announce).await.unwrap(), b"hello", "{url}");
     }
-    // What is local to the proxy is no less so.
+    // A host that is local to the proxy is protected in the same way.
     assert_eq!(get(&client, "http://localhost/admin", Purpose::Announce).await, Err(RequestError::Local));
     let expected = ["tracker.example:80".into(), "tracker.example:8080".into(), direct.addr.to_string()];
     assert_eq!(*asked.borrow(), expected.map(|to| format!("me:pass@word@{to}")));
@@ -183,26 +189,28 @@ async fn a_socks_proxy_carries_everything_and_resolves_names() {
 }
 
 #[tokio::test]
-async fn a_proxy_that_does_not_serve_us_is_a_fault_and_not_gone_around() {
-    let direct = Server::start(Manner::Body(b"direct".to_vec())).await;
+async fn a_failing_proxy_is_an_error_and_is_not_bypassed() {
+    let direct = Server::start(Behaviour::Body(b"direct".to_vec())).await;
     let (refusing, _asked) = start_socks(1).await;
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
-    let nobody = listener.local_addr().unwrap();
+    let closed_port = listener.local_addr().unwrap();
     drop(listener);
-    for proxy in [format!("socks5://me:wrong@{refusing}"), format!("socks5://{nobody}"), format!("http://{nobody}")] {
-        let fault = get(&through(&proxy), &direct.url(), Purpose::Announce).await.unwrap_err();
-        assert!(matches!(fault, RequestError::Connect(_)), "{proxy}: {fault:?}");
-        assert!(!fault.to_string().contains("wrong"), "{fault}");
+    for proxy in
+        [format!("socks5://me:wrong@{refusing}"), format!("socks5://{closed_port}"), format!("http://{closed_port}")]
+    {
+        let error = get(&through(&proxy), &direct.url(), Purpose::Announce).await.unwrap_err();
+        assert!(matches!(error, RequestError::Connect(_)), "{proxy}: {error:?}");
+        assert!(!error.to_string().contains("wrong"), "{error}");
     }
-    let angry = Server::start(raw("HTTP/1.1 407 Proxy Authentication Required\r\ncontent-length: 0\r\n\r\n")).await;
-    let client = through(&format!("http://{}", angry.addr));
+    let rejecting = Server::start(raw("HTTP/1.1 407 Proxy Authentication Required\r\ncontent-length: 0\r\n\r\n")).await;
+    let client = through(&format!("http://{}", rejecting.addr));
     let (status, _) = client.get(direct.url().parse().unwrap(), Purpose::Announce).await.unwrap();
     assert_eq!(status.as_u16(), 407);
     assert!(direct.requests.borrow().is_empty());
 }
 
 #[tokio::test]
-async fn it_leaves_from_where_it_is_bound_to() {
+async fn requests_leave_from_the_bound_address() {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let url = format!("http://{}/announce", listener.local_addr().unwrap());
     let (log, sources) = watch::channel(Vec::new());
@@ -210,7 +218,7 @@ async fn it_leaves_from_where_it_is_bound_to() {
         loop {
             let (stream, from) = listener.accept().await.unwrap();
             log.send_modify(|sources| sources.push(from.ip()));
-            serve(stream, Manner::Body(b"hello".to_vec()), Arc::new(watch::channel(Vec::new()).0)).await;
+            serve(stream, Behaviour::Body(b"hello".to_vec()), Arc::new(watch::channel(Vec::new()).0)).await;
         }
     });
     let bound = |text: &str| {
@@ -221,12 +229,12 @@ async fn it_leaves_from_where_it_is_bound_to() {
         assert_eq!(get(&bound(from), &url, Purpose::Announce).await.unwrap(), b"hello", "{from}");
     }
     assert_eq!(sources.borrow()[0], IpAddr::from([127, 0, 0, 9]));
-    let fault = get(&bound("no-such-if"), &url, Purpose::Announce).await.unwrap_err();
-    assert!(matches!(fault, RequestError::Connect(_)), "{fault:?}");
+    let error = get(&bound("no-such-if"), &url, Purpose::Announce).await.unwrap_err();
+    assert!(matches!(error, RequestError::Connect(_)), "{error:?}");
 }
 
 #[tokio::test]
-async fn further_headers_go_with_each_redirect() {
+async fn headers_are_sent_with_each_redirect() {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let url: Url = format!("http://{}/film", listener.local_addr().unwrap()).parse().unwrap();
     let task = tokio::spawn(async move {

@@ -1,4 +1,4 @@
-//! RC4 over a stream.
+//! The RC4 stream cipher.
 
 use std::fmt;
 
@@ -7,21 +7,21 @@ use rc4::{KeyInit, Rc4, StreamCipher};
 use super::key::Secret;
 use crate::metainfo::InfoHash;
 
-/// The first bytes of RC4's stream give its key away, and are thrown away.
+/// Bytes of the key stream that are discarded, because the first ones reveal information about the key.
 const DISCARD: usize = 1024;
 
-/// One direction's cipher. Each byte of the stream must pass it once, in order.
+/// The cipher of one direction. Every byte of the stream must pass it exactly once, in order.
 pub struct Cipher(Rc4);
 
 impl Cipher {
     pub(super) fn new(key: [u8; 20]) -> Self {
-        // RC4 takes keys of 1 to 256 bytes.
-        let mut rc4 = Rc4::new_from_slice(&key).expect("20 bytes are a key");
+        // Cannot fail: RC4 accepts keys of 1 to 256 bytes.
+        let mut rc4 = Rc4::new_from_slice(&key).expect("RC4 accepts keys of 20 bytes");
         rc4.apply_keystream(&mut [0; DISCARD]);
         Self(rc4)
     }
 
-    /// Encrypts or decrypts in place: they are the same.
+    /// Encrypts or decrypts in place; RC4 makes no difference.
     pub fn apply(&mut self, bytes: &mut [u8]) {
         self.0.apply_keystream(bytes);
     }
@@ -33,23 +33,23 @@ impl fmt::Debug for Cipher {
     }
 }
 
-/// Both directions.
+/// The ciphers of both directions.
 #[derive(Debug)]
 pub struct Ciphers {
-    /// For what we send.
+    /// Cipher for sent bytes.
     pub send: Cipher,
-    /// For what we receive.
+    /// Cipher for received bytes.
     pub receive: Cipher,
 }
 
 impl Ciphers {
-    pub(super) fn of_caller(secret: &Secret, skey: &InfoHash) -> Box<Self> {
+    pub(super) fn of_initiator(secret: &Secret, skey: &InfoHash) -> Box<Self> {
         let cipher = |label| Cipher::new(secret.cipher_key(label, skey));
         Box::new(Self { send: cipher(b"keyA"), receive: cipher(b"keyB") })
     }
 
-    pub(super) fn of_answerer(secret: &Secret, skey: &InfoHash) -> Box<Self> {
-        let Self { send, receive } = *Self::of_caller(secret, skey);
+    pub(super) fn of_responder(secret: &Secret, skey: &InfoHash) -> Box<Self> {
+        let Self { send, receive } = *Self::of_initiator(secret, skey);
         Box::new(Self { send: receive, receive: send })
     }
 }
@@ -58,9 +58,10 @@ impl Ciphers {
 mod tests {
     use super::*;
 
-    /// RFC 6229's stream for the key of the bytes 1 to 16; ours has 20 bytes, so RC4 itself is asked here.
+    /// Test vector of RFC 6229 for the key of the bytes 1 to 16. It tests the crate, because our own keys have 20
+    /// bytes.
     #[test]
-    fn rc4_is_rc4() {
+    fn rc4_matches_the_test_vector() {
         let key: [u8; 16] = std::array::from_fn(|n| n as u8 + 1);
         let mut rc4 = Rc4::new_from_slice(&key).unwrap();
         let mut stream = vec![0; DISCARD + 16];
@@ -71,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn the_beginning_is_thrown_away() {
+    fn the_beginning_of_the_key_stream_is_discarded() {
         let mut whole = vec![0; DISCARD + 64];
         Rc4::new_from_slice(&[7; 20]).unwrap().apply_keystream(&mut whole);
         let mut ours = [0; 64];

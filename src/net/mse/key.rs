@@ -1,4 +1,4 @@
-//! The 768-bit Diffie-Hellman exchange, and the hashes of its result.
+//! The 768-bit Diffie-Hellman exchange and the hashes of its result.
 
 use std::sync::LazyLock;
 
@@ -9,7 +9,7 @@ use sha1::{Digest, Sha1};
 use super::MseError;
 use crate::metainfo::InfoHash;
 
-/// Bytes of a public key and of the shared secret.
+/// Length of a public key and of the shared secret, in bytes.
 pub(super) const KEY_LEN: usize = 96;
 
 /// The prime of the specification, most significant word first.
@@ -42,21 +42,21 @@ const PRIME: [u32; KEY_LEN / 4] = [
 
 static P: LazyLock<BigUint> = LazyLock::new(|| BigUint::new(PRIME.iter().rev().copied().collect()));
 
-/// Our half of an exchange.
+/// Our private key.
 pub(super) struct PrivateKey(BigUint);
 
 impl PrivateKey {
-    /// 160 random bits, as the specification advises.
+    /// Generates a key of 160 random bits, as the specification recommends.
     pub(super) fn generate(rng: &mut impl Rng) -> Self {
         Self(BigUint::from_bytes_be(&rng.random::<[u8; 20]>()))
     }
 
-    /// What the other side gets.
+    /// Returns our public key.
     pub(super) fn public(&self) -> [u8; KEY_LEN] {
         padded(&BigUint::from(2_u8).modpow(&self.0, &P))
     }
 
-    /// What both sides know in the end. A key that leaves no choice of a secret is refused.
+    /// Returns the shared secret. Rejects public keys that allow only a trivial secret.
     pub(super) fn secret(&self, theirs: &[u8; KEY_LEN]) -> Result<Secret, MseError> {
         let theirs = BigUint::from_bytes_be(theirs);
         let one = BigUint::from(1_u8);
@@ -67,7 +67,7 @@ impl PrivateKey {
     }
 }
 
-/// Big-endian, with zeros in front. `number` is below the prime.
+/// Encodes `number`, which is below the prime, as big-endian bytes with leading zeros.
 fn padded(number: &BigUint) -> [u8; KEY_LEN] {
     let bytes = number.to_bytes_be();
     let mut out = [0; KEY_LEN];
@@ -75,22 +75,22 @@ fn padded(number: &BigUint) -> [u8; KEY_LEN] {
     out
 }
 
-/// S, what the exchange gives both sides.
+/// The shared secret S.
 pub(super) struct Secret([u8; KEY_LEN]);
 
 impl Secret {
-    /// The mark by which the answerer finds the end of the caller's pad.
+    /// Returns HASH('req1', S), by which the responder finds the end of the initiator's pad.
     pub(super) fn req1(&self) -> [u8; 20] {
         hash(&[b"req1", &self.0])
     }
 
-    /// What tells the answerer the torrent, and nobody else.
+    /// Returns HASH('req2', SKEY) ^ HASH('req3', S), which identifies the torrent to the responder only.
     pub(super) fn request(&self, skey: &InfoHash) -> [u8; 20] {
         let (req2, req3) = (hash(&[b"req2", &skey.0]), hash(&[b"req3", &self.0]));
         std::array::from_fn(|n| req2[n] ^ req3[n])
     }
 
-    /// The RC4 key of one direction: `keyA` from the caller, `keyB` from the answerer.
+    /// Returns the RC4 key of one direction: `keyA` for the initiator's stream, `keyB` for the responder's.
     pub(super) fn cipher_key(&self, label: &[u8; 4], skey: &InfoHash) -> [u8; 20] {
         hash(&[label, &self.0, &skey.0])
     }
@@ -109,7 +109,7 @@ mod tests {
     use rand::rngs::StdRng;
 
     #[test]
-    fn the_prime_is_the_specifications() {
+    fn the_prime_follows_the_specification() {
         let hex = "FFFFFFFFFFFFFFFFC90FDAA22168C234C4C6628B80DC1CD129024E088A67CC74020BBEA63B139B22514A08798E3404DD\
                    EF9519B3CD3A431B302B0A6DF25F14374FE1356D6D51C245E485B576625E7EC6F44C42E9A63A36210000000000090563";
         assert_eq!(*P, BigUint::parse_bytes(hex.as_bytes(), 16).unwrap());
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn small_numbers_keep_their_zeros() {
+    fn small_numbers_keep_their_leading_zeros() {
         // 2^5 mod P.
         let five = PrivateKey(BigUint::from(5_u8));
         let mut expected = [0; KEY_LEN];
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_that_fix_the_secret_are_refused() {
+    fn keys_with_a_trivial_secret_are_rejected() {
         let ours = PrivateKey(BigUint::from(77_u8));
         let refused = |theirs: &BigUint| matches!(ours.secret(&padded(theirs)), Err(MseError::BadKey));
         let one = BigUint::from(1_u8);

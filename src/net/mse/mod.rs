@@ -1,47 +1,47 @@
 //! Message stream encryption (MSE, also called protocol encryption): a Diffie-Hellman exchange, then RC4 or plaintext.
 //!
-//! Sans-io: [`Caller`] and [`Answerer`] take what was received and say what to send; time limits and sockets are the
-//! business of `handshake`. The torrent's info hash is the shared key, so who does not know it learns only that two
-//! hosts talk. It hides the protocol from devices on the way that slow it down; it is no secrecy: RC4 is broken and
-//! nobody proves who he is.
+//! Sans-io: [`Initiator`] and [`Responder`] consume received bytes and produce bytes to send; `handshake` owns sockets
+//! and timeouts. The info hash is the shared key, so an observer without it learns only that two hosts communicate. MSE
+//! hides the protocol from devices that throttle it. It is not secure encryption: RC4 is broken, and nobody is
+//! authenticated.
 //!
 //! ```text
-//! 1 caller   Ya, PadA
-//! 2 answerer Yb, PadB
-//! 3 caller   HASH('req1', S), HASH('req2', SKEY) ^ HASH('req3', S),
-//!            ENCRYPT(VC, crypto_provide, len(PadC), PadC, len(IA)), ENCRYPT(IA)
-//! 4 answerer ENCRYPT(VC, crypto_select, len(PadD), PadD), then what it has to say
+//! 1 initiator  Ya, PadA
+//! 2 responder  Yb, PadB
+//! 3 initiator  HASH('req1', S), HASH('req2', SKEY) ^ HASH('req3', S),
+//!              ENCRYPT(VC, crypto_provide, len(PadC), PadC, len(IA)), ENCRYPT(IA)
+//! 4 responder  ENCRYPT(VC, crypto_select, len(PadD), PadD), then its payload
 //! ```
 //!
-//! What the other side sends is bounded: pads are 512 bytes at most, so that each side knows how far it must look for
-//! the place where the other one's hash (or VC) begins; the caller's first payload (IA) is 64 KiB at most by its format.
+//! Input is bounded: pads have at most 512 bytes, so each side knows how far to search for the other side's hash or VC,
+//! and the length field of the initial payload (IA) allows at most 64 KiB.
 
-mod answerer;
-mod caller;
 mod cipher;
+mod initiator;
 mod key;
+mod responder;
 #[cfg(test)]
 mod tests;
 
 use bytes::BytesMut;
 use rand::{Rng, RngExt};
 
-pub use answerer::Answerer;
-pub use caller::Caller;
 pub use cipher::{Cipher, Ciphers};
+pub use initiator::Initiator;
+pub use responder::Responder;
 
-/// The longest pad.
+/// Longest pad in bytes, by the specification.
 const MAX_PAD: usize = 512;
 
-/// The verification constant: that many zeros.
+/// Length of the verification constant, which consists of zeros.
 const VC_LEN: usize = 8;
 
-/// How the payload is sent after the handshake.
+/// The encryption method of the payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
-    /// As it is.
+    /// No encryption.
     Plaintext,
-    /// Under RC4.
+    /// RC4.
     Rc4,
 }
 
@@ -59,66 +59,66 @@ impl Method {
 pub struct Methods(u32);
 
 impl Methods {
-    /// Whatever the other side likes.
+    /// Both methods.
     pub const BOTH: Self = Self(Method::Plaintext.bit() | Method::Rc4.bit());
-    /// RC4 alone.
+    /// Only RC4.
     pub const RC4: Self = Self(Method::Rc4.bit());
-    /// Plaintext alone (after the encrypted handshake).
+    /// Only plaintext (after the encrypted handshake).
     pub const PLAINTEXT: Self = Self(Method::Plaintext.bit());
 
-    /// Whether `method` is one of them.
+    /// Returns whether the set contains `method`.
     pub fn has(self, method: Method) -> bool {
         self.0 & method.bit() != 0
     }
 
-    /// The one to use where both sides have several. What the handshake hides is hidden by then, and plaintext costs
-    /// nothing; who wants RC4 offers nothing else.
+    /// Returns the method to use with a peer that supports `other`. Prefers plaintext, which is free: the handshake is
+    /// already hidden, and a peer that wants RC4 offers nothing else.
     fn choose(self, other: Self) -> Option<Method> {
         [Method::Plaintext, Method::Rc4].into_iter().find(|method| self.has(*method) && other.has(*method))
     }
 
-    /// The one method that `bits` stand for.
+    /// Returns the method for a `crypto_select` value, if it is exactly one.
     fn only(bits: u32) -> Option<Method> {
         [Method::Plaintext, Method::Rc4].into_iter().find(|method| method.bit() == bits)
     }
 }
 
-/// Why a handshake failed.
+/// The reason why an encryption handshake failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MseError {
-    /// Zero, one, or not below the prime: no side that means it sends such a key.
-    #[error("its encryption key is none")]
+    /// The public key is 0, 1 or at least the prime minus one, which no correct implementation sends.
+    #[error("its encryption key is invalid")]
     BadKey,
-    /// What must follow the pad did not.
-    #[error("its encryption handshake makes no sense")]
+    /// The expected hash or constant did not follow the pad.
+    #[error("its encryption handshake is malformed")]
     NotSynchronized,
-    /// No torrent of ours has the hash that it asks for.
-    #[error("it asks under encryption for a torrent that is not here")]
+    /// The requested torrent is not one of ours.
+    #[error("it asks under encryption for a torrent that we do not have")]
     UnknownTorrent,
-    /// The verification constant, decrypted, is not zero.
+    /// The decrypted verification constant is not zero.
     #[error("its encryption handshake cannot be decrypted")]
     BadConstant,
-    /// Longer than 512 bytes.
+    /// A pad is longer than 512 bytes.
     #[error("its encryption handshake has a pad of {0} bytes")]
     PadTooLong(usize),
-    /// `crypto_provide` and what we take have nothing in common.
-    #[error("it offers no encryption method that is allowed here")]
+    /// `crypto_provide` has no method that we allow.
+    #[error("it offers no encryption method that is allowed")]
     NoCommonMethod,
-    /// `crypto_select` names no method, several, or one that was not offered.
+    /// `crypto_select` has no method, several, or one that we did not offer.
     #[error("it chose an encryption method that was not offered")]
     BadChoice,
 }
 
-/// What a handshake ends with.
+/// The result of a handshake.
 #[derive(Debug)]
 pub struct Secured {
-    /// RC4 each way, or `None` for plaintext.
+    /// RC4 ciphers, or `None` for plaintext.
     pub ciphers: Option<Box<Ciphers>>,
-    /// Payload that came with the handshake, decrypted.
+    /// Decrypted payload that arrived together with the handshake.
     pub early: BytesMut,
 }
 
-/// Pads of one side: behind its public key, and behind its offer or choice.
+/// Lengths of one side's pads: after its public key, and after its offer or choice.
 #[derive(Clone, Copy, Debug)]
 struct Pads {
     key: usize,
@@ -126,22 +126,22 @@ struct Pads {
 }
 
 impl Pads {
-    /// Of random length behind the key, so that no packet length gives the protocol away; none behind the choice, where
-    /// the specification keeps the place for later versions.
+    /// Chooses a random length for the pad after the key, so that no packet has a typical length. The pad after the
+    /// choice is empty, because the specification reserves it for extensions.
     fn random(rng: &mut impl Rng) -> Self {
         Self { key: rng.random_range(0..=MAX_PAD), choice: 0 }
     }
 }
 
 /// Appends `len` random bytes.
-fn noise(len: usize, rng: &mut impl Rng, out: &mut BytesMut) {
+fn random_bytes(len: usize, rng: &mut impl Rng, out: &mut BytesMut) {
     let from = out.len();
     out.resize(from + len, 0);
     rng.fill(&mut out[from..]);
 }
 
-/// Drops what precedes `mark` and `mark` itself, which must begin within the first [`MAX_PAD`] + 1 bytes.
-/// False: more must come.
+/// Removes `mark` and everything before it. `mark` must start within the first [`MAX_PAD`] + 1 bytes. Returns false if
+/// more input is needed.
 fn synchronize(input: &mut BytesMut, mark: &[u8]) -> Result<bool, MseError> {
     let window = &input[..input.len().min(MAX_PAD + mark.len())];
     if let Some(at) = window.windows(mark.len()).position(|bytes| bytes == mark) {
@@ -151,7 +151,7 @@ fn synchronize(input: &mut BytesMut, mark: &[u8]) -> Result<bool, MseError> {
     if input.len() >= MAX_PAD + mark.len() { Err(MseError::NotSynchronized) } else { Ok(false) }
 }
 
-/// The next `N` bytes, if they are there.
+/// Removes and returns the next `N` bytes, if there are enough.
 fn take<const N: usize>(input: &mut BytesMut) -> Option<[u8; N]> {
     let bytes = *input.first_chunk()?;
     let _ = input.split_to(N);

@@ -28,7 +28,7 @@ fn beside(dir: &Path) -> Arc<Cache> {
 }
 
 fn add_at(cache: &Arc<Cache>, sample: &Sample, place: Place, verify: bool) -> Result<Arc<TorrentStore>, StoreError> {
-    cache.add(TorrentSpec { place, verify, ..sample.spec() }, Box::new(|_| {}))
+    TorrentStore::open(cache, TorrentSpec { place, verify, ..sample.spec() }, Box::new(|_| {}))
 }
 
 fn download(dir: &Path, overwrite: bool) -> Place {

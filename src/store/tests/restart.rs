@@ -147,7 +147,7 @@ fn without_a_state_or_when_asked_every_piece_is_checked() {
         progress: Some(Box::new(move |done, of| lock(&progress).extend([(done, of)]))),
         ..sample.spec()
     };
-    let store = cache.add(spec, Box::new(|_| {})).unwrap();
+    let store = TorrentStore::open(&cache, spec, Box::new(|_| {})).unwrap();
     assert_eq!(had(&store), [0, 2, 4, 5, 7]);
     assert_eq!(*lock(&seen), (0..=8).map(|done| (done, 8)).collect());
 }
@@ -161,10 +161,10 @@ fn two_processes_do_not_share_a_directory() {
     assert!(error.contains(&format!("process {}", std::process::id())) && error.contains("--cache-dir"), "{error}");
     let sample = Sample::one_file(1, 100, 3);
     let (store, _) = add(&cache, &sample);
-    assert!(matches!(cache.add(sample.spec(), Box::new(|_| {})), Err(StoreError::Already(_))));
+    assert!(matches!(TorrentStore::open(&cache, sample.spec(), Box::new(|_| {})), Err(StoreError::Already(_))));
     drop(store);
     let (_store, _) = add(&cache, &sample);
     cache.close();
-    assert!(matches!(cache.add(sample.spec(), Box::new(|_| {})), Err(StoreError::Closed)));
+    assert!(matches!(TorrentStore::open(&cache, sample.spec(), Box::new(|_| {})), Err(StoreError::Closed)));
     assert!(again().is_ok(), "closed, it lets go of the directory");
 }

@@ -3,20 +3,31 @@
 //! Each node has an upload bandwidth and one first-in-first-out send queue: what stands in it cannot be taken back,
 //! as in a socket's send buffer. Small messages go past it. Bandwidth may be granted in ticks, as libtorrent does.
 //! Every piece's content is one number; a liar sends other numbers.
+//!
+//! A node with a [`Link`] is behind that link instead: everything between it and others is delayed and queued there.
 
 // Each scenario uses a part of this.
 #![allow(dead_code)]
 
+pub mod link;
+pub mod workload;
+
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use fixedbitset::FixedBitSet;
+use link::Link;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use torrentfs::metainfo::{BLOCK_LEN, InfoHash, Lengths, PieceIndex};
-use torrentfs::swarm::{Action, Config, Direction, Event, Goodbye, PeerKey, PickOrder, ReaderId, Swarm, WantId};
+use torrentfs::swarm::{
+    Action, Config, Direction, DisconnectReason, Event, NewPeer, PeerKey, PeerSource, PickOrder, ReaderId, Swarm,
+    WantId,
+};
 use torrentfs::wire::{Message, PeerId, Request};
 
 /// The seed of a simulation: `TORRENTFS_SEED`, or `default`. Printed, so that a failure can be replayed.
@@ -47,6 +58,7 @@ pub struct Node {
     up: f64,
     /// Bandwidth is granted this often.
     tick: Duration,
+    link: Option<Link>,
     /// What stands in the send buffer.
     queue: VecDeque<(PeerKey, Request)>,
     sending: bool,
@@ -65,7 +77,7 @@ pub struct Node {
     pub answered: BTreeMap<WantId, Duration>,
     pub completed: Option<Duration>,
     pub banned: BTreeSet<SocketAddr>,
-    pub goodbyes: Vec<Goodbye>,
+    pub goodbyes: Vec<DisconnectReason>,
     pub received: u64,
     /// Requests that it took back.
     pub cancelled: usize,
@@ -82,6 +94,10 @@ enum Next {
     Block(PeerKey, Request, bool),
     /// A call arrives.
     Call(usize, SocketAddr),
+    /// The answer to a call through a link arrives.
+    Opened(Event),
+    /// A block has left the socket, into a link.
+    Sent(PeerKey, Request),
     /// The send queue goes on.
     Send,
     Checked(u32, bool, Vec<u64>),
@@ -107,15 +123,19 @@ pub fn config(lengths: Lengths, seed: u64) -> Config {
     Config {
         info_hash: InfoHash([7; 20]),
         lengths,
+        metadata: Bytes::new(),
         seed,
         our_id: PeerId([0; 20]),
         on_demand: false,
         upload: true,
+        partial_seed: false,
+        pex: true,
         super_seed: false,
         max_peers: 100,
         max_connecting: 20,
         max_partial: 64 << 20,
         order: PickOrder::RarestFirst,
+        policy: Arc::default(),
     }
 }
 
@@ -162,6 +182,7 @@ impl World {
             id,
             up,
             tick: Duration::ZERO,
+            link: None,
             queue: VecDeque::new(),
             sending: false,
             credit: 0.0,
@@ -192,18 +213,37 @@ impl World {
         node
     }
 
+    /// Adds a seed behind a link.
+    pub fn add_seed_behind(&mut self, link: Link) -> usize {
+        let node = self.add(f64::INFINITY, |_| true, |_| {});
+        self.nodes[node].link = Some(link);
+        node
+    }
+
+    /// Returns when a small message from one node arrives at another.
+    fn arrival(&mut self, from: usize, to: usize) -> Duration {
+        let now = self.now;
+        match (&mut self.nodes[from].link, to) {
+            (Some(link), _) => link.send(now, &mut self.rng),
+            (None, to) => match &mut self.nodes[to].link {
+                Some(link) => link.receive(now, &mut self.rng),
+                None => now + self.latency,
+            },
+        }
+    }
+
     /// Tells each of `nodes` of all the others.
     pub fn introduce(&mut self) {
         let all: Vec<SocketAddr> = self.nodes.iter().map(|node| node.addr).collect();
         for node in 0..self.nodes.len() {
             let others = all.iter().copied().filter(|addr| *addr != all[node]).collect();
-            self.event(node, Event::PeersFound(others));
+            self.event(node, Event::PeersFound { addrs: others, source: PeerSource::Tracker });
         }
     }
 
     pub fn introduce_to(&mut self, node: usize, others: &[usize]) {
         let others = others.iter().map(|other| Self::addr(*other)).collect();
-        self.event(node, Event::PeersFound(others));
+        self.event(node, Event::PeersFound { addrs: others, source: PeerSource::Tracker });
     }
 
     /// The node is switched off; the others notice at once.
@@ -316,19 +356,20 @@ impl World {
                 self.keys += 2;
                 self.nodes[from].links.insert(caller, (node, called));
                 self.nodes[node].links.insert(called, (from, caller));
-                let hello = |peer, other: &Node, direction| Event::Connected {
-                    peer,
-                    addr: other.addr,
-                    direction,
-                    id: other.id,
-                    fast: true,
-                    extended: true,
-                };
+                let hello =
+                    |key, other: &Node, direction| Event::Connected(NewPeer::new(key, other.addr, direction, other.id));
                 let at_caller = hello(caller, &self.nodes[node], Direction::Outgoing);
                 let at_called = hello(called, &self.nodes[from], Direction::Incoming);
-                self.event(from, at_caller);
+                if self.nodes[node].link.is_some() {
+                    let at = self.arrival(node, from);
+                    self.at(at, from, Next::Opened(at_caller));
+                } else {
+                    self.event(from, at_caller);
+                }
                 self.event(node, at_called);
             }
+            Next::Opened(event) => self.event(node, event),
+            Next::Sent(peer, request) => self.event(node, Event::Uploaded { peer, request, sent: true }),
             Next::Send => self.send_on(node),
             Next::Checked(piece, good, digests) => {
                 let index = self.lengths.piece(piece).expect("checked");
@@ -394,14 +435,20 @@ impl World {
                 Action::Connect(addr) => {
                     let other = self.nodes.iter().position(|other| other.addr == addr && other.alive);
                     match other {
-                        Some(other) => self.at(self.now + self.latency, other, Next::Call(node, addr)),
+                        Some(other) => {
+                            // Through a link: both directions for TCP's handshake, then ours for BitTorrent's.
+                            let link = self.nodes[other].link.as_ref();
+                            let takes = link.map_or(self.latency, |link| 3 * link.delay);
+                            self.at(self.now + takes, other, Next::Call(node, addr));
+                        }
                         None => self.event(node, Event::ConnectFailed(addr)),
                     }
                 }
                 Action::Send(key, message) => {
                     self.nodes[node].cancelled += usize::from(matches!(message, Message::Cancel(_)));
                     if let Some((other, theirs)) = self.nodes[node].links.get(&key).copied() {
-                        self.at(self.now + self.latency, other, Next::Deliver(theirs, message));
+                        let at = self.arrival(node, other);
+                        self.at(at, other, Next::Deliver(theirs, message));
                     }
                 }
                 Action::Disconnect(key, why) => {
@@ -412,7 +459,14 @@ impl World {
                 }
                 Action::Ban(addr) => drop(self.nodes[node].banned.insert(addr)),
                 Action::Upload(key, request) => {
-                    if !matches!(self.nodes[node].nature, Nature::Silent | Nature::Dripping) {
+                    let now = self.now;
+                    if let Some(link) = &mut self.nodes[node].link {
+                        let transfer = link.send_block(now, request.length, &mut self.rng);
+                        self.at(transfer.sent, node, Next::Sent(key, request));
+                        if let Some((other, theirs)) = self.nodes[node].links.get(&key).copied() {
+                            self.at(transfer.arrives, other, Next::Block(theirs, request, false));
+                        }
+                    } else if !matches!(self.nodes[node].nature, Nature::Silent | Nature::Dripping) {
                         self.nodes[node].queue.push_back((key, request));
                         if !self.nodes[node].sending {
                             self.nodes[node].sending = true;
@@ -430,6 +484,7 @@ impl World {
                     self.at(self.now + Duration::from_micros(500), node, Next::Checked(number, good, digests));
                 }
                 Action::Drop(piece) => drop(self.nodes[node].buffers.remove(&piece.get())),
+                Action::AddDhtNode(_) => {}
                 Action::Pin(pins) => self.nodes[node].pins = pins,
                 Action::Completed => {
                     assert!(self.nodes[node].completed.is_none(), "completed twice");

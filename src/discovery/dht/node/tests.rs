@@ -1,17 +1,17 @@
-//! Networks of nodes in virtual time.
+//! Networks of DHT nodes in virtual time.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use super::*;
 
-/// Every datagram takes this long.
+/// Latency of every datagram.
 const LATENCY: Duration = Duration::from_millis(20);
 
 struct Net {
     now: Instant,
     nodes: BTreeMap<SocketAddr, (Node, Instant)>,
-    flying: VecDeque<(Instant, SocketAddr, SocketAddr, Vec<u8>)>,
+    in_flight: VecDeque<(Instant, SocketAddr, SocketAddr, Vec<u8>)>,
     sent: usize,
 }
 
@@ -25,7 +25,7 @@ fn v6(n: u32) -> SocketAddr {
 
 impl Net {
     fn new() -> Self {
-        Self { now: Instant::now(), nodes: BTreeMap::new(), flying: VecDeque::new(), sent: 0 }
+        Self { now: Instant::now(), nodes: BTreeMap::new(), in_flight: VecDeque::new(), sent: 0 }
     }
 
     fn join(&mut self, addr: SocketAddr, bootstrap: Option<SocketAddr>) {
@@ -40,33 +40,33 @@ impl Net {
         node
     }
 
-    fn search(&mut self, addr: SocketAddr, info_hash: InfoHash, announce: Option<u16>) -> GoalId {
+    fn search(&mut self, addr: SocketAddr, info_hash: InfoHash, announce: Option<u16>) -> SearchId {
         let now = self.now;
         self.node(addr).search(now, info_hash, announce)
     }
 
-    /// Lets time pass until `done`, or for so long.
+    /// Advances the time until `done` returns true, for at most `limit`.
     fn run(&mut self, limit: Duration, mut done: impl FnMut(&mut Self) -> bool) -> bool {
         let end = self.now + limit;
         let mut turns = 0;
         while self.now < end {
             turns += 1;
-            assert!(turns < 1_000_000, "it goes round in circles");
+            assert!(turns < 1_000_000, "the nodes never sleep");
             for (addr, (node, wakeup)) in self.nodes.iter_mut().filter(|(_, (_, wakeup))| *wakeup <= self.now) {
                 *wakeup = node.poll(self.now);
-                assert!(*wakeup > self.now, "it would never sleep");
+                assert!(*wakeup > self.now, "the node would never sleep");
                 while let Some((to, bytes)) = node.outgoing() {
-                    self.flying.push_back((self.now + LATENCY, *addr, to, bytes));
+                    self.in_flight.push_back((self.now + LATENCY, *addr, to, bytes));
                     self.sent += 1;
                 }
             }
             if done(self) {
                 return true;
             }
-            let arrival = self.flying.front().map_or(end, |(at, ..)| *at);
+            let arrival = self.in_flight.front().map_or(end, |(at, ..)| *at);
             self.now = self.nodes.values().map(|(_, wakeup)| *wakeup).fold(arrival, Instant::min).max(self.now);
-            while self.flying.front().is_some_and(|(at, ..)| *at <= self.now) {
-                let (_, from, to, bytes) = self.flying.pop_front().unwrap();
+            while self.in_flight.front().is_some_and(|(at, ..)| *at <= self.now) {
+                let (_, from, to, bytes) = self.in_flight.pop_front().unwrap();
                 if let Some((node, wakeup)) = self.nodes.get_mut(&to) {
                     node.handle(self.now, from, &bytes);
                     *wakeup = self.now;
@@ -108,7 +108,7 @@ fn sixty_nodes_find_each_other_and_a_peer() {
 }
 
 #[test]
-fn the_only_bootstrap_node_is_enough_and_comes_late() {
+fn a_late_bootstrap_node_is_enough() {
     let mut net = Net::new();
     net.join(v4(1), Some(v4(0)));
     net.search(v4(1), HASH, Some(1111));
@@ -121,45 +121,45 @@ fn the_only_bootstrap_node_is_enough_and_comes_late() {
 }
 
 #[test]
-fn two_alone_find_each_other() {
+fn two_nodes_find_each_other() {
     let mut net = Net::new();
     net.join(v4(0), None);
     net.join(v4(1), Some(v4(0)));
-    let goal = net.search(v4(0), HASH, Some(1));
+    let search = net.search(v4(0), HASH, Some(1));
     net.search(v4(1), HASH, Some(2));
     let (one, other) = (SocketAddr::new(v4(0).ip(), 1), SocketAddr::new(v4(1).ip(), 2));
-    // It announced to us, so nobody needs to be asked.
+    // The other node announced to this one, so it learns of the peer without a query.
     assert!(net.run(Duration::from_secs(1), |net| net.found(v4(0)).contains(&other)));
     assert!(net.run(Duration::from_secs(10), |net| net.found(v4(1)).contains(&one)));
-    // A search that is over asks nobody.
-    net.node(v4(0)).forget(goal);
+    // A removed search sends no queries.
+    net.node(v4(0)).remove_search(search);
     net.run(Duration::from_secs(3600), |_| false);
     assert!(net.found(v4(0)).is_empty());
-    // An hour with one torrent is a few hundred datagrams.
+    // An hour with one torrent takes a few hundred datagrams.
     assert!(net.sent < 1000, "{}", net.sent);
 }
 
 #[test]
-fn a_peer_is_told_once_a_round_and_wishes_are_heard_once_a_minute() {
+fn a_peer_is_reported_once_a_round_and_rounds_start_once_a_minute() {
     let mut net = Net::new();
     net.join(v4(0), None);
     (1..4).for_each(|n| net.join(v4(n), Some(v4(0))));
     net.search(v4(1), HASH, Some(1));
     net.run(Duration::from_secs(5), |_| false);
-    let goal = net.search(v4(2), HASH, None);
+    let search = net.search(v4(2), HASH, None);
     net.run(Duration::from_secs(30), |_| false);
     assert_eq!(net.found(v4(2)), [SocketAddr::new(v4(1).ip(), 1)]);
-    let mut told = 0;
+    let mut found = 0;
     for _ in 0..60 {
-        net.node(v4(2)).want_peers(goal);
+        net.node(v4(2)).want_peers(search);
         net.run(Duration::from_secs(2), |_| false);
-        told += net.found(v4(2)).len();
+        found += net.found(v4(2)).len();
     }
-    assert!((1..=3).contains(&told), "{told}");
+    assert!((1..=3).contains(&found), "{found}");
 }
 
-/// A node alone, and what it says to a datagram.
-fn say(node: &mut Node, now: Instant, from: SocketAddr, bytes: &[u8]) -> Vec<Vec<u8>> {
+/// Passes a datagram to a node and returns what it sends.
+fn exchange(node: &mut Node, now: Instant, from: SocketAddr, bytes: &[u8]) -> Vec<Vec<u8>> {
     node.handle(now, from, bytes);
     std::iter::from_fn(|| node.outgoing()).map(|(_, bytes)| bytes).collect()
 }
@@ -167,18 +167,18 @@ fn say(node: &mut Node, now: Instant, from: SocketAddr, bytes: &[u8]) -> Vec<Vec
 const STRANGER: NodeId = NodeId([0xee; 20]);
 
 #[test]
-fn a_flood_gets_little_out_of_it() {
+fn replies_to_a_flood_are_bounded() {
     let now = Instant::now();
     let mut node = Node::new(now, &Family::BOTH, 1);
     let query = krpc::encode_query(b"aa", &STRANGER, &Query::GetPeers { info_hash: HASH, want: Want::default() });
-    let one: usize = (0..1000).map(|_| say(&mut node, now, v4(1), &query).len()).sum();
+    let one: usize = (0..1000).map(|_| exchange(&mut node, now, v4(1), &query).len()).sum();
     assert!(one <= 61, "{one}");
-    let all: usize = (2..20_000).flat_map(|n| say(&mut node, now, v4(n), &query)).map(|bytes| bytes.len()).sum();
-    // What was asked of the askers is bounded by the other limit.
+    let all: usize = (2..20_000).flat_map(|n| exchange(&mut node, now, v4(n), &query)).map(|bytes| bytes.len()).sum();
+    // Our queries to the askers are bounded by the query limit.
     assert!(all < 60_000 + 100 * 100, "{all}");
-    // It still works.
+    // The node still works.
     let later = now + Duration::from_secs(20);
-    assert!(!say(&mut node, later, v4(1), &query).is_empty());
+    assert!(!exchange(&mut node, later, v4(1), &query).is_empty());
     assert!(node.pending.len() <= 200);
 }
 
@@ -186,24 +186,24 @@ fn a_flood_gets_little_out_of_it() {
 fn an_announce_needs_the_token_of_its_address() {
     let now = Instant::now();
     let mut node = Node::new(now, &Family::BOTH, 1);
-    let ask = krpc::encode_query(b"aa", &STRANGER, &Query::GetPeers { info_hash: HASH, want: Want::default() });
-    let reply = say(&mut node, now, v4(1), &ask).remove(0);
+    let get_peers = krpc::encode_query(b"aa", &STRANGER, &Query::GetPeers { info_hash: HASH, want: Want::default() });
+    let reply = exchange(&mut node, now, v4(1), &get_peers).remove(0);
     let Some(Message::Reply { reply, .. }) = krpc::decode(&reply) else { panic!() };
     let token = reply.token.unwrap();
     let announce = |node: &mut Node, from, token: &[u8]| {
         let query = Query::Announce { info_hash: HASH, port: Some(9), token: token.to_vec() };
-        let said = say(node, now, from, &krpc::encode_query(b"bb", &STRANGER, &query));
+        let said = exchange(node, now, from, &krpc::encode_query(b"bb", &STRANGER, &query));
         matches!(krpc::decode(&said[0]), Some(Message::Reply { .. }))
     };
     assert!(!announce(&mut node, v4(2), &token) && !announce(&mut node, v4(1), b"guess"));
     assert!(announce(&mut node, v4(1), &token));
-    let reply = say(&mut node, now, v4(3), &ask).remove(0);
+    let reply = exchange(&mut node, now, v4(3), &get_peers).remove(0);
     let Some(Message::Reply { reply, .. }) = krpc::decode(&reply) else { panic!() };
     assert_eq!(reply.peers, [SocketAddr::new(v4(1).ip(), 9)]);
 }
 
 #[test]
-fn what_a_liar_names_is_not_called() {
+fn implausible_addresses_are_not_contacted() {
     let now = Instant::now();
     let mut node = Node::new(now, &[Family::V4], 1);
     node.search(now, HASH, Some(1));
@@ -216,11 +216,11 @@ fn what_a_liar_names_is_not_called() {
         assert_eq!(to, v4(1));
         let Some(Message::Query { tid, .. }) = krpc::decode(&bytes) else { panic!() };
         let mut nodes: Vec<Contact> = lies.map(|addr| Contact { id: STRANGER, addr }).to_vec();
-        // Ourselves, at another address.
+        // Our own id, at another address.
         nodes.push(Contact { id: own, addr: v4(99) });
         let reply = Reply { id: STRANGER, nodes, peers: lies.to_vec(), token: None };
         let bytes = krpc::encode_reply(&tid, v4(0), &reply, Want { v4: true, v6: false });
-        // From elsewhere it counts for nothing.
+        // From another address, the reply is ignored.
         node.handle(now, v4(2), &bytes);
         node.handle(now, v4(1), &bytes);
         answered += 1;
@@ -230,13 +230,13 @@ fn what_a_liar_names_is_not_called() {
     assert_eq!(node.outgoing(), None);
     assert!(node.found().is_empty());
     assert_eq!(node.good(now, Family::V4), 1);
-    // A datagram of our own is not answered.
+    // A reflected datagram of our own is not answered.
     let echo = krpc::encode_query(b"aa", &own, &Query::Ping);
-    assert!(say(&mut node, now, v4(3), &echo).is_empty());
+    assert!(exchange(&mut node, now, v4(3), &echo).is_empty());
 }
 
 #[test]
-fn nodes_of_the_other_family_lead_into_it() {
+fn nodes_of_the_other_family_are_used_to_join_it() {
     let now = Instant::now();
     let mut node = Node::new(now, &Family::BOTH, 1);
     node.add_contact(now, v4(1));

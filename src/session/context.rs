@@ -1,0 +1,30 @@
+//! What every torrent of a session uses: settings, sockets, finders of peers, shared limits.
+
+use std::sync::Arc;
+
+use crate::discovery::{AnnouncedPort, Dht, Lsd, TrackerClient};
+use crate::net::Dialer;
+use crate::wire::PeerId;
+
+use super::config::SessionConfig;
+use super::registry::Registry;
+use super::shares::Shares;
+
+/// What the torrents and resolvers of a session have in common.
+pub(super) struct Context {
+    pub(super) config: SessionConfig,
+    pub(super) peer_id: PeerId,
+    /// The port on which we listen for peers; 0: none (through a proxy).
+    pub(super) port: u16,
+    /// The `key` of announces, by which trackers recognize us if our address changes.
+    pub(super) key: u32,
+    pub(super) trackers: TrackerClient,
+    pub(super) dht: Option<Arc<Dht>>,
+    pub(super) lsd: Option<Lsd>,
+    /// The port at which others can reach us.
+    pub(super) announced: AnnouncedPort,
+    pub(super) registry: Arc<Registry>,
+    pub(super) dialer: Arc<Dialer>,
+    /// Connections and memory, divided among the torrents.
+    pub(super) shares: Arc<Shares>,
+}

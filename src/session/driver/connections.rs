@@ -1,0 +1,157 @@
+//! Connections to peers and web seeds: dialing, messages in and out, hanging up.
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use super::{Done, Driver, Peer};
+use crate::net::{Connection, Handshaken, Incoming, OutboxFull, Transport};
+use crate::swarm::{Direction, DisconnectReason, Event, NewPeer, PeerKey};
+use crate::webseed::WebSeed;
+use crate::wire::Message;
+
+/// Maximum number of messages waiting for a peer's outbox; a peer that is further behind is disconnected.
+const MAX_UNSENT: usize = 4096;
+
+impl Driver {
+    /// Dials an address, which may stand for a web seed.
+    pub(super) fn dial(&mut self, addr: SocketAddr) {
+        if let Some(seed) = self.web_seeds.get(&addr).cloned() {
+            return self.connect_web_seed(&seed);
+        }
+        let (done, dialer) = (self.done.clone(), self.dialer.clone());
+        let ours = self.handshake;
+        tokio::spawn(async move {
+            tokio::select! {
+                dialed = dialer.connect(addr, &ours) => {
+                    let _ = done.send(Done::Dialed(addr, dialed.map(Box::new))).await;
+                }
+                // The torrent has ended.
+                () = done.closed() => {}
+            }
+        });
+    }
+
+    /// Connects to a web seed, which takes no time. Nothing is sent to its server before the first request.
+    fn connect_web_seed(&mut self, seed: &WebSeed) {
+        let (addr, key) = (seed.addr(), PeerKey(self.next_peer));
+        match seed.connect(self.limits.clone(), key, self.inbox.clone()) {
+            Ok(connection) => {
+                self.next_peer += 1;
+                tracing::debug!(?key, seed = %seed.url(), "web seed connected");
+                let (transport, encrypted, outgoing) = (Transport::Tcp, false, Vec::new());
+                self.peers.insert(key, Peer { connection, addr, transport, encrypted, outgoing });
+                self.enqueue(Event::Connected(NewPeer::new(key, addr, Direction::Outgoing, seed.peer_id())));
+            }
+            Err(why) => {
+                tracing::debug!(seed = %seed.url(), "web seed not used: {why}");
+                self.enqueue(Event::ConnectFailed(addr));
+            }
+        }
+    }
+
+    /// Starts the tasks of a new connection and reports it to the swarm.
+    pub(super) fn connected(&mut self, peer: Handshaken, direction: Direction) {
+        let addr = peer.addr;
+        if self.banned.contains(&addr) || self.banned.contains(&SocketAddr::new(addr.ip(), 0)) {
+            // Banned while it was being dialed: the swarm still counts the attempt.
+            if direction == Direction::Outgoing {
+                self.dispatch(Event::ConnectFailed(addr));
+            }
+            return;
+        }
+        self.update_allowed(Instant::now());
+        let key = PeerKey(self.next_peer);
+        self.next_peer += 1;
+        let (ours, theirs) = (self.handshake.reserved, peer.theirs.reserved);
+        let (transport, encrypted) = (peer.stream.transport(), peer.stream.encrypted());
+        let new = NewPeer {
+            key,
+            addr,
+            direction,
+            id: peer.theirs.peer_id,
+            fast: ours.fast() && theirs.fast(),
+            extended: ours.extended() && theirs.extended(),
+            utp: transport == Transport::Utp,
+            encrypted,
+            our_port: self.announced.get(),
+            our_dht_port: self.dht.as_ref().filter(|_| theirs.dht()).map(|dht| dht.port()),
+        };
+        tracing::debug!(stream = ?peer.stream, ?new, "peer connected");
+        let pieces = self.metainfo.layout.lengths().pieces();
+        let connection = Connection::start(peer, pieces, self.limits.clone(), key, self.inbox.clone());
+        self.peers.insert(key, Peer { connection, addr, transport, encrypted, outgoing: Vec::new() });
+        self.dispatch(Event::Connected(new));
+    }
+
+    /// Handles what a connection reports.
+    pub(super) fn incoming(&mut self, key: PeerKey, incoming: Incoming) {
+        // The peer may have been disconnected since.
+        if !self.peers.contains_key(&key) {
+            return;
+        }
+        match incoming {
+            Incoming::Messages(messages) => messages.into_iter().for_each(|message| self.message(key, message)),
+            Incoming::Sent(request) => self.dispatch(Event::Uploaded { peer: key, request, sent: true }),
+            Incoming::Closed(why) => self.lost(key, &why),
+        }
+    }
+
+    fn message(&mut self, key: PeerKey, message: Message) {
+        if let Message::Piece { piece, begin, data } = message {
+            tracing::trace!(peer = key.0, piece, begin, "block received");
+            let now = Instant::now();
+            // A block is no longer than 128 KiB.
+            if let Some(block) = self.swarm.block(now, key, piece, begin, data.len() as u32) {
+                self.partials.insert(now, block, &data);
+            }
+            self.act();
+        } else {
+            self.dispatch(Event::Message(key, message));
+        }
+    }
+
+    /// Sends each peer its messages of this turn.
+    pub(super) fn flush(&mut self) {
+        let mut full = Vec::new();
+        for (key, peer) in &mut self.peers {
+            if peer.outgoing.is_empty() {
+                continue;
+            }
+            if let Err(OutboxFull(unsent)) = peer.connection.outbox().send(std::mem::take(&mut peer.outgoing)) {
+                if unsent.len() > MAX_UNSENT {
+                    full.push(*key);
+                }
+                peer.outgoing = unsent;
+            }
+        }
+        if full.is_empty() {
+            return;
+        }
+        for key in full {
+            self.lost(key, "it does not read what we send");
+        }
+        // The swarm may have reacted with messages to others.
+        self.flush();
+    }
+
+    fn lost(&mut self, key: PeerKey, why: &str) {
+        if let Some(peer) = self.peers.remove(&key) {
+            tracing::debug!(?key, addr = %peer.addr, "connection lost: {why}");
+            self.dispatch(Event::Disconnected(key));
+        }
+    }
+
+    /// Closes a connection as the swarm decided.
+    pub(super) fn disconnect(&mut self, key: PeerKey, reason: DisconnectReason) {
+        let Some(peer) = self.peers.remove(&key) else { return };
+        match (reason, self.web_seeds.get(&peer.addr)) {
+            (DisconnectReason::Liar, Some(seed)) => {
+                tracing::warn!(seed = %seed.url(), "web seed banned: it sent data that failed its hash");
+            }
+            (DisconnectReason::Liar, None) => {
+                tracing::warn!(addr = %peer.addr, "peer banned: it sent data that failed its hash");
+            }
+            _ => tracing::debug!(?key, addr = %peer.addr, ?reason, "peer disconnected"),
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! Timers: the swarm's own, and once a second or less often statistics and limits.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::Driver;
+use crate::metainfo::Metainfo;
+use crate::session::shares::Allowed;
+use crate::store::TorrentStore;
+use crate::swarm::Event;
+
+/// Maintenance interval while there are peers or readers.
+pub(super) const INTERVAL: Duration = Duration::from_secs(1);
+
+/// Maximum maintenance interval while there are none; reached in steps, each four times as long as the one before.
+const IDLE_INTERVAL: Duration = Duration::from_secs(5 * 60);
+
+/// With fewer peers than this, trackers are asked for more before their interval is over, as far as they allow.
+const FEW_PEERS: usize = 10;
+
+/// Returns the bytes that are still missing.
+pub(super) fn bytes_left(store: &TorrentStore, metainfo: &Metainfo) -> u64 {
+    let lengths = metainfo.layout.lengths();
+    let have: u64 = lengths.iter().filter(|piece| store.has(*piece)).map(|p| u64::from(lengths.len_of(p))).sum();
+    lengths.total() - have
+}
+
+impl Driver {
+    /// Does what is due at this time.
+    pub(super) fn tick(&mut self) {
+        let now = Instant::now();
+        self.dispatch(Event::Tick);
+        if now < self.maintenance_due {
+            return;
+        }
+        // The random part keeps a thousand idle torrents from waking all at once.
+        self.maintenance_due = match self.maintenance_interval {
+            INTERVAL => now + INTERVAL,
+            interval => self.share.beat(now + interval.mul_f64(rand::random_range(0.75..1.25))),
+        };
+        self.maintenance_interval = (self.maintenance_interval * 4).min(IDLE_INTERVAL);
+        self.update_allowed(now);
+        self.update_transferred();
+        self.update_room();
+        self.update_serving(now);
+        let peers = self.peers.values().filter(|peer| !self.web_seeds.contains_key(&peer.addr)).count();
+        if peers < FEW_PEERS && !self.swarm.complete() && !self.swarm.is_paused() {
+            self.sources.want_peers(self.swarm.is_read(now));
+        }
+    }
+
+    /// Publishes the statistics, and the totals for the next announce.
+    pub(super) fn update_transferred(&mut self) {
+        let stats = self.swarm.stats(Instant::now());
+        self.transferred.uploaded.store(stats.uploaded, Ordering::Relaxed);
+        self.transferred.downloaded.store(stats.downloaded, Ordering::Relaxed);
+        if stats.have != self.stats.borrow().have {
+            self.transferred.left.store(bytes_left(&self.store, &self.metainfo), Ordering::Relaxed);
+        }
+        self.stats.send_replace(stats);
+    }
+
+    /// Starts or stops serving as the seeding limits say.
+    fn update_serving(&mut self, now: Instant) {
+        let (stats, size) = (self.stats.borrow().clone(), self.metainfo.layout.lengths().total());
+        let change = self.seeding.update(now, self.swarm.complete(), stats.uploaded, stats.downloaded, size);
+        if let Some(serve) = change.filter(|_| self.upload) {
+            let what =
+                if serve { "serving again: pieces are missing" } else { "serving ends: the seeding limit is reached" };
+            tracing::info!(name = %self.metainfo.name, "{what}");
+            self.dispatch(Event::Serve(serve));
+        }
+    }
+
+    /// Tells the other torrents how much this one uses, and keeps the short interval while there is anything to do.
+    pub(super) fn update_share(&mut self) {
+        let now = Instant::now();
+        let (connections, partial, is_read) =
+            (self.swarm.connections(), self.swarm.partial_bytes(), self.swarm.is_read(now));
+        if is_read && !self.share.is_read() {
+            // A new reader may have no peers to read from.
+            self.maintenance_due = now;
+        }
+        self.share.set(connections, partial, is_read);
+        let busy = connections > 0 || is_read || self.checking > 0;
+        if busy && self.maintenance_interval != INTERVAL {
+            self.maintenance_interval = INTERVAL;
+            self.maintenance_due = self.maintenance_due.min(now + INTERVAL);
+        }
+    }
+
+    /// Tells the swarm how much the other torrents leave to it.
+    pub(super) fn update_allowed(&mut self, now: Instant) {
+        if self.swarm.is_blocked() && self.stats.borrow().down_rate > 0 {
+            self.share.set_waiting(now);
+        }
+        let allowed = self.share.allowed(now);
+        if allowed != self.allowed || allowed.shed {
+            let Allowed { peers, shed, partial, .. } = allowed;
+            self.allowed = allowed;
+            self.dispatch(Event::Share { peers, shed, max_partial: partial });
+        }
+    }
+
+    /// Tells the swarm how much background fetching may add.
+    pub(super) fn update_room(&mut self) {
+        let room = self.store.room().min(self.allowed.background);
+        // The swarm subtracts each piece that arrives, although the room may not have shrunk.
+        if room != self.swarm.room() {
+            self.dispatch(Event::Room(room));
+        }
+    }
+}

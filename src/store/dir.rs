@@ -1,0 +1,80 @@
+//! A cache directory: made, locked against other processes, and counted at a start.
+
+use std::collections::HashMap;
+use std::fs::{self, DirBuilder, File, TryLockError};
+use std::io::{Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use super::error::{StoreError, io_error};
+use super::ledger::Parked;
+use super::state::Saved;
+use crate::metainfo::InfoHash;
+
+/// Files looked at to size a directory without a readable state file.
+const MAX_SIZED: usize = 1 << 20;
+
+pub(super) fn make_dir(dir: &Path) -> Result<(), StoreError> {
+    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io_error("make directory", dir))
+}
+
+/// Only one process at a time may count and evict in a directory.
+pub(super) fn take_lock(dir: &Path) -> Result<File, StoreError> {
+    let path = dir.join("lock");
+    let mut options = File::options();
+    let opened = options.read(true).write(true).create(true).truncate(false).open(&path);
+    let mut file = opened.map_err(io_error("open", &path))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut pid = String::new();
+            let _ = (&file).take(20).read_to_string(&mut pid);
+            let pid = pid.trim();
+            let known = !pid.is_empty() && pid.bytes().all(|byte| byte.is_ascii_digit());
+            let holder = if known { format!("process {pid}") } else { "another process".into() };
+            return Err(StoreError::InUse { dir: dir.to_owned(), holder });
+        }
+        Err(TryLockError::Error(source)) => return Err(io_error("lock", &path)(source)),
+    }
+    let written = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
+    written.map_err(io_error("write", &path))?;
+    Ok(file)
+}
+
+/// Counts what every torrent in the directory has, and finds the latest use.
+pub(super) fn scan(dir: &Path) -> Result<(HashMap<InfoHash, Parked>, u64), StoreError> {
+    let mut parked = HashMap::new();
+    let mut clock = 0;
+    for entry in fs::read_dir(dir).map_err(io_error("read directory", dir))? {
+        let entry = entry.map_err(io_error("read directory", dir))?;
+        let Some(info_hash) = entry.file_name().to_str().and_then(|name| name.parse::<InfoHash>().ok()) else {
+            continue;
+        };
+        let home = entry.path();
+        let found = match Saved::load(&home.join("state")) {
+            Ok(Some(saved)) if saved.info_hash == info_hash => {
+                clock = clock.max(saved.clock);
+                Parked { bytes: saved.bytes, last_use: saved.last_use }
+            }
+            _ => Parked { bytes: size_of(home), last_use: 0 },
+        };
+        parked.insert(info_hash, found);
+    }
+    Ok((parked, clock))
+}
+
+/// Bytes that the files below a directory take.
+fn size_of(dir: PathBuf) -> u64 {
+    let (mut dirs, mut bytes, mut seen) = (vec![dir], 0, 0);
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
+            seen += 1;
+            match entry.metadata() {
+                Ok(about) if about.is_dir() && seen < MAX_SIZED => dirs.push(entry.path()),
+                Ok(about) if about.is_file() => bytes += about.blocks() * 512,
+                _ => {}
+            }
+        }
+    }
+    bytes
+}

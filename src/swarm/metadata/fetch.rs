@@ -1,0 +1,417 @@
+//! The requests for a torrent's metadata: which piece is requested from which peer, and which bytes are accepted.
+//!
+//! A peer states the length of the metadata, and nothing proves it before the whole is hashed. So there is one attempt
+//! per claimed length, served by the peers that claim it. If an attempt fails its hash and a single peer has served it,
+//! that peer lied; if several have, they serve it again one at a time. So one honest peer is enough.
+//!
+//! Bounded: the length, the number of attempts at a time, the requests to a peer at a time.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use crate::metainfo::InfoHash;
+use crate::swarm::event::PeerKey;
+use crate::wire::METADATA_PIECE_LEN;
+
+/// Maximum length of metadata, in bytes: enough for more than a million pieces.
+const MAX_METADATA: u32 = 32 << 20;
+/// Maximum number of attempts at a time: a few liars must not keep the right length out for long.
+const MAX_ATTEMPTS: usize = 3;
+/// Maximum number of pieces requested from one peer at a time: bridges the round trip without overloading a peer.
+const PIPELINE: usize = 4;
+/// How long a piece may take before it is requested from another peer, too.
+const LATE: Duration = Duration::from_secs(3);
+/// How long a peer may owe a piece before it is paused.
+const LOST: Duration = Duration::from_secs(20);
+/// How long nothing is requested from a peer that refused, sent the wrong thing or did not answer.
+const PAUSE: Duration = Duration::from_secs(10);
+/// How long an attempt may take before it is replaced by one of another claimed length.
+const ATTEMPT_LIMIT: Duration = Duration::from_secs(60);
+
+/// An instruction to the resolver.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum FetchAction {
+    /// Request that piece from this peer.
+    Request(PeerKey, u32),
+    /// Close the connection to this peer: it sent bytes that are not the torrent's metadata.
+    Ban(PeerKey),
+}
+
+#[derive(Debug)]
+struct Peer {
+    /// The length that it claims.
+    size: u32,
+    /// Pieces requested from it and not yet received, and when.
+    asked: Vec<(u32, Instant)>,
+    /// Nothing is requested from it before this.
+    paused: Option<Instant>,
+}
+
+impl Peer {
+    fn is_able(&self, now: Instant) -> bool {
+        self.paused.is_none_or(|until| now >= until)
+    }
+}
+
+#[derive(Debug)]
+struct Attempt {
+    begun: Instant,
+    /// The pieces, and the peers that sent them.
+    pieces: Vec<Option<(PeerKey, Bytes)>>,
+    /// The attempt failed before, so that one peer at a time serves it.
+    one_at_a_time: bool,
+    /// With `one_at_a_time`, the peer whose turn it is.
+    solo: Option<PeerKey>,
+}
+
+impl Attempt {
+    fn new(now: Instant, size: u32, one_at_a_time: bool) -> Self {
+        Self { begun: now, pieces: vec![None; size.div_ceil(METADATA_PIECE_LEN) as usize], one_at_a_time, solo: None }
+    }
+}
+
+/// The metadata of one torrent, being fetched.
+#[derive(Debug)]
+pub(super) struct MetadataFetch {
+    info_hash: InfoHash,
+    peers: BTreeMap<PeerKey, Peer>,
+    attempts: BTreeMap<u32, Attempt>,
+    actions: VecDeque<FetchAction>,
+}
+
+impl MetadataFetch {
+    pub(super) fn new(info_hash: InfoHash) -> Self {
+        Self { info_hash, peers: BTreeMap::new(), attempts: BTreeMap::new(), actions: VecDeque::new() }
+    }
+
+    /// Returns the next thing to do, until `None`.
+    pub(super) fn poll(&mut self) -> Option<FetchAction> {
+        self.actions.pop_front()
+    }
+
+    /// Returns the number of pieces received and of all pieces, of the attempt that has come furthest.
+    pub(super) fn progress(&self) -> (usize, usize) {
+        let received = |attempt: &Attempt| attempt.pieces.iter().flatten().count();
+        let best = self.attempts.values().max_by_key(|attempt| received(attempt));
+        best.map_or((0, 0), |best| (received(best), best.pieces.len()))
+    }
+
+    /// Records that a peer claims to have metadata of `size` bytes. Returns whether that is a possible length.
+    pub(super) fn offered(&mut self, now: Instant, key: PeerKey, size: u32) -> bool {
+        if size == 0 || size > MAX_METADATA {
+            return false;
+        }
+        self.peers.entry(key).or_insert(Peer { size, asked: Vec::new(), paused: None });
+        self.tick(now);
+        true
+    }
+
+    /// Forgets a peer whose connection is gone.
+    pub(super) fn gone(&mut self, now: Instant, key: PeerKey) {
+        let Some(peer) = self.peers.remove(&key) else { return };
+        self.end_turn(now, peer.size, key);
+        self.tick(now);
+    }
+
+    /// Records that a peer refused a piece.
+    pub(super) fn rejected(&mut self, now: Instant, key: PeerKey, piece: u32) {
+        let Some(peer) = self.peers.get_mut(&key) else { return };
+        peer.asked.retain(|(asked, _)| *asked != piece);
+        peer.paused = Some(now + PAUSE);
+        let size = peer.size;
+        self.end_turn(now, size, key);
+        self.tick(now);
+    }
+
+    /// Takes a piece that arrived. Returns the metadata if it is complete and its hash is right.
+    pub(super) fn data(&mut self, now: Instant, key: PeerKey, piece: u32, total: u32, data: Bytes) -> Option<Bytes> {
+        let peer = self.peers.get_mut(&key)?;
+        let asked = peer.asked.len();
+        peer.asked.retain(|(number, _)| *number != piece);
+        let size = peer.size;
+        let attempt = self.attempts.get_mut(&size)?;
+        let begin = piece.checked_mul(METADATA_PIECE_LEN).filter(|begin| *begin < size);
+        let len = begin.map(|begin| (size - begin).min(METADATA_PIECE_LEN) as usize);
+        // Data that was not requested may be an answer to an earlier attempt.
+        if asked == peer.asked.len() || total != size || len != Some(data.len()) {
+            peer.paused = Some(now + PAUSE);
+            self.end_turn(now, size, key);
+            self.tick(now);
+            return None;
+        }
+        if attempt.solo.is_none_or(|solo| solo == key)
+            && let Some(slot) = attempt.pieces.get_mut(piece as usize)
+        {
+            slot.get_or_insert((key, data));
+        }
+        if attempt.pieces.iter().all(Option::is_some)
+            && let Some(whole) = self.check(now, size)
+        {
+            return Some(whole);
+        }
+        self.tick(now);
+        None
+    }
+
+    /// Starts the attempt again with another peer, if it was this peer's turn.
+    fn end_turn(&mut self, now: Instant, size: u32, key: PeerKey) {
+        if let Some(attempt) = self.attempts.get_mut(&size).filter(|attempt| attempt.solo == Some(key)) {
+            *attempt = Attempt::new(now, size, true);
+        }
+    }
+
+    /// Starts attempts for the lengths that most peers claim. An attempt that no peer serves, or that takes too long, is
+    /// replaced.
+    fn choose(&mut self, now: Instant) {
+        let mut claims: BTreeMap<u32, usize> = BTreeMap::new();
+        for peer in self.peers.values().filter(|peer| peer.is_able(now)) {
+            *claims.entry(peer.size).or_default() += 1;
+        }
+        let mut waiting: Vec<(usize, u32)> = claims
+            .iter()
+            .filter(|(size, _)| !self.attempts.contains_key(size))
+            .map(|(size, count)| (*count, *size))
+            .collect();
+        waiting.sort_unstable();
+        while let Some((_, size)) = waiting.pop() {
+            if self.attempts.len() == MAX_ATTEMPTS {
+                let spent = |(size, attempt): &(&u32, &Attempt)| {
+                    !claims.contains_key(size) || now.saturating_duration_since(attempt.begun) > ATTEMPT_LIMIT
+                };
+                let Some(spent) = self.attempts.iter().find(spent).map(|(size, _)| *size) else { return };
+                self.attempts.remove(&spent);
+                for peer in self.peers.values_mut().filter(|peer| peer.size == spent) {
+                    peer.asked.clear();
+                    peer.paused = Some(now + ATTEMPT_LIMIT);
+                }
+            }
+            self.attempts.insert(size, Attempt::new(now, size, false));
+        }
+    }
+
+    /// Checks the hash of an attempt that has all its pieces. If it is wrong, finds the liar or starts again.
+    fn check(&mut self, now: Instant, size: u32) -> Option<Bytes> {
+        let attempt = self.attempts.remove(&size)?;
+        let parts: Vec<(PeerKey, Bytes)> = attempt.pieces.into_iter().flatten().collect();
+        let whole: Bytes = parts.iter().flat_map(|(_, data)| data.iter().copied()).collect::<Vec<u8>>().into();
+        if InfoHash::of(&whole) == self.info_hash {
+            return Some(whole);
+        }
+        let first = parts.first().map(|(key, _)| *key)?;
+        if parts.iter().all(|(key, _)| *key == first) {
+            self.peers.remove(&first);
+            self.actions.push_back(FetchAction::Ban(first));
+        }
+        for peer in self.peers.values_mut().filter(|peer| peer.size == size) {
+            peer.asked.clear();
+        }
+        if self.peers.values().any(|peer| peer.size == size) {
+            self.attempts.insert(size, Attempt::new(now, size, true));
+        }
+        None
+    }
+
+    /// Requests the missing pieces. Must be called about once a second, too, to notice silent peers.
+    pub(super) fn tick(&mut self, now: Instant) {
+        let lost = |peer: &Peer| peer.asked.iter().any(|(_, at)| now.saturating_duration_since(*at) > LOST);
+        let silent: Vec<PeerKey> = self.peers.iter().filter(|(_, peer)| lost(peer)).map(|(key, _)| *key).collect();
+        for key in silent {
+            if let Some(peer) = self.peers.get_mut(&key) {
+                peer.asked.clear();
+                peer.paused = Some(now + PAUSE);
+                let size = peer.size;
+                self.end_turn(now, size, key);
+            }
+        }
+        self.choose(now);
+        for (size, attempt) in &mut self.attempts {
+            let able = |peer: &Peer| peer.size == *size && peer.is_able(now);
+            if attempt.one_at_a_time && attempt.solo.is_none() {
+                attempt.solo = self.peers.iter().find(|(_, peer)| able(peer)).map(|(key, _)| *key);
+            }
+            let may_serve = |key: &PeerKey| if attempt.one_at_a_time { attempt.solo == Some(*key) } else { true };
+            for piece in 0..attempt.pieces.len() as u32 {
+                if attempt.pieces[piece as usize].is_some() {
+                    continue;
+                }
+                let requests = self.peers.values().flat_map(|peer| &peer.asked).filter(|(asked, _)| *asked == piece);
+                if requests
+                    .map(|(_, at)| now.saturating_duration_since(*at))
+                    .min()
+                    .is_some_and(|youngest| youngest < LATE)
+                {
+                    continue;
+                }
+                let free =
+                    |peer: &Peer| peer.asked.len() < PIPELINE && !peer.asked.iter().any(|(asked, _)| *asked == piece);
+                let choice = self
+                    .peers
+                    .iter_mut()
+                    .filter(|(key, peer)| may_serve(key) && able(peer) && free(peer))
+                    .min_by_key(|(_, peer)| peer.asked.len());
+                if let Some((key, peer)) = choice {
+                    peer.asked.push((piece, now));
+                    self.actions.push_back(FetchAction::Request(*key, piece));
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn metadata(len: usize) -> Bytes {
+        (0..len).map(|n| (n * 7 + n / 251) as u8).collect::<Vec<u8>>().into()
+    }
+
+    /// How a peer answers requests.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    enum Manner {
+        Honest,
+        Liar,
+        Refuses,
+        Silent,
+        /// Claims another length, and sends bytes that fit it.
+        Longer,
+    }
+
+    /// Runs peers of these manners until the metadata is complete or the time is over; returns it and the banned peers.
+    fn run(len: usize, manners: &[Manner], seconds: u32) -> (Option<Bytes>, Vec<usize>) {
+        let truth = metadata(len);
+        let mut fetch = MetadataFetch::new(InfoHash::of(&truth));
+        let mut now = Instant::now();
+        let mut banned = Vec::new();
+        let claim = |manner: Manner| len + if manner == Manner::Longer { 5 } else { 0 };
+        for (n, manner) in manners.iter().enumerate() {
+            assert!(fetch.offered(now, PeerKey(n as u64), claim(*manner) as u32));
+        }
+        for _ in 0..seconds {
+            let mut asked = Vec::new();
+            while let Some(action) = fetch.poll() {
+                match action {
+                    FetchAction::Request(key, piece) => asked.push((key, piece)),
+                    FetchAction::Ban(key) => banned.push(key.0 as usize),
+                }
+            }
+            for (key, piece) in asked {
+                let manner = manners[key.0 as usize];
+                let whole = if manner == Manner::Longer { metadata(claim(manner)) } else { truth.clone() };
+                let begin = piece as usize * METADATA_PIECE_LEN as usize;
+                let mut data = whole[begin..whole.len().min(begin + METADATA_PIECE_LEN as usize)].to_vec();
+                match manner {
+                    Manner::Silent => continue,
+                    Manner::Refuses => {
+                        fetch.rejected(now, key, piece);
+                        continue;
+                    }
+                    Manner::Liar => data[0] ^= 1,
+                    Manner::Honest | Manner::Longer => {}
+                }
+                if let Some(whole) = fetch.data(now, key, piece, claim(manner) as u32, data.into()) {
+                    return (Some(whole), banned);
+                }
+            }
+            now += Duration::from_secs(1);
+            fetch.tick(now);
+        }
+        (None, banned)
+    }
+
+    #[test]
+    fn one_honest_peer_is_enough() {
+        use Manner::{Honest, Liar, Longer, Refuses, Silent};
+        for manners in [
+            vec![Honest],
+            vec![Liar, Honest],
+            vec![Liar, Liar, Honest, Liar],
+            vec![Refuses, Silent, Honest],
+            vec![Longer, Longer, Silent, Liar, Refuses, Honest],
+        ] {
+            let (got, banned) = run(100_000, &manners, 600);
+            assert_eq!(got, Some(metadata(100_000)), "{manners:?}");
+            assert!(banned.iter().all(|n| matches!(manners[*n], Liar | Longer)), "{manners:?}: {banned:?}");
+        }
+        assert_eq!(run(100_000, &[Liar, Silent], 100), (None, vec![0]));
+    }
+
+    #[test]
+    fn pieces_are_requested_from_all_peers_at_once_and_a_few_from_each() {
+        let mut fetch = MetadataFetch::new(InfoHash([0; 20]));
+        let now = Instant::now();
+        for n in 0..2 {
+            fetch.offered(now, PeerKey(n), 40 * METADATA_PIECE_LEN);
+        }
+        let asked: Vec<FetchAction> = std::iter::from_fn(|| fetch.poll()).collect();
+        assert_eq!(asked.len(), 2 * PIPELINE);
+        for n in 0..2 {
+            let of = asked.iter().filter(|ask| matches!(ask, FetchAction::Request(key, _) if key.0 == n));
+            assert_eq!(of.count(), PIPELINE);
+        }
+        assert_eq!(fetch.progress(), (0, 40));
+    }
+
+    #[test]
+    fn absurd_lengths_are_refused() {
+        let mut fetch = MetadataFetch::new(InfoHash([0; 20]));
+        let now = Instant::now();
+        assert!(!fetch.offered(now, PeerKey(0), 0) && !fetch.offered(now, PeerKey(0), MAX_METADATA + 1));
+    }
+
+    #[test]
+    fn attempts_that_lead_nowhere_are_replaced() {
+        use Manner::{Honest, Silent};
+        let truth = metadata(1000);
+        let mut fetch = MetadataFetch::new(InfoHash::of(&truth));
+        let mut now = Instant::now();
+        for n in 0..2 * MAX_ATTEMPTS as u64 {
+            fetch.offered(now, PeerKey(n), 2000 + n as u32);
+        }
+        fetch.offered(now, PeerKey(99), 1000);
+        assert_eq!(fetch.attempts.len(), MAX_ATTEMPTS);
+        for _ in 0..300 {
+            while let Some(action) = fetch.poll() {
+                if action == FetchAction::Request(PeerKey(99), 0) {
+                    assert_eq!(fetch.data(now, PeerKey(99), 0, 1000, truth.clone()), Some(truth));
+                    return assert!(run(50_000, &[Silent, Honest], 60).0.is_some());
+                }
+            }
+            now += Duration::from_secs(1);
+            fetch.tick(now);
+        }
+        panic!("the honest peer was never asked");
+    }
+
+    proptest! {
+        #[test]
+        fn only_the_right_metadata_is_ever_accepted(
+            steps in proptest::collection::vec((0u64..4, 0u32..6, 0usize..40_000, 0u8..5), 0..60),
+        ) {
+            let truth = metadata(20_000);
+            let mut fetch = MetadataFetch::new(InfoHash::of(&truth));
+            let mut now = Instant::now();
+            for (key, piece, len, kind) in steps {
+                now += Duration::from_millis(len as u64);
+                let key = PeerKey(key);
+                match kind {
+                    0 => { fetch.offered(now, key, if len % 2 == 0 { 20_000 } else { len as u32 }); }
+                    1 => fetch.gone(now, key),
+                    2 => fetch.rejected(now, key, piece),
+                    3 => fetch.tick(now),
+                    _ => {
+                        let begin = (piece as usize * METADATA_PIECE_LEN as usize).min(truth.len());
+                        let data = truth.slice(begin..truth.len().min(begin + METADATA_PIECE_LEN as usize));
+                        if let Some(whole) = fetch.data(now, key, piece, 20_000, data) {
+                            prop_assert_eq!(&whole, &truth);
+                        }
+                    }
+                }
+                while fetch.poll().is_some() {}
+            }
+        }
+    }
+}

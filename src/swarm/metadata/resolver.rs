@@ -1,0 +1,298 @@
+//! From an info hash to the torrent's metadata: finds peers, asks those that have the metadata for it, and takes the
+//! first that matches the hash.
+//!
+//! Sans-io, and driven like [`Swarm`](crate::swarm::Swarm). Everything is bounded: connections, connection attempts,
+//! addresses. The addresses found on the way are kept for the torrent's swarm.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::fetch::{FetchAction, MetadataFetch};
+use crate::metainfo::InfoHash;
+use crate::swarm::action::DisconnectReason;
+use crate::swarm::event::{Direction, NewPeer, PeerKey};
+use crate::swarm::peer::extensions::{METADATA, PEX, our_handshake};
+use crate::swarm::peer::pex::{PeerExchange, may_share};
+use crate::wire::{ExtensionHandshake, Message, MetadataMessage, PeerId, Pex, UT_METADATA};
+
+/// Maximum number of connections, those being made included: enough to find the few peers that answer quickly.
+const MAX_PEERS: usize = 50;
+/// Maximum number of connections being made.
+const MAX_DIALING: usize = 25;
+/// Maximum number of addresses kept: as many as a swarm keeps.
+const MAX_ADDRESSES: usize = 2000;
+/// How long a peer may stay connected without offering metadata when others wait for a connection.
+const OFFER_LIMIT: Duration = Duration::from_secs(15);
+/// Wait before an address is dialed again.
+const RETRY: Duration = Duration::from_secs(15);
+
+/// Settings of a resolver.
+#[derive(Clone, Debug)]
+pub struct ResolverConfig {
+    /// The info hash that the metadata must have.
+    pub info_hash: InfoHash,
+    /// Our own id: a peer with the same id is ourselves.
+    pub our_id: PeerId,
+    /// Take addresses from peers (BEP 11). None are sent, because the torrent may turn out to be private.
+    pub pex: bool,
+}
+
+/// Something that happened, reported by the driver.
+#[derive(Debug)]
+pub enum ResolverEvent {
+    /// Time has passed. Due once a second.
+    Tick,
+    /// Peers' addresses to try.
+    PeersFound(Vec<SocketAddr>),
+    /// `ResolverAction::Connect` failed.
+    ConnectFailed(SocketAddr),
+    /// A connection was made, by whichever side.
+    Connected(NewPeer),
+    /// The connection is gone, by whichever side.
+    Disconnected(PeerKey),
+    /// A message.
+    Message(PeerKey, Message),
+}
+
+/// An instruction to the driver.
+#[derive(Debug, PartialEq)]
+pub enum ResolverAction {
+    /// Open a connection; answer with `Connected` or `ConnectFailed`.
+    Connect(SocketAddr),
+    /// Send one message.
+    Send(PeerKey, Message),
+    /// Close the connection; no `Disconnected` follows.
+    Disconnect(PeerKey, DisconnectReason),
+    /// The metadata, with the right hash. Nothing more has to be done.
+    Resolved(Bytes),
+}
+
+/// The progress of a resolver.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MetadataProgress {
+    /// Addresses found.
+    pub found: usize,
+    /// Addresses at which a peer has answered.
+    pub answered: usize,
+    /// Connections.
+    pub peers: usize,
+    /// Metadata pieces of 16 KiB received.
+    pub received: usize,
+    /// Metadata pieces in all; 0 if not known yet.
+    pub pieces: usize,
+}
+
+#[derive(Debug)]
+struct Peer {
+    addr: SocketAddr,
+    since: Instant,
+    /// Its number of `ut_metadata`; 0: not stated, or not supported.
+    metadata: u8,
+    exchange: PeerExchange,
+}
+
+/// Fetches the metadata of one torrent. See the module's documentation.
+#[derive(Debug)]
+pub struct Resolver {
+    config: ResolverConfig,
+    fetch: MetadataFetch,
+    /// Addresses to dial, and when at the earliest. The newest come first.
+    waiting: VecDeque<(Instant, SocketAddr)>,
+    known: BTreeSet<SocketAddr>,
+    /// Addresses at which a peer answered, in order.
+    answered: Vec<SocketAddr>,
+    peers: BTreeMap<PeerKey, Peer>,
+    /// Number of connections being made.
+    dialing: usize,
+    actions: VecDeque<ResolverAction>,
+}
+
+impl Resolver {
+    /// Returns a resolver that knows nothing but the info hash.
+    pub fn new(config: ResolverConfig) -> Self {
+        Self {
+            fetch: MetadataFetch::new(config.info_hash),
+            config,
+            waiting: VecDeque::new(),
+            known: BTreeSet::new(),
+            answered: Vec::new(),
+            peers: BTreeMap::new(),
+            dialing: 0,
+            actions: VecDeque::new(),
+        }
+    }
+
+    /// Handles an event.
+    pub fn handle(&mut self, now: Instant, event: ResolverEvent) {
+        match event {
+            ResolverEvent::Tick => self.tick(now),
+            ResolverEvent::PeersFound(addrs) => self.found(now, addrs),
+            ResolverEvent::ConnectFailed(addr) => {
+                self.dialing = self.dialing.saturating_sub(1);
+                self.waiting.push_back((now + RETRY, addr));
+            }
+            ResolverEvent::Connected(peer) => self.connected(now, &peer),
+            ResolverEvent::Disconnected(key) => self.remove(now, key),
+            ResolverEvent::Message(key, message) => self.message(now, key, message),
+        }
+        self.request(now);
+        self.dial_more(now);
+    }
+
+    /// Returns the next thing to do, until `None`.
+    pub fn poll(&mut self) -> Option<ResolverAction> {
+        self.actions.pop_front()
+    }
+
+    /// Returns how far the search has come.
+    pub fn progress(&self) -> MetadataProgress {
+        let (received, pieces) = self.fetch.progress();
+        let (found, answered, peers) = (self.known.len(), self.answered.len(), self.peers.len());
+        MetadataProgress { found, answered, peers, received, pieces }
+    }
+
+    /// Returns the addresses found, those at which a peer answered first.
+    pub fn into_addresses(self) -> Vec<SocketAddr> {
+        let rest = self.known.iter().filter(|addr| !self.answered.contains(addr));
+        self.answered.iter().chain(rest).copied().collect()
+    }
+
+    fn found(&mut self, now: Instant, addrs: Vec<SocketAddr>) {
+        for addr in addrs {
+            if self.known.len() < MAX_ADDRESSES && self.known.insert(addr) {
+                self.waiting.push_front((now, addr));
+            }
+        }
+    }
+
+    /// Dials as many addresses as there are free connection slots.
+    fn dial_more(&mut self, now: Instant) {
+        while self.dialing < MAX_DIALING && self.dialing + self.peers.len() < MAX_PEERS {
+            let Some(next) = self.waiting.iter().position(|(at, _)| *at <= now) else { return };
+            let Some((_, addr)) = self.waiting.remove(next) else { return };
+            self.dialing += 1;
+            self.actions.push_back(ResolverAction::Connect(addr));
+        }
+    }
+
+    fn connected(&mut self, now: Instant, new: &NewPeer) {
+        if new.direction == Direction::Outgoing {
+            self.dialing = self.dialing.saturating_sub(1);
+            if !self.answered.contains(&new.addr) {
+                self.answered.push(new.addr);
+            }
+        }
+        let refused = if new.id == self.config.our_id || self.peers.contains_key(&new.key) {
+            Some(DisconnectReason::Duplicate)
+        } else if !new.extended {
+            Some(DisconnectReason::Useless)
+        } else if self.peers.len() >= MAX_PEERS {
+            Some(DisconnectReason::Crowded)
+        } else {
+            None
+        };
+        if let Some(reason) = refused {
+            return self.actions.push_back(ResolverAction::Disconnect(new.key, reason));
+        }
+        let peer = Peer { addr: new.addr, since: now, metadata: 0, exchange: PeerExchange::new(now) };
+        self.peers.insert(new.key, peer);
+        if new.fast {
+            self.actions.push_back(ResolverAction::Send(new.key, Message::HaveNone));
+        }
+        let payload = our_handshake(new.addr.ip(), new.our_port, None, self.config.pex, false);
+        self.actions.push_back(ResolverAction::Send(new.key, Message::Extended { id: 0, payload }));
+    }
+
+    /// Forgets a connection that is gone. An address that answered is dialed again later.
+    fn remove(&mut self, now: Instant, key: PeerKey) {
+        let Some(peer) = self.peers.remove(&key) else { return };
+        self.fetch.gone(now, key);
+        if self.answered.contains(&peer.addr) {
+            self.waiting.push_back((now + RETRY, peer.addr));
+        }
+    }
+
+    fn message(&mut self, now: Instant, key: PeerKey, message: Message) {
+        let Message::Extended { id, payload } = message else { return };
+        let done = match id {
+            0 => ExtensionHandshake::decode(&payload).map(|theirs| self.extension_handshake(now, key, &theirs)),
+            METADATA => MetadataMessage::decode(&payload).map(|message| self.metadata_message(now, key, message)),
+            PEX if self.config.pex => Pex::decode(&payload).map(|pex| self.peers_named(now, key, &pex)),
+            _ => return,
+        };
+        if let Err(error) = done {
+            tracing::debug!(?key, id, "ignoring an extension message: {error}");
+        }
+    }
+
+    fn extension_handshake(&mut self, now: Instant, key: PeerKey, theirs: &ExtensionHandshake) {
+        let Some(peer) = self.peers.get_mut(&key) else { return };
+        peer.metadata = theirs.extensions.get(UT_METADATA).copied().unwrap_or(peer.metadata);
+        if let Some(size) = theirs.metadata_size.filter(|_| peer.metadata != 0) {
+            self.fetch.offered(now, key, size);
+        }
+    }
+
+    fn metadata_message(&mut self, now: Instant, key: PeerKey, message: Option<MetadataMessage>) {
+        let Some(peer) = self.peers.get(&key) else { return };
+        match message {
+            Some(MetadataMessage::Data { piece, total, data }) => {
+                if let Some(info) = self.fetch.data(now, key, piece, total, data) {
+                    self.actions.push_back(ResolverAction::Resolved(info));
+                }
+            }
+            Some(MetadataMessage::Reject { piece }) => self.fetch.rejected(now, key, piece),
+            Some(MetadataMessage::Request { piece }) if peer.metadata != 0 => {
+                self.send_metadata_message(key, peer.metadata, &MetadataMessage::Reject { piece });
+            }
+            Some(MetadataMessage::Request { .. }) | None => {}
+        }
+    }
+
+    fn send_metadata_message(&mut self, key: PeerKey, id: u8, message: &MetadataMessage) {
+        let message = Message::Extended { id, payload: message.encode() };
+        self.actions.push_back(ResolverAction::Send(key, message));
+    }
+
+    fn peers_named(&mut self, now: Instant, key: PeerKey, pex: &Pex) {
+        let Some(peer) = self.peers.get_mut(&key) else { return };
+        if peer.exchange.may_receive(now) {
+            let from = peer.addr.ip();
+            let named = pex.added.iter().map(|(addr, _)| *addr);
+            self.found(now, named.filter(|addr| may_share(from, addr.ip())).collect());
+        }
+    }
+
+    /// Closes a connection without metadata to offer, if others wait for the slot.
+    fn tick(&mut self, now: Instant) {
+        self.fetch.tick(now);
+        let crowded = self.peers.len() + self.dialing >= MAX_PEERS;
+        let useless = |peer: &Peer| peer.metadata == 0 && now.saturating_duration_since(peer.since) > OFFER_LIMIT;
+        if crowded && let Some(key) = self.peers.iter().find(|(_, peer)| useless(peer)).map(|(key, _)| *key) {
+            self.remove(now, key);
+            self.actions.push_back(ResolverAction::Disconnect(key, DisconnectReason::Crowded));
+        }
+    }
+
+    /// Sends the requests that are due, and closes the connections of liars.
+    fn request(&mut self, now: Instant) {
+        while let Some(action) = self.fetch.poll() {
+            match action {
+                FetchAction::Request(key, piece) => {
+                    let Some(peer) = self.peers.get(&key) else { continue };
+                    self.send_metadata_message(key, peer.metadata, &MetadataMessage::Request { piece });
+                }
+                FetchAction::Ban(key) => {
+                    if let Some(peer) = self.peers.remove(&key) {
+                        self.fetch.gone(now, key);
+                        self.answered.retain(|addr| *addr != peer.addr);
+                        self.actions.push_back(ResolverAction::Disconnect(key, DisconnectReason::Liar));
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! Requests for what no reader needs: peer by peer, a piece for each.
+//!
+//! A peer first continues its own piece, then one that another peer left behind, then begins a new one, the rarest that
+//! it has. One piece per peer makes it clear who sent a bad one. Only when no more pieces may be begun do peers share.
+
+use std::time::Instant;
+
+use rand::RngExt;
+
+use crate::metainfo::BLOCK_LEN;
+use crate::swarm::pieces::{BlockId, Slot};
+use crate::swarm::policy::Need;
+use crate::swarm::{PeerKey, PickOrder, Swarm};
+
+/// The rarest pieces tried for one that the peer has: bounds the cost of a search.
+const RAREST_TRIED: usize = 256;
+/// Pieces tried after that, from a random one on: bounds the cost of a search in a torrent of millions of pieces.
+const ANY_TRIED: usize = 65_536;
+/// Partial pieces that end-game looks through: bounds its cost.
+const END_GAME_PIECES: usize = 256;
+
+/// Result of a search for a piece to begin.
+enum Found {
+    Piece(u32),
+    /// There is none until a block becomes free.
+    Nothing,
+    /// There may be one later: a limit is reached, or the search was cut short.
+    NotNow,
+}
+
+impl Swarm {
+    /// Fills a peer's pipeline with background requests.
+    pub(in crate::swarm) fn fill_background(&mut self, now: Instant, key: PeerKey) {
+        let Some(peer) = self.peers.get(&key) else { return };
+        if self.config.on_demand || !peer.may_ask(now) || !peer.wants_refill(now, self.phase) {
+            return;
+        }
+        // The pieces that a peer allows while it chokes us are for our first ones: many peers get the same few.
+        if peer.choking_us && self.pieces.had() >= self.config.policy.random_first {
+            return;
+        }
+        if self.config.policy.queue_allowance(Need::Background, self.phase).is_none() {
+            return;
+        }
+        let mut room = peer.room(now, Need::Background, self.phase);
+        while room > 0.0 {
+            let Some(piece) = self.next_piece(now, key) else { break };
+            let (Some(partial), Some(peer)) = (self.pieces.partial(piece), self.peers.get_mut(&key)) else { break };
+            let most = (room / f64::from(BLOCK_LEN)).ceil() as usize;
+            let ids = partial.free_blocks().map(|block| BlockId { piece, block });
+            let ids: Vec<BlockId> = ids.filter(|id| !peer.in_doubt(now, *id)).take(most).collect();
+            if ids.len() < most {
+                peer.current = None;
+            }
+            for id in ids {
+                room -= f64::from(BLOCK_LEN);
+                self.ask(now, key, id);
+            }
+        }
+        if room > 0.0 {
+            self.end_game(now, key);
+        }
+        if let Some(peer) = self.peers.get_mut(&key) {
+            peer.pipeline.refilled(room <= 0.0);
+        }
+    }
+
+    /// Returns a partial piece with a block that this peer may be asked for, begun now if necessary.
+    fn next_piece(&mut self, now: Instant, key: PeerKey) -> Option<u32> {
+        let peer = self.peers.get(&key)?;
+        if peer.wanted == 0 || peer.barren == Some(self.pieces.freed) {
+            return None;
+        }
+        if let Some(piece) = peer.current.filter(|piece| self.is_for(now, key, *piece)) {
+            return Some(piece);
+        }
+        // A piece that no peer is fetching.
+        let mut shared = None;
+        let mut orphan = None;
+        for piece in self.pieces.open() {
+            if !self.is_for(now, key, *piece) {
+                continue;
+            }
+            let owner = self.pieces.partial(*piece).and_then(|partial| partial.owner).filter(|owner| *owner != key);
+            let busy =
+                owner.and_then(|owner| self.peers.get(&owner)).is_some_and(|owner| owner.current == Some(*piece));
+            if !busy {
+                orphan = Some(*piece);
+                break;
+            }
+            shared = shared.or(Some(*piece));
+        }
+        if let Some(piece) = orphan {
+            self.adopt(key, piece);
+            return Some(piece);
+        }
+        match self.new_piece(now, key) {
+            Found::Piece(piece) => {
+                let solo = self.blame.suspects(piece);
+                self.pieces.begin(piece, Some(key), solo);
+                self.adopt(key, piece);
+                Some(piece)
+            }
+            // It stays the other peer's piece.
+            _ if shared.is_some() => shared,
+            Found::NotNow => None,
+            Found::Nothing => {
+                let freed = self.pieces.freed;
+                self.peers.get_mut(&key)?.barren = Some(freed);
+                None
+            }
+        }
+    }
+
+    /// Makes a partial piece the one that this peer fetches.
+    fn adopt(&mut self, key: PeerKey, piece: u32) {
+        if let Some(partial) = self.pieces.partial_mut(piece) {
+            partial.owner = Some(key);
+        }
+        if let Some(peer) = self.peers.get_mut(&key) {
+            peer.current = Some(piece);
+        }
+    }
+
+    /// Returns whether this peer may be asked, in the background, for a free block of this partial piece.
+    fn is_for(&self, now: Instant, key: PeerKey, piece: u32) -> bool {
+        let (Some(partial), Some(peer)) = (self.pieces.partial(piece), self.peers.get(&key)) else { return false };
+        self.pieces.open().contains(&piece)
+            && self.needed.binary_search(&piece).is_err()
+            && (!partial.solo || partial.owner == Some(key))
+            && peer.serves(now, piece)
+            && (peer.doubts.is_empty()
+                || partial.free_blocks().any(|block| !peer.in_doubt(now, BlockId { piece, block })))
+    }
+
+    /// Finds a missing piece to begin with this peer.
+    fn new_piece(&mut self, now: Instant, key: PeerKey) -> Found {
+        let len = self.config.lengths.full_pieces(1);
+        let partial = self.pieces.partial_bytes();
+        // Half of the partial pieces are left to readers.
+        let limit = if self.needed.is_empty() { self.config.max_partial } else { self.config.max_partial / 2 };
+        if partial > 0 && partial + len > limit || partial + len > self.room {
+            return Found::NotNow;
+        }
+        let Some(peer) = self.peers.get_mut(&key) else { return Found::NotNow };
+        let missing = self.pieces.availability.rarest();
+        if missing.is_empty() {
+            return Found::Nothing;
+        }
+        while let Some(piece) = peer.suggested.pop_front() {
+            let free = self.pieces.is_to_begin(piece) && self.needed.binary_search(&piece).is_err();
+            if free && peer.serves(now, piece) {
+                return Found::Piece(piece);
+            }
+        }
+        let peer = &*peer;
+        let fits = |piece: &&u32| peer.serves(now, **piece) && self.needed.binary_search(piece).is_err();
+        if self.config.order == PickOrder::InOrder {
+            return missing.iter().filter(fits).min().map_or(Found::Nothing, |piece| Found::Piece(*piece));
+        }
+        let from = self.rng.random_range(0..self.pieces.count());
+        let (first, last) = (self.pieces.urged().range(from..), self.pieces.urged().range(..from));
+        let urged = first.chain(last).take(RAREST_TRIED).filter(fits);
+        if let Some(piece) = urged.min_by_key(|piece| self.pieces.availability.of(**piece)) {
+            return Found::Piece(*piece);
+        }
+        let from = self.rng.random_range(0..missing.len());
+        let (before, after) = missing.split_at(from);
+        let random_first = self.config.policy.random_first as usize;
+        let begun = self.pieces.had() as usize + self.pieces.partials().take(random_first).count();
+        let tried = if begun < random_first { 0 } else { RAREST_TRIED };
+        let rarest = missing.iter().take(tried).find(fits);
+        let found = rarest.or_else(|| after.iter().chain(before).take(ANY_TRIED).find(fits));
+        match found {
+            Some(piece) => Found::Piece(*piece),
+            None if missing.len() > ANY_TRIED => Found::NotNow,
+            None => Found::Nothing,
+        }
+    }
+
+    /// Once every missing block is requested, asks an idle peer for blocks that another would deliver later.
+    fn end_game(&mut self, now: Instant, key: PeerKey) {
+        let Some(peer) = self.peers.get(&key) else { return };
+        let over = self.pieces.availability.rarest().is_empty() && self.pieces.open().is_empty();
+        if !over || !peer.asks.is_empty() || peer.wanted == 0 || peer.pipeline.snubbed {
+            return;
+        }
+        let mine = peer.pipeline.eta(f64::from(BLOCK_LEN));
+        let later = |other: &PeerKey| {
+            *other != key
+                && self.peers.get(other).is_some_and(|other| other.eta(now, other.pipeline.outstanding() as f64) > mine)
+        };
+        let most = self.config.policy.end_game_blocks;
+        let mut ids = Vec::new();
+        for (piece, partial) in self.pieces.partials().take(END_GAME_PIECES) {
+            if ids.len() >= most || partial.solo || !peer.serves(now, piece) {
+                continue;
+            }
+            for (slot, block) in partial.slots.iter().zip(0..) {
+                let id = BlockId { piece, block };
+                let once = matches!(slot, Slot::Asked(other, None) if later(other));
+                if once && ids.len() < most && !peer.in_doubt(now, id) {
+                    ids.push(id);
+                }
+            }
+        }
+        for id in ids {
+            self.ask(now, key, id);
+        }
+    }
+}

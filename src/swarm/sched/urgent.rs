@@ -1,0 +1,228 @@
+//! Requests for what readers need: piece by piece, earliest deadline first, each block from the peer that would deliver
+//! it soonest.
+//!
+//! A block is not given to the next best peer that has room if one without room would still be sooner. It is left for
+//! that peer, whose queue then counts as longer by one block for the blocks that follow. So a slow peer never holds up a
+//! piece that a fast one could finish, and helps with the later pieces of the window instead.
+
+use std::time::Instant;
+
+use crate::metainfo::BLOCK_LEN;
+use crate::swarm::pieces::{BlockId, Slot, State};
+use crate::swarm::policy::{Need, Phase};
+use crate::swarm::sched::readers::Urgent;
+use crate::swarm::{PeerKey, Swarm};
+
+/// Blocks left for a better peer in one pass: bounds its cost.
+const MAX_DEFERRED: usize = 256;
+/// Pieces by which blocked reads may exceed the limit on partial pieces, so that one is never stuck behind windows.
+const SPARE_PIECES: u32 = 4;
+
+/// A block that is later than its peer usually is.
+struct Late {
+    key: PeerKey,
+    id: BlockId,
+    /// Seconds since it was requested.
+    age: f64,
+    /// Seconds until it is expected.
+    eta: f64,
+}
+
+/// One peer in one pass.
+struct Candidate {
+    key: PeerKey,
+    /// Bytes that may still be requested from it for the current need.
+    room: f64,
+    /// Seconds until a block requested now would be here.
+    eta: f64,
+    /// Seconds that one block more adds to `eta`.
+    block: f64,
+}
+
+impl Swarm {
+    /// Requests what readers need, as far as the peers have room.
+    pub(in crate::swarm) fn serve_readers(&mut self, now: Instant) {
+        if self.urgent.is_empty() {
+            return;
+        }
+        let mut candidates = self.candidates(now);
+        let (mut deferred, mut need) = (0, None);
+        let mut urgent = std::mem::take(&mut self.urgent);
+        urgent.retain(|urgent| {
+            if need.replace(urgent.need) != Some(urgent.need) {
+                self.set_rooms(now, urgent.need, &mut candidates);
+            }
+            let waits = urgent.need == Need::Speculative && self.phase == Phase::JustBlocked;
+            deferred >= MAX_DEFERRED
+                || !candidates.iter().any(|candidate| candidate.room > 0.0)
+                || waits && self.blocked.iter().any(|piece| self.has_free_blocks(*piece))
+                || self.serve_piece(now, *urgent, &mut candidates, &mut deferred)
+        });
+        self.urgent = urgent;
+        for Candidate { key, .. } in candidates {
+            let phase = self.phase;
+            if let Some(peer) = self.peers.get_mut(&key).filter(|peer| peer.room(now, Need::Soon, phase) <= 0.0) {
+                peer.pipeline.refilled(true);
+            }
+        }
+    }
+
+    /// Returns whether some blocks of the piece are requested from nobody.
+    pub(in crate::swarm) fn has_free_blocks(&self, piece: u32) -> bool {
+        match self.pieces.state(piece) {
+            State::Missing => true,
+            State::Partial => self.pieces.open().contains(&piece),
+            State::Checking | State::Have => false,
+        }
+    }
+
+    /// Returns every peer that may be asked for something, with no room yet.
+    fn candidates(&self, now: Instant) -> Vec<Candidate> {
+        let able = self.peers.iter().filter(|(_, peer)| peer.may_ask(now));
+        able.map(|(key, peer)| {
+            let len = f64::from(BLOCK_LEN);
+            let block = peer.pipeline.eta(2.0 * len) - peer.pipeline.eta(len);
+            let mut eta = peer.eta(now, peer.pipeline.outstanding() as f64 + len);
+            if peer.pipeline.snubbed {
+                // It may well stay silent for as long as it took to be snubbed.
+                eta += self.config.policy.snub_timeout.as_secs_f64();
+            }
+            Candidate { key: *key, room: 0.0, eta, block }
+        })
+        .collect()
+    }
+
+    /// Sets the room of each candidate for a need.
+    fn set_rooms(&self, now: Instant, need: Need, candidates: &mut [Candidate]) {
+        for candidate in candidates {
+            let room = |peer: &crate::swarm::peer::Peer| peer.room(now, need, self.phase);
+            candidate.room = self.peers.get(&candidate.key).map_or(0.0, room);
+        }
+    }
+
+    /// Requests the free blocks of one piece from the candidates with room. Returns whether a free block is left.
+    fn serve_piece(
+        &mut self,
+        now: Instant,
+        urgent: Urgent,
+        candidates: &mut [Candidate],
+        deferred: &mut usize,
+    ) -> bool {
+        let piece = urgent.piece;
+        let state = self.pieces.state(piece);
+        if !matches!(state, State::Missing | State::Partial) {
+            return false;
+        }
+        let serves = |at: &usize| self.peers.get(&candidates[*at].key).is_some_and(|peer| peer.serves(now, piece));
+        let mut able: Vec<usize> = (0..candidates.len()).filter(serves).collect();
+        if !able.iter().any(|at| candidates[*at].room > 0.0) {
+            return true;
+        }
+        if state == State::Missing {
+            if !self.make_place(now, urgent) {
+                return true;
+            }
+            let solo = self.blame.suspects(piece);
+            let soonest = able.iter().min_by(|a, b| candidates[**a].eta.total_cmp(&candidates[**b].eta));
+            self.pieces.begin(piece, soonest.map(|at| candidates[*at].key).filter(|_| solo), solo);
+        }
+        let Some(partial) = self.pieces.partial(piece) else { return false };
+        if partial.solo {
+            able.retain(|at| Some(candidates[*at].key) == partial.owner);
+        }
+        let mut asks = Vec::new();
+        let mut left = partial.free;
+        for block in partial.free_blocks() {
+            let id = BlockId { piece, block };
+            let sure = |at: &&usize| self.peers.get(&candidates[**at].key).is_some_and(|peer| !peer.in_doubt(now, id));
+            let best = able.iter().filter(sure).min_by(|a, b| candidates[**a].eta.total_cmp(&candidates[**b].eta));
+            let Some(candidate) = best.map(|at| &mut candidates[*at]) else { continue };
+            candidate.eta += candidate.block;
+            if candidate.room > 0.0 {
+                candidate.room -= f64::from(BLOCK_LEN);
+                asks.push((candidate.key, id));
+                left -= 1;
+            } else {
+                *deferred += 1;
+            }
+            if *deferred >= MAX_DEFERRED || !able.iter().any(|at| candidates[*at].room > 0.0) {
+                break;
+            }
+        }
+        for (key, id) in asks {
+            self.ask(now, key, id);
+        }
+        left > 0
+    }
+
+    /// Makes sure that another partial piece may be begun for a reader, if necessary in the place of one that matters
+    /// less. Returns false if it may not.
+    fn make_place(&mut self, now: Instant, urgent: Urgent) -> bool {
+        let len = u64::from(self.pieces.len_of(urgent.piece));
+        let fits = |swarm: &Self, more: u64| {
+            swarm.pieces.partial_bytes() == 0 || swarm.pieces.partial_bytes() + len <= swarm.config.max_partial + more
+        };
+        if fits(self, 0) {
+            return true;
+        }
+        let protected = if urgent.need.is_blocked() { &self.blocked } else { &self.needed };
+        let least = self
+            .pieces
+            .partials()
+            .filter(|(piece, _)| self.pieces.state(*piece) == State::Partial && protected.binary_search(piece).is_err())
+            .min_by_key(|(_, partial)| partial.received);
+        if let Some((piece, _)) = least {
+            self.give_up(now, piece);
+            return true;
+        }
+        urgent.need.is_blocked() && fits(self, self.config.lengths.full_pieces(SPARE_PIECES))
+    }
+
+    /// Requests late blocks that readers need from one peer more, if that one is clearly sooner.
+    pub(in crate::swarm) fn hedge_late_blocks(&mut self, now: Instant) {
+        if self.needed.is_empty() {
+            return;
+        }
+        let mut late = Vec::new();
+        for (key, peer) in &self.peers {
+            let after = peer.pipeline.late_after();
+            let mut ahead = 0.0;
+            for ask in &peer.asks {
+                ahead += f64::from(BLOCK_LEN);
+                let blocked = self.blocked.binary_search(&ask.id.piece).is_ok();
+                let age = now.saturating_duration_since(ask.sent).as_secs_f64();
+                let limit = if blocked { after } else { 2.0 * after };
+                if age > limit && (blocked || self.needed.binary_search(&ask.id.piece).is_ok()) {
+                    late.push(Late { key: *key, id: ask.id, age, eta: peer.eta(now, ahead) });
+                }
+            }
+        }
+        let mut candidates = self.candidates(now);
+        let policy = self.config.policy.clone();
+        for Late { key, id, age, eta } in late {
+            let Some(partial) = self.pieces.partial(id.piece) else { continue };
+            if partial.solo {
+                if age > policy.solo_timeout.as_secs_f64() {
+                    self.abandon_solo(now, key, id.piece);
+                }
+                continue;
+            }
+            if !matches!(partial.slots[id.block as usize], Slot::Asked(_, None)) {
+                continue;
+            }
+            let sooner = |candidate: &&mut Candidate| {
+                candidate.key != key
+                    && policy.hedge_advantage * candidate.eta < eta
+                    && self
+                        .peers
+                        .get(&candidate.key)
+                        .is_some_and(|peer| peer.serves(now, id.piece) && !peer.in_doubt(now, id) && !peer.is_full())
+            };
+            if let Some(candidate) = candidates.iter_mut().filter(sooner).min_by(|a, b| a.eta.total_cmp(&b.eta)) {
+                candidate.eta += candidate.block;
+                let key = candidate.key;
+                self.ask(now, key, id);
+            }
+        }
+    }
+}
