@@ -12,7 +12,7 @@ use clap::Args;
 
 use super::cache_dir::CacheDir;
 use super::failure::{Exit, Failure};
-use super::flags::values::{duration, some_rate};
+use super::flags::values::{duration, rate};
 use super::flags::{HttpFlags, MountOptions, NetworkArgs};
 use super::log::{self, Verbosity};
 use super::mount_args::MountArgs;
@@ -64,7 +64,7 @@ pub(super) struct DemoArgs {
     pub(super) mountpoint: Option<PathBuf>,
 
     /// Maximum upload rate of each seeder
-    #[arg(long, value_name = "RATE", default_value = "2MiB", value_parser = some_rate)]
+    #[arg(long, value_name = "RATE", default_value = "2MiB", value_parser = rate)]
     pub(super) rate: u64,
 
     /// Stop after this time [default: until Ctrl-C]
@@ -103,7 +103,7 @@ async fn demonstrate(args: &DemoArgs, dir: &Path) -> Result<(), Failure> {
         foreground: true,
         on_demand: false,
         read_timeout: Some(Duration::from_secs(60)),
-        cache_dir: CacheDir::Exactly(dir.join("cache")),
+        cache_dir: CacheDir::Exclusive(dir.join("cache")),
         cache_size: None,
         memory: 64 << 20,
         verify: false,
@@ -239,7 +239,7 @@ async fn seed(
     metainfo: &Metainfo,
     rate: u64,
 ) -> Result<(Session, Arc<Torrent>, Arc<Cache>), Failure> {
-    let cache = Cache::open_beside(dir.into(), 1 << 20);
+    let cache = Cache::open_shared(dir.into(), 1 << 20);
     let cache = cache.map_err(|error| Failure::new(Exit::Resource, error))?;
     let session = Session::start(SessionConfig {
         net: net::Config {

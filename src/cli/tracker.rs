@@ -14,7 +14,7 @@ use super::flags::values::duration;
 use super::log::{self, Verbosity};
 use super::runtime::Signals;
 use super::text::count;
-use crate::sys::process::allow_descriptors;
+use crate::sys::process::raise_descriptor_limit;
 use crate::tracker::{Config, Counts, DEFAULT_PORT, Limits, Tracker};
 
 /// Time that requests in progress get to finish at the end.
@@ -181,7 +181,7 @@ pub(super) fn run(args: TrackerArgs, verbosity: Verbosity) -> Result<(), Failure
     let runtime = runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::new(Exit::Resource, format!("cannot start threads: {error}")))?;
     let mut config = Config::from(args);
-    match allow_descriptors(MAX_CONNECTIONS + OTHER_DESCRIPTORS) {
+    match raise_descriptor_limit(MAX_CONNECTIONS + OTHER_DESCRIPTORS) {
         Ok(limit) => {
             let connections = limit.saturating_sub(OTHER_DESCRIPTORS).clamp(1, MAX_CONNECTIONS);
             config.limits.connections = usize::try_from(connections).unwrap_or(1);

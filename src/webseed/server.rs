@@ -258,11 +258,11 @@ impl Server {
                 let range = response.headers().get(CONTENT_RANGE).and_then(|value| content_range(value.to_str().ok()?));
                 match range {
                     Some((from, _)) if from != bytes.start => {
-                        return Err(missing(format!("it answers with a range from {from}, which was not requested")));
+                        return Err(missing(format!("it answers with another range than requested (from {from})")));
                     }
                     Some((_, Some(len))) if len != file.len => return Err(missing(wrong_size(len, file))),
                     Some(_) => false,
-                    None => return Err(missing("it answers with a range but does not specify which".into())),
+                    None => return Err(missing("it answers with a range but does not say which".into())),
                 }
             }
             StatusCode::OK => {
@@ -298,8 +298,7 @@ impl Server {
         if bytes.start <= MAX_SKIP {
             return Ok(true);
         }
-        let why =
-            format!("it does not support ranges, so only the first {} MiB of each file can be read", MAX_SKIP >> 20);
+        let why = format!("it supports no ranges, so only the first {} MiB of each file can be read", MAX_SKIP >> 20);
         Err(Fault::missing(why, file.offset + MAX_SKIP..file.range().end))
     }
 

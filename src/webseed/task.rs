@@ -51,7 +51,7 @@ pub(super) async fn run<K: Copy + Send + Sync + 'static>(
         fetches: JoinSet::new(),
         running: Vec::new(),
         next_fetch: 0,
-        faults: 0,
+        failures: 0,
         paused_until: None,
         missing_pieces: HashSet::new(),
     };
@@ -66,7 +66,7 @@ struct Task<K> {
     running: Vec<(FetchId, Range<u64>)>,
     next_fetch: u64,
     /// Consecutive failures.
-    faults: u32,
+    failures: u32,
     /// End of the current pause, during which we are choked.
     paused_until: Option<Instant>,
     /// Pieces that were requested and that the server lacks.
@@ -193,7 +193,7 @@ impl<K: Copy + Send + Sync + 'static> Task<K> {
         let left = lock(&self.requests).put_back(id, &run);
         match result {
             Ok(()) if left == 0 => {
-                self.faults = 0;
+                self.failures = 0;
                 self.fetch.server.mark_working();
                 Vec::new()
             }
@@ -211,13 +211,13 @@ impl<K: Copy + Send + Sync + 'static> Task<K> {
     /// Handles a failure. The first one may be chance, because servers close connections as they like. After more, or
     /// if the server asks for it, the server is paused.
     fn on_failure(&mut self, why: String, after: Option<Duration>, run: Option<&Range<u64>>) -> Vec<Message> {
-        self.faults = self.faults.saturating_add(1);
-        if self.faults == 1 && after.is_none() && run.is_some() {
+        self.failures = self.failures.saturating_add(1);
+        if self.failures == 1 && after.is_none() && run.is_some() {
             tracing::debug!(seed = %self.fetch.server.url(), ?run, "web seed is retried: {why}");
             return Vec::new();
         }
         let wait = after.unwrap_or_else(|| {
-            let doubled = FIRST_WAIT * (1 << self.faults.saturating_sub(2).min(10));
+            let doubled = FIRST_WAIT * (1 << self.failures.saturating_sub(2).min(10));
             doubled.min(LONGEST_WAIT).mul_f64(rand::random_range(0.75..1.25))
         });
         self.fetch.server.mark_failing(&why, wait);

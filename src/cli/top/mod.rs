@@ -167,12 +167,12 @@ async fn execute(mount: &RunningMount, action: &KeyAction) -> Result<(), String>
             mount.change(torrent, &changes).await.map(drop)
         }
         KeyAction::Limit { down, text } => {
-            let rate = Some(values::rate(text.trim())?.0);
+            let rate = Some(values::rate_limit(text.trim())?.0);
             let changes = match down {
                 true => LimitChanges { download: rate, ..LimitChanges::default() },
                 false => LimitChanges { upload: rate, ..LimitChanges::default() },
             };
-            mount.limit(&changes).await.map(drop)
+            mount.set_limits(&changes).await.map(drop)
         }
     };
     done.map_err(|failure| failure.to_string())
