@@ -107,7 +107,7 @@ impl Attachment {
 /// Waits until a device belongs to a mount. Polls, because the kernel sends no event for this.
 fn wait_for_mount(device: &File) -> io::Result<()> {
     let end = Instant::now() + ATTACH_LIMIT;
-    while sys::process::is_in_error(device.as_fd())? {
+    while sys::process::has_poll_error(device.as_fd())? {
         if Instant::now() > end {
             return Err(io::Error::new(io::ErrorKind::TimedOut, "no process has attached it within 60 s"));
         }

@@ -72,7 +72,7 @@ fn the_screen_follows_the_status_and_keys_work() {
     }
     assert!(screen.lines().all(|line| line.chars().count() <= 80) && screen.lines().count() <= 24, "{screen}");
     let coloured = terminal.coloured_screen();
-    // 39 and 49 are the terminal's own colours.
+    // 39 and 49 are the terminal's default colours.
     let codes =
         coloured.split("\x1b[").skip(1).filter_map(|rest| rest.split_once('m')).flat_map(|(codes, _)| codes.split(';'));
     let colours: Vec<&str> = codes.filter(|code| matches!(code.parse(), Ok(30..=38 | 40..=48 | 90..=107))).collect();
