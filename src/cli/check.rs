@@ -95,7 +95,7 @@ pub(super) fn run(args: &CheckArgs, quiet: bool) -> Result<Exit, Failure> {
         };
         counter.fetch_add(1, Ordering::Relaxed);
         let [bad, missing] = wrong.each_ref().map(|counter| counter.load(Ordering::Relaxed));
-        progress.note(&format!("{bad} bad, {missing} missing"));
+        progress.set_note(&format!("{bad} bad, {missing} missing"));
     });
     drop(progress);
     let check = check.map_err(|error| Failure::new(Exit::Failure, error))?;

@@ -12,7 +12,7 @@ use clap::Args;
 
 use super::cache_dir::CacheDir;
 use super::failure::{Exit, Failure};
-use super::flags::values::{duration, some_rate};
+use super::flags::values::{duration, rate};
 use super::flags::{HttpFlags, MountOptions, NetworkArgs};
 use super::log::{self, Verbosity};
 use super::mount_args::MountArgs;
@@ -44,7 +44,7 @@ pub(super) struct DemoArgs {
     pub(super) mountpoint: Option<PathBuf>,
 
     /// What each of the seeders gives in a second at most
-    #[arg(long, value_name = "RATE", default_value = "2MiB", value_parser = some_rate)]
+    #[arg(long, value_name = "RATE", default_value = "2MiB", value_parser = rate)]
     pub(super) rate: u64,
 
     /// End by itself after so long [default: on Ctrl-C]
@@ -83,7 +83,7 @@ async fn demonstrate(args: &DemoArgs, dir: &Path) -> Result<(), Failure> {
         foreground: true,
         on_demand: false,
         read_timeout: Some(Duration::from_secs(60)),
-        cache_dir: CacheDir::Exactly(dir.join("cache")),
+        cache_dir: CacheDir::Exclusive(dir.join("cache")),
         cache_size: None,
         memory: 64 << 20,
         verify: false,
@@ -218,7 +218,7 @@ async fn seed(
     metainfo: &Metainfo,
     rate: u64,
 ) -> Result<(Session, Arc<Torrent>, Arc<Cache>), Failure> {
-    let cache = Cache::open_beside(dir.into(), 1 << 20);
+    let cache = Cache::open_shared(dir.into(), 1 << 20);
     let cache = cache.map_err(|error| Failure::new(Exit::Resource, error))?;
     let session = Session::start(SessionConfig {
         net: net::Config {

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::failure::{Exit, Failure};
 use super::flags::values::{Tier, name, tier, web_seed};
-use super::output::{self, Planned, Replace, STANDARD};
+use super::output::{self, AtomicFile, Replace, STANDARD};
 use super::text::{self, shown};
 use crate::library::read_torrent;
 use crate::metainfo::{Edit, Metainfo};
@@ -147,7 +147,7 @@ pub(super) fn run(args: &EditArgs, quiet: bool) -> Result<(), Failure> {
         if let Err(failure) = one(args, path, copied.as_deref(), quiet) {
             match first_failure {
                 None => first_failure = Some(failure),
-                Some(_) => output::tell(&format!("torrentfs: {failure}\n")),
+                Some(_) => output::print_error(&format!("torrentfs: {failure}\n")),
             }
         }
     }
@@ -197,7 +197,7 @@ fn one(args: &EditArgs, path: &Path, copied: Option<&[Vec<Vec<u8>>]>, quiet: boo
         written = true;
     } else if !args.dry_run && (changed || args.output.is_some()) {
         let replace = if args.output.is_some() && !args.force { Replace::Never } else { Replace::Always };
-        Planned::plan(output, replace)?.write(&edited)?;
+        AtomicFile::plan(output, replace)?.write(&edited)?;
         written = true;
     }
 
@@ -222,7 +222,7 @@ fn one(args: &EditArgs, path: &Path, copied: Option<&[Vec<Vec<u8>>]>, quiet: boo
         format!("{}: {would}{what}\n", shown(path))
     };
     if to_standard && !args.dry_run {
-        output::tell(&text);
+        output::print_error(&text);
         Ok(())
     } else {
         output::print(&text)

@@ -13,7 +13,7 @@ use super::failure::{Exit, Failure};
 use super::flags::values::duration;
 use super::log::{self, Verbosity};
 use super::runtime::Signals;
-use crate::sys::process::allow_descriptors;
+use crate::sys::process::raise_descriptor_limit;
 use crate::tracker::{Config, Counts, DEFAULT_PORT, Limits, Tracker};
 
 /// How long requests under way may still take at the end.
@@ -160,7 +160,7 @@ pub(super) fn run(args: TrackerArgs, verbosity: Verbosity) -> Result<(), Failure
     let runtime = runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::new(Exit::Resource, format!("cannot start threads: {error}")))?;
     let mut config = Config::from(args);
-    match allow_descriptors(CONNECTIONS + OTHER_DESCRIPTORS) {
+    match raise_descriptor_limit(CONNECTIONS + OTHER_DESCRIPTORS) {
         Ok(most) => {
             let connections = most.saturating_sub(OTHER_DESCRIPTORS).clamp(1, CONNECTIONS);
             config.limits.connections = usize::try_from(connections).unwrap_or(1);

@@ -30,7 +30,6 @@ const WIDTH: usize = 80;
 /// Between two looks, at least.
 const SOONEST: Duration = Duration::from_millis(100);
 
-/// Where it is mounted
 /// Show what mounts do: progress, peers, trackers, the cache, reads that wait
 #[derive(Args, Clone, Debug, PartialEq)]
 #[command(after_help = AFTER_HELP)]

@@ -4,7 +4,7 @@ use super::table::{Align, Table, clip};
 use super::{rate, share, size};
 use crate::control::status::{AwaitedPiece, BlockedRead, PeerStatus, Priority, ReadStatus, Source, State, Transport};
 
-/// Peers shown of one torrent.
+/// Most peers shown of one torrent.
 pub(in crate::cli) const MAX_PEERS: usize = 20;
 
 impl State {
@@ -55,10 +55,10 @@ pub(in crate::cli) fn reads(reads: &ReadStatus) -> String {
     }
 }
 
-/// Reads of one file that lie so close together are one to people: most are the kernel's, sent ahead.
+/// Reads of one file that are this close, in bytes, are shown as one: most of them are the kernel's read-ahead.
 const TOGETHER: u64 = 2 << 20;
 
-/// What reads wait for: the longest of each place in two lines, the first one for what is read.
+/// Describes blocked reads, grouped by place, in two lines each: the read that waits longest, and the piece it waits for.
 pub(in crate::cli) fn blocked(reads: &[BlockedRead]) -> Vec<[String; 2]> {
     let mut reads: Vec<&BlockedRead> = reads.iter().collect();
     reads.sort_by(|a, b| (&a.file, a.offset).cmp(&(&b.file, b.offset)));
@@ -88,10 +88,10 @@ fn owners(peers: u32, serving: u32) -> String {
     }
 }
 
-/// Flags of a peer, a letter each; the help says what they mean.
+/// Returns the flags of a peer, one letter each; `torrentfs help status` explains them.
 fn flags(peer: &PeerStatus) -> String {
     let flags = [
-        // As other clients have it: the small letter wants and is refused, the large one wants and gets.
+        // As in other clients: a small letter means interested but choked, a capital one interested and served.
         (peer.we_interested && !peer.choking_us, 'D'),
         (peer.we_interested && peer.choking_us, 'd'),
         (peer.interested_in_us && !peer.we_choke, 'U'),
@@ -105,7 +105,7 @@ fn flags(peer: &PeerStatus) -> String {
     if text.is_empty() { "-".into() } else { text }
 }
 
-/// The busiest first.
+/// Returns a table of the busiest peers.
 pub(in crate::cli) fn peers(peers: &[PeerStatus], pieces: u32) -> Table {
     use Align::{Left, Right};
     let headings = [

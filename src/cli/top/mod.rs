@@ -147,12 +147,12 @@ async fn obey(reached: &RunningMount, order: &Order) -> Result<(), String> {
             reached.change(torrent, &changes).await.map(drop)
         }
         Order::Limit { down, text } => {
-            let rate = Some(values::rate(text.trim())?.0);
+            let rate = Some(values::rate_limit(text.trim())?.0);
             let changes = match down {
                 true => LimitChanges { download: rate, ..LimitChanges::default() },
                 false => LimitChanges { upload: rate, ..LimitChanges::default() },
             };
-            reached.limit(&changes).await.map(drop)
+            reached.set_limits(&changes).await.map(drop)
         }
     };
     done.map_err(|failure| failure.to_string())
