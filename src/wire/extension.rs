@@ -10,6 +10,7 @@ use serde_bytes::ByteBuf;
 
 use super::error::WireError;
 use crate::metainfo::bencode::{self, Field, Limits, Shape, dict};
+use crate::util::printable_name;
 
 /// The most extensions of a peer that are kept.
 const MAX_EXTENSIONS: usize = 64;
@@ -115,7 +116,7 @@ impl ExtensionHandshake {
         let raw = raw.ok().ok_or_else(|| bencode::BencodeError::Kind("the handshake is not a dictionary".into()))?;
         Ok(Self {
             extensions: raw.extensions.ok().map(|Extensions(map)| map).unwrap_or_default(),
-            client: raw.client.ok().map(|name| printable(&name)).filter(|name| !name.is_empty()),
+            client: raw.client.ok().map(|name| printable_name(&name, MAX_CLIENT)).filter(|name| !name.is_empty()),
             port: number(raw.port).filter(|port| *port != 0),
             request_queue: number(raw.request_queue),
             your_ip: raw.your_ip.ok().and_then(|octets| ip(&octets)),
@@ -131,12 +132,6 @@ fn number<T: TryFrom<i64>>(field: Field<i64>) -> Option<T> {
 
 fn ip(octets: &[u8]) -> Option<IpAddr> {
     <[u8; 4]>::try_from(octets).map(IpAddr::from).or_else(|_| <[u8; 16]>::try_from(octets).map(IpAddr::from)).ok()
-}
-
-fn printable(raw: &[u8]) -> String {
-    // Cut before the conversion too: a character has at most 4 bytes.
-    let raw = &raw[..raw.len().min(4 * MAX_CLIENT)];
-    String::from_utf8_lossy(raw).chars().filter(|c| !c.is_control()).take(MAX_CLIENT).collect()
 }
 
 #[cfg(test)]
