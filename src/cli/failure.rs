@@ -66,7 +66,7 @@ impl From<SessionError> for Failure {
     fn from(error: SessionError) -> Self {
         let exit = match &error {
             // The user named one torrent twice.
-            SessionError::Twice(_) | SessionError::Store(StoreError::Already(_)) => Exit::Usage,
+            SessionError::Twice(_) | SessionError::Store(StoreError::AlreadyOpen(_)) => Exit::Usage,
             _ => Exit::Resource,
         };
         Self::new(exit, error)

@@ -13,7 +13,7 @@ const OPEN_FILES: u64 = 4096;
 
 /// Builds the runtime. A daemon must fork before, because no other thread survives a fork.
 pub(super) fn runtime() -> Result<runtime::Runtime, Failure> {
-    if let Err(error) = sys::process::allow_descriptors(OPEN_FILES) {
+    if let Err(error) = sys::process::raise_descriptor_limit(OPEN_FILES) {
         tracing::debug!("cannot raise the limit of open files: {error}");
     }
     runtime::Builder::new_multi_thread()

@@ -12,8 +12,8 @@
 //! | `d` | detaches the mount |
 //! | end of file | detaches the mount if it is still there, reaps the server, ends |
 //!
-//! A service manager can take the part of the keeper: [`attach_for`] attaches for a process that has opened the device and
-//! waits.
+//! A service manager can take the part of the keeper: [`attach_for`] attaches for a process that has opened the device
+//! and waits.
 //!
 //! Invariants:
 //! - The keeper takes the mount point and all options from before the split: the server cannot choose them.
@@ -56,7 +56,7 @@ pub enum Role {
 /// Splits this process into a keeper and a server. The conditions of [`fork`](super::daemon::fork) apply.
 pub fn split() -> io::Result<Role> {
     let (ours, theirs) = UnixStream::pair()?;
-    Ok(match process::split()? {
+    Ok(match process::fork_child()? {
         None => Role::Server(KeeperClient { socket: Mutex::new(theirs), path: OnceLock::new() }),
         Some(server) => Role::Keeper(Keeper { server, socket: ours }),
     })
@@ -76,12 +76,12 @@ impl Keeper {
     /// If the mount point cannot be used. The server then gets the end of the file and must end.
     pub fn prepare(self, mountpoint: &Path, options: MountOptions) -> Result<RunningKeeper, MountError> {
         let to_error = |source| MountError::Mount { path: mountpoint.to_owned(), source };
-        privileges::empty_bounding_set().map_err(to_error)?;
+        privileges::clear_bounding_set().map_err(to_error)?;
         // To mount; to reach a mount point of any user; to send SIGTERM to the server, which is another user's process.
         privileges::keep_capabilities(&[SYS_ADMIN, READ_SEARCH, KILL]).map_err(to_error)?;
         let signals = process::block_signals().map_err(to_error)?.into();
         let path = prepare(mountpoint)?;
-        process::leave_terminal().and_then(|()| process::set_name(c"torrentfs-keep")).map_err(to_error)?;
+        process::detach_from_terminal().and_then(|()| process::set_name(c"torrentfs-keep")).map_err(to_error)?;
         Ok(RunningKeeper { keeper: self, path, options, signals, attached: None })
     }
 }
@@ -124,7 +124,7 @@ impl RunningKeeper {
     /// Waits for a signal or a request, and handles it. An error means that the server has ended.
     fn handle_next(&mut self) -> io::Result<()> {
         let mut socket = &self.keeper.socket;
-        let [has_signal, has_request] = process::readable([self.signals.as_fd(), socket.as_fd()])?;
+        let [has_signal, has_request] = process::poll_readable([self.signals.as_fd(), socket.as_fd()])?;
         if has_signal {
             // A `signalfd_siginfo`, which starts with the signal number.
             let mut info = [0; 128];
@@ -161,8 +161,8 @@ impl RunningKeeper {
 }
 
 /// Attaches a mount for a process that has the FUSE device open and waits
-/// ([`Attacher::External`](super::Attacher::External)), and returns once the mount answers. The mount belongs to the user of
-/// that process.
+/// ([`Attacher::External`](super::Attacher::External)), and returns once the mount answers. The mount belongs to the
+/// user of that process.
 pub fn attach_for(pid: u32, mountpoint: &Path, options: MountOptions) -> Result<(), MountError> {
     let to_error = |source| MountError::Server { pid, source };
     let server = Process::open(pid).map_err(to_error)?;
@@ -184,7 +184,7 @@ fn device_of(pid: u32, server: &Process) -> io::Result<OwnedFd> {
         let number = entry.file_name().to_str().and_then(|name| name.parse().ok()).filter(|_| is_device);
         if let Some(number) = number {
             let device = process::descriptor_of(server, number)?;
-            if process::is_in_error(device.as_fd())? {
+            if process::has_poll_error(device.as_fd())? {
                 return Ok(device);
             }
         }

@@ -47,7 +47,7 @@ pub use unmount::{UnmountError, unmount_path};
 /// Process control for a daemon that serves a mount after the command has ended.
 pub mod daemon {
     pub use crate::sys::privileges::{Account, account, become_user, enter_mount_namespace};
-    pub use crate::sys::process::{Notifier, Side, Waiter, close_inherited, fork, user};
+    pub use crate::sys::process::{Notifier, Side, Waiter, close_inherited, fork_daemon, user};
 
     /// Whether this process runs as root.
     pub fn is_root() -> bool {

@@ -81,7 +81,7 @@ impl Resolver<'_> {
     ) -> Result<(Metainfo, Vec<SocketAddr>), AddError> {
         let mut peers = lookup(&magnet.peers).await;
         if let Some(mut metainfo) = cached_metainfo(self.cache, magnet).await {
-            metainfo.adopt(magnet);
+            metainfo.merge(magnet);
             return Ok((metainfo, peers));
         }
         peers.extend(self.peers);

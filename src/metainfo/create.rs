@@ -1,6 +1,6 @@
-//! Making a `.torrent` file of BitTorrent v1: what is in it, and the hashes of its pieces.
+//! Creation of BitTorrent v1 `.torrent` files.
 //!
-//! Pure but for [`hash_pieces`], which reads what it is given. Walking a directory is for the caller.
+//! Pure, except that [`hash_pieces`] reads from the reader that it is given. The caller walks directories.
 
 use std::io::{self, Read};
 
@@ -13,79 +13,79 @@ use super::layout::FileKind;
 use super::lengths::{Lengths, LengthsError, MAX_PIECE_LEN};
 use super::torrent::Metainfo;
 
-/// A file of a torrent to be made.
+/// A file of a new torrent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewFile {
-    /// Components below the torrent's name. Empty for the only file of a torrent, which bears the torrent's name.
+    /// Path components below the torrent's name. Empty for a torrent's only file, which has the torrent's name.
     pub path: Vec<String>,
-    /// Bytes; 0 for a link.
+    /// Size in bytes; 0 for a link.
     pub len: u64,
-    /// What it is. A link's target is relative to the link's own directory, and must not leave the torrent.
+    /// The kind of file. A link's target is relative to the link's own directory and must stay inside the torrent.
     pub kind: FileKind,
 }
 
-/// A torrent to be made.
+/// A new torrent.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NewTorrent {
-    /// The file's name, or that of the directory of many.
+    /// Name of the single file, or of the directory of several.
     pub name: String,
-    /// Bytes of a piece. By custom a power of two of at least 16 KiB.
+    /// Length of a piece in bytes; by convention a power of two of at least 16 KiB.
     pub piece_len: u32,
-    /// In the order in which their bytes are hashed.
+    /// Files, in the order in which their bytes are hashed.
     pub files: Vec<NewFile>,
     /// Tracker URLs in tiers (BEP 12).
     pub trackers: Vec<Vec<String>>,
     /// Web seeds (BEP 19).
     pub web_seeds: Vec<String>,
-    /// Peers only from these trackers (BEP 27).
+    /// Whether peers may come only from these trackers (BEP 27).
     pub private: bool,
-    /// Seconds since 1970.
+    /// Creation date in seconds since 1970.
     pub creation_date: Option<i64>,
-    /// Free text.
+    /// Free text for readers of the torrent.
     pub comment: Option<String>,
-    /// The program that makes it.
+    /// The program that creates it.
     pub created_by: Option<String>,
-    /// Whom it is for: within `info`, so that each source's torrent of the same files is another torrent.
+    /// The site that it is created for. Part of `info`, so torrents of the same files for two sites have different hashes.
     pub source: Option<String>,
 }
 
-/// Why a torrent cannot be made.
+/// Why a torrent cannot be created.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CreateError {
-    /// No bytes, or pieces of an impossible size or number.
-    #[error("cannot make a torrent: {0}")]
+    /// There are no bytes, or the pieces have an impossible size or number.
+    #[error("cannot create the torrent: {0}")]
     Lengths(#[from] LengthsError),
-    /// A file of many without a path, or with an impossible one.
-    #[error("cannot make a torrent: `{0}` is no path within it")]
+    /// One of several files has no path, or an invalid one.
+    #[error("cannot create the torrent: `{0}` is not a valid path within it")]
     Path(String),
-    /// A link's target lies outside the torrent.
-    #[error("cannot make a torrent: the link `{0}` leads outside of it")]
+    /// The target of a link is outside the torrent.
+    #[error("cannot create the torrent: the link `{0}` points outside it")]
     Link(String),
-    /// The torrent's name is empty or no name.
-    #[error("cannot make a torrent: `{0}` is no name for it")]
+    /// The torrent's name is not a valid file name.
+    #[error("cannot create the torrent: `{0}` is not a valid file name")]
     Name(String),
-    /// Not one hash a piece.
-    #[error("cannot make a torrent: {found} hashes for {pieces} pieces")]
+    /// There is not one hash per piece.
+    #[error("cannot create the torrent: it has {found} hashes for {pieces} pieces")]
     Hashes {
-        /// Hashes there are.
+        /// Number of hashes.
         found: usize,
-        /// Pieces there are.
+        /// Number of pieces.
         pieces: u32,
     },
 }
 
-/// Why a torrent cannot be made, or nobody would read it.
+/// Why a torrent cannot be created, or would be refused by our own parser.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DraftError {
-    /// It cannot be made.
+    /// It cannot be created.
     #[error(transparent)]
     Create(#[from] CreateError),
-    /// It would be refused.
+    /// The parser would refuse it.
     #[error("{0}")]
     Read(#[from] MetainfoError),
 }
 
-// The encoder sorts the keys.
+// The structs list the keys in any order: the encoder sorts them.
 
 #[derive(Serialize)]
 struct Top<'a> {
@@ -133,8 +133,7 @@ struct Entry<'a> {
 }
 
 impl NewTorrent {
-    /// The torrent as others will read it, with hashes that are not yet known. Tells what is wrong with it, if anything
-    /// is, before they are.
+    /// Returns the torrent as its readers will see it, with placeholder hashes. Finds faults before the files are hashed.
     pub fn draft(&self) -> Result<Metainfo, DraftError> {
         let total = self.files.iter().fold(0u64, |sum, file| sum.saturating_add(file.len));
         let lengths = Lengths::new(total, u64::from(self.piece_len)).map_err(CreateError::from)?;
@@ -142,8 +141,8 @@ impl NewTorrent {
         Ok(Metainfo::parse(&torrent)?)
     }
 
-    /// The content of the `.torrent` file. `hashes` are the SHA-1 of each piece of the files' bytes, one after the
-    /// other, as [`hash_pieces`] gives them.
+    /// Returns the content of the `.torrent` file. `hashes` holds the SHA-1 of each piece of the concatenated files, as
+    /// [`hash_pieces`] returns them.
     pub fn build(&self, hashes: &[[u8; 20]]) -> Result<Vec<u8>, CreateError> {
         if !is_name(&self.name) {
             return Err(CreateError::Name(self.name.clone()));
@@ -181,13 +180,13 @@ impl NewTorrent {
             },
             url_list: &self.web_seeds,
         };
-        // It fails only where a key is not a string, and these are.
+        // Encoding fails only if a key is not a string. Field names are strings.
         Ok(serde_bencode::to_bytes(&top).expect("the keys are strings"))
     }
 }
 
-/// A good length for the pieces of so many bytes: a power of two, such that the hashes are few, yet small, for nothing
-/// can be shown before its piece is whole.
+/// Returns a good piece length for a torrent of `total` bytes: a power of two that keeps the number of hashes low, but as
+/// short as possible, because no byte can be read before its whole piece has arrived.
 pub fn piece_len_for(total: u64) -> u32 {
     let (small, large) = (16 << 10, 4 << 20);
     let fits = |len: &u32| total.div_ceil(u64::from(*len)) <= if *len < large { 2048 } else { 1 << 16 };
@@ -218,7 +217,7 @@ fn attr(kind: &FileKind) -> Option<&'static str> {
     }
 }
 
-/// Where a link's target is, as a path from the torrent's root (BEP 47). `None`: not below it.
+/// Returns a link's target as a path from the torrent's root (BEP 47), or `None` if it is not below the root.
 pub fn link_target(link: &[String], target: &str) -> Option<Vec<String>> {
     if target.starts_with('/') {
         return None;
@@ -234,13 +233,13 @@ pub fn link_target(link: &[String], target: &str) -> Option<Vec<String>> {
     (!at.is_empty()).then(|| at.into_iter().map(str::to_owned).collect())
 }
 
-/// Whether a file or directory can be called so.
+/// Returns whether `name` is valid for a file or directory.
 pub fn is_name(name: &str) -> bool {
     !matches!(name, "" | "." | "..") && !name.contains(['/', '\0'])
 }
 
-/// Reads to the end and hashes each piece: the hashes, and how many bytes there were. Memory is bounded, whatever the
-/// length of a piece, which must not be 0.
+/// Reads `content` to its end. Returns the hash of each piece and the number of bytes. Its memory does not depend on
+/// `piece_len`, which must not be 0.
 pub fn hash_pieces(mut content: impl Read, piece_len: u32) -> io::Result<(Vec<[u8; 20]>, u64)> {
     if piece_len == 0 {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "a piece must have at least one byte"));
@@ -260,8 +259,8 @@ pub fn hash_pieces(mut content: impl Read, piece_len: u32) -> io::Result<(Vec<[u
         hash.update(&buffer[..read]);
         total += read as u64;
         missing -= read;
-        let piece_begun = missing < piece_len as usize;
-        if missing == 0 || (read == 0 && piece_begun) {
+        let piece_started = missing < piece_len as usize;
+        if missing == 0 || (read == 0 && piece_started) {
             hashes.push(hash.finalize_reset().into());
             missing = piece_len as usize;
         }
@@ -306,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_made_is_what_is_read() {
+    fn a_created_torrent_parses_to_the_same_content() {
         let content: Vec<u8> = (0..50_000u32).map(|n| (n % 251) as u8).collect();
         let (hashes, total) = hash_pieces(content.as_slice(), 16384).unwrap();
         assert_eq!((hashes.len(), total), (4, 50_000));
@@ -365,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn a_draft_is_all_but_the_hashes() {
+    fn a_draft_has_everything_but_the_hashes() {
         let torrent = NewTorrent { name: "t".into(), piece_len: 4, files: vec![file(&["a"], 9)], ..Default::default() };
         let draft = torrent.draft().unwrap();
         assert_eq!((draft.layout.lengths().pieces(), draft.layout.files()[0].len), (3, 9));
@@ -375,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_it_would_not_read_back() {
+    fn torrents_that_would_not_parse_are_refused() {
         let sound = NewTorrent { name: "t".into(), piece_len: 4, files: vec![file(&["a"], 4)], ..Default::default() };
         let hashes = [[0; 20]];
         assert!(sound.build(&hashes).is_ok());
@@ -401,7 +400,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn pieces_are_hashed_whatever_the_reads(
+        fn piece_hashes_do_not_depend_on_the_read_sizes(
             content in proptest::collection::vec(any::<u8>(), 0..300),
             piece_len in 1u32..50,
             read_len in 1usize..40,

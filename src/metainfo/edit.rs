@@ -1,8 +1,8 @@
-//! Changes to a `.torrent` file that leave the rest of it as it is, byte for byte.
+//! Edits of a `.torrent` file that preserve everything else, byte for byte.
 //!
-//! The file is taken apart into the keys of its top dictionary and their raw values; what is not changed is never
-//! decoded and written anew. So the info hash stays, whatever the `info` of others looks like, and so do keys that
-//! nobody here knows. Only [`Edit::rename`] touches `info`, and it replaces no more than the name.
+//! The file is split into the keys of its top-level dictionary and their raw values. An unchanged value is never decoded
+//! and encoded again, so the info hash and unknown keys are preserved whatever program wrote them. Only [`Edit::rename`]
+//! changes `info`, and replaces nothing but the name in it.
 
 use std::collections::BTreeMap;
 
@@ -10,21 +10,21 @@ use serde::Serialize;
 use serde_bytes::Bytes;
 
 use super::bencode::{self, Field, Limits, List, Shape};
-use super::error::{MetainfoError, Place};
+use super::error::{Location, MetainfoError};
 use super::torrent::Metainfo;
 
-/// A string of a torrent; not every one is UTF-8.
+/// A string in a torrent, which may not be UTF-8.
 type Text = Vec<u8>;
 
-/// A `.torrent` file taken apart, to be changed and put together again.
+/// A `.torrent` file split into its fields, to be edited and rebuilt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Edit {
-    /// Raw values, sorted by their keys as bencode wants it.
+    /// Raw values by key, sorted as bencode requires.
     fields: BTreeMap<Text, Text>,
 }
 
 impl Edit {
-    /// Takes a file apart. It must be one that [`Metainfo::parse`] reads.
+    /// Splits a file, which must be one that [`Metainfo::parse`] accepts.
     pub fn new(torrent: &[u8]) -> Result<Self, MetainfoError> {
         Metainfo::parse(torrent)?;
         let torrent = torrent.trim_ascii_end();
@@ -33,7 +33,7 @@ impl Edit {
         Ok(Self { fields })
     }
 
-    /// The file as it is now.
+    /// Returns the edited file.
     pub fn build(&self) -> Vec<u8> {
         let len: usize = self.fields.iter().map(|(key, value)| key.len() + value.len() + 24).sum();
         let mut out = Vec::with_capacity(len + 2);
@@ -46,11 +46,12 @@ impl Edit {
         out
     }
 
-    /// The trackers in tiers, all of them, as they stand in the file. An `announce` that the list does not have is the
-    /// first tier: others use it, so it must not be lost.
+    /// Returns all trackers in tiers, exactly as in the file. An `announce` that is not in the list is the first tier: other
+    /// programs use it, so it must not get lost.
     pub fn trackers(&self) -> Vec<Vec<Text>> {
         let list = self.value::<List<List<Text, { usize::MAX }>, { usize::MAX }>>("announce-list");
-        let tiers = list.into_iter().flat_map(List::sound).map(|tier| tier.sound().filter(|url| !url.is_empty()));
+        let tiers =
+            list.into_iter().flat_map(List::valid_items).map(|tier| tier.valid_items().filter(|url| !url.is_empty()));
         let mut tiers: Vec<Vec<Text>> =
             tiers.map(Iterator::collect).filter(|tier: &Vec<Text>| !tier.is_empty()).collect();
         if let Some(first) = self.value::<Text>("announce").filter(|url| !url.is_empty())
@@ -61,7 +62,7 @@ impl Edit {
         tiers
     }
 
-    /// Sets the trackers. Nothing is written anew where they are the same.
+    /// Sets the trackers. Changes no byte if they are the same as before.
     pub fn set_trackers(&mut self, tiers: &[Vec<Text>]) {
         let tiers: Vec<&Vec<Text>> = tiers.iter().filter(|tier| !tier.is_empty()).collect();
         if self.trackers().iter().eq(tiers.iter().copied()) {
@@ -75,14 +76,14 @@ impl Edit {
         self.set("announce-list", many.then(|| raw(&list)));
     }
 
-    /// The web seeds (BEP 19), all of them.
+    /// Returns all web seeds (BEP 19).
     pub fn web_seeds(&self) -> Vec<Text> {
-        let list = self.value::<List<Text, { usize::MAX }>>("url-list").map(|list| list.sound().collect());
+        let list = self.value::<List<Text, { usize::MAX }>>("url-list").map(|list| list.valid_items().collect());
         let seeds: Vec<Text> = list.or_else(|| self.value::<Text>("url-list").map(|url| vec![url])).unwrap_or_default();
         seeds.into_iter().filter(|url| !url.is_empty()).collect()
     }
 
-    /// Sets the web seeds.
+    /// Sets the web seeds. Changes no byte if they are the same as before.
     pub fn set_web_seeds(&mut self, urls: &[Text]) {
         if self.web_seeds() != urls {
             let list: Vec<&Bytes> = urls.iter().map(|url| Bytes::new(url)).collect();
@@ -90,28 +91,30 @@ impl Edit {
         }
     }
 
-    /// Sets the comment; `None` takes it out.
+    /// Sets the comment; `None` removes it.
     pub fn set_comment(&mut self, comment: Option<&str>) {
         self.set("comment", comment.map(raw));
-        // It would win over the one above.
+        // Readers prefer this key to the one above.
         self.set("comment.utf-8", None);
     }
 
-    /// Sets what made the torrent; `None` takes it out.
+    /// Sets the program that created the torrent; `None` removes it.
     pub fn set_created_by(&mut self, program: Option<&str>) {
         self.set("created by", program.map(raw));
     }
 
-    /// Sets the date, in seconds since 1970; `None` takes it out.
+    /// Sets the creation date in seconds since 1970; `None` removes it.
     pub fn set_creation_date(&mut self, date: Option<i64>) {
         self.set("creation date", date.map(|date| format!("i{date}e").into_bytes()));
     }
 
-    /// Gives the torrent another name, which makes it another torrent: its info hash changes.
+    /// Renames the torrent. This changes its info hash, so it becomes a different torrent.
     pub fn rename(&mut self, name: &str) -> Result<(), MetainfoError> {
-        let info = self.fields.get(&b"info"[..]).ok_or(MetainfoError::Missing { place: Place::Top, key: "info" })?;
+        let info =
+            self.fields.get(&b"info"[..]).ok_or(MetainfoError::Missing { location: Location::Top, key: "info" })?;
         let spans = bencode::spans(info, &Limits::TORRENT)?;
-        let spans = spans.ok_or(MetainfoError::Kind { place: Place::Top, key: "info", wanted: "a dictionary" })?;
+        let spans =
+            spans.ok_or(MetainfoError::Kind { location: Location::Top, key: "info", wanted: "a dictionary" })?;
         let mut renamed = Vec::with_capacity(info.len() + name.len());
         let mut at = 0;
         for (key, span) in spans {
@@ -133,16 +136,16 @@ impl Edit {
         }
     }
 
-    /// What stands under a key, if it is of that kind.
+    /// Returns the value of a key, if it has the right kind.
     fn value<T: Shape>(&self, key: &str) -> Option<T> {
         let raw = self.fields.get(key.as_bytes())?;
         bencode::decode::<Field<T>>(raw, &Limits::TORRENT).ok()?.ok()
     }
 }
 
-/// A value in bencode.
+/// Encodes a value in bencode.
 fn raw(value: impl Serialize) -> Vec<u8> {
-    // It fails only where a key of a dictionary is not a string, and here are no dictionaries.
+    // Encoding fails only if a dictionary key is not a string, and no caller encodes a dictionary.
     serde_bencode::to_bytes(&value).expect("there are no keys")
 }
 
@@ -155,8 +158,7 @@ mod tests {
 
     const HASHES: &str = "6:pieces20:hhhhhhhhhhhhhhhhhhhh";
 
-    /// A torrent of one file, with more keys at its top and in its `info`; the latter before all others, so out of
-    /// order.
+    /// A torrent of one file, with additional keys at the top level and in `info`; the latter come first, out of order.
     fn torrent(top: &str, info: &str) -> Vec<u8> {
         format!("d{top}4:infod{info}6:lengthi5e4:name1:t12:piece lengthi16384e{HASHES}ee").into_bytes()
     }
@@ -166,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_changed_stays_as_it_is() {
+    fn unchanged_fields_are_preserved() {
         let mut odd = torrent("1:zli1e0:dee9:weird key2:\u{e9}", "4:zzzzi1e");
         odd.extend(b"\r\n");
         let mut edit = Edit::new(&odd).unwrap();
@@ -190,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn trackers_are_told_in_both_ways() {
+    fn trackers_are_read_from_and_written_to_both_keys() {
         let announce = "8:announce8:http://a";
         let with = |top: &str| Edit::new(&torrent(top, "")).unwrap();
         assert_eq!(with(announce).trackers(), [texts(&["http://a"])]);
@@ -199,7 +201,7 @@ mod tests {
         assert_eq!(both.trackers(), [texts(&["http://a"]), texts(&["http://b", "u\u{e9}"])]);
         let mut edit = both.clone();
         edit.set_trackers(&both.trackers());
-        assert_eq!(edit, both, "not even the odd list is written anew");
+        assert_eq!(edit, both, "not even the odd list is written again");
         edit.set_trackers(&[texts(&["http://c"])]);
         assert_eq!(edit, with("8:announce8:http://c"));
         edit.set_trackers(&[texts(&["http://c"]), vec![], texts(&["http://d"])]);
@@ -229,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_torrent_is_not_taken_apart() {
+    fn files_that_are_no_torrents_are_refused() {
         for nothing in [&b""[..], b"de", b"le", b"d4:infodee", b"i1e"] {
             assert!(Edit::new(nothing).is_err());
         }
@@ -257,7 +259,7 @@ mod tests {
         proptest::collection::btree_map(proptest::collection::vec(any::<u8>(), 0..6), values, 0..most)
     }
 
-    /// In order, or against it: both are read.
+    /// Keys in order, or in reverse order: both are accepted.
     fn join(fields: &Fields) -> Vec<u8> {
         let field = |(key, value): (&Vec<u8>, &Vec<u8>)| [raw(Bytes::new(key)), value.clone()].concat();
         let parts: Vec<Vec<u8>> = match fields.len() % 2 {

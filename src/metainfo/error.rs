@@ -1,4 +1,4 @@
-//! Why a torrent cannot be used, in words for people.
+//! Errors that explain to a user why a `.torrent` file cannot be used.
 
 use std::fmt;
 
@@ -6,85 +6,85 @@ use super::bencode::BencodeError;
 use super::layout::MAX_FILES;
 use super::lengths::LengthsError;
 
-/// Where in a torrent a fault is.
+/// The part of a torrent that an error is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
-    /// The top dictionary.
+pub enum Location {
+    /// The top-level dictionary.
     Top,
-    /// Its `info` dictionary.
+    /// The `info` dictionary.
     Info,
-    /// An entry of `files`, counted from 1.
+    /// The entry of `files` with this number, counted from 1.
     File(usize),
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Place::Top => f.write_str("the torrent"),
-            Place::Info => f.write_str("the torrent's `info`"),
-            Place::File(number) => write!(f, "the torrent's file {number}"),
+            Location::Top => f.write_str("the torrent"),
+            Location::Info => f.write_str("the torrent's `info`"),
+            Location::File(number) => write!(f, "the torrent's file {number}"),
         }
     }
 }
 
-/// Why a `.torrent` file cannot be used. Each is one line, and a caller puts the file's name before it.
+/// Why a `.torrent` file cannot be used. Each message is one line; the caller puts the file's name before it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MetainfoError {
-    /// Not bencode, or over a bound.
-    #[error("not a sound .torrent file: {0}")]
+    /// It is not bencode, or exceeds a bound.
+    #[error("not a valid .torrent file: {0}")]
     Bencode(#[from] BencodeError),
-    /// Bencode, but not a dictionary.
+    /// It is bencode, but not a dictionary.
     #[error("not a .torrent file: it is not a dictionary")]
     NotADictionary,
-    /// A required key is not there.
-    #[error("{place} has no `{key}`")]
+    /// A required key is missing.
+    #[error("{location} has no `{key}`")]
     Missing {
-        /// Where.
-        place: Place,
-        /// Which.
+        /// The part of the torrent.
+        location: Location,
+        /// The key.
         key: &'static str,
     },
     /// A required key has a value of the wrong kind.
-    #[error("{place} has a `{key}` that is not {wanted}")]
+    #[error("the `{key}` of {location} is not {wanted}")]
     Kind {
-        /// Where.
-        place: Place,
-        /// Which.
+        /// The part of the torrent.
+        location: Location,
+        /// The key.
         key: &'static str,
-        /// What it should be.
+        /// The expected kind of value.
         wanted: &'static str,
     },
-    /// A length below zero.
-    #[error("{place} has a `{key}` of {value}, which is negative")]
+    /// A length is negative.
+    #[error("the `{key}` of {location} is negative: {value}")]
     Negative {
-        /// Where.
-        place: Place,
-        /// Which.
+        /// The part of the torrent.
+        location: Location,
+        /// The key.
         key: &'static str,
-        /// What it says.
+        /// The value.
         value: i64,
     },
-    /// No bytes, or pieces of an impossible size or number.
+    /// There are no bytes, or the pieces have an impossible size or number.
     #[error("the torrent cannot be used: {0}")]
     Lengths(#[from] LengthsError),
-    /// `pieces` does not have one hash a piece.
-    #[error("the torrent's `pieces` has {found} bytes, but its files make {pieces} pieces with 20 bytes each")]
+    /// `pieces` does not have one hash per piece.
+    #[error("the torrent's `pieces` has {found} bytes, but its files make {pieces} pieces, which need 20 bytes each")]
     Pieces {
-        /// Bytes there are.
+        /// Length of `pieces` in bytes.
         found: usize,
-        /// Pieces there should be.
+        /// Number of pieces that the files make.
         pieces: u32,
     },
-    /// Over the bound.
+    /// There are more than [`MAX_FILES`] files.
     #[error("the torrent has more than {MAX_FILES} files")]
     TooManyFiles,
-    /// Over the bounds of a path.
+    /// A path has too many components or too many bytes.
     #[error("{0} has a path that is too deep or too long for a filesystem")]
-    PathTooLong(Place),
-    /// The `file tree` of a v2 or hybrid torrent.
-    #[error("the torrent's `file tree` is broken: {0}")]
+    PathTooLong(Location),
+    /// The `file tree` of a v2 or hybrid torrent is invalid.
+    #[error("the torrent's `file tree` is invalid: {0}")]
     FileTree(&'static str),
-    /// Sound as far as it was read, but only of BitTorrent v2.
+    /// It is a torrent of BitTorrent v2 only.
     #[error("BitTorrent v2-only torrents are not supported yet; use a v1 or hybrid torrent of the same files")]
     V2Only,
 }

@@ -1,15 +1,15 @@
-//! The `file tree` of BitTorrent v2 (BEP 52), as far as it is checked today: that it is one.
+//! Validation of the `file tree` of BitTorrent v2 (BEP 52).
 //!
-//! A hybrid torrent is used by its v1 half, so nothing of the tree is kept. But a torrent whose v2 half is broken is
-//! refused here as elsewhere, before half a swarm has it.
+//! A hybrid torrent is used through its v1 half, so nothing of the tree is kept. Other clients refuse a hybrid with an
+//! invalid v2 half, and so do we: it would split the swarm.
 
 use serde::de::MapAccess;
 use serde_bytes::ByteBuf;
 
 use super::bencode::{Field, Shape, dict};
 
-/// A directory of the tree, reduced to the first thing that is wrong with it. It recurses no deeper than the bencode
-/// guard lets dictionaries nest.
+/// A directory of the tree, reduced to the first fault found in it. Its recursion is bounded, because bencode with deeper
+/// nesting is refused before it is decoded.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct FileTree {
     pub(super) fault: Option<&'static str>,
@@ -46,7 +46,7 @@ impl Shape for FileTree {
 fn leaf_fault(leaf: Field<Leaf>) -> Option<&'static str> {
     let Field::Is(leaf) = leaf else { return Some("a file is not a dictionary") };
     if leaf.attr.ok().is_some_and(|attr| attr.contains(&b'l')) {
-        // A symlink; whatever length it claims, it has no bytes.
+        // A symlink has no bytes, whatever its `length`.
         return None;
     }
     match (leaf.length.ok(), leaf.pieces_root.ok()) {

@@ -1,4 +1,4 @@
-//! What names a torrent and what checks its pieces.
+//! Info hashes and piece hashes.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,12 +8,12 @@ use sha1::{Digest, Sha1};
 
 use super::lengths::{BlockIndex, PieceIndex};
 
-/// SHA-1 of a torrent's raw `info` value (BEP 3): its name on the network.
+/// SHA-1 of a torrent's raw `info` value, which identifies it on the network (BEP 3).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct InfoHash(pub [u8; 20]);
 
 impl InfoHash {
-    /// Hashes the raw bytes of an `info` value, exactly as they stand in the file.
+    /// Hashes the raw bytes of an `info` value, exactly as they are in the file.
     pub fn of(info: &[u8]) -> Self {
         Self(Sha1::digest(info).into())
     }
@@ -34,7 +34,7 @@ impl fmt::Debug for InfoHash {
 impl FromStr for InfoHash {
     type Err = ();
 
-    /// Reads 40 hexadecimal digits.
+    /// Parses 40 hexadecimal digits.
     fn from_str(text: &str) -> Result<Self, ()> {
         let digits = text.as_bytes();
         if digits.len() != 40 {
@@ -49,42 +49,41 @@ impl FromStr for InfoHash {
     }
 }
 
-/// What a check of a piece says.
+/// The result of checking a piece.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Every byte is the torrent's.
+    /// The data matches the torrent.
     Good,
-    /// Some byte is not. `blocks` are those known to be wrong; it is empty where one hash covers the whole piece
-    /// (BitTorrent v1) and so nothing is known of the single block.
+    /// The data does not match.
     Bad {
-        /// Blocks proven wrong.
+        /// Blocks proven wrong; empty if one hash covers the whole piece (BitTorrent v1).
         blocks: Vec<BlockIndex>,
     },
 }
 
-/// What checks a piece. Today the SHA-1 list of BitTorrent v1; Merkle trees of v2 join here, and nothing above changes.
+/// The hashes that verify a torrent's pieces: a SHA-1 per piece (BitTorrent v1).
 #[derive(Clone)]
 pub struct PieceHashes {
-    /// 20 bytes a piece. Of a torrent that was read, a part of its `info`: they are most of what it takes in memory.
+    /// 20 bytes per piece. For a parsed torrent it shares the memory of `info`, of which it is the largest part.
     v1: Bytes,
 }
 
 impl PieceHashes {
-    /// One SHA-1 a piece, in order (BEP 3 `pieces`). Bytes at the end that are less than one are of no piece.
+    /// Takes one SHA-1 per piece, in order (BEP 3 `pieces`). An incomplete hash at the end is ignored.
     pub fn v1(hashes: impl Into<Bytes>) -> Self {
         Self { v1: hashes.into() }
     }
 
-    /// Checks the whole of a piece. Costs about 0.5 ms a MiB: not for an async thread.
+    /// Checks the data of a whole piece. Takes about 0.5 ms per MiB, so do not call it on an async thread.
     pub fn check(&self, piece: PieceIndex, data: &[u8]) -> Verdict {
-        match self.is(piece, &Sha1::digest(data).into()) {
+        match self.matches(piece, &Sha1::digest(data).into()) {
             true => Verdict::Good,
             false => Verdict::Bad { blocks: Vec::new() },
         }
     }
 
-    /// Whether this is the SHA-1 of the whole of a piece.
-    pub fn is(&self, piece: PieceIndex, digest: &[u8; 20]) -> bool {
+    /// Returns whether `digest` is the SHA-1 of a whole piece.
+    pub fn matches(&self, piece: PieceIndex, digest: &[u8; 20]) -> bool {
         self.v1.as_chunks::<20>().0.get(piece.index()) == Some(digest)
     }
 }
@@ -100,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn info_hash_reads_what_it_writes() {
+    fn an_info_hash_parses_its_own_text() {
         let hash = InfoHash::of(b"de");
         assert_eq!(hash.to_string().parse(), Ok(hash));
         assert_eq!("xyz".parse::<InfoHash>(), Err(()));

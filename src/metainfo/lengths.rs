@@ -103,13 +103,13 @@ pub struct Block {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LengthsError {
     /// The torrent has no bytes, hence no pieces.
-    #[error("the torrent has no bytes")]
+    #[error("it has no bytes")]
     Empty,
     /// The piece length is 0 or more than [`MAX_PIECE_LEN`].
-    #[error("piece length {0} is not between 1 and {MAX_PIECE_LEN}")]
+    #[error("its piece length {0} is not between 1 and {MAX_PIECE_LEN} bytes")]
     PieceLength(u64),
     /// The number of pieces is more than [`MAX_PIECES`].
-    #[error("{0} pieces are more than {MAX_PIECES}")]
+    #[error("its {0} pieces are more than the {MAX_PIECES} that are accepted")]
     TooManyPieces(u64),
 }
 

@@ -1,4 +1,4 @@
-//! Magnet links (BEP 9): a torrent by its info hash, with hints where to find it.
+//! Magnet links (BEP 9): the info hash of a torrent, with hints where to find it.
 
 use std::fmt;
 
@@ -9,48 +9,48 @@ use super::identity::InfoHash;
 use super::names;
 use super::torrent::Metainfo;
 
-/// The most kept of trackers, web seeds and peers.
+/// Limit on trackers, web seeds and peers each; further ones are ignored to bound memory.
 const MAX_SOURCES: usize = 128;
-/// The longest value kept, in bytes.
-const MAX_VALUE: usize = 4096;
+/// Length limit of a value in bytes; longer ones are ignored.
+const MAX_VALUE_LEN: usize = 4096;
 
-/// What a magnet link, or a bare info hash, says.
+/// The content of a magnet link, or of a bare info hash.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Magnet {
-    /// `xt`: the torrent.
+    /// `xt`: identifies the torrent.
     pub info_hash: InfoHash,
-    /// `dn`: what to call it until its metadata is here. Made printable.
+    /// `dn`: name to show until the metadata is known. Made printable.
     pub name: Option<String>,
     /// `tr`: trackers, each a tier of its own.
     pub trackers: Vec<String>,
     /// `ws`: web seeds (BEP 19).
     pub web_seeds: Vec<String>,
-    /// `x.pe`: peers, as `host:port`; not yet looked up.
+    /// `x.pe`: peers as `host:port`, not resolved.
     pub peers: Vec<String>,
 }
 
-/// Why a link names no torrent. Each is one line.
+/// Why a link identifies no torrent. Each message is one line.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MagnetError {
     /// It does not begin with `magnet:?`.
-    #[error("it is no magnet link")]
+    #[error("it is not a magnet link")]
     NotAMagnet,
-    /// No `xt` of BitTorrent.
+    /// It has no `xt` of BitTorrent.
     #[error("the magnet link names no torrent (no xt=urn:btih:…)")]
     NoTorrent,
-    /// An info hash of the wrong length or with wrong characters.
+    /// The info hash has a wrong length or invalid characters.
     #[error("the magnet link's info hash {0:?} is neither 40 hexadecimal nor 32 base32 digits")]
     BadHash(String),
-    /// Only a v2 hash.
-    #[error("the magnet link is of BitTorrent v2 alone, which is not supported yet; use a v1 or hybrid link")]
+    /// It has only a v2 hash.
+    #[error("BitTorrent v2-only magnet links are not supported yet; use a v1 or hybrid link to the same files")]
     V2Only,
 }
 
-/// What a value may not hold as it is; what remains needs no quotes in a shell, but for the link's own `&`.
+/// Characters to percent-encode in a value. The others need no quoting in a shell, though the link's own `&` does.
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 impl fmt::Display for Magnet {
-    /// The link, as [`Magnet::parse`] reads it.
+    /// Writes the link as [`Magnet::parse`] reads it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "magnet:?xt=urn:btih:{}", self.info_hash)?;
         let named = self.name.iter().map(|name| ("dn", name));
@@ -72,7 +72,7 @@ impl From<InfoHash> for Magnet {
 }
 
 impl Magnet {
-    /// Reads a link. Parameters that are not known, or not sound, are passed over.
+    /// Parses a link. Unknown and invalid parameters are ignored.
     pub fn parse(link: &str) -> Result<Self, MagnetError> {
         let query =
             link.split_at_checked("magnet:?".len()).filter(|(scheme, _)| scheme.eq_ignore_ascii_case("magnet:?"));
@@ -83,20 +83,20 @@ impl Magnet {
         for (key, value) in query.split('&').filter_map(|pair| pair.split_once('=')) {
             let Ok(value) = percent_decode_str(value).decode_utf8() else { continue };
             let value = value.trim();
-            // `tr.1`, `tr.2`: numbered, as some write them; but `x.pe` is a name.
+            // Some programs number parameters: `tr.1`, `tr.2`. In `x.pe` the dot is part of the name.
             let key = match key.rsplit_once('.') {
                 Some((key, number)) if number.bytes().all(|byte| byte.is_ascii_digit()) => key,
                 _ => key,
             };
             match key.to_ascii_lowercase().as_str() {
-                "xt" => match torrent(value) {
+                "xt" => match parse_topic(value) {
                     Ok(found) => hash = hash.or(found),
                     Err(error) => fault = error,
                 },
-                "dn" if !value.is_empty() => name = Some(names::readable(value.replace('+', " ").as_bytes(), 255)),
-                "tr" => keep(&mut trackers, value),
-                "ws" => keep(&mut web_seeds, value),
-                "x.pe" => keep(&mut peers, value),
+                "dn" if !value.is_empty() => name = Some(names::clean_text(value.replace('+', " ").as_bytes(), 255)),
+                "tr" => add(&mut trackers, value),
+                "ws" => add(&mut web_seeds, value),
+                "x.pe" => add(&mut peers, value),
                 _ => {}
             }
         }
@@ -104,7 +104,7 @@ impl Magnet {
         Ok(Self { info_hash, name, trackers, web_seeds, peers })
     }
 
-    /// A `.torrent` file of this link and the metadata that its info hash names (which the caller has checked).
+    /// Builds a `.torrent` file from this link and an `info` value. The caller has checked the value's hash.
     pub fn torrent(&self, info: &[u8]) -> Vec<u8> {
         let string = |text: &str| format!("{}:{text}", text.len());
         let mut out = b"d".to_vec();
@@ -122,14 +122,14 @@ impl Magnet {
         out
     }
 
-    /// The torrent of this link, by its metadata.
+    /// Parses the torrent that this link and an `info` value make.
     pub fn metainfo(&self, info: &[u8]) -> Result<Metainfo, MetainfoError> {
         Metainfo::parse(&self.torrent(info))
     }
 }
 
 impl Metainfo {
-    /// The link to this torrent.
+    /// Returns a magnet link to this torrent.
     pub fn magnet(&self) -> Magnet {
         Magnet {
             info_hash: self.info_hash,
@@ -140,21 +140,21 @@ impl Metainfo {
         }
     }
 
-    /// Takes in what a link to this torrent says beside what is known: trackers as further tiers, web seeds.
-    pub fn adopt(&mut self, magnet: &Magnet) {
+    /// Adds the trackers (as further tiers) and web seeds of a link to this torrent, unless they are known.
+    pub fn merge(&mut self, magnet: &Magnet) {
         for url in &magnet.trackers {
             if !self.trackers.iter().flatten().any(|known| known == url) {
                 self.trackers.push(vec![url.clone()]);
             }
         }
         for url in &magnet.web_seeds {
-            keep(&mut self.web_seeds, url);
+            add(&mut self.web_seeds, url);
         }
     }
 }
 
-/// The info hash of an `xt`; `None` if it names something else.
-fn torrent(urn: &str) -> Result<Option<InfoHash>, MagnetError> {
+/// Parses an `xt`. Returns its info hash, or `None` if it is not of BitTorrent.
+fn parse_topic(urn: &str) -> Result<Option<InfoHash>, MagnetError> {
     let named = |prefix: &str| {
         urn.split_at_checked(prefix.len()).filter(|(start, _)| start.eq_ignore_ascii_case(prefix)).map(|(_, rest)| rest)
     };
@@ -167,12 +167,12 @@ fn torrent(urn: &str) -> Result<Option<InfoHash>, MagnetError> {
         <[u8; 20]>::try_from(bytes).ok().map(InfoHash)
     };
     let hash = digits.parse().ok().or_else(base32);
-    hash.map(Some).ok_or_else(|| MagnetError::BadHash(names::readable(digits.as_bytes(), 64)))
+    hash.map(Some).ok_or_else(|| MagnetError::BadHash(names::clean_text(digits.as_bytes(), 64)))
 }
 
-/// Each once, and not too many or too long.
-fn keep(list: &mut Vec<String>, value: &str) {
-    let sound = !value.is_empty() && value.len() <= MAX_VALUE && !value.contains(char::is_control);
+/// Adds a value unless it is present, invalid or too long, or the list is full.
+fn add(list: &mut Vec<String>, value: &str) {
+    let sound = !value.is_empty() && value.len() <= MAX_VALUE_LEN && !value.contains(char::is_control);
     if sound && list.len() < MAX_SOURCES && !list.iter().any(|known| known == value) {
         list.push(value.to_owned());
     }
@@ -186,7 +186,7 @@ mod tests {
     const HEX: &str = "c12fe1c06bba254a9dc9f519b335aa7c1367a88a";
 
     #[test]
-    fn all_that_a_link_may_say() {
+    fn every_parameter_is_parsed() {
         let link = format!(
             "magnet:?xt=urn:btih:{HEX}&dn=A+film%20%5B1%5D&tr=udp%3A%2F%2Fa%3A1%2Fannounce&tr.2=http://b/announce\
              &tr=http://b/announce&ws=http%3A%2F%2Fc%2F&x.pe=10.0.0.1:6881&x.pe=%5B::1%5D:1&xl=5&so=0-2&bad"
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn hashes_in_hex_and_base32() {
+    fn hashes_may_be_hexadecimal_or_base32() {
         let hash: InfoHash = HEX.parse().unwrap();
         let base32 = data_encoding::BASE32.encode(&hash.0);
         for digits in [HEX.to_owned(), HEX.to_ascii_uppercase(), base32.clone(), base32.to_ascii_lowercase()] {
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn refusals_name_the_fault() {
+    fn errors_name_the_fault() {
         for (link, fault) in [
             ("http://a", MagnetError::NotAMagnet),
             ("magnet", MagnetError::NotAMagnet),
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn a_torrent_made_of_a_link_and_metadata_is_the_torrent() {
+    fn a_link_and_its_metadata_make_the_torrent() {
         let info = format!("d6:lengthi5e4:name1:t12:piece lengthi16384e6:pieces20:{}e", "h".repeat(20));
         let mut magnet = Magnet::from(InfoHash::of(info.as_bytes()));
         magnet.trackers = vec!["http://a/announce".into(), "udp://b:1".into()];
@@ -239,16 +239,16 @@ mod tests {
         assert_eq!(read.trackers, [["http://a/announce"], ["udp://b:1"]]);
         assert_eq!(read.web_seeds, ["http://c/"]);
         let before = read.trackers.clone();
-        read.adopt(&magnet);
+        read.merge(&magnet);
         assert_eq!(read.trackers, before);
         magnet.trackers.push("http://d/announce".into());
-        read.adopt(&magnet);
+        read.merge(&magnet);
         assert_eq!(read.trackers.last().unwrap(), &["http://d/announce"]);
     }
 
     proptest! {
         #[test]
-        fn a_link_reads_as_it_was_written(
+        fn a_link_parses_its_own_text(
             name in proptest::option::of("[^\\p{C}\\s+][^\\p{C}+]{0,20}[^\\p{C}\\s+]"),
             urls in proptest::collection::vec("http://[!-~é]{1,30}", 0..4),
         ) {
@@ -263,7 +263,7 @@ mod tests {
         }
 
         #[test]
-        fn strangers_do_no_harm(link in "(magnet:\\?)?([a-z.]{1,4}=[!-~é]{0,50}&?){0,5}") {
+        fn random_links_do_not_panic(link in "(magnet:\\?)?([a-z.]{1,4}=[!-~é]{0,50}&?){0,5}") {
             let _ = Magnet::parse(&link);
         }
     }

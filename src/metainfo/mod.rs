@@ -1,6 +1,7 @@
-//! What a torrent is: the bencode guard, the `.torrent` file, magnet links, and the map between pieces and files.
+//! Torrents as data: bencode, `.torrent` files, magnet links, and the layout of pieces and files.
 //!
-//! Pure: bytes in, values out. Everything here is bounded before it is believed (invariant 8).
+//! Pure: bytes in, values out. It checks input against bounds before it allocates for it (invariant 8), and it does no I/O
+//! except through a reader that the caller passes in ([`hash_pieces`]).
 
 pub mod bencode;
 mod create;
@@ -17,7 +18,7 @@ mod torrent;
 
 pub use create::{CreateError, DraftError, NewFile, NewTorrent, hash_pieces, is_name, link_target, piece_len_for};
 pub use edit::Edit;
-pub use error::{MetainfoError, Place};
+pub use error::{Location, MetainfoError};
 pub use identity::{InfoHash, PieceHashes, Verdict};
 pub use layout::{File, FileIndex, FileKind, Layout, MAX_FILES};
 pub use lengths::{

@@ -1,19 +1,19 @@
-//! Names from strangers made safe to show in a directory, and told apart.
+//! File names from torrents, made safe to show in a directory and unique.
 
 use std::collections::{HashMap, HashSet};
 
-/// The longest name of one file or directory, in bytes (`NAME_MAX` of Linux).
+/// Length limit of a file name in bytes (`NAME_MAX` on Linux).
 pub(super) const MAX_NAME: usize = 255;
 
-/// The longest extension that a cut name keeps, dot included, in bytes.
+/// Length limit of an extension that a shortened name keeps, in bytes with the dot; longer ones are hardly extensions.
 const MAX_EXTENSION: usize = 32;
 
-/// Stands for what may not be in a name.
+/// Replaces characters that may not be in a name.
 const SUBSTITUTE: char = '_';
 
-/// A component of a path that is safe: never empty, `.` or `..`, at most [`MAX_NAME`] bytes, without `/`, NUL and
-/// other control characters (a newline or an escape in a name lies to the terminal), and without the characters that
-/// turn the direction of text (they make `gpj.exe` read as `exe.jpg`). What is not UTF-8 becomes U+FFFD.
+/// Makes a path component safe: never empty, `.` or `..`, at most [`MAX_NAME`] bytes, without `/`, NUL and other control
+/// characters (a newline or an escape sequence can deceive on a terminal), and without the characters that change the
+/// direction of text (they make `gpj.exe` read as `exe.jpg`). Invalid UTF-8 becomes U+FFFD.
 pub(super) fn safe(raw: &[u8]) -> String {
     let mut name: String =
         String::from_utf8_lossy(raw).chars().map(|c| if is_unsafe(c) { SUBSTITUTE } else { c }).collect();
@@ -31,23 +31,23 @@ fn is_unsafe(c: char) -> bool {
     c == '/' || c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// Splits a name into a stem and an extension that fit [`MAX_NAME`] with `spare` bytes between them.
+/// Splits a name into a stem and an extension, and shortens the stem so that `spare` bytes more still fit [`MAX_NAME`].
 fn split(name: &str, spare: usize) -> (&str, &str) {
     let dot = name.rfind('.').filter(|dot| *dot > 0 && name.len() - dot <= MAX_EXTENSION).unwrap_or(name.len());
     let (stem, extension) = name.split_at(dot);
     (cut(stem, MAX_NAME - spare - extension.len()), extension)
 }
 
-/// The longest prefix of at most `len` bytes that ends between characters.
+/// Returns the longest prefix of at most `len` bytes that ends between characters.
 pub(super) fn cut(text: &str, len: usize) -> &str {
-    // Byte 0 always is between characters.
+    // Byte 0 is always a character boundary.
     let end = (0..=len.min(text.len())).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
     &text[..end]
 }
 
-/// Text for people to read: control characters but newlines and tabs are replaced, and it ends after `len` bytes.
-pub(super) fn readable(raw: &[u8], len: usize) -> String {
-    // Cut before the conversion too, for the text may be most of a large file. A character torn here is cut again.
+/// Makes text printable: replaces control characters other than newline and tab, and cuts it to `len` bytes.
+pub(super) fn clean_text(raw: &[u8], len: usize) -> String {
+    // Cut before the conversion too, because the text may be most of a large file. A split character is cut off below.
     let head = &raw[..raw.len().min(len)];
     let text: String = String::from_utf8_lossy(head)
         .chars()
@@ -56,12 +56,12 @@ pub(super) fn readable(raw: &[u8], len: usize) -> String {
     cut(&text, len).to_owned()
 }
 
-/// Renames files, whose paths are of safe components, so that no two are the same and none is a directory of another:
-/// `name (2).ext`. Directories keep their names, and so does the first file of a name.
-pub(super) fn tell_apart(paths: &mut [Vec<String>]) {
+/// Renames files to `name (2).ext` so that no two paths are the same and no file's path is a directory of another's.
+/// Directories keep their names, and so does the first file of each name. All components must be safe.
+pub(super) fn make_unique(paths: &mut [Vec<String>]) {
     let mut directories = HashSet::new();
     for path in paths.iter() {
-        // The set holds each directory's own directories too, so the first one known ends the walk up.
+        // The parents of a known directory are known too, so the walk up ends at the first known one.
         (1..path.len()).rev().map(|depth| path[..depth].join("/")).all(|dir| directories.insert(dir));
     }
     let mut taken = HashSet::with_capacity(paths.len());
@@ -72,8 +72,8 @@ pub(super) fn tell_apart(paths: &mut [Vec<String>]) {
             clashes.push(index);
         }
     }
-    // The number to try next, by all that the new name has besides the number: so no number is tried twice, and a
-    // torrent of nothing but clashes takes no more than linear time.
+    // The number to try next, by everything else in the new name. No number is tried twice, so even a torrent in which
+    // all names clash takes linear time.
     let mut next: HashMap<String, u32> = HashMap::new();
     for index in clashes {
         let Some((name, parents)) = paths[index].split_last_mut() else { continue };
@@ -92,10 +92,10 @@ pub(super) fn tell_apart(paths: &mut [Vec<String>]) {
     }
 }
 
-/// What a link at `link` must say to lead to `target`; both are paths of safe components from the same root.
+/// Returns the relative path from the link at `link` to `target`. Both are paths of safe components from the same root.
 ///
-/// The kernel resolves `..` from where the link really is. No file, and so no link, is a directory of another file
-/// ([`tell_apart`]): the directories above the link are real ones, and the answer climbs no higher than the root.
+/// The kernel resolves `..` from the link's real directory. No link is a directory of another file ([`make_unique`]), so the
+/// directories above the link are real ones and the result never climbs above the root.
 pub(super) fn relative(link: &[String], target: &[String]) -> String {
     let parent = &link[..link.len().saturating_sub(1)];
     let common = parent.iter().zip(target).take_while(|(a, b)| a == b).count();
@@ -138,61 +138,61 @@ mod tests {
         assert_eq!(safe("é".repeat(200).as_bytes()), "é".repeat(127));
         let dots = safe(format!(".{}", "x".repeat(300)).as_bytes());
         assert_eq!(dots, format!(".{}", "x".repeat(254)));
-        // What follows the dot here is no extension.
+        // After the dot there are too many bytes for an extension.
         assert_eq!(safe(format!("a.{}", "x".repeat(300)).as_bytes()), format!("a.{}", "x".repeat(253)));
     }
 
     #[test]
-    fn text_is_cut_and_made_readable() {
-        assert_eq!(readable(b"two\nlines \x07 http://x/", 100), "two\nlines _ http://x/");
-        assert!(readable("é".repeat(10).as_bytes(), 5).len() <= 5);
+    fn text_is_cut_and_made_printable() {
+        assert_eq!(clean_text(b"two\nlines \x07 http://x/", 100), "two\nlines _ http://x/");
+        assert!(clean_text("é".repeat(10).as_bytes(), 5).len() <= 5);
     }
 
     fn paths(text: &str) -> Vec<Vec<String>> {
         text.split_whitespace().map(|path| path.split('/').map(str::to_owned).collect()).collect()
     }
 
-    fn told_apart(text: &str) -> Vec<String> {
+    fn unique(text: &str) -> Vec<String> {
         let mut paths = paths(text);
-        tell_apart(&mut paths);
+        make_unique(&mut paths);
         paths.iter().map(|path| path.join("/")).collect()
     }
 
     #[test]
     fn duplicates_are_numbered() {
-        assert_eq!(told_apart("t/a.txt t/A.txt t/a.txt t/a.txt"), ["t/a.txt", "t/A.txt", "t/a (2).txt", "t/a (3).txt"]);
-        assert_eq!(told_apart("t/x/a u/x/a"), ["t/x/a", "u/x/a"]);
+        assert_eq!(unique("t/a.txt t/A.txt t/a.txt t/a.txt"), ["t/a.txt", "t/A.txt", "t/a (2).txt", "t/a (3).txt"]);
+        assert_eq!(unique("t/x/a u/x/a"), ["t/x/a", "u/x/a"]);
     }
 
     #[test]
     fn a_directory_keeps_its_name() {
-        assert_eq!(told_apart("t/a t/a/b t/a/b/c"), ["t/a (2)", "t/a/b (2)", "t/a/b/c"]);
+        assert_eq!(unique("t/a t/a/b t/a/b/c"), ["t/a (2)", "t/a/b (2)", "t/a/b/c"]);
     }
 
     #[test]
     fn a_name_that_is_a_files_own_is_not_given_to_another() {
         let mut paths = vec![vec!["x".to_owned()], vec!["x".to_owned()], vec!["x (2)".to_owned()]];
-        tell_apart(&mut paths);
+        make_unique(&mut paths);
         assert_eq!(paths, [["x"], ["x (3)"], ["x (2)"]]);
     }
 
     #[test]
     fn long_duplicates_stay_within_the_limit() {
         let mut paths = vec![vec![safe(&[b'x'; 255])]; 3];
-        tell_apart(&mut paths);
+        make_unique(&mut paths);
         assert_ne!(paths[1], paths[2]);
         assert!(paths.iter().all(|path| path[0].len() <= MAX_NAME));
     }
 
     #[test]
     fn links_are_relative_to_their_directory() {
-        let way = |link: &str, target: &str| relative(&paths(link)[0], &paths(target)[0]);
-        assert_eq!(way("t/a", "t/b/c"), "b/c");
-        assert_eq!(way("t/x/y/a", "t/b/c"), "../../b/c");
-        assert_eq!(way("t/x/a", "t/x/b"), "b");
-        assert_eq!(way("t/x/a", "t/x"), ".");
-        assert_eq!(way("t/x/a", "t"), "..");
-        assert_eq!(way("t/a", "t/a"), "a");
+        let from_to = |link: &str, target: &str| relative(&paths(link)[0], &paths(target)[0]);
+        assert_eq!(from_to("t/a", "t/b/c"), "b/c");
+        assert_eq!(from_to("t/x/y/a", "t/b/c"), "../../b/c");
+        assert_eq!(from_to("t/x/a", "t/x/b"), "b");
+        assert_eq!(from_to("t/x/a", "t/x"), ".");
+        assert_eq!(from_to("t/x/a", "t"), "..");
+        assert_eq!(from_to("t/a", "t/a"), "a");
     }
 
     proptest! {
@@ -206,13 +206,13 @@ mod tests {
         }
 
         #[test]
-        fn paths_are_told_apart(
+        fn paths_become_unique(
             mut paths in proptest::collection::vec(
                 proptest::collection::vec(proptest::sample::select(vec!["a", "b", "a (2)", "a.b"]), 1..4), 0..30,
             ).prop_map(|paths| paths.into_iter().map(|p| p.into_iter().map(str::to_owned).collect()).collect::<Vec<Vec<String>>>())
         ) {
             let before = paths.clone();
-            tell_apart(&mut paths);
+            make_unique(&mut paths);
             let files: HashSet<_> = paths.iter().cloned().collect();
             prop_assert_eq!(files.len(), paths.len());
             for (path, old) in paths.iter().zip(&before) {

@@ -1,7 +1,7 @@
-//! The `.torrent` file: BitTorrent v1 (BEP 3), and hybrids by their v1 half.
+//! Parsing of `.torrent` files: BitTorrent v1 (BEP 3), and hybrids through their v1 half.
 //!
-//! What the filesystem cannot do without is required, and its fault told by name. Everything else is taken where it
-//! is sound and passed over where it is not, for it is no reason to keep anyone from the files.
+//! A field that the filesystem needs is required, and an error names it if it is missing or invalid. Any other invalid
+//! field is ignored, because it must not prevent access to the files.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -13,7 +13,7 @@ use bytes::Bytes;
 use serde::de::SeqAccess;
 
 use super::bencode::{self, Field, Limits, List, Shape, dict};
-use super::error::{MetainfoError, Place};
+use super::error::{Location, MetainfoError};
 use super::file_tree::FileTree;
 use super::files::{self, required, size};
 use super::identity::{InfoHash, PieceHashes};
@@ -21,49 +21,49 @@ use super::layout::{File, FileIndex, FileKind, Layout, MAX_FILES};
 use super::lengths::Lengths;
 use super::names;
 
-/// The largest `.torrent` file accepted, in bytes. It has room for the hashes of the most pieces accepted.
+/// Size limit of a `.torrent` file in bytes. The hashes of the largest accepted number of pieces fit.
 pub const MAX_TORRENT_LEN: usize = Limits::TORRENT.bytes;
 
-/// The most kept of trackers in a tier, tiers, web seeds of each kind, and DHT nodes.
+/// Limit on trackers per tier, tiers, web seeds of each kind, and DHT nodes; further ones are ignored to bound memory.
 const MAX_SOURCES: usize = 128;
-/// The longest URL kept, in bytes.
-const MAX_URL: usize = 4096;
-/// The longest comment kept, in bytes.
-const MAX_TEXT: usize = 16 << 10;
-/// The end of the year 9999, in seconds since 1970: what is later is no date.
+/// Length limit of a URL in bytes; longer ones are ignored.
+const MAX_URL_LEN: usize = 4096;
+/// Length limit of a comment and the like in bytes; longer ones are cut.
+const MAX_TEXT_LEN: usize = 16 << 10;
+/// Latest valid creation date: the end of the year 9999, in seconds since 1970. RFC 3339 has no later year.
 pub const MAX_DATE: i64 = 253_402_300_799;
 
-/// Everything a `.torrent` file says that the rest needs.
+/// The content of a `.torrent` file.
 #[derive(Clone, Debug)]
 pub struct Metainfo {
-    /// The torrent's name on the network.
+    /// Identifies the torrent on the network.
     pub info_hash: InfoHash,
-    /// The suggested file or directory name, made safe; the first component of every file's path.
+    /// Suggested name of the file or directory, made safe. The first component of every file's path.
     pub name: String,
-    /// Its trackers alone may give peers (BEP 27).
+    /// Whether peers may come only from its trackers (BEP 27).
     pub private: bool,
-    /// Tracker URLs in tiers (BEP 12); `announce` alone gives one tier of one. As in the file, not shuffled. Whether
-    /// each is a URL, and of which kind, is for those who use it; the same holds of the seeds below.
+    /// Tracker URLs in tiers (BEP 12), in the order of the file; `announce` alone makes one tier. Neither these URLs nor
+    /// those of the seeds below have been parsed.
     pub trackers: Vec<Vec<String>>,
-    /// `url-list` (BEP 19).
+    /// Web seeds: `url-list` (BEP 19).
     pub web_seeds: Vec<String>,
-    /// `httpseeds` (BEP 17).
+    /// HTTP seeds: `httpseeds` (BEP 17).
     pub http_seeds: Vec<String>,
     /// DHT nodes, host and port (BEP 5).
     pub nodes: Vec<(String, u16)>,
-    /// Seconds since 1970, up to the year 9999.
+    /// Creation date in seconds since 1970, from 0 to [`MAX_DATE`].
     pub creation_date: Option<i64>,
-    /// Free text by whoever made it.
+    /// Free text by the torrent's creator.
     pub comment: Option<String>,
-    /// The program that made it.
+    /// The program that created the torrent.
     pub created_by: Option<String>,
-    /// Whom it was made for; part of what is hashed.
+    /// The site that the torrent was created for. Part of `info`, so it changes the info hash.
     pub source: Option<String>,
     /// Pieces and files, shared with the store.
     pub layout: Arc<Layout>,
-    /// What checks a piece.
+    /// Hashes that verify the pieces.
     pub hashes: PieceHashes,
-    /// The raw `info` value, as hashed; served to peers that have only a magnet link (BEP 9).
+    /// The raw `info` value, as hashed. Peers that have only a magnet link download it (BEP 9).
     pub info: Bytes,
 }
 
@@ -98,14 +98,14 @@ dict! {
 }
 
 impl Metainfo {
-    /// Reads the content of a `.torrent` file. White space after it, as an editor leaves it, is no fault.
+    /// Parses a `.torrent` file. White space at the end, as an editor may add it, is ignored.
     pub fn parse(bytes: &[u8]) -> Result<Self, MetainfoError> {
         let bytes = bytes.trim_ascii_end();
         let span = bencode::span_of(bytes, b"info", &Limits::TORRENT)?;
         let top = bencode::decode::<Field<Top>>(bytes, &Limits::TORRENT)?.ok().ok_or(MetainfoError::NotADictionary)?;
-        let span = span.ok_or(MetainfoError::Missing { place: Place::Top, key: "info" })?;
+        let span = span.ok_or(MetainfoError::Missing { location: Location::Top, key: "info" })?;
         let raw_info = Bytes::copy_from_slice(&bytes[span]);
-        let info = required(bencode::decode::<Field<Info>>(&raw_info, &Limits::TORRENT)?, Place::Top, "info")?;
+        let info = required(bencode::decode::<Field<Info>>(&raw_info, &Limits::TORRENT)?, Location::Top, "info")?;
 
         let info_hash = InfoHash::of(&raw_info);
         let name = info.name(info_hash)?;
@@ -119,7 +119,13 @@ impl Metainfo {
             trackers: trackers(top.announce, top.announce_list),
             web_seeds: seeds(top.url_list),
             http_seeds: seeds(top.http_seeds),
-            nodes: top.nodes.ok().into_iter().flat_map(List::sound).map(|Node(host, port)| (host, port)).collect(),
+            nodes: top
+                .nodes
+                .ok()
+                .into_iter()
+                .flat_map(List::valid_items)
+                .map(|Node(host, port)| (host, port))
+                .collect(),
             creation_date: top.creation_date.ok().filter(|date| (0..=MAX_DATE).contains(date)),
             comment: text(top.comment_utf8).or_else(|| text(top.comment)),
             created_by: text(top.created_by),
@@ -132,13 +138,13 @@ impl Metainfo {
 }
 
 impl Metainfo {
-    /// Whether it is a torrent of BitTorrent v2, too.
+    /// Returns whether the torrent also has a BitTorrent v2 half.
     pub fn is_hybrid(&self) -> bool {
         matches!(bencode::span_of(&self.info, b"file tree", &Limits::TORRENT), Ok(Some(_)))
     }
 
-    /// The files whose paths had to be changed to be safe, with their paths below the torrent's name as the torrent has
-    /// them: under which another program may have written them. Those that would lead elsewhere are left out.
+    /// Returns the original paths, below the torrent's name, of files whose paths were changed to be safe. Another program
+    /// may have written the files under them. Paths that leave the torrent's directory are omitted.
     pub fn raw_paths(&self) -> HashMap<FileIndex, PathBuf> {
         let info = bencode::decode::<Field<Info>>(&self.info, &Limits::TORRENT).ok().and_then(Field::ok);
         let entries = info.and_then(|info| info.files.ok()).map_or_else(Vec::new, |files| files.items);
@@ -152,22 +158,22 @@ impl Metainfo {
 }
 
 impl Info {
-    /// The name, made safe. One that says nothing is replaced by the info hash, which no other torrent has.
+    /// Returns the name, made safe. The info hash, which is unique, replaces an empty name, `.` and `..`.
     fn name(&self, info_hash: InfoHash) -> Result<String, MetainfoError> {
         let name = match (&self.name_utf8, &self.name) {
             (Field::Is(name), _) if std::str::from_utf8(name).is_ok() => name,
             (_, Field::Is(name)) => name,
-            (_, Field::Absent) => return Err(MetainfoError::Missing { place: Place::Info, key: "name" }),
+            (_, Field::Absent) => return Err(MetainfoError::Missing { location: Location::Info, key: "name" }),
             (_, Field::Wrong) => {
-                return Err(MetainfoError::Kind { place: Place::Info, key: "name", wanted: Vec::<u8>::KIND });
+                return Err(MetainfoError::Kind { location: Location::Info, key: "name", wanted: Vec::<u8>::KIND });
             }
         };
-        let says_nothing = matches!(name.as_slice(), b"" | b"." | b"..");
-        Ok(if says_nothing { info_hash.to_string() } else { names::safe(name) })
+        let is_blank = matches!(name.as_slice(), b"" | b"." | b"..");
+        Ok(if is_blank { info_hash.to_string() } else { names::safe(name) })
     }
 
     fn into_content(self, name: &str, raw: &Bytes) -> Result<(Layout, PieceHashes), MetainfoError> {
-        let place = Place::Info;
+        let location = Location::Info;
         let has_tree = match self.file_tree {
             Field::Absent => false,
             Field::Wrong => return Err(MetainfoError::FileTree("it is not a dictionary")),
@@ -179,9 +185,9 @@ impl Info {
             return Err(MetainfoError::V2Only);
         }
 
-        let piece_len = required(self.piece_length, place, "piece length")?;
+        let piece_len = required(self.piece_length, location, "piece length")?;
         let piece_len = u64::try_from(piece_len).map_err(|_| MetainfoError::Negative {
-            place,
+            location,
             key: "piece length",
             value: piece_len,
         })?;
@@ -189,25 +195,25 @@ impl Info {
             Field::Absent => {
                 let executable = self.attr.ok().is_some_and(|attr| attr.contains(&b'x'));
                 let kind = FileKind::Regular { executable };
-                vec![File { path: vec![name.to_owned()], offset: 0, len: size(self.length, place)?, kind }]
+                vec![File { path: vec![name.to_owned()], offset: 0, len: size(self.length, location)?, kind }]
             }
-            files => files::read(name, required(files, place, "files")?)?,
+            files => files::read(name, required(files, location, "files")?)?,
         };
         let total = files.last().map_or(0, |last| last.offset.saturating_add(last.len));
         let lengths = Lengths::new(total, piece_len)?;
 
-        let pieces = required(self.pieces, place, "pieces")?;
+        let pieces = required(self.pieces, location, "pieces")?;
         if pieces.len() as u64 != u64::from(lengths.pieces()) * 20 {
             return Err(MetainfoError::Pieces { found: pieces.len(), pieces: lengths.pieces() });
         }
-        // The value ends with the string that it is.
+        // The value `LEN:HASHES` ends with the hashes themselves.
         let span = bencode::span_of(raw, b"pieces", &Limits::TORRENT)?;
         let held = span.map(|span| raw.slice(span.end - pieces.len()..span.end)).filter(|held| *held == pieces);
         Ok((Layout::new(lengths, files), PieceHashes::v1(held.unwrap_or_else(|| pieces.into()))))
     }
 }
 
-/// A string, or a list of strings: `url-list` is either (BEP 19).
+/// A string or a list of strings; `url-list` may be either (BEP 19).
 struct OneOrMore(Vec<Vec<u8>>);
 
 impl Shape for OneOrMore {
@@ -219,14 +225,14 @@ impl Shape for OneOrMore {
 
     fn list<'de, A: SeqAccess<'de>>(list: A) -> Result<Option<Self>, A::Error> {
         let list: Option<List<Vec<u8>, MAX_SOURCES>> = Shape::list(list)?;
-        Ok(list.map(|list| Self(list.sound().collect())))
+        Ok(list.map(|list| Self(list.valid_items().collect())))
     }
 }
 
 /// A host and a port (BEP 5).
 struct Node(String, u16);
 
-/// An item of a list of mixed kinds.
+/// An item of a list with items of several kinds.
 enum Scalar {
     Number(i64),
     Text(Vec<u8>),
@@ -249,7 +255,8 @@ impl Shape for Node {
 
     fn list<'de, A: SeqAccess<'de>>(list: A) -> Result<Option<Self>, A::Error> {
         let pair: Option<List<Scalar, 2>> = Shape::list(list)?;
-        let Some(Ok([Scalar::Text(host), Scalar::Number(port)])) = pair.and_then(List::whole).map(<[_; 2]>::try_from)
+        let Some(Ok([Scalar::Text(host), Scalar::Number(port)])) =
+            pair.and_then(List::all_items).map(<[_; 2]>::try_from)
         else {
             return Ok(None);
         };
@@ -260,17 +267,18 @@ impl Shape for Node {
     }
 }
 
-/// A URL that could be one: it is parsed by those who use it.
+/// Returns a trimmed URL, if it is UTF-8 and within the length limit. Its users parse it.
 fn url(raw: Vec<u8>) -> Option<String> {
     let url = String::from_utf8(raw).ok()?;
     let url = url.trim();
-    let sound = !url.is_empty() && url.len() <= MAX_URL && !url.contains(char::is_control);
+    let sound = !url.is_empty() && url.len() <= MAX_URL_LEN && !url.contains(char::is_control);
     sound.then(|| url.to_owned())
 }
 
-/// Tiers of trackers; `announce` counts only without a list (BEP 12).
+/// Returns the trackers in tiers. `announce` counts only if there is no list (BEP 12).
 fn trackers(announce: Field<Vec<u8>>, list: Field<List<List<Vec<u8>, MAX_SOURCES>, MAX_SOURCES>>) -> Vec<Vec<String>> {
-    let tiers = list.ok().into_iter().flat_map(List::sound).map(|tier| tier.sound().filter_map(url).collect());
+    let tiers =
+        list.ok().into_iter().flat_map(List::valid_items).map(|tier| tier.valid_items().filter_map(url).collect());
     let tiers: Vec<Vec<String>> = tiers.filter(|tier: &Vec<String>| !tier.is_empty()).collect();
     if !tiers.is_empty() {
         return tiers;
@@ -278,7 +286,7 @@ fn trackers(announce: Field<Vec<u8>>, list: Field<List<List<Vec<u8>, MAX_SOURCES
     announce.ok().and_then(url).map(|url| vec![vec![url]]).unwrap_or_default()
 }
 
-/// Each URL once, in the order of the torrent.
+/// Returns each URL once, in the order of the torrent.
 fn seeds(list: Field<OneOrMore>) -> Vec<String> {
     let mut seeds = Vec::new();
     for seed in list.ok().into_iter().flat_map(|OneOrMore(urls)| urls).filter_map(url) {
@@ -290,7 +298,7 @@ fn seeds(list: Field<OneOrMore>) -> Vec<String> {
 }
 
 fn text(raw: Field<Vec<u8>>) -> Option<String> {
-    raw.ok().filter(|raw| !raw.is_empty()).map(|raw| names::readable(&raw, MAX_TEXT))
+    raw.ok().filter(|raw| !raw.is_empty()).map(|raw| names::clean_text(&raw, MAX_TEXT_LEN))
 }
 
 #[cfg(test)]
@@ -310,12 +318,12 @@ mod tests {
         format!("l{}e", parts.iter().map(|part| string(part)).collect::<String>())
     }
 
-    /// A torrent of one file of 5 bytes, with more keys at its top and in its `info`.
+    /// A torrent of one file of 5 bytes, with additional keys at the top level and in `info`.
     fn single(top: &str, info: &str) -> String {
         format!("d{top}4:infod{info}6:lengthi5e4:name1:t12:piece lengthi8e6:pieces20:{}ee", "h".repeat(20))
     }
 
-    /// A torrent of many files, given as entries; their bytes must make one piece.
+    /// A torrent with these entries in `files`, whose bytes must fit one piece.
     fn many(entries: &[String]) -> String {
         let entries = entries.concat();
         format!("d4:infod5:filesl{entries}e4:name1:t12:piece lengthi999e6:pieces20:{}ee", "h".repeat(20))
@@ -335,7 +343,7 @@ mod tests {
 
     #[test]
     fn the_info_hash_is_of_the_raw_bytes() {
-        // Keys out of order and unknown keys: a re-encoding would hash to another torrent.
+        // Keys are out of order or unknown: encoding them again would change the hash.
         let torrent = single("", "1:zi1e1:ai2e");
         let start = torrent.find("d1:z").unwrap();
         let raw = &torrent.as_bytes()[start..torrent.len() - 1];
@@ -357,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn optional_fields_are_taken_where_sound() {
+    fn invalid_optional_fields_are_ignored() {
         let read =
             parse(&single("7:comment3:a\x07b13:creation datei-5e5:nodesll1:hi0eel1:hi1eei2ee8:url-list8:http://s", ""));
         let read = read.unwrap();
@@ -382,14 +390,14 @@ mod tests {
     }
 
     #[test]
-    fn names_never_leave_the_torrent() {
+    fn paths_stay_inside_the_torrent() {
         let read = parse(&many(&[file(&["..", "..", "etc", "passwd"]), file(&["/etc/passwd"]), file(&["."])])).unwrap();
         let paths: Vec<_> = read.layout.files().iter().map(|file| file.path.join("|")).collect();
         assert_eq!(paths, ["t|__|__|etc|passwd", "t|_etc_passwd", "t|_"]);
     }
 
     #[test]
-    fn paths_as_they_were_are_told_where_they_lead_nowhere_else() {
+    fn raw_paths_that_stay_inside_the_torrent_are_returned() {
         let mut bytes = many(&[file(&["a"]), file(&["b\n", "c"]), file(&["..", "d"]), file(&["/etc"]), file(&["xx"])]);
         bytes = bytes.replace("2:xx", "2:\u{1}x");
         let read = parse(&bytes).unwrap();
@@ -399,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn links_lead_inside_or_nowhere() {
+    fn link_targets_stay_inside_the_torrent() {
         let targets = |entries: &[String]| -> Vec<String> {
             let read = parse(&many(entries)).unwrap();
             let target = |file: &File| match &file.kind {
@@ -408,27 +416,27 @@ mod tests {
             };
             read.layout.files().iter().filter_map(target).collect()
         };
-        // From the root, as BEP 47 has it, even where a file of that name is beside the link too.
+        // From the root (BEP 47), even if a file of that name is also beside the link.
         let both = [file(&["d", "f"]), file(&["f"]), link(&["d", "l"], &["f"])];
         assert_eq!(targets(&both), ["../f"]);
-        // Beside the link, where only that is there.
+        // Beside the link, if only that file exists.
         assert_eq!(targets(&[file(&["d", "f"]), link(&["d", "l"], &["f"])]), ["f"]);
         // Through another link.
         let chain = [file(&["d", "f"]), link(&["l"], &["d"]), link(&["d", "m"], &["l", "f"])];
         assert_eq!(targets(&chain), ["d", "../l/f"]);
-        // Outside, itself, in a circle, a directory above.
+        // A target outside, the link itself, a cycle, a directory above.
         assert_eq!(targets(&[file(&["f"]), link(&["l"], &["..", "..", "etc"])]), ["__/__/etc"]);
         assert_eq!(targets(&[file(&["f"]), link(&["l"], &["/etc/passwd"])]), ["_etc_passwd"]);
         assert_eq!(targets(&[file(&["f"]), link(&["l"], &["l"])]), ["l"]);
         assert_eq!(targets(&[file(&["f"]), link(&["l"], &["m"]), link(&["m"], &["l"])]), ["m", "l"]);
         assert_eq!(targets(&[file(&["d", "f"]), link(&["d", "e", "l"], &["d"])]), [".."]);
-        // A link that would be a directory of a file gives way, so `..` behind it means what it says.
+        // A link whose path is a directory of a file is renamed, so `..` never passes through a link.
         let clash = parse(&many(&[link(&["d"], &["x"]), file(&["d", "f"]), link(&["d", "l"], &["x"])])).unwrap();
         assert_eq!(clash.layout.files()[0].path, ["t", "d (2)"]);
     }
 
     #[test]
-    fn pads_take_their_bytes_and_no_name() {
+    fn pads_occupy_bytes_but_no_name() {
         let pad = "d4:attr1:p6:lengthi3e4:pathl4:.pad1:3ee".to_owned();
         let read = parse(&many(&[file(&["a"]), pad.clone(), file(&["b"]), pad, file(&["c"])])).unwrap();
         let kinds: Vec<_> = read.layout.files().iter().map(|file| (file.offset, file.kind == FileKind::Pad)).collect();
@@ -436,41 +444,41 @@ mod tests {
     }
 
     #[test]
-    fn faults_are_told_by_name() {
+    fn errors_name_the_faulty_field() {
         let deep = vec!["d"; 65];
         let long = "x".repeat(200);
         let long = vec![long.as_str(); 20];
         let cases = [
-            (String::new(), "not a sound .torrent file: there is no data"),
+            (String::new(), "not a valid .torrent file: there is no data"),
             ("le".into(), "not a .torrent file: it is not a dictionary"),
             ("de".into(), "the torrent has no `info`"),
-            ("d4:infoi1ee".into(), "the torrent has a `info` that is not a dictionary"),
+            ("d4:infoi1ee".into(), "the `info` of the torrent is not a dictionary"),
             ("d4:infodee".into(), "the torrent's `info` has no `name`"),
             ("d4:infod4:name1:tee".into(), "the torrent's `info` has no `piece length`"),
             (
                 "d4:infod4:name1:t12:piece lengthi-1eee".into(),
-                "the torrent's `info` has a `piece length` of -1, which is negative",
+                "the `piece length` of the torrent's `info` is negative: -1",
             ),
             ("d4:infod4:name1:t12:piece lengthi8eee".into(), "the torrent's `info` has no `length`"),
             (
                 single("", "").replace("i8e", "i0e"),
-                "the torrent cannot be used: piece length 0 is not between 1 and 134217728",
+                "the torrent cannot be used: its piece length 0 is not between 1 and 134217728 bytes",
             ),
-            (many(&[]), "the torrent cannot be used: the torrent has no bytes"),
+            (many(&[]), "the torrent cannot be used: it has no bytes"),
             (many(&["d6:lengthi5ee".into()]), "the torrent's file 1 has no `path`"),
             (
                 many(&[file(&["a"]), file(&["b"]).replace("i5e", "i-7e")]),
-                "the torrent's file 2 has a `length` of -7, which is negative",
+                "the `length` of the torrent's file 2 is negative: -7",
             ),
-            (many(&[link(&["l"], &[])]), "the torrent's file 1 has a `symlink path` that is not the path of a file"),
+            (many(&[link(&["l"], &[])]), "the `symlink path` of the torrent's file 1 is not the path of a file"),
             (many(&[file(&deep)]), "the torrent's file 1 has a path that is too deep or too long for a filesystem"),
             (many(&[file(&long)]), "the torrent's file 1 has a path that is too deep or too long for a filesystem"),
             (
                 single("", "").replace("i5e", "i50e"),
-                "the torrent's `pieces` has 20 bytes, but its files make 7 pieces with 20 bytes each",
+                "the torrent's `pieces` has 20 bytes, but its files make 7 pieces, which need 20 bytes each",
             ),
-            (single("", "9:file treei1e"), "the torrent's `file tree` is broken: it is not a dictionary"),
-            (single("1:ai1e1:ai1e", ""), "not a sound .torrent file: the key `a` occurs twice in one dictionary"),
+            (single("", "9:file treei1e"), "the torrent's `file tree` is invalid: it is not a dictionary"),
+            (single("1:ai1e1:ai1e", ""), "not a valid .torrent file: the key `a` occurs twice in one dictionary"),
         ];
         for (torrent, fault) in cases {
             assert_eq!(parse(&torrent).unwrap_err().to_string(), fault, "{torrent}");
@@ -485,7 +493,7 @@ mod tests {
     }
 
     #[test]
-    fn v2_alone_is_not_yet_there() {
+    fn v2_only_torrents_are_not_supported_yet() {
         let tree = "9:file treed1:td0:d6:lengthi0eeee12:meta versioni2e4:name1:t12:piece lengthi16384e";
         assert_eq!(parse(&format!("d4:infod{tree}ee")).unwrap_err(), MetainfoError::V2Only);
         assert!(MetainfoError::V2Only.to_string().contains("not supported yet"));
@@ -493,7 +501,7 @@ mod tests {
     }
 
     #[test]
-    fn white_space_at_the_end_is_no_fault() {
+    fn white_space_at_the_end_is_ignored() {
         assert!(parse(&format!("{}\r\n", single("", ""))).is_ok());
         let error = parse(&format!("{}x", single("", ""))).unwrap_err();
         assert!(matches!(error, MetainfoError::Bencode(BencodeError::Trailing(_))));
@@ -519,12 +527,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn strangers_do_no_harm(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn random_bytes_do_not_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = Metainfo::parse(&bytes);
         }
 
         #[test]
-        fn damage_does_no_harm(
+        fn damaged_torrents_do_not_panic(
             edits in proptest::collection::vec((any::<prop::sample::Index>(), 0u8..3, any::<u8>()), 1..4),
         ) {
             let mut bytes = sample();

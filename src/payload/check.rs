@@ -1,7 +1,7 @@
-//! Whether files on a disk are those of a torrent, and if not, what is wrong with which.
+//! Verification of files on the disk against a torrent.
 //!
-//! A file's length is looked at first: pieces that cannot be whole are not read. A piece may lie in several files, and
-//! BitTorrent v1 cannot tell which of them is to blame for a bad one: it counts for each.
+//! It compares lengths first, and does not read pieces for which bytes are missing. A piece may span several files.
+//! BitTorrent v1 cannot tell which of them makes it bad, so a bad piece counts for each of them.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -10,142 +10,142 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use super::found::{kind, open};
+use super::found::{open, special_kind};
 use super::hash::{Content, hash};
 use crate::metainfo::{self, FileIndex, FileKind, Metainfo, PieceIndex};
 
-/// Files that are looked for to tell whether a directory is the torrent's own.
+/// Number of files to look for when deciding whether a directory is the torrent's own; more add time and no certainty.
 const SAMPLE: usize = 1000;
 
-/// What a piece is.
+/// The state of a piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PieceState {
-    /// Every byte is the torrent's.
+    /// All bytes are correct.
     Good,
-    /// All bytes are there, and some are not the torrent's.
+    /// All bytes are present, and some are wrong.
     Bad,
-    /// Not all bytes are there, or can be read.
+    /// Bytes are missing or cannot be read.
     Missing,
 }
 
-/// What a file is.
+/// The state of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FileState {
-    /// As the torrent has it.
+    /// It is correct.
     Good,
-    /// Not there.
+    /// It does not exist.
     Missing,
-    /// There is something else: a directory, or for a link a file.
+    /// Something of another kind has its name: a directory, or a file in place of a link.
     Other(&'static str),
-    /// A link that leads elsewhere.
+    /// It is a link with another target.
     LeadsElsewhere,
-    /// It cannot be read, for this reason.
+    /// It cannot be read, for the reason given.
     Unreadable(String),
-    /// So many bytes are there, which are too few.
+    /// It has only this number of bytes.
     Short(u64),
-    /// So many bytes are there, which are too many.
+    /// It has this number of bytes, which is too many.
     Long(u64),
     /// Some of its pieces are bad.
     Bad,
-    /// All of it is there, but a piece that it shares with another file cannot be checked for that one's sake.
+    /// Its bytes are present, but it shares a piece with another file whose bytes are missing.
     Unchecked,
 }
 
-/// A file and what is wrong with it.
+/// A file and its state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CheckedFile {
-    /// Which of the torrent.
+    /// The file in the torrent.
     pub index: FileIndex,
-    /// Where it is, or should be.
+    /// Its expected path on the disk.
     pub path: PathBuf,
-    /// What it is.
+    /// Its state.
     pub state: FileState,
-    /// Its pieces, those shared with other files among them.
+    /// Its pieces, including those that it shares with other files.
     pub pieces: Vec<PieceIndex>,
 }
 
-/// What was found.
+/// The result of a verification.
 #[derive(Clone, Debug)]
 pub struct Check {
-    /// The file of a torrent of one, or the directory of many.
+    /// The torrent's single file, or its directory.
     pub root: PathBuf,
     /// Every file but pads, in the torrent's order.
     pub files: Vec<CheckedFile>,
-    /// By piece.
+    /// The state of each piece.
     pub pieces: Vec<PieceState>,
 }
 
-/// Why nothing could be checked.
+/// Why a verification could not start.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot read {path}: {source}")]
 pub struct CheckError {
-    /// What.
+    /// The path that cannot be read.
     pub path: PathBuf,
-    /// Why.
+    /// The reason.
     pub source: io::Error,
 }
 
 impl Check {
-    /// Whether everything is there as the torrent has it.
+    /// Returns whether every file and every piece is correct.
     pub fn is_complete(&self) -> bool {
         self.files.iter().all(|file| file.state == FileState::Good) && self.count(PieceState::Good) == self.pieces.len()
     }
 
-    /// Pieces that are so.
+    /// Returns the number of pieces in a state.
     pub fn count(&self, state: PieceState) -> usize {
         self.pieces.iter().filter(|piece| **piece == state).count()
     }
 
-    /// What a piece is.
+    /// Returns the state of a piece.
     pub fn piece(&self, piece: PieceIndex) -> PieceState {
         self.pieces[piece.index()]
     }
 }
 
-/// Checks the files at `path`: the torrent's own file or directory, or the directory that holds it. `done` is called as
-/// pieces are done, with their length and what they are, from several threads.
+/// Verifies the files at `path`, which is the torrent's own file or directory, or the directory that contains it. Calls
+/// `done` from several threads, with the length and state of each piece.
 ///
 /// # Errors
-/// If `path` cannot be looked at.
+/// If `path` does not exist or cannot be examined.
 pub fn check(metainfo: &Metainfo, path: &Path, done: &(dyn Fn(u32, PieceState) + Sync)) -> Result<Check, CheckError> {
     let layout = &metainfo.layout;
     let root = root(metainfo, path).map_err(|source| CheckError { path: path.to_owned(), source })?;
     let mut files = Vec::new();
-    // Of each file, how many bytes there are.
-    let mut there = vec![0; layout.files().len()];
+    // The number of bytes of each file on the disk.
+    let mut present = vec![0; layout.files().len()];
     let raw_paths = metainfo.raw_paths();
     for (index, file) in layout.indexed_files() {
         if file.kind == FileKind::Pad {
-            there[index.0 as usize] = file.len;
+            present[index.index()] = file.len;
             continue;
         }
         let path = find(&root, file, raw_paths.get(&index));
         let (state, len) = match &file.kind {
-            FileKind::Symlink { target } => (look_at_link(&path, target), 0),
-            _ => look_at_file(&path, file.len),
+            FileKind::Symlink { target } => (link_state(&path, target), 0),
+            _ => file_state(&path, file.len),
         };
-        there[index.0 as usize] = len;
+        present[index.index()] = len;
         files.push(CheckedFile { index, path, state, pieces: Vec::new() });
     }
 
-    let is_there =
-        |piece: &PieceIndex| layout.extents_of(*piece).all(|(file, part)| part.end <= there[file.0 as usize]);
+    let is_present =
+        |piece: &PieceIndex| layout.extents_of(*piece).all(|(file, part)| part.end <= present[file.index()]);
     let lengths = layout.lengths();
     let pieces = Mutex::new(vec![PieceState::Missing; lengths.pieces() as usize]);
-    let told = |piece: PieceIndex, state| {
+    let set_state = |piece: PieceIndex, state| {
         pieces.lock().unwrap_or_else(PoisonError::into_inner)[piece.index()] = state;
         done(lengths.len_of(piece), state);
     };
-    lengths.iter().filter(|piece| !is_there(piece)).for_each(|piece| told(piece, PieceState::Missing));
+    lengths.iter().filter(|piece| !is_present(piece)).for_each(|piece| set_state(piece, PieceState::Missing));
     let faults = Mutex::new(HashMap::new());
     let content = Paths(files.iter().map(|file| (file.index, file.path.as_path())).collect());
-    hash(layout, lengths.iter().filter(is_there), &content, &|piece, result| {
+    hash(layout, lengths.iter().filter(is_present), &content, &|piece, result| {
         match result {
-            Ok(digest) if metainfo.hashes.is(piece, &digest) => told(piece, PieceState::Good),
-            Ok(_) => told(piece, PieceState::Bad),
-            Err(unread) => {
-                faults.lock().unwrap_or_else(PoisonError::into_inner).insert(unread.file, unread.why.to_string());
-                told(piece, PieceState::Missing);
+            Ok(digest) if metainfo.hashes.matches(piece, &digest) => set_state(piece, PieceState::Good),
+            Ok(_) => set_state(piece, PieceState::Bad),
+            Err(error) => {
+                faults.lock().unwrap_or_else(PoisonError::into_inner).insert(error.file, error.why.to_string());
+                set_state(piece, PieceState::Missing);
             }
         }
         ControlFlow::Continue(())
@@ -170,7 +170,7 @@ pub fn check(metainfo: &Metainfo, path: &Path, done: &(dyn Fn(u32, PieceState) +
     Ok(Check { root, files, pieces })
 }
 
-/// Where files are.
+/// The paths of the files on the disk.
 struct Paths<'a>(HashMap<FileIndex, &'a Path>);
 
 impl Content for Paths<'_> {
@@ -179,7 +179,7 @@ impl Content for Paths<'_> {
     }
 }
 
-/// What `path` is meant to be: the torrent's own file or directory, or where that lies.
+/// Returns the path of the torrent's file or directory: `path` itself, or its name below `path`.
 fn root(metainfo: &Metainfo, path: &Path) -> io::Result<PathBuf> {
     let is_dir = fs::metadata(path)?.is_dir();
     let below = path.join(&metainfo.name);
@@ -187,24 +187,24 @@ fn root(metainfo: &Metainfo, path: &Path) -> io::Result<PathBuf> {
     if !is_dir || files.iter().all(|file| file.path.len() == 1) {
         return Ok(if is_dir { below } else { path.to_owned() });
     }
-    // A directory of many: where more of the files are. A torrent may hold a directory of its own name.
+    // Of the two possible directories, take the one with more of the files. A torrent may contain a directory of its name.
     let found = |root: &Path| {
-        let is_there = |file: &&metainfo::File| fs::symlink_metadata(find(root, file, None)).is_ok();
-        files.iter().filter(|file| file.kind != FileKind::Pad).take(SAMPLE).filter(is_there).count()
+        let exists = |file: &&metainfo::File| fs::symlink_metadata(find(root, file, None)).is_ok();
+        files.iter().filter(|file| !file.is_pad()).take(SAMPLE).filter(exists).count()
     };
-    Ok(if found(path) > found(&below) || !below.is_dir() && is_called(path, &metainfo.name) {
+    Ok(if found(path) > found(&below) || !below.is_dir() && has_name(path, &metainfo.name) {
         path.into()
     } else {
         below
     })
 }
 
-fn is_called(path: &Path, name: &str) -> bool {
+fn has_name(path: &Path, name: &str) -> bool {
     let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    path.file_name().is_some_and(|called| called == name)
+    path.file_name().is_some_and(|found| found == name)
 }
 
-/// Where a file is, whose path was made safe; or under the name that the torrent has, if only that is there.
+/// Returns the path of a file on the disk: its safe path, or its original path in the torrent if only that one exists.
 fn find(root: &Path, file: &metainfo::File, raw: Option<&PathBuf>) -> PathBuf {
     // The first component is the torrent's name, which is the root.
     let at = |below: &Path| if below.as_os_str().is_empty() { root.to_owned() } else { root.join(below) };
@@ -215,14 +215,14 @@ fn find(root: &Path, file: &metainfo::File, raw: Option<&PathBuf>) -> PathBuf {
     }
 }
 
-/// What there is, and how many bytes of it can be read.
-fn look_at_file(path: &Path, len: u64) -> (FileState, u64) {
+/// Returns the state of a file by its length, and the number of bytes that can be read.
+fn file_state(path: &Path, len: u64) -> (FileState, u64) {
     let about = match fs::metadata(path) {
         Ok(about) => about,
         Err(error) if is_missing(&error) => return (FileState::Missing, 0),
         Err(error) => return (FileState::Unreadable(error.to_string()), 0),
     };
-    if let Some(kind) = kind(&about) {
+    if let Some(kind) = special_kind(&about) {
         return (FileState::Other(kind), 0);
     }
     if let Err(error) = open(path) {
@@ -236,19 +236,19 @@ fn look_at_file(path: &Path, len: u64) -> (FileState, u64) {
     (state, about.len())
 }
 
-fn look_at_link(path: &Path, target: &str) -> FileState {
+fn link_state(path: &Path, target: &str) -> FileState {
     match fs::symlink_metadata(path) {
         Err(error) if is_missing(&error) => FileState::Missing,
         Err(error) => FileState::Unreadable(error.to_string()),
-        Ok(about) if !about.is_symlink() => FileState::Other(kind(&about).unwrap_or("file")),
+        Ok(about) if !about.is_symlink() => FileState::Other(special_kind(&about).unwrap_or("file")),
         Ok(_) => {
             let real = |path: &Path| fs::canonicalize(path).ok();
             let same = fs::read_link(path).is_ok_and(|found| found == Path::new(target));
-            let leads_there = || {
+            let points_there = || {
                 let expected = path.parent().and_then(|dir| real(&dir.join(target)));
                 expected.is_some() && real(path) == expected
             };
-            if same || leads_there() { FileState::Good } else { FileState::LeadsElsewhere }
+            if same || points_there() { FileState::Good } else { FileState::LeadsElsewhere }
         }
     }
 }
@@ -268,8 +268,8 @@ mod tests {
     const PIECE: u32 = 16_384;
     const REGULAR: FileKind = FileKind::Regular { executable: false };
 
-    /// A directory `t` with `a` (two pieces and a half), `d/b` (the other half and one more), an empty file, a link, and
-    /// `c` (half a piece); and its torrent.
+    /// A directory `t` with `a` (two and a half pieces), `d/b` (the other half and one more), an empty file, a link, and `c`
+    /// (half a piece); and its torrent.
     fn sample() -> (TempDir, Metainfo) {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("t");
@@ -314,12 +314,12 @@ mod tests {
     use FileState::*;
 
     #[test]
-    fn all_is_well_by_either_path() {
+    fn a_complete_torrent_is_found_by_either_path() {
         let (dir, metainfo) = sample();
         for path in [dir.path().to_owned(), dir.path().join("t")] {
             assert_eq!(states(&path, &metainfo), (vec![Good, Good, Good, Good, Good], ".....".into()));
         }
-        // Whatever the directory is called.
+        // The directory may have any name.
         fs::rename(dir.path().join("t"), dir.path().join("u")).unwrap();
         assert_eq!(states(&dir.path().join("u"), &metainfo).1, ".....");
         assert_eq!(states(dir.path(), &metainfo), (vec![Missing, Missing, Missing, Missing, Missing], "-----".into()));
@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_told_by_file_and_by_piece() {
+    fn faults_are_reported_by_file_and_by_piece() {
         let (dir, metainfo) = sample();
         let root = dir.path().join("t");
         let states = || states(&root, &metainfo);
@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn files_are_found_under_the_names_of_the_torrent() {
+    fn files_are_found_under_their_original_names() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("t")).unwrap();
         let new = NewTorrent {

@@ -1,4 +1,4 @@
-//! A file that was found on the disk, and whether it is still the same.
+//! Files found on the disk, and the detection of changes to them.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
@@ -8,30 +8,33 @@ use std::path::{Path, PathBuf};
 use super::hash::Content;
 use crate::metainfo::{FileIndex, FileKind, NewFile};
 
-/// A file that a torrent is to be made of.
+/// A file for a new torrent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
-    /// As the torrent will have it.
+    /// The file's entry in the torrent.
     pub file: NewFile,
-    /// Where it is.
+    /// Its path on the disk.
     pub path: PathBuf,
-    /// By which a change is seen.
+    /// Its stamp when it was found, to detect changes.
     pub stamp: Stamp,
 }
 
-/// What changes whenever a file does.
+/// Identity, size and times of a file. They change whenever the file does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamp {
-    place: (u64, u64),
+    /// Device and inode.
+    inode: (u64, u64),
     len: u64,
+    /// Modification time in seconds and nanoseconds.
     modified: (i64, i64),
+    /// Status change time in seconds and nanoseconds.
     changed: (i64, i64),
 }
 
 impl From<&Metadata> for Stamp {
     fn from(about: &Metadata) -> Self {
         Self {
-            place: (about.dev(), about.ino()),
+            inode: (about.dev(), about.ino()),
             len: about.len(),
             modified: (about.mtime(), about.mtime_nsec()),
             changed: (about.ctime(), about.ctime_nsec()),
@@ -39,14 +42,14 @@ impl From<&Metadata> for Stamp {
     }
 }
 
-/// A file is not what it was when it was found.
+/// A file has changed since it was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("it has changed while it was read; try again when nobody writes to it")]
+#[error("it changed while it was read; try again when nothing writes to it")]
 pub struct Changed;
 
 impl Found {
-    /// Looks whether the file is still the one that was found.
-    pub fn unchanged(&self) -> io::Result<()> {
+    /// Fails if the file has changed since it was found.
+    pub fn check_unchanged(&self) -> io::Result<()> {
         let about = match self.file.kind {
             FileKind::Symlink { .. } => std::fs::symlink_metadata(&self.path)?,
             _ => std::fs::metadata(&self.path)?,
@@ -59,7 +62,7 @@ impl Found {
     }
 }
 
-/// Of files that must not change meanwhile.
+/// Files that must not change while they are read.
 impl Content for [Found] {
     fn open(&self, file: FileIndex) -> io::Result<File> {
         let found = &self[file.0 as usize];
@@ -68,22 +71,22 @@ impl Content for [Found] {
         Ok(file)
     }
 
-    fn was_read(&self, file: FileIndex, handle: &File) -> io::Result<()> {
+    fn after_read(&self, file: FileIndex, handle: &File) -> io::Result<()> {
         self[file.0 as usize].compare(&handle.metadata()?)
     }
 }
 
-/// Opens what must be a regular file, and does not wait where it is a FIFO.
+/// Opens a regular file; anything else is an error. Never waits for the writer of a FIFO.
 pub(super) fn open(path: &Path) -> io::Result<File> {
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
-    match kind(&file.metadata()?) {
+    match special_kind(&file.metadata()?) {
         None => Ok(file),
-        Some(kind) => Err(io::Error::other(format!("it is a {kind}, not a file"))),
+        Some(kind) => Err(io::Error::other(format!("it is a {kind}, not a regular file"))),
     }
 }
 
-/// What a thing is that is no regular file.
-pub(super) fn kind(about: &Metadata) -> Option<&'static str> {
+/// Returns the kind of anything that is not a regular file.
+pub(super) fn special_kind(about: &Metadata) -> Option<&'static str> {
     let kind = about.file_type();
     match () {
         () if kind.is_file() => None,

@@ -1,10 +1,9 @@
-//! The hashing of pieces, on all cores.
+//! Hashing of pieces on all cores.
 //!
-//! Each worker takes the next piece and hashes it in chunks that stay in the core's own cache. So the disk sees one run
-//! of reads in order, as far ahead as there are workers, and memory is a chunk a worker, whatever the length of a piece.
-//! How far to read ahead is left to the kernel: hints (`posix_fadvise`), and a thread that reads for the others, were
-//! measured and made a cold disk slower, by a half and a fifth. Holes in sparse files are not read, and a piece that is
-//! nothing but a hole is not hashed either: one such hash is as good as the other.
+//! Each worker takes the next piece and hashes it in chunks that fit the core's own cache. The disk sees reads in order, and
+//! memory is one chunk per worker, whatever the piece length. Read-ahead is left to the kernel: `posix_fadvise` hints and
+//! a separate reader thread were measured, and made a cold disk slower by a half and by a fifth. Holes in sparse files are
+//! not read, and pieces that consist of a hole are hashed only once, because they all have the same hash.
 
 use std::fs::File;
 use std::io;
@@ -19,39 +18,39 @@ use sha1::{Digest, Sha1};
 use crate::metainfo::{FileIndex, FileKind, Layout, PieceIndex};
 use crate::sys::file::{next_data, next_hole};
 
-/// What is read at once.
+/// Length of a read in bytes. Fits the L2 cache, so that hashing does not wait for memory.
 const CHUNK: usize = 128 << 10;
 
 static ZEROS: [u8; CHUNK] = [0; CHUNK];
 
-/// Where the bytes come from.
+/// The source of a torrent's files.
 pub trait Content: Sync {
     /// Opens a file of the torrent.
     fn open(&self, file: FileIndex) -> io::Result<File>;
 
-    /// Called after a part of a file was read, before the hash is believed.
-    fn was_read(&self, _: FileIndex, _: &File) -> io::Result<()> {
+    /// Called after a part of a file was read. An error discards the hash.
+    fn after_read(&self, _: FileIndex, _: &File) -> io::Result<()> {
         Ok(())
     }
 }
 
-/// A piece that could not be hashed.
+/// Why a piece could not be hashed.
 #[derive(Debug, thiserror::Error)]
 #[error("{why}")]
-pub struct Unread {
-    /// The file in which the fault is.
+pub struct HashError {
+    /// The file that could not be read.
     pub file: FileIndex,
-    /// What it is.
+    /// The reason.
     pub why: io::Error,
 }
 
-/// Hashes `pieces` of a torrent, each once, and hands each result to `done`, on whatever thread and in whatever order
-/// they are ready. Ends with the last piece, or soon after `done` breaks.
+/// Hashes `pieces` of a torrent and passes each result to `done`, which is called on any thread and in any order. Returns
+/// after the last piece, or soon after `done` breaks.
 pub fn hash<P>(
     layout: &Layout,
     pieces: P,
     content: &(impl Content + ?Sized),
-    done: &(dyn Fn(PieceIndex, Result<[u8; 20], Unread>) -> ControlFlow<()> + Sync),
+    done: &(dyn Fn(PieceIndex, Result<[u8; 20], HashError>) -> ControlFlow<()> + Sync),
 ) where
     P: Iterator<Item = PieceIndex> + Send,
 {
@@ -62,7 +61,7 @@ pub fn hash<P>(
         let mut worker =
             Worker { layout, content, zero_piece: &zero_piece, buffer: vec![0; CHUNK].into_boxed_slice(), open: None };
         while !stop.load(Ordering::Relaxed) {
-            // Not in the condition: the lock would be held for as long as the piece is hashed.
+            // In the loop condition, the lock would be held while the piece is hashed.
             let next = pieces.lock().unwrap_or_else(PoisonError::into_inner).next();
             let Some(piece) = next else { break };
             if done(piece, worker.hash(piece)).is_break() {
@@ -70,23 +69,23 @@ pub fn hash<P>(
             }
         }
     };
-    // One more than there are cores: while one of them waits for the disk, the cores have work.
+    // One more than there are cores, to keep them busy while a worker waits for the disk.
     let workers = thread::available_parallelism().map_or(1, usize::from) + 1;
     thread::scope(|scope| {
-        // A thread that cannot be had is one less; this one works, too.
+        // If a thread cannot be started the others do its work: this thread is a worker, too.
         (1..workers).for_each(|_| drop(thread::Builder::new().name("hash".into()).spawn_scoped(scope, work)));
         work();
     });
 }
 
-/// One thread's state.
+/// The state of one thread.
 struct Worker<'a, C: ?Sized> {
     layout: &'a Layout,
     content: &'a C,
-    /// The hash of a piece of full length that is all zeros.
+    /// Hash of a piece of full length that is all zeros.
     zero_piece: &'a OnceLock<[u8; 20]>,
     buffer: Box<[u8]>,
-    /// The file that was read last: the next piece is likely in it, too.
+    /// The file that was read last; the next piece is likely in it, too.
     open: Option<Open>,
 }
 
@@ -94,12 +93,12 @@ struct Open {
     index: FileIndex,
     file: File,
     len: u64,
-    /// It takes less room than its length, so there are holes in it.
+    /// Whether its blocks are fewer than its length needs, so that it has holes.
     sparse: bool,
 }
 
 impl<C: Content + ?Sized> Worker<'_, C> {
-    fn hash(&mut self, piece: PieceIndex) -> Result<[u8; 20], Unread> {
+    fn hash(&mut self, piece: PieceIndex) -> Result<[u8; 20], HashError> {
         let layout = self.layout;
         let lengths = layout.lengths();
         if lengths.len_of(piece) == lengths.longest_piece() && self.is_hole(piece) {
@@ -112,12 +111,12 @@ impl<C: Content + ?Sized> Worker<'_, C> {
         }
         let mut hash = Sha1::new();
         for (file, part) in layout.extents_of(piece) {
-            self.feed(file, part, &mut hash).map_err(|why| Unread { file, why })?;
+            self.feed(file, part, &mut hash).map_err(|why| HashError { file, why })?;
         }
         Ok(hash.finalize().into())
     }
 
-    /// Whether the piece lies in one hole of one file, and the file is still as it should be.
+    /// Returns whether the piece consists of a hole in one file, which has not changed.
     fn is_hole(&mut self, piece: PieceIndex) -> bool {
         let mut extents = self.layout.extents_of(piece);
         let (Some((index, part)), None) = (extents.next(), extents.next()) else { return false };
@@ -130,10 +129,10 @@ impl<C: Content + ?Sized> Worker<'_, C> {
             && part.end <= open.len
             && next_data(&open.file, part.start).is_ok_and(|data| data.is_none_or(|at| at >= part.end))
             && open.file.metadata().is_ok_and(|about| about.len() >= part.end)
-            && content.was_read(index, &open.file).is_ok()
+            && content.after_read(index, &open.file).is_ok()
     }
 
-    /// Hashes a part of a file.
+    /// Adds a part of a file to a hash.
     fn feed(&mut self, index: FileIndex, part: Range<u64>, hash: &mut Sha1) -> io::Result<()> {
         if self.layout.file(index).is_some_and(|file| file.kind == FileKind::Pad) {
             feed_zeros(hash, part.end - part.start);
@@ -143,7 +142,7 @@ impl<C: Content + ?Sized> Worker<'_, C> {
         let mut buffer = std::mem::take(&mut self.buffer);
         let fed = self.open(index).and_then(|open| {
             open.feed(part, &mut buffer, hash)?;
-            content.was_read(index, &open.file)
+            content.after_read(index, &open.file)
         });
         self.buffer = buffer;
         fed
@@ -155,7 +154,7 @@ impl<C: Content + ?Sized> Worker<'_, C> {
             None => {
                 let file = self.content.open(index)?;
                 let about = file.metadata()?;
-                // 512: the unit of `st_blocks`, whatever the filesystem.
+                // The unit of `st_blocks` is 512 bytes on every filesystem.
                 let sparse = about.blocks().saturating_mul(512) < about.len();
                 Open { index, file, len: about.len(), sparse }
             }
@@ -167,14 +166,14 @@ impl<C: Content + ?Sized> Worker<'_, C> {
 impl Open {
     fn feed(&self, part: Range<u64>, buffer: &mut [u8], hash: &mut Sha1) -> io::Result<()> {
         if part.end > self.len {
-            return Err(ended());
+            return Err(too_short());
         }
         if !self.sparse {
             return self.feed_data(part, buffer, hash);
         }
         let mut at = part.start;
         while at < part.end {
-            // A filesystem that cannot tell is read throughout.
+            // If the filesystem reports no holes, everything is read.
             let data = next_data(&self.file, at).unwrap_or(Some(at)).unwrap_or(part.end).clamp(at, part.end);
             feed_zeros(hash, data - at);
             if data == part.end {
@@ -183,8 +182,8 @@ impl Open {
             at = next_hole(&self.file, data).unwrap_or(part.end).clamp(data + 1, part.end);
             self.feed_data(data..at, buffer, hash)?;
         }
-        // Beyond its end a file looks like a hole.
-        if self.file.metadata()?.len() < part.end { Err(ended()) } else { Ok(()) }
+        // A file that was truncated meanwhile looks like a hole from its end on.
+        if self.file.metadata()?.len() < part.end { Err(too_short()) } else { Ok(()) }
     }
 
     fn feed_data(&self, part: Range<u64>, buffer: &mut [u8], hash: &mut Sha1) -> io::Result<()> {
@@ -192,7 +191,7 @@ impl Open {
         while at < part.end {
             let want = buffer.len().min(usize::try_from(part.end - at).unwrap_or(usize::MAX));
             match self.file.read_at(&mut buffer[..want], at) {
-                Ok(0) => return Err(ended()),
+                Ok(0) => return Err(too_short()),
                 Ok(read) => {
                     hash.update(&buffer[..read]);
                     at += read as u64;
@@ -213,8 +212,8 @@ fn feed_zeros(hash: &mut Sha1, mut len: u64) {
     }
 }
 
-fn ended() -> io::Error {
-    io::Error::new(io::ErrorKind::UnexpectedEof, "it is shorter than it should be")
+fn too_short() -> io::Error {
+    io::Error::new(io::ErrorKind::UnexpectedEof, "it is shorter than the torrent says")
 }
 
 #[cfg(test)]
@@ -224,7 +223,7 @@ mod tests {
     use proptest::prelude::*;
     use std::path::PathBuf;
 
-    /// Files by number in a directory.
+    /// Files in a directory, named by their index.
     struct Numbered(PathBuf);
 
     impl Content for Numbered {
@@ -245,11 +244,11 @@ mod tests {
         Some(Layout::new(Lengths::new(offset, piece_len).ok()?, files))
     }
 
-    /// What `hash` says of every piece; an error is the number of the file.
+    /// The result of `hash` for every piece; an error is the index of the file.
     fn hashes(layout: &Layout, dir: &std::path::Path) -> Vec<Result<[u8; 20], u32>> {
         let results = Mutex::new(vec![Err(u32::MAX); layout.lengths().pieces() as usize]);
         hash(layout, layout.lengths().iter(), &Numbered(dir.into()), &|piece, result| {
-            results.lock().unwrap()[piece.index()] = result.map_err(|unread| unread.file.0);
+            results.lock().unwrap()[piece.index()] = result.map_err(|error| error.file.0);
             ControlFlow::Continue(())
         });
         results.into_inner().unwrap()
@@ -265,7 +264,7 @@ mod tests {
         #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
         #[test]
-        fn pieces_are_those_of_the_bytes(
+        fn hashes_are_those_of_the_files_bytes(
             files in proptest::collection::vec((proptest::collection::vec(prop_oneof![
                 (0usize..40_000, any::<u8>()).prop_map(|(len, seed)| Part::Data(len, seed)),
                 (0u64..300_000).prop_map(Part::Hole),
@@ -300,20 +299,20 @@ mod tests {
     }
 
     #[test]
-    fn a_fault_is_of_its_file_and_spares_the_other_pieces() {
+    fn an_unreadable_file_affects_only_its_own_pieces() {
         let dir = tempfile::tempdir().unwrap();
         let write = |n: u32, len: u64| File::create(dir.path().join(n.to_string())).unwrap().set_len(len).unwrap();
         write(0, 30_000);
         write(2, 10_000);
         write(3, 30_000);
-        // Number 1 is not there, number 2 is a hole that is too short.
+        // File 1 is missing; file 2 is a hole that is too short.
         let layout = layout(&[(30_000, false), (10_000, false), (30_000, false), (30_000, false)], 16_384).unwrap();
         let faults: Vec<_> = hashes(&layout, dir.path()).into_iter().map(Result::err).collect();
         assert_eq!(faults, [None, Some(1), Some(1), Some(2), Some(2), None, None]);
     }
 
     #[test]
-    fn it_ends_when_told() {
+    fn hashing_ends_after_a_break() {
         let dir = tempfile::tempdir().unwrap();
         File::create(dir.path().join("0")).unwrap().set_len(1 << 24).unwrap();
         let layout = layout(&[(1 << 24, false)], 16_384).unwrap();

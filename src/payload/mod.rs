@@ -1,9 +1,9 @@
-//! The files that a torrent is made of, where they lie on a user's disk: walked, hashed, checked.
+//! A user's own files: found for a new torrent, hashed, and checked against an existing one.
 //!
-//! Everything here reads and nothing writes. It blocks: not for async threads. What changes while it is read is found
-//! out, and is an error where a torrent is made of it: no torrent is of bytes that never were together.
+//! It only reads, and it blocks, so it does not belong on an async thread. It detects files that change while they are
+//! read; when a torrent is created that is an error, because its hashes would match no state of the files.
 //!
-//! The store's files are not its concern: those are the cache's own, with their state beside them.
+//! The cache's files, with their state, belong to `store`.
 
 mod check;
 mod found;
@@ -12,5 +12,5 @@ mod walk;
 
 pub use check::{Check, CheckError, CheckedFile, FileState, PieceState, check};
 pub use found::{Changed, Found, Stamp};
-pub use hash::{Content, Unread, hash};
+pub use hash::{Content, HashError, hash};
 pub use walk::{Ignore, LeftOut, Walk, WalkError, walk};

@@ -1,7 +1,7 @@
-//! From a path to the files of a torrent to be made.
+//! Finding the files for a new torrent.
 //!
-//! The order is that of the bytes of the whole path below the root, `/` among them: `a-b`, `a/b`, `a0`. It depends on
-//! neither the filesystem nor the language, and mktorrent has the same.
+//! Files are sorted by the bytes of their path below the root, `/` included: `a-b`, `a/b`, `a0`. The order depends on
+//! neither the filesystem nor the locale, and mktorrent uses the same.
 
 use std::ffi::OsStr;
 use std::fs::{self, Metadata};
@@ -12,28 +12,28 @@ use std::path::{Path, PathBuf};
 
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 
-use super::found::{Found, Stamp, kind, open};
+use super::found::{Found, Stamp, open, special_kind};
 use crate::metainfo::{FileKind, MAX_FILES, NewFile, link_target};
 
-/// How deep directories may nest; far more than a torrent may.
+/// Nesting limit of directories, to bound recursion; a path in a torrent has at most 64 components.
 const MAX_DEPTH: usize = 128;
 
-/// What is taken.
+/// Which files to take, and how.
 #[derive(Clone, Debug, Default)]
 pub struct Walk {
-    /// What begins with a dot, too.
+    /// Whether to take files and directories whose name starts with a dot.
     pub hidden: bool,
-    /// What is left out.
+    /// Patterns of files and directories to leave out.
     pub ignore: Ignore,
-    /// What links lead to, in place of the links.
+    /// Whether to take the targets of links instead of the links.
     pub dereference: bool,
-    /// Whether a file's owner may run it is kept.
+    /// Whether to record that a file's owner may execute it.
     pub executable: bool,
-    /// Device and inode of a file that is left out: the torrent's own, where it lies in the tree.
+    /// Device and inode of a file to leave out: the `.torrent` file itself, if it is in the tree.
     pub except: Option<(u64, u64)>,
 }
 
-/// Patterns of what is left out. One without a `/` is of names, at any depth; another is of paths below the root.
+/// Patterns of files to leave out. A pattern without `/` matches names at any depth; others match paths below the root.
 #[derive(Clone, Debug, Default)]
 pub struct Ignore {
     names: GlobSet,
@@ -42,67 +42,67 @@ pub struct Ignore {
     directory_paths: GlobSet,
 }
 
-/// What was not taken.
+/// Counts of what was left out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LeftOut {
-    /// Files and directories that begin with a dot.
+    /// Files and directories whose name starts with a dot.
     pub hidden: usize,
-    /// Those that a pattern names.
+    /// Files and directories that match a pattern.
     pub ignored: usize,
-    /// Directories with nothing in them: a torrent has no place for them.
+    /// Empty directories, which a torrent cannot contain.
     pub empty: usize,
 }
 
-/// Why no torrent can be made of a path. Each is one line.
+/// Why no torrent can be created from a path. Each message is one line.
 #[derive(Debug, thiserror::Error)]
 pub enum WalkError {
-    /// It cannot be read.
+    /// A file or directory cannot be read.
     #[error("cannot read {path}: {source}")]
     Io {
-        /// What.
+        /// Its path.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         source: io::Error,
     },
-    /// A torrent's names are UTF-8.
+    /// A name is not UTF-8, as a torrent requires.
     #[error("the name of {0:?} is not UTF-8: rename it, or leave it out with --ignore")]
     NotUtf8(PathBuf),
-    /// Neither file nor directory nor link.
+    /// It is neither a file nor a directory nor a link.
     #[error("{path} is a {kind}, which a torrent cannot hold: leave it out with --ignore")]
     Special {
-        /// What.
+        /// Its path.
         path: PathBuf,
-        /// Which kind.
+        /// The kind of thing that it is.
         kind: &'static str,
     },
-    /// A link that a torrent cannot keep.
+    /// A torrent cannot represent the link.
     #[error(
-        "the link {path} leads {how}, which a torrent cannot hold: leave it out with --ignore, or take what it leads to \
+        "the link {path} leads {how}, which a torrent cannot hold: leave it out with --ignore, or take its target instead \
          with --dereference"
     )]
     Link {
-        /// Which.
+        /// The link.
         path: PathBuf,
-        /// Where to.
+        /// The direction, for the message.
         how: &'static str,
     },
-    /// A link to a directory that holds the link.
-    #[error("{0} leads in a circle: leave it out with --ignore")]
-    Circle(PathBuf),
+    /// A link points to a directory that contains the link.
+    #[error("{0} links to a directory that contains it: leave it out with --ignore")]
+    Loop(PathBuf),
     /// Directories nest too deep.
     #[error("{0} is too deep for a torrent")]
     TooDeep(PathBuf),
-    /// More than a torrent may have.
+    /// There are more than [`MAX_FILES`] files.
     #[error("there are more than {MAX_FILES} files, which is more than a torrent may have")]
     TooMany,
 }
 
 impl Ignore {
-    /// Of patterns as a shell has them: `*`, `?`, `[a-z]`, `{a,b}`, and `**` across directories. A `/` at the end is of
-    /// directories alone.
+    /// Compiles shell patterns: `*`, `?`, `[a-z]`, `{a,b}`, and `**` across directories. A pattern with a `/` at its end
+    /// matches only directories.
     ///
     /// # Errors
-    /// In words, if one is no pattern.
+    /// If a pattern is invalid; the message names it.
     pub fn new(patterns: &[impl AsRef<str>]) -> Result<Self, String> {
         let mut sets = [const { Vec::new() }; 4];
         for pattern in patterns.iter().map(AsRef::as_ref) {
@@ -113,7 +113,7 @@ impl Ignore {
             let whole = bare.contains('/');
             let bare = bare.strip_prefix("./").or_else(|| bare.strip_prefix('/')).unwrap_or(bare);
             let glob = GlobBuilder::new(bare).literal_separator(true).backslash_escape(true).build();
-            let glob = glob.map_err(|error| format!("{pattern:?} is no pattern: {}", error.kind()))?;
+            let glob = glob.map_err(|error| format!("{pattern:?} is not a valid pattern: {}", error.kind()))?;
             sets[directory + usize::from(whole)].push(glob);
         }
         let [names, paths, directory_names, directory_paths] = sets.map(|globs| {
@@ -126,18 +126,18 @@ impl Ignore {
         Ok(Self { names: names?, paths: paths?, directory_names: directory_names?, directory_paths: directory_paths? })
     }
 
-    fn has(&self, name: &OsStr, below: &Path, is_dir: bool) -> bool {
+    fn matches(&self, name: &OsStr, below: &Path, is_dir: bool) -> bool {
         self.names.is_match(name)
             || self.paths.is_match(below)
             || (is_dir && (self.directory_names.is_match(name) || self.directory_paths.is_match(below)))
     }
 }
 
-/// The files of a torrent of `root`, in the torrent's order; each was opened once, so all can be read. A path that is
-/// no directory is a torrent of one file.
+/// Returns the files for a torrent of `root`, in the torrent's order, and counts of what was left out. Opens each file once,
+/// so that an unreadable one is found now. If `root` is not a directory, it is the torrent's single file.
 pub fn walk(root: &Path, options: &Walk) -> Result<(Vec<Found>, LeftOut), WalkError> {
     let about = fs::metadata(root).map_err(|source| WalkError::Io { path: root.into(), source })?;
-    let mut walker = Walker { root, options, files: Vec::new(), left_out: LeftOut::default(), above: Vec::new() };
+    let mut walker = Walker { root, options, files: Vec::new(), left_out: LeftOut::default(), parents: Vec::new() };
     if about.is_dir() {
         walker.directory(root.to_owned(), Path::new(""), &about)?;
     } else {
@@ -153,20 +153,20 @@ struct Walker<'a> {
     options: &'a Walk,
     files: Vec<Found>,
     left_out: LeftOut,
-    /// Device and inode of each directory that is being walked.
-    above: Vec<(u64, u64)>,
+    /// Device and inode of the current directory and of those above it.
+    parents: Vec<(u64, u64)>,
 }
 
 impl Walker<'_> {
     fn directory(&mut self, path: PathBuf, below: &Path, about: &Metadata) -> Result<(), WalkError> {
-        let place = (about.dev(), about.ino());
-        if self.above.contains(&place) {
-            return Err(WalkError::Circle(path));
+        let inode = (about.dev(), about.ino());
+        if self.parents.contains(&inode) {
+            return Err(WalkError::Loop(path));
         }
-        if self.above.len() == MAX_DEPTH {
+        if self.parents.len() == MAX_DEPTH {
             return Err(WalkError::TooDeep(path));
         }
-        self.above.push(place);
+        self.parents.push(inode);
         let failed = |source| WalkError::Io { path: path.clone(), source };
         let mut is_empty = true;
         for entry in fs::read_dir(&path).map_err(failed)? {
@@ -175,7 +175,7 @@ impl Walker<'_> {
             self.entry(entry.path(), &below.join(entry.file_name()), &entry.file_name())?;
         }
         self.left_out.empty += usize::from(is_empty);
-        self.above.pop();
+        self.parents.pop();
         Ok(())
     }
 
@@ -184,13 +184,13 @@ impl Walker<'_> {
             self.left_out.hidden += 1;
             return Ok(());
         }
-        let look = if self.options.dereference { fs::metadata(&path) } else { fs::symlink_metadata(&path) };
-        let is_dir = look.as_ref().is_ok_and(Metadata::is_dir);
-        if self.options.ignore.has(name, below, is_dir) {
+        let metadata = if self.options.dereference { fs::metadata(&path) } else { fs::symlink_metadata(&path) };
+        let is_dir = metadata.as_ref().is_ok_and(Metadata::is_dir);
+        if self.options.ignore.matches(name, below, is_dir) {
             self.left_out.ignored += 1;
             return Ok(());
         }
-        let about = look.map_err(|source| WalkError::Io { path: path.clone(), source })?;
+        let about = metadata.map_err(|source| WalkError::Io { path: path.clone(), source })?;
         if self.options.except == Some((about.dev(), about.ino())) {
             return Ok(());
         }
@@ -203,10 +203,10 @@ impl Walker<'_> {
     }
 
     fn file(&mut self, path: PathBuf, parts: Vec<String>, about: &Metadata) -> Result<(), WalkError> {
-        if let Some(kind) = kind(about) {
+        if let Some(kind) = special_kind(about) {
             return Err(WalkError::Special { path, kind });
         }
-        // What cannot be read is better told now than after an hour.
+        // Report an unreadable file now, not after an hour of hashing.
         let opened = open(&path).and_then(|file| file.metadata());
         let about = opened.map_err(|source| WalkError::Io { path: path.clone(), source })?;
         let executable = self.options.executable && about.permissions().mode() & 0o100 != 0;
@@ -223,7 +223,7 @@ impl Walker<'_> {
         let Some(from_root) = link_target(&parts, &target) else {
             return Err(WalkError::Link { path, how: "out of the tree" });
         };
-        // `..` behind another link is elsewhere than it reads.
+        // After a component that is a link, `..` leads to another directory than the text suggests.
         let real = |path: &Path| fs::canonicalize(path).ok();
         if real(&path).is_some_and(|to| real(&self.root.join(from_root.iter().collect::<PathBuf>())) != Some(to)) {
             return Err(WalkError::Link { path, how: "back through another link" });
@@ -251,7 +251,7 @@ mod tests {
     use std::os::unix::net::UnixListener;
     use tempfile::TempDir;
 
-    /// A directory with these files; a name that ends in `/` is a directory.
+    /// A directory with these files; a name with `/` at its end is a directory.
     fn tree(names: &[&str]) -> TempDir {
         let dir = tempfile::tempdir().unwrap();
         for name in names {
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn files_are_in_the_order_of_the_bytes_of_their_paths() {
+    fn files_are_sorted_by_the_bytes_of_their_paths() {
         let dir = tree(&["b", "a/x", "a-b", "a0", "B", "\u{e9}", "a/b/c", "a/b.d", "none/"]);
         let (files, left_out) = walk(dir.path(), &Walk::default()).unwrap();
         let names: Vec<_> = files.iter().map(|found| found.file.path.join("/")).collect();
@@ -341,11 +341,11 @@ mod tests {
             fs::remove_file(at("x")).unwrap();
         }
         symlink("..", at("d/up")).unwrap();
-        assert_eq!(fault(&dir, &follow), "T/d/up leads in a circle: leave it out with --ignore");
+        assert_eq!(fault(&dir, &follow), "T/d/up links to a directory that contains it: leave it out with --ignore");
     }
 
     #[test]
-    fn what_a_torrent_cannot_hold_is_told() {
+    fn files_that_a_torrent_cannot_hold_are_errors() {
         let dir = tree(&["a"]);
         let _socket = UnixListener::bind(dir.path().join("s")).unwrap();
         assert_eq!(
@@ -363,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn who_may_run_it_is_kept_if_wanted() {
+    fn the_executable_bit_is_recorded_on_request() {
         let dir = tree(&["a"]);
         for (mode, executable) in [(0o755, true), (0o744, true), (0o655, false)] {
             fs::set_permissions(dir.path().join("a"), fs::Permissions::from_mode(mode)).unwrap();

@@ -21,7 +21,7 @@ pub(super) struct BufferPool {
     spare: Mutex<Spare>,
     in_use: AtomicU64,
     /// Bytes of all buffers that were ever given out.
-    given: AtomicU64,
+    total_allocated: AtomicU64,
 }
 
 #[derive(Default)]
@@ -32,7 +32,7 @@ struct Spare {
 
 impl BufferPool {
     pub fn new(limit: u64) -> Self {
-        Self { limit, spare: Mutex::default(), in_use: AtomicU64::new(0), given: AtomicU64::new(0) }
+        Self { limit, spare: Mutex::default(), in_use: AtomicU64::new(0), total_allocated: AtomicU64::new(0) }
     }
 
     /// How many bytes too many there would be with a buffer of `len` more.
@@ -53,7 +53,7 @@ impl BufferPool {
             self.trim(&mut spare);
             found
         };
-        self.given.fetch_add(len as u64, Relaxed);
+        self.total_allocated.fetch_add(len as u64, Relaxed);
         let buffer = spare.unwrap_or_else(|| vec![0; len].into_boxed_slice());
         PieceBuf { buffer, len, pool: Arc::clone(self) }
     }
@@ -64,11 +64,11 @@ impl BufferPool {
     }
 
     /// Bytes of all buffers that were ever given out.
-    pub fn given(&self) -> u64 {
-        self.given.load(Relaxed)
+    pub fn total_allocated(&self) -> u64 {
+        self.total_allocated.load(Relaxed)
     }
 
-    fn give_back(&self, buffer: Box<[u8]>) {
+    fn recycle(&self, buffer: Box<[u8]>) {
         self.in_use.fetch_sub(buffer.len() as u64, Relaxed);
         let len = buffer.len();
         if len == 0 || len > MAX_SPARE_BUFFER {
@@ -130,7 +130,7 @@ impl std::fmt::Debug for PieceBuf {
 
 impl Drop for PieceBuf {
     fn drop(&mut self) {
-        self.pool.give_back(std::mem::take(&mut self.buffer));
+        self.pool.recycle(std::mem::take(&mut self.buffer));
     }
 }
 

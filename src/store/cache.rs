@@ -1,4 +1,4 @@
-//! The cache as a whole: its directory, its limits, its keeper.
+//! The cache as a whole: its directory, its limits, its maintenance.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -12,19 +12,19 @@ use super::buffer::{BufferPool, PieceBuf};
 use super::dir::{make_dir, scan, take_lock};
 use super::error::{StoreError, io_error};
 use super::files::Handles;
-use super::health::{DiskError, Gate, Health};
-use super::holes::Holes;
-use super::ledger::{Ledger, Parked, Victim, on_disk};
+use super::health::{DiskError, DiskState, Health};
+use super::heap_trim::HeapTrim;
+use super::ledger::{InactiveTorrent, Ledger, Victim, on_disk};
 use super::memory::{Lost, Memory};
 use super::torrent::{Save, Torrent};
 use crate::metainfo::{InfoHash, PieceIndex};
-use crate::sys::process::give_heap_back;
+use crate::sys::process::trim_heap;
 use crate::util::lock;
 
-/// Between two rounds of the keeper.
-const ROUND: Duration = Duration::from_secs(1);
+/// Between two rounds of the maintenance.
+const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(1);
 /// Pieces that are only in memory, tried in one round at most.
-const RETRIES: usize = 16;
+const MAX_RETRIES: usize = 16;
 /// Where and how much to cache.
 #[derive(Clone, Debug)]
 pub struct CacheConfig {
@@ -36,7 +36,7 @@ pub struct CacheConfig {
     pub memory: u64,
 }
 
-/// What a cache holds.
+/// What a cache copies.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     /// Bytes of pieces on the disk, torrents that are not in use included.
@@ -49,7 +49,7 @@ pub struct Usage {
     pub memory_limit: u64,
     /// Bytes of all buffers in use: the pieces in memory, partial ones, and what is being served.
     pub buffers: u64,
-    /// What is wrong with the disk, in words.
+    /// What is wrong with the disk, in message.
     pub fault: Option<String>,
 }
 
@@ -65,13 +65,13 @@ pub struct Cache {
     pub(super) health: Health,
     /// Counts uses; see `Pieces::touch`.
     pub(super) clock: AtomicU64,
-    /// Keeps no torrents of its own; see [`Cache::open_beside`].
-    pub(super) beside: bool,
+    /// Keeps no torrents of its own; see [`Cache::open_shared`].
+    pub(super) shared: bool,
     pub(super) ledger: Mutex<Ledger>,
-    /// Held while a parked torrent is removed and while one is taken up, so that the two do not meet.
-    pub(super) parking: Mutex<()>,
-    /// Dropped, it ends the keeper.
-    keeper: Mutex<Option<(Sender<()>, JoinHandle<()>)>>,
+    /// Held while a inactive torrent is removed and while one is taken up, so that the two do not meet.
+    pub(super) inactive_lock: Mutex<()>,
+    /// Dropped, it ends the maintenance.
+    maintenance: Mutex<Option<(Sender<()>, JoinHandle<()>)>>,
     /// Keeps other processes out for as long as it is open; `None`: they are not in the way.
     lock_file: Mutex<Option<File>>,
 }
@@ -93,34 +93,35 @@ impl Cache {
         &self.dir
     }
 
-    /// Takes a directory, made if it is not there, and counts what it holds. Blocking.
+    /// Takes a directory, made if it is not there, and counts what it copies. Blocking.
     pub fn open(config: CacheConfig) -> Result<Arc<Cache>, StoreError> {
-        Self::with_keeper(Self::open_unkept(config)?)
+        Self::with_maintenance(Self::open_unmaintained(config)?)
     }
 
-    fn with_keeper(cache: Arc<Self>) -> Result<Arc<Self>, StoreError> {
+    fn with_maintenance(cache: Arc<Self>) -> Result<Arc<Self>, StoreError> {
         let (stop, stopped) = channel();
         let weak = Arc::downgrade(&cache);
-        let keeper = std::thread::Builder::new().name("store".into()).spawn(move || keep(&weak, &stopped));
-        let keeper = keeper.map_err(io_error("start a thread for", &cache.dir))?;
-        *lock(&cache.keeper) = Some((stop, keeper));
+        let maintenance =
+            std::thread::Builder::new().name("store".into()).spawn(move || maintenance_loop(&weak, &stopped));
+        let maintenance = maintenance.map_err(io_error("start a thread for", &cache.dir))?;
+        *lock(&cache.maintenance) = Some((stop, maintenance));
         Ok(cache)
     }
 
     /// Uses a directory beside others who do, for torrents that lie elsewhere ([`Place`]): nothing is counted, nothing
     /// evicted. Blocking.
-    pub fn open_beside(dir: PathBuf, memory: u64) -> Result<Arc<Cache>, StoreError> {
+    pub fn open_shared(dir: PathBuf, memory: u64) -> Result<Arc<Cache>, StoreError> {
         make_dir(&dir)?;
-        Self::with_keeper(Self::new(dir, None, memory, Ledger::default(), 0, None))
+        Self::with_maintenance(Self::new(dir, None, memory, Ledger::default(), 0, None))
     }
 
-    /// [`Self::open`] without the keeper: whoever calls this calls [`Self::round`].
-    pub(super) fn open_unkept(config: CacheConfig) -> Result<Arc<Cache>, StoreError> {
+    /// [`Self::open`] without the maintenance: whoever calls this calls [`Self::round`].
+    pub(super) fn open_unmaintained(config: CacheConfig) -> Result<Arc<Cache>, StoreError> {
         let CacheConfig { dir, disk_limit, memory } = config;
         make_dir(&dir)?;
         let lock_file = take_lock(&dir)?;
-        let (parked, clock) = scan(&dir)?;
-        Ok(Self::new(dir, disk_limit, memory, Ledger::new(parked), clock, Some(lock_file)))
+        let (inactive, clock) = scan(&dir)?;
+        Ok(Self::new(dir, disk_limit, memory, Ledger::new(inactive), clock, Some(lock_file)))
     }
 
     fn new(
@@ -139,10 +140,10 @@ impl Cache {
             handles: Handles::new(),
             health: Health::default(),
             clock: AtomicU64::new(clock.saturating_add(1)),
-            beside: lock_file.is_none(),
+            shared: lock_file.is_none(),
             ledger: Mutex::new(ledger),
-            parking: Mutex::default(),
-            keeper: Mutex::default(),
+            inactive_lock: Mutex::default(),
+            maintenance: Mutex::default(),
             lock_file: Mutex::new(lock_file),
         })
     }
@@ -150,25 +151,25 @@ impl Cache {
     /// A buffer for a piece. Its content is unspecified until it is written. Pieces in memory that are on the disk, too,
     /// make way for it.
     pub fn buffer(&self, len: usize) -> PieceBuf {
-        self.memory.make_way(self.pool.excess(len));
+        self.memory.evict_copies(self.pool.excess(len));
         self.pool.buffer(len)
     }
 
     /// Has the disk keep everything, data and state. Blocking.
     pub fn flush(&self) {
         for torrent in self.torrents() {
-            self.note(torrent.save(&self.handles, &self.clock, Save::Synced));
+            self.ok_or_report(torrent.save(&self.handles, &self.clock, Save::Synced));
         }
     }
 
-    /// Closes every torrent cleanly and ends the keeper. Blocking; nothing is put or evicted afterwards.
+    /// Closes every torrent cleanly and ends the maintenance. Blocking; nothing is put or evicted afterwards.
     pub fn close(&self) {
         lock(&self.ledger).closed = true;
-        if let Some((stop, keeper)) = lock(&self.keeper).take() {
+        if let Some((stop, maintenance)) = lock(&self.maintenance).take() {
             drop(stop);
-            // A keeper that panicked has said so already; and it may be itself that drops the last handle.
-            if keeper.thread().id() != std::thread::current().id() {
-                let _ = keeper.join();
+            // A maintenance that panicked has said so already; and it may be itself that drops the last handle.
+            if maintenance.thread().id() != std::thread::current().id() {
+                let _ = maintenance.join();
             }
         }
         for torrent in self.torrents() {
@@ -177,7 +178,7 @@ impl Cache {
         drop(lock(&self.lock_file).take());
     }
 
-    /// What it holds now.
+    /// What it copies now.
     pub fn usage(&self) -> Usage {
         Usage {
             disk: lock(&self.ledger).bytes(),
@@ -202,7 +203,7 @@ impl Cache {
         if !torrent.evictable {
             return u64::MAX;
         }
-        self.disk_limit.map_or(u64::MAX, |limit| limit.saturating_sub(lock(&self.ledger).active))
+        self.disk_limit.map_or(u64::MAX, |limit| limit.saturating_sub(lock(&self.ledger).active_bytes))
     }
 
     pub(super) fn torrents(&self) -> Vec<Arc<Torrent>> {
@@ -210,17 +211,17 @@ impl Cache {
     }
 
     /// Reports a failure of the disk, if it is one.
-    pub(super) fn note<T>(&self, result: Result<T, DiskError>) -> Option<T> {
+    pub(super) fn ok_or_report<T>(&self, result: Result<T, DiskError>) -> Option<T> {
         result.map_err(|error| self.report(&error)).ok()
     }
 
     fn report(&self, error: &DiskError) {
         // Without a cache to go on from it is for whoever waits for the files to say so.
-        self.health.report(&self.dir, error, Instant::now(), !self.beside);
+        self.health.report_failure(&self.dir, error, Instant::now(), !self.shared);
     }
 
-    pub(super) fn tell(lost: Vec<Lost>) {
-        lost.into_iter().for_each(|(pieces, piece)| pieces.tell(piece));
+    pub(super) fn notify_lost(lost: Vec<Lost>) {
+        lost.into_iter().for_each(|(pieces, piece)| pieces.notify_evicted(piece));
     }
 
     /// Brings a piece that is in memory, marked as being written, to the disk if that takes it.
@@ -232,36 +233,36 @@ impl Cache {
             (false, false) => Reserve::Free,
         };
         let on_disk = self.try_disk(torrent, piece, bytes, reserve);
-        Self::tell(self.memory.settle(&torrent.pieces, piece, on_disk));
+        Self::notify_lost(self.memory.finish_write(&torrent.pieces, piece, on_disk));
         on_disk
     }
 
     fn try_disk(&self, torrent: &Torrent, piece: PieceIndex, bytes: &[u8], reserve: Reserve) -> bool {
         let len = bytes.len() as u64;
         let begun = Instant::now();
-        let gate = self.health.gate(begun);
-        match gate {
-            Gate::Open => {}
-            Gate::Full if reserve == Reserve::Insist => self.replace(len),
-            Gate::Full | Gate::Failing => return false,
+        let disk = self.health.state(begun);
+        match disk {
+            DiskState::Working => {}
+            DiskState::Full if reserve == Reserve::Insist => self.evict_bytes(len),
+            DiskState::Full | DiskState::Failing => return false,
         }
         if torrent.evictable && !self.reserve(len, reserve) {
             return false;
         }
         let mut written = torrent.write(&self.handles, piece, bytes);
         match &written {
-            Ok(_) if gate == Gate::Open => self.health.well(begun),
-            Err(error) if gate == Gate::Open && reserve == Reserve::Insist && error.is_full() => {
+            Ok(_) if disk == DiskState::Working => self.health.report_success(begun),
+            Err(error) if disk == DiskState::Working && reserve == Reserve::Insist && error.is_full() => {
                 self.report(error);
-                self.replace(len);
+                self.evict_bytes(len);
                 written = torrent.write(&self.handles, piece, bytes);
             }
             _ => {}
         }
-        let on_disk = self.note(written).unwrap_or(false);
+        let on_disk = self.ok_or_report(written).unwrap_or(false);
         if !on_disk && torrent.evictable {
             let mut ledger = lock(&self.ledger);
-            ledger.active = ledger.active.saturating_sub(len);
+            ledger.active_bytes = ledger.active_bytes.saturating_sub(len);
         }
         on_disk
     }
@@ -272,9 +273,9 @@ impl Cache {
         let reserved = loop {
             let mut ledger = lock(&self.ledger);
             let over = |ledger: &Ledger| self.disk_limit.is_some_and(|limit| ledger.bytes() + len > limit);
-            if over(&ledger) && !ledger.parked.is_empty() {
+            if over(&ledger) && !ledger.inactive.is_empty() {
                 drop(ledger);
-                self.remove_oldest_parked();
+                self.remove_oldest_inactive();
                 continue;
             }
             let hopeless = reserve == Reserve::Evict && self.disk_limit.is_some_and(|limit| len > limit);
@@ -285,28 +286,28 @@ impl Cache {
                 }
             }
             let reserved = reserve == Reserve::Insist || !over(&ledger);
-            ledger.active += if reserved { len } else { 0 };
+            ledger.active_bytes += if reserved { len } else { 0 };
             break reserved;
         };
-        self.see_off(victims);
+        self.finish_evictions(victims);
         reserved
     }
 
     /// Frees about `len` bytes of what was used longest ago.
-    fn replace(&self, len: u64) {
-        let mut freed = self.remove_oldest_parked();
+    fn evict_bytes(&self, len: u64) {
+        let mut freed = self.remove_oldest_inactive();
         let mut victims = Vec::new();
         while freed < len {
             let Some((torrent, piece)) = lock(&self.ledger).evict() else { break };
             freed += u64::from(torrent.lengths.len_of(piece));
             victims.push((torrent, piece));
         }
-        self.see_off(victims);
+        self.finish_evictions(victims);
     }
 
-    fn see_off(&self, victims: Vec<Victim>) {
+    fn finish_evictions(&self, victims: Vec<Victim>) {
         for (torrent, piece) in victims {
-            self.note(torrent.leave(&self.handles, &self.memory, piece));
+            self.ok_or_report(torrent.finish_eviction(&self.handles, &self.memory, piece));
         }
     }
 
@@ -318,39 +319,39 @@ impl Cache {
             open && ledger.take(torrent, piece, on_disk)
         };
         if taken {
-            self.note(torrent.leave(&self.handles, &self.memory, piece));
+            self.ok_or_report(torrent.finish_eviction(&self.handles, &self.memory, piece));
         }
     }
 
-    /// Removes the parked torrent used longest ago and returns how many bytes it had.
-    fn remove_oldest_parked(&self) -> u64 {
-        let _parking = lock(&self.parking);
-        let (info_hash, parked) = {
+    /// Removes the inactive torrent used longest ago and returns how many bytes it had.
+    fn remove_oldest_inactive(&self) -> u64 {
+        let _guard = lock(&self.inactive_lock);
+        let (info_hash, inactive) = {
             let mut ledger = lock(&self.ledger);
-            let Some(oldest) = ledger.oldest_parked() else { return 0 };
-            let Some(parked) = ledger.parked.remove(&oldest) else { return 0 };
-            (oldest, parked)
+            let Some(oldest) = ledger.oldest_inactive() else { return 0 };
+            let Some(inactive) = ledger.inactive.remove(&oldest) else { return 0 };
+            (oldest, inactive)
         };
         let home = self.dir.join(info_hash.to_string());
-        tracing::info!("dropping {info_hash} from the cache: not in use, and its {} bytes are needed", parked.bytes);
-        self.note(fs::remove_dir_all(&home).map_err(DiskError::new("remove", home)));
-        parked.bytes
+        tracing::info!("dropping {info_hash} from the cache: not in use, and its {} bytes are needed", inactive.bytes);
+        self.ok_or_report(fs::remove_dir_all(&home).map_err(DiskError::new("remove", home)));
+        inactive.bytes
     }
 
     /// Deletes what there is of a torrent that nobody has open: its pieces, its state, its kept metadata. Blocking.
     pub fn delete(&self, info_hash: &InfoHash) -> Result<(), StoreError> {
-        let _parking = lock(&self.parking);
+        let _guard = lock(&self.inactive_lock);
         {
             let mut ledger = lock(&self.ledger);
             if ledger.closed {
                 return Err(StoreError::Closed);
             }
-            if ledger.names.contains(info_hash) {
-                return Err(StoreError::Already(*info_hash));
+            if ledger.open_hashes.contains(info_hash) {
+                return Err(StoreError::AlreadyOpen(*info_hash));
             }
-            ledger.parked.remove(info_hash);
+            ledger.inactive.remove(info_hash);
         }
-        self.forget_metainfo(info_hash);
+        self.remove_metainfo(info_hash);
         let home = self.dir.join(info_hash.to_string());
         match fs::remove_dir_all(&home) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(io_error("remove", &home)(error)),
@@ -360,8 +361,8 @@ impl Cache {
 
     /// Syncs and closes one torrent; what it has stays in the directory.
     pub(super) fn close_torrent(&self, torrent: &Torrent) {
-        if torrent.shut() {
-            if let Some(home) = torrent.home.as_ref().filter(|_| torrent.forgettable.load(SeqCst)) {
+        if torrent.begin_close() {
+            if let Some(home) = torrent.home.as_ref().filter(|_| torrent.remove_state.load(SeqCst)) {
                 if let Err(error) = fs::remove_dir_all(home) {
                     tracing::info!("cannot remove {}: {error}", home.display());
                 }
@@ -379,11 +380,11 @@ impl Cache {
         {
             let mut ledger = lock(&self.ledger);
             let bytes = torrent.bytes_on_disk();
-            ledger.names.remove(&torrent.info_hash);
+            ledger.open_hashes.remove(&torrent.info_hash);
             ledger.torrents.retain(|other| other.pieces.id != torrent.pieces.id);
             if torrent.evictable {
-                ledger.active = ledger.active.saturating_sub(bytes);
-                ledger.parked.insert(torrent.info_hash, Parked { bytes, last_use });
+                ledger.active_bytes = ledger.active_bytes.saturating_sub(bytes);
+                ledger.inactive.insert(torrent.info_hash, InactiveTorrent { bytes, last_use });
             }
         }
         drop(lock(&torrent.lock_file).take());
@@ -391,21 +392,21 @@ impl Cache {
         self.handles.close(torrent.pieces.id);
     }
 
-    /// One round of the keeper: says what changed, keeps to the limit, tries again what the disk did not take.
-    pub(super) fn round(&self, now: Instant) {
+    /// One round of the maintenance: says what changed, keeps to the limit, tries again what the disk did not take.
+    pub(super) fn maintain(&self, now: Instant) {
         for torrent in self.torrents() {
             torrent.start_writeback(&self.handles);
-            if self.health.gate(now) == Gate::Open {
-                self.note(torrent.save_hint(&self.handles, &self.clock, now));
+            if self.health.state(now) == DiskState::Working {
+                self.ok_or_report(torrent.save_hint(&self.handles, &self.clock, now));
             }
         }
         self.reserve(0, Reserve::Evict);
-        if self.memory.only_here() > 0 && self.health.gate(now) == Gate::Open {
-            for (pieces, piece, bytes) in self.memory.claim_only(RETRIES) {
+        if self.memory.memory_only() > 0 && self.health.state(now) == DiskState::Working {
+            for (pieces, piece, bytes) in self.memory.claim_memory_only(MAX_RETRIES) {
                 match self.torrents().iter().find(|torrent| torrent.pieces.id == pieces.id) {
                     Some(torrent) => self.write_behind(torrent, piece, &bytes, false),
                     None => {
-                        Self::tell(self.memory.settle(&pieces, piece, false));
+                        Self::notify_lost(self.memory.finish_write(&pieces, piece, false));
                         false
                     }
                 };
@@ -414,14 +415,14 @@ impl Cache {
     }
 }
 
-/// The keeper's life: a round a second until the cache is closed or dropped.
-fn keep(cache: &Weak<Cache>, stopped: &std::sync::mpsc::Receiver<()>) {
-    let mut holes = Holes::default();
-    while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(ROUND) {
+/// The maintenance's life: a round a second until the cache is closed or dropped.
+fn maintenance_loop(cache: &Weak<Cache>, stopped: &std::sync::mpsc::Receiver<()>) {
+    let mut heap_trim = HeapTrim::default();
+    while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(MAINTENANCE_INTERVAL) {
         let Some(cache) = cache.upgrade() else { break };
-        cache.round(Instant::now());
-        if holes.round(cache.pool.given()) {
-            give_heap_back();
+        cache.maintain(Instant::now());
+        if heap_trim.is_due(cache.pool.total_allocated()) {
+            trim_heap();
         }
     }
 }

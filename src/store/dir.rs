@@ -7,7 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use super::error::{StoreError, io_error};
-use super::ledger::Parked;
+use super::ledger::InactiveTorrent;
 use super::state::Saved;
 use crate::metainfo::InfoHash;
 
@@ -42,8 +42,8 @@ pub(super) fn take_lock(dir: &Path) -> Result<File, StoreError> {
 }
 
 /// Counts what every torrent in the directory has, and finds the latest use.
-pub(super) fn scan(dir: &Path) -> Result<(HashMap<InfoHash, Parked>, u64), StoreError> {
-    let mut parked = HashMap::new();
+pub(super) fn scan(dir: &Path) -> Result<(HashMap<InfoHash, InactiveTorrent>, u64), StoreError> {
+    let mut inactive = HashMap::new();
     let mut clock = 0;
     for entry in fs::read_dir(dir).map_err(io_error("read directory", dir))? {
         let entry = entry.map_err(io_error("read directory", dir))?;
@@ -54,13 +54,13 @@ pub(super) fn scan(dir: &Path) -> Result<(HashMap<InfoHash, Parked>, u64), Store
         let found = match Saved::load(&home.join("state")) {
             Ok(Some(saved)) if saved.info_hash == info_hash => {
                 clock = clock.max(saved.clock);
-                Parked { bytes: saved.bytes, last_use: saved.last_use }
+                InactiveTorrent { bytes: saved.bytes, last_use: saved.last_use }
             }
-            _ => Parked { bytes: size_of(home), last_use: 0 },
+            _ => InactiveTorrent { bytes: size_of(home), last_use: 0 },
         };
-        parked.insert(info_hash, found);
+        inactive.insert(info_hash, found);
     }
-    Ok((parked, clock))
+    Ok((inactive, clock))
 }
 
 /// Bytes that the files below a directory take.

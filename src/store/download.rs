@@ -16,20 +16,20 @@ use std::path::{Path, PathBuf};
 use super::error::{StoreError, io_error};
 use super::files::Stamp;
 use super::pieces::State;
-use super::place::step;
+use super::place::open_or_create_dir;
 use super::state::Saved;
 use super::torrent::Torrent;
 use crate::metainfo::{self, FileIndex, FileKind, PieceIndex};
 use crate::sys::file as sys;
 use crate::util::lock;
 
-const NO_FILE: &str = "is no ordinary file";
-const NO_DIR: &str = "is no directory";
-const LONGER: &str = "is longer than the torrent's file of that name";
-const OTHER: &str = "is not the torrent's: no piece of it matches";
+const NOT_A_FILE: &str = "is no ordinary file";
+const NOT_A_DIRECTORY: &str = "is no directory";
+const TOO_LONG: &str = "is longer than the torrent's file of that name";
+const NO_MATCH: &str = "is not the torrent's: no piece of it matches";
 
 /// What is in the way of a file's path within `dir`, of the directories it is to be in. `seen` spares the same looks.
-fn look_above(dir: &Path, file: &Path, seen: &mut HashSet<PathBuf>) -> Result<(), StoreError> {
+fn check_parents(dir: &Path, file: &Path, seen: &mut HashSet<PathBuf>) -> Result<(), StoreError> {
     let mut above: Vec<&Path> = file.ancestors().skip(1).filter(|path| !path.as_os_str().is_empty()).collect();
     above.reverse();
     for parent in above {
@@ -39,7 +39,7 @@ fn look_above(dir: &Path, file: &Path, seen: &mut HashSet<PathBuf>) -> Result<()
         let path = dir.join(parent);
         match path.symlink_metadata() {
             Ok(about) if about.is_dir() => {}
-            Ok(_) => return Err(StoreError::InTheWay { path, why: NO_DIR }),
+            Ok(_) => return Err(StoreError::InTheWay { path, why: NOT_A_DIRECTORY }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(io_error("look at", &path)(error)),
         }
@@ -48,14 +48,16 @@ fn look_above(dir: &Path, file: &Path, seen: &mut HashSet<PathBuf>) -> Result<()
 }
 
 /// Looks at what has the names of the torrent's files: whether there is any content.
-pub(super) fn survey(torrent: &Torrent, dir: &Path, overwrite: bool) -> Result<bool, StoreError> {
+pub(super) fn find_existing(torrent: &Torrent, dir: &Path, overwrite: bool) -> Result<bool, StoreError> {
     let (mut seen, mut any) = (HashSet::new(), false);
     for (index, file) in torrent.files.stored() {
-        look_above(dir, &file.relative_path(), &mut seen)?;
+        check_parents(dir, &file.relative_path(), &mut seen)?;
         let path = torrent.files.path(index);
         match path.symlink_metadata() {
-            Ok(about) if !about.is_file() => return Err(StoreError::InTheWay { path, why: NO_FILE }),
-            Ok(about) if about.len() > file.len && !overwrite => return Err(StoreError::Foreign { path, why: LONGER }),
+            Ok(about) if !about.is_file() => return Err(StoreError::InTheWay { path, why: NOT_A_FILE }),
+            Ok(about) if about.len() > file.len && !overwrite => {
+                return Err(StoreError::Foreign { path, why: TOO_LONG });
+            }
             Ok(about) => any |= about.len() > 0,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(io_error("look at", &path)(error)),
@@ -65,7 +67,7 @@ pub(super) fn survey(torrent: &Torrent, dir: &Path, overwrite: bool) -> Result<b
 }
 
 /// Decides, once all that is believed to be there is checked, whether each file is ours to write.
-pub(super) fn judge(torrent: &Torrent, saved: Option<&Saved>, overwrite: bool) -> Result<(), StoreError> {
+pub(super) fn claim_files(torrent: &Torrent, saved: Option<&Saved>, overwrite: bool) -> Result<(), StoreError> {
     for (index, file) in torrent.files.stored() {
         let (stamp, path) = (torrent.files.stamp(index), torrent.files.path(index));
         if stamp.size == 0 {
@@ -77,36 +79,36 @@ pub(super) fn judge(torrent: &Torrent, saved: Option<&Saved>, overwrite: bool) -
             None => false,
             Some(saved) if saved.closed => saved.stamps.get(index.index()) == Some(&stamp) && stamp != Stamp::default(),
             // Where no clean end tells, what had none of our pieces yet may have been made in the last moment.
-            Some(saved) => !pieces().any(|piece| saved.had.contains(piece.index())),
+            Some(saved) => !pieces().any(|piece| saved.have.contains(piece.index())),
         };
         if matches || made_by_us || overwrite {
             if stamp.size > file.len {
-                let cut = torrent.files.base.open(file, false).and_then(|opened| opened.set_len(file.len));
+                let cut = torrent.files.root.open(file, false).and_then(|opened| opened.set_len(file.len));
                 cut.map_err(io_error("shorten", &path))?;
             }
             continue;
         }
-        if stamp.size == file.len && pieces().all(|piece| lacks_another(torrent, piece, index)) {
+        if stamp.size == file.len && pieces().all(|piece| needs_missing_file(torrent, piece, index)) {
             lock(&torrent.files.undecided).insert(index);
             continue;
         }
-        let opened = torrent.files.base.open(file, false).map_err(io_error("open", &path))?;
+        let opened = torrent.files.root.open(file, false).map_err(io_error("open", &path))?;
         // Nobody else reads by this one's position.
         if sys::next_data(&opened, 0).map_err(io_error("read", &path))?.is_some() {
-            return Err(StoreError::Foreign { path, why: OTHER });
+            return Err(StoreError::Foreign { path, why: NO_MATCH });
         }
     }
     Ok(())
 }
 
 /// Whether a piece cannot be hashed for want of another file than this one.
-fn lacks_another(torrent: &Torrent, piece: PieceIndex, file: FileIndex) -> bool {
+fn needs_missing_file(torrent: &Torrent, piece: PieceIndex, file: FileIndex) -> bool {
     let mut others = torrent.files.of_piece(piece).filter(|other| *other != file);
     others.any(|other| torrent.files.is_short(other))
 }
 
 /// What a torrent has beside bytes: empty files, links, and leave to run a file.
-pub struct Deliver<'a> {
+pub struct ExtraFiles<'a> {
     /// The directory it is downloaded to.
     pub dir: &'a Path,
     /// Its files.
@@ -115,21 +117,21 @@ pub struct Deliver<'a> {
     pub overwrite: bool,
 }
 
-impl Deliver<'_> {
-    /// Whether anything is in the way of [`Self::make`].
-    pub fn look(&self) -> Result<(), StoreError> {
+impl ExtraFiles<'_> {
+    /// Whether anything is in the way of [`Self::create`].
+    pub fn check(&self) -> Result<(), StoreError> {
         let mut seen = HashSet::new();
         self.each(|file, path, _| {
-            look_above(self.dir, &file.relative_path(), &mut seen)?;
-            self.is_there(file, path).map(drop)
+            check_parents(self.dir, &file.relative_path(), &mut seen)?;
+            self.exists(file, path).map(drop)
         })
     }
 
     /// Makes it all. Ends with the first that cannot be made.
-    pub fn make(&self) -> Result<(), StoreError> {
+    pub fn create(&self) -> Result<(), StoreError> {
         self.each(|file, path, relative| {
             let failed = |action| io_error(action, path);
-            if self.is_there(file, path)? {
+            if self.exists(file, path)? {
                 return Ok(());
             }
             let (dir, name) = self.open_parent(relative).map_err(failed("make the directory of"))?;
@@ -148,7 +150,7 @@ impl Deliver<'_> {
                     }
                     if file.kind == (FileKind::Regular { executable: true }) {
                         // Some filesystems have no such thing.
-                        let _ = allow_to_run(&opened);
+                        let _ = make_executable(&opened);
                     }
                     Ok(())
                 }
@@ -173,7 +175,7 @@ impl Deliver<'_> {
     }
 
     /// Whether it is made already; an error if something else is in its place that must not go.
-    fn is_there(&self, file: &metainfo::File, path: &Path) -> Result<bool, StoreError> {
+    fn exists(&self, file: &metainfo::File, path: &Path) -> Result<bool, StoreError> {
         let about = match path.symlink_metadata() {
             Ok(about) => about,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
@@ -190,8 +192,8 @@ impl Deliver<'_> {
                 let same = about.is_symlink() && fs::read_link(path).is_ok_and(|there| there == Path::new(target));
                 if same { Ok(true) } else { foreign("is not the torrent's link of that name") }
             }
-            _ if !about.is_file() => Err(in_the_way(NO_FILE)),
-            _ if file.len == 0 && about.len() > 0 => foreign(LONGER),
+            _ if !about.is_file() => Err(in_the_way(NOT_A_FILE)),
+            _ if file.len == 0 && about.len() > 0 => foreign(TOO_LONG),
             FileKind::Regular { executable } => Ok(!executable || about.mode() & 0o111 != 0),
             FileKind::Pad => Ok(true),
         }
@@ -201,14 +203,14 @@ impl Deliver<'_> {
         let name = relative.file_name().ok_or(io::ErrorKind::InvalidInput)?;
         let mut dir = OwnedFd::from(File::open(self.dir)?);
         for part in relative.parent().into_iter().flat_map(Path::components) {
-            dir = step(dir.as_fd(), part.as_os_str(), Some(0o777))?;
+            dir = open_or_create_dir(dir.as_fd(), part.as_os_str(), Some(0o777))?;
         }
         Ok((dir, name))
     }
 }
 
 /// Whoever may read it may run it.
-fn allow_to_run(file: &File) -> io::Result<()> {
+fn make_executable(file: &File) -> io::Result<()> {
     let mode = file.metadata()?.permissions().mode();
     file.set_permissions(PermissionsExt::from_mode(mode | (mode & 0o444) >> 2))
 }
@@ -222,6 +224,6 @@ pub fn space_missing(dir: &Path, files: &[metainfo::File]) -> io::Result<Option<
     };
     let with_bytes = files.iter().filter(|file| matches!(file.kind, FileKind::Regular { .. }));
     let needed = with_bytes.map(|file| file.len.saturating_sub(allocated(file))).fold(0, u64::saturating_add);
-    let free = sys::available(&File::open(dir)?)?;
+    let free = sys::available_bytes(&File::open(dir)?)?;
     Ok((needed > free).then_some((needed, free)))
 }

@@ -12,7 +12,7 @@ pub enum StoreError {
     InUse {
         /// The cache directory.
         dir: PathBuf,
-        /// Who has it, in words.
+        /// Who has it, in message.
         holder: String,
     },
     /// A directory or file of the cache cannot be made or read.
@@ -27,13 +27,13 @@ pub enum StoreError {
     },
     /// The torrent is in the cache's hands already.
     #[error("torrent {0} is open already; mount it once")]
-    Already(InfoHash),
+    AlreadyOpen(InfoHash),
     /// Another process makes the same files.
     #[error("{holder} is at work on this torrent in {}: let it finish, or end it first", dir.display())]
     Busy {
         /// Where the files are made.
         dir: PathBuf,
-        /// Who does it, in words.
+        /// Who does it, in message.
         holder: String,
     },
     /// What is there is not the torrent's, and nobody said that it may go.
@@ -54,10 +54,10 @@ pub enum StoreError {
     },
     /// A cache that keeps no pieces was asked to.
     #[error("cache {} was not opened to keep torrents in it", .0.display())]
-    Beside(PathBuf),
+    Shared(PathBuf),
     /// A path that would leave the cache.
     #[error("file path {path:?} of the torrent is not a plain relative path; get a sound .torrent file")]
-    Unsafe {
+    UnsafePath {
         /// The path.
         path: PathBuf,
     },

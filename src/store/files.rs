@@ -18,7 +18,7 @@ use lru::LruCache;
 use super::error::StoreError;
 use super::health::DiskError;
 use super::pieces::{Pieces, State};
-use super::place::Base;
+use super::place::Root;
 use crate::metainfo::{self, FileIndex, Layout, PieceIndex};
 use crate::sys::file as sys;
 use crate::util::lock;
@@ -96,42 +96,42 @@ pub(super) enum Cached {
 
 pub(super) struct Files {
     pieces: Arc<Pieces>,
-    pub base: Base,
+    pub root: Root,
     pub layout: Arc<Layout>,
     /// Which file each was when it was last looked at; 0: not yet.
     inodes: Box<[AtomicU64]>,
     /// Held while a file is given its length.
-    sizing: Mutex<()>,
+    resizing: Mutex<()>,
     /// What files that are only read looked like when they were last read: their owner may change them at any time.
-    seen: Mutex<HashMap<FileIndex, Stamp>>,
+    last_stamps: Mutex<HashMap<FileIndex, Stamp>>,
     /// Files of a user's that may or may not be the torrent's, for of each piece of theirs another file is missing.
     pub undecided: Mutex<HashSet<FileIndex>>,
     /// Makes every write fail with this `errno`, once it is not 0; and every read, if it is `EIO`.
     #[cfg(test)]
-    pub broken: std::sync::atomic::AtomicI32,
+    pub injected_errno: std::sync::atomic::AtomicI32,
 }
 
 impl Files {
     /// Checks that each path is a plain relative one.
-    pub fn new(pieces: Arc<Pieces>, base: Base, layout: Arc<Layout>) -> Result<Self, StoreError> {
+    pub fn new(pieces: Arc<Pieces>, root: Root, layout: Arc<Layout>) -> Result<Self, StoreError> {
         let is_plain = |part: &String| {
             let mut components = Path::new(part).components();
             matches!((components.next(), components.next()), (Some(Component::Normal(name)), None) if name == part.as_str())
         };
         let mut files = layout.files().iter().filter(|file| !file.is_pad());
         if let Some(file) = files.find(|file| file.path.is_empty() || !file.path.iter().all(is_plain)) {
-            return Err(StoreError::Unsafe { path: file.relative_path() });
+            return Err(StoreError::UnsafePath { path: file.relative_path() });
         }
         Ok(Self {
             pieces,
-            base,
+            root,
             inodes: layout.files().iter().map(|_| AtomicU64::new(0)).collect(),
             layout,
-            sizing: Mutex::default(),
-            seen: Mutex::default(),
+            resizing: Mutex::default(),
+            last_stamps: Mutex::default(),
             undecided: Mutex::default(),
             #[cfg(test)]
-            broken: Default::default(),
+            injected_errno: Default::default(),
         })
     }
 
@@ -145,7 +145,7 @@ impl Files {
     }
 
     pub fn path(&self, file: FileIndex) -> PathBuf {
-        self.base.path(self.file(file))
+        self.root.path(self.file(file))
     }
 
     /// Returns the parts of files that `len` bytes of the torrent from `start` on are made of: the file, the offset in
@@ -163,7 +163,7 @@ impl Files {
         self.stamp(file).size < self.file(file).len
     }
 
-    /// Returns the stored files that hold any byte of a piece.
+    /// Returns the stored files that disk_copy any byte of a piece.
     pub fn of_piece(&self, piece: PieceIndex) -> impl Iterator<Item = FileIndex> {
         self.layout.extents_of(piece).map(|(file, _)| file).filter(|file| self.file(*file).is_stored())
     }
@@ -177,14 +177,14 @@ impl Files {
                 continue;
             }
             let handle = self.handle(handles, file, false)?;
-            let read = self.trouble(true).and_then(|()| self.read_steadily(&handle.file, out, at));
+            let read = self.injected_fault(true).and_then(|()| self.read_steadily(&handle.file, out, at));
             read.map_err(|error| {
                 if error.kind() == io::ErrorKind::UnexpectedEof {
-                    self.suspect(file);
+                    self.mark_unverified(file);
                 }
                 self.failed("read", file)(error)
             })?;
-            self.look_again(file, &handle).map_err(self.failed("look at", file))?;
+            self.check_stamp(file, &handle).map_err(self.failed("look at", file))?;
         }
         Ok(())
     }
@@ -192,7 +192,7 @@ impl Files {
     /// Reads bytes that were all there at the same time: what is hashed here may be served later. Our own files nobody
     /// else writes.
     fn read_steadily(&self, file: &File, out: &mut [u8], at: u64) -> io::Result<()> {
-        if !self.base.is_read_only() {
+        if !self.root.is_read_only() {
             return file.read_exact_at(out, at);
         }
         let mut before = Stamp::of(&file.metadata()?);
@@ -216,7 +216,7 @@ impl Files {
             }
             // Opening waits for the disk.
             let Some(handle) = handles.get((self.pieces.id, file)) else { return Ok(Cached::WouldWait) };
-            self.trouble(true)?;
+            self.injected_fault(true)?;
             match sys::read_cached(&handle.file, out, at) {
                 Ok(Some(count)) if count == out.len() => {}
                 Ok(_) => return Ok(Cached::WouldWait),
@@ -226,7 +226,7 @@ impl Files {
                 Err(error) if error.kind() == io::ErrorKind::Unsupported => return Ok(Cached::WouldWait),
                 Err(error) => return Err(error),
             }
-            self.look_again(file, &handle)?;
+            self.check_stamp(file, &handle)?;
         }
         Ok(Cached::Read)
     }
@@ -237,10 +237,10 @@ impl Files {
             if !self.file(file).is_pad() {
                 let bytes = &bytes[part];
                 let handle = self.handle(handles, file, true)?;
-                self.decide(file, &handle.file, bytes, at).map_err(self.failed("overwrite", file))?;
+                self.compare_undecided(file, &handle.file, bytes, at).map_err(self.failed("overwrite", file))?;
                 let mut places = (at..).step_by(WRITE_LEN).zip(bytes.chunks(WRITE_LEN));
                 let written = self
-                    .trouble(false)
+                    .injected_fault(false)
                     .and_then(|()| places.try_for_each(|(at, part)| handle.file.write_all_at(part, at)));
                 written.map_err(self.failed("write to", file))?;
             }
@@ -249,7 +249,7 @@ impl Files {
     }
 
     /// What comes for a file that nothing was known of tells whether it was the torrent's: then it is there already.
-    fn decide(&self, file: FileIndex, opened: &File, bytes: &[u8], at: u64) -> io::Result<()> {
+    fn compare_undecided(&self, file: FileIndex, opened: &File, bytes: &[u8], at: u64) -> io::Result<()> {
         if !lock(&self.undecided).contains(&file) {
             return Ok(());
         }
@@ -265,7 +265,7 @@ impl Files {
     /// Gives a range back to the filesystem. Blocks that it shares with its neighbours are zeroed within it but stay.
     /// Only of what is ours: what the user has is not freed, whatever is in it.
     pub fn punch(&self, handles: &Handles, range: Range<u64>) -> Result<(), DiskError> {
-        if !self.base.is_own() {
+        if !self.root.is_own() {
             return Ok(());
         }
         for (file, part) in self.layout.extents(range).filter(|(file, _)| self.file(*file).is_stored()) {
@@ -284,8 +284,8 @@ impl Files {
     /// Has the disk keep these files' content. Many files: has it keep the whole filesystem's.
     pub fn sync(&self, handles: &Handles, files: impl ExactSizeIterator<Item = FileIndex>) -> Result<(), DiskError> {
         if files.len() > MAX_OPEN / 2 {
-            let failed = || DiskError::new("sync", self.base.dir());
-            return File::open(self.base.dir()).and_then(|home| sys::sync_filesystem(&home)).map_err(failed());
+            let failed = || DiskError::new("sync", self.root.dir());
+            return File::open(self.root.dir()).and_then(|home| sys::sync_filesystem(&home)).map_err(failed());
         }
         for file in files {
             match self.handle(handles, file, false) {
@@ -307,10 +307,10 @@ impl Files {
     /// What the file looks like now.
     pub fn stamp(&self, file: FileIndex) -> Stamp {
         let path = self.path(file);
-        let about = if self.base.is_read_only() { path.metadata() } else { path.symlink_metadata() };
+        let about = if self.root.is_read_only() { path.metadata() } else { path.symlink_metadata() };
         match about {
             Ok(about) if about.is_file() => {
-                self.recognise(file, &about);
+                self.check_inode(file, &about);
                 Stamp::of(&about)
             }
             _ => Stamp::default(),
@@ -321,28 +321,28 @@ impl Files {
         let key = (self.pieces.id, file);
         if let Some(handle) = handles.get(key) {
             if write {
-                let sized = handle.file.metadata().and_then(|about| self.size(file, &handle.file, &about));
+                let sized = handle.file.metadata().and_then(|about| self.resize(file, &handle.file, &about));
                 sized.map_err(self.failed("look at", file))?;
             }
             return Ok(handle);
         }
-        let opened = self.base.open(self.file(file), write).and_then(|opened| {
+        let opened = self.root.open(self.file(file), write).and_then(|opened| {
             let about = opened.metadata()?;
             if !about.is_file() {
                 return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
             }
-            self.recognise(file, &about);
-            if self.base.is_read_only() {
-                lock(&self.seen).entry(file).or_insert(Stamp::of(&about));
+            self.check_inode(file, &about);
+            if self.root.is_read_only() {
+                lock(&self.last_stamps).entry(file).or_insert(Stamp::of(&about));
             }
             if write {
-                self.size(file, &opened, &about)?;
+                self.resize(file, &opened, &about)?;
             }
-            Ok(Handle { in_memory: sys::is_in_memory(&opened)?, file: Arc::new(opened) })
+            Ok(Handle { in_memory: sys::is_on_tmpfs(&opened)?, file: Arc::new(opened) })
         });
         let handle = opened.map_err(|error| {
             if error.kind() == io::ErrorKind::NotFound {
-                self.suspect(file);
+                self.mark_unverified(file);
             }
             self.failed("open", file)(error)
         })?;
@@ -352,48 +352,48 @@ impl Files {
 
     /// Gives a new file its whole length at once, as a hole. One that has lost some of it since was cut by somebody
     /// else; what we had there must not come back as zeros.
-    fn size(&self, file: FileIndex, opened: &File, about: &Metadata) -> io::Result<()> {
+    fn resize(&self, file: FileIndex, opened: &File, about: &Metadata) -> io::Result<()> {
         let len = self.file(file).len;
         if about.len() == len {
             return Ok(());
         }
-        let _turn = lock(&self.sizing);
+        let _turn = lock(&self.resizing);
         let now = opened.metadata()?.len();
         if now == len {
             return Ok(()); // somebody else of us was first
         }
-        if now > len && !self.base.is_own() {
+        if now > len && !self.root.is_own() {
             return Err(io::Error::other("it is longer than the torrent says, so somebody else writes to it"));
         }
-        self.suspect(file);
+        self.mark_unverified(file);
         opened.set_len(len)
     }
 
     /// A file that is not ours to write may have been changed by its owner since it was last read.
-    fn look_again(&self, file: FileIndex, handle: &Handle) -> io::Result<()> {
-        if !self.base.is_read_only() {
+    fn check_stamp(&self, file: FileIndex, handle: &Handle) -> io::Result<()> {
+        if !self.root.is_read_only() {
             return Ok(());
         }
         let now = Stamp::of(&handle.file.metadata()?);
-        let before = lock(&self.seen).insert(file, now);
+        let before = lock(&self.last_stamps).insert(file, now);
         if before.is_some_and(|before| before != now) {
-            self.suspect(file);
+            self.mark_unverified(file);
         }
         Ok(())
     }
 
     /// Notes which file it is. Another one than before is a stranger's.
-    fn recognise(&self, file: FileIndex, about: &Metadata) {
+    fn check_inode(&self, file: FileIndex, about: &Metadata) {
         let before = self.inodes[file.index()].swap(about.ino(), SeqCst);
         if before != 0 && before != about.ino() {
-            self.suspect(file);
+            self.mark_unverified(file);
         }
     }
 
     /// Somebody else changed the file: whatever we have of it is to be hashed again before it is served.
-    fn suspect(&self, file: FileIndex) {
+    fn mark_unverified(&self, file: FileIndex) {
         let of_file = self.layout.pieces_of(file);
-        let doubted = of_file.filter(|piece| self.pieces.advance(*piece, State::Disk, State::Unproven)).count();
+        let doubted = of_file.filter(|piece| self.pieces.advance(*piece, State::Disk, State::Unverified)).count();
         if doubted > 0 {
             let path = self.path(file);
             tracing::warn!("{} was changed by somebody else: its pieces are checked again", path.display());
@@ -407,13 +407,13 @@ impl Files {
 
     #[cfg(not(test))]
     #[inline]
-    fn trouble(&self, _reading: bool) -> io::Result<()> {
+    fn injected_fault(&self, _reading: bool) -> io::Result<()> {
         Ok(())
     }
 
     #[cfg(test)]
-    fn trouble(&self, reading: bool) -> io::Result<()> {
-        match self.broken.load(std::sync::atomic::Ordering::SeqCst) {
+    fn injected_fault(&self, reading: bool) -> io::Result<()> {
+        match self.injected_errno.load(std::sync::atomic::Ordering::SeqCst) {
             0 => Ok(()),
             errno if reading && errno != libc::EIO => Ok(()),
             errno => Err(io::Error::from_raw_os_error(errno)),

@@ -1,4 +1,4 @@
-//! What the rest of the house holds of one torrent.
+//! What the rest of the house copies of one torrent.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -10,9 +10,9 @@ use fixedbitset::FixedBitSet;
 use super::cache::Cache;
 use super::error::StoreError;
 use super::files::Cached;
+use super::load;
 use super::pieces::{State, Word};
 use super::spec::{EvictionSink, TorrentSpec};
-use super::start;
 use super::torrent::{Save, Torrent};
 use crate::metainfo::{BlockIndex, PieceIndex, Verdict};
 use crate::util::lock;
@@ -63,7 +63,7 @@ pub enum Lookup {
 
 /// A piece's bytes are not the torrent's.
 #[derive(Debug)]
-pub struct Bad {
+pub struct BadPiece {
     /// Blocks proven wrong; empty where one hash covers the whole piece.
     pub blocks: Vec<BlockIndex>,
     /// The bytes, to find out who sent them.
@@ -72,9 +72,11 @@ pub struct Bad {
 
 /// Whether a read may wait for the disk.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Patience {
-    Never,
-    Disk,
+enum DiskAccess {
+    /// Only memory and the page cache.
+    Cached,
+    /// The disk, too.
+    Blocking,
 }
 
 impl TorrentStore {
@@ -82,7 +84,7 @@ impl TorrentStore {
     /// its files, and hashes them all if asked to or if there is data without a state. `evicted` may be called before this
     /// returns.
     pub fn open(cache: &Arc<Cache>, spec: TorrentSpec, evicted: EvictionSink) -> Result<Arc<Self>, StoreError> {
-        let torrent = start::open(cache, spec, evicted)?;
+        let torrent = load::open(cache, spec, evicted)?;
         Ok(Arc::new(Self { cache: Arc::clone(cache), torrent }))
     }
 
@@ -95,7 +97,7 @@ impl TorrentStore {
 
     /// Whether a piece is had. Takes no lock.
     pub fn has(&self, piece: PieceIndex) -> bool {
-        !self.is_closed() && self.torrent.pieces.word(piece).had()
+        !self.is_closed() && self.torrent.pieces.word(piece).is_present()
     }
 
     /// A piece from the memory tier. Never waits; counts as use.
@@ -108,33 +110,33 @@ impl TorrentStore {
     /// Copies bytes of a piece, from `begin` on, out of memory or the page cache. Never waits for the disk; counts as
     /// use. A range that is not within the piece is `Missing`.
     pub fn read_now(&self, piece: PieceIndex, begin: u32, out: &mut [u8]) -> Lookup {
-        self.look(piece, begin, out, Patience::Never, true).unwrap_or(Lookup::Missing)
+        self.read_piece(piece, begin, out, DiskAccess::Cached, true).unwrap_or(Lookup::Missing)
     }
 
     /// As [`Self::read_now`], waiting for the disk: `Hit` or `Missing`. A piece that the disk cannot give back is
     /// evicted, and the fault reported. The error is only ever [`StoreError::Range`].
     pub fn read(&self, piece: PieceIndex, begin: u32, out: &mut [u8]) -> Result<Lookup, StoreError> {
-        self.look(piece, begin, out, Patience::Disk, true)
+        self.read_piece(piece, begin, out, DiskAccess::Blocking, true)
     }
 
     /// As [`Self::read`], but counts as no use: what peers ask for must not decide what stays.
     pub fn peek(&self, piece: PieceIndex, begin: u32, out: &mut [u8]) -> Result<Lookup, StoreError> {
-        self.look(piece, begin, out, Patience::Disk, false)
+        self.read_piece(piece, begin, out, DiskAccess::Blocking, false)
     }
 
     /// As [`Self::read_now`], but counts as no use.
     pub fn peek_now(&self, piece: PieceIndex, begin: u32, out: &mut [u8]) -> Lookup {
-        self.look(piece, begin, out, Patience::Never, false).unwrap_or(Lookup::Missing)
+        self.read_piece(piece, begin, out, DiskAccess::Cached, false).unwrap_or(Lookup::Missing)
     }
 
     /// Hashes a whole piece: not for an async thread.
-    pub fn verify(&self, piece: PieceIndex, bytes: Bytes) -> Result<VerifiedPiece, Bad> {
+    pub fn verify(&self, piece: PieceIndex, bytes: Bytes) -> Result<VerifiedPiece, BadPiece> {
         if bytes.len() != self.torrent.lengths.len_of(piece) as usize {
-            return Err(Bad { blocks: Vec::new(), bytes });
+            return Err(BadPiece { blocks: Vec::new(), bytes });
         }
         match self.torrent.hashes.check(piece, &bytes) {
             Verdict::Good => Ok(VerifiedPiece { torrent: self.torrent.pieces.id, piece, bytes }),
-            Verdict::Bad { blocks } => Err(Bad { blocks, bytes }),
+            Verdict::Bad { blocks } => Err(BadPiece { blocks, bytes }),
         }
     }
 
@@ -149,11 +151,11 @@ impl TorrentStore {
             match pieces.word(piece).state() {
                 State::Memory | State::Disk => break,
                 // Better than what is there.
-                State::Unproven => cache.discard(torrent, piece),
-                State::Leaving => torrent.wait_until_left(piece),
+                State::Unverified => cache.discard(torrent, piece),
+                State::Evicting => torrent.wait_until_evicted(piece),
                 State::Missing => {
                     let (inserted, lost) = cache.memory.insert_writing(pieces, piece, bytes.clone());
-                    Cache::tell(lost);
+                    Cache::notify_lost(lost);
                     if !inserted {
                         // Another put of the same piece is a step ahead.
                         std::thread::yield_now();
@@ -200,7 +202,7 @@ impl TorrentStore {
 
     /// Has the disk keep the data and the state. Blocking.
     pub fn flush(&self) {
-        self.cache.note(self.torrent.save(&self.cache.handles, &self.cache.clock, Save::Synced));
+        self.cache.ok_or_report(self.torrent.save(&self.cache.handles, &self.cache.clock, Save::Synced));
     }
 
     /// Whether every piece is in its files, checked: as opposed to in memory alone, or yet to be hashed.
@@ -210,8 +212,8 @@ impl TorrentStore {
     }
 
     /// Once it is closed nothing is to be left of it but its files: its state goes, and the files are not synced.
-    pub fn forget_at_close(&self) {
-        self.torrent.forgettable.store(!self.torrent.evictable, SeqCst);
+    pub fn remove_state_on_close(&self) {
+        self.torrent.remove_state.store(!self.torrent.evictable, SeqCst);
     }
 
     /// Wakes all who wait and takes nothing more; syncs the data and says so in the state. Blocking.
@@ -224,7 +226,7 @@ impl TorrentStore {
     pub fn recheck(&self, piece: PieceIndex) -> Option<bool> {
         let (cache, torrent) = (&*self.cache, &*self.torrent);
         let word = torrent.pieces.word(piece);
-        if self.is_closed() || !matches!(word.state(), State::Disk | State::Unproven) {
+        if self.is_closed() || !matches!(word.state(), State::Disk | State::Unverified) {
             return None;
         }
         let mut buffer = cache.buffer(torrent.lengths.len_of(piece) as usize);
@@ -233,7 +235,7 @@ impl TorrentStore {
             return (!self.has(piece)).then_some(false);
         }
         if torrent.hashes.check(piece, &buffer) == Verdict::Good {
-            let same = |now: Word| now.state() == State::Unproven && torrent.pieces.undisturbed(piece, word);
+            let same = |now: Word| now.state() == State::Unverified && torrent.pieces.undisturbed(piece, word);
             if torrent.pieces.change(piece, State::Disk, same).is_some() {
                 torrent.set_changed();
             }
@@ -246,13 +248,13 @@ impl TorrentStore {
         Some(false)
     }
 
-    fn look(
+    fn read_piece(
         &self,
         piece: PieceIndex,
         begin: u32,
         out: &mut [u8],
-        patience: Patience,
-        used: bool,
+        access: DiskAccess,
+        count_use: bool,
     ) -> Result<Lookup, StoreError> {
         let (cache, pieces) = (&*self.cache, &self.torrent.pieces);
         // First: a piece that is had is within the torrent, so its length can be asked for.
@@ -265,26 +267,28 @@ impl TorrentStore {
         // Each turn begins because the piece has just moved on; it does not do that for ever.
         while !self.is_closed() {
             let word = pieces.word(piece);
-            if let Some(bytes) = cache.memory.get((pieces.id, piece), used) {
-                // `begin + out.len()` is within the piece, and the tier holds whole pieces.
+            if let Some(bytes) = cache.memory.get((pieces.id, piece), count_use) {
+                // `begin + out.len()` is within the piece, and the tier copies whole pieces.
                 out.copy_from_slice(&bytes[begin as usize..begin as usize + out.len()]);
-                return Ok(self.hit(piece, used));
+                return Ok(self.record_hit(piece, count_use));
             }
             match word.state() {
-                State::Missing | State::Leaving => return Ok(Lookup::Missing),
+                State::Missing | State::Evicting => return Ok(Lookup::Missing),
                 State::Memory => {
                     // It was put, or went, between the two looks.
-                    if pieces.word(piece) == word && patience == Patience::Never {
+                    if pieces.word(piece) == word && access == DiskAccess::Cached {
                         return Ok(Lookup::WouldBlock);
                     }
                     std::thread::yield_now();
                 }
-                State::Unproven if patience == Patience::Never => return Ok(Lookup::WouldBlock),
-                State::Unproven => self.prove(piece),
-                State::Disk if patience == Patience::Never => {
+                State::Unverified if access == DiskAccess::Cached => return Ok(Lookup::WouldBlock),
+                State::Unverified => self.verify_stored(piece),
+                State::Disk if access == DiskAccess::Cached => {
                     let start = self.torrent.lengths.offset_in(piece, begin);
                     match self.torrent.files.read_cached(&cache.handles, start, out) {
-                        Ok(Cached::Read) if pieces.undisturbed(piece, word) => return Ok(self.hit(piece, used)),
+                        Ok(Cached::Read) if pieces.undisturbed(piece, word) => {
+                            return Ok(self.record_hit(piece, count_use));
+                        }
                         Ok(Cached::Read) => {}
                         // An error is for the read that may wait: it reports it.
                         Ok(Cached::WouldWait) | Err(_) => return Ok(Lookup::WouldBlock),
@@ -292,7 +296,7 @@ impl TorrentStore {
                 }
                 State::Disk => {
                     if self.read_disk(piece, word, begin, out) {
-                        return Ok(self.hit(piece, used));
+                        return Ok(self.record_hit(piece, count_use));
                     }
                 }
             }
@@ -300,8 +304,8 @@ impl TorrentStore {
         Ok(Lookup::Missing)
     }
 
-    fn hit(&self, piece: PieceIndex, used: bool) -> Lookup {
-        if used {
+    fn record_hit(&self, piece: PieceIndex, count_use: bool) -> Lookup {
+        if count_use {
             self.torrent.pieces.touch(piece, &self.cache.clock);
         }
         Lookup::Hit
@@ -313,12 +317,12 @@ impl TorrentStore {
         match self.torrent.files.read(&self.cache.handles, start, out) {
             Ok(()) => self.torrent.pieces.undisturbed(piece, word),
             Err(error) => {
-                if self.torrent.files.base.is_read_only() {
+                if self.torrent.files.root.is_read_only() {
                     tracing::warn!("{error}; piece {piece} is not served any more");
                 } else if error.is_gone() {
                     tracing::warn!("{error}; fetching piece {piece} again");
                 } else {
-                    self.cache.note::<()>(Err(error));
+                    self.cache.ok_or_report::<()>(Err(error));
                 }
                 self.cache.discard(&self.torrent, piece);
                 false
@@ -327,11 +331,11 @@ impl TorrentStore {
     }
 
     /// Hashes an unproven piece: afterwards it is proven, or has left.
-    fn prove(&self, piece: PieceIndex) {
+    fn verify_stored(&self, piece: PieceIndex) {
         let (cache, torrent) = (&*self.cache, &*self.torrent);
-        let _turn = lock(&torrent.proving);
+        let _turn = lock(&torrent.verifying);
         let word = torrent.pieces.word(piece);
-        if word.state() != State::Unproven {
+        if word.state() != State::Unverified {
             return;
         }
         let mut buffer = cache.buffer(torrent.lengths.len_of(piece) as usize);
@@ -340,10 +344,10 @@ impl TorrentStore {
         }
         if torrent.hashes.check(piece, &buffer) == Verdict::Good {
             // Only if nobody evicted it meanwhile, and put it back.
-            let same = |now: Word| now.state() == State::Unproven && torrent.pieces.undisturbed(piece, word);
+            let same = |now: Word| now.state() == State::Unverified && torrent.pieces.undisturbed(piece, word);
             if torrent.pieces.change(piece, State::Disk, same).is_some() {
                 torrent.set_changed();
-                Cache::tell(cache.memory.insert_copy(&torrent.pieces, piece, buffer.freeze()));
+                Cache::notify_lost(cache.memory.insert_copy(&torrent.pieces, piece, buffer.freeze()));
             }
         } else {
             tracing::info!("piece {piece} of {} is not what it was", torrent.info_hash);
@@ -354,7 +358,7 @@ impl TorrentStore {
 
 impl Drop for TorrentStore {
     fn drop(&mut self) {
-        if self.torrent.shut() {
+        if self.torrent.begin_close() {
             self.cache.forget(&self.torrent);
         }
     }

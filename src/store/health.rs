@@ -38,9 +38,9 @@ impl DiskError {
 
 /// What a writer may do now.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Gate {
+pub(super) enum DiskState {
     /// Write. After a fault: try.
-    Open,
+    Working,
     /// Only in place of something else.
     Full,
     /// Do not.
@@ -53,7 +53,7 @@ pub(super) struct Health {
 }
 
 struct Fault {
-    words: String,
+    message: String,
     /// The failure alone.
     cause: String,
     full: bool,
@@ -61,21 +61,21 @@ struct Fault {
 }
 
 impl Health {
-    pub fn gate(&self, now: Instant) -> Gate {
+    pub fn state(&self, now: Instant) -> DiskState {
         match &*lock(&self.fault) {
             Some(fault) if now < fault.retry => {
                 if fault.full {
-                    Gate::Full
+                    DiskState::Full
                 } else {
-                    Gate::Failing
+                    DiskState::Failing
                 }
             }
-            _ => Gate::Open,
+            _ => DiskState::Working,
         }
     }
 
     pub fn fault(&self) -> Option<String> {
-        lock(&self.fault).as_ref().map(|fault| fault.words.clone())
+        lock(&self.fault).as_ref().map(|fault| fault.message.clone())
     }
 
     /// What failed, without what follows for a cache.
@@ -83,24 +83,24 @@ impl Health {
         lock(&self.fault).as_ref().map(|fault| fault.cause.clone())
     }
 
-    /// Notes a failure; the first since all was well is logged, if `aloud`.
-    pub fn report(&self, dir: &Path, error: &DiskError, now: Instant, aloud: bool) {
+    /// Notes a failure; the first since all was well is logged, if `log`.
+    pub fn report_failure(&self, dir: &Path, error: &DiskError, now: Instant, log: bool) {
         let advice = if error.is_full() {
             "free some space, or lower --cache-size, or choose another --cache-dir"
         } else {
             "check the disk, or choose another --cache-dir"
         };
-        let words = format!("cache {}: {error}; going on from memory and the swarm; {advice}", dir.display());
+        let message = format!("cache {}: {error}; going on from memory and the swarm; {advice}", dir.display());
         let mut fault = lock(&self.fault);
-        if fault.is_none() && aloud {
-            tracing::warn!("{words}");
+        if fault.is_none() && log {
+            tracing::warn!("{message}");
         }
-        *fault = Some(Fault { words, cause: error.to_string(), full: error.is_full(), retry: now + RETRY });
+        *fault = Some(Fault { message, cause: error.to_string(), full: error.is_full(), retry: now + RETRY });
     }
 
     /// A write begun at `begun` succeeded that was no replacement of something else. Only a try that was due since the
     /// fault says that all is well: a write that was under way when another failed says nothing.
-    pub fn well(&self, begun: Instant) {
+    pub fn report_success(&self, begun: Instant) {
         if lock(&self.fault).take_if(|fault| begun >= fault.retry).is_some() {
             tracing::info!("the cache's disk takes data again");
         }
@@ -123,10 +123,10 @@ mod tests {
     fn a_write_that_was_under_way_ends_no_fault() {
         let (health, before) = (Health::default(), Instant::now());
         let full = DiskError::new("write to", "/cache/film")(io::Error::from_raw_os_error(libc::ENOSPC));
-        health.report(Path::new("/cache"), &full, before, true);
-        health.well(before);
-        assert!(health.fault().is_some() && health.gate(before) == Gate::Full);
-        health.well(before + RETRY);
-        assert!(health.fault().is_none() && health.gate(before) == Gate::Open);
+        health.report_failure(Path::new("/cache"), &full, before, true);
+        health.report_success(before);
+        assert!(health.fault().is_some() && health.state(before) == DiskState::Full);
+        health.report_success(before + RETRY);
+        assert!(health.fault().is_none() && health.state(before) == DiskState::Working);
     }
 }

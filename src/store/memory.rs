@@ -15,18 +15,18 @@ const OVERHEAD: u64 = 256;
 
 /// What is known of the same piece on the disk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Hold {
-    /// Somebody is writing it there: it stays until [`Memory::settle`].
+enum DiskCopy {
+    /// Somebody is writing it there: it stays until [`Memory::finish_write`].
     Writing,
     /// It is not there: losing it here loses it ([`State::Memory`]).
-    Only,
+    Missing,
     /// It is there too.
-    Copy,
+    Present,
 }
 
 struct Entry {
     bytes: Bytes,
-    hold: Hold,
+    disk_copy: DiskCopy,
     pieces: Arc<Pieces>,
 }
 
@@ -49,13 +49,13 @@ pub(super) struct Memory {
 struct Inner {
     entries: LruCache<Key, Entry>,
     cost: u64,
-    /// How many entries are [`Hold::Only`].
-    only: usize,
+    /// How many entries are [`DiskCopy::Missing`].
+    memory_only: usize,
 }
 
 impl Memory {
     pub fn new(limit: u64) -> Self {
-        Self { limit, inner: Mutex::new(Inner { entries: LruCache::unbounded(), cost: 0, only: 0 }) }
+        Self { limit, inner: Mutex::new(Inner { entries: LruCache::unbounded(), cost: 0, memory_only: 0 }) }
     }
 
     pub fn limit(&self) -> u64 {
@@ -67,50 +67,50 @@ impl Memory {
     }
 
     /// How many pieces are only here.
-    pub fn only_here(&self) -> usize {
-        lock(&self.inner).only
+    pub fn memory_only(&self) -> usize {
+        lock(&self.inner).memory_only
     }
 
-    pub fn get(&self, key: Key, used: bool) -> Option<Bytes> {
+    pub fn get(&self, key: Key, count_use: bool) -> Option<Bytes> {
         let mut inner = lock(&self.inner);
-        let entry = if used { inner.entries.get(&key) } else { inner.entries.peek(&key) };
+        let entry = if count_use { inner.entries.get(&key) } else { inner.entries.peek(&key) };
         entry.map(|entry| entry.bytes.clone())
     }
 
     /// Takes in a piece that the caller goes on to write. False: it is here already.
     pub fn insert_writing(&self, pieces: &Arc<Pieces>, piece: PieceIndex, bytes: Bytes) -> (bool, Vec<Lost>) {
-        self.insert(pieces, piece, bytes, Hold::Writing)
+        self.insert(pieces, piece, bytes, DiskCopy::Writing)
     }
 
     /// Takes in a piece that is on the disk. It may have been evicted from there just now: then it is not kept.
     pub fn insert_copy(&self, pieces: &Arc<Pieces>, piece: PieceIndex, bytes: Bytes) -> Vec<Lost> {
-        let (inserted, lost) = self.insert(pieces, piece, bytes, Hold::Copy);
+        let (inserted, lost) = self.insert(pieces, piece, bytes, DiskCopy::Present);
         if inserted && pieces.word(piece).state() != State::Disk {
             self.remove((pieces.id, piece));
         }
         lost
     }
 
-    fn insert(&self, pieces: &Arc<Pieces>, piece: PieceIndex, bytes: Bytes, hold: Hold) -> (bool, Vec<Lost>) {
+    fn insert(&self, pieces: &Arc<Pieces>, piece: PieceIndex, bytes: Bytes, disk_copy: DiskCopy) -> (bool, Vec<Lost>) {
         let mut inner = lock(&self.inner);
         let key = (pieces.id, piece);
         if inner.entries.contains(&key) {
             return (false, Vec::new());
         }
-        let entry = Entry { bytes, hold, pieces: Arc::clone(pieces) };
+        let entry = Entry { bytes, disk_copy, pieces: Arc::clone(pieces) };
         inner.cost += entry.cost();
         inner.entries.put(key, entry);
         (true, inner.shrink(self.limit))
     }
 
     /// The writing ended: the piece is on the disk now, or only here. Makes room.
-    pub fn settle(&self, pieces: &Arc<Pieces>, piece: PieceIndex, on_disk: bool) -> Vec<Lost> {
+    pub fn finish_write(&self, pieces: &Arc<Pieces>, piece: PieceIndex, on_disk: bool) -> Vec<Lost> {
         let mut inner = lock(&self.inner);
         let mut lost = Vec::new();
         match inner.entries.peek_mut(&(pieces.id, piece)) {
-            Some(entry) if entry.hold == Hold::Writing => {
-                entry.hold = if on_disk { Hold::Copy } else { Hold::Only };
-                inner.only += usize::from(!on_disk);
+            Some(entry) if entry.disk_copy == DiskCopy::Writing => {
+                entry.disk_copy = if on_disk { DiskCopy::Present } else { DiskCopy::Missing };
+                inner.memory_only += usize::from(!on_disk);
             }
             // It was evicted from the disk before we came here (and may even be back); or its torrent was closed.
             _ if !on_disk && pieces.advance(piece, State::Memory, State::Missing) => {
@@ -122,29 +122,34 @@ impl Memory {
         lost
     }
 
-    /// Up to `most` pieces that are only here; the caller is to write and [`Self::settle`] each.
-    pub fn claim_only(&self, most: usize) -> Vec<(Arc<Pieces>, PieceIndex, Bytes)> {
+    /// Up to `most` pieces that are only here; the caller is to write and [`Self::finish_write`] each.
+    pub fn claim_memory_only(&self, most: usize) -> Vec<(Arc<Pieces>, PieceIndex, Bytes)> {
         let mut inner = lock(&self.inner);
         let claim = |(key, entry): (&Key, &mut Entry)| {
-            entry.hold = Hold::Writing;
+            entry.disk_copy = DiskCopy::Writing;
             (Arc::clone(&entry.pieces), key.1, entry.bytes.clone())
         };
-        let claimed: Vec<_> =
-            inner.entries.iter_mut().filter(|(_, entry)| entry.hold == Hold::Only).take(most).map(claim).collect();
-        inner.only -= claimed.len();
+        let claimed: Vec<_> = inner
+            .entries
+            .iter_mut()
+            .filter(|(_, entry)| entry.disk_copy == DiskCopy::Missing)
+            .take(most)
+            .map(claim)
+            .collect();
+        inner.memory_only -= claimed.len();
         claimed
     }
 
     /// Drops so many bytes of what is on the disk, too, if there are. The newest piece stays, for its waiters have not
     /// looked yet.
-    pub fn make_way(&self, bytes: u64) {
+    pub fn evict_copies(&self, bytes: u64) {
         if bytes == 0 {
             return;
         }
         let mut inner = lock(&self.inner);
         let until = inner.cost.saturating_sub(bytes);
         while inner.cost > until
-            && let Some(key) = inner.oldest(|_, entry| entry.hold == Hold::Copy)
+            && let Some(key) = inner.oldest(|_, entry| entry.disk_copy == DiskCopy::Present)
         {
             inner.pop(key);
         }
@@ -169,7 +174,7 @@ impl Inner {
     fn pop(&mut self, key: Key) -> Option<Entry> {
         let entry = self.entries.pop(&key)?;
         self.cost -= entry.cost();
-        self.only -= usize::from(entry.hold == Hold::Only);
+        self.memory_only -= usize::from(entry.disk_copy == DiskCopy::Missing);
         Some(entry)
     }
 
@@ -184,13 +189,14 @@ impl Inner {
     fn shrink(&mut self, limit: u64) -> Vec<Lost> {
         let mut lost = Vec::new();
         while self.cost > limit {
-            let free = |entry: &Entry| entry.hold != Hold::Writing;
-            let precious = |key: &Key, entry: &Entry| entry.hold == Hold::Only && entry.pieces.word(key.1).pinned();
+            let free = |entry: &Entry| entry.disk_copy != DiskCopy::Writing;
+            let precious =
+                |key: &Key, entry: &Entry| entry.disk_copy == DiskCopy::Missing && entry.pieces.word(key.1).pinned();
             let victim = self
                 .oldest(|key, entry| free(entry) && !precious(key, entry))
                 .or_else(|| self.oldest(|_, entry| free(entry)));
             let Some((key, entry)) = victim.and_then(|key| Some((key, self.pop(key)?))) else { break };
-            if entry.hold == Hold::Only && entry.pieces.advance(key.1, State::Memory, State::Missing) {
+            if entry.disk_copy == DiskCopy::Missing && entry.pieces.advance(key.1, State::Memory, State::Missing) {
                 lost.push((entry.pieces, key.1));
             }
         }
@@ -208,16 +214,23 @@ mod tests {
         let pieces = Arc::new(Pieces::new(0, Lengths::new(60, 10).unwrap(), Box::new(|_| {})));
         let memory = Memory::new(1 << 20);
         let piece = |n| pieces.lengths.piece(n).unwrap();
-        let put = |n, hold| memory.insert(&pieces, piece(n), vec![0; 10].into(), hold);
-        let holds = [Hold::Only, Hold::Copy, Hold::Writing, Hold::Copy, Hold::Copy, Hold::Copy];
-        (0..).zip(holds).for_each(|(n, hold)| drop(put(n, hold)));
+        let put = |n, disk_copy| memory.insert(&pieces, piece(n), vec![0; 10].into(), disk_copy);
+        let copies = [
+            DiskCopy::Missing,
+            DiskCopy::Present,
+            DiskCopy::Writing,
+            DiskCopy::Present,
+            DiskCopy::Present,
+            DiskCopy::Present,
+        ];
+        (0..).zip(copies).for_each(|(n, disk_copy)| drop(put(n, disk_copy)));
         let kept = || (0..6).filter(|n| memory.get((0, piece(*n)), false).is_some()).collect::<Vec<_>>();
         memory.get((0, piece(1)), true);
-        memory.make_way(0);
+        memory.evict_copies(0);
         assert_eq!(kept(), [0, 1, 2, 3, 4, 5]);
-        memory.make_way(10 + OVERHEAD + 1);
+        memory.evict_copies(10 + OVERHEAD + 1);
         assert_eq!(kept(), [0, 1, 2, 5], "those that were used longest ago");
-        memory.make_way(1 << 20);
+        memory.evict_copies(1 << 20);
         assert_eq!(kept(), [0, 1, 2], "the newest has yet to be looked at");
         assert_eq!(memory.used(), 3 * (10 + OVERHEAD));
     }

@@ -34,7 +34,7 @@ impl Cache {
     }
 
     /// Lets a kept torrent file go. Blocking.
-    pub(super) fn forget_metainfo(&self, info_hash: &InfoHash) {
+    pub(super) fn remove_metainfo(&self, info_hash: &InfoHash) {
         let _ = fs::remove_file(self.metainfo_path(info_hash));
     }
 

@@ -1,7 +1,7 @@
-//! What is had of one torrent: one word a piece, read without a lock. Until the first piece comes there are no words, and
+//! What is had of one torrent: one word a piece, read without a lock. Until the first piece comes there are no message, and
 //! every piece is missing: of a thousand torrents most are never read.
 //!
-//! A word holds the piece's [`State`], whether it is pinned, and a generation that grows each time the piece leaves the
+//! A word copies the piece's [`State`], whether it is pinned, and a generation that grows each time the piece leaves the
 //! disk. A reader that took bytes from the disk looks at the word again afterwards: the same generation means that no
 //! hole was punched in between, even if the piece went and came back meanwhile.
 
@@ -18,7 +18,7 @@ use crate::util::lock;
 /// ```text
 /// Missing ─put─▶ Memory ─written─▶ Disk ─evict─▶ Leaving ─punched─▶ Missing
 ///                  └─ no room in memory, disk failed ─▶ Missing
-/// (found at start, or its file was touched) Unproven ─hash matched─▶ Disk     Unproven ─hash differs, evict─▶ Leaving
+/// (found at start, or its file was touched) Unverified ─hash matched─▶ Disk     Unverified ─hash differs, evict─▶ Leaving
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum State {
@@ -29,9 +29,9 @@ pub(super) enum State {
     /// On the disk, checked; perhaps in memory too.
     Disk,
     /// On the disk as a state file or a stranger says; to be hashed before its first byte is served.
-    Unproven,
+    Unverified,
     /// Not had any more, but its hole is not punched yet: it cannot be put until then.
-    Leaving,
+    Evicting,
 }
 
 const STATE: u32 = 0b111;
@@ -47,8 +47,8 @@ impl Word {
         match self.0 & STATE {
             1 => State::Memory,
             2 => State::Disk,
-            3 => State::Unproven,
-            4 => State::Leaving,
+            3 => State::Unverified,
+            4 => State::Evicting,
             _ => State::Missing,
         }
     }
@@ -57,8 +57,8 @@ impl Word {
         self.0 & PINNED != 0
     }
 
-    pub fn had(self) -> bool {
-        matches!(self.state(), State::Memory | State::Disk | State::Unproven)
+    pub fn is_present(self) -> bool {
+        matches!(self.state(), State::Memory | State::Disk | State::Unverified)
     }
 
     fn generation(self) -> u32 {
@@ -67,7 +67,7 @@ impl Word {
 
     fn with(self, state: State) -> Self {
         let next = Self(self.0 & !STATE | state as u32);
-        if state == State::Leaving { Self(next.0.wrapping_add(GENERATION)) } else { next }
+        if state == State::Evicting { Self(next.0.wrapping_add(GENERATION)) } else { next }
     }
 }
 
@@ -82,7 +82,7 @@ pub(super) struct Pieces {
 
 /// By piece. An index of another torrent may be out of range: that piece is simply missing.
 struct Table {
-    words: Box<[AtomicU32]>,
+    message: Box<[AtomicU32]>,
     /// When each was last used, by the cache's clock of uses.
     used: Box<[AtomicU64]>,
 }
@@ -95,13 +95,13 @@ impl Pieces {
     /// For a change. Whoever is told of that change (by a lock or a channel, as all are) finds the table from then on.
     fn table(&self) -> &Table {
         self.table.get_or_init(|| Table {
-            words: self.lengths.iter().map(|_| AtomicU32::new(0)).collect(),
+            message: self.lengths.iter().map(|_| AtomicU32::new(0)).collect(),
             used: self.lengths.iter().map(|_| AtomicU64::new(0)).collect(),
         })
     }
 
     pub fn word(&self, piece: PieceIndex) -> Word {
-        let word = self.table.get().and_then(|table| table.words.get(piece.index()));
+        let word = self.table.get().and_then(|table| table.message.get(piece.index()));
         Word(word.map_or(0, |word| word.load(SeqCst)))
     }
 
@@ -114,7 +114,7 @@ impl Pieces {
 
     /// Moves the piece on if `ready` says so of its word, and returns the word it had.
     pub fn change(&self, piece: PieceIndex, to: State, ready: impl Fn(Word) -> bool) -> Option<Word> {
-        let word = self.table().words.get(piece.index())?;
+        let word = self.table().message.get(piece.index())?;
         let next = |now| ready(Word(now)).then(|| Word(now).with(to).0);
         word.fetch_update(SeqCst, SeqCst, next).ok().map(Word)
     }
@@ -150,23 +150,23 @@ impl Pieces {
         if *pins == ranges {
             return;
         }
-        let words = &self.table().words;
+        let message = &self.table().message;
         for piece in ranges.iter().cloned().flatten() {
-            words[piece as usize].fetch_or(PINNED, SeqCst);
+            message[piece as usize].fetch_or(PINNED, SeqCst);
         }
         for piece in pins.iter().cloned().flatten() {
             if !ranges.iter().any(|range| range.contains(&piece)) {
                 if let Some(piece) = self.lengths.piece(piece) {
                     self.touch(piece, clock);
                 }
-                words[piece as usize].fetch_and(!PINNED, SeqCst);
+                message[piece as usize].fetch_and(!PINNED, SeqCst);
             }
         }
         *pins = ranges;
     }
 
     /// Tells the owner that a piece is had no more. Called without any lock held.
-    pub fn tell(&self, piece: PieceIndex) {
+    pub fn notify_evicted(&self, piece: PieceIndex) {
         (self.sink)(piece);
     }
 }
@@ -187,12 +187,12 @@ mod tests {
         pieces.pin(vec![2..9, 1..1], &clock);
         assert!(pieces.advance(piece, State::Missing, State::Disk));
         let before = pieces.word(piece);
-        assert!(before.pinned() && before.had() && pieces.undisturbed(piece, before));
+        assert!(before.pinned() && before.is_present() && pieces.undisturbed(piece, before));
         pieces.pin(vec![0..1], &clock);
         assert!(!pieces.word(piece).pinned() && pieces.undisturbed(piece, before), "pinning is no disturbance");
         assert_eq!(pieces.last_use(piece), 9, "pinned until after piece 2 was");
         for (from, to) in
-            [(State::Disk, State::Leaving), (State::Leaving, State::Missing), (State::Missing, State::Disk)]
+            [(State::Disk, State::Evicting), (State::Evicting, State::Missing), (State::Missing, State::Disk)]
         {
             assert!(pieces.advance(piece, from, to));
             assert!(!pieces.advance(piece, from, to));

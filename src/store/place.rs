@@ -63,7 +63,7 @@ impl Place {
 }
 
 /// The directory that a torrent's files are in, as [`super::files`] opens them.
-pub(super) enum Base {
+pub(super) enum Root {
     /// Below `data` in this directory, which is ours; nobody else may look in.
     Own(PathBuf),
     /// In this directory of the user's; whoever the user lets look in may.
@@ -72,7 +72,7 @@ pub(super) enum Base {
     ReadOnly(PathBuf),
 }
 
-impl Base {
+impl Root {
     pub fn new(place: &Place, home: Option<&Path>) -> Self {
         match place {
             Place::Cache => Self::Own(home.map(Path::to_owned).unwrap_or_default()),
@@ -120,7 +120,7 @@ impl Base {
     /// Opens a file. To `create` it makes its directories, too.
     ///
     /// What we write to, we walk to one component at a time and through no symbolic link. What the user named for
-    /// reading may well hold links of the user's own.
+    /// reading may well disk_copy links of the user's own.
     pub fn open(&self, file: &metainfo::File, create: bool) -> io::Result<File> {
         let (start, first, mode) = match self {
             Self::ReadOnly(_) if create => return Err(io::ErrorKind::ReadOnlyFilesystem.into()),
@@ -132,14 +132,14 @@ impl Base {
         let mut dir = OwnedFd::from(start);
         for part in first.into_iter().chain(parents.iter().map(String::as_str)).map(OsStr::new) {
             // A directory may be entered by whoever may read in it.
-            dir = step(dir.as_fd(), part, create.then_some(mode | (mode & 0o444) >> 2))?;
+            dir = open_or_create_dir(dir.as_fd(), part, create.then_some(mode | (mode & 0o444) >> 2))?;
         }
         sys::open_file_at(dir.as_fd(), OsStr::new(name), create.then_some(mode))
     }
 }
 
 /// Opens a directory in `dir`, making it first if it may, with this mode.
-pub(super) fn step(dir: BorrowedFd<'_>, name: &OsStr, create: Option<u32>) -> io::Result<OwnedFd> {
+pub(super) fn open_or_create_dir(dir: BorrowedFd<'_>, name: &OsStr, create: Option<u32>) -> io::Result<OwnedFd> {
     match (sys::open_dir_at(dir, name), create) {
         (Err(error), Some(mode)) if error.kind() == io::ErrorKind::NotFound => {
             match sys::make_dir_at(dir, name, mode) {

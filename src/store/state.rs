@@ -44,9 +44,9 @@ pub(super) struct Saved {
     pub last_use: u64,
     /// Bytes of the pieces had.
     pub bytes: u64,
-    pub had: FixedBitSet,
+    pub have: FixedBitSet,
     /// Of those had, the ones whose hash had been checked.
-    pub proven: FixedBitSet,
+    pub verified: FixedBitSet,
     /// When each piece had was last used, in order.
     pub uses: Vec<u64>,
     /// Of each file, or empty.
@@ -104,8 +104,8 @@ impl Saved {
         for number in [self.clock, self.last_use, self.bytes] {
             out.extend_from_slice(&number.to_be_bytes());
         }
-        put_bits(&self.had, &mut out);
-        put_bits(&self.proven, &mut out);
+        put_bits(&self.have, &mut out);
+        put_bits(&self.verified, &mut out);
         for used in &self.uses {
             let age = u32::try_from(self.clock.saturating_sub(*used)).unwrap_or(u32::MAX);
             out.extend_from_slice(&age.to_be_bytes());
@@ -130,10 +130,10 @@ impl Saved {
         let lengths = Lengths::new(cursor.u64()?, cursor.u32()?.into()).ok()?;
         let (clock, last_use, total) = (cursor.u64()?, cursor.u64()?, cursor.u64()?);
         let pieces = lengths.pieces() as usize;
-        let had = take_bits(cursor.take(pieces.div_ceil(8))?, pieces);
-        let mut proven = take_bits(cursor.take(pieces.div_ceil(8))?, pieces);
-        proven.intersect_with(&had);
-        let uses = had.ones().map(|_| cursor.u32().map(|age| clock.saturating_sub(age.into())));
+        let have = take_bits(cursor.take(pieces.div_ceil(8))?, pieces);
+        let mut verified = take_bits(cursor.take(pieces.div_ceil(8))?, pieces);
+        verified.intersect_with(&have);
+        let uses = have.ones().map(|_| cursor.u32().map(|age| clock.saturating_sub(age.into())));
         let uses = uses.collect::<Option<_>>()?;
         let mut stamps = Vec::new();
         while !cursor.0.is_empty() {
@@ -142,7 +142,7 @@ impl Saved {
             stamps.push(Stamp { size, modified, changed });
         }
         let closed = &bytes[8..SUM_AT] == CLOSED;
-        Some(Self { closed, info_hash, lengths, clock, last_use, bytes: total, had, proven, uses, stamps })
+        Some(Self { closed, info_hash, lengths, clock, last_use, bytes: total, have, verified, uses, stamps })
     }
 
     /// Reads a state file. `Ok(None)`: there is one, and it makes no sense.
@@ -215,9 +215,9 @@ mod tests {
             clock: 1000,
             last_use: 999,
             bytes: 55,
-            proven: bits.clone(),
+            verified: bits.clone(),
             uses: bits.ones().map(|one| 1000 - one as u64 % 900).collect(),
-            had: bits,
+            have: bits,
             stamps: vec![Stamp { size: 1, modified: -2, changed: i64::MAX }; 3],
         }
     }

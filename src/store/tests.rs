@@ -114,7 +114,7 @@ impl Sample {
 }
 
 fn open(dir: &Path, disk_limit: Option<u64>, memory: u64) -> Arc<Cache> {
-    Cache::open_unkept(CacheConfig { dir: dir.to_owned(), disk_limit, memory }).unwrap()
+    Cache::open_unmaintained(CacheConfig { dir: dir.to_owned(), disk_limit, memory }).unwrap()
 }
 
 type Evicted = Arc<Mutex<Vec<u32>>>;
@@ -126,7 +126,7 @@ fn add(cache: &Arc<Cache>, sample: &Sample) -> (Arc<TorrentStore>, Evicted) {
     (store, evicted)
 }
 
-fn had(store: &TorrentStore) -> Vec<usize> {
+fn have(store: &TorrentStore) -> Vec<usize> {
     store.have().ones().collect()
 }
 
@@ -233,7 +233,7 @@ fn the_least_recently_used_leaves_and_its_blocks_are_free() {
     store.pin(vec![2..3, 5..6, 0..0, 9..u32::MAX]);
     sample.put(&store, 5);
     assert_eq!(*lock(&evicted), [1, 3], "the pinned one stays");
-    assert_eq!(had(&store), [0, 2, 4, 5]);
+    assert_eq!(have(&store), [0, 2, 4, 5]);
     assert!([0, 2, 4, 5].into_iter().all(|n| sample.reads(&store, n)));
     let file = fs::File::open(sample.path(dir.path(), 0)).unwrap();
     file.sync_all().unwrap();
@@ -242,10 +242,10 @@ fn the_least_recently_used_leaves_and_its_blocks_are_free() {
 
     store.pin((0..12).map(|n| n..n + 1).collect());
     (6..9).for_each(|n| sample.put(&store, n));
-    assert_eq!(had(&store), [0, 2, 4, 5, 6, 7, 8], "what is pinned may pass the limit");
+    assert_eq!(have(&store), [0, 2, 4, 5, 6, 7, 8], "what is pinned may pass the limit");
     store.pin(vec![8..9]);
-    cache.round(Instant::now());
-    assert_eq!(had(&store).len(), 4, "but not for longer than it is pinned");
+    cache.maintain(Instant::now());
+    assert_eq!(have(&store).len(), 4, "but not for longer than it is pinned");
     assert!(sample.reads(&store, 8));
     assert_eq!(cache.usage().disk, 4 * (64 << 10));
 }
@@ -279,7 +279,7 @@ fn no_path_leads_outside() {
         let mut sample = Sample::one_file(1, 100, 3);
         sample.files[0].path = path.split('/').map(str::to_owned).collect();
         assert!(
-            matches!(TorrentStore::open(&cache, sample.spec(), Box::new(|_| {})), Err(StoreError::Unsafe { .. })),
+            matches!(TorrentStore::open(&cache, sample.spec(), Box::new(|_| {})), Err(StoreError::UnsafePath { .. })),
             "{path}"
         );
     }
@@ -314,7 +314,7 @@ fn torrents_not_in_use_count_and_go_first() {
     assert_eq!(cache.usage().disk, 8_000 + 5_000);
     assert!(!dir.path().join(old.info_hash.to_string()).exists());
     let (kept, _) = add(&cache, &new);
-    assert_eq!(had(&kept).len(), 8);
+    assert_eq!(have(&kept).len(), 8);
     (5..8).for_each(|n| third.put(&store, n));
     assert!(lock(&evicted).is_empty());
     assert_eq!(cache.usage().disk, 16_000);
@@ -327,27 +327,27 @@ fn a_disk_that_fails_is_reported_and_tried_again() {
     let cache = open(dir.path(), None, 3 * (1000 + 256));
     let (store, evicted) = add(&cache, &sample);
     sample.put(&store, 0);
-    let broken = &cache_torrent(&cache);
-    broken.files.broken.store(libc::EROFS, SeqCst);
+    let injected_errno = &cache_torrent(&cache);
+    injected_errno.files.injected_errno.store(libc::EROFS, SeqCst);
     for n in 1..6 {
         sample.put(&store, n);
         assert!(sample.reads(&store, n));
     }
     assert_eq!(store.room(), 0);
     assert!(cache.usage().fault.unwrap().contains("check the disk"));
-    assert_eq!(had(&store), [0, 3, 4, 5]);
+    assert_eq!(have(&store), [0, 3, 4, 5]);
     assert_eq!(*lock(&evicted), [1, 2], "what was only in memory");
     assert_eq!(cache.usage().disk, 1000);
-    cache.round(Instant::now());
-    assert_eq!(cache.memory.only_here(), 3);
-    broken.files.broken.store(0, SeqCst);
+    cache.maintain(Instant::now());
+    assert_eq!(cache.memory.memory_only(), 3);
+    injected_errno.files.injected_errno.store(0, SeqCst);
     cache.health.retry_now();
-    cache.round(Instant::now());
-    assert_eq!((cache.memory.only_here(), cache.usage().fault, cache.usage().disk), (0, None, 4000));
+    cache.maintain(Instant::now());
+    assert_eq!((cache.memory.memory_only(), cache.usage().fault, cache.usage().disk), (0, None, 4000));
     (6..12).for_each(|n| sample.put(&store, n));
     assert!([0, 3, 4, 5, 11].into_iter().all(|n| sample.reads(&store, n)));
 
-    broken.files.broken.store(libc::EIO, SeqCst);
+    injected_errno.files.injected_errno.store(libc::EIO, SeqCst);
     assert!(!sample.reads(&store, 3), "a piece that cannot be read is fetched again");
     assert!(!store.has(sample.piece(3)) && cache.usage().fault.is_some());
     assert!(sample.reads(&store, 11), "from memory");
@@ -382,7 +382,7 @@ fn a_full_disk_gives_what_is_pinned_the_place_of_the_old() {
     let before = cache.usage().disk;
     store.pin(vec![n..n + 6]);
     (n..n + 6).for_each(|n| sample.put(&store, n));
-    assert!((n..n + 6).all(|n| sample.reads(&store, n)), "though memory holds but four");
+    assert!((n..n + 6).all(|n| sample.reads(&store, n)), "though memory copies but four");
     assert!(lock(&evicted).contains(&0));
     assert!(cache.usage().disk <= before);
     cache.close();
@@ -422,7 +422,7 @@ fn a_torrent_of_many_small_files_opens_few_of_them() {
     drop((store, cache));
     let cache = open(dir.path(), None, 0);
     let (store, _) = add(&cache, &sample);
-    assert_eq!(had(&store), [0, 1, 2, 3, 4]);
+    assert_eq!(have(&store), [0, 1, 2, 3, 4]);
     assert!((0..5).all(|n| sample.reads(&store, n)));
 }
 
@@ -501,12 +501,12 @@ fn readers_get_exact_bytes_or_none_while_pieces_come_and_go() {
         stop.store(true, SeqCst);
     });
     store.pin(vec![]);
-    cache.round(Instant::now());
+    cache.maintain(Instant::now());
     assert!(cache.usage().disk <= 5 * 20_000);
-    let kept: u64 = had(store).into_iter().map(|n| sample.content(n as u32).len() as u64).sum();
+    let kept: u64 = have(store).into_iter().map(|n| sample.content(n as u32).len() as u64).sum();
     assert_eq!(cache.usage().disk, kept, "the books agree with the pieces");
     assert_eq!(cache.usage().fault, None);
-    assert!(had(store).into_iter().all(|n| sample.reads(store, n as u32)));
+    assert!(have(store).into_iter().all(|n| sample.reads(store, n as u32)));
 }
 
 #[test]
@@ -517,7 +517,7 @@ fn the_keeper_writes_down_what_is_had() {
     let (store, _) = add(&cache, &sample);
     sample.put(&store, 2);
     let saved = || state::Saved::load(&sample.state(dir.path())).ok().flatten();
-    while saved().is_none_or(|saved| !saved.had.contains(2)) {
+    while saved().is_none_or(|saved| !saved.have.contains(2)) {
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
     cache.close();

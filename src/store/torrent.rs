@@ -6,7 +6,7 @@
 //! data afterwards takes that mark away, on the disk, before the data changes ([`Torrent::change_data`]). So:
 //!
 //! - closed, and a file's size and times are as recorded: its proven pieces are had. Nothing changed since the sync.
-//! - otherwise (killed, power lost, touched by somebody): the state is a hint. Its pieces are [`State::Unproven`] and
+//! - otherwise (killed, power lost, touched by somebody): the state is a hint. Its pieces are [`State::Unverified`] and
 //!   each is hashed when it is first read; what fails is missing. A hint may claim a piece that was evicted and punched
 //!   after it was written, or whose bytes never reached the disk: the hash says so, and no wrong byte is served.
 //!
@@ -42,31 +42,31 @@ pub(super) struct Torrent {
     pub pieces: Arc<Pieces>,
     pub files: Files,
     pub waiters: Arc<Waiters>,
-    /// Only one reader hashes unproven pieces at a time: the others then find them proven.
-    pub proving: Mutex<()>,
+    /// Only one reader hashes unproven pieces at a time: the others then find them verified.
+    pub verifying: Mutex<()>,
     /// Where its state is kept; `None`: nowhere.
     pub home: Option<PathBuf>,
     /// Counted against the cache's limit, and dropped piece by piece to keep to it.
     pub evictable: bool,
     /// Nothing is to be known of it after it is closed.
-    pub forgettable: AtomicBool,
+    pub remove_state: AtomicBool,
     /// Keeps other processes from the same download.
     pub lock_file: Mutex<Option<File>>,
-    pub book: Mutex<Book>,
+    pub file_changes: Mutex<FileChanges>,
     /// Whoever changes the data reads; closing writes `true`.
     closed: RwLock<bool>,
     /// The state file bears the mark of a clean close.
     clean: Mutex<bool>,
     /// The latest use of any piece that the state file tells of, if it does.
-    told_use: AtomicU64,
+    saved_last_use: AtomicU64,
     changed: AtomicBool,
     /// Told when a piece has left for good.
-    left: (Mutex<()>, Condvar),
+    evicted: (Mutex<()>, Condvar),
 }
 
 /// What the state file says of the files, and which of them changed.
 #[derive(Default)]
-pub(super) struct Book {
+pub(super) struct FileChanges {
     pub stamps: Vec<Stamp>,
     /// Written or punched since the last sync.
     unsynced: BTreeSet<FileIndex>,
@@ -104,18 +104,21 @@ impl Torrent {
             hashes,
             pieces,
             waiters: Arc::default(),
-            proving: Mutex::default(),
-            evictable: files.base.is_own(),
-            forgettable: AtomicBool::new(false),
+            verifying: Mutex::default(),
+            evictable: files.root.is_own(),
+            remove_state: AtomicBool::new(false),
             lock_file: Mutex::default(),
-            book: Mutex::new(Book { stamps: vec![Stamp::default(); files.layout.files().len()], ..Book::default() }),
+            file_changes: Mutex::new(FileChanges {
+                stamps: vec![Stamp::default(); files.layout.files().len()],
+                ..FileChanges::default()
+            }),
             files,
             home,
             closed: RwLock::new(false),
             clean: Mutex::new(closed),
-            told_use: AtomicU64::new(0),
+            saved_last_use: AtomicU64::new(0),
             changed: AtomicBool::new(false),
-            left: Default::default(),
+            evicted: Default::default(),
         }
     }
 
@@ -140,11 +143,11 @@ impl Torrent {
         }
         self.mark_in_use()?;
         {
-            let mut book = lock(&self.book);
+            let mut changes = lock(&self.file_changes);
             for file in self.files.of_piece(piece) {
-                book.unsynced.insert(file);
-                book.dirty.insert(file);
-                book.touched.insert(file);
+                changes.unsynced.insert(file);
+                changes.dirty.insert(file);
+                changes.touched.insert(file);
             }
         }
         let changed = change();
@@ -176,22 +179,22 @@ impl Torrent {
         })
     }
 
-    /// Ends what `State::Leaving` began: the piece goes from memory and from the disk, and its owner is told.
-    pub fn leave(&self, handles: &Handles, memory: &Memory, piece: PieceIndex) -> Result<(), DiskError> {
+    /// Ends what `State::Evicting` began: the piece goes from memory and from the disk, and its owner is told.
+    pub fn finish_eviction(&self, handles: &Handles, memory: &Memory, piece: PieceIndex) -> Result<(), DiskError> {
         memory.remove((self.pieces.id, piece));
         let punched = self.free(handles, piece);
-        self.pieces.advance(piece, State::Leaving, State::Missing);
+        self.pieces.advance(piece, State::Evicting, State::Missing);
         {
-            let _turn = lock(&self.left.0);
-            self.left.1.notify_all();
+            let _turn = lock(&self.evicted.0);
+            self.evicted.1.notify_all();
         }
-        self.pieces.tell(piece);
+        self.pieces.notify_evicted(piece);
         punched.map(drop)
     }
 
     /// Frees what is on the disk of a piece that is not had.
     pub fn free(&self, handles: &Handles, piece: PieceIndex) -> Result<(), DiskError> {
-        if !self.files.base.is_own() {
+        if !self.files.root.is_own() {
             return Ok(());
         }
         let range = self.lengths.range_of(piece);
@@ -199,10 +202,10 @@ impl Torrent {
     }
 
     /// Waits until the piece has left: a hole still to be punched would eat what is put now.
-    pub fn wait_until_left(&self, piece: PieceIndex) {
-        let mut turn = lock(&self.left.0);
-        while self.pieces.word(piece).state() == State::Leaving {
-            turn = self.left.1.wait(turn).unwrap_or_else(PoisonError::into_inner);
+    pub fn wait_until_evicted(&self, piece: PieceIndex) {
+        let mut turn = lock(&self.evicted.0);
+        while self.pieces.word(piece).state() == State::Evicting {
+            turn = self.evicted.1.wait(turn).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
@@ -219,12 +222,12 @@ impl Torrent {
 
     /// Writes the state as a hint if there is something new to say and the last was long enough ago.
     pub fn save_hint(&self, handles: &Handles, clock: &AtomicU64, now: Instant) -> Result<(), DiskError> {
-        if !self.changed.load(SeqCst) || lock(&self.book).hint_due.is_some_and(|due| now < due) {
+        if !self.changed.load(SeqCst) || lock(&self.file_changes).hint_due.is_some_and(|due| now < due) {
             return Ok(());
         }
         let began = Instant::now();
         let saved = self.save(handles, clock, Save::Hint);
-        lock(&self.book).hint_due = Some(now + HINT_EVERY.max(began.elapsed() * HINT_SHARE));
+        lock(&self.file_changes).hint_due = Some(now + HINT_EVERY.max(began.elapsed() * HINT_SHARE));
         saved
     }
 
@@ -233,7 +236,7 @@ impl Torrent {
         let Some(path) = self.state_path() else { return Ok(()) };
         let mut clean = lock(&self.clean);
         let changed = self.changed.load(SeqCst);
-        let same_uses = || !changed && self.last_use() == self.told_use.load(Relaxed);
+        let same_uses = || !changed && self.last_use() == self.saved_last_use.load(Relaxed);
         if *clean && (how != Save::Closed || same_uses()) {
             return Ok(()); // it says all there is to say, but perhaps for the order of uses
         }
@@ -243,9 +246,9 @@ impl Torrent {
         // Before the pieces are looked at: what changes from here on is for the next time.
         self.changed.store(false, SeqCst);
         if how != Save::Hint {
-            let unsynced = std::mem::take(&mut lock(&self.book).unsynced);
+            let unsynced = std::mem::take(&mut lock(&self.file_changes).unsynced);
             if let Err(error) = self.files.sync(handles, unsynced.iter().copied()) {
-                lock(&self.book).unsynced.extend(unsynced);
+                lock(&self.file_changes).unsynced.extend(unsynced);
                 return Err(error);
             }
         }
@@ -259,24 +262,24 @@ impl Torrent {
     }
 
     fn snapshot(&self, clock: &AtomicU64, closed: bool) -> Saved {
-        // First: a look may find that a file is a stranger's, and then its pieces are not proven.
+        // First: a look may find that a file is a stranger's, and then its pieces are not verified.
         let stamps = if closed {
-            let mut book = lock(&self.book);
-            for file in std::mem::take(&mut book.touched) {
-                book.stamps[file.index()] = self.files.stamp(file);
+            let mut changes = lock(&self.file_changes);
+            for file in std::mem::take(&mut changes.touched) {
+                changes.stamps[file.index()] = self.files.stamp(file);
             }
-            book.stamps.clone()
+            changes.stamps.clone()
         } else {
             Vec::new()
         };
         let pieces = self.lengths.pieces() as usize;
-        let (mut had, mut proven) = (FixedBitSet::with_capacity(pieces), FixedBitSet::with_capacity(pieces));
+        let (mut have, mut verified) = (FixedBitSet::with_capacity(pieces), FixedBitSet::with_capacity(pieces));
         let (mut uses, mut last_use, mut bytes) = (Vec::new(), 0, 0);
         for piece in self.lengths.iter() {
             let state = self.pieces.word(piece).state();
-            if matches!(state, State::Disk | State::Unproven) {
-                had.insert(piece.index());
-                proven.set(piece.index(), state == State::Disk);
+            if matches!(state, State::Disk | State::Unverified) {
+                have.insert(piece.index());
+                verified.set(piece.index(), state == State::Disk);
                 let used = self.pieces.last_use(piece);
                 last_use = last_use.max(used);
                 uses.push(used);
@@ -284,12 +287,12 @@ impl Torrent {
             }
         }
         let (info_hash, lengths, clock) = (self.info_hash, self.lengths, clock.load(Relaxed));
-        Saved { closed, info_hash, lengths, clock, last_use, bytes, had, proven, uses, stamps }
+        Saved { closed, info_hash, lengths, clock, last_use, bytes, have, verified, uses, stamps }
     }
 
     /// Has the kernel begin to write what was put lately, so that closing is short.
     pub fn start_writeback(&self, handles: &Handles) {
-        let dirty = std::mem::take(&mut lock(&self.book).dirty);
+        let dirty = std::mem::take(&mut lock(&self.file_changes).dirty);
         dirty.into_iter().for_each(|file| self.files.start_writeback(handles, file));
     }
 
@@ -299,18 +302,18 @@ impl Torrent {
     }
 
     /// The uses are as the state file has them.
-    pub fn set_told_use(&self) {
-        self.told_use.store(self.last_use(), Relaxed);
+    pub fn mark_last_use_saved(&self) {
+        self.saved_last_use.store(self.last_use(), Relaxed);
     }
 
     /// Bytes of the pieces on the disk.
     pub fn bytes_on_disk(&self) -> u64 {
-        let on_disk = |piece: &PieceIndex| matches!(self.pieces.word(*piece).state(), State::Disk | State::Unproven);
+        let on_disk = |piece: &PieceIndex| matches!(self.pieces.word(*piece).state(), State::Disk | State::Unverified);
         self.lengths.iter().filter(on_disk).map(|piece| u64::from(self.lengths.len_of(piece))).sum()
     }
 
     /// Nothing changes any more and all who wait go. False: it was closed before.
-    pub fn shut(&self) -> bool {
+    pub fn begin_close(&self) -> bool {
         self.waiters.close();
         let mut closed = self.closed.write().unwrap_or_else(PoisonError::into_inner);
         !std::mem::replace(&mut *closed, true)

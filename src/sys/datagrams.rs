@@ -1,7 +1,7 @@
-//! Datagrams many at a time, each answered from the very address that it was sent to.
+//! Batches of datagrams, each answered from the address that it was sent to.
 //!
-//! A host may have many addresses; a socket bound to all of them would answer from the one that the route prefers, and
-//! who asked at another takes the answer for a stranger's.
+//! A host may have several addresses. A socket bound to all of them would answer from the address that the route prefers,
+//! and a client that asked at another one would discard the answer.
 
 #![allow(clippy::unnecessary_cast, reason = "the types of lengths differ from one C library to another")]
 
@@ -10,14 +10,14 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::{array, mem, ptr};
 
-use super::process::check;
+use super::errno::check;
 
-/// Datagrams in one call.
+/// Largest number of datagrams in one system call.
 pub const BATCH: usize = 32;
-/// More than one control message of either family takes.
+/// Length of a control buffer in bytes: one packet-info message of either address family fits.
 const CONTROL: usize = 64;
 
-/// Control messages must be aligned as their header is.
+/// A buffer for control messages, aligned as `cmsghdr` requires.
 #[derive(Clone, Copy)]
 #[repr(C, align(16))]
 struct Control([u8; CONTROL]);
@@ -32,14 +32,14 @@ struct Slot {
     reply: Vec<u8>,
 }
 
-/// Room for some datagrams and the replies to them.
+/// Buffers for a batch of datagrams and the replies to them.
 pub struct Batch {
     slots: [Slot; BATCH],
     received: usize,
 }
 
-/// Has the kernel tell of each datagram to which of our addresses it came. Before the first [`Batch::receive`].
-pub fn tell_destination(socket: &UdpSocket) -> io::Result<()> {
+/// Makes the kernel report the destination address of each datagram (`IP_PKTINFO`). Call it before [`Batch::receive`].
+pub fn enable_packet_info(socket: &UdpSocket) -> io::Result<()> {
     let (level, name) = if socket.local_addr()?.is_ipv4() {
         (libc::IPPROTO_IP, libc::IP_PKTINFO)
     } else {
@@ -47,17 +47,17 @@ pub fn tell_destination(socket: &UdpSocket) -> io::Result<()> {
     };
     let on: libc::c_int = 1;
     let len = mem::size_of_val(&on) as libc::socklen_t;
-    // SAFETY: the value is an integer of the length given, and outlives the call.
+    // SAFETY: the value is an integer of length `len` that outlives the call.
     check(unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const on).cast(), len) }).map(drop)
 }
 
 impl Batch {
-    /// For datagrams of up to `longest` bytes; of longer ones the end is lost.
+    /// Allocates buffers for datagrams of up to `longest` bytes; longer ones are truncated.
     pub fn new(longest: usize) -> Self {
         let slot = |_| Slot {
             bytes: vec![0; longest].into(),
             len: 0,
-            // SAFETY: all-zero bytes are a valid `sockaddr_storage`, which holds integers only.
+            // SAFETY: all-zero bytes are a valid `sockaddr_storage`, which consists of integers.
             peer: unsafe { mem::zeroed() },
             peer_len: 0,
             control: Control([0; CONTROL]),
@@ -67,7 +67,7 @@ impl Batch {
         Self { slots: array::from_fn(slot), received: 0 }
     }
 
-    /// `recvmmsg(2)`: waits for one, takes what else is there, and says how many there are.
+    /// Waits for a datagram and receives it with those that are already queued (`recvmmsg(2)`). Returns their number.
     pub fn receive(&mut self, socket: &UdpSocket) -> io::Result<usize> {
         self.received = 0;
         let mut parts: [libc::iovec; BATCH] = array::from_fn(|nth| {
@@ -85,8 +85,8 @@ impl Batch {
             message.msg_hdr.msg_controllen = CONTROL as _;
             message
         });
-        // SAFETY: each message describes buffers of its own slot (address, bytes, control) with their lengths; slots and
-        // `parts` outlive the call, and nothing else refers to them meanwhile. No time-out is passed.
+        // SAFETY: each message points to the buffers of its own slot (address, bytes, control) with their lengths. The
+        // slots and `parts` outlive the call, and nothing else refers to them during it. The time-out may be null.
         let count = check(unsafe {
             libc::recvmmsg(
                 socket.as_raw_fd(),
@@ -102,13 +102,13 @@ impl Batch {
             slot.peer_len = message.msg_hdr.msg_namelen;
             slot.control_len = (message.msg_hdr.msg_controllen as usize).min(CONTROL);
             slot.reply.clear();
-            by_any_interface(&message.msg_hdr);
+            clear_interface(&message.msg_hdr);
         }
         Ok(self.received)
     }
 
-    /// The datagrams received: bytes, sender, and where the reply goes, which is empty at first. Those of a sender that
-    /// is no address are left out.
+    /// Returns the received datagrams: bytes, sender, and an empty buffer for the reply. Datagrams whose sender address has
+    /// an unknown family are skipped.
     pub fn iter(&mut self) -> impl Iterator<Item = (&[u8], SocketAddr, &mut Vec<u8>)> {
         self.slots[..self.received].iter_mut().filter_map(|slot| {
             let from = address(&slot.peer, slot.peer_len)?;
@@ -116,10 +116,10 @@ impl Batch {
         })
     }
 
-    /// `sendmmsg(2)`: sends the replies that are not empty, and forgets them. What cannot be sent is lost, as datagrams
-    /// are.
+    /// Sends the replies that are not empty, and clears the batch (`sendmmsg(2)`). A reply that cannot be sent is lost, as
+    /// any datagram may be.
     pub fn reply(&mut self, socket: &UdpSocket) {
-        // SAFETY: all-zero bytes are a valid `iovec`: null and zero.
+        // SAFETY: all-zero bytes are a valid `iovec`: a null pointer and a length of 0.
         let mut parts: [libc::iovec; BATCH] = unsafe { mem::zeroed() };
         let mut messages: [libc::mmsghdr; BATCH] = array::from_fn(|_| empty());
         let answered = self.slots[..self.received].iter_mut().filter(|slot| !slot.reply.is_empty());
@@ -138,10 +138,10 @@ impl Batch {
         }
         let mut rest = &mut messages[..count];
         while !rest.is_empty() {
-            // SAFETY: each message describes buffers of its own slot with their lengths; slots and `parts` outlive the
-            // call, which only reads them.
+            // SAFETY: each message points to the buffers of its own slot with their lengths. The slots and `parts` outlive
+            // the call, which only reads them.
             let sent = unsafe { libc::sendmmsg(socket.as_raw_fd(), rest.as_mut_ptr(), rest.len() as libc::c_uint, 0) };
-            // At an error it is the first that could not be sent.
+            // On an error the first message is the one that cannot be sent: skip it.
             let sent = usize::try_from(sent).unwrap_or(0).clamp(1, rest.len());
             rest = &mut rest[sent..];
         }
@@ -154,20 +154,22 @@ fn empty() -> libc::mmsghdr {
     unsafe { mem::zeroed() }
 }
 
-/// What came with a datagram goes back with its reply, and so names the address to send from. Not so the interface: the
-/// way back may be another. (A link-local address means nothing without its interface.)
-fn by_any_interface(message: &libc::msghdr) {
-    // SAFETY: the kernel has filled the control buffer as `message` says; the macros stay within it.
+/// Clears the interface in the packet info of a received datagram. The reply carries the same packet info, which fixes its
+/// source address; its route may use another interface. (A link-local address keeps its interface, being meaningless
+/// without it.)
+fn clear_interface(message: &libc::msghdr) {
+    // SAFETY: the kernel has filled the control buffer that `message` describes; the macro stays within it.
     let mut header = unsafe { libc::CMSG_FIRSTHDR(message) };
-    // SAFETY: `header` is null or one in the control buffer; so is the next.
+    // SAFETY: `header` is null or points to a header within the control buffer.
     while let Some(control) = unsafe { header.as_ref() } {
-        // SAFETY: the data follows its header.
+        // SAFETY: `header` is valid, and the data follows it in the control buffer.
         let data = unsafe { libc::CMSG_DATA(header) };
         let len = control.cmsg_len as usize;
         match (control.cmsg_level, control.cmsg_type) {
             (libc::IPPROTO_IP, libc::IP_PKTINFO) if len >= mem::size_of::<libc::in_pktinfo>() => {
                 let info = data.cast::<libc::in_pktinfo>();
-                // SAFETY: it is of this type (level and type) and whole (length); it may not be aligned.
+                // SAFETY: level and type say that the data is an `in_pktinfo`, and the length that it is complete. It may be
+                // unaligned, so it is read and written as such.
                 unsafe {
                     let mut read = info.read_unaligned();
                     read.ipi_ifindex = 0;
@@ -176,7 +178,7 @@ fn by_any_interface(message: &libc::msghdr) {
             }
             (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) if len >= mem::size_of::<libc::in6_pktinfo>() => {
                 let info = data.cast::<libc::in6_pktinfo>();
-                // SAFETY: as above.
+                // SAFETY: as above, for an `in6_pktinfo`.
                 unsafe {
                     let mut read = info.read_unaligned();
                     if !Ipv6Addr::from(read.ipi6_addr.s6_addr).is_unicast_link_local() {
@@ -187,7 +189,7 @@ fn by_any_interface(message: &libc::msghdr) {
             }
             _ => {}
         }
-        // SAFETY: as for the first.
+        // SAFETY: `header` is within the control buffer of `message`; the macro returns the next one or null.
         header = unsafe { libc::CMSG_NXTHDR(message, header) };
     }
 }
@@ -196,13 +198,14 @@ fn address(storage: &libc::sockaddr_storage, len: libc::socklen_t) -> Option<Soc
     let len = len as usize;
     match libc::c_int::from(storage.ss_family) {
         libc::AF_INET if len >= mem::size_of::<libc::sockaddr_in>() => {
-            // SAFETY: the family says that it is one, and it was filled; the storage has room and alignment for any.
+            // SAFETY: the family and the length say that the kernel wrote a `sockaddr_in`; the storage is aligned for any
+            // address type.
             let addr = unsafe { &*ptr::from_ref(storage).cast::<libc::sockaddr_in>() };
             let ip = Ipv4Addr::from(u32::from_be(addr.sin_addr.s_addr));
             Some((ip, u16::from_be(addr.sin_port)).into())
         }
         libc::AF_INET6 if len >= mem::size_of::<libc::sockaddr_in6>() => {
-            // SAFETY: as above.
+            // SAFETY: as above, for a `sockaddr_in6`.
             let addr = unsafe { &*ptr::from_ref(storage).cast::<libc::sockaddr_in6>() };
             let ip = Ipv6Addr::from(addr.sin6_addr.s6_addr);
             Some(SocketAddrV6::new(ip, u16::from_be(addr.sin6_port), addr.sin6_flowinfo, addr.sin6_scope_id).into())
@@ -216,32 +219,32 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
-    /// A socket on every address of a family, and where one of them is.
+    /// A socket on every address of a family, and its address at `at`.
     fn everywhere(bind: &str, at: &str) -> Option<(UdpSocket, SocketAddr)> {
         let socket = UdpSocket::bind((bind, 0)).ok()?;
         socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-        tell_destination(&socket).unwrap();
+        enable_packet_info(&socket).unwrap();
         let port = socket.local_addr().unwrap().port();
         Some((socket, SocketAddr::new(at.parse().unwrap(), port)))
     }
 
     #[test]
-    fn replies_come_from_where_it_was_asked() {
+    fn replies_come_from_the_address_that_was_asked() {
         for (bind, at, from) in [("0.0.0.0", "127.0.0.7", "127.0.0.9"), ("::", "::1", "::1")] {
             let Some((socket, at)) = everywhere(bind, at) else {
-                eprintln!("left out: no {bind} on this machine");
+                eprintln!("skipped: this machine has no {bind}");
                 continue;
             };
             let asker = UdpSocket::bind((from, 0)).unwrap();
             asker.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-            // So it hears only from there.
+            // A connected socket receives only from that address.
             asker.connect(at).unwrap();
             let mut batch = Batch::new(4);
-            let mut heard = 0;
+            let mut received = 0;
             for n in 0..100u8 {
                 asker.send(&vec![n; usize::from(n % 6)]).unwrap();
             }
-            while heard < 100 {
+            while received < 100 {
                 let count = batch.receive(&socket).unwrap();
                 for (bytes, sender, reply) in batch.iter() {
                     assert_eq!(sender, asker.local_addr().unwrap());
@@ -252,7 +255,7 @@ mod tests {
                     }
                 }
                 batch.reply(&socket);
-                heard += count;
+                received += count;
             }
             let mut got = [0; 8];
             for n in (0..100u8).filter(|n| (n % 6).min(4) % 2 == 1) {
@@ -263,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wait_ends() {
+    fn receive_obeys_the_read_timeout() {
         let socket = UdpSocket::bind(("127.0.0.1", 0)).unwrap();
         socket.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
         let mut batch = Batch::new(8);

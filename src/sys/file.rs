@@ -1,4 +1,4 @@
-//! Reads that never block, holes in files, and opening that follows no symbolic link.
+//! Reads that never block, holes in files, and opens that follow no symbolic link.
 
 use std::ffi::{CString, OsStr};
 use std::fs::File;
@@ -11,10 +11,7 @@ use std::path::Path;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// Turns the C convention (-1 and `errno`) into a `Result`.
-fn check(result: libc::c_int) -> io::Result<libc::c_int> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
-}
+use super::errno::check;
 
 fn c_string(name: &OsStr) -> io::Result<CString> {
     CString::new(name.as_bytes()).map_err(|_| io::ErrorKind::InvalidInput.into())
@@ -24,19 +21,20 @@ fn signed(n: u64) -> io::Result<libc::off_t> {
     libc::off_t::try_from(n).map_err(|_| io::ErrorKind::InvalidInput.into())
 }
 
-/// Tells when a descriptor can be read. Within a tokio runtime alone.
+/// Registers a descriptor with the tokio runtime that this is called in, to await its readiness for reading.
 pub fn readiness(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: an `OwnedFd` is open, and the same descriptor, for as long as it lives; and it is moved into the result.
+    // SAFETY: an `OwnedFd` stays open and keeps its number for as long as it exists, and the result owns it.
     let registered = unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) };
     registered.map_err(io::Error::from)
 }
 
-/// `preadv2(RWF_NOWAIT)`: reads what is in the page cache already and never waits for the disk. `None`: the first byte
-/// is not there. The count may be short for want of the rest. `ErrorKind::Unsupported` where the filesystem cannot tell.
+/// Reads bytes that are already in the page cache and never waits for the disk (`preadv2(RWF_NOWAIT)`). Returns the number
+/// of bytes read, which may be short, or `None` if the first byte is not cached. Fails with `ErrorKind::Unsupported` on a
+/// filesystem that lacks the call.
 pub fn read_cached(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<Option<usize>> {
     let offset = signed(offset)?;
     let part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
-    // SAFETY: `part` describes `buffer`, which is writable and outlives the call; the descriptor is open.
+    // SAFETY: `part` describes `buffer`, which is writable for its whole length and outlives the call.
     let count = unsafe { libc::preadv2(file.as_raw_fd(), &part, 1, offset, libc::RWF_NOWAIT) };
     match usize::try_from(count) {
         Ok(count) => Ok(Some(count)),
@@ -48,30 +46,30 @@ pub fn read_cached(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<Op
     }
 }
 
-/// Whether the file lives in memory (tmpfs), so that a plain read does not wait for a disk.
-pub fn is_in_memory(file: &File) -> io::Result<bool> {
+/// Returns whether the file is on a tmpfs, so that a plain read never waits for a disk.
+pub fn is_on_tmpfs(file: &File) -> io::Result<bool> {
     // SAFETY: all-zero bytes are a valid `statfs`, which holds integers only.
     let mut about: libc::statfs = unsafe { std::mem::zeroed() };
     // SAFETY: `about` is writable and outlives the call; the descriptor is open.
     check(unsafe { libc::fstatfs(file.as_raw_fd(), &mut about) })?;
-    // The types of the two differ from platform to platform.
+    // The integer types of the two differ between platforms.
     Ok(i128::from(about.f_type) == i128::from(libc::TMPFS_MAGIC))
 }
 
-/// `fallocate(PUNCH_HOLE | KEEP_SIZE)`: exactly these bytes read as zeros afterwards, and the whole blocks among them
-/// are given back to the filesystem. The file's size stays.
+/// Replaces a range of a file by a hole (`fallocate(PUNCH_HOLE | KEEP_SIZE)`): exactly these bytes read as zeros afterwards,
+/// and the whole filesystem blocks among them are freed. The file's size stays.
 pub fn punch_hole(file: &File, offset: u64, len: u64) -> io::Result<()> {
     if len == 0 {
         return Ok(());
     }
     let (offset, len) = (signed(offset)?, signed(len)?);
     let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-    // SAFETY: no memory is passed; the descriptor is open.
+    // SAFETY: the call takes integers; the descriptor is open.
     check(unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, len) }).map(drop)
 }
 
-/// `lseek(SEEK_DATA)`: where data begins at or after `offset`; `None`: only a hole is left. A filesystem that knows no
-/// holes has data everywhere. Moves the file's own position.
+/// Returns where data begins at or after `offset`, or `None` if only a hole is left (`lseek(SEEK_DATA)`). On a filesystem
+/// without holes everything is data. Moves the file position.
 pub fn next_data(file: &File, offset: u64) -> io::Result<Option<u64>> {
     match seek(file, offset, libc::SEEK_DATA) {
         Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
@@ -79,28 +77,28 @@ pub fn next_data(file: &File, offset: u64) -> io::Result<Option<u64>> {
     }
 }
 
-/// `lseek(SEEK_HOLE)`: where a hole begins at or after `offset`, which must be within the file; at the latest its end.
-/// Moves the file's own position.
+/// Returns where a hole begins at or after `offset`, which must be within the file (`lseek(SEEK_HOLE)`). The end of the file
+/// counts as a hole. Moves the file position.
 pub fn next_hole(file: &File, offset: u64) -> io::Result<u64> {
     seek(file, offset, libc::SEEK_HOLE)
 }
 
 fn seek(file: &File, offset: u64, whence: libc::c_int) -> io::Result<u64> {
-    // SAFETY: no memory is passed; the descriptor is open.
+    // SAFETY: the call takes integers; the descriptor is open.
     let at = unsafe { libc::lseek(file.as_raw_fd(), signed(offset)?, whence) };
     u64::try_from(at).map_err(|_| io::Error::last_os_error())
 }
 
-/// `sync_file_range(WRITE)`: starts writing dirty pages to the disk, without waiting for the end and without any
-/// promise of durability.
+/// Starts writing dirty pages to the disk, without waiting and without any promise of durability
+/// (`sync_file_range(WRITE)`).
 pub fn start_writeback(file: &File) -> io::Result<()> {
-    // SAFETY: no memory is passed; the descriptor is open.
+    // SAFETY: the call takes integers; the descriptor is open.
     check(unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) }).map(drop)
 }
 
-/// `syncfs`: everything written to the file's filesystem is on the disk afterwards.
+/// Waits until everything written to the file's filesystem is on the disk (`syncfs(2)`).
 pub fn sync_filesystem(file: &File) -> io::Result<()> {
-    // SAFETY: no memory is passed; the descriptor is open.
+    // SAFETY: the call takes integers; the descriptor is open.
     check(unsafe { libc::syncfs(file.as_raw_fd()) }).map(drop)
 }
 
@@ -109,56 +107,56 @@ fn open_at(dir: BorrowedFd<'_>, name: &OsStr, flags: libc::c_int, mode: u32) -> 
     let flags = flags | libc::O_NOFOLLOW | libc::O_CLOEXEC;
     // SAFETY: `name` is NUL-terminated and outlives the call; the descriptor is open.
     let fd = check(unsafe { libc::openat(dir.as_raw_fd(), name.as_ptr(), flags, mode) })?;
-    // SAFETY: `openat` succeeded, so `fd` is open and nobody else's.
+    // SAFETY: the kernel just opened this descriptor, so nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Opens the directory `name` in `dir`, not through a symbolic link. `name` must be a single component.
+/// Opens the directory `name` in `dir` without following a symbolic link. `name` must be a single component.
 pub fn open_dir_at(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {
     open_at(dir, name, libc::O_PATH | libc::O_DIRECTORY, 0)
 }
 
-/// Opens the file `name` in `dir` to read and write, not through a symbolic link; `create` makes it with that mode if
-/// it is not there. `name` must be a single component.
+/// Opens the file `name` in `dir` for reading and writing without following a symbolic link. With `create`, a missing file
+/// is created with that mode. `name` must be a single component.
 pub fn open_file_at(dir: BorrowedFd<'_>, name: &OsStr, create: Option<u32>) -> io::Result<File> {
-    // A FIFO in the file's place must not hold up the opening; for a regular file O_NONBLOCK says nothing.
+    // With O_NONBLOCK the open of a FIFO in the file's place does not wait for a peer; regular files ignore the flag.
     let flags = libc::O_RDWR | libc::O_NONBLOCK | if create.is_some() { libc::O_CREAT } else { 0 };
     open_at(dir, name, flags, create.unwrap_or(0)).map(File::from)
 }
 
-/// Opens a file for reading alone, wherever links lead. As above, a FIFO holds up nothing.
+/// Opens a file read-only, following links. As above, the open of a FIFO does not wait.
 pub fn open_to_read(path: &Path) -> io::Result<File> {
     File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)
 }
 
-/// Makes the directory `name` in `dir`.
+/// Creates the directory `name` in `dir`.
 pub fn make_dir_at(dir: BorrowedFd<'_>, name: &OsStr, mode: u32) -> io::Result<()> {
     let name = c_string(name)?;
     // SAFETY: `name` is NUL-terminated and outlives the call; the descriptor is open.
     check(unsafe { libc::mkdirat(dir.as_raw_fd(), name.as_ptr(), mode) }).map(drop)
 }
 
-/// Makes the symbolic link `name` in `dir`.
+/// Creates the symbolic link `name` in `dir`.
 pub fn make_link_at(dir: BorrowedFd<'_>, name: &OsStr, target: &OsStr) -> io::Result<()> {
     let (name, target) = (c_string(name)?, c_string(target)?);
-    // SAFETY: both are NUL-terminated and outlive the call; the descriptor is open.
+    // SAFETY: both strings are NUL-terminated and outlive the call; the descriptor is open.
     check(unsafe { libc::symlinkat(target.as_ptr(), dir.as_raw_fd(), name.as_ptr()) }).map(drop)
 }
 
-/// Removes `name` from `dir`; no directory.
+/// Removes `name`, which must not be a directory, from `dir`.
 pub fn remove_at(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
     let name = c_string(name)?;
     // SAFETY: `name` is NUL-terminated and outlives the call; the descriptor is open.
     check(unsafe { libc::unlinkat(dir.as_raw_fd(), name.as_ptr(), 0) }).map(drop)
 }
 
-/// Bytes that the file's filesystem has left for us.
-pub fn available(file: &File) -> io::Result<u64> {
+/// Returns the free bytes of the file's filesystem that this user may allocate.
+pub fn available_bytes(file: &File) -> io::Result<u64> {
     // SAFETY: all-zero bytes are a valid `statvfs`, which holds integers only.
     let mut about: libc::statvfs = unsafe { std::mem::zeroed() };
     // SAFETY: `about` is writable and outlives the call; the descriptor is open.
     check(unsafe { libc::fstatvfs(file.as_raw_fd(), &mut about) })?;
-    // The types of the two differ from platform to platform.
+    // The integer types of the two differ between platforms.
     #[allow(clippy::unnecessary_cast)]
     Ok((about.f_bavail as u64).saturating_mul(about.f_frsize as u64))
 }
@@ -199,7 +197,7 @@ mod tests {
         assert!(((32 << 20) + 10..64 << 20).contains(&hole), "{hole}");
         assert_eq!(next_data(&file, 64 << 20).unwrap(), None);
         assert!(next_hole(&file, u64::MAX).is_err());
-        assert!(available(&file).unwrap() > 0);
+        assert!(available_bytes(&file).unwrap() > 0);
     }
 
     #[test]
@@ -211,7 +209,7 @@ mod tests {
             Ok(count) => assert_eq!(&bytes[..count.unwrap()], b"hello"),
             Err(error) => {
                 assert_eq!(error.kind(), io::ErrorKind::Unsupported);
-                assert!(is_in_memory(&file).unwrap());
+                assert!(is_on_tmpfs(&file).unwrap());
             }
         }
     }

@@ -1,8 +1,10 @@
 //! The only `unsafe` code: thin, safe wrappers over system calls that the standard library does not have.
 //!
-//! Each function does one call, checks its result and says which promise of the call it keeps. No policy lives here.
+//! Each function wraps one call and checks its result; every `unsafe` block says why it upholds the call's contract. No
+//! policy lives here.
 
 pub mod datagrams;
+mod errno;
 pub mod file;
 pub mod mount;
 pub mod privileges;

@@ -1,4 +1,4 @@
-//! Mount points: attaching and detaching a FUSE filesystem, passing its descriptor, reading extended attributes.
+//! Mounting and unmounting a FUSE filesystem, passing its descriptor between processes, extended attributes.
 
 use std::ffi::CString;
 use std::io;
@@ -9,16 +9,17 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::ptr;
 
-use super::process::check;
+use super::errno::check;
 
 fn c_path(path: &Path) -> io::Result<CString> {
     Ok(CString::new(path.as_os_str().as_bytes())?)
 }
 
-/// `mount(2)` of a FUSE filesystem: read-only, no devices, no set-user-id, no access times; `noexec`: no execution.
+/// Mounts a FUSE filesystem (`mount(2)`): read-only, without devices, set-user-id programs and access times, and with
+/// `noexec` without execution.
 ///
-/// `fstype` is `fuse` or `fuse.SUBTYPE`; `data` are the kernel's comma-separated options and must name the descriptor
-/// of an open `/dev/fuse` as `fd=N`.
+/// `fstype` is `fuse` or `fuse.SUBTYPE`. `data` holds the kernel's comma-separated options and must give the descriptor of
+/// an open `/dev/fuse` as `fd=N`.
 pub fn mount_fuse(source: &str, target: &Path, fstype: &str, data: &str, noexec: bool) -> io::Result<()> {
     let (source, target) = (CString::new(source)?, c_path(target)?);
     let (fstype, data) = (CString::new(fstype)?, CString::new(data)?);
@@ -29,17 +30,17 @@ pub fn mount_fuse(source: &str, target: &Path, fstype: &str, data: &str, noexec:
     Ok(())
 }
 
-/// `umount2(2)` that detaches the mount now and ends its FUSE connection, whatever files are open in it: their next
-/// use fails. Needs `CAP_SYS_ADMIN` (EPERM).
+/// Detaches a mount at once and aborts its FUSE connection (`umount2(2)`). The next use of a file that is still open in it
+/// fails. Needs `CAP_SYS_ADMIN` (`EPERM`).
 pub fn detach_and_abort(target: &Path) -> io::Result<()> {
     let target = c_path(target)?;
     let flags = libc::MNT_FORCE | libc::MNT_DETACH | libc::UMOUNT_NOFOLLOW;
-    // SAFETY: the pointer is a NUL-terminated string that outlives the call.
+    // SAFETY: the path is NUL-terminated and outlives the call.
     check(unsafe { libc::umount2(target.as_ptr(), flags) })?;
     Ok(())
 }
 
-/// Sends one byte and with it a descriptor (`SCM_RIGHTS`), which stays open here, too.
+/// Sends a descriptor with one byte of data (`SCM_RIGHTS`). The descriptor stays open in this process too.
 pub fn send_descriptor(socket: &UnixStream, descriptor: BorrowedFd<'_>) -> io::Result<()> {
     let mut control = [0u64; 8];
     let mut byte = 0u8;
@@ -50,9 +51,9 @@ pub fn send_descriptor(socket: &UnixStream, descriptor: BorrowedFd<'_>) -> io::R
     message.msg_iov = &raw mut vector;
     message.msg_iovlen = 1;
     message.msg_control = control.as_mut_ptr().cast();
-    // SAFETY: arithmetic alone.
+    // SAFETY: the macro only calculates.
     message.msg_controllen = unsafe { libc::CMSG_SPACE(len) } as _;
-    // SAFETY: the control buffer is larger than the length just stated, so the header and its data are within it.
+    // SAFETY: the control buffer is longer than `msg_controllen` and aligned, so the header and its data are within it.
     unsafe {
         let header = libc::CMSG_FIRSTHDR(&raw const message);
         (*header).cmsg_level = libc::SOL_SOCKET;
@@ -61,7 +62,7 @@ pub fn send_descriptor(socket: &UnixStream, descriptor: BorrowedFd<'_>) -> io::R
         libc::CMSG_DATA(header).cast::<libc::c_int>().write_unaligned(descriptor.as_raw_fd());
     }
     loop {
-        // SAFETY: `message` points to one valid vector and to a control buffer of the length it states.
+        // SAFETY: `message` points to one valid vector and to a control buffer of the stated length; both outlive the call.
         match check(unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL) }) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             other => return other.map(drop),
@@ -69,9 +70,9 @@ pub fn send_descriptor(socket: &UnixStream, descriptor: BorrowedFd<'_>) -> io::R
     }
 }
 
-/// Receives one descriptor that the other side sent with one byte (`SCM_RIGHTS`). It is closed on exec.
+/// Receives a descriptor that the other side sent with one byte of data (`SCM_RIGHTS`). It is closed on exec.
 ///
-/// Obeys the socket's read time-out (`WouldBlock`); the other side closing without sending is `UnexpectedEof`.
+/// Fails with `WouldBlock` after the socket's read time-out, and with `UnexpectedEof` if the other side closes first.
 pub fn receive_descriptor(socket: &UnixStream) -> io::Result<OwnedFd> {
     // Room for one descriptor; `u64` gives the alignment that a `cmsghdr` needs.
     let mut control = [0u64; 8];
@@ -84,25 +85,25 @@ pub fn receive_descriptor(socket: &UnixStream) -> io::Result<OwnedFd> {
     message.msg_control = control.as_mut_ptr().cast();
     message.msg_controllen = mem::size_of_val(&control) as _;
     let received = loop {
-        // SAFETY: `message` points to one valid vector and to a control buffer of the length it states.
+        // SAFETY: `message` points to one valid vector and to a control buffer of the stated length; both outlive the call.
         let result = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC) };
         match check(result) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             other => break other?,
         }
     };
-    // SAFETY: `recvmsg` filled `message` and its control buffer; the macros stay within `msg_controllen`.
+    // SAFETY: `recvmsg` filled `message` and its control buffer; the macro stays within `msg_controllen`.
     let header = unsafe { libc::CMSG_FIRSTHDR(&raw const message).as_ref() };
     let Some(header) = header.filter(|h| h.cmsg_level == libc::SOL_SOCKET && h.cmsg_type == libc::SCM_RIGHTS) else {
         let kind = if received == 0 { io::ErrorKind::UnexpectedEof } else { io::ErrorKind::InvalidData };
-        return Err(io::Error::new(kind, "no descriptor was sent"));
+        return Err(io::Error::new(kind, "the other process sent no descriptor"));
     };
-    // SAFETY: an SCM_RIGHTS message carries at least one descriptor, possibly unaligned. It is new to this process and
-    // nobody else owns it.
+    // SAFETY: an SCM_RIGHTS message carries at least one descriptor, possibly unaligned. The kernel just opened it for this
+    // process, so nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(libc::CMSG_DATA(header).cast::<libc::c_int>().read_unaligned()) })
 }
 
-/// `getxattr(2)`: the value of an extended attribute, at most 4 KiB (ERANGE beyond).
+/// Returns the value of an extended attribute (`getxattr(2)`); `ERANGE` if it is longer than 4 KiB.
 pub fn extended_attribute(path: &Path, name: &str) -> io::Result<Vec<u8>> {
     let (path, name) = (c_path(path)?, CString::new(name)?);
     let mut value = vec![0u8; 4096];

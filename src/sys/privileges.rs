@@ -1,4 +1,4 @@
-//! Users of the system, and giving up what a process may do. Each step is for good.
+//! User accounts, and dropping privileges. Dropped privileges cannot be regained.
 
 use std::ffi::{CStr, CString};
 use std::io;
@@ -6,83 +6,83 @@ use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
 
-use super::process::check;
+use super::errno::check;
 
-/// Room for one entry of the user database; glibc asks for more where an entry has more.
-const ENTRY: usize = 1024;
-/// No entry is longer.
-const MAX_ENTRY: usize = 1 << 20;
-/// `_LINUX_CAPABILITY_VERSION_3` of `linux/capability.h`.
+/// First size of the buffer for an entry of the user database, in bytes; `ERANGE` asks for a larger one.
+const ENTRY_LEN: usize = 1024;
+/// Largest size of that buffer, in bytes; a longer entry is an error.
+const MAX_ENTRY_LEN: usize = 1 << 20;
+/// `_LINUX_CAPABILITY_VERSION_3` in `linux/capability.h`.
 const CAPABILITY_VERSION: u32 = 0x2008_0522;
 
-/// Kill processes of other users: `CAP_KILL`.
+/// `CAP_KILL`: signal processes of other users.
 pub const KILL: u32 = 5;
-/// Read and follow what the file modes forbid: `CAP_DAC_READ_SEARCH`.
+/// `CAP_DAC_READ_SEARCH`: read files and directories whatever their modes say.
 pub const READ_SEARCH: u32 = 2;
-/// Mount and unmount, among much else: `CAP_SYS_ADMIN`.
+/// `CAP_SYS_ADMIN`: mount and unmount, among much else.
 pub const SYS_ADMIN: u32 = 21;
 
-/// A user of the system.
+/// A user account.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Account {
-    /// As in `/etc/passwd`, or from wherever the system has its users.
+    /// The user name in the system's user database.
     pub name: String,
-    /// The number.
+    /// The user ID.
     pub user: u32,
-    /// The number of the user's own group.
+    /// The ID of the user's primary group.
     pub group: u32,
 }
 
-/// Looks a user up by name (`getpwnam_r(3)`), or by number (`getpwuid_r(3)`). `None`: there is none.
+/// Looks up a user by name (`getpwnam_r(3)`) or by ID (`getpwuid_r(3)`). Returns `None` if there is no such user.
 pub fn account(name: &str) -> io::Result<Option<Account>> {
     let by_name = CString::new(name)?;
     let number: Option<libc::uid_t> = name.parse().ok();
-    let mut room = vec![0; ENTRY];
+    let mut strings = vec![0; ENTRY_LEN];
     loop {
-        // SAFETY: `passwd` is plain data for which all zeros is valid.
+        // SAFETY: all-zero bytes are a valid `passwd`: null pointers and zeros.
         let mut entry: libc::passwd = unsafe { mem::zeroed() };
         let mut found = ptr::null_mut();
-        let (buffer, len) = (room.as_mut_ptr(), room.len());
+        let (buffer, len) = (strings.as_mut_ptr(), strings.len());
         let error = match number {
-            // SAFETY: `entry`, `found` and `room` are writable for the lengths stated and outlive the call.
+            // SAFETY: `entry`, `found` and the `len` bytes of `buffer` are writable and outlive the call.
             Some(number) => unsafe { libc::getpwuid_r(number, &raw mut entry, buffer, len, &raw mut found) },
-            // SAFETY: as above, and the name is NUL-terminated.
+            // SAFETY: as above; the name is NUL-terminated and outlives the call.
             None => unsafe { libc::getpwnam_r(by_name.as_ptr(), &raw mut entry, buffer, len, &raw mut found) },
         };
         match error {
             0 if found.is_null() => return Ok(None),
             0 => {
-                // SAFETY: on success the entry's strings are NUL-terminated and stand in `room`, which is still there.
+                // SAFETY: on success the entry's strings are NUL-terminated and within `strings`, which is unchanged.
                 let name = unsafe { CStr::from_ptr(entry.pw_name) }.to_string_lossy().into_owned();
                 return Ok(Some(Account { name, user: entry.pw_uid, group: entry.pw_gid }));
             }
-            libc::ERANGE if room.len() < MAX_ENTRY => room.resize(room.len() * 2, 0),
-            // Some sources of users say "there is none" so.
+            libc::ERANGE if strings.len() < MAX_ENTRY_LEN => strings.resize(strings.len() * 2, 0),
+            // Some user databases report a missing user by these errors.
             libc::ENOENT | libc::ESRCH => return Ok(None),
             error => return Err(io::Error::from_raw_os_error(error)),
         }
     }
 }
 
-/// Becomes a user, with that user's groups, without any capability and without a way to new ones: the bounding set is
-/// empty and programs with the set-user-id bit give nothing.
+/// Switches to a user with that user's groups, without any capability and without a means to regain one: the bounding set
+/// is empty, and set-user-id programs grant nothing.
 ///
-/// Only while there is one thread: capabilities are a thread's own.
+/// Call it while there is one thread, because capabilities belong to a thread.
 pub fn become_user(account: &Account) -> io::Result<()> {
     let name = CString::new(account.name.as_str())?;
     // SAFETY: the name is NUL-terminated and outlives the call.
     check(unsafe { libc::initgroups(name.as_ptr(), account.group) })?;
-    empty_bounding_set()?;
-    // SAFETY: takes integers.
+    clear_bounding_set()?;
+    // SAFETY: the call takes integers.
     check(unsafe { libc::setresgid(account.group, account.group, account.group) })?;
-    // SAFETY: takes integers.
+    // SAFETY: the call takes integers.
     check(unsafe { libc::setresuid(account.user, account.user, account.user) })?;
     keep_capabilities(&[])
 }
 
-/// Keeps these capabilities and no others, for this process and for what it may start; no new ones ever.
+/// Keeps these capabilities and drops all others. Neither this process nor a program that it executes can gain new ones.
 ///
-/// Only while there is one thread: capabilities are a thread's own.
+/// Call it while there is one thread, because capabilities belong to a thread.
 pub fn keep_capabilities(kept: &[u32]) -> io::Result<()> {
     /// `__user_cap_header_struct`
     #[repr(C)]
@@ -90,7 +90,7 @@ pub fn keep_capabilities(kept: &[u32]) -> io::Result<()> {
         version: u32,
         pid: libc::c_int,
     }
-    /// `__user_cap_data_struct`; there are two, for the lower and the upper 32 capabilities.
+    /// `__user_cap_data_struct`; the call takes two, for the lower and the upper 32 capabilities.
     #[repr(C)]
     #[derive(Clone, Copy)]
     struct Data {
@@ -105,16 +105,16 @@ pub fn keep_capabilities(kept: &[u32]) -> io::Result<()> {
         Data { effective: bits, permitted: bits, inheritable: 0 }
     });
     let header = Header { version: CAPABILITY_VERSION, pid: 0 };
-    // SAFETY: version 3 of the call reads one header and two data structures, all valid.
+    // SAFETY: version 3 of the call reads one header and two data structures, which are valid and outlive the call.
     check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, halves.as_ptr()) })?;
     Ok(())
 }
 
-/// Takes every capability out of the bounding set. Needs `CAP_SETPCAP`.
-pub fn empty_bounding_set() -> io::Result<()> {
+/// Removes every capability from the bounding set. Needs `CAP_SETPCAP`.
+pub fn clear_bounding_set() -> io::Result<()> {
     for capability in 0..64 {
         match prctl(libc::PR_CAPBSET_DROP, capability) {
-            // Beyond the last one that this kernel has.
+            // The last capability that this kernel knows was the one before.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => break,
             other => other?,
         }
@@ -124,14 +124,14 @@ pub fn empty_bounding_set() -> io::Result<()> {
 
 fn prctl(operation: libc::c_int, argument: libc::c_ulong) -> io::Result<()> {
     let none: libc::c_ulong = 0;
-    // SAFETY: the operations that are used take integers.
+    // SAFETY: the operations that the callers use take integers.
     check(unsafe { libc::prctl(operation, argument, none, none, none) })?;
     Ok(())
 }
 
-/// Enters another mount namespace (`setns(2)`), named by an open file of `/proc/PID/ns/mnt`.
+/// Enters the mount namespace of an open `/proc/PID/ns/mnt` (`setns(2)`).
 pub fn enter_mount_namespace(namespace: BorrowedFd<'_>) -> io::Result<()> {
-    // SAFETY: takes integers; the descriptor is open.
+    // SAFETY: the call takes integers; the descriptor is open.
     check(unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNS) })?;
     Ok(())
 }

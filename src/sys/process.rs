@@ -1,4 +1,4 @@
-//! Becoming a daemon, what this process may take, and signalling and waiting for another process.
+//! Daemons, resource limits, the allocator, and signals to other processes.
 
 use std::ffi::CStr;
 use std::fs::{File, OpenOptions};
@@ -6,93 +6,90 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
-/// The result of a system call, or the error it left in `errno`.
-pub(super) fn check<T: Default + PartialOrd>(result: T) -> io::Result<T> {
-    if result < T::default() { Err(io::Error::last_os_error()) } else { Ok(result) }
-}
+use super::errno::check;
 
-/// The effective user.
+/// Returns the effective user ID.
 pub fn user() -> u32 {
-    // SAFETY: takes nothing, cannot fail.
+    // SAFETY: the call takes no arguments and cannot fail.
     unsafe { libc::geteuid() }
 }
 
-/// The effective group.
+/// Returns the effective group ID.
 pub fn group() -> u32 {
-    // SAFETY: takes nothing, cannot fail.
+    // SAFETY: the call takes no arguments and cannot fail.
     unsafe { libc::getegid() }
 }
 
-/// Lets this process open `wanted` files and connections, or as many as its hard limit has (`setrlimit(2)`). Returns how
-/// many that are; there may have been more before, and then there are still.
-pub fn allow_descriptors(wanted: u64) -> io::Result<u64> {
+/// Raises the soft limit on open descriptors to `wanted`, or to the hard limit if that is lower (`setrlimit(2)`). Never
+/// lowers it. Returns the limit that now applies.
+pub fn raise_descriptor_limit(wanted: u64) -> io::Result<u64> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: `limit` is writable and outlives the call.
     check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) })?;
     let raised = libc::rlimit { rlim_cur: wanted.min(limit.rlim_max), ..limit };
     if raised.rlim_cur > limit.rlim_cur {
-        // SAFETY: `raised` outlives the call, which only reads it.
+        // SAFETY: the call only reads `raised`, which outlives it.
         check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const raised) })?;
         return Ok(raised.rlim_cur);
     }
     Ok(limit.rlim_cur)
 }
 
-/// Has the GNU allocator keep little of what is freed (`mallopt(3)`); others are left as they are. Left alone, it has a
-/// heap a thread, eight times as many as there are cores, and pieces of some MiB leave holes in each: with ten torrents
-/// at work a third of the memory was such holes. Measured, streaming takes no more time for it.
-pub fn keep_heap_small() {
+/// Makes the GNU allocator return freed memory to the kernel early (`mallopt(3)`); does nothing with other allocators. By
+/// default it keeps up to eight heaps per core, and buffers of some MiB leave holes in each: with ten active torrents a
+/// third of the memory was such holes. Measured, streaming is no slower with these settings.
+pub fn tune_allocator() {
     #[cfg(target_env = "gnu")]
-    // What the allocator refuses stays as it was.
+    // A setting that the allocator refuses keeps its default.
     for (parameter, value) in [
         (libc::M_ARENA_MAX, 2),
-        // Bytes free at the end of a heap from which they are given back.
+        // Free bytes at the end of a heap above which the heap shrinks.
         (libc::M_TRIM_THRESHOLD, 4 << 20),
-        // Bytes from which on a block is a mapping of its own, zeroed by the kernel: not the pieces of most torrents.
+        // Size from which an allocation is a mapping of its own, which the kernel zeroes: larger than most pieces.
         (libc::M_MMAP_THRESHOLD, 8 << 20),
     ] {
-        // SAFETY: takes two integers.
+        // SAFETY: the call takes two integers and touches none of our memory.
         unsafe { libc::mallopt(parameter, value) };
     }
 }
 
-/// Has the GNU allocator give what is free in the middle of its heaps back to the kernel (`malloc_trim(3)`). Whoever
-/// allocates meanwhile waits, for some milliseconds if there is much to give.
-pub fn give_heap_back() {
+/// Makes the GNU allocator return the free pages in the middle of its heaps to the kernel (`malloc_trim(3)`). Allocations
+/// by other threads wait meanwhile, up to some milliseconds if there is much to return.
+pub fn trim_heap() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: takes an integer.
+    // SAFETY: the call takes an integer and frees only memory that nobody uses.
     unsafe {
         libc::malloc_trim(0);
     }
 }
 
-/// A process held by descriptor: its number cannot come to mean another process while this lives.
+/// A process held by descriptor: its ID cannot be reused for another process while this value exists.
 #[derive(Debug)]
 pub struct Process(OwnedFd);
 
 impl Process {
-    /// `pidfd_open(2)`; ESRCH if there is no such process.
+    /// Opens a process by ID (`pidfd_open(2)`); `ESRCH` if there is no such process.
     pub fn open(pid: u32) -> io::Result<Self> {
         let pid = libc::pid_t::try_from(pid).map_err(|_| io::Error::from_raw_os_error(libc::ESRCH))?;
-        // SAFETY: the call takes two integers.
+        // SAFETY: the call takes two integers and touches none of our memory.
         let fd = check(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
         // SAFETY: the kernel just made this descriptor (closed on exec) for us alone; descriptors fit in a C int.
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd as libc::c_int) }))
     }
 
-    /// Asks it to end: `SIGTERM` through `pidfd_send_signal(2)`.
+    /// Sends `SIGTERM` to the process (`pidfd_send_signal(2)`).
     pub fn terminate(&self) -> io::Result<()> {
         let no_info = std::ptr::null::<libc::siginfo_t>();
-        // SAFETY: the descriptor is a pidfd, and a null `siginfo` asks for the default one.
+        // SAFETY: the descriptor is an open pidfd, and the call accepts a null `siginfo`.
         check(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, self.0.as_raw_fd(), libc::SIGTERM, no_info, 0) })?;
         Ok(())
     }
 
-    /// Waits until it ends, or for the time given. Says whether it has ended.
+    /// Waits until the process ends, for at most `limit`. Returns whether it has ended.
     pub fn wait(&self, limit: Duration) -> io::Result<bool> {
         let mut poll = libc::pollfd { fd: self.0.as_raw_fd(), events: libc::POLLIN, revents: 0 };
         let limit = libc::c_int::try_from(limit.as_millis()).unwrap_or(libc::c_int::MAX);
-        // SAFETY: one valid `pollfd`.
+        // SAFETY: `poll` is one valid `pollfd` that outlives the call.
         match check(unsafe { libc::poll(&raw mut poll, 1, limit) }) {
             Ok(ready) => Ok(ready > 0),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(false),
@@ -101,57 +98,57 @@ impl Process {
     }
 }
 
-/// A descriptor of another process, as our own (`pidfd_getfd(2)`, Linux 5.6). Takes the right to trace that process.
+/// Duplicates a descriptor of another process (`pidfd_getfd(2)`, Linux 5.6). Needs the right to trace that process.
 pub fn descriptor_of(process: &Process, number: u32) -> io::Result<OwnedFd> {
-    // SAFETY: takes integers; the descriptor of the process is open.
+    // SAFETY: the call takes integers; the process's descriptor is open.
     let fd = check(unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.0.as_raw_fd(), number, 0) })?;
     // SAFETY: the kernel just made this descriptor (closed on exec) for us alone; descriptors fit in a C int.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as libc::c_int) })
 }
 
-/// Whether a descriptor is in error, as that of the FUSE device is for as long as it belongs to no mount.
-pub fn is_in_error(fd: BorrowedFd<'_>) -> io::Result<bool> {
+/// Returns whether `poll(2)` reports an error on a descriptor, as it does on a FUSE device that belongs to no mount.
+pub fn has_poll_error(fd: BorrowedFd<'_>) -> io::Result<bool> {
     let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events: 0, revents: 0 };
-    // SAFETY: one valid `pollfd`.
+    // SAFETY: `poll` is one valid `pollfd` that outlives the call.
     check(unsafe { libc::poll(&raw mut poll, 1, 0) })?;
     Ok(poll.revents & libc::POLLERR != 0)
 }
 
-/// The most that a daemon's message to its parent can be, in bytes.
+/// Largest message from a daemon to its parent, in bytes: an error text of many lines fits.
 const MAX_MESSAGE: u64 = 64 * 1024;
 
-/// Which of the two processes this is.
+/// The process that [`fork_daemon`] returns in.
 #[derive(Debug)]
 pub enum Side {
-    /// The one that was started: it waits for the daemon's word and ends.
+    /// The process that was started; it waits for the daemon's report and ends.
     Parent(Waiter),
-    /// The daemon to be.
+    /// The future daemon.
     Child(Notifier),
 }
 
-/// Waits for the daemon's word.
+/// The parent's end: waits for the daemon's report.
 #[derive(Debug)]
 pub struct Waiter {
     pipe: File,
     child: Child,
 }
 
-/// Gives the daemon's word. Dropping it without a word, or dying, is a failure to the parent.
+/// The daemon's end: reports success or failure. Dropped without a report, it counts as a failure in the parent.
 #[derive(Debug)]
 pub struct Notifier {
     pipe: File,
 }
 
-/// Splits off a daemon. It stays in this process group until [`Notifier::ready`]: while an automount waits for its mount,
-/// autofs lets nobody else reach the mount point (systemd runs mount(8) in its own group for that). And whoever gives up
-/// waiting, by Ctrl-C, ends both.
+/// Forks a daemon. It stays in this process group until [`Notifier::ready`]: while an automount waits for its mount, autofs
+/// lets only the mounting process group reach the mount point (systemd runs mount(8) in a group of its own for that). It
+/// also means that Ctrl-C during the wait ends both processes.
 ///
-/// It keeps its working directory and its standard streams until [`Notifier::ready`], so that relative paths and
-/// messages still work while it starts. Must come before any thread is started, the async runtime's above all: a fork
-/// takes along only the thread that calls it, and every lock as it stands. With more than one thread it is an error.
-pub fn fork() -> io::Result<Side> {
+/// The daemon keeps its working directory and its standard streams until [`Notifier::ready`], so that relative paths and
+/// messages still work while it starts. Call this before any thread is started, the async runtime's included: a fork
+/// copies only the calling thread, and every lock in its present state. With more than one thread it is an error.
+pub fn fork_daemon() -> io::Result<Side> {
     let (read, write) = io::pipe()?;
-    match split()? {
+    match fork_child()? {
         None => {
             drop(read);
             Ok(Side::Child(Notifier { pipe: File::from(OwnedFd::from(write)) }))
@@ -160,49 +157,49 @@ pub fn fork() -> io::Result<Side> {
     }
 }
 
-/// Begins a session: Ctrl-C in the terminal, and the terminal's end, do not reach this process any more (`setsid(2)`). Fails
-/// for the leader of a process group, which the child of a fork is not.
+/// Starts a session, so that Ctrl-C in the terminal and the terminal's closing no longer reach this process (`setsid(2)`).
+/// Fails for the leader of a process group, which the child of a fork is not.
 pub fn new_session() -> io::Result<()> {
-    // SAFETY: takes nothing.
+    // SAFETY: the call takes no arguments.
     check(unsafe { libc::setsid() })?;
     Ok(())
 }
 
-/// `fork(2)`, on the conditions of [`fork`]: the child, or `None` in the child.
-pub fn split() -> io::Result<Option<Child>> {
-    // Under test the harness has threads of its own; they hold nothing that the child uses.
+/// Forks (`fork(2)`). Returns the child, or `None` in the child itself. Like [`fork_daemon`] it needs a single thread.
+pub fn fork_child() -> io::Result<Option<Child>> {
+    // Under test the harness has threads of its own; they hold no lock that the child uses.
     if !cfg!(test) && std::fs::read_dir("/proc/self/task")?.count() > 1 {
-        return Err(io::Error::other("cannot become a daemon after threads were started"));
+        return Err(io::Error::other("cannot fork: other threads have already started"));
     }
-    // SAFETY: this is the only thread (checked above), so the child finds every lock free.
+    // SAFETY: this is the only thread (checked above), so no lock is held by a thread that the child lacks.
     let child = check(unsafe { libc::fork() })?;
     Ok((child > 0).then_some(Child(child)))
 }
 
-/// A process that was split off. It stays a zombie until it is reaped.
+/// A forked process. It stays a zombie until it is reaped.
 #[derive(Debug)]
 pub struct Child(libc::pid_t);
 
 impl Child {
-    /// Asks it to end: `SIGTERM`.
+    /// Sends `SIGTERM` to the child.
     pub fn terminate(&self) -> io::Result<()> {
-        // SAFETY: takes integers; the child is not reaped yet, so its number is still its own.
+        // SAFETY: the call takes integers. The child is not reaped yet, so its ID is not reused.
         check(unsafe { libc::kill(self.0, libc::SIGTERM) })?;
         Ok(())
     }
 
-    /// Waits for its end: the exit code, or the signal that killed it.
+    /// Waits until the child ends. Returns its exit code, or the signal that killed it as the inner error.
     pub fn reap(self) -> io::Result<Result<u8, u8>> {
         let mut status = 0;
         loop {
-            // SAFETY: `status` is a valid place for the result.
+            // SAFETY: `status` is writable and outlives the call.
             match check(unsafe { libc::waitpid(self.0, &raw mut status, 0) }) {
                 Ok(_) => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
         }
-        // Both are below 256.
+        // Exit codes and signal numbers are below 256.
         Ok(if libc::WIFSIGNALED(status) {
             Err(libc::WTERMSIG(status) as u8)
         } else {
@@ -211,42 +208,43 @@ impl Child {
     }
 }
 
-/// Leaves the working directory, so that it can be unmounted, and the terminal.
-pub fn leave_terminal() -> io::Result<()> {
-    leave(|| Ok(()))
+/// Changes to the root directory, so that the old one can be unmounted, and replaces the standard streams by `/dev/null`.
+pub fn detach_from_terminal() -> io::Result<()> {
+    detach_after(|| Ok(()))
 }
 
-fn leave(last_word: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+/// Detaches as [`detach_from_terminal`] does, after a report.
+fn detach_after(report: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
     std::env::set_current_dir("/")?;
     let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
-    // The word comes before the streams go, for a failure to be heard.
-    last_word()?;
+    // Report while the streams are still open, so that an error can be printed.
+    report()?;
     for stream in 0..=2 {
-        // SAFETY: takes two integers; the standard streams are not owned by any Rust value that closes them.
+        // SAFETY: the call takes two integers. No Rust value that closes its descriptor owns a standard stream.
         check(unsafe { libc::dup2(null.as_raw_fd(), stream) })?;
     }
     Ok(())
 }
 
-/// Closes whatever a caller left open, but for the standard streams (`close_range(2)`). For a program that stays, and has
-/// not opened anything itself yet.
+/// Closes every descriptor inherited from the parent process, except the standard streams (`close_range(2)`). Call it
+/// before the program opens anything itself.
 pub fn close_inherited() -> io::Result<()> {
-    // SAFETY: takes integers. The caller has no descriptor that a Rust value owns.
+    // SAFETY: the call takes integers. No Rust value owns a descriptor yet, so none is closed under its owner.
     check(unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0) })?;
     Ok(())
 }
 
-/// The name of this process in `ps`, cut after 15 bytes (`PR_SET_NAME`).
+/// Sets the name of this process in `ps`, cut to 15 bytes (`PR_SET_NAME`).
 pub fn set_name(name: &CStr) -> io::Result<()> {
-    // SAFETY: the name is NUL-terminated and outlives the call; the other arguments are not looked at.
+    // SAFETY: the name is NUL-terminated and outlives the call; the other arguments are ignored.
     check(unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) })?;
     Ok(())
 }
 
-/// SIGINT, SIGTERM and SIGHUP as something to wait for: they are blocked, and the descriptor becomes readable instead
-/// (`signalfd(2)`). For a process of one thread.
+/// Blocks SIGINT, SIGTERM and SIGHUP, and returns a descriptor that becomes readable when one arrives (`signalfd(2)`). For
+/// a process with one thread.
 pub fn block_signals() -> io::Result<OwnedFd> {
-    // SAFETY: `sigset_t` is plain data, made valid by `sigemptyset`; all calls get that one set.
+    // SAFETY: `sigset_t` is plain data that `sigemptyset` initialises; every call gets that one set, which outlives them.
     let fd = unsafe {
         let mut set: libc::sigset_t = std::mem::zeroed();
         check(libc::sigemptyset(&raw mut set))?;
@@ -260,11 +258,11 @@ pub fn block_signals() -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Waits until one of two descriptors can be read, or is closed at its other end: which of them.
-pub fn readable(two: [BorrowedFd<'_>; 2]) -> io::Result<[bool; 2]> {
+/// Waits until one of two descriptors is readable or closed at its other end. Returns for each whether it is.
+pub fn poll_readable(two: [BorrowedFd<'_>; 2]) -> io::Result<[bool; 2]> {
     let mut polls = two.map(|fd| libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 });
     loop {
-        // SAFETY: two valid `pollfd`.
+        // SAFETY: `polls` is two valid `pollfd` that outlive the call.
         match check(unsafe { libc::poll(polls.as_mut_ptr(), 2, -1) }) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
@@ -274,21 +272,22 @@ pub fn readable(two: [BorrowedFd<'_>; 2]) -> io::Result<[bool; 2]> {
 }
 
 impl Waiter {
-    /// The daemon's word: what it says when it is ready, or why it could not start (`Err`), or how it died before either.
+    /// Waits for the daemon's report: its message when it is ready, or, as the inner error, why it could not start or how
+    /// it died before it reported.
     pub fn wait(self) -> io::Result<Result<String, String>> {
-        let mut said = Vec::new();
-        self.pipe.take(MAX_MESSAGE).read_to_end(&mut said)?;
+        let mut report = Vec::new();
+        self.pipe.take(MAX_MESSAGE).read_to_end(&mut report)?;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        Ok(match said.split_first() {
+        Ok(match report.split_first() {
             Some((b'+', message)) => Ok(text(message)),
             Some((_, message)) => Err(text(message)),
-            None => Err(format!("the daemon {} before it was ready", death(self.child)?)),
+            None => Err(format!("the daemon {} before it was ready", describe_exit(self.child)?)),
         })
     }
 }
 
-/// Reaps a child that has closed its pipe, and says how it ended.
-fn death(child: Child) -> io::Result<String> {
+/// Reaps a child that has closed its pipe, and describes how it ended.
+fn describe_exit(child: Child) -> io::Result<String> {
     Ok(match child.reap()? {
         Err(signal) => format!("was killed by signal {signal}"),
         Ok(code) => format!("ended with exit code {code}"),
@@ -296,25 +295,26 @@ fn death(child: Child) -> io::Result<String> {
 }
 
 impl Notifier {
-    /// Says that all is well, leaves the working directory (so that it can be unmounted), the terminal and its session.
+    /// Reports that the daemon is ready, and leaves the working directory (so that it can be unmounted), the terminal and
+    /// its session.
     ///
-    /// `BrokenPipe` if the parent is gone: whoever started this has given up.
+    /// Fails with `BrokenPipe` if the parent is gone, which means that the user gave up waiting.
     pub fn ready(self, message: &str) -> io::Result<()> {
-        leave(|| new_session().and_then(|()| self.say(b'+', message)))
+        detach_after(|| new_session().and_then(|()| self.send(b'+', message)))
     }
 
-    /// Whether somebody still waits for the word.
+    /// Returns whether the parent still waits for the report.
     pub fn is_awaited(&self) -> bool {
-        // A pipe whose other end is closed is in error.
-        !is_in_error(self.pipe.as_fd()).unwrap_or(false)
+        // `poll` reports an error on a pipe whose other end is closed.
+        !has_poll_error(self.pipe.as_fd()).unwrap_or(false)
     }
 
-    /// Says why it could not start. The caller then ends the process.
+    /// Reports why the daemon could not start. The caller then ends the process.
     pub fn failed(self, message: &str) -> io::Result<()> {
-        self.say(b'-', message)
+        self.send(b'-', message)
     }
 
-    fn say(&self, sign: u8, message: &str) -> io::Result<()> {
+    fn send(&self, sign: u8, message: &str) -> io::Result<()> {
         let mut bytes = vec![sign];
         bytes.extend_from_slice(message.as_bytes());
         (&self.pipe).write_all(&bytes)
@@ -328,8 +328,8 @@ mod tests {
 
     const ROLE: &str = "TORRENTFS_TEST_DAEMON";
 
-    /// Runs `daemon_helper` in a process of its own and gives what its parent side heard.
-    fn heard(role: &str) -> String {
+    /// Runs `daemon_helper` in a process of its own and returns the report that its parent side received.
+    fn report_of(role: &str) -> String {
         let output = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "sys::process::tests::daemon_helper", "--nocapture", "--test-threads=1"])
             .env(ROLE, role)
@@ -337,26 +337,26 @@ mod tests {
             .output()
             .unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
-        let (_, heard) = text.split_once("HEARD ").unwrap_or_else(|| panic!("nothing heard in {text:?}"));
-        heard.lines().next().unwrap().to_owned()
+        let (_, report) = text.split_once("REPORT ").unwrap_or_else(|| panic!("no report in {text:?}"));
+        report.lines().next().unwrap().to_owned()
     }
 
     #[test]
-    fn descriptors_are_never_fewer() {
-        let now = allow_descriptors(0).unwrap();
-        assert_eq!(allow_descriptors(1).unwrap(), now);
-        let more = allow_descriptors(now + 1).unwrap();
+    fn the_descriptor_limit_is_never_lowered() {
+        let now = raise_descriptor_limit(0).unwrap();
+        assert_eq!(raise_descriptor_limit(1).unwrap(), now);
+        let more = raise_descriptor_limit(now + 1).unwrap();
         assert!(more == now || more == now + 1);
-        assert_eq!(allow_descriptors(0).unwrap(), more);
+        assert_eq!(raise_descriptor_limit(0).unwrap(), more);
     }
 
-    /// Not a test of its own: the process that the tests below start.
+    /// The process that the test below starts; does nothing when run as a test.
     #[test]
     fn daemon_helper() {
         let Ok(role) = std::env::var(ROLE) else { return };
-        match fork().unwrap() {
+        match fork_daemon().unwrap() {
             Side::Parent(waiter) => {
-                println!("HEARD {:?}", waiter.wait().unwrap());
+                println!("REPORT {:?}", waiter.wait().unwrap());
                 io::stdout().flush().unwrap();
             }
             Side::Child(notifier) => {
@@ -368,24 +368,24 @@ mod tests {
                     }
                     "failed" => i32::from(notifier.failed("no such torrent").is_err()),
                     "killed" => {
-                        // SAFETY: sends a signal to this very process.
+                        // SAFETY: the call takes an integer and kills this process.
                         unsafe { libc::raise(libc::SIGKILL) };
                         1
                     }
                     _ => 7,
                 };
-                // SAFETY: ends the child at once, without the harness's exit handlers.
+                // SAFETY: the call takes an integer and ends the child at once, without the harness's exit handlers.
                 unsafe { libc::_exit(code) };
             }
         }
     }
 
     #[test]
-    fn the_parent_hears_how_the_daemon_fares() {
-        assert_eq!(heard("ready"), r#"Ok("mounted")"#);
-        assert_eq!(heard("failed"), r#"Err("no such torrent")"#);
-        assert_eq!(heard("killed"), r#"Err("the daemon was killed by signal 9 before it was ready")"#);
-        assert_eq!(heard("silent"), r#"Err("the daemon ended with exit code 7 before it was ready")"#);
+    fn the_parent_receives_the_daemons_report() {
+        assert_eq!(report_of("ready"), r#"Ok("mounted")"#);
+        assert_eq!(report_of("failed"), r#"Err("no such torrent")"#);
+        assert_eq!(report_of("killed"), r#"Err("the daemon was killed by signal 9 before it was ready")"#);
+        assert_eq!(report_of("silent"), r#"Err("the daemon ended with exit code 7 before it was ready")"#);
     }
 
     #[test]

@@ -60,7 +60,7 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
-use crate::sys::datagrams::tell_destination;
+use crate::sys::datagrams::enable_packet_info;
 use http::SlowConnections;
 use maintenance::Maintenance;
 use service::Service;
@@ -101,7 +101,7 @@ impl Tracker {
         let threads = std::thread::available_parallelism().map_or(1, |cores| cores.get().min(MAX_THREADS));
         let (slow, mut workers) = (Arc::new(SlowConnections::default()), Workers::default());
         for socket in udp {
-            tell_destination(&socket)?;
+            enable_packet_info(&socket)?;
             let service = service.clone();
             workers.start("tracker-udp", socket, threads, move |socket, stop| udp::serve(socket, stop, &service))?;
         }

@@ -1,4 +1,5 @@
-//! The canonical allowed-fast set of a peer (BEP 6): the same from all who offer one, so that asking many gains nothing.
+//! The canonical allowed-fast set of a peer (BEP 6). All peers offer the same set, so a client gains nothing from more
+//! connections.
 
 use std::net::Ipv4Addr;
 
@@ -6,11 +7,11 @@ use sha1::{Digest, Sha1};
 
 use crate::metainfo::InfoHash;
 
-/// Up to `count` pieces, in the order in which they are offered, that a peer at this address may fetch while choked.
-/// The specification knows no set for IPv6.
+/// Returns up to `count` pieces that the peer at `ip` may request while choked, in the order in which to offer them. The
+/// specification defines no set for IPv6.
 pub fn allowed_fast_set(ip: Ipv4Addr, info_hash: &InfoHash, pieces: u32, count: u8) -> Vec<u32> {
     let count = usize::from(count);
-    // Where all are allowed there is no need to wait until chance has named each.
+    // The loop below ends only after it has drawn `count` different pieces.
     if pieces as usize <= count {
         return (0..pieces).collect();
     }

@@ -1,21 +1,22 @@
-//! The bitfield message (BEP 3): its first bit is the highest of its first byte, where a [`FixedBitSet`] begins with
-//! the lowest. So each byte is reversed, and a word is eight of them.
+//! The bitfield message (BEP 3). Its first bit is the most significant one of a byte, but a [`FixedBitSet`] starts with the
+//! least significant one, so the bits of each byte are reversed.
 
 use bytes::Bytes;
 use fixedbitset::{Block, FixedBitSet};
 
 use super::error::WireError;
 
+/// Bytes in a word of a [`FixedBitSet`].
 const WORD: usize = size_of::<Block>();
 
-/// The content of a bitfield message: a bit a piece, filled up with zeros to whole bytes.
+/// Encodes the content of a bitfield message: one bit per piece, padded with zeros to whole bytes.
 pub fn bitfield_to_wire(have: &FixedBitSet) -> Bytes {
     let mut bytes: Vec<u8> = have.as_slice().iter().flat_map(|word| word.to_le_bytes()).map(u8::reverse_bits).collect();
     bytes.truncate(have.len().div_ceil(8));
     bytes.into()
 }
 
-/// Reads the content of a bitfield message for a torrent of this many pieces.
+/// Decodes the content of a bitfield message for a torrent with this number of pieces.
 pub fn bitfield_from_wire(bytes: &[u8], pieces: u32) -> Result<FixedBitSet, WireError> {
     let bits = pieces as usize;
     if bytes.len() != bits.div_ceil(8) {
@@ -62,7 +63,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn both_ways_bit_by_bit(bits in proptest::collection::vec(any::<bool>(), 0..300)) {
+        fn encoding_and_decoding_keep_every_bit(bits in proptest::collection::vec(any::<bool>(), 0..300)) {
             let mut have = FixedBitSet::with_capacity(bits.len());
             for (n, bit) in bits.iter().enumerate() {
                 have.set(n, *bit);
@@ -76,7 +77,7 @@ mod tests {
         }
 
         #[test]
-        fn whatever_is_accepted_is_written_the_same(bytes in proptest::collection::vec(any::<u8>(), 0..40), pieces in 0u32..320) {
+        fn an_accepted_bitfield_encodes_to_the_same_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..40), pieces in 0u32..320) {
             if let Ok(have) = bitfield_from_wire(&bytes, pieces) {
                 prop_assert_eq!(have.len(), pieces as usize);
                 prop_assert_eq!(bitfield_to_wire(&have), bytes);

@@ -2,10 +2,10 @@
 
 use super::message::PeerId;
 
-/// Our client and its version, as peers are told.
+/// Name and version of our client, as sent to peers.
 pub const CLIENT_NAME: &str = concat!("torrentfs ", env!("CARGO_PKG_VERSION"));
 
-/// The start of our peer ids (BEP 20): `TF`, the three numbers of our version and a 0.
+/// First bytes of our peer ids (BEP 20): `TF`, the three numbers of our version and a 0.
 pub(super) const PEER_ID_PREFIX: [u8; 8] = [
     b'-',
     b'T',
@@ -27,7 +27,7 @@ const fn digit(decimal: &str) -> u8 {
     b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"[number]
 }
 
-/// Codes of `-XX1234-`, and whose they are.
+/// Client codes, as in `-XX1234-`, and client names.
 const CLIENTS: [(&[u8; 2], &str); 30] = [
     (b"7T", "aTorrent"),
     (b"A2", "aria2"),
@@ -61,11 +61,11 @@ const CLIENTS: [(&[u8; 2], &str); 30] = [
     (b"st", "SharkTorrent"),
 ];
 
-/// The program and its version as far as they can be read off; `None`: the id follows no convention known here.
+/// Returns the name and version of a peer's client, or `None` if the id has another form or an unknown code.
 pub fn client_of(id: &PeerId) -> Option<String> {
     let [b'-', a, b, version @ .., b'-'] = id.0.first_chunk::<8>()? else { return None };
     let name = CLIENTS.iter().find(|(code, _)| **code == [*a, *b]).map(|(_, name)| *name)?;
-    // A digit each, of base 36 where it is above 9.
+    // One base-36 digit per part of the version.
     let mut digits = Vec::new();
     for digit in version {
         digits.push(char::from(*digit).to_digit(36)?);
@@ -104,7 +104,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn never_fails(id: [u8; 20]) {
+        fn any_id_is_accepted(id: [u8; 20]) {
             let _ = client_of(&PeerId(id));
         }
     }

@@ -1,28 +1,28 @@
-//! Messages to bytes and back (BEP 3, 5, 6, 10).
+//! Encoding and decoding of messages (BEP 3, 5, 6, 10).
 //!
-//! A message is a length (4 bytes, big-endian), a number that tells its kind, and its content. The decoder knows the
-//! most that each kind may have before it makes room for it, takes contents out of the buffer without copying, and
-//! passes over kinds that it does not know as they come in.
+//! A message consists of its length (4 bytes, big-endian), a byte with its kind, and its content. The decoder checks the
+//! length against the kind's maximum before it reserves memory, returns contents without copying them, and discards
+//! messages of unknown kinds as they arrive.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::error::WireError;
 use super::message::{Message, Request};
 
-/// The most bytes of a block, in a `Piece` message. We ask for 16 KiB; others may serve us more at once.
+/// Length limit of a block in a `Piece` message, in bytes. We request 16 KiB; the margin tolerates peers that send more.
 pub const MAX_BLOCK_LEN: u32 = 128 << 10;
 
-/// The most bytes of an extension message's content.
+/// Length limit of an extension message's content, in bytes. Real ones are below 100 KiB.
 pub const MAX_EXTENDED_LEN: u32 = 1 << 20;
 
-/// Bytes of a `Piece` message before the block.
+/// Length of a `Piece` message before the block, in bytes: length, kind, piece and begin.
 pub const PIECE_HEADER_LEN: usize = 13;
 
-/// The most bytes of a message of an unknown kind.
+/// Length limit of a message of an unknown kind, in bytes; a longer one ends the connection.
 const MAX_UNKNOWN_LEN: u32 = 1 << 20;
 
-/// Bytes of the length before a message.
-const PREFIX: usize = 4;
+/// Length of the length prefix, in bytes.
+const PREFIX_LEN: usize = 4;
 
 mod id {
     pub const CHOKE: u8 = 0;
@@ -43,7 +43,7 @@ mod id {
     pub const EXTENDED: u8 = 20;
 }
 
-/// Bytes that [`encode`] appends, the length included.
+/// Returns the number of bytes that [`encode`] appends.
 pub fn encoded_len(message: &Message) -> usize {
     let body = match message {
         Message::KeepAlive => 0,
@@ -60,15 +60,15 @@ pub fn encoded_len(message: &Message) -> usize {
         Message::Piece { data, .. } => 9 + data.len(),
         Message::Extended { payload, .. } => 2 + payload.len(),
     };
-    PREFIX + body
+    PREFIX_LEN + body
 }
 
-/// Appends a message. For `Piece` this copies the block; [`encode_piece_header`] and a vectored write do not.
+/// Appends an encoded message. This copies the block of a `Piece`; [`encode_piece_header`] and a vectored write avoid that.
 pub fn encode(message: &Message, out: &mut BytesMut) {
     let len = encoded_len(message);
     out.reserve(len);
-    // Our own messages are bounded far below 4 GiB.
-    out.put_u32((len - PREFIX) as u32);
+    // Our own messages are far shorter than 4 GiB.
+    out.put_u32((len - PREFIX_LEN) as u32);
     let mut number = |id: u8, piece: u32| {
         out.put_u8(id);
         out.put_u32(piece);
@@ -116,7 +116,7 @@ fn put_request(out: &mut BytesMut, id: u8, request: &Request) {
     out.put_u32(request.length);
 }
 
-/// What stands before the block of a `Piece` message; `request.length` bytes must follow.
+/// Encodes the part of a `Piece` message before the block. The block of `request.length` bytes must follow.
 pub fn encode_piece_header(request: Request) -> [u8; PIECE_HEADER_LEN] {
     let mut header = [0; PIECE_HEADER_LEN];
     header[..4].copy_from_slice(&9u32.saturating_add(request.length).to_be_bytes());
@@ -126,51 +126,51 @@ pub fn encode_piece_header(request: Request) -> [u8; PIECE_HEADER_LEN] {
     header
 }
 
-/// Takes messages out of a buffer that a connection is read into.
+/// Decodes messages from a connection's receive buffer.
 #[derive(Clone, Debug)]
 pub struct Decoder {
     max_bitfield: u32,
-    /// Bytes still to come of a message of an unknown kind.
+    /// Bytes still to discard of a message of an unknown kind.
     to_skip: usize,
 }
 
 impl Decoder {
-    /// For a torrent of this many pieces.
+    /// Creates a decoder for a torrent with this number of pieces.
     pub fn new(pieces: u32) -> Self {
         Self { max_bitfield: pieces.div_ceil(8), to_skip: 0 }
     }
 
-    /// The next message, or `None` if more must be read first; then the buffer has room for the rest of it. After an
-    /// error the connection is of no further use.
+    /// Takes the next message from the buffer. Returns `None` if it is incomplete, and then has reserved memory for the rest
+    /// of it. After an error, close the connection.
     pub fn decode(&mut self, buffer: &mut BytesMut) -> Result<Option<Message>, WireError> {
         loop {
             let skipped = self.to_skip.min(buffer.len());
             buffer.advance(skipped);
             self.to_skip -= skipped;
 
-            let Some((prefix, rest)) = buffer.split_first_chunk::<PREFIX>() else { return Ok(None) };
+            let Some((prefix, rest)) = buffer.split_first_chunk::<PREFIX_LEN>() else { return Ok(None) };
             let len = u32::from_be_bytes(*prefix);
             if len == 0 {
-                buffer.advance(PREFIX);
+                buffer.advance(PREFIX_LEN);
                 return Ok(Some(Message::KeepAlive));
             }
             let Some(&id) = rest.first() else { return Ok(None) };
             if !self.is_known(id, len)? {
-                self.to_skip = PREFIX + len as usize;
+                self.to_skip = PREFIX_LEN + len as usize;
                 continue;
             }
-            let whole = PREFIX + len as usize;
+            let whole = PREFIX_LEN + len as usize;
             if buffer.len() < whole {
                 buffer.reserve(whole - buffer.len());
                 return Ok(None);
             }
-            buffer.advance(PREFIX + 1);
+            buffer.advance(PREFIX_LEN + 1);
             let content = buffer.split_to(len as usize - 1).freeze();
             return Ok(Some(message(id, content)));
         }
     }
 
-    /// Checks the length (the number included) that a message of a kind has, and says whether the kind is known.
+    /// Checks a message's length, which includes its kind. Returns whether the kind is known.
     fn is_known(&self, id: u8, len: u32) -> Result<bool, WireError> {
         let (min, max) = match id {
             id::CHOKE | id::UNCHOKE | id::INTERESTED | id::NOT_INTERESTED | id::HAVE_ALL | id::HAVE_NONE => (1, 1),
@@ -193,7 +193,7 @@ impl Decoder {
     }
 }
 
-/// A message of a known kind whose length was checked.
+/// Decodes a message of a known kind whose length was checked.
 fn message(id: u8, mut content: Bytes) -> Message {
     match id {
         id::CHOKE => Message::Choke,
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn forms_are_those_of_the_specifications() {
+    fn encodings_are_those_of_the_specifications() {
         let request = Request { piece: 1, begin: 0x4000, length: 0x4000 };
         let cases: [(Message, &[u8]); 10] = [
             (Message::KeepAlive, &[0, 0, 0, 0]),
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn a_block_behind_its_header_is_a_piece_message() {
+    fn a_header_and_a_block_are_a_piece_message() {
         let header = encode_piece_header(Request { piece: 7, begin: 3, length: 4 });
         let message = Message::Piece { piece: 7, begin: 3, data: Bytes::from_static(b"abcd") };
         assert_eq!([header.as_slice(), b"abcd"].concat(), encoded(&message));
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn room_is_made_only_for_what_may_come() {
+    fn memory_is_reserved_only_for_valid_lengths() {
         let mut buffer = BytesMut::from(&[0, 0, 0x40, 9, id::PIECE][..]);
         assert_eq!(Decoder::new(1).decode(&mut buffer), Ok(None));
         assert!(buffer.capacity() >= 0x4000 + PIECE_HEADER_LEN);
@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_kinds_are_passed_over_without_being_kept() {
+    fn unknown_kinds_are_discarded_as_they_arrive() {
         let mut decoder = Decoder::new(8);
         let mut buffer = BytesMut::from(&[0, 0, 2, 0, 99][..]);
         assert_eq!(decoder.decode(&mut buffer), Ok(None));
@@ -354,12 +354,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn decodes_what_it_encodes_however_it_is_cut(
+        fn messages_decode_whatever_the_chunks(
             messages in proptest::collection::vec(any_message(), 0..12),
             cuts in proptest::collection::vec(1usize..40, 1..20),
             unknown in proptest::collection::vec(any::<u8>(), 0..30),
         ) {
-            // An unknown message between every two.
+            // A message of an unknown kind between every two.
             let mut stream = BytesMut::new();
             for message in &messages {
                 let before = stream.len();
@@ -385,7 +385,7 @@ mod tests {
         }
 
         #[test]
-        fn strangers_do_no_harm(bytes in proptest::collection::vec(prop_oneof![Just(0u8), 0u8..24, any::<u8>()], 0..200)) {
+        fn random_bytes_do_not_panic(bytes in proptest::collection::vec(prop_oneof![Just(0u8), 0u8..24, any::<u8>()], 0..200)) {
             let _ = decode_all(&bytes, 100);
         }
     }

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-/// Appends an address.
+/// Appends a compact address.
 pub fn put_compact(addr: SocketAddr, out: &mut Vec<u8>) {
     match addr.ip() {
         IpAddr::V4(ip) => out.extend_from_slice(&ip.octets()),
@@ -11,7 +11,7 @@ pub fn put_compact(addr: SocketAddr, out: &mut Vec<u8>) {
     out.extend_from_slice(&addr.port().to_be_bytes());
 }
 
-/// The reverse of [`put_compact`]: of 6 or 18 bytes.
+/// Decodes a compact address of 6 or 18 bytes.
 pub fn take_compact(bytes: &[u8]) -> Option<SocketAddr> {
     let (ip, port) = bytes.split_last_chunk()?;
     let v4 = <[u8; 4]>::try_from(ip).map(IpAddr::from);
@@ -28,7 +28,7 @@ mod tests {
     }
 
     #[test]
-    fn compact_and_back() {
+    fn compact_addresses_decode_to_themselves() {
         for text in ["1.2.3.4:5", "[2001:db8::1]:65535"] {
             let mut bytes = Vec::new();
             put_compact(addr(text), &mut bytes);

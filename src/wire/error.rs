@@ -1,43 +1,43 @@
-//! How a peer breaks the protocol.
+//! Protocol violations of peers.
 
 use crate::metainfo::bencode::BencodeError;
 
-/// What a peer sent that it may not. The connection is of no further use.
+/// A protocol violation. The connection is closed after it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WireError {
     /// The handshake does not begin with [`PROTOCOL`](super::PROTOCOL).
-    #[error("the handshake is not of the BitTorrent protocol")]
+    #[error("the handshake is not a BitTorrent handshake")]
     NotBitTorrent,
-    /// A message longer than its kind can be.
-    #[error("message {id} of {len} bytes is longer than {max}")]
+    /// A message is longer than its kind allows.
+    #[error("message {id} has {len} bytes, which is more than {max}")]
     TooLong {
-        /// The message's number.
+        /// The message's kind.
         id: u8,
-        /// Its length, the number included.
+        /// Its length in bytes, with the kind.
         len: u32,
-        /// The most its kind may have.
+        /// The limit for its kind.
         max: u32,
     },
-    /// A message of a fixed form with another length, or too short for its form.
-    #[error("message {id} has {len} bytes, which is not its form")]
+    /// A message of a fixed length has another one, or a message is too short for its kind.
+    #[error("message {id} cannot have {len} bytes")]
     WrongLength {
-        /// The message's number.
+        /// The message's kind.
         id: u8,
-        /// Its length, the number included.
+        /// Its length in bytes, with the kind.
         len: u32,
     },
-    /// A bitfield that is not one bit a piece in whole bytes.
-    #[error("a bitfield of {len} bytes for {pieces} pieces")]
+    /// The length of a bitfield does not match the number of pieces.
+    #[error("the bitfield has {len} bytes for {pieces} pieces")]
     BitfieldLength {
-        /// Bytes there are.
+        /// Length of the bitfield in bytes.
         len: usize,
-        /// Pieces there are.
+        /// Number of pieces.
         pieces: u32,
     },
-    /// A bitfield with a bit beyond the last piece.
-    #[error("a bitfield with a spare bit set")]
+    /// A bitfield has a bit set beyond the last piece.
+    #[error("the bitfield has a bit set beyond the last piece")]
     BitfieldSpare,
-    /// An extension message that is not the bencode it should be.
-    #[error("an extension message is unsound: {0}")]
+    /// The bencode of an extension message is invalid.
+    #[error("invalid extension message: {0}")]
     Extension(#[from] BencodeError),
 }

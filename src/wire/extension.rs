@@ -1,4 +1,4 @@
-//! The extension protocol's handshake (BEP 10): which extensions a peer has, by which numbers, and facts about it.
+//! The extension handshake (BEP 10): a peer's extensions with their message ids, and facts about the peer.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -12,30 +12,30 @@ use super::error::WireError;
 use crate::metainfo::bencode::{self, Field, Limits, Shape, dict};
 use crate::util::printable_name;
 
-/// The most extensions of a peer that are kept.
+/// Limit on a peer's extensions; further ones are ignored. Clients have about ten.
 const MAX_EXTENSIONS: usize = 64;
-/// The longest name of an extension that is kept, in bytes.
-const MAX_EXTENSION_NAME: usize = 64;
-/// The longest name of a client that is kept, in characters.
-const MAX_CLIENT: usize = 64;
+/// Length limit of an extension's name in bytes; longer ones are ignored.
+const MAX_EXTENSION_NAME_LEN: usize = 64;
+/// Length limit of a client's name in characters; longer ones are cut.
+const MAX_CLIENT_LEN: usize = 64;
 
-/// The content of extension message 0. All of it is optional, and what a peer gets wrong counts as left out.
+/// The content of extension message 0. Every field is optional, and an invalid one counts as missing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ExtensionHandshake {
-    /// `m`: extensions by name, and the number that messages to the sender must bear. 0 switches one off; a later
-    /// handshake changes only what it names.
+    /// `m`: the message id for each extension, by name, for messages to the sender. 0 disables an extension. A later
+    /// handshake changes only the extensions that it lists.
     pub extensions: BTreeMap<String, u8>,
-    /// `v`: the client and its version, made printable.
+    /// `v`: name and version of the client, made printable.
     pub client: Option<String>,
-    /// `p`: where the sender listens, over TCP.
+    /// `p`: the sender's TCP listening port.
     pub port: Option<u16>,
-    /// `reqq`: how many requests the sender keeps without dropping any.
+    /// `reqq`: number of outstanding requests that the sender accepts without dropping any.
     pub request_queue: Option<u32>,
     /// `yourip`: the receiver's address, as the sender sees it.
     pub your_ip: Option<IpAddr>,
-    /// `metadata_size`: bytes of the `info` value (BEP 9).
+    /// `metadata_size`: length of the `info` value in bytes (BEP 9).
     pub metadata_size: Option<u32>,
-    /// `upload_only`: the sender will fetch nothing more (BEP 21).
+    /// `upload_only`: whether the sender will download nothing more (BEP 21).
     pub upload_only: bool,
 }
 
@@ -60,7 +60,7 @@ impl Shape for Extensions {
         let mut extensions = BTreeMap::new();
         while let Some(name) = dict.next_key::<ByteBuf>()? {
             let name = name.into_vec();
-            if extensions.len() == MAX_EXTENSIONS || name.len() > MAX_EXTENSION_NAME {
+            if extensions.len() == MAX_EXTENSIONS || name.len() > MAX_EXTENSION_NAME_LEN {
                 dict.next_value::<IgnoredAny>()?;
                 continue;
             }
@@ -73,7 +73,7 @@ impl Shape for Extensions {
     }
 }
 
-// The encoder sorts the keys.
+// The fields may be in any order: the encoder sorts the keys.
 #[derive(Serialize)]
 struct Encoded<'a> {
     m: &'a BTreeMap<String, u8>,
@@ -92,7 +92,7 @@ struct Encoded<'a> {
 }
 
 impl ExtensionHandshake {
-    /// The payload, for `Message::Extended` with `id` 0.
+    /// Encodes the payload of a `Message::Extended` with `id` 0.
     pub fn encode(&self) -> Bytes {
         let encoded = Encoded {
             m: &self.extensions,
@@ -106,17 +106,19 @@ impl ExtensionHandshake {
             metadata_size: self.metadata_size,
             upload_only: self.upload_only.then_some(1),
         };
-        // It fails only where a key is not a string, and these are.
+        // Encoding fails only if a key is not a string. Field names are strings.
         serde_bencode::to_bytes(&encoded).expect("the keys are strings").into()
     }
 
-    /// Reads a payload. Bytes that follow the dictionary are passed over.
+    /// Decodes a payload. Bytes after the dictionary are ignored.
     pub fn decode(payload: &[u8]) -> Result<Self, WireError> {
         let (raw, _) = bencode::decode_prefix::<Field<Raw>>(payload, &Limits::PEER)?;
-        let raw = raw.ok().ok_or_else(|| bencode::BencodeError::Kind("the handshake is not a dictionary".into()))?;
+        let raw = raw
+            .ok()
+            .ok_or_else(|| bencode::BencodeError::Kind("the extension handshake is not a dictionary".into()))?;
         Ok(Self {
             extensions: raw.extensions.ok().map(|Extensions(map)| map).unwrap_or_default(),
-            client: raw.client.ok().map(|name| printable_name(&name, MAX_CLIENT)).filter(|name| !name.is_empty()),
+            client: raw.client.ok().map(|name| printable_name(&name, MAX_CLIENT_LEN)).filter(|name| !name.is_empty()),
             port: number(raw.port).filter(|port| *port != 0),
             request_queue: number(raw.request_queue),
             your_ip: raw.your_ip.ok().and_then(|octets| ip(&octets)),
@@ -156,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_counts_as_left_out() {
+    fn invalid_fields_count_as_missing() {
         let payload = b"d1:md1:ai300e1:bi-1e1:c1:x1:di0ee1:pi70000e4:reqqi-1e6:yourip5:abcde1:vi7e11:upload_onlylee";
         let read = ExtensionHandshake::decode(payload).unwrap();
         let expected = ExtensionHandshake { extensions: [("d".to_owned(), 0)].into(), ..Default::default() };
@@ -168,11 +170,11 @@ mod tests {
     }
 
     #[test]
-    fn clients_names_are_printable_and_short() {
+    fn client_names_are_printable_and_short() {
         let read =
             |name: &str| ExtensionHandshake::decode(format!("d1:v{}:{name}e", name.len()).as_bytes()).unwrap().client;
         assert_eq!(read("evil\x1b[31m\n").as_deref(), Some("evil[31m"));
-        assert_eq!(read(&"é".repeat(1000)).unwrap().chars().count(), MAX_CLIENT);
+        assert_eq!(read(&"é".repeat(1000)).unwrap().chars().count(), MAX_CLIENT_LEN);
         assert_eq!(read(""), None);
     }
 
@@ -185,7 +187,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn decodes_what_it_encodes(
+        fn a_handshake_decodes_to_itself(
             extensions in proptest::collection::btree_map("[a-z_]{1,12}", any::<u8>(), 0..8),
             client in proptest::option::of("[a-zA-Z0-9 .µ]{1,30}"),
             port in proptest::option::of(1u16..),
@@ -201,7 +203,7 @@ mod tests {
         }
 
         #[test]
-        fn strangers_do_no_harm(bytes in proptest::collection::vec(
+        fn random_bytes_do_not_panic(bytes in proptest::collection::vec(
             prop_oneof![proptest::sample::select(b"deli01:mpv".to_vec()), any::<u8>()], 0..80,
         )) {
             let _ = ExtensionHandshake::decode(&bytes);

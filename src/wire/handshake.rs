@@ -1,4 +1,4 @@
-//! The handshake (BEP 3): who speaks, of which torrent, and what else they can do.
+//! The handshake (BEP 3): peer id, info hash and supported extensions.
 
 use rand::{Rng, RngExt};
 
@@ -7,14 +7,14 @@ use super::error::WireError;
 use super::message::PeerId;
 use crate::metainfo::InfoHash;
 
-/// Bytes of a handshake.
+/// Length of a handshake in bytes.
 pub const HANDSHAKE_LEN: usize = 68;
 
-/// What a handshake begins with. A connection that begins otherwise is not BitTorrent, or is encrypted.
+/// First bytes of a handshake. A connection that begins differently is encrypted or not BitTorrent.
 pub const PROTOCOL: &[u8; 20] = b"\x13BitTorrent protocol";
 
 impl PeerId {
-    /// A new id of ours. The random part is letters and digits, so that logs and trackers show it as it is.
+    /// Generates a peer id for us. Its random part has only letters and digits, so that logs and trackers can show it.
     pub fn generate(rng: &mut impl Rng) -> Self {
         const ALPHABET: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
         let mut id = [0; 20];
@@ -25,30 +25,30 @@ impl PeerId {
     }
 }
 
-/// The eight bytes of a handshake that announce extensions. Unknown bits are kept and mean nothing.
+/// The eight reserved bytes of a handshake, whose bits announce extensions. Unknown bits are preserved and ignored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Reserved(pub [u8; 8]);
 
 impl Reserved {
-    /// What we can do: the extension protocol and the fast extension.
+    /// Our extensions: the extension protocol and the fast extension.
     pub const OURS: Self = Self([0, 0, 0, 0, 0, 0x10, 0, 0x04]);
 
-    /// The extension protocol (BEP 10).
+    /// Returns whether the extension protocol is supported (BEP 10).
     pub fn extended(self) -> bool {
         self.0[5] & 0x10 != 0
     }
 
-    /// The fast extension (BEP 6).
+    /// Returns whether the fast extension is supported (BEP 6).
     pub fn fast(self) -> bool {
         self.0[7] & 0x04 != 0
     }
 
-    /// The DHT (BEP 5).
+    /// Returns whether the DHT is supported (BEP 5).
     pub fn dht(self) -> bool {
         self.0[7] & 0x01 != 0
     }
 
-    /// The same, with the DHT announced.
+    /// Returns a copy that also announces the DHT.
     pub fn with_dht(mut self) -> Self {
         self.0[7] |= 0x01;
         self
@@ -58,21 +58,21 @@ impl Reserved {
 /// The first message of each side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Handshake {
-    /// What the sender can do.
+    /// Extensions that the sender supports.
     pub reserved: Reserved,
-    /// The torrent.
+    /// Info hash of the torrent.
     pub info_hash: InfoHash,
-    /// The sender.
+    /// Peer id of the sender.
     pub peer_id: PeerId,
 }
 
 impl Handshake {
-    /// Ours.
+    /// Creates our handshake.
     pub fn new(info_hash: InfoHash, peer_id: PeerId) -> Self {
         Self { reserved: Reserved::OURS, info_hash, peer_id }
     }
 
-    /// As it stands on the wire.
+    /// Encodes the handshake.
     pub fn encode(&self) -> [u8; HANDSHAKE_LEN] {
         let mut bytes = [0; HANDSHAKE_LEN];
         bytes[..20].copy_from_slice(PROTOCOL);
@@ -82,7 +82,7 @@ impl Handshake {
         bytes
     }
 
-    /// Reads one.
+    /// Decodes a handshake.
     pub fn decode(bytes: &[u8; HANDSHAKE_LEN]) -> Result<Self, WireError> {
         fn part<const N: usize>(bytes: &[u8; HANDSHAKE_LEN], from: usize) -> [u8; N] {
             std::array::from_fn(|n| bytes[from + n])
@@ -106,7 +106,7 @@ mod tests {
     use rand::rngs::StdRng;
 
     #[test]
-    fn ours_is_as_the_specifications_say() {
+    fn our_handshake_follows_the_specifications() {
         let id = PeerId::generate(&mut StdRng::seed_from_u64(1));
         let bytes = Handshake::new(InfoHash([7; 20]), id).encode();
         assert_eq!(bytes[0], 19);
@@ -135,7 +135,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn decodes_what_it_encodes(reserved: [u8; 8], hash: [u8; 20], id: [u8; 20]) {
+        fn a_handshake_decodes_to_itself(reserved: [u8; 8], hash: [u8; 20], id: [u8; 20]) {
             let handshake =
                 Handshake { reserved: Reserved(reserved), info_hash: InfoHash(hash), peer_id: PeerId(id) };
             prop_assert_eq!(Handshake::decode(&handshake.encode()), Ok(handshake));

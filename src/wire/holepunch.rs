@@ -1,4 +1,4 @@
-//! Hole punching (BEP 55 `ut_holepunch`): a peer of both lets two that cannot call each other do so at one time.
+//! Hole punching (BEP 55 `ut_holepunch`): a relay makes two peers behind NATs dial each other at the same time.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -10,27 +10,27 @@ use crate::metainfo::bencode::BencodeError;
 /// The extension's name in the extension handshake.
 pub const UT_HOLEPUNCH: &str = "ut_holepunch";
 
-/// One message; the address is of the other end, never of the receiver.
+/// A hole punching message. Its address is that of the third peer, never that of sender or receiver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Holepunch {
-    /// To a relay: have that peer and me call each other.
+    /// To a relay: introduce me to the peer at this address.
     Rendezvous(SocketAddr),
-    /// From a relay: call this peer now, it is calling you.
+    /// From a relay: dial this peer now; it is dialing you.
     Connect(SocketAddr),
-    /// From a relay: it cannot be done.
+    /// From a relay: the rendezvous failed.
     Failed(SocketAddr, PunchError),
 }
 
-/// Why a relay cannot help.
+/// Why a rendezvous failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PunchError {
-    /// That is no address of a peer.
+    /// The address cannot be that of a peer.
     NoSuchPeer,
-    /// The relay is not connected to it.
+    /// The relay is not connected to that peer.
     NotConnected,
-    /// It does not speak `ut_holepunch`.
+    /// That peer does not support `ut_holepunch`.
     NoSupport,
-    /// It is the relay itself.
+    /// The address is that of the relay itself.
     NoSelf,
 }
 
@@ -39,7 +39,7 @@ impl PunchError {
 }
 
 impl Holepunch {
-    /// The payload, for `Message::Extended` with the number that the receiver gave [`UT_HOLEPUNCH`].
+    /// Encodes the payload of a `Message::Extended` with the id that the receiver assigned to [`UT_HOLEPUNCH`].
     pub fn encode(&self) -> Bytes {
         let (kind, addr, error) = match *self {
             Self::Rendezvous(addr) => (0, addr, 0),
@@ -63,7 +63,7 @@ impl Holepunch {
         out.freeze()
     }
 
-    /// Reads a payload. Some clients leave the error out where there is none.
+    /// Decodes a payload. Some clients omit the error field if there is no error.
     pub fn decode(payload: &[u8]) -> Result<Self, WireError> {
         let wrong = || BencodeError::Kind("the hole punching message is malformed".into());
         let (&[kind, family], rest) = payload.split_first_chunk::<2>().ok_or_else(wrong)?;
@@ -93,7 +93,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn messages_as_the_bep_lays_them_out() {
+    fn encodings_are_those_of_the_specification() {
         let addr = "1.2.3.4:258".parse().unwrap();
         assert_eq!(Holepunch::Rendezvous(addr).encode().as_ref(), [0, 0, 1, 2, 3, 4, 1, 2, 0, 0, 0, 0]);
         let failed = Holepunch::Failed(addr, PunchError::NotConnected);
@@ -106,7 +106,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn decodes_what_it_encodes(kind in 0usize..6, ip: IpAddr, port: u16) {
+        fn a_message_decodes_to_itself(kind in 0usize..6, ip: IpAddr, port: u16) {
             let addr = SocketAddr::new(ip, port);
             let message = match kind {
                 0 => Holepunch::Rendezvous(addr),

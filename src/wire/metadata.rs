@@ -1,4 +1,4 @@
-//! Exchanging metadata (BEP 9 `ut_metadata`): the torrent's `info` value in pieces of 16 KiB.
+//! Metadata exchange (BEP 9 `ut_metadata`): the torrent's `info` value in pieces of 16 KiB.
 
 use bytes::{Bytes, BytesMut};
 
@@ -8,29 +8,29 @@ use crate::metainfo::bencode::{self, BencodeError, Field, Limits, dict};
 /// The extension's name in the extension handshake.
 pub const UT_METADATA: &str = "ut_metadata";
 
-/// Bytes of a metadata piece; the last one may be shorter.
+/// Length of a metadata piece in bytes; the last one may be shorter (BEP 9).
 pub const METADATA_PIECE_LEN: u32 = 16 << 10;
 
-/// What peers say to each other about metadata. Pieces count from 0.
+/// A metadata message. Pieces are numbered from 0.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MetadataMessage {
-    /// Send that piece.
+    /// The sender wants a piece.
     Request {
-        /// Which.
+        /// The piece number.
         piece: u32,
     },
-    /// A piece.
+    /// The sender delivers a piece.
     Data {
-        /// Which.
+        /// The piece number.
         piece: u32,
-        /// Bytes of the whole metadata.
+        /// Length of the whole metadata in bytes.
         total: u32,
-        /// Its bytes.
+        /// The piece's bytes.
         data: Bytes,
     },
-    /// The sender has it not, or has sent enough.
+    /// The sender lacks a piece or has sent enough.
     Reject {
-        /// Which.
+        /// The piece number.
         piece: u32,
     },
 }
@@ -44,7 +44,7 @@ dict! {
 }
 
 impl MetadataMessage {
-    /// The payload, for `Message::Extended` with the number that the receiver gave [`UT_METADATA`].
+    /// Encodes the payload of a `Message::Extended` with the id that the receiver assigned to [`UT_METADATA`].
     pub fn encode(&self) -> Bytes {
         match self {
             Self::Request { piece } => format!("d8:msg_typei0e5:piecei{piece}ee").into(),
@@ -59,7 +59,7 @@ impl MetadataMessage {
         }
     }
 
-    /// Reads a payload. `Ok(None)`: a kind that is not known, to be passed over as the BEP says.
+    /// Decodes a payload. Returns `None` for an unknown kind of message, which the BEP says to ignore.
     pub fn decode(payload: &Bytes) -> Result<Option<Self>, WireError> {
         let wrong = |what: &str| BencodeError::Kind(format!("the metadata message has no {what}"));
         let (raw, consumed) = bencode::decode_prefix::<Field<Raw>>(payload, &Limits::PEER)?;
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn what_says_nothing_is_refused() {
+    fn incomplete_messages_are_refused() {
         for payload in ["", "le", "de", "d8:msg_typei0ee", "d8:msg_typei0e5:piecei-1ee", "d8:msg_typei1e5:piecei0ee"] {
             assert!(MetadataMessage::decode(&Bytes::from(payload)).is_err(), "{payload}");
         }
@@ -104,7 +104,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn decodes_what_it_encodes(kind in 0u8..3, piece: u32, total: u32, data: Vec<u8>) {
+        fn a_message_decodes_to_itself(kind in 0u8..3, piece: u32, total: u32, data: Vec<u8>) {
             let message = match kind {
                 0 => MetadataMessage::Request { piece },
                 1 => MetadataMessage::Data { piece, total, data: data.into() },

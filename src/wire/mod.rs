@@ -1,8 +1,8 @@
-//! The peer wire protocol: handshake and messages to bytes and back (BEP 3, 6, 10), and the
-//! extensions' messages (BEP 9, 11, 55).
+//! The peer wire protocol: encoding and decoding of the handshake, of messages (BEP 3, 6, 10) and of the extensions'
+//! messages (BEP 9, 11, 55).
 //!
-//! Sans-io and without judgement: it bounds lengths and shapes. Whether a piece number lies in the torrent is for
-//! the swarm, which alone knows the torrent; so numbers here are plain `u32`.
+//! Sans-io. It bounds lengths and checks forms, but knows no torrent: the swarm checks piece numbers, which are plain
+//! `u32` here.
 
 mod allowed_fast;
 mod bitfield;

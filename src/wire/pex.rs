@@ -1,4 +1,4 @@
-//! Peer exchange (BEP 11 `ut_pex`): peers tell each other whom they are connected to.
+//! Peer exchange (BEP 11 `ut_pex`): peers send each other the addresses of their peers.
 
 use std::net::SocketAddr;
 
@@ -13,22 +13,22 @@ use crate::metainfo::bencode::{self, BencodeError, Field, Limits, dict};
 /// The extension's name in the extension handshake.
 pub const UT_PEX: &str = "ut_pex";
 
-/// The most addresses of each kind (added, dropped) that a message carries, both families together (BEP 11: 50; some
-/// clients send more at first).
+/// Limit on the addresses of each kind (added, dropped) in a message, over both families. BEP 11 says 50; some clients send
+/// more in the first message.
 pub const MAX_PEX: usize = 200;
 
-/// What is said of a peer.
+/// Facts about a peer in a PEX message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct PexFlags {
-    /// It prefers encryption.
+    /// The peer prefers encryption.
     pub encryption: bool,
-    /// It fetches nothing (a seed, or upload-only).
+    /// The peer downloads nothing: it is a seed or upload-only.
     pub seed: bool,
-    /// It speaks uTP.
+    /// The peer supports uTP.
     pub utp: bool,
-    /// It speaks `ut_holepunch` (BEP 55).
+    /// The peer supports `ut_holepunch` (BEP 55).
     pub holepunch: bool,
-    /// It was called, so that it can be called.
+    /// The sender dialed the peer, so it accepts incoming connections.
     pub reachable: bool,
 }
 
@@ -47,12 +47,12 @@ impl PexFlags {
     }
 }
 
-/// One message.
+/// A PEX message.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Pex {
-    /// Connected since the last message.
+    /// Peers connected since the last message.
     pub added: Vec<(SocketAddr, PexFlags)>,
-    /// Gone since the last message.
+    /// Peers disconnected since the last message.
     pub dropped: Vec<SocketAddr>,
 }
 
@@ -67,7 +67,7 @@ dict! {
     }
 }
 
-// The encoder sorts the keys.
+// The fields may be in any order: the encoder sorts the keys.
 #[derive(Serialize, Default)]
 struct Encoded {
     added: ByteBuf,
@@ -81,7 +81,7 @@ struct Encoded {
 }
 
 impl Pex {
-    /// The payload, for `Message::Extended` with the number that the receiver gave [`UT_PEX`].
+    /// Encodes the payload of a `Message::Extended` with the id that the receiver assigned to [`UT_PEX`].
     pub fn encode(&self) -> Bytes {
         let mut encoded = Encoded::default();
         for (addr, flags) in self.added.iter().take(MAX_PEX) {
@@ -95,32 +95,36 @@ impl Pex {
         for addr in self.dropped.iter().take(MAX_PEX) {
             put_compact(*addr, if addr.is_ipv4() { &mut encoded.dropped } else { &mut encoded.dropped6 });
         }
-        // It fails only where a key is not a string, and these are.
+        // Encoding fails only if a key is not a string. Field names are strings.
         serde_bencode::to_bytes(&encoded).expect("the keys are strings").into()
     }
 
-    /// Reads a payload: at most [`MAX_PEX`] addresses of each kind, without those that cannot be called.
+    /// Decodes a payload: at most [`MAX_PEX`] addresses of each kind, without those that cannot be dialed.
     pub fn decode(payload: &[u8]) -> Result<Self, WireError> {
         let (raw, _) = bencode::decode_prefix::<Field<Raw>>(payload, &Limits::PEER)?;
         let raw = raw.ok().ok_or_else(|| BencodeError::Kind("the peer exchange is not a dictionary".into()))?;
         let flags = |field: Field<Vec<u8>>| field.ok().unwrap_or_default().into_iter().map(PexFlags::from_byte);
-        let v4 = each(raw.added, 6).zip(flags(raw.added_flags).chain(std::iter::repeat(PexFlags::default())));
-        let v6 = each(raw.added6, 18).zip(flags(raw.added6_flags).chain(std::iter::repeat(PexFlags::default())));
+        let v4 = addresses(raw.added, 6).zip(flags(raw.added_flags).chain(std::iter::repeat(PexFlags::default())));
+        let v6 = addresses(raw.added6, 18).zip(flags(raw.added6_flags).chain(std::iter::repeat(PexFlags::default())));
         Ok(Self {
-            added: v4.chain(v6).filter(|(addr, _)| callable(addr)).take(MAX_PEX).collect(),
-            dropped: each(raw.dropped, 6).chain(each(raw.dropped6, 18)).filter(callable).take(MAX_PEX).collect(),
+            added: v4.chain(v6).filter(|(addr, _)| can_be_dialed(addr)).take(MAX_PEX).collect(),
+            dropped: addresses(raw.dropped, 6)
+                .chain(addresses(raw.dropped6, 18))
+                .filter(can_be_dialed)
+                .take(MAX_PEX)
+                .collect(),
         })
     }
 }
 
-/// Addresses of `len` bytes each; a torn last one is dropped.
-fn each(field: Field<Vec<u8>>, len: usize) -> impl Iterator<Item = SocketAddr> {
+/// Splits a string into compact addresses of `len` bytes each. An incomplete last one is ignored.
+fn addresses(field: Field<Vec<u8>>, len: usize) -> impl Iterator<Item = SocketAddr> {
     let bytes = field.ok().unwrap_or_default();
     let addrs: Vec<SocketAddr> = bytes.chunks_exact(len).filter_map(take_compact).collect();
     addrs.into_iter()
 }
 
-fn callable(addr: &SocketAddr) -> bool {
+fn can_be_dialed(addr: &SocketAddr) -> bool {
     addr.port() != 0 && !addr.ip().is_unspecified() && !addr.ip().is_multicast()
 }
 
@@ -130,20 +134,20 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn a_message_as_others_send_it() {
+    fn messages_of_other_clients_are_read() {
         let payload = b"d5:added12:\x7f\0\0\x02\x1a\xe1\x0a\0\0\x01\0\x507:added.f1:\x026:added60:7:dropped6:\x01\x02\x03\x04\0\0e";
         let read = Pex::decode(payload).unwrap();
         let seed = PexFlags { seed: true, ..PexFlags::default() };
         let expected =
             [("127.0.0.2:6881".parse().unwrap(), seed), ("10.0.0.1:80".parse().unwrap(), PexFlags::default())];
         assert_eq!(read.added, expected, "flags that are missing are none");
-        assert!(read.dropped.is_empty(), "port 0 cannot be called");
+        assert!(read.dropped.is_empty(), "port 0 cannot be dialed");
         assert_eq!(Pex::decode(b"de").unwrap(), Pex::default());
         assert!(Pex::decode(b"le").is_err());
     }
 
     #[test]
-    fn is_bounded() {
+    fn the_number_of_addresses_is_bounded() {
         let addr = |n: u16| SocketAddr::from(([10, 0, 0, 1], n + 1));
         let many = Pex {
             added: (0..500).map(|n| (addr(n), PexFlags::default())).collect(),
@@ -155,18 +159,18 @@ mod tests {
 
     proptest! {
         #[test]
-        fn decodes_what_it_encodes(
+        fn a_message_decodes_to_itself(
             added in proptest::collection::vec((any::<SocketAddr>(), 0u8..32), 0..50),
             dropped in proptest::collection::vec(any::<SocketAddr>(), 0..50),
         ) {
             let plain = |addr: SocketAddr| SocketAddr::new(addr.ip(), addr.port());
-            // First those of one family, as they come back.
+            // IPv4 first, as decoding returns them.
             let mut pex = Pex {
                 added: added.into_iter().map(|(addr, byte)| (plain(addr), PexFlags::from_byte(byte))).collect(),
                 dropped: dropped.into_iter().map(plain).collect(),
             };
-            pex.added.retain(|(addr, _)| callable(addr));
-            pex.dropped.retain(callable);
+            pex.added.retain(|(addr, _)| can_be_dialed(addr));
+            pex.dropped.retain(can_be_dialed);
             pex.added.sort_by_key(|(addr, _)| addr.is_ipv6());
             pex.dropped.sort_by_key(SocketAddr::is_ipv6);
             prop_assert_eq!(Pex::decode(&pex.encode()), Ok(pex));

@@ -64,7 +64,7 @@ fn hashes(files: &[Found], draft: &Metainfo, meanwhile: impl FnOnce() + Send) ->
         }
         ControlFlow::Continue(())
     });
-    let changed = files.iter().find_map(|found| found.unchanged().err());
+    let changed = files.iter().find_map(|found| found.check_unchanged().err());
     match fault.into_inner().unwrap().or(changed.map(|why| why.to_string())) {
         Some(fault) => Err(fault),
         None => Ok(hashes.into_inner().unwrap()),

@@ -135,7 +135,7 @@ fn the_socket_is_private_and_removed_with_the_mount() {
     assert_eq!(as_user(0).stdout, b"200");
     assert_eq!(as_user(65534).stdout, b"000", "another user reached the socket");
     assert!(!mounted.log().contains("not theirs"), "a connection of another user was accepted");
-    // Whatever the permissions, the user of a connection is checked.
+    // With any permissions, the user of a connection is checked.
     fs::set_permissions(&socket, fs::Permissions::from_mode(0o666)).unwrap();
     fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
     let refused = as_user(65534);

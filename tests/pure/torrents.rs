@@ -103,8 +103,8 @@ const V2_ONLY: [&str; 3] = ["v2_invalid_filename.torrent", "v2_no_piece_layers.t
 /// Returns texts of which one is in our message for the error that libtorrent calls `reason`.
 fn expected_texts(reason: &str) -> &'static [&'static str] {
     match reason {
-        // One of these ends inside of a dictionary, and libtorrent reports a missing name.
-        "torrent_missing_name" => &["`name`", "`path`", "not a sound .torrent file"],
+        // One of these breaks off in the middle of a dictionary, after which libtorrent finds no name.
+        "torrent_missing_name" => &["`name`", "`path`", "not a valid .torrent file"],
         "torrent_invalid_name" => &["`symlink path`", "`path`", "`name`"],
         "torrent_invalid_length" => &["`length`", "no bytes"],
         "torrent_missing_piece_length" => &["`piece length`"],

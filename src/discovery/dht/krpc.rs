@@ -204,7 +204,7 @@ pub(super) fn decode(bytes: &[u8]) -> Option<Message> {
             for (field, family) in [(raw.nodes, Family::V4), (raw.nodes6, Family::V6)] {
                 nodes.extend(contacts(&field.ok().unwrap_or_default(), family).take(MAX_NODES));
             }
-            let values = raw.values.ok().into_iter().flat_map(List::sound);
+            let values = raw.values.ok().into_iter().flat_map(List::valid_items);
             let peers = values.filter_map(|value| take_compact(&value)).collect();
             Some(Message::Reply { tid, reply: Reply { id, nodes, peers, token: opaque(raw.token) } })
         }
@@ -216,7 +216,7 @@ pub(super) fn decode(bytes: &[u8]) -> Option<Message> {
 fn query(method: &[u8], arguments: Option<Arguments>) -> Result<(NodeId, Query), QueryError> {
     let arguments = arguments.ok_or(QueryError::Protocol)?;
     let id = NodeId(bytes20(arguments.id).ok_or(QueryError::Protocol)?);
-    let wanted: Vec<Vec<u8>> = arguments.want.ok().into_iter().flat_map(List::sound).collect();
+    let wanted: Vec<Vec<u8>> = arguments.want.ok().into_iter().flat_map(List::valid_items).collect();
     let wants = |family: &[u8]| wanted.iter().any(|wanted| wanted == family);
     let want = Want { v4: wants(b"n4"), v6: wants(b"n6") };
     let hash = |field| bytes20(field).ok_or(QueryError::Protocol);

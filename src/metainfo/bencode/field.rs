@@ -1,8 +1,8 @@
-//! Fields of a dictionary that may be absent or of the wrong kind.
+//! Dictionary fields that may be absent or of the wrong kind.
 //!
-//! Torrents and peers put strings where numbers belong and lists into lists. A wrong optional field is passed over; a
-//! wrong required one is told by its name. Neither may fail the decode of what surrounds it, and so may no key that is
-//! not UTF-8; derived `Deserialize` does both.
+//! Torrents and peers send strings instead of numbers, or lists within lists. A wrong optional field is ignored; a wrong
+//! required one is an error that names it. Neither may make the decoding of the surrounding dictionary fail, and neither
+//! may a key that is not UTF-8. A derived `Deserialize` would fail in both cases.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -10,20 +10,20 @@ use std::marker::PhantomData;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-/// What stands under a key.
+/// The value of a key.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Field<T> {
-    /// The key is not there.
+    /// The key is missing.
     #[default]
     Absent,
-    /// Something of another kind; it was passed over.
+    /// The value has another kind and was skipped.
     Wrong,
-    /// A value of the expected kind.
+    /// The value has the expected kind.
     Is(T),
 }
 
 impl<T> Field<T> {
-    /// The value, if it is there and of the expected kind.
+    /// Returns the value, if it is present and of the expected kind.
     pub(crate) fn ok(self) -> Option<T> {
         match self {
             Field::Is(value) => Some(value),
@@ -32,9 +32,9 @@ impl<T> Field<T> {
     }
 }
 
-/// A kind of value; each method takes one of bencode's four, and answers `None` where that is the wrong one.
+/// A kind of value. Each method converts one of bencode's four types, or returns `None` if it is the wrong one.
 pub(crate) trait Shape: Sized {
-    /// As it reads in "`length` is not …".
+    /// The kind's name, as in "`length` is not …".
     const KIND: &'static str;
 
     fn integer(_: i64) -> Option<Self> {
@@ -105,23 +105,22 @@ impl Shape for Vec<u8> {
     }
 }
 
-/// The first `MAX` items of a list. What follows them is counted but not kept, so that a long list of small things
-/// does not grow into a large one of big things.
+/// The first `MAX` items of a list. Further items are skipped, because a decoded item takes more memory than its bencode.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct List<T, const MAX: usize> {
     pub(crate) items: Vec<Field<T>>,
-    /// There were more.
+    /// Whether items were skipped.
     pub(crate) overflow: bool,
 }
 
 impl<T, const MAX: usize> List<T, MAX> {
-    /// The items of the right kind.
-    pub(crate) fn sound(self) -> impl Iterator<Item = T> {
+    /// Returns the items of the right kind.
+    pub(crate) fn valid_items(self) -> impl Iterator<Item = T> {
         self.items.into_iter().filter_map(Field::ok)
     }
 
-    /// The items, if each is of the right kind and none was left out.
-    pub(crate) fn whole(self) -> Option<Vec<T>> {
+    /// Returns all items, if each has the right kind and none was skipped.
+    pub(crate) fn all_items(self) -> Option<Vec<T>> {
         if self.overflow { None } else { self.items.into_iter().map(Field::ok).collect() }
     }
 }
@@ -145,7 +144,7 @@ impl<T: Shape, const MAX: usize> Shape for List<T, MAX> {
     }
 }
 
-/// A struct of [`Field`]s with the keys that they stand under. Other keys, of any bytes, are passed over.
+/// Defines a struct of [`Field`]s with their keys. Other keys, whatever their bytes, are skipped.
 macro_rules! dict {
     ($(#[$attr:meta])* $vis:vis struct $name:ident { $($field:ident: $kind:ty = $key:literal,)* }) => {
         $(#[$attr])*
@@ -192,13 +191,13 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_field_spoils_no_other() {
+    fn a_wrong_field_does_not_affect_others() {
         let it = sample(b"d4:listd1:ai1ee6:numberl1:ae4:text2:hie");
         assert_eq!((it.list, it.number, it.text), (Field::Wrong, Field::Wrong, Field::Is(b"hi".to_vec())));
     }
 
     #[test]
-    fn unknown_keys_are_passed_over_even_when_not_utf8() {
+    fn unknown_keys_are_skipped_even_when_not_utf8() {
         let it = sample(b"d2:\xff\xfeli1ee6:numberi7e3:zzzdee");
         assert_eq!((it.number, it.text), (Field::Is(7), Field::Absent));
     }
@@ -208,9 +207,9 @@ mod tests {
         let list = sample(b"d4:listl1:ai1e1:bee").list.ok().unwrap();
         assert!(list.overflow);
         assert_eq!(list.items, [Field::Is(b"a".to_vec()), Field::Wrong]);
-        assert_eq!(list.whole(), None);
+        assert_eq!(list.all_items(), None);
         let list = sample(b"d4:listl1:a1:bee").list.ok().unwrap();
-        assert_eq!(list.whole(), Some(vec![b"a".to_vec(), b"b".to_vec()]));
+        assert_eq!(list.all_items(), Some(vec![b"a".to_vec(), b"b".to_vec()]));
     }
 
     #[test]

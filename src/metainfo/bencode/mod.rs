@@ -1,13 +1,13 @@
-//! The guard before every decode of bencode from outside, and the decode itself.
+//! Decoding of untrusted bencode.
 //!
-//! A decoder that recurses can be made to overflow its stack, one that trusts lengths to run out of memory, and one
-//! that is lenient to read another torrent than its neighbour does. So a small iterative scanner goes over the bytes
-//! first: nesting, number of values, size and string lengths are bounded; integers are canonical and fit 64 bits;
-//! keys are strings, each at most once in its dictionary; nothing follows the value, unless the caller asks for what
-//! was consumed. Keys out of order are accepted, because torrents with them exist and their meaning is plain.
-//! Duplicate keys are refused: two programs would see two torrents under one info hash.
+//! Hostile input can overflow the stack of a recursive decoder, exhaust the memory of one that trusts lengths, and be read
+//! differently by a lenient one than by other programs. Therefore an iterative scanner checks the bytes first: nesting,
+//! number of values, size and string lengths are bounded; integers are canonical and fit 64 bits; keys are strings, each
+//! at most once per dictionary; nothing follows the value, unless the caller asks how many bytes were consumed. Keys out
+//! of order are accepted, because torrents with them exist and their meaning is clear. Duplicate keys are refused, because
+//! two programs could read two different torrents under one info hash.
 //!
-//! Only then does `serde_bencode` see the bytes, and it fills typed structs, never a tree of values.
+//! `serde_bencode` decodes only bytes that passed the scan, into typed structs and never into a tree of values.
 
 mod field;
 
@@ -17,55 +17,55 @@ use serde::de::DeserializeOwned;
 
 pub(crate) use field::{Field, List, Shape, dict};
 
-/// How deep lists and dictionaries may nest.
+/// Nesting limit of lists and dictionaries. Real torrents nest about ten deep, v2 file trees as deep as their paths.
 pub const MAX_DEPTH: usize = 64;
 
-/// What a source may send.
+/// Size limits for bencode from one kind of source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes of the value.
+    /// Length of the value in bytes.
     pub bytes: usize,
-    /// Strings, integers, lists and dictionaries in it, itself and keys included.
+    /// Number of strings, integers, lists and dictionaries in it, including keys and the value itself.
     pub values: usize,
 }
 
 impl Limits {
-    /// A `.torrent` file. Room for half a million files or for the hashes of the most pieces we accept.
+    /// For a `.torrent` file: half a million files fit, or the hashes of the largest number of pieces that is accepted.
     pub const TORRENT: Self = Self { bytes: 96 << 20, values: 4 << 20 };
-    /// The reply of a tracker: a few thousand peers, even in the long form.
+    /// For a tracker's reply: a few thousand peers fit, even as dictionaries.
     pub const TRACKER: Self = Self { bytes: 1 << 20, values: 64 << 10 };
-    /// A message of a peer's extension.
+    /// For a peer's extension message.
     pub const PEER: Self = Self { bytes: 256 << 10, values: 4 << 10 };
 }
 
-/// Why bytes are not the bencode that was expected. Positions count bytes from 0.
+/// Why bytes are not the expected bencode. Positions are byte offsets from 0.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BencodeError {
-    /// Nothing at all.
+    /// There are no bytes.
     #[error("there is no data")]
     Empty,
-    /// Over [`Limits::bytes`].
+    /// It exceeds [`Limits::bytes`].
     #[error("it is larger than {0} bytes")]
     TooLarge(usize),
-    /// Over [`MAX_DEPTH`].
+    /// It exceeds [`MAX_DEPTH`].
     #[error("it nests deeper than {MAX_DEPTH} levels at byte {0}")]
     TooDeep(usize),
-    /// Over [`Limits::values`].
+    /// It exceeds [`Limits::values`].
     #[error("it holds more than {0} values")]
     TooManyValues(usize),
-    /// The data ends within a value, or a string is longer than what is left.
-    #[error("it is cut off: the value at byte {0} goes past the end")]
+    /// The data ends within a value, or a string is longer than the rest of the data.
+    #[error("it is truncated: the value at byte {0} extends past the end")]
     Truncated(usize),
-    /// Empty, with leading zeros, `-0`, or beyond 64 bits.
+    /// An integer is empty, has leading zeros, is `-0`, or exceeds 64 bits.
     #[error("the integer at byte {0} is malformed")]
     BadInteger(usize),
-    /// With leading zeros, without a colon, or absurdly large.
+    /// A string's length has leading zeros, has no colon after it, or overflows.
     #[error("the string at byte {0} has a malformed length")]
     BadLength(usize),
-    /// No value begins like this.
+    /// No bencoded value starts with this byte.
     #[error("there is no bencoded value at byte {0}")]
     NoValue(usize),
-    /// A dictionary's key is not a string.
+    /// A key of a dictionary is not a string.
     #[error("the dictionary key at byte {0} is not a string")]
     BadKey(usize),
     /// A dictionary ends after a key.
@@ -74,18 +74,18 @@ pub enum BencodeError {
     /// A dictionary has two values for one key.
     #[error("the key `{0}` occurs twice in one dictionary")]
     DuplicateKey(String),
-    /// Bytes after the value.
-    #[error("there is excess data after the value, from byte {0}")]
+    /// There are bytes after the value.
+    #[error("there is extra data after the value, from byte {0} on")]
     Trailing(usize),
-    /// Sound bencode, but not of the expected kind.
-    #[error("it is not what was expected: {0}")]
+    /// It is valid bencode, but not of the expected kind.
+    #[error("it does not have the expected form: {0}")]
     Kind(String),
 }
 
-/// A key of a dictionary and where its value lies.
+/// A key of a dictionary and the byte range of its value.
 pub type Span<'a> = (&'a [u8], Range<usize>);
 
-/// Decodes a value that is all of `bytes`.
+/// Decodes a value that takes up all of `bytes`.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8], limits: &Limits) -> Result<T, BencodeError> {
     let scan = scan(bytes, limits)?;
     if scan.consumed < bytes.len() {
@@ -94,22 +94,22 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8], limits: &Limits) -> Result<T, B
     decode_scanned(bytes)
 }
 
-/// Decodes the value that `bytes` begin with, and says how many bytes it took. For messages that are a dictionary and
-/// then raw bytes (BEP 9).
+/// Decodes the value at the start of `bytes`, and returns it with its length in bytes. For messages in which raw bytes follow
+/// a dictionary (BEP 9).
 pub fn decode_prefix<T: DeserializeOwned>(bytes: &[u8], limits: &Limits) -> Result<(T, usize), BencodeError> {
     let consumed = scan(bytes, limits)?.consumed;
     Ok((decode_scanned(&bytes[..consumed])?, consumed))
 }
 
-/// Where the value of `key` lies in the dictionary that is all of `bytes`: the raw bytes to hash, for re-encoding
-/// might change them. `None` if it has no such key or is no dictionary.
+/// Returns the byte range of the value of `key` in the dictionary that takes up all of `bytes`. The raw bytes are what is
+/// hashed; encoding them again might change them. Returns `None` if there is no such key or it is not a dictionary.
 pub fn span_of(bytes: &[u8], key: &[u8], limits: &Limits) -> Result<Option<Range<usize>>, BencodeError> {
     let spans = spans(bytes, limits)?.unwrap_or_default();
     Ok(spans.into_iter().find(|(name, _)| *name == key).map(|(_, span)| span))
 }
 
-/// Every key of the dictionary that is all of `bytes`, in its order, and where its value lies. `None`: it is no
-/// dictionary.
+/// Returns the keys of the dictionary that takes up all of `bytes`, in its order, each with the byte range of its value.
+/// Returns `None` if it is not a dictionary.
 pub fn spans<'a>(bytes: &'a [u8], limits: &Limits) -> Result<Option<Vec<Span<'a>>>, BencodeError> {
     let scan = scan(bytes, limits)?;
     if scan.consumed < bytes.len() {
@@ -122,9 +122,11 @@ fn decode_scanned<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, BencodeError> 
     serde_bencode::from_bytes(bytes).map_err(|error| BencodeError::Kind(error.to_string()))
 }
 
+/// The result of a scan.
 struct Scan<'a> {
+    /// Length of the value in bytes.
     consumed: usize,
-    /// Of the outermost dictionary.
+    /// The fields of the outermost dictionary.
     fields: Vec<Span<'a>>,
 }
 
@@ -132,9 +134,9 @@ struct Scan<'a> {
 enum Open<'a> {
     List,
     Dict {
-        /// Where its keys begin in the shared stack of keys.
+        /// Index of its first key in the shared stack of keys.
         first_key: usize,
-        /// Every key so far was greater than the one before: so none occurs twice.
+        /// Every key so far is greater than the one before, so none occurs twice.
         ascending: bool,
         /// The key whose value comes next.
         key: Option<&'a [u8]>,
@@ -148,7 +150,7 @@ fn scan<'a>(bytes: &'a [u8], limits: &Limits) -> Result<Scan<'a>, BencodeError> 
     if bytes.len() <= limits.bytes {
         return scan_within(bytes, limits);
     }
-    // What is over the limit may still follow a value that is within it.
+    // The value may end within the limit, and other bytes follow it.
     match scan_within(&bytes[..limits.bytes], limits) {
         Err(BencodeError::Truncated(_)) => Err(BencodeError::TooLarge(limits.bytes)),
         result => result,
@@ -212,7 +214,7 @@ fn scan_within<'a>(bytes: &'a [u8], limits: &Limits) -> Result<Scan<'a>, Bencode
                     Some(Open::Dict { key: Some(_), .. }) => return Err(BencodeError::KeyWithoutValue(from)),
                     Some(Open::Dict { first_key, ascending, key: None }) => {
                         if !ascending {
-                            no_key_twice(&mut keys[first_key..])?;
+                            check_unique(&mut keys[first_key..])?;
                         }
                         keys.truncate(first_key);
                     }
@@ -227,7 +229,7 @@ fn scan_within<'a>(bytes: &'a [u8], limits: &Limits) -> Result<Scan<'a>, Bencode
             Some(Open::List) => {}
             Some(Open::Dict { key, .. }) => *key = None,
         }
-        // Of a list, too, but then there is no field.
+        // This also runs for the items of an outermost list, but then there are no fields.
         if open.len() == 1
             && let Some((_, span)) = fields.last_mut()
         {
@@ -236,7 +238,7 @@ fn scan_within<'a>(bytes: &'a [u8], limits: &Limits) -> Result<Scan<'a>, Bencode
     }
 }
 
-fn no_key_twice(keys: &mut [&[u8]]) -> Result<(), BencodeError> {
+fn check_unique(keys: &mut [&[u8]]) -> Result<(), BencodeError> {
     keys.sort_unstable();
     match keys.windows(2).find(|pair| pair[0] == pair[1]) {
         None => Ok(()),
@@ -247,10 +249,10 @@ fn no_key_twice(keys: &mut [&[u8]]) -> Result<(), BencodeError> {
     }
 }
 
-/// Passes over `i…e`.
+/// Checks `i…e` and moves `at` past it.
 fn integer(bytes: &[u8], at: &mut usize) -> Result<(), BencodeError> {
     let from = *at;
-    // 64 bits take at most 20 characters, sign included.
+    // A 64-bit integer has at most 20 characters, with its sign.
     let window = &bytes[from + 1..bytes.len().min(from + 22)];
     let Some(len) = window.iter().position(|byte| *byte == b'e') else {
         let cut_off = from + 22 > bytes.len();
@@ -271,7 +273,7 @@ fn integer(bytes: &[u8], at: &mut usize) -> Result<(), BencodeError> {
     Ok(())
 }
 
-/// Passes over `length:bytes` and yields the bytes.
+/// Checks `length:bytes`, moves `at` past it and returns the bytes.
 fn string<'a>(bytes: &'a [u8], at: &mut usize) -> Result<&'a [u8], BencodeError> {
     let from = *at;
     let mut len: usize = 0;
@@ -309,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn accepts_bencode() {
+    fn valid_bencode_is_accepted() {
         let sound: [&[u8]; 9] = [
             b"i0e",
             b"i-7e",
@@ -327,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_not() {
+    fn invalid_bencode_is_refused() {
         use BencodeError::*;
         let cases: [(&[u8], BencodeError); 27] = [
             (b"", Empty),
@@ -364,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn bounds_depth_count_and_size() {
+    fn depth_count_and_size_are_bounded() {
         let nested = |depth: usize| [vec![b'l'; depth], vec![b'e'; depth]].concat();
         assert_eq!(check(&nested(MAX_DEPTH)), Ok(()));
         assert_eq!(check(&nested(MAX_DEPTH + 1)), Err(BencodeError::TooDeep(MAX_DEPTH)));
@@ -378,14 +380,14 @@ mod tests {
     }
 
     #[test]
-    fn a_prefix_leaves_the_rest() {
+    fn decode_prefix_ignores_the_rest() {
         let limits = Limits { bytes: 4, values: 4 };
         assert_eq!(decode_prefix::<i64>(b"i42e and raw bytes", &limits), Ok((42, 4)));
         assert_eq!(decode_prefix::<i64>(b"i421e", &limits), Err(BencodeError::TooLarge(4)));
     }
 
     #[test]
-    fn finds_the_span_of_a_key_at_the_top() {
+    fn the_span_of_a_top_level_key_is_found() {
         let bytes = b"d1:ad4:infoi1ee4:infod1:xi1eee";
         let span = span_of(bytes, b"info", &Limits::PEER).unwrap().unwrap();
         assert_eq!(&bytes[span], b"d1:xi1ee");
@@ -399,7 +401,7 @@ mod tests {
         assert_eq!(span_of(b"l4:infoi5ee", b"info", &Limits::PEER), Ok(None));
     }
 
-    /// Bencode of a random value with keys in order, and its number of values.
+    /// Bencode of a random value with sorted keys, and its number of values.
     fn value() -> impl Strategy<Value = (Vec<u8>, usize)> {
         let string = |text: &[u8]| [text.len().to_string().as_bytes(), b":", text].concat();
         let leaf = prop_oneof![
@@ -427,7 +429,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_is_bencode_passes_and_is_measured((bytes, count) in value(), tail in ".{0,8}") {
+        fn random_bencode_passes_and_is_measured((bytes, count) in value(), tail in ".{0,8}") {
             let limits = Limits { bytes: bytes.len(), values: count };
             prop_assert!(decode::<IgnoredAny>(&bytes, &limits).is_ok());
             let long = [bytes.as_slice(), tail.as_bytes()].concat();
@@ -442,7 +444,7 @@ mod tests {
         }
 
         #[test]
-        fn what_passes_the_guard_decodes(bytes in proptest::collection::vec(
+        fn bencode_that_passes_the_scan_decodes(bytes in proptest::collection::vec(
             proptest::sample::select(b"deli0123:-x".to_vec()), 0..40,
         )) {
             if let Ok(scan) = scan(&bytes, &Limits::PEER) {

@@ -14,7 +14,7 @@ enum Step {
     Hint,
 }
 
-fn step() -> impl Strategy<Value = Step> {
+fn open_or_create_dir() -> impl Strategy<Value = Step> {
     prop_oneof![
         8 => (0u32..24).prop_map(Step::Put),
         6 => (0u32..24).prop_map(Step::Read),
@@ -31,7 +31,7 @@ fn step() -> impl Strategy<Value = Step> {
 #[derive(Default)]
 struct Model {
     clock: u64,
-    had: BTreeMap<u32, u64>,
+    have: BTreeMap<u32, u64>,
     pinned: BTreeSet<u32>,
     /// What the last written state says, less what was evicted since: a state may be written again in between.
     hint: BTreeMap<u32, u64>,
@@ -40,15 +40,15 @@ struct Model {
 impl Model {
     fn use_piece(&mut self, n: u32) {
         self.clock += 1;
-        self.had.insert(n, self.clock);
+        self.have.insert(n, self.clock);
     }
 
     fn make_room(&mut self, len_of: &dyn Fn(u32) -> u64, len: u64, limit: u64) -> Vec<u32> {
         let mut evicted = Vec::new();
-        while self.had.keys().map(|n| len_of(*n)).sum::<u64>() + len > limit {
-            let oldest = self.had.iter().filter(|(n, _)| !self.pinned.contains(n)).min_by_key(|(_, used)| **used);
+        while self.have.keys().map(|n| len_of(*n)).sum::<u64>() + len > limit {
+            let oldest = self.have.iter().filter(|(n, _)| !self.pinned.contains(n)).min_by_key(|(_, used)| **used);
             let Some(n) = oldest.map(|(n, _)| *n) else { break };
-            self.had.remove(&n);
+            self.have.remove(&n);
             self.hint.remove(&n);
             evicted.push(n);
         }
@@ -61,7 +61,7 @@ proptest! {
 
     /// No memory tier: what is had is exactly what the naive model has, through restarts and crashes.
     #[test]
-    fn the_disk_tier_is_an_lru_of_pieces(steps in prop::collection::vec(step(), 1..80), limit in 4u64..30) {
+    fn the_disk_tier_is_an_lru_of_pieces(steps in prop::collection::vec(open_or_create_dir(), 1..80), limit in 4u64..30) {
         let dir = tempfile::tempdir().unwrap();
         let sample = Sample::new(1, 700, &[3000, 1234, 166, 5000, 1, 2, 6000]);
         let pieces = sample.lengths.pieces();
@@ -74,10 +74,10 @@ proptest! {
             lock(&evicted).clear();
             let mut expected = Vec::new();
             match step {
-                Step::Put(n) if n < pieces && !model.had.contains_key(&n) => {
+                Step::Put(n) if n < pieces && !model.have.contains_key(&n) => {
                     let pinned = model.pinned.contains(&n);
                     expected = model.make_room(&len_of, len_of(n), limit);
-                    let fits = model.had.keys().map(|n| len_of(*n)).sum::<u64>() + len_of(n) <= limit;
+                    let fits = model.have.keys().map(|n| len_of(*n)).sum::<u64>() + len_of(n) <= limit;
                     sample.put(&store, n);
                     if fits || pinned {
                         model.use_piece(n);
@@ -89,15 +89,15 @@ proptest! {
                 }
                 Step::Put(n) if n < pieces => sample.put(&store, n),
                 Step::Read(n) if n < pieces => {
-                    prop_assert_eq!(sample.reads(&store, n), model.had.contains_key(&n));
-                    if model.had.contains_key(&n) {
+                    prop_assert_eq!(sample.reads(&store, n), model.have.contains_key(&n));
+                    if model.have.contains_key(&n) {
                         model.use_piece(n);
                     }
                 }
                 Step::Peek(n) if n < pieces => {
                     let mut out = vec![0; len_of(n) as usize];
                     let lookup = store.peek(sample.piece(n), 0, &mut out).unwrap();
-                    prop_assert_eq!(lookup == Lookup::Hit, model.had.contains_key(&n));
+                    prop_assert_eq!(lookup == Lookup::Hit, model.have.contains_key(&n));
                     prop_assert!(lookup == Lookup::Missing || out == sample.content(n));
                 }
                 Step::Pin(from, to) => {
@@ -105,25 +105,25 @@ proptest! {
                     let now: BTreeSet<u32> = (from..to.min(pieces)).collect();
                     let before = std::mem::replace(&mut model.pinned, now.clone());
                     for n in before.difference(&now) {
-                        if model.had.contains_key(n) {
+                        if model.have.contains_key(n) {
                             model.use_piece(*n);
                         }
                     }
                 }
                 Step::Round => {
                     expected = model.make_room(&len_of, 0, limit);
-                    cache.round(Instant::now());
+                    cache.maintain(Instant::now());
                 }
                 Step::Hint => {
                     store.flush();
-                    model.hint = model.had.clone();
+                    model.hint = model.have.clone();
                 }
                 Step::Close => {
                     cache.close();
                     cache = open(dir.path(), Some(limit), 0);
                     (store, evicted) = add(&cache, &sample);
                     model.pinned.clear();
-                    model.hint = model.had.clone();
+                    model.hint = model.have.clone();
                 }
                 Step::Crash => {
                     drop(store);
@@ -131,9 +131,9 @@ proptest! {
                     cache = open(dir.path(), Some(limit), 0);
                     (store, evicted) = add(&cache, &sample);
                     // What the state claims, as far as it is still (or again) true.
-                    let claimed: BTreeSet<u32> = had(&store).into_iter().map(|n| n as u32).collect();
+                    let claimed: BTreeSet<u32> = have(&store).into_iter().map(|n| n as u32).collect();
                     model.pinned.clear();
-                    let before = std::mem::take(&mut model.had);
+                    let before = std::mem::take(&mut model.have);
                     for n in 0..pieces {
                         let there = sample.reads(&store, n);
                         prop_assert!(!there || claimed.contains(&n));
@@ -148,16 +148,16 @@ proptest! {
                 }
                 _ => {}
             }
-            let mut had: Vec<u32> = model.had.keys().copied().collect();
+            let mut had: Vec<u32> = model.have.keys().copied().collect();
             had.sort_unstable();
             prop_assert_eq!(store.have().ones().map(|n| n as u32).collect::<Vec<_>>(), had);
             prop_assert_eq!(&*lock(&evicted), &expected);
-            prop_assert_eq!(cache.usage().disk, model.had.keys().map(|n| len_of(*n)).sum::<u64>());
+            prop_assert_eq!(cache.usage().disk, model.have.keys().map(|n| len_of(*n)).sum::<u64>());
             let memory = cache.usage().memory;
             prop_assert!(memory <= 700 + 256, "{} bytes in a tier of none but the newest piece", memory);
         }
         for n in 0..pieces {
-            prop_assert_eq!(sample.reads(&store, n), model.had.contains_key(&n));
+            prop_assert_eq!(sample.reads(&store, n), model.have.contains_key(&n));
         }
     }
 }

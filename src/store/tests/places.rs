@@ -24,7 +24,7 @@ fn picture(root: &Path) -> Picture {
 }
 
 fn beside(dir: &Path) -> Arc<Cache> {
-    Cache::open_beside(dir.to_owned(), 0).unwrap()
+    Cache::open_shared(dir.to_owned(), 0).unwrap()
 }
 
 fn add_at(cache: &Arc<Cache>, sample: &Sample, place: Place, verify: bool) -> Result<Arc<TorrentStore>, StoreError> {
@@ -44,7 +44,7 @@ fn lay_out(sample: &Sample, root: &Path) {
     }
 }
 
-fn had(store: &TorrentStore) -> Vec<usize> {
+fn have(store: &TorrentStore) -> Vec<usize> {
     store.have().ones().collect()
 }
 
@@ -74,16 +74,16 @@ fn the_users_files_are_only_read() {
         // 170 + 90 + a pad of 30, then 60 of 100 bytes.
         let good: Vec<u32> = vec![0, 1, 3, 4, 5, 6, 8];
         if verify {
-            assert_eq!(had(&store), [0, 1, 3, 4, 5, 6, 8]);
+            assert_eq!(have(&store), [0, 1, 3, 4, 5, 6, 8]);
         }
         for n in 0..sample.lengths.pieces() {
             assert_eq!(sample.reads(&store, n), good.contains(&n), "piece {n}");
         }
-        assert_eq!(had(&store), [0, 1, 3, 4, 5, 6, 8]);
+        assert_eq!(have(&store), [0, 1, 3, 4, 5, 6, 8]);
         // Nobody fetches what is missing; if somebody did, it would not come here.
         sample.put(&store, 2);
         store.flush();
-        cache.round(Instant::now());
+        cache.maintain(Instant::now());
         assert!(cache.usage().disk == 0 && !store.is_all_on_disk());
         store.close();
         cache.close();
@@ -106,10 +106,10 @@ fn a_file_that_its_owner_changes_is_hashed_again() {
     let mut out = vec![0; 4096];
     wait_for_another_time(&root);
     file.write_all_at(b"edited", 5000).unwrap();
-    // Never wrong bytes, from the page cache or with patience.
+    // Never wrong bytes, from the page cache or with access.
     assert_ne!(store.peek_now(single.piece(1), 0, &mut out), Lookup::Hit);
     assert!(!single.reads(&store, 1) && single.reads(&store, 0) && single.reads(&store, 3));
-    assert_eq!(had(&store), [0, 2, 3]);
+    assert_eq!(have(&store), [0, 2, 3]);
     // Put in its place, as editors do.
     fs::write(mine.path().join("new"), vec![7; 4096]).unwrap();
     fs::rename(mine.path().join("new"), &root).unwrap();
@@ -152,16 +152,16 @@ fn a_download_leaves_its_files_and_goes_on_where_it_was() {
     cache.close();
     drop((cache, store));
     let (cache, store) = begin(&[1]);
-    assert_eq!(had(&store), [0, 1, 2, 7]);
-    cache.round(Instant::now());
+    assert_eq!(have(&store), [0, 1, 2, 7]);
+    cache.maintain(Instant::now());
     drop((cache, store));
     let path = |file: usize| users.path().join(sample.files[file].relative_path());
     fs::File::options().write(true).open(path(0)).unwrap().write_all_at(b"?", 120).unwrap();
     let (cache, store) = begin(&[]);
-    assert_eq!(had(&store), [0, 1, 7], "proven before anything else");
+    assert_eq!(have(&store), [0, 1, 7], "proven before anything else");
     (2..9).for_each(|n| sample.put(&store, n));
     assert!(store.is_all_on_disk() && cache.usage().disk == 0);
-    store.forget_at_close();
+    store.remove_state_on_close();
     store.close();
     cache.close();
     for (n, file) in sample.files.iter().enumerate().filter(|(_, file)| file.is_stored()) {
@@ -280,11 +280,11 @@ fn a_file_that_cannot_be_hashed_alone_is_compared_with_what_comes() {
         fs::write(&first, &content).unwrap();
         let cache = beside(home.path());
         let store = add_at(&cache, &sample, download(users.path(), false), false).unwrap();
-        assert_eq!(had(&store), [0; 0]);
+        assert_eq!(have(&store), [0; 0]);
         sample.put(&store, 0);
         assert_eq!((store.is_all_on_disk(), cache.failure().is_none()), (is_ours, is_ours));
         assert_eq!(fs::read(&first).unwrap(), content);
-        store.forget_at_close();
+        store.remove_state_on_close();
         store.close();
         let _ = fs::remove_file(users.path().join(sample.files[1].relative_path()));
     }
@@ -307,7 +307,7 @@ fn downloads_do_not_count_and_nothing_of_them_is_evicted() {
         assert!(cache.usage().disk <= 300);
     }
     assert!(download.is_all_on_disk());
-    assert_eq!((lock(&evicted).len(), had(&in_cache).len()), (7, 3));
+    assert_eq!((lock(&evicted).len(), have(&in_cache).len()), (7, 3));
     assert_eq!((download.room(), in_cache.room()), (u64::MAX, 0));
     download.close();
     in_cache.close();
@@ -332,7 +332,7 @@ fn two_processes_do_not_make_the_same_files_and_a_cache_beside_keeps_none() {
     let three = beside(home.path());
     assert!(add_at(&three, &sample, download(users.path(), false), false).is_ok());
     let refused = add_at(&beside(home.path()), &sample, Place::Cache, false);
-    assert!(matches!(refused, Err(StoreError::Beside(_))));
+    assert!(matches!(refused, Err(StoreError::Shared(_))));
     assert!(add_at(&owner, &sample, Place::Cache, false).is_ok(), "the cache's own is another matter");
 }
 
@@ -353,13 +353,13 @@ fn what_has_no_bytes_is_made_too() {
         file(&["t", "b", "link"], 0, FileKind::Symlink { target: "../run".into() }),
         file(&["t", ".pad"], 9, FileKind::Pad),
     ];
-    let deliver = |overwrite| Deliver { dir: users.path(), files: &files, overwrite };
+    let extra = |overwrite| ExtraFiles { dir: users.path(), files: &files, overwrite };
     let root = users.path().join("t");
     fs::create_dir(&root).unwrap();
     fs::write(root.join("run"), "run").unwrap();
     for _ in 0..2 {
-        deliver(false).look().unwrap();
-        deliver(false).make().unwrap();
+        extra(false).check().unwrap();
+        extra(false).create().unwrap();
         assert_eq!(fs::read(root.join("a/empty")).unwrap(), b"");
         assert_eq!(fs::read_link(root.join("b/link")).unwrap(), Path::new("../run"));
         assert_eq!(root.join("run").metadata().unwrap().mode() & 0o100, 0o100);
@@ -367,17 +367,17 @@ fn what_has_no_bytes_is_made_too() {
     }
     // In the way.
     fs::write(root.join("a/empty"), "mine").unwrap();
-    assert!(matches!(deliver(false).look(), Err(StoreError::Foreign { .. })));
-    assert!(deliver(false).make().is_err());
+    assert!(matches!(extra(false).check(), Err(StoreError::Foreign { .. })));
+    assert!(extra(false).create().is_err());
     assert_eq!(fs::read(root.join("a/empty")).unwrap(), b"mine");
     fs::remove_file(root.join("b/link")).unwrap();
     fs::write(root.join("b/link"), "mine").unwrap();
-    deliver(true).look().unwrap();
-    deliver(true).make().unwrap();
+    extra(true).check().unwrap();
+    extra(true).create().unwrap();
     assert_eq!(fs::read_link(root.join("b/link")).unwrap(), Path::new("../run"));
     fs::remove_file(root.join("b/link")).unwrap();
     fs::create_dir(root.join("b/link")).unwrap();
-    assert!(matches!(deliver(true).look(), Err(StoreError::InTheWay { .. })));
+    assert!(matches!(extra(true).check(), Err(StoreError::InTheWay { .. })));
     // There is no filesystem with so much room, and enough for a few bytes.
     assert_eq!(space_missing(users.path(), &files).unwrap(), None);
     let huge = [file(&["t", "huge"], 1 << 60, plain)];

@@ -19,14 +19,14 @@ fn a_clean_close_is_believed_and_a_crash_is_checked() {
     {
         let cache = open(dir.path(), None, 0);
         let (store, _) = add(&cache, &sample);
-        assert_eq!(had(&store), [1, 3, 5, 7]);
+        assert_eq!(have(&store), [1, 3, 5, 7]);
         assert_eq!(cache_torrent(&cache).pieces.word(sample.piece(1)).state(), pieces::State::Disk);
         assert!([1, 3, 5, 7].into_iter().all(|n| sample.reads(&store, n)));
         // The first change takes the mark of the clean close away at once.
         assert!(state::Saved::load(&sample.state(dir.path())).unwrap().unwrap().closed);
         sample.put(&store, 2);
         assert!(!state::Saved::load(&sample.state(dir.path())).unwrap().unwrap().closed);
-        cache.round(Instant::now());
+        cache.maintain(Instant::now());
         sample.put(&store, 4);
     } // killed: no close
     let path = sample.path(dir.path(), 1);
@@ -34,7 +34,7 @@ fn a_clean_close_is_believed_and_a_crash_is_checked() {
     fs::File::options().write(true).open(&path).unwrap().write_all_at(b"spoilt", 10_500).unwrap();
     let cache = open(dir.path(), None, 0);
     let (store, evicted) = add(&cache, &sample);
-    assert_eq!(had(&store), [1, 2, 3, 5, 7], "all but what was put after the last hint");
+    assert_eq!(have(&store), [1, 2, 3, 5, 7], "all but what was put after the last hint");
     let mut out = [0; 4];
     assert_eq!(store.read_now(sample.piece(1), 0, &mut out), Lookup::WouldBlock, "it must be hashed first");
     assert!([1, 2, 3, 7].into_iter().all(|n| sample.reads(&store, n)));
@@ -56,12 +56,12 @@ fn a_claim_that_a_crash_made_false_is_never_served() {
         let cache = open(dir.path(), Some(3 * 8192), 0);
         let (store, _) = add(&cache, &sample);
         (0..3).for_each(|n| sample.put(&store, n));
-        cache.round(Instant::now());
+        cache.maintain(Instant::now());
         (3..5).for_each(|n| sample.put(&store, n)); // evicts 0 and 1, and no hint says so
     }
     let cache = open(dir.path(), Some(3 * 8192), 0);
     let (store, evicted) = add(&cache, &sample);
-    assert_eq!(had(&store), [0, 1, 2]);
+    assert_eq!(have(&store), [0, 1, 2]);
     assert_eq!([0, 1, 2].map(|n| sample.reads(&store, n)), [false, false, true]);
     assert_eq!(*lock(&evicted), [0, 1]);
     assert_eq!(cache.usage().disk, 8192);
@@ -89,7 +89,7 @@ fn changes_by_others_are_found() {
     fs::File::options().write(true).open(sample.path(dir.path(), 1)).unwrap().set_len(2500).unwrap();
     let cache = open(dir.path(), None, 0);
     let (store, _) = add(&cache, &sample);
-    assert_eq!(had(&store), [0, 1, 2, 3, 4, 5], "nothing beyond the end of the file");
+    assert_eq!(have(&store), [0, 1, 2, 3, 4, 5], "nothing beyond the end of the file");
     assert_eq!([0, 1, 2, 3, 4, 5].map(|n| sample.reads(&store, n)), [true, false, true, true, true, true]);
 
     // And while it runs: what is not there cannot be read, and comes again.
@@ -133,7 +133,7 @@ fn without_a_state_or_when_asked_every_piece_is_checked() {
         let cache = open(dir.path(), None, 0);
         assert!(cache.usage().disk > 0, "data without a state counts");
         let (store, _) = add(&cache, &sample);
-        assert_eq!(had(&store), [0, 2, 4, 5, 7]);
+        assert_eq!(have(&store), [0, 2, 4, 5, 7]);
         assert_eq!(cache.usage().disk, 5000);
         assert!([0, 2, 4, 5, 7].into_iter().all(|n| sample.reads(&store, n)));
         cache.close();
@@ -148,7 +148,7 @@ fn without_a_state_or_when_asked_every_piece_is_checked() {
         ..sample.spec()
     };
     let store = TorrentStore::open(&cache, spec, Box::new(|_| {})).unwrap();
-    assert_eq!(had(&store), [0, 2, 4, 5, 7]);
+    assert_eq!(have(&store), [0, 2, 4, 5, 7]);
     assert_eq!(*lock(&seen), (0..=8).map(|done| (done, 8)).collect());
 }
 
@@ -161,7 +161,7 @@ fn two_processes_do_not_share_a_directory() {
     assert!(error.contains(&format!("process {}", std::process::id())) && error.contains("--cache-dir"), "{error}");
     let sample = Sample::one_file(1, 100, 3);
     let (store, _) = add(&cache, &sample);
-    assert!(matches!(TorrentStore::open(&cache, sample.spec(), Box::new(|_| {})), Err(StoreError::Already(_))));
+    assert!(matches!(TorrentStore::open(&cache, sample.spec(), Box::new(|_| {})), Err(StoreError::AlreadyOpen(_))));
     drop(store);
     let (_store, _) = add(&cache, &sample);
     cache.close();

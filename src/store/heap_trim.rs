@@ -6,12 +6,12 @@
 
 /// Less than this is not worth a look.
 const WORTH: u64 = 32 << 20;
-/// Rounds of the keeper in which nothing more comes: it is over.
+/// Rounds of the maintenance in which nothing more comes: it is over.
 const QUIET: u32 = 3;
 
 /// Counts rounds.
 #[derive(Default)]
-pub(super) struct Holes {
+pub(super) struct HeapTrim {
     /// Bytes that had come at the last round, and at the last look.
     come: u64,
     looked_at: u64,
@@ -19,9 +19,9 @@ pub(super) struct Holes {
     quiet: u32,
 }
 
-impl Holes {
+impl HeapTrim {
     /// One round; `come` is what has come in all. True: now is the time to look for holes.
-    pub fn round(&mut self, come: u64) -> bool {
+    pub fn is_due(&mut self, come: u64) -> bool {
         self.quiet = if come == self.come { self.quiet.saturating_add(1) } else { 0 };
         self.come = come;
         let now = come - self.looked_at >= WORTH || self.quiet == QUIET;
@@ -38,8 +38,8 @@ mod tests {
 
     #[test]
     fn a_look_comes_while_much_comes_and_when_it_is_over() {
-        let mut holes = Holes::default();
-        let mut looks = |come: &[u64]| come.iter().map(|come| holes.round(*come)).collect::<Vec<_>>();
+        let mut heap_trim = HeapTrim::default();
+        let mut looks = |come: &[u64]| come.iter().map(|come| heap_trim.is_due(*come)).collect::<Vec<_>>();
         assert_eq!(looks(&[1, WORTH - 1, WORTH, WORTH + 1]), [false, false, true, false]);
         assert_eq!(looks(&[WORTH * 2, WORTH * 3, WORTH * 3 + 1]), [true, true, false]);
         assert_eq!(looks(&[WORTH * 3 + 1; 5]), [false, false, true, false, false]);

@@ -13,7 +13,7 @@ use super::download;
 use super::error::{StoreError, io_error};
 use super::files::{Files, Stamp};
 use super::pieces::{Pieces, State};
-use super::place::{Base, Place};
+use super::place::{Place, Root};
 use super::spec::{EvictionSink, Progress, TorrentSpec};
 use super::state::Saved;
 use super::torrent::{Save, Torrent};
@@ -29,41 +29,41 @@ pub(super) fn open(cache: &Cache, torrent: TorrentSpec, evicted: EvictionSink) -
         if ledger.closed {
             return Err(StoreError::Closed);
         }
-        if !ledger.names.insert(info_hash) {
-            return Err(StoreError::Already(info_hash));
+        if !ledger.open_hashes.insert(info_hash) {
+            return Err(StoreError::AlreadyOpen(info_hash));
         }
         ledger.next_id += 1;
         ledger.next_id
     };
     let evictable = torrent.place.is_evictable();
-    let parked = {
-        let _parking = lock(&cache.parking);
-        if evictable { lock(&cache.ledger).parked.remove(&info_hash) } else { None }
+    let inactive = {
+        let _guard = lock(&cache.inactive_lock);
+        if evictable { lock(&cache.ledger).inactive.remove(&info_hash) } else { None }
     };
-    match take_up(cache, torrent, id, evicted) {
+    match open_locked(cache, torrent, id, evicted) {
         Ok(torrent) => {
             let torrent = Arc::new(torrent);
             let mut ledger = lock(&cache.ledger);
             if ledger.closed {
                 return Err(StoreError::Closed);
             }
-            ledger.active += if evictable { torrent.bytes_on_disk() } else { 0 };
+            ledger.active_bytes += if evictable { torrent.bytes_on_disk() } else { 0 };
             ledger.torrents.push(Arc::clone(&torrent));
             drop(ledger);
             Ok(torrent)
         }
         Err(error) => {
             let mut ledger = lock(&cache.ledger);
-            ledger.names.remove(&info_hash);
-            ledger.parked.extend(parked.map(|parked| (info_hash, parked)));
+            ledger.open_hashes.remove(&info_hash);
+            ledger.inactive.extend(inactive.map(|inactive| (info_hash, inactive)));
             Err(error)
         }
     }
 }
 
-fn take_up(cache: &Cache, spec: TorrentSpec, id: u32, evicted: EvictionSink) -> Result<Torrent, StoreError> {
-    if spec.place.is_evictable() && cache.beside {
-        return Err(StoreError::Beside(cache.dir.clone()));
+fn open_locked(cache: &Cache, spec: TorrentSpec, id: u32, evicted: EvictionSink) -> Result<Torrent, StoreError> {
+    if spec.place.is_evictable() && cache.shared {
+        return Err(StoreError::Shared(cache.dir.clone()));
     }
     let home = spec.place.home(&cache.dir, &spec.info_hash);
     if let Some(home) = &home {
@@ -97,7 +97,7 @@ fn load(
     let TorrentSpec { info_hash, layout, hashes, verify, place, progress } = spec;
     let lengths = *layout.lengths();
     let pieces = Arc::new(Pieces::new(id, lengths, evicted));
-    let files = Files::new(Arc::clone(&pieces), Base::new(&place, home.as_deref()), layout)?;
+    let files = Files::new(Arc::clone(&pieces), Root::new(&place, home.as_deref()), layout)?;
     let saved = match home.as_ref().map(|home| home.join("state")) {
         Some(state) => match Saved::load(&state) {
             Ok(saved) => saved.filter(|saved| saved.info_hash == info_hash && saved.lengths == lengths),
@@ -109,36 +109,37 @@ fn load(
     let closed = saved.as_ref().is_some_and(|saved| saved.closed);
     let torrent = Torrent::new(info_hash, hashes, pieces, files, home, closed);
     let there = match &place {
-        Place::Cache => fs::read_dir(torrent.files.base.data()).is_ok_and(|mut entries| entries.next().is_some()),
-        Place::Download { dir, overwrite } => download::survey(&torrent, dir, *overwrite)?,
+        Place::Cache => fs::read_dir(torrent.files.root.data()).is_ok_and(|mut entries| entries.next().is_some()),
+        Place::Download { dir, overwrite } => download::find_existing(&torrent, dir, *overwrite)?,
         Place::Seed(_) => true,
     };
     if let Some(saved) = &saved {
-        let uses = saved.had.ones().zip(&saved.uses);
-        let pieces = uses.filter_map(|(piece, used)| Some((lengths.piece(u32::try_from(piece).ok()?)?, used)));
+        let uses = saved.have.ones().zip(&saved.uses);
+        let pieces =
+            uses.filter_map(|(piece, count_use)| Some((lengths.piece(u32::try_from(piece).ok()?)?, count_use)));
         pieces.for_each(|(piece, used)| torrent.pieces.set_last_use(piece, *used));
-        torrent.set_told_use();
+        torrent.mark_last_use_saved();
     }
     let mut all = FixedBitSet::with_capacity(lengths.pieces() as usize);
     all.insert_range(..);
     match (&place, &saved) {
-        _ if verify => check(cache, &torrent, all, progress)?,
-        (Place::Seed(_), _) => assume(&torrent, all),
-        (_, Some(saved)) => believe(&torrent, saved),
+        _ if verify => check_pieces(cache, &torrent, all, progress)?,
+        (Place::Seed(_), _) => assume_present(&torrent, all),
+        (_, Some(saved)) => restore(&torrent, saved),
         (Place::Cache, None) if there => {
-            let home = torrent.files.base.dir().display();
+            let home = torrent.files.root.dir().display();
             tracing::warn!("{home}: no readable state beside the data; checking all pieces");
-            check(cache, &torrent, all, progress)?;
+            check_pieces(cache, &torrent, all, progress)?;
         }
-        (_, None) if there => check(cache, &torrent, all, progress)?,
+        (_, None) if there => check_pieces(cache, &torrent, all, progress)?,
         _ => {}
     }
     if let Place::Download { overwrite, .. } = place {
-        let doubtful = |piece: &PieceIndex| torrent.pieces.word(*piece).state() == State::Unproven;
+        let doubtful = |piece: &PieceIndex| torrent.pieces.word(*piece).state() == State::Unverified;
         let mut doubted = FixedBitSet::with_capacity(lengths.pieces() as usize);
         doubted.extend(lengths.iter().filter(doubtful).map(PieceIndex::index));
-        check(cache, &torrent, doubted, None)?;
-        download::judge(&torrent, saved.as_ref(), overwrite)?;
+        check_pieces(cache, &torrent, doubted, None)?;
+        download::claim_files(&torrent, saved.as_ref(), overwrite)?;
         if saved.is_none() {
             // From here on files may be made, and are known to be ours even if we are killed.
             torrent.set_changed();
@@ -150,68 +151,73 @@ fn load(
 }
 
 /// Takes all that files are long enough for as had, to be hashed before it is served.
-fn assume(torrent: &Torrent, mut there: FixedBitSet) {
+fn assume_present(torrent: &Torrent, mut there: FixedBitSet) {
     for (index, file) in torrent.files.stored() {
-        remove_beyond(&torrent.lengths, file, torrent.files.stamp(index), &mut there);
+        remove_missing(&torrent.lengths, file, torrent.files.stamp(index), &mut there);
     }
     for piece in torrent.lengths.iter().filter(|piece| there.contains(piece.index())) {
-        torrent.pieces.advance(piece, State::Missing, State::Unproven);
+        torrent.pieces.advance(piece, State::Missing, State::Unverified);
     }
 }
 
 /// Takes over what a state file says, as far as the files look like it.
-fn believe(torrent: &Torrent, saved: &Saved) {
+fn restore(torrent: &Torrent, saved: &Saved) {
     let (closed, stamps) = (saved.closed, &saved.stamps);
-    let (mut had, mut proven) = (saved.had.clone(), saved.proven.clone());
+    let (mut have, mut verified) = (saved.have.clone(), saved.verified.clone());
     if !closed || stamps.len() != torrent.files.layout.files().len() {
-        proven.clear();
+        verified.clear();
     }
-    let mut book = lock(&torrent.book);
+    let mut changes = lock(&torrent.file_changes);
     for (index, file) in torrent.files.stored() {
         let pieces = torrent.files.layout.pieces_of(index).indexes();
-        if !had.contains_any_in_range(pieces.clone()) {
+        if !have.contains_any_in_range(pieces.clone()) {
             continue;
         }
         let stamp = torrent.files.stamp(index);
         // Pieces had later than this look are had by their hash, so the stamp may stand for them.
-        book.stamps[index.index()] = stamp;
+        changes.stamps[index.index()] = stamp;
         if stamps.get(index.index()) != Some(&stamp) {
-            proven.remove_range(pieces.clone());
+            verified.remove_range(pieces.clone());
             if closed {
                 let path = torrent.files.path(index);
                 tracing::warn!("{} was changed by somebody else: its pieces are checked again", path.display());
             }
         }
-        remove_beyond(&torrent.lengths, file, stamp, &mut had);
+        remove_missing(&torrent.lengths, file, stamp, &mut have);
     }
-    drop(book);
-    for piece in torrent.lengths.iter().filter(|piece| had.contains(piece.index())) {
-        let to = if proven.contains(piece.index()) { State::Disk } else { State::Unproven };
+    drop(changes);
+    for piece in torrent.lengths.iter().filter(|piece| have.contains(piece.index())) {
+        let to = if verified.contains(piece.index()) { State::Disk } else { State::Unverified };
         torrent.pieces.advance(piece, State::Missing, to);
     }
 }
 
 /// Takes out the pieces that need more of the file than there is.
-fn remove_beyond(lengths: &Lengths, file: &File, stamp: Stamp, pieces: &mut FixedBitSet) {
+fn remove_missing(lengths: &Lengths, file: &File, stamp: Stamp, pieces: &mut FixedBitSet) {
     if stamp.size < file.len {
         pieces.remove_range(lengths.pieces_in(&(file.offset + stamp.size..file.range().end)).indexes());
     }
 }
 
 /// Hashes those of these pieces of which all files are there, on all cores. What does not match is freed, if it is ours.
-fn check(cache: &Cache, torrent: &Torrent, which: FixedBitSet, progress: Option<Progress>) -> Result<(), StoreError> {
-    if which.is_clear() || !torrent.files.base.data().exists() {
+fn check_pieces(
+    cache: &Cache,
+    torrent: &Torrent,
+    which: FixedBitSet,
+    progress: Option<Progress>,
+) -> Result<(), StoreError> {
+    if which.is_clear() || !torrent.files.root.data().exists() {
         return Ok(());
     }
     torrent.mark_in_use().map_err(|error| io_error(error.action, &error.path)(error.source))?;
     let lengths = &torrent.lengths;
     let mut there = which.clone();
     {
-        let mut book = lock(&torrent.book);
+        let mut changes = lock(&torrent.file_changes);
         for (index, file) in torrent.files.stored() {
             let stamp = torrent.files.stamp(index);
-            book.stamps[index.index()] = stamp;
-            remove_beyond(lengths, file, stamp, &mut there);
+            changes.stamps[index.index()] = stamp;
+            remove_missing(lengths, file, stamp, &mut there);
         }
     }
     let which: Vec<PieceIndex> = lengths.iter().filter(|piece| which.contains(piece.index())).collect();
@@ -222,7 +228,7 @@ fn check(cache: &Cache, torrent: &Torrent, which: FixedBitSet, progress: Option<
     let work = || {
         let mut buffer = cache.buffer(lengths.longest_piece() as usize);
         while let Some(piece) = which.get(next.fetch_add(1, Relaxed)) {
-            check_one(cache, torrent, *piece, there.contains(piece.index()), &mut buffer);
+            check_piece(cache, torrent, *piece, there.contains(piece.index()), &mut buffer);
             let done = done.fetch_add(1, Relaxed) + 1;
             if let Some(progress) = &progress {
                 progress(done, which.len() as u32);
@@ -235,12 +241,12 @@ fn check(cache: &Cache, torrent: &Torrent, which: FixedBitSet, progress: Option<
     Ok(())
 }
 
-fn check_one(cache: &Cache, torrent: &Torrent, piece: PieceIndex, there: bool, buffer: &mut [u8]) {
+fn check_piece(cache: &Cache, torrent: &Torrent, piece: PieceIndex, there: bool, buffer: &mut [u8]) {
     let buffer = &mut buffer[..torrent.lengths.len_of(piece) as usize];
-    let good = there && cache.note(torrent.check_on_disk(&cache.handles, piece, buffer)) == Some(true);
+    let good = there && cache.ok_or_report(torrent.check_on_disk(&cache.handles, piece, buffer)) == Some(true);
     // Nobody else has the torrent yet.
     torrent.pieces.change(piece, if good { State::Disk } else { State::Missing }, |_| true);
     if !good {
-        cache.note(torrent.free(&cache.handles, piece));
+        cache.ok_or_report(torrent.free(&cache.handles, piece));
     }
 }
