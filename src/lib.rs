@@ -33,7 +33,7 @@
 //! | [`route`] | by which way everything leaves: proxy, address, interface | everything else | nothing |
 //! | [`store`] | the LRU piece cache: memory tier, disk tier, what survives a restart; files that lie with the user | the network, FUSE | metainfo, sys, util |
 //! | [`swarm`] | sans-io: the peer protocol with its extensions, scheduling of requests, choker | tokio, sockets, files, the clock | metainfo, util, wire |
-//! | [`wire`] | sans-io: handshake and message codecs | as above | metainfo |
+//! | [`wire`] | sans-io: handshake and message codecs | as above | metainfo, util |
 //! | [`payload`] | a user's own files: walked and hashed for new torrents, checked against old ones | torrents at work | metainfo, sys |
 //! | [`metainfo`] | bencode guard, `.torrent`, piece ↔ file layout | as above | nothing |
 //! | `sys` | system calls that the standard library has not: the only `unsafe` code | everything else | nothing |
