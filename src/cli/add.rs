@@ -1,46 +1,55 @@
 //! `torrentfs add`: adds torrents to a running mount.
 
 use std::ffi::{OsStr, OsString};
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use super::failure::{Exit, Failure};
+use super::failure::Failure;
 use super::running_mount;
 use super::runtime::runtime;
 use crate::control::orders::{AddedTorrent, NewTorrent};
 use crate::metainfo::{InfoHash, MAX_TORRENT_LEN};
 use crate::web::client::New;
 
-/// Show more torrents in a running mount
+const DESCRIPTION: &str = "\
+The torrents stay until `torrentfs remove`, or until the mount ends. If one
+SOURCE cannot be added, the others still are.";
+
+const EXAMPLES: &str = "\
+Examples:
+  torrentfs add /mnt/all film.torrent
+  torrentfs add /mnt/all c12fe1c06bba254a9dc9f519b335aa7c1367a88a";
+
+/// Add torrents to a running mount
 #[derive(Args, Clone, Debug, PartialEq)]
+#[command(before_help = DESCRIPTION, after_help = EXAMPLES)]
 pub(super) struct AddArgs {
-    /// A mount, or a path in it
+    /// Mountpoint, or a path below it
     mountpoint: PathBuf,
 
-    /// .torrent files, their http(s) URLs, magnet links (in quotes), or info hashes
+    /// .torrent files, http(s) URLs of such files, magnet links, or info hashes
     #[arg(value_name = "SOURCE", required = true, num_args = 1..)]
     sources: Vec<OsString>,
 }
 
-/// Adds torrents, one after the other. Those that can be are added, whatever becomes of the others.
+/// Adds torrents, one after the other, and continues after a failure.
 pub(super) fn run(args: &AddArgs) -> Result<(), Failure> {
     runtime()?.block_on(async {
-        let reached = running_mount::find(&args.mountpoint)?;
+        let mount = running_mount::find(&args.mountpoint)?;
         let mut failure = None;
         for source in &args.sources {
-            let shown = source.to_string_lossy();
-            let added = match new(source) {
-                Ok(new) => reached.client.add::<AddedTorrent>(&new).await.map_err(|error| error.to_string()),
+            let added = match read(source) {
+                Ok(new) => mount.client.add::<AddedTorrent>(&new).await.map_err(|error| error.to_string()),
                 Err(error) => Err(error.to_string()),
             };
             match added {
-                Ok(AddedTorrent { name, already: true, .. }) => println!("{name} was there already"),
+                Ok(AddedTorrent { name, already: true, .. }) => println!("{name} was already there"),
                 Ok(AddedTorrent { name, .. }) => println!("added {name}"),
-                Err(why) => {
-                    let next = Failure::new(Exit::Torrent, format!("cannot add {shown}: {why}"));
-                    // Each is said; the last one as every command says why it failed.
+                Err(reason) => {
+                    let next = Failure::of_torrent("add", &source.to_string_lossy(), reason);
+                    // The caller prints the last failure, so print the one before.
                     if let Some(earlier) = failure.replace(next) {
                         eprintln!("torrentfs: {earlier}");
                     }
@@ -51,8 +60,8 @@ pub(super) fn run(args: &AddArgs) -> Result<(), Failure> {
     })
 }
 
-/// What a SOURCE is: a file is read here, for the mount's process may stand elsewhere.
-fn new(source: &OsStr) -> std::io::Result<New> {
+/// Reads a SOURCE. Files are read here, because the mount's process may run as another user or in another directory.
+fn read(source: &OsStr) -> io::Result<New> {
     let path = Path::new(source);
     if path.is_file() {
         let mut bytes = Vec::new();
@@ -61,9 +70,9 @@ fn new(source: &OsStr) -> std::io::Result<New> {
     }
     let named = source.to_string_lossy();
     if path.exists() || !(named.contains(':') || named.parse::<InfoHash>().is_ok()) {
-        // A directory, or a name of nothing: the reason is the system's.
+        // If it does not exist, the system's error says so.
         std::fs::File::open(path)?;
-        return Err(std::io::Error::other("it is no file; a directory can only be mounted"));
+        return Err(io::Error::other("it is not a file; directories can only be given to `torrentfs mount`"));
     }
     Ok(New::Named(NewTorrent { source: named.into_owned() }))
 }

@@ -1,7 +1,7 @@
-//! Where a mount has its cache.
+//! Choosing the cache directory of a mount.
 //!
-//! A cache has one owner at a time, for it counts and evicts. So what one mount is told goes for it alone, and what is
-//! said for all of them is where each finds its own.
+//! A cache has one owner at a time, because the owner counts its bytes and evicts. A directory that is given for one mount
+//! is therefore exclusive to it, and a directory for all mounts contains one cache for each.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -15,100 +15,109 @@ use super::failure::{Exit, Failure};
 use crate::fs::prepare;
 use crate::store::{Cache, StoreError};
 
-/// Where mounts have their caches that did not get the shared directory itself.
+/// Directory, within the shared one, of the caches of mounts that did not get the shared directory itself.
 const MOUNTS: &str = "mounts";
-/// Says for which mount point the shared directory itself was opened last.
+/// File that names the mountpoint for which the shared directory itself was opened last.
 const NOTE: &str = "mountpoint";
-/// The longest name of a cache: a name has 255 bytes at most.
+/// Longest name of a cache directory, in bytes: file names have 255 at most.
 const MAX_NAME: usize = 200;
-/// How long a mount that ended at the same place may still be saving what it knows and telling its trackers.
-const LEAVE: Duration = Duration::from_secs(10);
-const TRY: Duration = Duration::from_millis(50);
+/// How long to wait for an ending mount at the same mountpoint to release its cache. It announces its end to trackers for
+/// 2 seconds, and saves its state.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time between two attempts to open a cache that is in use.
+const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Where a mount is to have its cache.
+/// The cache directory that a mount was given.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CacheDir {
-    /// In this directory: it was named for this mount.
-    Exactly(PathBuf),
-    /// In this one, or below it: it stands for every mount. `None`: the default.
+    /// The directory of this mount alone.
+    Exclusive(PathBuf),
+    /// A directory that all mounts share; `None`: the default one.
     Shared(Option<PathBuf>),
 }
 
 impl CacheDir {
-    /// Decides, and opens it by `open`. Blocking.
+    /// Chooses the directory of a mount's cache, and opens it with `open`. Blocks.
     ///
-    /// Of mounts that share a directory the first has it, and each other one a directory below, named after its mount
-    /// point, for good: there it finds its pieces again. The cache's lock says who is first.
+    /// The first of several mounts that share a directory gets it. Every other mount gets a directory in it, named after its
+    /// mountpoint, and the same one again at its next mount, because its pieces are there. The lock of the cache decides
+    /// which mount is first.
     pub(super) fn open(
         &self,
         mountpoint: &Path,
         open: impl Fn(&Path) -> Result<Arc<Cache>, StoreError>,
     ) -> Result<Arc<Cache>, Failure> {
-        let fault = |error| Failure::new(Exit::Resource, error);
+        let failure = |error| Failure::new(Exit::Resource, error);
         let base = match self {
-            Self::Exactly(dir) => return open(&dir_or_default(Some(dir))?).map_err(fault),
+            Self::Exclusive(dir) => return open(&dir_or_default(Some(dir))?).map_err(failure),
             Self::Shared(dir) => dir_or_default(dir.as_deref())?,
         };
-        // One that cannot be mounted on gets no directory.
-        let name = name_of(&ready(mountpoint)?);
+        // Check the mountpoint first: create no directory for one that cannot be used.
+        let name = name_of(&usable(mountpoint)?);
         let own = base.join(MOUNTS).join(&name);
         if own.is_dir() {
-            return patiently(mountpoint, || open(&own));
+            return open_when_released(mountpoint, || open(&own));
         }
         let opened = match open(&base) {
-            Err(StoreError::InUse { .. }) if noted(&base).as_ref() == Some(&name) => {
-                return patiently(mountpoint, || open(&base));
+            Err(StoreError::InUse { .. }) if last_user(&base).as_ref() == Some(&name) => {
+                return open_when_released(mountpoint, || open(&base));
             }
-            Err(StoreError::InUse { .. }) => return open(&own).map_err(fault),
-            opened => opened.map_err(fault)?,
+            Err(StoreError::InUse { .. }) => return open(&own).map_err(failure),
+            opened => opened.map_err(failure)?,
         };
-        // Without the note the next mount at this place would not wait for the end of this one: no reason to fail.
+        // Without this file, only the next mount at this mountpoint cannot wait for this one to end: ignore an error.
         let _ = fs::write(base.join(NOTE), &name);
         Ok(opened)
     }
 }
 
-/// The directory, or the user's default; absolute, for a daemon leaves its working directory.
+/// Returns the given directory or the user's default. It is absolute, because a daemon leaves its working directory.
 pub(super) fn dir_or_default(given: Option<&Path>) -> Result<PathBuf, Failure> {
     let dir = match given {
         Some(dir) => dir.to_owned(),
         None => etcetera::choose_base_strategy()
             .map_err(|_| {
-                Failure::new(Exit::Resource, "no home directory to keep the cache in; name one with --cache-dir")
+                Failure::new(
+                    Exit::Resource,
+                    "cannot find a home directory for the cache; give a directory with --cache-dir",
+                )
             })?
             .cache_dir()
             .join("torrentfs"),
     };
     std::path::absolute(&dir)
-        .map_err(|error| Failure::new(Exit::Resource, format!("cannot use cache {}: {error}", dir.display())))
+        .map_err(|error| Failure::new(Exit::Resource, format!("cannot use the cache {}: {error}", dir.display())))
 }
 
-/// For which mount point the shared directory itself is, or was, in use.
-fn noted(base: &Path) -> Option<String> {
+/// Returns the name of the mountpoint that uses the shared directory itself, or used it last.
+fn last_user(base: &Path) -> Option<String> {
     let mut name = String::new();
     File::open(base.join(NOTE)).ok()?.take(MAX_NAME as u64 + 1).read_to_string(&mut name).ok()?;
     Some(name)
 }
 
-/// Whoever has the cache is about to leave it, for nothing is mounted here any more; or to mount here, and then that is
-/// the fault.
-fn patiently(mountpoint: &Path, open: impl Fn() -> Result<Arc<Cache>, StoreError>) -> Result<Arc<Cache>, Failure> {
+/// Opens a cache that another mount at the same mountpoint is releasing. That mount has either unmounted already, or it is
+/// the reason why the mountpoint cannot be used.
+fn open_when_released(
+    mountpoint: &Path,
+    open: impl Fn() -> Result<Arc<Cache>, StoreError>,
+) -> Result<Arc<Cache>, Failure> {
     let begin = Instant::now();
     loop {
         match open() {
-            Err(StoreError::InUse { .. }) if begin.elapsed() < LEAVE => std::thread::sleep(TRY),
+            Err(StoreError::InUse { .. }) if begin.elapsed() < RELEASE_TIMEOUT => std::thread::sleep(RETRY_INTERVAL),
             opened => return opened.map_err(|error| Failure::new(Exit::Resource, error)),
         }
-        ready(mountpoint)?;
+        usable(mountpoint)?;
     }
 }
 
-/// The mount point, if it can be mounted on.
-fn ready(mountpoint: &Path) -> Result<PathBuf, Failure> {
+/// Returns the resolved mountpoint, if it can be mounted on.
+fn usable(mountpoint: &Path) -> Result<PathBuf, Failure> {
     prepare(mountpoint).map_err(|error| Failure::new(Exit::Mountpoint, error))
 }
 
-/// A name for what belongs to a mount point, as systemd makes them: `/mnt/my film` is `mnt-my\x20film`.
+/// Returns a file name for a mountpoint, in the form of systemd's: `/mnt/my film` is `mnt-my\x20film`.
 pub(super) fn name_of(path: &Path) -> String {
     let text = path.to_string_lossy();
     let mut name = String::new();
@@ -140,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_has_the_directory_and_each_other_mount_point_one_of_its_own_for_good() {
+    fn the_first_mount_gets_the_directory_and_others_keep_one_of_their_own() {
         let tmp = tempfile::tempdir().unwrap();
         let tmp = tmp.path().canonicalize().unwrap();
         let base = tmp.join("base");
@@ -157,10 +166,10 @@ mod tests {
         assert_eq!(second.dir(), own(&b));
         first.close();
         second.close();
-        assert_eq!(at(&b).dir(), own(&b), "where its pieces are, though the other one is free");
+        assert_eq!(at(&b).dir(), own(&b), "its pieces are there, although the shared one is free");
         assert_eq!(at(&tmp.join("b/../a")).dir(), base);
 
-        // One after another at different places: all in the same.
+        // Mounts that do not overlap all use the shared directory.
         let c = tmp.join("c");
         fs::create_dir(&c).unwrap();
         assert_eq!(at(&c).dir(), base);
@@ -170,14 +179,14 @@ mod tests {
     }
 
     #[test]
-    fn a_mount_that_just_ended_at_the_same_place_is_waited_for() {
+    fn an_ending_mount_at_the_same_mountpoint_is_waited_for() {
         let tmp = tempfile::tempdir().unwrap();
         let (base, dir) = (tmp.path().join("base"), CacheDir::Shared(Some(tmp.path().join("base"))));
         let ending = dir.open(tmp.path(), open).unwrap();
-        let tried = std::cell::Cell::new(0);
+        let attempts = std::cell::Cell::new(0);
         let again = dir.open(tmp.path(), |dir| {
-            tried.set(tried.get() + 1);
-            if tried.get() == 3 {
+            attempts.set(attempts.get() + 1);
+            if attempts.get() == 3 {
                 ending.close();
             }
             open(dir)
@@ -186,9 +195,9 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_named_for_one_mount_is_that_mounts_or_nobodys() {
+    fn an_exclusive_directory_that_is_in_use_is_refused() {
         let tmp = tempfile::tempdir().unwrap();
-        let dir = CacheDir::Exactly(tmp.path().to_owned());
+        let dir = CacheDir::Exclusive(tmp.path().to_owned());
         let first = dir.open("/nowhere".as_ref(), open).unwrap();
         assert_eq!(first.dir(), tmp.path());
         let refused = dir.open(tmp.path(), open).err().unwrap();
@@ -197,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_systemds() {
+    fn names_are_escaped_as_systemd_does() {
         for (path, name) in [
             ("/mnt/film", "mnt-film"),
             ("/mnt/my film/", r"mnt-my\x20film"),

@@ -1,4 +1,4 @@
-//! `torrentfs config`: the settings in force, and where each comes from.
+//! `torrentfs config`: prints the configuration, and where each value comes from.
 
 use clap::Args;
 
@@ -8,30 +8,43 @@ use super::output;
 use super::settings::{Setting, Settings};
 use crate::http::Masked;
 
-const AFTER_HELP: &str = "\
-What `torrentfs mount` takes as a flag or an option of -o can be configured, by
-the same name: cache_size = \"5GiB\", no_dht = true, peer = [\"10.0.0.1:6881\"].
-What comes first in this list is in force:
-  1. flags
+const DESCRIPTION: &str = "\
+Every option of `torrentfs mount`, and every option of its -o, can be set in a
+configuration file under the same name, written with '_' or '-'.";
+
+const SECTIONS: &str = "\
+Files and precedence (the first that sets a key wins):
+  1. options on the command line
   2. -o
-  3. the environment: TORRENTFS_CACHE_SIZE=5GiB, TORRENTFS_NO_DHT=true
-  4. ~/.config/torrentfs/torrentfs.toml (of $XDG_CONFIG_HOME, if set)
+  3. environment variables, such as TORRENTFS_CACHE_SIZE=5GiB
+  4. ~/.config/torrentfs/torrentfs.toml, or below $XDG_CONFIG_HOME if it is set
   5. /etc/torrentfs/torrentfs.toml
   6. defaults
-What a file switches on, a flag, -o or a variable switches off:
---no-dht=false, -o no_dht=false, TORRENTFS_NO_DHT=false.
-cache_dir is for all mounts: the first has it, each that comes beside it a
-directory below it, mounts/ and the name of its mount point, for good. Named by
---cache-dir or -o, it is that mount's alone. For root mount.torrentfs gives each
-mount a directory in cache_dir, named after the mount point.
---config FILE stands for both files. mount.torrentfs has no part 3, and for root
-no part 4.";
 
-/// Print what is configured, and where
+  --config FILE replaces both files. mount.torrentfs ignores the environment
+  and, when root mounts, root's own file.
+
+Configuration file:
+  cache_size = \"100GiB\"
+  no_dht = true
+  peer = [\"192.168.1.5:51413\"]
+
+  A file error is reported with its line. A boolean that is set in a file can be
+  unset by --no-dht=false, -o no_dht=false or TORRENTFS_NO_DHT=false.
+
+  cache_dir is shared by all mounts: see \"Cache\" in `torrentfs help mount`.
+  When root mounts with mount(8), each mount gets a directory in cache_dir.
+
+Examples:
+  torrentfs config
+  torrentfs config --json
+  torrentfs --config test.toml config";
+
+/// Print the configuration, and where each value comes from
 #[derive(Args, Clone, Debug)]
-#[command(after_help = AFTER_HELP)]
+#[command(before_help = DESCRIPTION, after_help = SECTIONS)]
 pub(super) struct ConfigArgs {
-    /// As JSON: a list of keys, with their values and where each comes from
+    /// Print JSON: a list of keys with their values and origins
     #[arg(long)]
     json: bool,
 }
@@ -94,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_shown_with_its_origin_and_without_secrets() {
+    fn settings_are_shown_with_their_origin_and_without_secrets() {
         let mut settings = Settings::empty();
         let text = "cache_size = '1GiB'\nproxy = 'socks5://me:secret@10.0.0.1:1080'\nno_dht = true";
         settings.read(text, Path::new("/0.toml")).unwrap();
@@ -111,7 +124,7 @@ mod tests {
             assert!(lines.contains(line), "{line} in {lines}");
         }
         let plain = lines.replace("***@", "");
-        assert!(Settings::empty().read(&plain, Path::new("/again.toml")).is_ok(), "it is a file itself");
+        assert!(Settings::empty().read(&plain, Path::new("/again.toml")).is_ok(), "the output is a valid file");
         let parsed: serde_json::Value = serde_json::from_str(&json(&settings)).unwrap();
         let entry = |key: &str| parsed.as_array().unwrap().iter().find(|entry| entry["key"] == key).unwrap().clone();
         assert_eq!((&entry("no_dht")["value"], &entry("no_dht")["from"]), (&true.into(), &"/0.toml:3".into()));

@@ -1,4 +1,4 @@
-//! A session without a mount: what `get` and `seed` run on.
+//! A session without a mount, for `get` and `seed`.
 
 use std::io::IsTerminal;
 use std::path::Path;
@@ -14,19 +14,20 @@ use crate::metainfo::Metainfo;
 use crate::session::{Session, SessionError, Torrent, TorrentOptions};
 use crate::store::Cache;
 
-/// Bytes of pieces in memory: the disk has them all, and the kernel keeps what is asked for.
+/// Bytes of pieces in memory. All pieces are files on disk, and the kernel caches those that are read.
 const MEMORY: u64 = 32 << 20;
 
+/// A session, its torrents and its cache.
 pub(super) struct Engine {
     pub(super) session: Session,
     pub(super) cache: Arc<Cache>,
     torrents: Mutex<Vec<Arc<Torrent>>>,
-    /// To be read again at SIGHUP.
+    /// Reloaded on SIGHUP; `None` in a terminal, where SIGHUP ends the command.
     blocklist: Option<BlocklistFile>,
 }
 
 impl Engine {
-    /// Opens a port; nothing else is heard of us before a torrent is added.
+    /// Opens the cache and a port. No peer or tracker is contacted before a torrent is added.
     pub(super) fn start(network: &NetworkArgs, dir: Option<&Path>) -> Result<Self, Failure> {
         let cache = Cache::open_shared(cache_dir::dir_or_default(dir)?, MEMORY);
         let cache = cache.map_err(|error| Failure::new(Exit::Resource, error))?;
@@ -34,25 +35,26 @@ impl Engine {
         let list = blocklist.as_ref().map(BlocklistFile::list).unwrap_or_default();
         let session = Session::start(network.session(cache.clone(), list));
         let session = session.map_err(|error| Failure::new(Exit::Resource, error))?;
-        // A terminal that goes away ends what runs in it.
+        // A terminal that closes sends SIGHUP to end its programs.
         let blocklist = blocklist.filter(|_| !std::io::stdin().is_terminal());
         Ok(Self { session, cache, torrents: Mutex::default(), blocklist })
     }
 
-    /// By which it is found out about torrents.
+    /// Returns the resolver that turns sources into metainfo.
     pub(super) fn resolver<'a>(&'a self, network: &'a NetworkArgs) -> Resolver<'a> {
         let NetworkArgs { peers, metadata_timeout, .. } = network;
         Resolver { session: &self.session, cache: &self.cache, peers, limit: *metadata_timeout }
     }
 
+    /// Adds a torrent to the session.
     pub(super) async fn add(&self, metainfo: Metainfo, options: TorrentOptions) -> Result<Arc<Torrent>, SessionError> {
         let torrent = self.session.add(metainfo, options).await?;
         self.torrents.lock().unwrap_or_else(PoisonError::into_inner).push(torrent.clone());
         Ok(torrent)
     }
 
-    /// Waits for SIGINT, SIGTERM or SIGHUP. With a blocklist SIGHUP reads that again.
-    pub(super) async fn interrupted(&self, signals: &mut Signals) {
+    /// Waits for a signal that ends the command. If there is a blocklist to reload, SIGHUP does that instead.
+    pub(super) async fn until_signal(&self, signals: &mut Signals) {
         loop {
             let hangup = signals.any().await;
             let Some(blocklist) = self.blocklist.as_ref().filter(|_| hangup) else { return };
@@ -60,12 +62,12 @@ impl Engine {
         }
     }
 
-    /// Tells the trackers (2 s at most), saves the state.
+    /// Stops all torrents, which announces their end to trackers for 2 seconds at most, and saves the state.
     pub(super) async fn stop(&self) {
         let torrents = std::mem::take(&mut *self.torrents.lock().unwrap_or_else(PoisonError::into_inner));
         let mut removals = tokio::task::JoinSet::new();
         for torrent in torrents {
-            // Its place in the session ends with the session.
+            // Not removed from the session, which is about to stop.
             removals.spawn(async move { torrent.stop().await });
         }
         removals.join_all().await;

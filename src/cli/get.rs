@@ -1,4 +1,4 @@
-//! `torrentfs get`: a torrent as ordinary files, without a mount.
+//! `torrentfs get`: downloads torrents as ordinary files, without a mount.
 
 use std::ffi::OsString;
 use std::fs;
@@ -23,49 +23,60 @@ use crate::library::Source;
 use crate::session::{Torrent, TorrentOptions};
 use crate::store::{ExtraFiles, Place, space_missing};
 
-/// How often it is looked at what the disk says, and the rate is shown anew.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How often the disk is checked for failures, and the progress updated.
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
-const AFTER_HELP: &str = "\
-Files are made in DIR as the torrent lays them out: DIR/NAME for a single file,
-DIR/NAME/... for many. What is there already is checked and used, so the same
-command goes on after Ctrl-C, a crash or a full disk. A file that is not the
-torrent's is not overwritten without --force. The exit code is 0 only if all is
-there and every hash matched.
+const DESCRIPTION: &str = "\
+The files are created in DIR as the torrent lays them out: DIR/NAME for a
+single file, DIR/NAME/... for several, with empty files, symbolic links and
+executable bits.
 
-RATE is a number with a unit, for a second: 500KB, 2MiB. TIME is one, too: 90s,
-2min, 1h. BOOL is true or false, and true if left out.
+Data that exists already is checked and kept, whichever program fetched it. So
+after Ctrl-C, a crash or a full disk the same command resumes. An existing file
+that does not belong to the torrent is an error, unless --force is given.
+
+The exit code is 0 only if everything is complete and every hash matches. The
+program then exits, unless --seed, --seed-ratio or --seed-time is given.";
+
+const SECTIONS: &str = "\
+The network options are described in `torrentfs help mount`.
+
+Values:
+  RATE  bytes per second with a unit: 500KB, 2MiB
+  TIME  a number with a unit: 90s, 2min, 1h
+  BOOL  true or false; the option alone means true
 
 Examples:
   torrentfs get film.torrent
-  torrentfs get -o ~/Videos 'magnet:?xt=urn:btih:...'
+  torrentfs get a.torrent b.torrent
+  torrentfs get -o ~/Videos c12fe1c06bba254a9dc9f519b335aa7c1367a88a
   torrentfs get --seed-ratio 1.5 -o /srv/iso https://example.org/linux.torrent";
 
 /// Download torrents as ordinary files, without a mount
 #[derive(Args, Clone, Debug)]
-#[command(after_help = AFTER_HELP, args_override_self = true)]
+#[command(before_help = DESCRIPTION, after_help = SECTIONS, args_override_self = true)]
 pub(super) struct GetArgs {
-    /// A .torrent file, its http(s) URL, a magnet link (in quotes), or an info hash; or several
+    /// .torrent files, http(s) URLs of such files, magnet links, or info hashes
     #[arg(value_name = "SOURCE", required = true)]
     sources: Vec<OsString>,
 
-    /// Where the files are made; the directory is made if it is not there
+    /// Directory to download to; created if it does not exist
     #[arg(short, long, value_name = "DIR", default_value = ".")]
     output: PathBuf,
 
-    /// Take the place of files that are not the torrent's
+    /// Overwrite existing files that do not belong to the torrent
     #[arg(long)]
     force: bool,
 
-    /// Hash everything that is there already, even if nobody touched it since
+    /// Hash all existing data, even if it is unchanged since the last check
     #[arg(long)]
     verify: bool,
 
-    /// Once all is here, go on seeding it to others until Ctrl-C; --seed-ratio and --seed-time do so until then
+    /// Seed after the download, until Ctrl-C or until --seed-ratio or --seed-time is reached
     #[arg(long)]
     seed: bool,
 
-    /// Where it is kept how far a download is [default: torrentfs in the user's cache directory]
+    /// Directory for the state of unfinished downloads [default: ~/.cache/torrentfs]
     #[arg(long, value_name = "DIR")]
     cache_dir: Option<PathBuf>,
 
@@ -73,8 +84,8 @@ pub(super) struct GetArgs {
     network: NetworkFlags,
 }
 
-/// What of [`GetArgs`] each download needs.
-struct Wishes {
+/// The settings that every download needs.
+struct Settings {
     dir: PathBuf,
     force: bool,
     verify: bool,
@@ -83,7 +94,7 @@ struct Wishes {
     network: NetworkArgs,
 }
 
-/// Downloads; returns when all is there, and given to others as long as asked.
+/// Downloads, and then seeds if asked to.
 pub(super) fn run(args: GetArgs, verbosity: Verbosity, quiet: bool) -> Result<(), Failure> {
     log::to_stderr(verbosity);
     let network = NetworkArgs::from(args.network);
@@ -93,33 +104,34 @@ pub(super) fn run(args: GetArgs, verbosity: Verbosity, quiet: bool) -> Result<()
     let unusable = |error| Failure::new(Exit::Resource, format!("cannot use {}: {error}", args.output.display()));
     fs::create_dir_all(&args.output).map_err(unusable)?;
     let dir = std::path::absolute(&args.output).map_err(unusable)?;
-    let wishes = Wishes { dir, force: args.force, verify: args.verify, seed, quiet, network };
+    let settings = Settings { dir, force: args.force, verify: args.verify, seed, quiet, network };
     let runtime = runtime()?;
     let outcome = runtime.block_on(async {
         let mut signals = Signals::listen()?;
-        let engine = Engine::start(&wishes.network, args.cache_dir.as_deref())?;
+        let engine = Engine::start(&settings.network, args.cache_dir.as_deref())?;
         let mut downloads = Vec::new();
         let outcome = tokio::select! {
-            outcome = download(&engine, sources, &wishes, &mut downloads) => outcome,
-            () = engine.interrupted(&mut signals) => Err(None),
+            outcome = download(&engine, sources, &settings, &mut downloads) => outcome,
+            () = engine.until_signal(&mut signals) => Err(None),
         };
         let left = downloads.iter().filter(|download| download.state == State::Fetching).count();
         engine.stop().await;
         match outcome {
             Err(None) if left == 0 && !downloads.is_empty() => Ok(()),
-            Err(None) => {
-                Err(Failure::new(Exit::Failure, "ended before all was there; the same command goes on from here"))
-            }
+            Err(None) => Err(Failure::new(
+                Exit::Failure,
+                "stopped before the download was complete; the same command resumes it",
+            )),
             Err(Some(failure)) => Err(failure),
             Ok(()) => Ok(()),
         }
     });
-    // A check that nobody waits for any more may still be at work.
+    // Do not wait for checks that are still hashing.
     runtime.shutdown_background();
     outcome
 }
 
-/// One torrent on its way.
+/// A torrent that is being downloaded.
 struct Download {
     torrent: Arc<Torrent>,
     state: State,
@@ -129,7 +141,7 @@ struct Download {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
     Fetching,
-    /// All its files are there.
+    /// All files exist and every hash matches.
     Complete,
 }
 
@@ -144,12 +156,12 @@ impl Download {
     }
 }
 
-/// Fetches them all, at the same time; then gives them to others if asked. What fails is told at once, and the first
-/// failure at the end again by its code; the others go on. `None`: interrupted.
+/// Fetches all sources at the same time, then seeds them if asked to. A source that fails does not stop the others: with
+/// several sources each failure is printed at once, and the first one is returned. `Err(None)` means interrupted.
 async fn download(
     engine: &Engine,
     sources: Vec<(&OsString, Source)>,
-    wishes: &Wishes,
+    settings: &Settings,
     downloads: &mut Vec<Download>,
 ) -> Result<(), Option<Failure>> {
     let several = sources.len() > 1;
@@ -160,17 +172,17 @@ async fn download(
         }
         failed.get_or_insert(failure);
     };
-    let news = Arc::new(Notify::new());
-    // What needs the network to be known comes behind what does not.
+    let progressed = Arc::new(Notify::new());
+    // Torrents whose metadata must be fetched come last, so that they do not delay the others.
     let (known, unknown): (Vec<_>, Vec<_>) =
         sources.into_iter().partition(|(_, source)| matches!(source, Source::Torrent(_)));
     for (named, source) in known.into_iter().chain(unknown) {
-        match take_up(engine, named, source, wishes).await {
+        match start(engine, named, source, settings).await {
             Ok(torrent) => {
-                let (mut stats, news) = (torrent.watch(), news.clone());
+                let (mut stats, progressed) = (torrent.watch(), progressed.clone());
                 tokio::spawn(async move {
                     while stats.changed().await.is_ok() {
-                        news.notify_one();
+                        progressed.notify_one();
                     }
                 });
                 downloads.push(Download { torrent, state: State::Fetching, since: Instant::now() });
@@ -178,27 +190,32 @@ async fn download(
             Err(failure) => fail(failure),
         }
     }
-    fetch(engine, wishes, downloads, &news).await?;
-    if wishes.seed {
-        let mut seeding = Seeding::new(wishes.network.seed, wishes.quiet);
+    fetch(engine, settings, downloads, &progressed).await?;
+    if settings.seed {
+        let mut seeding = Seeding::new(settings.network.seed, settings.quiet);
         downloads.iter().for_each(|download| seeding.add(download.torrent.clone()));
-        seeding.until_enough().await;
+        seeding.until_limit().await;
     }
     failed.map_or(Ok(()), |failure| Err(Some(failure)))
 }
 
-/// From what names a torrent to its task.
-async fn take_up(engine: &Engine, named: &OsString, source: Source, wishes: &Wishes) -> Result<Arc<Torrent>, Failure> {
+/// Resolves a source, checks that its files can be written, and starts the torrent.
+async fn start(
+    engine: &Engine,
+    named: &OsString,
+    source: Source,
+    settings: &Settings,
+) -> Result<Arc<Torrent>, Failure> {
     let (metainfo, found) =
-        sources::resolve("get", source, named, engine.resolver(&wishes.network), wishes.quiet).await?;
-    let (dir, files, force) = (wishes.dir.clone(), metainfo.layout.files().to_owned(), wishes.force);
-    let looked = tokio::task::spawn_blocking(move || {
+        sources::resolve("get", source, named, engine.resolver(&settings.network), settings.quiet).await?;
+    let (dir, files, force) = (settings.dir.clone(), metainfo.layout.files().to_owned(), settings.force);
+    let checked = tokio::task::spawn_blocking(move || {
         let resource = |error: &dyn std::fmt::Display| Failure::new(Exit::Resource, error);
         ExtraFiles { dir: &dir, files: &files, overwrite: force }.check().map_err(|error| resource(&error))?;
         match space_missing(&dir, &files) {
             Ok(None) => Ok(()),
             Ok(Some((needed, free))) => Err(resource(&format!(
-                "no room in {}: {} more are needed, and {} are free; make room or choose another directory with -o",
+                "not enough space in {}: {} more is needed, {} is free; free some space, or choose another directory with -o",
                 dir.display(),
                 ByteSize(needed),
                 ByteSize(free)
@@ -206,24 +223,24 @@ async fn take_up(engine: &Engine, named: &OsString, source: Source, wishes: &Wis
             Err(error) => Err(resource(&format!("cannot use {}: {error}", dir.display()))),
         }
     });
-    looked.await.map_err(|error| Failure::new(Exit::Failure, error))??;
-    let checking = Arc::new(Progress::start(&format!("checking {}", metainfo.name), 0, wishes.quiet));
+    checked.await.map_err(|error| Failure::new(Exit::Failure, error))??;
+    let checking = Arc::new(Progress::start(&format!("checking {}", metainfo.name), 0, settings.quiet));
     let options = TorrentOptions {
-        place: Place::Download { dir: wishes.dir.clone(), overwrite: wishes.force },
-        peers: [wishes.network.peers.clone(), found].concat(),
-        verify: wishes.verify,
-        progress: Some(checking.of_checks()),
+        place: Place::Download { dir: settings.dir.clone(), overwrite: settings.force },
+        peers: [settings.network.peers.clone(), found].concat(),
+        verify: settings.verify,
+        progress: Some(checking.check_progress()),
         ..TorrentOptions::default()
     };
     engine.add(metainfo, options).await.map_err(Failure::from)
 }
 
-/// Until each is complete, or the disk refuses.
+/// Waits until every download is complete, or the disk fails.
 async fn fetch(
     engine: &Engine,
-    wishes: &Wishes,
+    settings: &Settings,
     downloads: &mut [Download],
-    news: &Notify,
+    progressed: &Notify,
 ) -> Result<(), Option<Failure>> {
     if downloads.is_empty() {
         return Ok(());
@@ -232,48 +249,49 @@ async fn fetch(
         [download] => download.torrent.metainfo().name.clone(),
         several => format!("{} torrents", several.len()),
     };
-    let progress = Progress::start(&what, downloads.iter().map(Download::total).sum(), wishes.quiet);
+    let progress = Progress::start(&what, downloads.iter().map(Download::total).sum(), settings.quiet);
     let mut begun = false;
     while downloads.iter().any(|download| download.state == State::Fetching) {
         for download in downloads.iter_mut().filter(|download| download.state == State::Fetching) {
             let stats = download.torrent.stats();
             let all = stats.have == download.torrent.metainfo().layout.lengths().pieces();
             if all && download.torrent.store().is_all_on_disk() {
-                finish(&download.torrent, wishes).await.map_err(Some)?;
+                finish(&download.torrent, settings).await.map_err(Some)?;
                 download.state = State::Complete;
-                if !wishes.quiet {
-                    progress.say(&done(download, &wishes.dir));
+                if !settings.quiet {
+                    progress.print(&done(download, &settings.dir));
                 }
             }
         }
         if let Some(cause) = engine.cache.failure() {
-            let message = format!("{cause}; what has come so far is kept, and the same command goes on from here");
+            let message =
+                format!("{cause}; the data fetched so far is kept, and the same command resumes the download");
             return Err(Some(Failure::new(Exit::Resource, message)));
         }
         let bytes = downloads.iter().map(Download::bytes).sum();
         let peers: usize = downloads.iter().map(|download| download.torrent.stats().peers).sum();
-        progress.note(&count(peers, "peer"));
+        progress.set_note(&count(peers, "peer"));
         if std::mem::replace(&mut begun, true) {
             progress.set(bytes)
         } else {
             progress.resume(bytes)
         }
         tokio::select! {
-            () = news.notified() => {}
-            () = tokio::time::sleep(LOOK_EVERY) => {}
+            () = progressed.notified() => {}
+            () = tokio::time::sleep(POLL_INTERVAL) => {}
         }
     }
     Ok(())
 }
 
-/// Makes what has no bytes. Afterwards the torrent is as it is to be.
-async fn finish(torrent: &Arc<Torrent>, wishes: &Wishes) -> Result<(), Failure> {
-    let (dir, files, overwrite) = (wishes.dir.clone(), torrent.metainfo().layout.files().to_owned(), wishes.force);
+/// Creates empty files, links and executable bits, which need no data. This completes the torrent.
+async fn finish(torrent: &Arc<Torrent>, settings: &Settings) -> Result<(), Failure> {
+    let (dir, files, overwrite) = (settings.dir.clone(), torrent.metainfo().layout.files().to_owned(), settings.force);
     let made = tokio::task::spawn_blocking(move || ExtraFiles { dir: &dir, files: &files, overwrite }.create());
     let made = made.await.map_err(|error| Failure::new(Exit::Failure, error))?;
     made.map_err(|error| Failure::new(Exit::Resource, error))?;
-    // Who goes on seeding comes back to it, and need not hash it all again then.
-    if !wishes.seed {
+    // Keep the state if the torrent is seeded: the next run then need not hash the files again.
+    if !settings.seed {
         torrent.store().remove_state_on_close();
     }
     Ok(())
@@ -283,7 +301,7 @@ fn done(download: &Download, dir: &Path) -> String {
     let Download { torrent, since, .. } = download;
     let (stats, path) = (torrent.stats(), dir.join(&torrent.metainfo().name));
     if stats.downloaded == 0 {
-        return format!("{}: all there, every hash matches", path.display());
+        return format!("{}: already complete, every hash matches", path.display());
     }
     let seconds = since.elapsed().as_secs_f64();
     format!(

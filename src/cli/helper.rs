@@ -1,6 +1,6 @@
-//! `mount.torrentfs`: called as mount(8) calls its helpers, with its exit codes.
+//! `mount.torrentfs`: a helper of mount(8), with its command line and exit codes.
 //!
-//! For root it mounts for the whole system (see [`system_mount`]); for another user it is `torrentfs mount` by other words.
+//! For root it mounts for the whole system (see [`system_mount`]). For another user it does the same as `torrentfs mount`.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use clap::{ArgAction, CommandFactory, Parser};
 
 use super::failure::{Exit, Failure};
-use super::flags::Options;
+use super::flags::{HELP_TEMPLATE, Options};
 use super::log::Verbosity;
 use super::mount_args::MountArgs;
 use super::settings::Settings;
@@ -18,57 +18,94 @@ use super::{serve, sources, system_mount};
 use crate::fs::{daemon, mountinfo};
 use crate::sys::process::tune_allocator;
 
-const AFTER_HELP: &str = "\
-Examples:
-  mount -t torrentfs /srv/film.torrent /mnt/film
-  mount -t torrentfs -o cache_size=5GiB,setuid=tv 'magnet:?xt=urn:btih:...' /mnt/film
+const DESCRIPTION: &str = "\
+mount(8) runs this program for `mount -t torrentfs`, and for lines of /etc/fstab
+whose type is torrentfs. It returns when the mount answers.";
 
-In /etc/fstab (a space in a name is written \\040):
+const SECTIONS: &str = "\
+Options of -o:
+  All options of `torrentfs mount`, which `torrentfs help mount` lists, such as
+  allow_other, umask=027, cache_size=5GiB or on_demand. When root mounts, also:
+
+  setuid=USER  user who serves the mount, without any privilege [default:
+               torrentfs, if that user exists]
+
+Mounts of the system:
+  When root mounts, the process that talks to the network runs as an
+  unprivileged user. A small process of root remains to unmount when that
+  process ends, even if it is killed. A .torrent file may be readable by root
+  alone; the file of blocklist=FILE must be readable by the user.
+
+  All users can read the files, which belong to root unless uid=, gid= or umask=
+  say otherwise. The cache is a directory named after the mountpoint, in the
+  cache_dir of /etc/torrentfs/torrentfs.toml [default: /var/cache/torrentfs], or
+  exactly cache_dir=DIR. Passkeys in the source are masked in the list of mounts.
+
+  Other users mount through fusermount3, as `torrentfs mount` does.
+
+/etc/fstab:
   /srv/film.torrent  /mnt/film  torrentfs  noauto,user,on_demand  0 0
   magnet:?xt=...     /mnt/talk  torrentfs  nofail,_netdev,x-systemd.automount  0 0
 
-Options are those of `torrentfs mount -o`, which `torrentfs mount --help` lists. When root mounts, also:
-  setuid=USER    who is to serve the mount, without any privilege
-                 [default: torrentfs, if there is such a user]
-and then all users may read, as uid=, gid= and umask= say (default: root's, for
-everybody); the cache is a directory named after the mount point, in the
-cache_dir of /etc/torrentfs/torrentfs.toml [default: /var/cache/torrentfs], or
-exactly where -o cache_dir=DIR says.
+  Write a space in a name as \\040.
 
-Exit codes: 0 mounted; 1 wrong usage; 2 system error; 32 mounting failed.";
+systemd:
+  The service torrentfs@NAME runs in a sandbox that can write only its cache.
+  /etc/torrentfs/NAME.env sets what it mounts:
 
-/// Wrong usage, or no permission.
+  SOURCE=/srv/film.torrent
+  MOUNTPOINT=/mnt/film
+  OPTIONS=cache_size=5GiB,on_demand
+
+  SOURCE must be readable by the user torrentfs, and not be in /tmp. `systemctl
+  reload` reloads the blocklist. /usr/share/doc/torrentfs/examples has .mount
+  and .automount units.
+
+Exit codes:
+  0   mounted
+  1   wrong usage, or not permitted
+  2   system error
+  32  mounting failed
+
+Examples:
+  mount -t torrentfs /srv/film.torrent /mnt/film
+  mount -t torrentfs -o cache_size=5GiB,setuid=tv /srv/film.torrent /mnt/film
+  mount -t torrentfs -o download_limit=2MiB /srv/torrents /mnt/all
+  umount /mnt/film";
+
+/// Exit code of mount(8): wrong usage, or not permitted.
 const USAGE: u8 = 1;
-/// Out of processes, of memory, and the like.
+/// Exit code of mount(8): system error, such as out of memory.
 const SYSTEM: u8 = 2;
-/// Any failure of the mount itself.
+/// Exit code of mount(8): mounting failed.
 const FAILED: u8 = 32;
 
-/// Mount a torrent, as mount(8) does it: `mount -t torrentfs`
+/// Mount torrents for mount(8) and /etc/fstab
 #[derive(Parser, Debug)]
-#[command(name = "mount.torrentfs", version, after_help = AFTER_HELP, max_term_width = 110)]
+#[command(name = "mount.torrentfs", version, before_help = DESCRIPTION, after_help = SECTIONS)]
+#[command(help_template = HELP_TEMPLATE, max_term_width = 110)]
 struct HelperArgs {
-    /// A .torrent file, its http(s) URL, a magnet link, an info hash, or a directory of torrents
+    /// .torrent file, its http(s) URL, magnet link, info hash, or a directory of .torrent files
     #[arg(value_name = "SOURCE")]
     source: OsString,
 
-    /// An existing directory
+    /// Existing directory
     #[arg(value_name = "DIRECTORY")]
     mountpoint: PathBuf,
 
-    /// Pass over options that are not known
+    /// Ignore unknown options
     #[arg(short)]
     sloppy: bool,
 
-    /// Do everything but mount
+    /// Check everything, but do not mount
     #[arg(short)]
     fake: bool,
 
-    /// Nothing is written to /etc/mtab, as ever
+    /// Accepted: /etc/mtab is never written
     #[arg(short)]
     no_mtab: bool,
 
-    /// Say what was done
+    /// Print the result
     #[arg(short, action = ArgAction::Count)]
     verbose: u8,
 
@@ -76,40 +113,40 @@ struct HelperArgs {
     #[arg(short = 'N', value_name = "NAMESPACE")]
     namespace: Option<PathBuf>,
 
-    /// torrentfs, or fuse.torrentfs, which is the same
+    /// Type of the filesystem
     #[arg(short = 't', value_name = "TYPE", value_parser = ["torrentfs", "fuse.torrentfs"])]
     fstype: Option<String>,
 
-    /// Serve in the foreground, and be attached by `--attach`: for the unit torrentfs@.service
+    /// Serve in the foreground until `--attach` attaches the mount; for the unit torrentfs@.service
     #[arg(long, hide = true, conflicts_with_all = ["attach", "fake", "namespace"])]
     serve: bool,
 
-    /// Attach for a process that was started with `--serve`: for the same
+    /// Attach the mount of a process that runs with `--serve`; for the unit torrentfs@.service
     #[arg(long, hide = true, value_name = "PID", conflicts_with_all = ["fake", "namespace"])]
     attach: Option<u32>,
 
-    /// Options, separated by commas
+    /// Mount options, separated by commas
     #[arg(short = 'o', value_name = "OPTIONS", action = ArgAction::Append)]
     options: Vec<String>,
 }
 
-/// The definition of its command line.
-pub(super) fn command() -> clap::Command {
+/// Returns the definition of the command line.
+pub(super) fn definition() -> clap::Command {
     HelperArgs::command()
 }
 
-/// Runs the helper; what it returns is the exit status.
+/// Runs `mount.torrentfs` with the arguments of this process, and returns its exit status.
 pub fn run() -> ExitCode {
     tune_allocator();
     let args = match HelperArgs::try_parse() {
         Ok(args) => args,
         Err(error) => {
-            // Nobody to tell if this fails.
+            // If standard error is closed, there is no place left to report it.
             let _ = error.print();
             return ExitCode::from(if error.use_stderr() { USAGE } else { 0 });
         }
     };
-    // Somebody's pipe or lock must not stay open for as long as the mount is there. Kernels before 5.9 cannot.
+    // The mount must not keep pipes and locks of its caller open. This fails on kernels before 5.9, which is harmless.
     let _ = daemon::close_inherited();
     match perform(args) {
         Ok(()) => ExitCode::SUCCESS,
@@ -129,10 +166,12 @@ fn perform(args: HelperArgs) -> Result<(), (u8, Failure)> {
     };
     let mut given = Options::default();
     for options in &args.options {
-        given = Options::read(options, sloppy).map_err(usage)?.over(given);
+        given = Options::parse(options, sloppy).map_err(usage)?.over(given);
     }
     if given.flags.foreground == Some(true) {
-        return Err(usage("option foreground: mount(8) waits for the command to end; use `torrentfs mount`".into()));
+        return Err(usage(
+            "option foreground: mount(8) waits until the command ends; use `torrentfs mount --foreground`".into(),
+        ));
     }
     let configured = Settings::of_system().and_then(|settings| settings.options()).map_err(failed)?;
     let args = MountArgs { foreground: false, ..MountArgs::new(vec![source], mountpoint, given, configured) };
@@ -143,7 +182,7 @@ fn perform(args: HelperArgs) -> Result<(), (u8, Failure)> {
     if serve {
         return system_mount::serve_service(args, Verbosity::new(verbose, false)).map_err(failed);
     }
-    // Before anything else: the source is named as seen from here.
+    // Open the source first: its path is relative to this directory and mount namespace.
     let opened = sources::open(&args).map_err(failed)?;
     let namespace = match &namespace {
         Some(path) => Some(File::open(path).map_err(system(format!("cannot open {}", path.display())))?),
@@ -159,30 +198,30 @@ fn perform(args: HelperArgs) -> Result<(), (u8, Failure)> {
         };
     }
     let verbosity = Verbosity::new(verbose, false);
-    let said = if daemon::is_root() {
-        if is_there_already(&args) {
+    let message = if daemon::is_root() {
+        if is_mounted_already(&args) {
             return Ok(());
         }
         system_mount::mount(args, opened, namespace, verbosity)
     } else if namespace.is_some() || args.options.setuid.is_some() {
-        return Err(usage("another namespace or another user (setuid) is for root only".into()));
+        return Err(usage("only root can use -N and the option setuid".into()));
     } else {
         sources::read(&args, opened).and_then(|sources| serve::in_background(&args, sources, verbosity))
     };
-    let said = said.map_err(failed)?;
+    let message = message.map_err(failed)?;
     if verbose > 0 {
-        println!("{said}");
+        println!("{message}");
     }
     Ok(())
 }
 
-fn cannot_mount(path: &Path, why: &dyn std::fmt::Display) -> Failure {
-    Failure::new(Exit::Mountpoint, format!("cannot mount on {}: {why}", path.display()))
+fn cannot_mount(path: &Path, reason: &dyn std::fmt::Display) -> Failure {
+    Failure::new(Exit::Mountpoint, format!("cannot mount on {}: {reason}", path.display()))
 }
 
-/// `mount -a` passes over what is mounted already: it compares the sources. Where the kernel's list has a masked one that
-/// comparison fails, and is ours to make.
-fn is_there_already(args: &MountArgs) -> bool {
+/// Returns whether the source is already mounted here. `mount -a` skips such mounts by comparing sources, but that fails if
+/// the kernel's list has a masked source.
+fn is_mounted_already(args: &MountArgs) -> bool {
     let Some(given) = args.sources.first() else { return false };
     let (shown, named) = (sources::shown(given), system_mount::fsname(given));
     let Ok(path) = std::path::absolute(&args.mountpoint) else { return false };
@@ -195,12 +234,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_definition_is_sound() {
+    fn the_definition_is_valid() {
         HelperArgs::command().debug_assert();
     }
 
     #[test]
-    fn it_is_called_as_mount_calls_it() {
+    fn the_command_line_of_mount_is_parsed() {
         let line = [
             "mount.torrentfs",
             "/a b.torrent",
@@ -220,17 +259,17 @@ mod tests {
     }
 
     #[test]
-    fn usage_has_its_own_code() {
+    fn wrong_usage_has_its_own_code() {
         let perform = |line: &str| {
             let args = HelperArgs::try_parse_from(line.split(' ')).unwrap();
             perform(args).map_err(|(code, failure)| (code, failure.to_string()))
         };
-        let (code, words) = perform("m /nowhere /mnt -o rw,frob=1").unwrap_err();
-        assert_eq!((code, words.contains("frob")), (USAGE, true), "{words}");
-        let (code, words) = perform("m /nowhere /mnt -o foreground").unwrap_err();
-        assert_eq!((code, words.contains("foreground")), (USAGE, true), "{words}");
-        let (code, words) = perform("m /nowhere /mnt -s -o frob").unwrap_err();
-        assert_eq!((code, words.contains("No such file")), (FAILED, true), "{words}");
+        let (code, message) = perform("m /nowhere /mnt -o rw,frob=1").unwrap_err();
+        assert_eq!((code, message.contains("frob")), (USAGE, true), "{message}");
+        let (code, message) = perform("m /nowhere /mnt -o foreground").unwrap_err();
+        assert_eq!((code, message.contains("foreground")), (USAGE, true), "{message}");
+        let (code, message) = perform("m /nowhere /mnt -s -o frob").unwrap_err();
+        assert_eq!((code, message.contains("No such file")), (FAILED, true), "{message}");
         let hash = "0123456789012345678901234567890123456789";
         assert_eq!(perform(&format!("m {hash} / -f -o rw,user,x-y")), Ok(()));
         assert_eq!(perform(&format!("m {hash} /nowhere -f")).unwrap_err().0, FAILED);

@@ -1,4 +1,4 @@
-//! Making a torrent of files: `torrentfs create`, and `torrentfs seed --create`.
+//! Creating a torrent of files, for `torrentfs create` and `torrentfs seed --create`.
 
 use std::ffi::OsString;
 use std::fs;
@@ -14,13 +14,13 @@ use serde::Serialize;
 
 use super::failure::{Exit, Failure};
 use super::flags::values::Tier;
-use super::output::{self, Planned, Replace, STANDARD};
+use super::output::{self, AtomicFile, Replace, STANDARD};
 use super::progress::Progress;
 use super::text::{count, shown};
 use crate::metainfo::{Metainfo, NewTorrent, piece_len_for};
 use crate::payload::{self, Found, Ignore, LeftOut, Walk};
 
-/// The torrent to make.
+/// The torrent to create, and how to report it.
 #[derive(Default)]
 pub(super) struct Recipe {
     /// File or directory that the torrent is made of.
@@ -51,10 +51,10 @@ pub(super) struct Recipe {
     pub(super) json: bool,
 }
 
-/// What `--json` gives.
+/// The output of `--json`.
 #[derive(Serialize)]
-struct Made<'a> {
-    /// `null`: standard output.
+struct Created<'a> {
+    /// Path of the torrent file; `null` for standard output.
     torrent: Option<String>,
     name: &'a str,
     info_hash: String,
@@ -74,7 +74,7 @@ struct Omitted {
     empty_directories: usize,
 }
 
-/// Makes it, tells of it, and returns it.
+/// Creates the torrent, prints a summary, and returns its metainfo.
 pub(super) fn make(recipe: &Recipe, quiet: bool) -> Result<Metainfo, Failure> {
     let ignore = Ignore::new(&recipe.ignore).map_err(|error| Failure::new(Exit::Usage, error))?;
     let date = date(recipe)?;
@@ -88,7 +88,7 @@ pub(super) fn make(recipe: &Recipe, quiet: bool) -> Result<Metainfo, Failure> {
         ignore,
         dereference: recipe.dereference,
         executable: !recipe.no_executable,
-        except: target.place(),
+        except: target.replaced(),
     };
     let (files, left_out) = payload::walk(&recipe.path, &walk).map_err(|error| Failure::new(Exit::Failure, error))?;
     let total = files.iter().fold(0u64, |sum, found| sum.saturating_add(found.file.len));
@@ -104,22 +104,22 @@ pub(super) fn make(recipe: &Recipe, quiet: bool) -> Result<Metainfo, Failure> {
         created_by: Some(concat!("torrentfs ", env!("CARGO_PKG_VERSION")).into()),
         source: recipe.source.clone(),
     };
-    // What would be no torrent is told before the hashing, which may take hours.
+    // Report an invalid torrent before hashing, which may take hours.
     let draft = torrent.draft().map_err(|error| failed(&recipe.path, error))?;
     if !quiet {
-        tell_left_out(&left_out);
-        tell_renamed(&draft, &files);
+        report_left_out(&left_out);
+        report_renamed(&draft, &files);
     }
 
     let hashes = hash(&draft, &files, quiet)?;
     let bytes = torrent.build(&hashes).map_err(|error| failed(&recipe.path, error))?;
     let metainfo = Metainfo::parse(&bytes).map_err(|error| failed(&recipe.path, error))?;
     let path = target.write(&bytes)?;
-    tell(recipe, quiet, path.as_deref(), &metainfo, left_out)?;
+    report(recipe, quiet, path.as_deref(), &metainfo, left_out)?;
     Ok(metainfo)
 }
 
-/// Hashes the files, and makes sure that they are still what they were when the last one is done.
+/// Hashes the files, and checks at the end that none has changed meanwhile.
 fn hash(draft: &Metainfo, files: &[Found], quiet: bool) -> Result<Vec<[u8; 20]>, Failure> {
     let lengths = draft.layout.lengths();
     let progress = Progress::start(&format!("hashing {}", draft.name), lengths.total(), quiet);
@@ -137,31 +137,31 @@ fn hash(draft: &Metainfo, files: &[Found], quiet: bool) -> Result<Vec<[u8; 20]>,
         }
     });
     drop(progress);
-    let cannot_read = |found: &Found, why: io::Error| {
-        Failure::new(Exit::Failure, format!("cannot read {}: {why}", found.path.display()))
+    let cannot_read = |found: &Found, error: io::Error| {
+        Failure::new(Exit::Failure, format!("cannot read {}: {error}", found.path.display()))
     };
     if let Some(unread) = fault.into_inner().unwrap_or_else(PoisonError::into_inner) {
         return Err(cannot_read(&files[unread.file.0 as usize], unread.why));
     }
     for found in files {
-        found.check_unchanged().map_err(|why| cannot_read(found, why))?;
+        found.check_unchanged().map_err(|error| cannot_read(found, error))?;
     }
     Ok(hashes.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
 
-/// Where the torrent goes.
+/// Destination of the torrent.
 enum Target {
     Standard,
-    File(PathBuf, Planned),
+    File(PathBuf, AtomicFile),
 }
 
 impl Target {
-    /// Makes sure of it before the work is done.
+    /// Checks that the destination can be written, before the work is done.
     fn plan(recipe: &Recipe, name: &str) -> Result<Self, Failure> {
         let path = match &recipe.output {
             Some(path) if path.as_os_str() == STANDARD => {
                 if io::stdout().is_terminal() && !recipe.force {
-                    let why = "a torrent is no text for a terminal: send it to a file, or see it with --force";
+                    let why = "a torrent is binary data; write it to a file with -o, or to the terminal with --force";
                     return Err(Failure::new(Exit::Usage, why));
                 }
                 return Ok(Self::Standard);
@@ -171,12 +171,12 @@ impl Target {
             None => PathBuf::from(format!("{name}.torrent")),
         };
         let replace = if recipe.force { Replace::Always } else { Replace::Never };
-        let file = Planned::plan(&path, replace)?;
+        let file = AtomicFile::plan(&path, replace)?;
         Ok(Self::File(path, file))
     }
 
-    /// Device and inode of what is there now and will be replaced.
-    fn place(&self) -> Option<(u64, u64)> {
+    /// Returns device and inode of the file that will be replaced, so that it is left out of the torrent.
+    fn replaced(&self) -> Option<(u64, u64)> {
         let Self::File(path, _) = self else { return None };
         fs::metadata(path).ok().map(|about| (about.dev(), about.ino()))
     }
@@ -189,7 +189,7 @@ impl Target {
     }
 }
 
-fn tell(
+fn report(
     recipe: &Recipe,
     quiet: bool,
     path: Option<&Path>,
@@ -198,7 +198,7 @@ fn tell(
 ) -> Result<(), Failure> {
     let lengths = metainfo.layout.lengths();
     let text = if recipe.json {
-        output::json(&Made {
+        output::json(&Created {
             torrent: path.map(|path| path.to_string_lossy().into_owned()),
             name: &metainfo.name,
             info_hash: metainfo.info_hash.to_string(),
@@ -227,35 +227,35 @@ fn tell(
     match path {
         Some(_) => output::print(&text),
         None => {
-            output::tell(&text);
+            output::print_error(&text);
             Ok(())
         }
     }
 }
 
-fn tell_left_out(left_out: &LeftOut) {
+fn report_left_out(left_out: &LeftOut) {
     let LeftOut { hidden, ignored, empty } = *left_out;
     let parts = [
-        (hidden, format!("{hidden} hidden (--hidden takes them)")),
+        (hidden, format!("{hidden} hidden (use --hidden to include them)")),
         (ignored, format!("{ignored} by --ignore")),
         (empty, format!("{empty} empty director{}", if empty == 1 { "y" } else { "ies" })),
     ];
     let parts: Vec<String> = parts.into_iter().filter(|(count, _)| *count > 0).map(|(_, text)| text).collect();
     if !parts.is_empty() {
-        output::tell(&format!("left out: {}\n", parts.join(", ")));
+        output::print_error(&format!("left out: {}\n", parts.join(", ")));
     }
 }
 
-/// Some names are legal on a disk but not shown as they are by any careful program.
-fn tell_renamed(draft: &Metainfo, files: &[Found]) {
+/// Reports names that are legal on disk but that other programs change, because they are unsafe to display.
+fn report_renamed(draft: &Metainfo, files: &[Found]) {
     let below = |file: &crate::metainfo::File| file.path[1..].join("/");
     let renamed = |(shown, found): &(&crate::metainfo::File, &Found)| below(shown) != found.file.path.join("/");
     let mut renamed = draft.layout.files().iter().zip(files).filter(renamed);
     if let Some((first, _)) = renamed.next() {
         let more = renamed.count();
         let others = if more == 0 { String::new() } else { format!(" and {more} more") };
-        output::tell(&format!(
-            "note: {}{others} will be called so elsewhere: its own name holds what is not safe to show\n",
+        output::print_error(&format!(
+            "note: other programs will show {}{others}, because the real name contains unsafe characters\n",
             below(first)
         ));
     }
@@ -264,20 +264,20 @@ fn tell_renamed(draft: &Metainfo, files: &[Found]) {
 fn failed(path: &Path, error: impl std::fmt::Display) -> Failure {
     let error = error.to_string();
     let error = error.strip_prefix("cannot make a torrent: ").unwrap_or(&error);
-    Failure::new(Exit::Failure, format!("cannot make a torrent of {}: {error}", path.display()))
+    Failure::new(Exit::Failure, format!("cannot create a torrent of {}: {error}", path.display()))
 }
 
-/// What a path is called, even `.`.
+/// Returns the last component of a path, even for `.`.
 fn name_of(path: &Path) -> Result<String, Failure> {
     let path = match path.file_name() {
         Some(_) => path.to_owned(),
         None => fs::canonicalize(path).map_err(|error| failed(path, error))?,
     };
-    let name: OsString = path.file_name().ok_or_else(|| failed(&path, "it has no name: give one with --name"))?.into();
-    name.into_string().map_err(|_| failed(&path, "its name is not UTF-8: give another with --name"))
+    let name: OsString = path.file_name().ok_or_else(|| failed(&path, "it has no name; give one with --name"))?.into();
+    name.into_string().map_err(|_| failed(&path, "its name is not UTF-8; give another name with --name"))
 }
 
-/// Seconds since 1970.
+/// Returns the creation date, in seconds since 1970.
 fn date(recipe: &Recipe) -> Result<Option<i64>, Failure> {
     if recipe.no_date {
         return Ok(None);

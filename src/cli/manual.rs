@@ -1,25 +1,33 @@
-//! `torrentfs completions` and `torrentfs man`: made from the definition of the command line, so always true.
+//! `torrentfs completions` and `torrentfs man`, which are made from the definition of the command line.
 
-use std::path::PathBuf;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Command};
 use clap_complete::Shell;
+use clap_mangen::Man;
+use clap_mangen::roff::{Roff, roman};
 
 use super::failure::{Exit, Failure};
 use super::output;
 
-const COMPLETIONS_HELP: &str = "\
+const DESCRIPTION: &str = "\
+Save the output where the shell looks for completions; zsh looks in the
+directories of $fpath.";
+
+const EXAMPLES: &str = "\
 Examples:
   torrentfs completions bash > \\
       ~/.local/share/bash-completion/completions/torrentfs
   torrentfs completions fish > ~/.config/fish/completions/torrentfs.fish
-  torrentfs completions zsh > DIR/_torrentfs    (DIR: one of $fpath)";
+  torrentfs completions zsh > ~/.zfunc/_torrentfs";
 
-/// Print what a shell needs to complete command lines of torrentfs
+/// Print shell completions
 #[derive(Args, Clone, Debug)]
-#[command(after_help = COMPLETIONS_HELP)]
+#[command(before_help = DESCRIPTION, after_help = EXAMPLES)]
 pub(super) struct CompletionsArgs {
-    /// The shell; put the output where it looks for completions
+    /// Shell that the completions are for
     #[arg(value_name = "SHELL")]
     shell: Shell,
 }
@@ -27,7 +35,7 @@ pub(super) struct CompletionsArgs {
 /// Write the manual pages to a directory
 #[derive(Args, Clone, Debug)]
 pub(super) struct ManArgs {
-    /// An existing directory
+    /// Existing directory
     #[arg(value_name = "DIR")]
     pub(super) dir: PathBuf,
 }
@@ -41,9 +49,72 @@ pub(super) fn completions(args: &CompletionsArgs, command: &mut Command) -> Resu
 
 /// Writes a page for each subcommand, `torrentfs.1`, `torrentfs-mount.1` and so on, and `mount.torrentfs.8`.
 pub(super) fn pages(args: &ManArgs, command: Command, helper: Command) -> Result<(), Failure> {
-    let helper = clap_mangen::Man::new(helper).section("8");
-    let written = clap_mangen::generate_to(command, &args.dir).and_then(|()| helper.generate_to(&args.dir));
-    written
-        .map(drop)
-        .map_err(|error| Failure::new(Exit::Failure, format!("cannot write to {}: {error}", args.dir.display())))
+    let mut command = command.disable_help_subcommand(true);
+    command.build();
+    let subcommands = command.get_subcommands().filter(|subcommand| !subcommand.is_hide_set()).cloned();
+    let mut pages: Vec<(Command, &str)> = subcommands.map(|subcommand| (subcommand, "1")).collect();
+    pages.extend([(command.clone(), "1"), (helper, "8")]);
+    pages.into_iter().try_for_each(|(command, section)| page(command, section, &args.dir)).map_err(|error| {
+        Failure::new(Exit::Failure, format!("cannot write manual pages to {}: {error}", args.dir.display()))
+    })
+}
+
+/// Writes one page. clap_mangen renders what clap knows; the description (`before_help`) and the sections (`after_help`)
+/// are rendered here, because clap_mangen leaves out the former and reflows the latter.
+fn page(command: Command, section: &str, dir: &Path) -> io::Result<()> {
+    let description = command.get_before_help().map(ToString::to_string);
+    let sections = command.get_after_help().map(ToString::to_string);
+    let has_subcommands = command.has_subcommands();
+    let man = Man::new(command).section(section).source(concat!("torrentfs ", env!("CARGO_PKG_VERSION")));
+    let mut page = Vec::new();
+    man.render_title(&mut page)?;
+    man.render_name_section(&mut page)?;
+    man.render_synopsis_section(&mut page)?;
+    man.render_description_section(&mut page)?;
+    page.extend(description.map(|text| format!(".PP\n{}", roff(&text))).unwrap_or_default().into_bytes());
+    man.render_options_section(&mut page)?;
+    if has_subcommands {
+        man.render_subcommands_section(&mut page)?;
+    }
+    page.extend(sections.map(|text| roff(&text)).unwrap_or_default().into_bytes());
+    fs::write(dir.join(man.get_filename()), page)
+}
+
+/// Converts help text to roff. An unindented line that ends with a colon starts a section; text at the margin of a section
+/// is filled, and a deeper or aligned line stays a line of its own.
+fn roff(text: &str) -> String {
+    let mut page = Roff::new();
+    let mut verbatim = false;
+    for paragraph in text.split("\n\n") {
+        let mut lines: Vec<&str> = paragraph.lines().collect();
+        if let Some(heading) =
+            lines.first().and_then(|line| line.strip_suffix(':')).filter(|line| !line.starts_with(' '))
+        {
+            let heading = heading.split(" (").next().unwrap_or(heading).to_uppercase();
+            page.control("SH", [heading.as_str()]);
+            lines.remove(0);
+        } else {
+            page.control("PP", []);
+        }
+        // Columns and commands are verbatim; sentences are not.
+        let is_verbatim = is_table(&lines);
+        if is_verbatim != verbatim {
+            page.control(if is_verbatim { "nf" } else { "fi" }, []);
+            verbatim = is_verbatim;
+        }
+        for line in lines {
+            page.text([roman(line.strip_prefix("  ").unwrap_or(line))]);
+        }
+        if verbatim {
+            page.control("fi", []);
+            verbatim = false;
+        }
+    }
+    page.render()
+}
+
+/// Returns whether lines are a table, a list or commands, whose line breaks matter, rather than sentences.
+fn is_table(lines: &[&str]) -> bool {
+    lines.iter().any(|line| line.trim_start().contains("  "))
+        || lines.iter().all(|line| line.starts_with("  ") && !line.trim_end().ends_with('.'))
 }

@@ -47,8 +47,6 @@ mod tracker;
 mod unmount;
 mod verify;
 
-use clap::{CommandFactory, Parser};
-
 use crate::sys::process::tune_allocator;
 use args::{Cli, Command};
 use failure::Failure;
@@ -61,7 +59,7 @@ pub use helper::run as run_mount_helper;
 /// Runs `torrentfs` with the arguments of this process, and returns its exit status.
 pub fn run() -> Exit {
     tune_allocator();
-    let cli = Cli::try_parse().unwrap_or_else(|error| exit_with_usage(&error));
+    let cli = Cli::parse_words(std::env::args_os()).unwrap_or_else(|error| exit_with_usage(&error));
     dispatch(cli).unwrap_or_else(|failure| {
         eprintln!("torrentfs: {failure}");
         failure.exit
@@ -69,7 +67,7 @@ pub fn run() -> Exit {
 }
 
 fn dispatch(cli: Cli) -> Result<Exit, Failure> {
-    let Cli { command, verbose, quiet, config } = cli;
+    let Cli { command, verbose, quiet, config, .. } = cli;
     let verbosity = Verbosity::new(verbose, quiet);
     let settings = || Settings::load(config.as_deref());
     match command {
@@ -99,16 +97,13 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Command::Create(args) => create::run(*args, quiet),
         Command::Show(args) => show::run(&args),
         Command::Edit(args) => edit::run(&args, quiet),
-        Command::Completions(args) => manual::completions(&args, &mut Cli::command()),
-        Command::Man(args) => {
-            let command = Cli::command().mut_subcommand("mount", mount::for_manual);
-            manual::pages(&args, command, helper::command())
-        }
+        Command::Completions(args) => manual::completions(&args, &mut Cli::definition()),
+        Command::Man(args) => manual::pages(&args, Cli::for_manual(), helper::definition()),
     }?;
     Ok(Exit::Success)
 }
 
-/// Prints clap's message and exits, as [`Cli::parse`] does. A shell cuts a magnet link without quotes at its first `&`,
+/// Prints clap's message and exits, as clap itself would. A shell cuts a magnet link without quotes at its first `&`,
 /// so that the mountpoint behind it seems to be missing: then a hint comes first.
 fn exit_with_usage(error: &clap::Error) -> ! {
     let is_magnet = |arg: std::ffi::OsString| arg.to_string_lossy().to_ascii_lowercase().starts_with("magnet:");

@@ -14,62 +14,151 @@ use super::mount_args::MountArgs;
 use super::{serve, sources};
 use crate::fs::Attacher;
 
-const AFTER_HELP: &str = "\
-SIZE is a number with a unit: 512MiB, 20GiB, 500MB. RATE is a SIZE for a second.
-TIME is a number with a unit: 90s, 2min, 1h.
-BOOL is true or false, and true if left out; --on-demand=false switches off what
-is configured (`torrentfs config` prints that).
+const DESCRIPTION: &str = "\
+Every file of the torrents appears below MOUNTPOINT at once. A program that
+reads a file waits only for the pieces it needs: these are fetched before all
+others. The rest is fetched in the background as far as the cache has room, and
+is uploaded to other peers for as long as the mount exists. With --on-demand,
+only what is read is fetched, and a little ahead of it.
+
+The command returns when the mount answers, and a process in the background
+serves it. `torrentfs unmount`, umount(8), `fusermount3 -u` and SIGTERM end it.
+If mounting fails, nothing stays mounted.";
+
+const SECTIONS: &str = "\
+Torrents:
+  A magnet link or info hash needs metadata from peers first. The command waits
+  for it and shows the progress. The metadata stays in the cache, so the next
+  mount of the same link is instant.
+
+  Put magnet links in quotes: to a shell, '&' ends a command.
+
+  For a directory, every .torrent file in it is mounted, and every .magnet file
+  (text that contains a magnet link or an info hash); changes are picked up
+  within a second. Removing the file removes the torrent from the mount; open
+  files stay readable until they are closed. Subdirectories are ignored.
+
+  A single-file torrent appears as that file, any other torrent as a directory.
+  Torrents of the same name all get the first eight digits of their info hash:
+  film [c12fe1c0].mkv. All torrents share the cache, the port, the rate limits
+  and 500 connections. If one SOURCE is invalid, nothing is mounted.
+
+Reads:
+  A read that receives no data for --read-timeout fails with an I/O error.
+
+  File sizes are always the full sizes, also in du, whether or not the data has
+  been fetched. Extended attributes of every file and of the mountpoint show the
+  progress: user.torrentfs.progress (in percent), user.torrentfs.pieces and
+  user.torrentfs.infohash.
+
+Cache:
+  The cache keeps pieces in --cache-dir, up to --cache-size, and evicts the
+  least recently used first; a piece that an open file needs now is never
+  evicted. CACHE_DIR/INFO_HASH/data holds the files as the torrent lays them
+  out. After a clean end the next mount uses the pieces at once; after a crash
+  each one is hashed again before it is used.
+
+  A directory given with --cache-dir belongs to this mount alone, and must not
+  be in use. The default directory, or one from the configuration, is shared:
+  the first mount gets the directory itself, and every other mount its own
+  directory in it, mounts/NAME, named after its mountpoint. Each may use
+  --cache-size.
+
+  --memory bounds the pieces in memory. Pieces being fetched may use 32MiB even
+  if --memory is less. The kernel caches what is read, so more memory helps
+  only if many torrents are read at a time.
+
+Network:
+  Peers come from trackers, the DHT, the local network and other peers; those
+  of a private torrent come only from its trackers. Web seeds are used like
+  peers.
+
+  --bind and --proxy leave no way around: all traffic goes there, or nowhere.
+  A socks5:// proxy carries TCP only, so there is no DHT, no uTP, no UDP tracker
+  and no incoming connection. An http:// proxy carries trackers and web seeds,
+  but no peers.
+
+  --blocklist reads PeerGuardian, eMule and CIDR lists. SIGHUP reloads the file,
+  except in the foreground of a terminal, where it ends the mount.
+
+HTTP:
+  --http serves a web page at /, the mounted files below /files/, metrics for
+  Prometheus at /metrics, and an API that /openapi.json describes. Every user
+  of this machine can use a localhost address. Any other address needs
+  --http-token: a program sends it as \"Authorization: Bearer TOKEN\", a browser
+  as the password of any user. A token on the command line is visible to ps, so
+  prefer a file. There is no TLS. Name the server by its address or as
+  localhost; other host names are refused.
+
+Mount options (-o, separated by commas; \\, is a comma within a value):
+  allow_other    let other users access the mount; for users other than root it
+                 needs the line user_allow_other in /etc/fuse.conf
+  uid=N, gid=N   owner and group of the files, by number
+  umask=OCTAL    permission bits to remove
+  noexec, exec   forbid or allow running files
+  ro             accepted: every mount is read-only
+  FLAG=VALUE     any long option above, without the dashes, such as
+                 on_demand or read_timeout=5min
+
+Values:
+  SIZE  bytes with a unit: 512MiB, 20GiB, 500MB
+  RATE  bytes per second with a unit: 500KB, 2MiB
+  TIME  a number with a unit: 90s, 2min, 1h
+  BOOL  true or false. The option alone means true; --on-demand=false overrides
+        the configuration (see `torrentfs help config`).
+
+Log:
+  A mount in the background writes torrentfs.log in its cache directory, and
+  starts it anew. In the foreground the log goes to standard error, under
+  systemd to the journal. TORRENTFS_LOG sets filters by module, such as
+  TORRENTFS_LOG=warn,torrentfs::discovery=debug.
 
 Examples:
   torrentfs mount film.torrent /mnt/film
-  torrentfs mount -f film.torrent /mnt/film    (Ctrl-C unmounts)
-  torrentfs mount 'magnet:?xt=urn:btih:...' /mnt/film
+  torrentfs mount --foreground film.torrent /mnt/film
+  torrentfs mount c12fe1c06bba254a9dc9f519b335aa7c1367a88a /mnt/film
+  torrentfs mount --on-demand \\
+      'magnet:?xt=urn:btih:c12fe1c06bba254a9dc9f519b335aa7c1367a88a' /mnt/film
   torrentfs mount https://example.org/film.torrent /mnt/film
-  torrentfs mount a.torrent b.torrent /mnt/films
-  torrentfs mount ~/torrents /mnt/all    (all in it, and what comes and goes)
+  torrentfs mount a.torrent b.torrent ~/torrents /mnt/all
   torrentfs mount --on-demand --cache-size 5GiB linux.torrent ~/iso
   torrentfs mount -o allow_other,cache_size=5GiB film.torrent /mnt/film
-  torrentfs mount --peer 192.168.1.5:51413 film.torrent /mnt/film
-
-Options of -o, separated by commas (\\, stands for a comma in a value):
-  allow_other    other users may read, too; unless root does it, this needs
-                 user_allow_other in /etc/fuse.conf
-  uid=N, gid=N   the files' owner and group, by number
-  umask=OCTAL    permissions that the files do not have
-  noexec         no file may be executed; exec takes it back
-  ro             always so
-  Every flag above by its name, with _ or -: -o on_demand,read_timeout=5min
-  allow_other, noexec and each flag with a BOOL take one: -o allow_other=false";
+  torrentfs mount --bind wg0 --download-limit 2MiB film.torrent /mnt/film
+  torrentfs mount --peer 192.168.1.5:51413 --no-dht film.torrent /mnt/film
+  torrentfs mount --http 127.0.0.1:8080 film.torrent /mnt/film
+  torrentfs mount --http 192.168.1.5:8080 --http-token ~/.torrentfs-token \\
+      film.torrent /mnt/film";
 
 const USAGE: &str = "torrentfs mount [OPTIONS] <SOURCE>... <MOUNTPOINT>";
 
-/// clap's own, with [`Places`] told of by hand.
-const TEMPLATE: &str = "\
-{before-help}{about-with-newline}
-{usage-heading} {usage}
+/// The common layout, with the arguments written out: clap knows them as one, [`Places`].
+pub(super) const TEMPLATE: &str = "\
+{about-with-newline}
+{before-help}{usage-heading} {usage}
 
 \u{1b}[1;4mArguments:\u{1b}[0m
-  <SOURCE>...   A .torrent file, its http(s) URL, a magnet link (in quotes), an
-                info hash, or a directory: of it every .torrent and .magnet file
-                is shown, as they come and go
-  <MOUNTPOINT>  An existing directory
+  <SOURCE>...   .torrent file, its http(s) URL, magnet link, info hash, or a
+                directory of .torrent files
+  <MOUNTPOINT>  Existing directory
 
 {all-args}{after-help}";
 
+/// The id of the argument that holds all sources and the mountpoint.
 const PLACES: &str = "places";
-const SOURCES: &str = "A .torrent file, its http(s) URL, a magnet link (in quotes), an info hash, or a directory: of it \
-                       every .torrent and .magnet file is shown, as they come and go";
-const MOUNTPOINT: &str = "An existing directory";
+const SOURCE_HELP: &str = ".torrent file, its http(s) URL, magnet link, info hash, or a directory of .torrent files";
+const MOUNTPOINT_HELP: &str = "Existing directory";
 
-/// The arguments as a page of the manual tells of them.
+/// Adapts the command for its manual page, where sources and mountpoint are two arguments.
 pub(super) fn for_manual(command: clap::Command) -> clap::Command {
-    let mountpoint = Arg::new("MOUNTPOINT").required(true).help(MOUNTPOINT);
+    let mountpoint = Arg::new("MOUNTPOINT").required(true).help(MOUNTPOINT_HELP);
     command.mut_arg(PLACES, |places| places.hide(false)).arg(mountpoint)
 }
 
-/// Show torrents' files in a directory
+// The arguments as given; `MountArgs` has the configuration and the defaults filled in.
+/// Mount torrents as a read-only filesystem
 #[derive(Args, Clone, Debug)]
-#[command(after_help = AFTER_HELP, args_override_self = true, override_usage = USAGE, help_template = TEMPLATE)]
+#[command(before_help = DESCRIPTION, after_help = SECTIONS)]
+#[command(args_override_self = true, override_usage = USAGE)]
 pub(super) struct MountCommand {
     #[command(flatten)]
     places: Places,
@@ -77,13 +166,13 @@ pub(super) struct MountCommand {
     #[command(flatten)]
     flags: MountFlags,
 
-    /// Options as mount(8) and fstab pass them; see below
+    /// Mount options, as in mount(8) and fstab(5); see below
     #[arg(short = 'o', value_name = "OPTIONS", action = ArgAction::Append, value_parser = Options::from_str)]
     options: Vec<Options>,
 }
 
-/// SOURCE... MOUNTPOINT, with flags between them or not: one argument for the parser, which takes what stands before a
-/// flag for whole.
+/// SOURCE... MOUNTPOINT. For clap they are one argument, because with two it would require the sources in one run, without
+/// flags in between.
 #[derive(Clone, Debug)]
 struct Places {
     sources: Vec<OsString>,
@@ -92,8 +181,8 @@ struct Places {
 
 impl Args for Places {
     fn augment_args(command: clap::Command) -> clap::Command {
-        // The template tells of it, as of the two that it is for users.
-        let places = Arg::new(PLACES).value_name("SOURCE").num_args(1..).required(true).help(SOURCES).hide(true);
+        // Hidden, because the template lists the two arguments that it stands for.
+        let places = Arg::new(PLACES).value_name("SOURCE").num_args(1..).required(true).help(SOURCE_HELP).hide(true);
         command.arg(places.value_parser(clap::value_parser!(OsString)).action(ArgAction::Append))
     }
 
@@ -122,9 +211,9 @@ impl FromArgMatches for Places {
 }
 
 impl MountCommand {
-    /// Flags beat `-o`, a later `-o` beats an earlier one, and all beat what is configured.
+    /// Merges the layers: flags override `-o`, a later `-o` overrides an earlier one, and all override `configured`.
     pub(super) fn over(self, mut configured: Options) -> MountArgs {
-        // Who serves is a question of mount(8) alone.
+        // Only mount(8) chooses the user who serves.
         configured.mount.setuid = None;
         let given = self.options.into_iter().fold(Options::default(), |earlier, later| later.over(earlier));
         let given = Options { flags: self.flags.over(given.flags), ..given };
@@ -132,10 +221,10 @@ impl MountCommand {
     }
 }
 
-/// Mounts; in the background, returns once the mount answers.
+/// Mounts. In the background, returns when the mount answers.
 pub(super) fn run(args: MountArgs, verbosity: Verbosity) -> Result<(), Failure> {
     if args.options.setuid.is_some() {
-        return Err(Failure::new(Exit::Usage, "option setuid is for `mount -t torrentfs`"));
+        return Err(Failure::new(Exit::Usage, "option setuid is only for `mount -t torrentfs`"));
     }
     let sources = sources::read(&args, sources::open(&args)?)?;
     if args.foreground {

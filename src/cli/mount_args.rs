@@ -1,4 +1,4 @@
-//! Everything that a mount needs to know: flags, `-o` and the configuration merged, defaults filled in.
+//! Everything that a mount needs to know: flags, `-o` and the configuration merged, and the defaults filled in.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -7,53 +7,49 @@ use std::time::Duration;
 use super::cache_dir::CacheDir;
 use super::flags::{HttpFlags, LogFormat, MountOptions, NetworkArgs, Options};
 
-/// How long a read may wait without progress.
+/// How long a read may wait without receiving data: longer than a swarm takes to recover from a lost peer or a restarted
+/// router, and short enough that no program hangs for good.
 const READ_TIMEOUT: Duration = Duration::from_secs(120);
-/// Bytes of all cached torrents on disk.
+/// Bytes of the disk cache, all torrents together: a few films, and little of a usual disk.
 const CACHE_SIZE: u64 = 20 << 30;
-/// Bytes of pieces in memory, those under way included. More makes nothing faster: what was read lately is in the kernel's
-/// page cache, too.
+/// Bytes of pieces in memory, those being fetched included. More makes nothing faster, because the kernel's page cache
+/// also holds what was read lately.
 const MEMORY: u64 = 32 << 20;
 
-/// What `torrentfs mount` is to do: flags and `-o` in one, defaults filled in.
+/// The settings of one mount.
 #[derive(Clone, Debug, PartialEq)]
-pub struct MountArgs {
-    /// `.torrent` files, URLs, magnet links, info hashes, directories; not yet looked at.
-    pub sources: Vec<OsString>,
-    /// Where to mount.
-    pub mountpoint: PathBuf,
-    /// Do not become a daemon.
-    pub foreground: bool,
-    /// No background filling.
-    pub on_demand: bool,
-    /// How long a read may wait without progress; `None`: for ever.
-    pub read_timeout: Option<Duration>,
-    /// Where pieces are kept on disk.
-    pub cache_dir: CacheDir,
+pub(super) struct MountArgs {
+    /// `.torrent` files, URLs, magnet links, info hashes and directories, not yet opened.
+    pub(super) sources: Vec<OsString>,
+    pub(super) mountpoint: PathBuf,
+    /// Whether to stay in the foreground instead of becoming a daemon.
+    pub(super) foreground: bool,
+    /// Whether to fetch only what is read.
+    pub(super) on_demand: bool,
+    /// How long a read may wait without receiving data; `None`: without limit.
+    pub(super) read_timeout: Option<Duration>,
+    pub(super) cache_dir: CacheDir,
     /// Bytes on disk, all torrents together; `None`: unlimited.
-    pub cache_size: Option<u64>,
-    /// Bytes of pieces in memory, those under way included.
-    pub memory: u64,
-    /// Check every cached piece.
-    pub verify: bool,
-    /// Delete what is cached of a torrent whose file is removed from a watched directory.
-    pub delete_removed: bool,
-    /// How peers are found and reached.
-    pub network: NetworkArgs,
-    /// Whether and where it is served over HTTP.
+    pub(super) cache_size: Option<u64>,
+    /// Bytes of pieces in memory, those being fetched included.
+    pub(super) memory: u64,
+    /// Whether to hash every cached piece before mounting.
+    pub(super) verify: bool,
+    /// Whether to delete the cached data of a torrent whose file is removed from a watched directory.
+    pub(super) delete_removed: bool,
+    pub(super) network: NetworkArgs,
     pub(super) http: HttpFlags,
-    /// The form of the log; `None`: whatever fits.
-    pub log_format: Option<LogFormat>,
-    /// Permissions and owner of the files.
-    pub options: MountOptions,
+    /// `None`: the format that suits the place where the log goes.
+    pub(super) log_format: Option<LogFormat>,
+    pub(super) options: MountOptions,
 }
 
 impl MountArgs {
-    /// Fills in what is `configured`, and the defaults.
+    /// Fills in what is `configured`, and then the defaults.
     pub(super) fn new(sources: Vec<OsString>, mountpoint: PathBuf, given: Options, configured: Options) -> Self {
-        // What is said once for all mounts is not said for one.
+        // A configured directory is for all mounts, and one that is given for this mount only.
         let cache_dir = match &given.flags.cache_dir {
-            Some(dir) => CacheDir::Exactly(dir.clone()),
+            Some(dir) => CacheDir::Exclusive(dir.clone()),
             None => CacheDir::Shared(configured.flags.cache_dir.clone()),
         };
         let Options { flags, mount: options } = given.over(configured);
@@ -62,9 +58,9 @@ impl MountArgs {
             mountpoint,
             foreground: flags.foreground.unwrap_or(false),
             on_demand: flags.on_demand.unwrap_or(false),
-            read_timeout: flags.read_timeout.map_or(Some(READ_TIMEOUT), |bound| bound.0),
+            read_timeout: flags.read_timeout.map_or(Some(READ_TIMEOUT), |limit| limit.0),
             cache_dir,
-            cache_size: flags.cache_size.map_or(Some(CACHE_SIZE), |bound| bound.0),
+            cache_size: flags.cache_size.map_or(Some(CACHE_SIZE), |limit| limit.0),
             memory: flags.memory.unwrap_or(MEMORY),
             verify: flags.verify.unwrap_or(false),
             delete_removed: flags.delete_removed.unwrap_or(false),

@@ -1,4 +1,4 @@
-//! What a command gives: text and bytes on standard output, files on the disk.
+//! Output of commands: text and bytes on standard output and standard error, and files that are written atomically.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -9,22 +9,22 @@ use serde::Serialize;
 
 use super::failure::{Exit, Failure};
 
-/// The name that stands for standard input and output.
+/// File name that means standard input or output.
 pub(super) const STANDARD: &str = "-";
 
-/// Begins what is emphasised on a terminal; [`PLAIN`] ends it.
+/// Starts bold text; [`PLAIN`] ends it.
 pub(super) const BOLD: &str = "\x1b[1m";
-/// Begins what is wrong.
+/// Starts the colour of errors.
 pub(super) const RED: &str = "\x1b[31m";
-/// Begins what is well.
+/// Starts the colour of success.
 pub(super) const GREEN: &str = "\x1b[32m";
-/// Begins what is neither.
+/// Starts the colour of warnings.
 pub(super) const YELLOW: &str = "\x1b[33m";
-/// Ends each of the others.
+/// Ends bold text and colours.
 pub(super) const PLAIN: &str = "\x1b[0m";
 
-/// Writes text to standard output; colours only where a terminal shows them. That nobody reads it any more, as behind
-/// `| head`, is no fault.
+/// Writes text to standard output, without the colours if it is not a terminal. A closed pipe, as behind `| head`, is not an
+/// error.
 pub(super) fn print(text: &str) -> Result<(), Failure> {
     written(anstream::stdout().lock().write_all(text.as_bytes()))
 }
@@ -43,36 +43,36 @@ fn written(result: io::Result<()>) -> Result<(), Failure> {
     }
 }
 
-/// Writes text to standard error. Nobody may be listening any more.
-pub(super) fn tell(text: &str) {
+/// Writes text to standard error. An error is ignored: there is no place left to report it.
+pub(super) fn print_error(text: &str) {
     let _ = anstream::stderr().lock().write_all(text.as_bytes());
 }
 
-/// A value as JSON, on a line of its own.
+/// Returns a value as one line of JSON.
 pub(super) fn json(value: &impl Serialize) -> Result<String, Failure> {
     let text = serde_json::to_string(value);
     text.map(|text| text + "\n").map_err(|error| Failure::new(Exit::Failure, format!("cannot write JSON: {error}")))
 }
 
-/// Whether a file may take the place of one that is there.
+/// Whether an existing file may be replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Replace {
     Never,
-    /// Keeps its permissions.
+    /// The new file gets the permissions of the old one.
     Always,
 }
 
-/// A file to be written in one step: first beside its place, then moved there. So it is there as a whole or not at all,
-/// and what was there before stays until then.
-pub(super) struct Planned {
+/// A file that is written atomically: first under a temporary name in the same directory, then renamed. At any time the path
+/// has the old file or the complete new one.
+pub(super) struct AtomicFile {
     path: PathBuf,
     replace: Replace,
 }
 
-impl Planned {
-    /// Looks whether it could be written, before the work is done that it is for.
+impl AtomicFile {
+    /// Checks that the file can be written, so that an error comes before the work that produces its content.
     pub(super) fn plan(path: &Path, replace: Replace) -> Result<Self, Failure> {
-        // What a link leads to is replaced, not the link.
+        // Replace the target of a symbolic link, not the link.
         let path = match fs::canonicalize(path) {
             Ok(real) if replace == Replace::Always => real,
             _ => path.to_owned(),
@@ -80,7 +80,7 @@ impl Planned {
         let file = Self { path, replace };
         if fs::symlink_metadata(&file.path).is_ok() {
             match replace {
-                Replace::Never => return Err(file.is_there()),
+                Replace::Never => return Err(file.exists()),
                 Replace::Always if file.path.is_file() => {}
                 Replace::Always => return Err(file.failed(io::Error::other("it is not a regular file"))),
             }
@@ -90,12 +90,12 @@ impl Planned {
         Ok(file)
     }
 
-    /// Writes it.
+    /// Writes the content, and moves the file to its path.
     pub(super) fn write(self, bytes: &[u8]) -> Result<(), Failure> {
         let (temporary, mut file) = self.temporary().map_err(|error| self.failed(error))?;
         let written = file.write_all(bytes).and_then(|()| {
             if let Ok(before) = fs::metadata(&self.path) {
-                // Only root may give files away; what others cannot keep is theirs from now on.
+                // Fails for users other than root, who then own the new file.
                 let _ = fchown(&file, Some(before.uid()), Some(before.gid()));
                 file.set_permissions(before.permissions())?;
             }
@@ -103,18 +103,18 @@ impl Planned {
         });
         let moved = written.and_then(|()| match self.replace {
             Replace::Always => fs::rename(&temporary, &self.path),
-            Replace::Never => move_beside(&temporary, &self.path),
+            Replace::Never => rename_new(&temporary, &self.path),
         });
         if moved.is_err() {
             let _ = fs::remove_file(&temporary);
         }
         moved.map_err(|error| match error.kind() {
-            io::ErrorKind::AlreadyExists => self.is_there(),
+            io::ErrorKind::AlreadyExists => self.exists(),
             _ => self.failed(error),
         })
     }
 
-    /// A new file in the same directory.
+    /// Creates a file in the same directory.
     fn temporary(&self) -> io::Result<(PathBuf, File)> {
         let name = format!(".torrentfs-{}-{:08x}.part", std::process::id(), rand::random::<u32>());
         let dir = self.path.parent().unwrap_or(Path::new("")).join(name);
@@ -122,9 +122,9 @@ impl Planned {
         Ok((dir, file))
     }
 
-    fn is_there(&self) -> Failure {
+    fn exists(&self) -> Failure {
         let shown = self.path.display();
-        Failure::new(Exit::Failure, format!("cannot write {shown}: it is there already; --force replaces it"))
+        Failure::new(Exit::Failure, format!("cannot write {shown}: it exists already; use --force to overwrite it"))
     }
 
     fn failed(&self, error: io::Error) -> Failure {
@@ -132,12 +132,12 @@ impl Planned {
     }
 }
 
-/// Moves a file to where none is: a link fails where one is, a rename does not.
-fn move_beside(from: &Path, to: &Path) -> io::Result<()> {
+/// Renames a file to a path that must not exist. rename(2) would replace an existing file, link(2) fails.
+fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
     match fs::hard_link(from, to) {
         Ok(()) => fs::remove_file(from),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(error),
-        // Not every filesystem has links.
+        // The filesystem has no hard links.
         Err(_) if fs::symlink_metadata(to).is_err() => fs::rename(from, to),
         Err(_) => Err(io::ErrorKind::AlreadyExists.into()),
     }
@@ -150,20 +150,20 @@ mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
 
     fn write(path: &Path, replace: Replace, text: &str) -> Result<(), String> {
-        let planned = Planned::plan(path, replace).map_err(|failure| failure.to_string())?;
+        let planned = AtomicFile::plan(path, replace).map_err(|failure| failure.to_string())?;
         planned.write(text.as_bytes()).map_err(|failure| failure.to_string())
     }
 
     #[test]
-    fn a_file_is_replaced_only_when_asked_and_keeps_its_mode() {
+    fn a_file_is_replaced_only_if_asked_and_keeps_its_mode() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a");
         write(&path, Replace::Never, "one").unwrap();
-        assert!(write(&path, Replace::Never, "two").unwrap_err().contains("there already"));
-        // It came between the look and the writing.
-        let planned = Planned::plan(&dir.path().join("b"), Replace::Never).unwrap();
+        assert!(write(&path, Replace::Never, "two").unwrap_err().contains("exists already"));
+        // The file appears between the check and the write.
+        let planned = AtomicFile::plan(&dir.path().join("b"), Replace::Never).unwrap();
         fs::write(dir.path().join("b"), "theirs").unwrap();
-        assert!(planned.write(b"ours").unwrap_err().to_string().contains("there already"));
+        assert!(planned.write(b"ours").unwrap_err().to_string().contains("exists already"));
         assert_eq!(fs::read(dir.path().join("b")).unwrap(), b"theirs");
 
         fs::set_permissions(&path, Permissions::from_mode(0o640)).unwrap();
@@ -175,6 +175,6 @@ mod tests {
         for nowhere in ["no/such/dir", "."] {
             assert!(write(&dir.path().join(nowhere), Replace::Always, "").is_err());
         }
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3, "nothing is left behind");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3, "no temporary file is left");
     }
 }

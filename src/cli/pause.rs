@@ -8,23 +8,24 @@ use super::running_mount;
 use super::runtime::runtime;
 use crate::control::orders::TorrentChanges;
 
-const PAUSE_HELP: &str = "\
+const DESCRIPTION: &str = "\
 A paused torrent has no peers and transfers nothing. Reads of cached data still
 succeed; reads of anything else wait, and fail after the mount's read timeout.
-A pause lasts until `torrentfs resume` or until the mount ends.
+A pause lasts until `torrentfs resume` or until the mount ends.";
 
+const PAUSE_EXAMPLES: &str = "\
 Examples:
   torrentfs pause /mnt/all
   torrentfs pause /mnt/all linux.iso";
 
-const RESUME_HELP: &str = "\
+const RESUME_EXAMPLES: &str = "\
 Examples:
   torrentfs resume /mnt/all
   torrentfs resume /mnt/all linux.iso";
 
 /// Pause torrents of a running mount
 #[derive(Args, Clone, Debug, PartialEq)]
-#[command(after_help = PAUSE_HELP)]
+#[command(before_help = DESCRIPTION, after_help = PAUSE_EXAMPLES)]
 pub(super) struct PauseArgs {
     #[command(flatten)]
     selection: TorrentSelection,
@@ -32,7 +33,7 @@ pub(super) struct PauseArgs {
 
 /// Resume paused torrents of a running mount
 #[derive(Args, Clone, Debug, PartialEq)]
-#[command(after_help = RESUME_HELP)]
+#[command(after_help = RESUME_EXAMPLES)]
 pub(super) struct ResumeArgs {
     #[command(flatten)]
     selection: TorrentSelection,

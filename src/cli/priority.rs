@@ -1,4 +1,4 @@
-//! `torrentfs priority`: how urgently a running mount fetches a file.
+//! `torrentfs priority`: changes how urgently a running mount fetches files.
 
 use std::path::{Path, PathBuf};
 
@@ -12,27 +12,32 @@ use super::text::count;
 use crate::control::orders::{FilesChanged, PriorityChange};
 use crate::control::status::Priority;
 
-const AFTER_HELP: &str = "\
-skip fetches nothing of it but what is read; normal is as all others are; high
-comes before all others.
+const DESCRIPTION: &str = "\
+A priority lasts until it is changed, or until the mount ends. Reads come first,
+whatever the priority.";
+
+const SECTIONS: &str = "\
+Priorities:
+  skip    fetch only what is read
+  normal  fetch in the background
+  high    fetch before files of normal priority
 
 Examples:
   torrentfs priority /mnt/all album/02.flac high
   torrentfs priority /mnt/all /mnt/all/album/extras skip";
 
-/// Fetch files before all others, or only what is read of them, until the mount ends
+/// Set the priority of files in a running mount
 #[derive(Args, Clone, Debug, PartialEq)]
-#[command(after_help = AFTER_HELP)]
+#[command(before_help = DESCRIPTION, after_help = SECTIONS)]
 pub(super) struct PriorityArgs {
-    /// A mount, or a path in it
+    /// Mountpoint, or a path below it
     mountpoint: PathBuf,
 
-    /// A file or directory in it, from its root on or with the mountpoint before
-    #[arg(value_name = "PATH")]
+    /// File or directory in the mount, with or without the mountpoint in front
     path: PathBuf,
 
-    /// Not at all unless it is read, as all others, or before all others
-    #[arg(value_name = "skip|normal|high", value_parser = priority)]
+    /// skip, normal or high
+    #[arg(value_parser = priority)]
     priority: Priority,
 }
 
@@ -43,24 +48,26 @@ fn priority(text: &str) -> Result<Priority, String> {
         .ok_or_else(|| "expected skip, normal or high".into())
 }
 
-/// Says how much a file is wanted.
+/// Sets the priority of a file, or of all files in a directory.
 pub(super) fn run(args: &PriorityArgs) -> Result<(), Failure> {
     runtime()?.block_on(async {
-        let reached = running_mount::find(&args.mountpoint)?;
-        let mountpoint = PathBuf::from(reached.status().await?.mountpoint);
-        let path = within(&mountpoint, &args.path).to_string_lossy().into_owned();
+        let mount = running_mount::find(&args.mountpoint)?;
+        let mountpoint = PathBuf::from(mount.status().await?.mountpoint);
+        let path = relative_to(&mountpoint, &args.path).to_string_lossy().into_owned();
         let change = PriorityChange { path, priority: args.priority };
-        let FilesChanged { files } = reached.order(Method::PATCH, "/priority", &change).await?;
+        let FilesChanged { files } = mount.send(Method::PATCH, "/priority", &change).await?;
         println!("{}: {}", count(files, "file"), args.priority.word());
         Ok(())
     })
 }
 
-/// A path from the mount's root, however the user wrote it.
-fn within(mountpoint: &Path, path: &Path) -> PathBuf {
-    let whole = std::path::absolute(path).ok();
+/// Returns a path relative to the mountpoint, if it lies below; otherwise as it was given.
+fn relative_to(mountpoint: &Path, path: &Path) -> PathBuf {
+    let absolute = std::path::absolute(path).ok();
     let resolved = std::fs::canonicalize(path).ok();
-    let below =
-        [resolved, whole].into_iter().flatten().find_map(|path| Some(path.strip_prefix(mountpoint).ok()?.to_owned()));
-    below.unwrap_or_else(|| path.to_owned())
+    let relative = [resolved, absolute]
+        .into_iter()
+        .flatten()
+        .find_map(|path| Some(path.strip_prefix(mountpoint).ok()?.to_owned()));
+    relative.unwrap_or_else(|| path.to_owned())
 }

@@ -1,4 +1,4 @@
-//! `torrentfs seed`: the user's own files to others, as they lie.
+//! `torrentfs seed`: seeds existing files in place.
 
 use std::ffi::OsString;
 use std::fs;
@@ -26,19 +26,29 @@ use crate::metainfo::{File, FileKind, Layout, PieceIndex};
 use crate::session::{SessionError, TorrentOptions};
 use crate::store::Place;
 
-/// Files looked at to tell where the data is.
-const LOOKED_AT: usize = 1000;
-/// Files named of those that are not whole.
-const NAMED: usize = 3;
+/// Files compared at most to find where the data is: enough to tell two directories apart, fast on a slow disk.
+const MAX_COMPARED: usize = 1000;
+/// Incomplete files that an error names at most, so that it stays readable.
+const MAX_NAMED: usize = 3;
 
-const AFTER_HELP: &str = "\
-PATH is the torrent's file or directory, by whatever name, or the directory
-that it is in. It is only read: nothing in it is ever written, made or removed.
-Every hash is checked first. With --no-check that is put off: each piece is
-then hashed before it is first sent.
+const DESCRIPTION: &str = "\
+PATH is the file or directory of the torrent, under any name, or the directory
+that contains it. It is only ever read, so it may be on a read-only disk.
 
-RATE is a number with a unit, for a second: 500KB, 2MiB. TIME is one, too: 90s,
-2min, 1h. BOOL is true or false, and true if left out.
+All data is hashed first. If some is missing or damaged, the command says what
+and stops; --partial seeds the rest. A file that changes later is checked again
+before its data is sent.
+
+Seeding continues until Ctrl-C, or until --seed-ratio or --seed-time is
+reached.";
+
+const SECTIONS: &str = "\
+The network options are described in `torrentfs help mount`.
+
+Values:
+  RATE  bytes per second with a unit: 500KB, 2MiB
+  TIME  a number with a unit: 90s, 2min, 1h
+  BOOL  true or false; the option alone means true
 
 Examples:
   torrentfs seed film.torrent ~/Videos/film.mkv
@@ -49,71 +59,72 @@ Examples:
 const USAGE: &str = "torrentfs seed [OPTIONS] <TORRENT> <PATH> [<TORRENT> <PATH>]...
        torrentfs seed [OPTIONS] --create <PATH>";
 
-/// Give others what you have: your own files, as they lie
+/// Seed existing files, without copying them
 #[derive(Args, Clone, Debug)]
-#[command(after_help = AFTER_HELP, args_override_self = true, override_usage = USAGE)]
+#[command(before_help = DESCRIPTION, after_help = SECTIONS, args_override_self = true, override_usage = USAGE)]
 #[command(mut_arg("no_upload", |arg| arg.hide(true)))]
 pub(super) struct SeedArgs {
-    /// A .torrent file (or URL, magnet link, info hash) and where its data is; or several such pairs
+    /// .torrent file, URL, magnet link or info hash, and the path of its data; may be repeated
     #[arg(value_names = ["TORRENT", "PATH"], num_args = 2.., required_unless_present = "create")]
     pairs: Vec<OsString>,
 
-    /// Make a torrent of this file or directory first, as `torrentfs create` does, and seed it
-    #[arg(long, value_name = "PATH", conflicts_with = "pairs", help_heading = "Create")]
-    create: Option<PathBuf>,
-
-    /// A tracker's announce URL, or several of a tier, separated by commas; again: the next tier
-    #[arg(short = 'a', long = "tracker", value_name = "URL[,URL]", value_parser = tier, requires = "create")]
-    #[arg(help_heading = "Create")]
-    trackers: Vec<Tier>,
-
-    /// Where the torrent is written, or the directory for it [default: NAME.torrent]
-    #[arg(short, long, value_name = "FILE", requires = "create", help_heading = "Create")]
-    output: Option<PathBuf>,
-
-    /// Replace a torrent file that is there already
-    #[arg(short, long, requires = "create", help_heading = "Create")]
-    force: bool,
-
-    /// Do not hash everything first; each piece is hashed before it is first sent
+    /// Seed without hashing all data first; each piece is hashed before it is first sent
     #[arg(long)]
     no_check: bool,
 
-    /// If not all of it is there, seed what is
+    /// Seed what exists if some data is missing or damaged
     #[arg(long)]
     partial: bool,
 
-    /// Give each piece away once and let the others spread it, until they have all of it: for the first seeder of a
-    /// torrent, if its upload is slow (BEP 16)
+    /// Upload each piece once until peers have them all (BEP 16); for the first seeder, on a slow line
     #[arg(long)]
     super_seed: bool,
 
-    /// Where nodes of the DHT and metadata are kept [default: torrentfs in the user's cache directory]
+    /// Directory for DHT nodes and metadata [default: ~/.cache/torrentfs]
     #[arg(long, value_name = "DIR")]
     cache_dir: Option<PathBuf>,
+
+    /// Create a torrent of this file or directory first, as `torrentfs create` does, and seed it
+    #[arg(long, value_name = "PATH", conflicts_with = "pairs", help_heading = "Creating a torrent")]
+    create: Option<PathBuf>,
+
+    /// Tracker tier: one announce URL, or several separated by commas; repeat for the next tier
+    #[arg(short = 'a', long = "tracker", value_name = "URL[,URL]", value_parser = tier, requires = "create")]
+    #[arg(help_heading = "Creating a torrent")]
+    trackers: Vec<Tier>,
+
+    /// Torrent file to write, or the directory for it [default: NAME.torrent]
+    #[arg(short, long, value_name = "FILE", requires = "create", help_heading = "Creating a torrent")]
+    output: Option<PathBuf>,
+
+    /// Overwrite an existing torrent file
+    #[arg(short, long, requires = "create", help_heading = "Creating a torrent")]
+    force: bool,
 
     #[command(flatten)]
     network: NetworkFlags,
 }
 
-/// A torrent and where its data is.
+/// A torrent to seed.
 struct Offer {
-    /// As the user named it.
+    /// SOURCE as the user gave it.
     named: OsString,
     source: Source,
+    /// PATH of its data.
     path: PathBuf,
+    /// Whether to hash all data first.
     check: bool,
 }
 
-/// Seeds until it is enough.
+/// Seeds until a limit is reached, or a signal arrives.
 pub(super) fn run(args: SeedArgs, verbosity: Verbosity, quiet: bool) -> Result<(), Failure> {
     log::to_stderr(verbosity);
     if !args.pairs.len().is_multiple_of(2) {
-        return Err(Failure::new(Exit::Usage, "each TORRENT needs the PATH of its data behind it"));
+        return Err(Failure::new(Exit::Usage, "each TORRENT must be followed by the PATH of its data"));
     }
-    // The parser does not see that: what `create` needs it lets go where `create` would be refused.
+    // clap does not check this: it waives `requires = "create"` where `create` conflicts with what is given.
     if args.create.is_none() && (!args.trackers.is_empty() || args.output.is_some() || args.force) {
-        return Err(Failure::new(Exit::Usage, "--tracker, --output and --force are for a torrent made with --create"));
+        return Err(Failure::new(Exit::Usage, "--tracker, --output and --force only apply to --create"));
     }
     let read = |pair: &[OsString]| {
         let (torrent, path) = (&pair[0], &pair[1]);
@@ -127,7 +138,7 @@ pub(super) fn run(args: SeedArgs, verbosity: Verbosity, quiet: bool) -> Result<(
     let mut offers = args.pairs.chunks_exact(2).map(read).collect::<Result<Vec<_>, Failure>>()?;
     let network = NetworkArgs::from(args.network.clone());
     if !network.upload {
-        return Err(Failure::new(Exit::Usage, "to seed and to give nothing (--no-upload) cannot both be"));
+        return Err(Failure::new(Exit::Usage, "cannot seed with --no-upload"));
     }
     if let Some(path) = &args.create {
         let recipe = Recipe {
@@ -138,7 +149,7 @@ pub(super) fn run(args: SeedArgs, verbosity: Verbosity, quiet: bool) -> Result<(
             ..Recipe::default()
         };
         let source = Source::Torrent(Box::new(make_torrent::make(&recipe, quiet)?));
-        // It was hashed just now; each piece is hashed again before it is sent.
+        // It was just hashed, and each piece is hashed again before it is first sent.
         offers.push(Offer { named: path.into(), source, path: path.clone(), check: false });
     }
     let runtime = runtime()?;
@@ -148,17 +159,17 @@ pub(super) fn run(args: SeedArgs, verbosity: Verbosity, quiet: bool) -> Result<(
         let mut seeding = Seeding::new(network.seed, quiet);
         let outcome = tokio::select! {
             outcome = seed(&engine, offers, &args, &network, &mut seeding, quiet) => outcome,
-            () = engine.interrupted(&mut signals) => Ok(()),
+            () = engine.until_signal(&mut signals) => Ok(()),
         };
-        let given = seeding.given();
+        let uploaded = seeding.uploaded();
         drop(seeding);
         engine.stop().await;
         if outcome.is_ok() && !quiet {
-            println!("{} given", ByteSize(given));
+            println!("{} uploaded", ByteSize(uploaded));
         }
         outcome
     });
-    // A check that nobody waits for any more may still be at work.
+    // Do not wait for checks that are still hashing.
     runtime.shutdown_background();
     outcome
 }
@@ -183,7 +194,7 @@ async fn seed(
             peers: [network.peers.clone(), found].concat(),
             super_seed: args.super_seed,
             verify: check,
-            progress: Some(checking.of_checks()),
+            progress: Some(checking.check_progress()),
             ..TorrentOptions::default()
         };
         let (metainfo, layout) = (metainfo.clone(), metainfo.layout);
@@ -195,7 +206,7 @@ async fn seed(
         })?;
         let have = torrent.store().have();
         if have.is_clear() {
-            return Err(Failure::new(Exit::Failure, format!("{} has nothing of the torrent", root.display())));
+            return Err(Failure::new(Exit::Failure, format!("{} has no valid data of the torrent", root.display())));
         }
         if !quiet {
             let part = format!("{} of {} pieces of ", have.count_ones(..), have.len());
@@ -204,35 +215,36 @@ async fn seed(
         }
         seeding.add(torrent);
     }
-    seeding.until_enough().await;
+    seeding.until_limit().await;
     Ok(())
 }
 
-/// Where a file of the torrent is, if `root` stands for the torrent's first component.
+/// Returns the path of a file of the torrent, if `root` stands for the first component of its path.
 fn below(root: &Path, file: &File) -> PathBuf {
     let rest: PathBuf = file.path.iter().skip(1).collect();
     if rest.as_os_str().is_empty() { root.to_owned() } else { root.join(rest) }
 }
 
-/// The torrent's file or directory: PATH itself, or what has the torrent's name in it. The one of which there is more.
+/// Finds the file or directory of the torrent: PATH itself, or the entry of PATH that has the torrent's name. Chooses the
+/// one that has more of the files.
 fn locate(layout: &Layout, path: &Path) -> Result<PathBuf, Failure> {
     let failure = |error: io::Error| Failure::new(Exit::Resource, format!("cannot use {}: {error}", path.display()));
     let path = fs::canonicalize(path).map_err(failure)?;
     let with_bytes = |file: &&File| file.kind != FileKind::Pad && file.len > 0;
-    let there = |root: &Path| {
-        let files = layout.files().iter().filter(with_bytes).take(LOOKED_AT);
+    let complete_files = |root: &Path| {
+        let files = layout.files().iter().filter(with_bytes).take(MAX_COMPARED);
         files
             .filter(|file| below(root, file).metadata().is_ok_and(|about| about.is_file() && about.len() >= file.len))
             .count()
     };
     let name = layout.files().first().and_then(|file| file.path.first());
     let Some(inside) = name.map(|name| path.join(name)) else { return Ok(path) };
-    // A directory cannot stand for a single file.
+    // A directory cannot be the data of a single-file torrent.
     let is_file = layout.files().iter().all(|file| file.path.len() == 1);
-    Ok(if there(&inside) > there(&path) || is_file && path.is_dir() { inside } else { path })
+    Ok(if complete_files(&inside) > complete_files(&path) || is_file && path.is_dir() { inside } else { path })
 }
 
-/// Says what is missing, and what is there and not the torrent's.
+/// Describes which pieces are missing or bad, and in which files.
 fn incomplete(layout: &Layout, root: &Path, have: &FixedBitSet) -> Failure {
     let lengths = layout.lengths();
     let files = || layout.files().iter().filter(|file| file.kind != FileKind::Pad && file.len > 0);
@@ -251,38 +263,42 @@ fn incomplete(layout: &Layout, root: &Path, have: &FixedBitSet) -> Failure {
     for (file, there) in files().zip(&looked) {
         let bad = lengths.pieces_in(&file.range()).filter(is_bad).count();
         let why = match there {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => "is not there".to_owned(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => "is missing".to_owned(),
             Err(error) => format!("cannot be read: {error}"),
             Ok(there) if *there < file.len && bad == 0 => format!("has {there} of {} bytes", file.len),
             Ok(there) if *there < file.len => {
                 format!("has {there} of {} bytes, {} of them bad", file.len, count(bad, "piece"))
             }
             Ok(_) if bad > 0 => format!("has {bad} of {} pieces bad", lengths.pieces_in(&file.range()).count()),
-            // What is wrong with its pieces, if anything, is another file's.
+            // If one of its pieces is bad, the cause is another file.
             Ok(_) => continue,
         };
         faults.push(format!("{} {why}", below(root, file).display()));
     }
-    let more = faults.len().saturating_sub(NAMED);
-    faults.truncate(NAMED);
-    let more = if more == 0 { String::new() } else { format!("; and {} more", count(more, "file")) };
+    let more = faults.len().saturating_sub(MAX_NAMED);
+    faults.truncate(MAX_NAMED);
+    let more = if more == 0 {
+        String::new()
+    } else {
+        format!("; and {more} more {}", if more == 1 { "file" } else { "files" })
+    };
     let (of, missing) = (have.len(), missing.count_ones(..));
     let bad = of - have.count_ones(..) - missing;
     let are = |count: usize| if count == 1 { "is" } else { "are" };
     let what = match (missing, bad) {
         (_, 0) => format!("{missing} of {of} pieces {} missing", are(missing)),
         (0, _) => format!("{bad} of {of} pieces {} bad", are(bad)),
-        _ => format!("of {of} pieces {missing} {} missing and {bad} {} bad", are(missing), are(bad)),
+        _ => format!("of {of} pieces, {missing} {} missing and {bad} {} bad", are(missing), are(bad)),
     };
-    Failure::new(Exit::Failure, format!("{what}: {}{more}; with --partial the rest is seeded", faults.join("; ")))
+    Failure::new(Exit::Failure, format!("{what}: {}{more}; --partial seeds the rest", faults.join("; ")))
 }
 
-/// How many bytes of a file there are to be read.
+/// Returns the length of a file that can be opened.
 fn readable(path: &Path) -> io::Result<u64> {
     let about = path.metadata()?;
-    // What is no file may keep who opens it waiting.
+    // Opening something else, such as a FIFO, may block.
     if !about.is_file() {
-        return Err(io::Error::other("it is not a file"));
+        return Err(io::Error::other("it is not a regular file"));
     }
     fs::File::open(path).map(|_| about.len())
 }
@@ -333,8 +349,8 @@ mod tests {
         assert!(locate(&single, &base.join("nowhere")).unwrap_err().to_string().contains("nowhere"));
     }
 
-    /// What [`incomplete`] says, if these pieces are there and right.
-    fn said(layout: &Layout, root: &Path, good: &[usize]) -> String {
+    /// Returns what [`incomplete`] says if only these pieces are valid.
+    fn described(layout: &Layout, root: &Path, good: &[usize]) -> String {
         let mut have = FixedBitSet::with_capacity(layout.lengths().pieces() as usize);
         have.extend(good.iter().copied());
         incomplete(layout, root, &have).to_string().replace(&format!("{}/", root.display()), "")
@@ -347,39 +363,38 @@ mod tests {
         fs::write(dir.path().join("b"), [0; 5]).unwrap();
         let many = layout(&[("t/a", 32), ("t/b", 32), ("t/c", 32), ("t/d", 32)]);
         assert_eq!(
-            said(&many, dir.path(), &[1]),
-            "of 8 pieces 6 are missing and 1 is bad: a has 1 of 2 pieces bad; b has 5 of 32 bytes; c is not there; \
-             and 1 file more; with --partial the rest is seeded"
+            described(&many, dir.path(), &[1]),
+            "of 8 pieces, 6 are missing and 1 is bad: a has 1 of 2 pieces bad; b has 5 of 32 bytes; c is missing; \
+             and 1 more file; --partial seeds the rest"
         );
         fs::write(dir.path().join("b"), [0; 31]).unwrap();
         let two = layout(&[("t/a", 32), ("t/b", 32)]);
-        let rest = "with --partial the rest is seeded";
+        let rest = "--partial seeds the rest";
         assert_eq!(
-            said(&two, dir.path(), &[0, 1, 2]),
+            described(&two, dir.path(), &[0, 1, 2]),
             format!("1 of 4 pieces is missing: b has 31 of 32 bytes; {rest}")
         );
         assert_eq!(
-            said(&two, dir.path(), &[0, 1]),
-            format!("of 4 pieces 1 is missing and 1 is bad: b has 31 of 32 bytes, 1 piece of them bad; {rest}")
+            described(&two, dir.path(), &[0, 1]),
+            format!("of 4 pieces, 1 is missing and 1 is bad: b has 31 of 32 bytes, 1 piece of them bad; {rest}")
         );
         fs::write(dir.path().join("b"), [0; 32]).unwrap();
         assert_eq!(
-            said(&two, dir.path(), &[0]),
+            described(&two, dir.path(), &[0]),
             format!("3 of 4 pieces are bad: a has 1 of 2 pieces bad; b has 2 of 2 pieces bad; {rest}")
         );
     }
 
-    /// A piece that lies in two files is not bad for the one that is not there.
+    /// A piece that spans two files counts as missing, not as bad, if one of the files is missing.
     #[test]
-    fn a_piece_of_a_file_that_is_not_there_is_missing() {
+    fn a_piece_of_a_missing_file_is_missing() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("a"), [0; 20]).unwrap();
         fs::create_dir(dir.path().join("c")).unwrap();
         let layout = layout(&[("t/a", 20), ("t/b", 20), ("t/c", 24)]);
         assert_eq!(
-            said(&layout, dir.path(), &[0]),
-            "3 of 4 pieces are missing: b is not there; c cannot be read: it is not a file; with --partial the rest \
-             is seeded"
+            described(&layout, dir.path(), &[0]),
+            "3 of 4 pieces are missing: b is missing; c cannot be read: it is not a regular file; --partial seeds the rest"
         );
     }
 }

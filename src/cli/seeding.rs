@@ -1,4 +1,4 @@
-//! Seeding torrents to others until it is enough, and the line that says how that goes.
+//! Seeding torrents until their limits are reached, with a status line.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,69 +9,70 @@ use super::progress::Progress;
 use super::text::count;
 use crate::session::{SeedLimits, Torrent};
 
-/// How often the line changes on a terminal, and comes where there is none.
-const CHANGE_EVERY: Duration = Duration::from_secs(1);
-const LINE_EVERY: Duration = Duration::from_secs(10);
+/// How often limits are checked, and the line on a terminal is updated.
+const UPDATE_INTERVAL: Duration = Duration::from_secs(1);
+/// Time between two lines where standard error is not a terminal.
+const LINE_INTERVAL: Duration = Duration::from_secs(10);
 
+/// Torrents that are being seeded.
 pub(super) struct Seeding {
     limits: SeedLimits,
     torrents: Vec<Arc<Torrent>>,
-    /// Bytes given of those that have been given enough.
-    given: u64,
-    shown: Progress,
-    begun: Instant,
+    /// Bytes uploaded of the torrents that have reached a limit.
+    uploaded_before: u64,
+    progress: Progress,
+    started: Instant,
 }
 
 impl Seeding {
     pub(super) fn new(limits: SeedLimits, quiet: bool) -> Self {
-        let shown = Progress::open(quiet).at_once(LINE_EVERY);
-        Self { limits, torrents: Vec::new(), given: 0, shown, begun: Instant::now() }
+        let progress = Progress::spinner(quiet).with_lines_every(LINE_INTERVAL);
+        Self { limits, torrents: Vec::new(), uploaded_before: 0, progress, started: Instant::now() }
     }
 
     pub(super) fn add(&mut self, torrent: Arc<Torrent>) {
         self.torrents.push(torrent);
     }
 
-    /// Ends each torrent once it has reached a limit, and returns when none is left. Without a limit it never does.
-    pub(super) async fn until_enough(&mut self) {
+    /// Stops each torrent when it reaches a limit, and returns when none is left. Without limits it never returns.
+    pub(super) async fn until_limit(&mut self) {
         while !self.torrents.is_empty() {
-            self.shown.tell(&self.line());
-            tokio::time::sleep(CHANGE_EVERY).await;
-            let enough = |torrent: &Arc<Torrent>| {
+            self.progress.set_text(&self.line());
+            tokio::time::sleep(UPDATE_INTERVAL).await;
+            let is_done = |torrent: &Arc<Torrent>| {
                 let (stats, size) = (torrent.stats(), torrent.metainfo().layout.lengths().total());
-                self.limits.reached(self.begun.elapsed(), stats.uploaded, stats.downloaded, size)
+                self.limits.reached(self.started.elapsed(), stats.uploaded, stats.downloaded, size)
             };
-            let (over, on) = std::mem::take(&mut self.torrents).into_iter().partition(enough);
-            self.torrents = on;
-            let over: Vec<Arc<Torrent>> = over;
-            for torrent in over {
-                self.given += torrent.stats().uploaded;
+            let (done, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut self.torrents).into_iter().partition(is_done);
+            self.torrents = rest;
+            for torrent in done {
+                self.uploaded_before += torrent.stats().uploaded;
                 torrent.stop().await;
             }
         }
     }
 
-    /// Bytes given in all.
-    pub(super) fn given(&self) -> u64 {
-        self.given + self.torrents.iter().map(|torrent| torrent.stats().uploaded).sum::<u64>()
+    /// Returns the bytes uploaded of all torrents.
+    pub(super) fn uploaded(&self) -> u64 {
+        self.uploaded_before + self.torrents.iter().map(|torrent| torrent.stats().uploaded).sum::<u64>()
     }
 
     fn line(&self) -> String {
         let stats: Vec<_> = self.torrents.iter().map(|torrent| torrent.stats()).collect();
         let rate = stats.iter().map(|stats| stats.up_rate).sum();
-        let peers: usize = stats.iter().map(|stats| stats.peers).sum();
+        let peers = stats.iter().map(|stats| stats.peers).sum();
         let size: u64 = self.torrents.iter().map(|torrent| torrent.metainfo().layout.lengths().total()).sum();
-        let given = self.given();
-        let what = match self.torrents.as_slice() {
+        let uploaded = self.uploaded();
+        let name = match self.torrents.as_slice() {
             [torrent] => torrent.metainfo().name.replace(char::is_control, " "),
-            several => format!("{} torrents", several.len()),
+            several => count(several.len(), "torrent"),
         };
         format!(
-            "seeding {what}: {}/s to {}, {} given, ratio {:.2}",
+            "seeding {name}: {}/s to {}, {} uploaded, ratio {:.2}",
             ByteSize(rate),
             count(peers, "peer"),
-            ByteSize(given),
-            given as f64 / size.max(1) as f64
+            ByteSize(uploaded),
+            uploaded as f64 / size.max(1) as f64
         )
     }
 }

@@ -15,95 +15,96 @@ use crate::fs::Attacher;
 use crate::fs::daemon::{self, Side};
 use crate::library::Source;
 
-/// The daemon's log, within the cache directory; begun anew with each mount.
-const LOG: &str = "torrentfs.log";
+/// Log file of a daemon, in its cache directory. Each mount starts it anew.
+const LOG_FILE: &str = "torrentfs.log";
 
-/// Until a signal comes, or somebody unmounts.
+/// Serves a mount in the foreground, until a signal arrives or somebody unmounts.
 pub(super) fn in_foreground(
     args: &MountArgs,
     sources: Vec<Source>,
     verbosity: Verbosity,
-    by: Attacher,
+    attacher: Attacher,
 ) -> Result<(), Failure> {
     log::in_foreground(verbosity, args.log_format)?;
     let cache = service::open_cache(args)?;
     runtime()?.block_on(async {
-        let service = Service::start(args, sources, cache, by, verbosity.is_quiet(), &|| true).await?;
+        let service = Service::start(args, sources, cache, attacher, verbosity.is_quiet(), &|| true).await?;
         let mounted = mounted_at(service.mounted.path());
-        let how_to_end = if std::io::stdin().is_terminal() { "; Ctrl-C unmounts" } else { "" };
-        eprintln!("{mounted}{how_to_end}");
+        let hint = if std::io::stdin().is_terminal() { "; Ctrl-C unmounts" } else { "" };
+        eprintln!("{mounted}{hint}");
         served_at(&service).iter().for_each(|line| eprintln!("{line}"));
-        say_ready();
-        say_to_manager(&[NotifyState::Status(&mounted)]);
+        notify_ready();
+        notify_manager(&[NotifyState::Status(&mounted)]);
         let ended = service.ended().await;
-        say_to_manager(&[NotifyState::Stopping]);
+        notify_manager(&[NotifyState::Stopping]);
         ended.and(service.stop().await)
     })
 }
 
-/// Tells the service manager, where there is one, that the start is over.
-pub(super) fn say_ready() {
-    say_to_manager(&[NotifyState::Ready]);
+/// Notifies the service manager, if there is one, that the mount is ready.
+pub(super) fn notify_ready() {
+    notify_manager(&[NotifyState::Ready]);
 }
 
-fn say_to_manager(state: &[NotifyState<'_>]) {
+fn notify_manager(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
-        tracing::warn!("the service manager cannot be told: {error}");
+        tracing::warn!("cannot notify the service manager: {error}");
     }
 }
 
-/// Returns once the mount answers, with what to tell the user.
+/// Serves a mount in a background process. Returns when the mount answers, with a message for the user.
 pub(super) fn in_background(args: &MountArgs, sources: Vec<Source>, verbosity: Verbosity) -> Result<String, Failure> {
     match fork()? {
-        Side::Parent(waiter) => hear(waiter),
-        Side::Child(notifier) => match serve(args, sources, verbosity, notifier, Attacher::ThisProcess) {
+        Side::Parent(waiter) => wait_for(waiter),
+        Side::Child(notifier) => match in_child(args, sources, verbosity, notifier, Attacher::ThisProcess) {
             Ok(()) => std::process::exit(Exit::Success as i32),
-            // Whoever started this has the message, or is gone; it is in the log, too.
+            // The parent has received the message, and the log has it, too.
             Err(failure) => std::process::exit(failure.exit as i32),
         },
     }
 }
 
+/// Forks the background process.
 pub(super) fn fork() -> Result<Side, Failure> {
     daemon::fork_daemon().map_err(|error| Failure::new(Exit::Resource, format!("cannot go to the background: {error}")))
 }
 
-/// The daemon's word.
-pub(super) fn hear(waiter: daemon::Waiter) -> Result<String, Failure> {
+/// Waits in the parent until the background process has mounted or failed.
+pub(super) fn wait_for(waiter: daemon::Waiter) -> Result<String, Failure> {
     match waiter.wait() {
         Ok(Ok(message)) => Ok(message),
-        Ok(Err(said)) => Err(unpack(&said)),
-        Err(error) => Err(Failure::new(Exit::Failure, format!("the background process cannot be heard: {error}"))),
+        Ok(Err(report)) => Err(decode(&report)),
+        Err(error) => Err(Failure::new(Exit::Failure, format!("lost contact with the background process: {error}"))),
     }
 }
 
-/// Tells of a failure, for [`hear`].
-pub(super) fn tell(notifier: daemon::Notifier, failure: &Failure) {
-    // Nobody may be listening any more.
+/// Reports a failure to the parent, which receives it in [`wait_for`].
+pub(super) fn report(notifier: daemon::Notifier, failure: &Failure) {
+    // An error is ignored: the parent may be gone.
     let _ = notifier.failed(&format!("{} {failure}", failure.exit as u8));
 }
 
-/// The daemon's life.
-pub(super) fn serve(
+/// Serves a mount in the background process, and reports to the parent when it answers or has failed.
+pub(super) fn in_child(
     args: &MountArgs,
     sources: Vec<Source>,
     verbosity: Verbosity,
     notifier: daemon::Notifier,
-    by: Attacher,
+    attacher: Attacher,
 ) -> Result<(), Failure> {
     let started = service::open_cache(args).and_then(|cache| {
-        // The cache's lock says that no other daemon writes there.
-        let log = cache.dir().join(LOG);
+        // The lock of the cache ensures that no other daemon writes this file.
+        let log = cache.dir().join(LOG_FILE);
         let file = File::create(&log)
             .map_err(|error| Failure::new(Exit::Resource, format!("cannot write {}: {error}", log.display())))?;
-        log::of_daemon(verbosity, args.log_format, file)?;
+        log::to_file(verbosity, args.log_format, file)?;
         let runtime = runtime()?;
-        let (quiet, wanted) = (verbosity.is_quiet(), || notifier.is_awaited());
-        let starting = Service::start(args, sources, cache, by, quiet, &wanted);
+        let (quiet, is_wanted) = (verbosity.is_quiet(), || notifier.is_awaited());
+        let starting = Service::start(args, sources, cache, attacher, quiet, &is_wanted);
         match runtime.block_on(starting) {
             Ok(service) => Ok((runtime, service, log)),
             Err(failure) => {
-                // A check that nobody waits for any more may still be at work.
+                // Do not wait for checks that are still hashing.
                 runtime.shutdown_background();
                 Err(failure)
             }
@@ -112,7 +113,7 @@ pub(super) fn serve(
     let (runtime, service, log) = match started {
         Ok(started) => started,
         Err(failure) => {
-            tell(notifier, &failure);
+            report(notifier, &failure);
             return Err(failure);
         }
     };
@@ -122,7 +123,7 @@ pub(super) fn serve(
     let message = served_at(&service).map_or(message.clone(), |line| format!("{message}\n{line}"));
     let ready = notifier.ready(&message);
     let ended = runtime.block_on(async {
-        // Nobody waits for this mount any more: then it must not stay.
+        // If the parent is gone, nobody wants this mount any more.
         if ready.is_ok() {
             service.ended().await?;
         }
@@ -139,19 +140,19 @@ fn served_at(service: &Service) -> Option<String> {
     service.control.http().map(|addr| format!("status and files: http://{addr}/"))
 }
 
-/// As a shell takes it.
+/// Returns a path in quotes if a shell needs them.
 fn quoted(path: &Path) -> String {
     let text = path.display().to_string();
     let plain = |c: char| c.is_alphanumeric() || "/._-+@%:,".contains(c);
     if text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
 }
 
-/// A failure as it came through the pipe: the code, a space, the message.
-fn unpack(said: &str) -> Failure {
-    let (exit, message) = said
+/// Decodes a failure from its form in the pipe: exit code, space, message.
+fn decode(report: &str) -> Failure {
+    let (exit, message) = report
         .split_once(' ')
         .and_then(|(code, message)| Some((Exit::from_code(code.parse().ok()?)?, message)))
-        .unwrap_or((Exit::Failure, said));
+        .unwrap_or((Exit::Failure, report));
     Failure::new(exit, message)
 }
 
@@ -160,10 +161,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn failures_pass_the_pipe() {
-        let failure = unpack("4 cannot mount");
+    fn failures_pass_through_the_pipe() {
+        let failure = decode("4 cannot mount");
         assert_eq!((failure.exit, failure.to_string().as_str()), (Exit::Mountpoint, "cannot mount"));
-        let failure = unpack("the daemon was killed by signal 9 before it was ready");
+        let failure = decode("the daemon was killed by signal 9 before it was ready");
         assert_eq!(failure.exit, Exit::Failure);
         assert!(failure.to_string().starts_with("the daemon was killed"));
     }

@@ -1,4 +1,4 @@
-//! Everything that runs behind one mount, from start to end.
+//! Everything that runs behind one mount, from its start to its end.
 
 use std::io::IsTerminal;
 use std::sync::Arc;
@@ -18,20 +18,20 @@ use crate::session::{Session, SessionConfig, SessionError};
 use crate::store::{Cache, CacheConfig};
 use crate::web::Server;
 
-/// Torrents that are mounted.
+/// A mount, its torrents, and the servers that control it.
 pub(super) struct Service {
     pub(super) library: Library,
     pub(super) mounted: Mounted,
-    /// What tells of it and takes orders.
+    /// Server of the control socket and of HTTP.
     pub(super) control: Server,
     watches: Vec<Watch>,
     cache: Arc<Cache>,
-    /// To be read again at SIGHUP.
+    /// Reloaded on SIGHUP; `None` in a terminal, where SIGHUP unmounts.
     blocklist: Option<BlocklistFile>,
     signals: tokio::sync::Mutex<Signals>,
 }
 
-/// Opens the cache that the arguments name.
+/// Opens the cache that the arguments select.
 pub(super) fn open_cache(args: &MountArgs) -> Result<Arc<Cache>, Failure> {
     args.cache_dir.open(&args.mountpoint, |dir| {
         Cache::open(CacheConfig { dir: dir.to_owned(), disk_limit: args.cache_size, memory: args.memory })
@@ -39,20 +39,21 @@ pub(super) fn open_cache(args: &MountArgs) -> Result<Arc<Cache>, Failure> {
 }
 
 impl Service {
-    /// Starts the swarm and mounts; returns once the mount answers. On failure nothing is left running or mounted.
-    /// `by` attaches it to the kernel. How far checks and the fetching of metadata are is shown unless `quiet`, and `wanted`
-    /// is asked meanwhile: false ends it.
+    /// Adds the sources and mounts; returns when the mount answers. After a failure nothing is running or mounted.
+    ///
+    /// `attacher` attaches the filesystem to the kernel. Progress of checks and of metadata is shown unless `quiet`. Start is
+    /// cancelled if `is_wanted` returns false.
     pub(super) async fn start(
         args: &MountArgs,
         sources: Vec<Source>,
         cache: Arc<Cache>,
-        by: Attacher,
+        attacher: Attacher,
         quiet: bool,
-        wanted: &dyn Fn() -> bool,
+        is_wanted: &dyn Fn() -> bool,
     ) -> Result<Self, Failure> {
         let blocklist = args.network.blocklist.as_deref().map(BlocklistFile::load).transpose()?;
         let list = blocklist.as_ref().map(BlocklistFile::list).unwrap_or_default();
-        // A terminal that goes away ends what runs in it.
+        // A terminal that closes sends SIGHUP to end its programs.
         let in_terminal = args.foreground && std::io::stdin().is_terminal();
         let blocklist = blocklist.filter(|_| !in_terminal);
         let http = args.http.bind()?;
@@ -60,7 +61,7 @@ impl Service {
         let session = Session::start(SessionConfig { read_timeout: args.read_timeout, ..config }).map_err(resource)?;
         let options = args.options.to_fs();
         let mounted_torrents = Arc::new(MountedTorrents::new(&options));
-        let checking = Arc::new(Progress::start("checking what is in the cache", 0, quiet));
+        let checking = Arc::new(Progress::start("checking the cache", 0, quiet));
         let library = Library::new(
             session,
             cache.clone(),
@@ -69,11 +70,11 @@ impl Service {
                 on_demand: args.on_demand,
                 peers: args.network.peers.clone(),
                 verify: args.verify,
-                progress: Some(checking.of_checks()),
+                progress: Some(checking.check_progress()),
                 metadata_timeout: args.network.metadata_timeout,
             },
         );
-        let watches = match sources::add_all(&library, args, sources, quiet, wanted).await {
+        let watches = match sources::add_all(&library, args, sources, quiet, is_wanted).await {
             Ok(watches) => watches,
             Err(failure) => {
                 library.stop().await;
@@ -81,7 +82,7 @@ impl Service {
             }
         };
         drop(checking);
-        // From here on a signal that killed would leave a dead mount behind.
+        // From here on a signal must not kill the process, which would leave a dead mount behind.
         let signals = match Signals::listen() {
             Ok(signals) => tokio::sync::Mutex::new(signals),
             Err(failure) => {
@@ -92,8 +93,9 @@ impl Service {
 
         let mountpoint = args.mountpoint.clone();
         let handle = runtime::Handle::current();
-        let mounting =
-            tokio::task::spawn_blocking(move || Mounted::serve(by, mounted_torrents, &mountpoint, &options, handle));
+        let mounting = tokio::task::spawn_blocking(move || {
+            Mounted::serve(attacher, mounted_torrents, &mountpoint, &options, handle)
+        });
         let failure = match mounting.await {
             Ok(Ok(mounted)) => {
                 let (mountpoint, device) = (mounted.path().to_owned(), mounted.device());
@@ -107,7 +109,8 @@ impl Service {
         Err(failure)
     }
 
-    /// Waits for SIGINT, SIGTERM or SIGHUP, or for somebody to unmount. With a blocklist SIGHUP reads that again.
+    /// Waits for a signal that ends the mount, or for an unmount from outside. If there is a blocklist to reload, SIGHUP does
+    /// that instead.
     pub(super) async fn ended(&self) -> Result<(), Failure> {
         let mut signals = self.signals.lock().await;
         loop {
@@ -120,10 +123,11 @@ impl Service {
         }
     }
 
-    /// Unmounts, tells the trackers (2 s at most), saves the state.
+    /// Unmounts, announces the end to trackers for 2 seconds at most, and saves the state.
     pub(super) async fn stop(self) -> Result<(), Failure> {
         let Self { library, mounted, control, watches, cache, .. } = self;
-        // Nothing comes any more; and the device number that names the socket may soon be another's.
+        // No torrents or requests arrive any more. The socket goes before the unmount, because its name is the device number,
+        // which the next mount may get.
         drop((watches, control));
         let (unmounted, ()) = tokio::join!(mounted.unmount(), library.stop());
         let _ = tokio::task::spawn_blocking(move || cache.close()).await;

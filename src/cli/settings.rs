@@ -1,7 +1,7 @@
-//! `torrentfs.toml` and the environment: what is configured, and where. `torrentfs config` shows it.
+//! The configuration: files named `torrentfs.toml` and environment variables.
 //!
-//! Everything that can be configured is a flag of `torrentfs mount`, or an option of its `-o`, by its name there; so this
-//! file knows no key by itself. A later layer replaces what an earlier one says of the same key.
+//! The keys are those of [`flags::keys`]: the flags of `torrentfs mount` and the options of its `-o`. This module knows none
+//! of them by name. A later layer replaces the value of a key that an earlier layer set.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,37 +14,38 @@ use etcetera::BaseStrategy;
 use toml::de::{DeTable, DeValue};
 
 use super::failure::{Exit, Failure};
-use super::flags::values::truth;
+use super::flags::values::boolean;
 use super::flags::{self, Key, Options};
 use crate::fs::daemon;
 
-/// The system's.
+/// Configuration file of the system.
 const SYSTEM: &str = "/etc/torrentfs/torrentfs.toml";
-/// The user's, in the directory for configuration.
+/// Configuration file of the user, below the user's configuration directory.
 const USER: &str = "torrentfs/torrentfs.toml";
-/// What variables of the environment begin with.
+/// Prefix of environment variables.
 const PREFIX: &str = "TORRENTFS_";
-/// Longer files are refused.
+/// Longest configuration file, in bytes: far more than all keys need.
 const MAX_LEN: u64 = 1 << 20;
 
-/// What is configured.
+/// The keys, and the values that are set.
 pub(super) struct Settings {
     keys: Vec<Key>,
+    /// By key.
     settings: BTreeMap<String, Setting>,
 }
 
-/// What is said of one key.
+/// The value of a key.
 pub(super) struct Setting {
-    /// Of a switch `true` or `false`.
+    /// As on a command line; several for a list, and "true" or "false" for a boolean.
     pub(super) values: Vec<String>,
     pub(super) origin: Origin,
 }
 
-/// Where something is said.
+/// Where a value was set.
 pub(super) enum Origin {
-    /// A file, and the line in it.
+    /// File and line.
     File(PathBuf, usize),
-    /// A variable.
+    /// Name of an environment variable.
     Environment(String),
 }
 
@@ -58,7 +59,7 @@ impl fmt::Display for Origin {
 }
 
 impl Settings {
-    /// What is in force for a user's command: `explicit` stands for the files.
+    /// Loads the configuration of a command. `explicit` replaces both files.
     pub(super) fn load(explicit: Option<&Path>) -> Result<Self, Failure> {
         let mut config = Self::empty();
         match explicit {
@@ -69,7 +70,8 @@ impl Settings {
         Ok(config)
     }
 
-    /// What is in force for mount(8): what a user's environment says is not asked, nor, for root, what is root's own.
+    /// Loads the configuration of mount(8): without the environment and, for root, without root's own file, because mounts of
+    /// the system must not depend on who runs mount(8), or from where.
     pub(super) fn of_system() -> Result<Self, Failure> {
         let mut config = Self::empty();
         config.read_files(!daemon::is_root())?;
@@ -84,7 +86,7 @@ impl Settings {
         self.read_file(Path::new(SYSTEM), false)?;
         match etcetera::choose_base_strategy() {
             Ok(dirs) if with_users && is_own(dirs.home_dir()) => self.read_file(&dirs.config_dir().join(USER), false),
-            // Without a home of one's own there is none.
+            // No home directory, or one of another user.
             _ => Ok(()),
         }
     }
@@ -92,17 +94,19 @@ impl Settings {
     fn read_file(&mut self, path: &Path, must_exist: bool) -> Result<(), Failure> {
         let mut text = String::new();
         match File::open(path).and_then(|file| file.take(MAX_LEN + 1).read_to_string(&mut text)) {
-            Ok(_) if text.len() as u64 > MAX_LEN => Err(fault(format!("{}: the file is too long", path.display()))),
+            Ok(_) if text.len() as u64 > MAX_LEN => {
+                Err(usage_error(format!("{}: the file is too long", path.display())))
+            }
             Ok(_) => self.read(&text, path),
             Err(error) if error.kind() == io::ErrorKind::NotFound && !must_exist => Ok(()),
-            Err(error) => Err(fault(format!("cannot read {}: {error}", path.display()))),
+            Err(error) => Err(usage_error(format!("cannot read {}: {error}", path.display()))),
         }
     }
 
-    /// Reads a file's text over what there is.
+    /// Parses a file, and replaces the values of the keys that it sets.
     pub(super) fn read(&mut self, text: &str, path: &Path) -> Result<(), Failure> {
         let line = |at: usize| 1 + text.bytes().take(at).filter(|byte| *byte == b'\n').count();
-        let at = |at: usize, what: &dyn fmt::Display| fault(format!("{}:{}: {what}", path.display(), line(at)));
+        let at = |at: usize, what: &dyn fmt::Display| usage_error(format!("{}:{}: {what}", path.display(), line(at)));
         let table =
             DeTable::parse(text).map_err(|error| at(error.span().map_or(0, |span| span.start), &error.message()))?;
         for (name, value) in table.get_ref() {
@@ -132,13 +136,13 @@ impl Settings {
                 let parts = text.split([',', ' ']).filter(|part| !part.is_empty());
                 Ok(parts.map(str::to_owned).collect())
             } else if key.is_switch {
-                // A variable without anything in it is as good as none.
-                if text.is_empty() { Ok(false) } else { truth(&text) }.map(|set| vec![set.to_string()])
+                // An empty variable counts as unset.
+                if text.is_empty() { Ok(false) } else { boolean(&text) }.map(|set| vec![set.to_string()])
             } else {
                 Ok(vec![text])
             };
             let values = values.and_then(|values| check(key, values));
-            let values = values.map_err(|error| fault(format!("{variable}: {error}")))?;
+            let values = values.map_err(|error| usage_error(format!("{variable}: {error}")))?;
             self.settings.insert(key.name.clone(), Setting { values, origin: Origin::Environment(variable) });
         }
         Ok(())
@@ -149,15 +153,15 @@ impl Settings {
         self.keys.iter().map(|key| (key, self.settings.get(&key.name)))
     }
 
-    /// All of it, as if it were one `-o`.
+    /// Returns the configuration in the form of one `-o`.
     pub(super) fn options(&self) -> Result<Options, Failure> {
         let of_key = |key| self.settings.get(key).map_or(&[][..], |setting| &setting.values);
         let pairs = self.keys.iter().flat_map(|key| of_key(&key.name).iter().map(|value| pair(key, value)));
-        Options::of(pairs, false).map_err(fault)
+        Options::from_pairs(pairs, false).map_err(usage_error)
     }
 }
 
-/// Whether this user's configuration is there: what `sudo` and the like leave of the environment may name another's home.
+/// Returns whether the configuration directory belongs to this user: after `sudo`, `HOME` may be another user's.
 fn is_own(home: &Path) -> bool {
     std::env::var_os("XDG_CONFIG_HOME").is_some() || home.metadata().is_ok_and(|home| home.uid() == daemon::user())
 }
@@ -166,7 +170,7 @@ fn pair<'a>(key: &'a Key, value: &'a str) -> (&'a str, Option<&'a str>) {
     (&key.name, Some(value))
 }
 
-/// Values as they would stand on a command line.
+/// Converts a value of a file to values of a command line.
 fn values(key: &Key, value: &DeValue<'_>) -> Result<Vec<String>, String> {
     match value {
         DeValue::Boolean(set) if key.is_switch => Ok(vec![set.to_string()]),
@@ -186,15 +190,15 @@ fn values(key: &Key, value: &DeValue<'_>) -> Result<Vec<String>, String> {
     }
 }
 
-/// Each value alone, so that a fault can be told with its place.
+/// Checks each value alone, so that an error can be reported with its place.
 fn check(key: &Key, values: Vec<String>) -> Result<Vec<String>, String> {
     for value in &values {
-        Options::of(std::iter::once(pair(key, value)), false)?;
+        Options::from_pairs(std::iter::once(pair(key, value)), false)?;
     }
     Ok(values)
 }
 
-fn fault(message: String) -> Failure {
+fn usage_error(message: String) -> Failure {
     Failure::new(Exit::Usage, message)
 }
 
@@ -215,28 +219,28 @@ mod tests {
     }
 
     #[test]
-    fn a_file_says_what_options_say() {
+    fn a_file_sets_the_same_as_options() {
         let text = "cache_size = '1GiB'\nread-timeout = 30\nno_dht = true\npeer = ['10.0.0.1:1', '[::1]:2']\n\
                     seed_ratio = 1.5 # enough\nallow_other = true\nuid = 5\numask = '027'\nlog_format = 'json'\nport = 0";
-        let said = "cache_size=1GiB,read_timeout=30,no_dht,peer=10.0.0.1:1,peer=[::1]:2,seed_ratio=1.5,allow_other,uid=5,\
+        let option = "cache_size=1GiB,read_timeout=30,no_dht,peer=10.0.0.1:1,peer=[::1]:2,seed_ratio=1.5,allow_other,uid=5,\
                     umask=027,log_format=json,port=0";
-        assert_eq!(options(&[text]), said.parse().unwrap());
+        assert_eq!(options(&[text]), option.parse().unwrap());
         assert_eq!(options(&[]), Options::default());
     }
 
     #[test]
-    fn every_key_may_stand_alone_and_every_switch_be_off() {
+    fn every_key_can_be_set_alone_and_every_boolean_to_false() {
         for key in flags::keys().iter().filter(|key| key.is_switch) {
-            for said in ["true", "false"] {
-                let options = options(&[&format!("{} = {said}", key.name)]);
-                assert_eq!(options, format!("{}={said}", key.name).parse().unwrap(), "{}", key.name);
+            for value in ["true", "false"] {
+                let options = options(&[&format!("{} = {value}", key.name)]);
+                assert_eq!(options, format!("{}={value}", key.name).parse().unwrap(), "{}", key.name);
             }
         }
         options(&["http_token = '0123456789abcdef'"]);
     }
 
     #[test]
-    fn later_layers_replace() {
+    fn later_layers_replace_earlier_ones() {
         let system = "cache_size = '1GiB'\nno_dht = true\npeer = '10.0.0.1:1'";
         let user = "no_dht = false\npeer = ['10.0.0.2:2']";
         assert_eq!(options(&[system, user]), "cache_size=1GiB,no_dht=false,peer=10.0.0.2:2".parse().unwrap());
@@ -249,13 +253,13 @@ mod tests {
             _ => None,
         };
         config.read_environment(environment).unwrap();
-        let said = "cache_size=2GiB,no_dht=false,peer=10.0.0.3:3,peer=10.0.0.4:4,on_demand";
-        assert_eq!(config.options().unwrap(), said.parse().unwrap());
+        let option = "cache_size=2GiB,no_dht=false,peer=10.0.0.3:3,peer=10.0.0.4:4,on_demand";
+        assert_eq!(config.options().unwrap(), option.parse().unwrap());
         assert!(config.read_environment(|name| (name == "TORRENTFS_NO_DHT").then(|| "maybe".into())).is_err());
     }
 
     #[test]
-    fn a_fault_has_its_file_its_line_and_what_was_meant() {
+    fn an_error_names_its_file_its_line_and_a_similar_key() {
         for (text, message) in [
             ("\n\ncache_sise = '1GiB'", r#"/0.toml:3: unknown key "cache_sise"; did you mean "cache_size"?"#),
             ("frobnicate = 1", r#"/0.toml:1: unknown key "frobnicate"; `torrentfs config` lists them"#),

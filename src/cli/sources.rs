@@ -1,4 +1,4 @@
-//! The SOURCEs of a mount, put into its library; and what is shown while metadata is fetched.
+//! The SOURCEs of a command line: opening and resolving them, adding them to a mount, and the progress of their metadata.
 
 use std::convert::Infallible;
 use std::ffi::{OsStr, OsString};
@@ -17,43 +17,45 @@ use crate::library::{AddError, Added, Library, OpenedSource, Resolver, Source, W
 use crate::metainfo::Metainfo;
 use crate::session::MetadataProgress;
 
-/// How often it is looked whether it is time to say how far metadata is, though nothing changed.
-const SAY_EVERY: Duration = Duration::from_secs(1);
+/// How often the progress of metadata is shown, if nothing changes.
+const UPDATE_INTERVAL: Duration = Duration::from_secs(1);
+/// How often to check whether the command that mounts still waits.
+const UNWANTED_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Opens each SOURCE of the command line.
 pub(super) fn open(args: &MountArgs) -> Result<Vec<OpenedSource>, Failure> {
-    let open = |source: &OsString| OpenedSource::new(source).map_err(|error| fault(&shown(source), error));
+    let open = |source: &OsString| OpenedSource::new(source).map_err(|error| cannot_mount(&shown(source), error));
     args.sources.iter().map(open).collect()
 }
 
-/// What each SOURCE is. One that is bad is an error, however many there are.
+/// Reads the opened SOURCEs. An invalid one is an error, even if others are valid.
 pub(super) fn read(args: &MountArgs, opened: Vec<OpenedSource>) -> Result<Vec<Source>, Failure> {
-    let read =
-        |(opened, source): (OpenedSource, &OsString)| opened.read().map_err(|error| fault(&shown(source), error));
+    let read = |(opened, source): (OpenedSource, &OsString)| {
+        opened.read().map_err(|error| cannot_mount(&shown(source), error))
+    };
     let sources: Vec<Source> = opened.into_iter().zip(&args.sources).map(read).collect::<Result<_, _>>()?;
-    // Mounted over, its files could not be read any more.
-    let below = args.mountpoint.canonicalize().ok();
+    // A mount over a source directory, or above it, would hide its files.
+    let mountpoint = args.mountpoint.canonicalize().ok();
     for (source, named) in args.sources.iter().zip(&sources) {
-        if let (Source::Directory(dir), Some(mountpoint)) = (named, &below)
+        if let (Source::Directory(dir), Some(mountpoint)) = (named, &mountpoint)
             && dir.starts_with(mountpoint)
         {
-            let which = if dir == mountpoint { "this directory" } else { "a directory above it" };
-            return Err(fault(&shown(source), format!("{which} is the mountpoint; mount somewhere else")));
+            let which = if dir == mountpoint { "this directory" } else { "a parent directory" };
+            return Err(cannot_mount(&shown(source), format!("{which} is the mountpoint; use another mountpoint")));
         }
     }
     Ok(sources)
 }
 
-/// Adds every source, all at the same time, and begins to watch the directories among them. `wanted` is asked now and
-/// then: false ends it.
+/// Adds all sources at the same time, and starts to watch the directories among them. Cancelled if `is_wanted` returns false.
 pub(super) async fn add_all(
     library: &Library,
     args: &MountArgs,
     sources: Vec<Source>,
     quiet: bool,
-    wanted: &dyn Fn() -> bool,
+    is_wanted: &dyn Fn() -> bool,
 ) -> Result<Vec<Watch>, Failure> {
-    let mut shows = Vec::new();
+    let mut shown_metadata = Vec::new();
     let (mut adding, mut dirs) = (JoinSet::new(), Vec::new());
     for (source, named) in sources.into_iter().zip(&args.sources) {
         if let Source::Directory(dir) = source {
@@ -63,7 +65,7 @@ pub(super) async fn add_all(
         let (progress, shown_progress) = watch::channel(MetadataProgress::default());
         if let Source::Magnet(magnet) = &source {
             let name = magnet.name.clone().unwrap_or_else(|| magnet.info_hash.to_string());
-            shows.push((name, shown_progress));
+            shown_metadata.push((name, shown_progress));
         }
         let (library, named) = (library.clone(), shown(named));
         adding.spawn(async move {
@@ -72,22 +74,22 @@ pub(super) async fn add_all(
         });
     }
     let mut all = async || {
-        // A task panics or is aborted only with the whole program.
+        // A task fails only if it panics, which the program does not survive, or is aborted, which happens at its end.
         while let Some(Ok((named, added))) = adding.join_next().await {
             match added {
                 Ok(Added { name, already: true, .. }) => {
-                    tracing::warn!("{named}: the same torrent as {name}, which is here; shown once");
+                    tracing::warn!("{named} is the same torrent as {name}, and is mounted once");
                 }
                 Ok(_) => {}
-                Err(error) => return Err(add_fault(&named, error)),
+                Err(error) => return Err(cannot_add(&named, error)),
             }
         }
         Ok(())
     };
     let added = tokio::select! {
         added = all() => added,
-        never = show(shows, quiet) => match never {},
-        () = unwanted(wanted) => Err(Failure::new(Exit::Failure, "nobody waits for the mount any more")),
+        never = show_metadata(shown_metadata, quiet) => match never {},
+        () = until_unwanted(is_wanted) => Err(Failure::new(Exit::Failure, "cancelled: the command that mounts has ended")),
     };
     added?;
     let mut watches = Vec::new();
@@ -97,18 +99,20 @@ pub(super) async fn add_all(
     Ok(watches)
 }
 
-/// What a SOURCE is to a command that takes no directory.
+/// Reads a SOURCE of a command that takes no directories.
 pub(super) fn single(verb: &str, source: &OsStr) -> Result<Source, Failure> {
     match Source::read(source) {
-        Ok(Source::Directory(_)) => {
-            Err(Failure::of_torrent(verb, &shown(source), "it is a directory; give a .torrent file or a link"))
-        }
+        Ok(Source::Directory(_)) => Err(Failure::of_torrent(
+            verb,
+            &shown(source),
+            "it is a directory; give a .torrent file, a URL or a magnet link",
+        )),
         Ok(read) => Ok(read),
         Err(error) => Err(Failure::of_torrent(verb, &shown(source), error)),
     }
 }
 
-/// The torrent that a source names, and peers found on the way; showing how far its metadata is.
+/// Returns the metainfo of a source, and the peers that its search found. Shows the progress of metadata.
 pub(super) async fn resolve(
     verb: &str,
     source: Source,
@@ -121,10 +125,10 @@ pub(super) async fn resolve(
         Source::Magnet(magnet) => Some(magnet.name.clone().unwrap_or_else(|| magnet.info_hash.to_string())),
         _ => None,
     };
-    let shows = name.map(|name| (name, shown_progress)).into_iter().collect();
+    let shown_metadata = name.map(|name| (name, shown_progress)).into_iter().collect();
     let resolved = tokio::select! {
         resolved = resolver.resolve(source, &progress) => resolved,
-        never = show(shows, quiet) => match never {},
+        never = show_metadata(shown_metadata, quiet) => match never {},
     };
     resolved.map_err(|error| match error {
         AddError::Session(error) => error.into(),
@@ -132,19 +136,19 @@ pub(super) async fn resolve(
     })
 }
 
-/// The failure of a mount for its source's sake.
-fn fault(shown: &str, why: impl std::fmt::Display) -> Failure {
-    Failure::of_torrent("mount", shown, why)
+/// Describes a source that cannot be mounted.
+fn cannot_mount(shown: &str, reason: impl std::fmt::Display) -> Failure {
+    Failure::of_torrent("mount", shown, reason)
 }
 
-fn add_fault(shown: &str, error: AddError) -> Failure {
+fn cannot_add(shown: &str, error: AddError) -> Failure {
     match error {
         AddError::Session(error) => Failure::new(Exit::Resource, error),
-        error => fault(shown, error),
+        error => cannot_mount(shown, error),
     }
 }
 
-/// A SOURCE as it may be shown: what is no file's name may hold a secret.
+/// Returns a SOURCE for display. URLs and magnet links are masked, because they may contain a passkey or a password.
 pub(super) fn shown(source: &OsStr) -> String {
     let text = source.to_string_lossy();
     if text.contains("://") || text.get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case("magnet:")) {
@@ -154,38 +158,39 @@ pub(super) fn shown(source: &OsStr) -> String {
     }
 }
 
-async fn unwanted(wanted: &dyn Fn() -> bool) {
-    let mut now_and_then = interval(Duration::from_millis(200));
-    while wanted() {
-        now_and_then.tick().await;
+/// Waits until `is_wanted` returns false.
+async fn until_unwanted(is_wanted: &dyn Fn() -> bool) {
+    let mut ticks = interval(UNWANTED_INTERVAL);
+    while is_wanted() {
+        ticks.tick().await;
     }
 }
 
-/// Shows how far it is, for ever. Of several it is the first that is not done.
-async fn show(all: Vec<(String, watch::Receiver<MetadataProgress>)>, quiet: bool) -> Infallible {
+/// Shows the progress of metadata, of the first source that is not done. Never returns.
+async fn show_metadata(all: Vec<(String, watch::Receiver<MetadataProgress>)>, quiet: bool) -> Infallible {
     if all.is_empty() {
         return std::future::pending().await;
     }
-    let shown = Progress::open(quiet);
+    let line = Progress::spinner(quiet);
     let count = all.len();
     for (at, (name, mut progress)) in (1..).zip(all) {
         let which = if count > 1 { format!("{name} ({at} of {count})") } else { name };
         loop {
             let MetadataProgress { found, peers, received, pieces, .. } = *progress.borrow_and_update();
             let pieces = if pieces == 0 { String::new() } else { format!(", {received} of {pieces} pieces") };
-            shown.tell(&format!("metadata of {which}: {found} peers found, {peers} asked{pieces}"));
+            line.set_text(&format!("metadata of {which}: {found} peers found, {peers} asked{pieces}"));
             tokio::select! {
                 changed = progress.changed() => {
-                    // It is added, or has failed.
+                    // The sender is gone: the source has been added, or has failed.
                     if changed.is_err() {
                         break;
                     }
                 }
-                () = tokio::time::sleep(SAY_EVERY) => {}
+                () = tokio::time::sleep(UPDATE_INTERVAL) => {}
             }
         }
     }
-    // What stands there is over.
-    drop(shown);
+    // Clear the line.
+    drop(line);
     std::future::pending().await
 }

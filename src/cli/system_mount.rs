@@ -1,7 +1,7 @@
-//! A mount of the system's: root mounts, and a user without privileges serves.
+//! Mounts of the system: root mounts, and an unprivileged user serves.
 //!
-//! Three processes come of it: this one, which ends once the mount answers; the [`keeper`]; and the server, which gives
-//! up its rights before it reads a byte that others wrote, the torrent's own included.
+//! There are three processes: this one, which exits when the mount answers; the [`keeper`], which stays root and unmounts at
+//! the end; and the server, which drops its privileges before it reads any data from outside, even the torrent.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -22,14 +22,15 @@ use crate::fs::{Attacher, MountOptions};
 use crate::library::OpenedSource;
 use crate::web::server_dir;
 
-/// Who serves unless somebody is named.
+/// User who serves if no other is named.
 const USER: &str = "torrentfs";
-/// Where each mount has its cache, unless another directory is named or configured.
+/// Directory of the caches, if no other is given or configured.
 const CACHES: &str = "/var/cache/torrentfs";
-/// What the kernel takes as a mount's source, less its NUL.
+/// Longest source of a mount in bytes: the kernel takes one page, with the terminating NUL.
 const MAX_SOURCE: usize = 4095;
 
-/// Mounts; returns once the mount answers, with what to tell. Must come before any thread is started.
+/// Mounts. Returns when the mount answers, with a message for the user. Must be called before any thread is started, because
+/// it forks.
 pub(super) fn mount(
     mut args: MountArgs,
     sources: Vec<OpenedSource>,
@@ -38,20 +39,20 @@ pub(super) fn mount(
 ) -> Result<String, Failure> {
     let account = server(args.options.setuid.as_deref())?;
     let cache = cache_dir(&args)?;
-    args.cache_dir = CacheDir::Exactly(cache.clone());
+    args.cache_dir = CacheDir::Exclusive(cache.clone());
     if let Some(blocklist) = &mut args.network.blocklist {
         *blocklist = absolute(blocklist)?;
     }
-    for_everybody(&mut args);
+    give_to_all_users(&mut args);
     let user = account.as_ref().map(|account| (account.user, account.group));
     let options = MountOptions { user, ..options(&args) };
     let notifier = match serve::fork()? {
-        Side::Parent(waiter) => return serve::hear(waiter),
+        Side::Parent(waiter) => return serve::wait_for(waiter),
         Side::Child(notifier) => notifier,
     };
     let code = match keeper::split() {
         Ok(keeper::Role::Keeper(keeper)) => {
-            // It believes nothing that others wrote, so it does not hold it either.
+            // The keeper needs no data from outside.
             drop(sources);
             keep(keeper, namespace, &args.mountpoint, options, notifier)
         }
@@ -60,50 +61,50 @@ pub(super) fn mount(
         }
         Err(error) => {
             let failure = Failure::new(Exit::Resource, format!("cannot go to the background: {error}"));
-            serve::tell(notifier, &failure);
+            serve::report(notifier, &failure);
             failure.exit as u8
         }
     };
     process::exit(code.into())
 }
 
-/// It is the system's mount, and who serves it owns nothing in it.
-fn for_everybody(args: &mut MountArgs) {
+/// Lets all users access the mount, and gives the files to root instead of the user who serves.
+fn give_to_all_users(args: &mut MountArgs) {
     args.options.allow_other = Some(true);
     args.options.uid.get_or_insert(0);
     args.options.gid.get_or_insert(0);
 }
 
 fn options(args: &MountArgs) -> MountOptions {
-    // One, and no more: mount(8) passes no others.
+    // mount(8) passes exactly one source.
     let source = args.sources.first().map(OsString::as_os_str).unwrap_or_default();
     MountOptions { fsname: fsname(source), ..args.options.to_fs() }
 }
 
-/// Serves in the foreground, in a service's sandbox, out of which no mount would be seen: so the service manager is told
-/// when there is something to show, and its next step is [`attach_for`].
+/// Serves in the foreground, in the sandbox of a systemd service. A mount made there would be invisible outside, so the
+/// service manager is notified when the filesystem is ready, and then runs [`attach_for`] outside the sandbox.
 pub(super) fn serve_service(mut args: MountArgs, verbosity: Verbosity) -> Result<(), Failure> {
-    for_everybody(&mut args);
+    give_to_all_users(&mut args);
     args.foreground = true;
-    // Elsewhere its sandbox would not let it write: this goes before what is configured.
+    // Overrides the configuration, because the sandbox allows no writes elsewhere.
     let dirs = std::env::var_os("CACHE_DIRECTORY");
     let dir = dirs.and_then(|dirs| std::env::split_paths(&dirs).next());
     if let (CacheDir::Shared(_), Some(dir)) = (&args.cache_dir, dir) {
-        args.cache_dir = CacheDir::Exactly(dir);
+        args.cache_dir = CacheDir::Exclusive(dir);
     }
     let sources = sources::read(&args, sources::open(&args)?)?;
-    serve::in_foreground(&args, sources, verbosity, Attacher::External(Box::new(serve::say_ready)))
+    serve::in_foreground(&args, sources, verbosity, Attacher::External(Box::new(serve::notify_ready)))
 }
 
-/// Attaches the mount of a process that runs [`serve_service`].
+/// Attaches the filesystem of a process that runs [`serve_service`].
 pub(super) fn attach_for(pid: u32, args: &MountArgs) -> Result<(), Failure> {
     let mut args = args.clone();
-    for_everybody(&mut args);
+    give_to_all_users(&mut args);
     let attached = keeper::attach_for(pid, &args.mountpoint, options(&args));
     attached.map_err(|error| Failure::new(Exit::Mountpoint, error))
 }
 
-/// The keeper's life.
+/// Runs the keeper, and returns its exit code.
 fn keep(keeper: Keeper, namespace: Option<File>, mountpoint: &Path, options: MountOptions, notifier: Notifier) -> u8 {
     let entered = namespace.map_or(Ok(()), |namespace| daemon::enter_mount_namespace(namespace.as_fd()));
     let entered = entered.map_err(|error| Failure::new(Exit::Resource, format!("cannot enter the namespace: {error}")));
@@ -111,18 +112,18 @@ fn keep(keeper: Keeper, namespace: Option<File>, mountpoint: &Path, options: Mou
         .and_then(|()| keeper.prepare(mountpoint, options).map_err(|error| Failure::new(Exit::Mountpoint, error)));
     match begun {
         Ok(keeping) => {
-            // From now on it is the server's to say how it goes.
+            // From now on the server reports to the parent.
             drop(notifier);
             keeping.run()
         }
         Err(failure) => {
-            serve::tell(notifier, &failure);
+            serve::report(notifier, &failure);
             failure.exit as u8
         }
     }
 }
 
-/// The server's life.
+/// Runs the server, and returns its exit code.
 fn serve(
     args: &MountArgs,
     sources: Vec<OpenedSource>,
@@ -133,35 +134,35 @@ fn serve(
     notifier: Notifier,
 ) -> u8 {
     if keeper.wait().is_err() {
-        // Somebody else has said why.
+        // The keeper has reported the reason.
         return Exit::Mountpoint as u8;
     }
-    let resource = |what: String| move |error| Failure::new(Exit::Resource, format!("cannot {what}: {error}"));
+    let resource = |task: String| move |error| Failure::new(Exit::Resource, format!("cannot {task}: {error}"));
     let sources = make_dir(cache, account)
-        .map_err(resource(format!("make the cache {}", cache.display())))
+        .map_err(resource(format!("create the cache {}", cache.display())))
         .and_then(|()| {
-            // Without it `torrentfs status` does not find the mount, which is no reason not to have it.
+            // An error is ignored: without this directory, only `torrentfs status` cannot find the mount.
             if let Some(account) = account {
                 let _ = make_dir(&server_dir(account.user), Some(account));
             }
-            // The directory of who mounts may be one that others cannot reach.
+            // The working directory of root may be inaccessible to the user.
             let left = std::env::set_current_dir("/");
             let dropped = left.and_then(|()| account.map_or(Ok(()), daemon::become_user));
-            dropped.map_err(resource("give up the rights of root".to_owned()))
+            dropped.map_err(resource("drop the privileges of root".to_owned()))
         })
-        // From here on there is nothing to be had from this process.
+        // From here on this process has no privileges to abuse.
         .and_then(|()| sources::read(args, sources));
     let ended = match sources {
-        Ok(sources) => serve::serve(args, sources, verbosity, notifier, Attacher::Keeper(keeper)),
+        Ok(sources) => serve::in_child(args, sources, verbosity, notifier, Attacher::Keeper(keeper)),
         Err(failure) => {
-            serve::tell(notifier, &failure);
+            serve::report(notifier, &failure);
             Err(failure)
         }
     };
     ended.map_or_else(|failure| failure.exit as u8, |()| 0)
 }
 
-/// Who is to serve; `None`: this user, as nobody better was found. A named one must be there.
+/// Returns the account that serves; `None`: root itself, because the default user does not exist. A named user must exist.
 fn server(name: Option<&str>) -> Result<Option<Account>, Failure> {
     let account = |name: &str| {
         daemon::account(name)
@@ -170,13 +171,13 @@ fn server(name: Option<&str>) -> Result<Option<Account>, Failure> {
     match name {
         Some(name) => match account(name)? {
             Some(account) => Ok(Some(account).filter(|account| account.user != 0)),
-            None => Err(Failure::new(Exit::Usage, format!("option setuid: there is no user {name:?}"))),
+            None => Err(Failure::new(Exit::Usage, format!("option setuid: user {name:?} does not exist"))),
         },
         None => {
             let account = account(USER)?;
             if account.is_none() {
                 eprintln!(
-                    "mount.torrentfs: there is no user {USER}, so root itself talks to the network; setuid=USER names another"
+                    "mount.torrentfs: user {USER} does not exist, so root itself serves the mount; set another user with setuid=USER"
                 );
             }
             Ok(account)
@@ -184,7 +185,7 @@ fn server(name: Option<&str>) -> Result<Option<Account>, Failure> {
     }
 }
 
-/// Who serves leaves the working directory.
+/// Returns an absolute path, because the server leaves the working directory.
 fn absolute(path: &Path) -> Result<PathBuf, Failure> {
     std::path::absolute(path)
         .map_err(|error| Failure::new(Exit::Usage, format!("cannot use {}: {error}", path.display())))
@@ -192,8 +193,8 @@ fn absolute(path: &Path) -> Result<PathBuf, Failure> {
 
 fn cache_dir(args: &MountArgs) -> Result<PathBuf, Failure> {
     match &args.cache_dir {
-        CacheDir::Exactly(dir) => absolute(dir),
-        // Each in its own, whether or not others are there: who serves may differ from one to the next.
+        CacheDir::Exclusive(dir) => absolute(dir),
+        // Every mount gets its own directory, because mounts may be served by different users.
         CacheDir::Shared(base) => {
             let base = absolute(base.as_deref().unwrap_or(Path::new(CACHES)))?;
             Ok(base.join(name_of(&absolute(&args.mountpoint)?)))
@@ -201,7 +202,7 @@ fn cache_dir(args: &MountArgs) -> Result<PathBuf, Failure> {
     }
 }
 
-/// Makes a directory for one user alone. What is there already stays as it is, whoever made it.
+/// Creates a directory that only one user can access. An existing one is left unchanged.
 fn make_dir(dir: &Path, owner: Option<&Account>) -> io::Result<()> {
     if let Some(parent) = dir.parent() {
         fs::create_dir_all(parent)?;
@@ -211,12 +212,12 @@ fn make_dir(dir: &Path, owner: Option<&Account>) -> io::Result<()> {
         other => other?,
     }
     let Some(owner) = owner else { return Ok(()) };
-    // Not by its path, which may have come to mean something else.
+    // Change the owner by descriptor: another process may have replaced the path.
     let made = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_DIRECTORY).open(dir)?;
     fchown(made, Some(owner.user), Some(owner.group))
 }
 
-/// The source as the kernel's list of mounts has it, which everybody may read.
+/// Returns the source for the kernel's list of mounts, which all users can read: without secrets, and not too long.
 pub(super) fn fsname(source: &OsStr) -> String {
     let shown = sources::shown(source);
     let shown = if shown.len() > MAX_SOURCE { shown.split('&').next().unwrap_or_default().to_owned() } else { shown };
@@ -231,7 +232,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_directory_is_made_for_its_user_and_one_that_is_there_is_left_alone() {
+    fn a_new_directory_belongs_to_its_user_and_an_existing_one_is_unchanged() {
         let base = tempfile::tempdir().unwrap();
         let nobody = daemon::account("nobody").unwrap().filter(|_| daemon::is_root());
         let dir = base.path().join("a/b");
@@ -251,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn the_list_of_mounts_has_the_source_without_secrets() {
+    fn the_list_of_mounts_shows_the_source_without_secrets() {
         assert_eq!(fsname("/srv/my film.torrent".as_ref()), "/srv/my film.torrent");
         let link = "magnet:?xt=urn:btih:c12fe1c06bba254a9dc9f519b335aa7c1367a88a";
         assert_eq!(fsname(format!("{link}&dn=x").as_ref()), format!("{link}&dn=x"));

@@ -7,17 +7,18 @@ use clap::Args;
 use super::failure::{Exit, Failure};
 use crate::fs::unmount_path;
 
-const AFTER_HELP: &str = "\
-The mount's process tells its trackers (for 2 seconds at most), saves its state
-and exits. Cached pieces stay. `umount`, `fusermount3 -u` and SIGTERM have the
-same effect.
+const DESCRIPTION: &str = "\
+The process that serves the mount announces its end to the trackers (for 2
+seconds at most), saves its state and exits. Cached pieces stay. umount(8),
+`fusermount3 -u` and SIGTERM have the same effect.";
 
+const EXAMPLES: &str = "\
 Examples:
   torrentfs unmount /mnt/film";
 
-/// Unmount a mount, and end its process
+/// Unmount, and end the process that serves the mount
 #[derive(Args, Clone, Debug, PartialEq)]
-#[command(after_help = AFTER_HELP)]
+#[command(before_help = DESCRIPTION, after_help = EXAMPLES)]
 pub(super) struct UnmountArgs {
     /// Mountpoint
     pub(super) mountpoint: PathBuf,

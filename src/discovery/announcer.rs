@@ -112,7 +112,7 @@ impl Announcer {
         }
     }
 
-    /// Returns the trackers in the order in which they are asked.
+    /// Returns the trackers in the scheduled in which they are asked.
     pub fn status(&self) -> Vec<TrackerStatus> {
         lock(&self.shared.status).clone()
     }
@@ -171,16 +171,16 @@ struct Requester {
 }
 
 impl Requester {
-    async fn announce(self, order: &ScheduledAnnounce) -> Result<Reply, AnnounceError> {
+    async fn announce(self, scheduled: &ScheduledAnnounce) -> Result<Reply, AnnounceError> {
         let counter = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
         let query = Query {
-            event: order.event,
+            event: scheduled.event,
             uploaded: counter(&self.transferred.uploaded),
             downloaded: counter(&self.transferred.downloaded),
             left: counter(&self.transferred.left),
-            tracker_id: order.tracker_id.as_deref(),
+            tracker_id: scheduled.tracker_id.as_deref(),
         };
-        let url = order.url.usable().map_err(AnnounceError::clone)?;
+        let url = scheduled.url.usable().map_err(AnnounceError::clone)?;
         self.client.announce(url, &self.announce, &query).await
     }
 }
@@ -209,15 +209,15 @@ impl Task {
             self.slot = due.then(|| self.slot.unwrap_or_else(|| self.requester.client.pacer.reserve(now)));
             if due && (self.slot.is_some_and(|slot| slot <= now) || self.shared.urgent.load(Ordering::Relaxed)) {
                 self.slot = None;
-                while let Some(order) = self.schedule.poll(now) {
-                    self.start(order);
+                while let Some(scheduled) = self.schedule.poll(now) {
+                    self.start(scheduled);
                 }
             }
             self.shared.publish(&self.schedule);
             let wakeup = self.slot.or_else(|| self.schedule.wakeup(now));
             tokio::select! {
                 // A task of the set panics or is aborted only together with the whole program.
-                Some(Ok((order, outcome))) = self.in_flight.join_next() => self.finish(order, outcome),
+                Some(Ok((scheduled, outcome))) = self.in_flight.join_next() => self.finish(scheduled, outcome),
                 () = self.shared.wake.notified() => self.apply_flags(),
                 room = peers.reserve(), if !self.pending.is_empty() => {
                     let batch = std::mem::take(&mut self.pending);
@@ -245,8 +245,8 @@ impl Task {
         }
     }
 
-    fn finish(&mut self, order: ScheduledAnnounce, outcome: Result<Reply, AnnounceError>) {
-        let tracker = &order.url;
+    fn finish(&mut self, scheduled: ScheduledAnnounce, outcome: Result<Reply, AnnounceError>) {
+        let tracker = &scheduled.url;
         let summary = match &outcome {
             Ok(reply) => format!("{} peers", reply.peers.len()),
             Err(error) => error.to_string(),
@@ -255,19 +255,19 @@ impl Task {
             let room = MAX_PENDING.saturating_sub(self.pending.len());
             self.pending.extend(reply.peers.iter().take(room));
         }
-        match self.schedule.finish(Instant::now().into_std(), order.tracker, order.event, outcome) {
+        match self.schedule.finish(Instant::now().into_std(), scheduled.tracker, scheduled.event, outcome) {
             Some(StatusChange::Failed) => tracing::warn!(%tracker, "announce failed: {summary}"),
             Some(StatusChange::Recovered) => tracing::info!(%tracker, "announce succeeds again: {summary}"),
             Some(StatusChange::Warned(warning)) => tracing::warn!(%tracker, "tracker warns: {warning}"),
-            None => tracing::debug!(%tracker, event = ?order.event, "announced: {summary}"),
+            None => tracing::debug!(%tracker, event = ?scheduled.event, "announced: {summary}"),
         }
     }
 
-    fn start(&mut self, order: ScheduledAnnounce) {
+    fn start(&mut self, scheduled: ScheduledAnnounce) {
         let requester = self.requester.clone();
         self.in_flight.spawn(async move {
-            let outcome = requester.announce(&order).await;
-            (order, outcome)
+            let outcome = requester.announce(&scheduled).await;
+            (scheduled, outcome)
         });
     }
 
@@ -277,11 +277,11 @@ impl Task {
         self.apply_flags();
         let end = Instant::now() + limit;
         while self.schedule.completed_pending() {
-            while let Some(order) = self.schedule.poll_completed(Instant::now().into_std()) {
-                self.start(order);
+            while let Some(scheduled) = self.schedule.poll_completed(Instant::now().into_std()) {
+                self.start(scheduled);
             }
-            let Ok(Some(Ok((order, outcome)))) = timeout_at(end, self.in_flight.join_next()).await else { return };
-            self.finish(order, outcome);
+            let Ok(Some(Ok((scheduled, outcome)))) = timeout_at(end, self.in_flight.join_next()).await else { return };
+            self.finish(scheduled, outcome);
         }
     }
 
@@ -293,17 +293,17 @@ impl Task {
         self.in_flight.abort_all();
         let limit = limit.saturating_sub(started.elapsed());
         let mut stopping = JoinSet::new();
-        for (order, registered) in self.schedule.stopped() {
+        for (scheduled, registered) in self.schedule.stopped() {
             let requester = self.requester.clone();
             let limit = if registered { limit } else { limit.min(UNCONFIRMED_STOP_LIMIT) };
             stopping.spawn(async move {
                 let pacer = requester.client.pacer.clone();
                 let announce = async {
                     let _permit = pacer.stop_permit().await;
-                    requester.announce(&order).await
+                    requester.announce(&scheduled).await
                 };
                 let outcome = timeout(limit, announce).await;
-                tracing::debug!(tracker = %order.url, failed = ?outcome.map(Result::err), "announced stopped");
+                tracing::debug!(tracker = %scheduled.url, failed = ?outcome.map(Result::err), "announced stopped");
             });
         }
         if timeout(limit, async { while stopping.join_next().await.is_some() {} }).await.is_err() {

@@ -98,7 +98,7 @@ pub(super) enum Received<'a> {
     /// The reply: the bytes after the action and the transaction id.
     Reply(&'a [u8]),
     /// An error reply, or a reply with the wrong action.
-    Fault(AnnounceError),
+    Error(AnnounceError),
 }
 
 /// Parses the action and transaction id of a datagram.
@@ -109,8 +109,8 @@ pub(super) fn parse(datagram: &[u8], action: Action, transaction: TransactionId)
     }
     match u32::from_be_bytes([a, b, c, d]) {
         theirs if theirs == action as u32 => Received::Reply(body),
-        ERROR => Received::Fault(reply::refused(body, Retry::BackOff)),
-        theirs => Received::Fault(AnnounceError::Garbage(format!("it replied with action {theirs}"))),
+        ERROR => Received::Error(reply::refused(body, Retry::BackOff)),
+        theirs => Received::Error(AnnounceError::Garbage(format!("it replied with action {theirs}"))),
     }
 }
 
@@ -262,14 +262,14 @@ mod tests {
             (b"\0\0\0\x01\xde\xad\xbe", Received::Stray),
             (b"\0\0\0\x01\xde\xad\xbe\xee", Received::Stray),
             (b"\0\0\0\x03\xde\xad\xbe\xee no", Received::Stray),
-            (b"\0\0\0\x02\xde\xad\xbe\xef", Received::Fault(AnnounceError::Garbage("it replied with action 2".into()))),
+            (b"\0\0\0\x02\xde\xad\xbe\xef", Received::Error(AnnounceError::Garbage("it replied with action 2".into()))),
             (
                 b"\0\0\0\x03\xde\xad\xbe\xefnot\r\nhere\0",
-                Received::Fault(AnnounceError::Refused { reason: "not here".into(), retry: Retry::BackOff }),
+                Received::Error(AnnounceError::Refused { reason: "not here".into(), retry: Retry::BackOff }),
             ),
             (
                 b"\0\0\0\x03\xde\xad\xbe\xef",
-                Received::Fault(AnnounceError::Refused { reason: "no reason given".into(), retry: Retry::BackOff }),
+                Received::Error(AnnounceError::Refused { reason: "no reason given".into(), retry: Retry::BackOff }),
             ),
         ] {
             assert_eq!(parse(datagram, Action::Announce, TRANSACTION), expected);

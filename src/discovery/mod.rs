@@ -205,7 +205,7 @@ pub fn fuzz_counts_and_datagram(bytes: &[u8]) {
     let transaction = datagram::TransactionId(0x6161_6161);
     match datagram::parse(bytes, datagram::Action::Announce, transaction) {
         datagram::Received::Stray => {}
-        datagram::Received::Fault(error) => assert!(!error.to_string().contains(char::is_control)),
+        datagram::Received::Error(error) => assert!(!error.to_string().contains(char::is_control)),
         datagram::Received::Reply(body) => {
             for v6 in [false, true] {
                 if let Ok(reply) = datagram::parse_announce(body, v6) {

@@ -200,11 +200,11 @@ fn ip(bytes: &[u8]) -> Option<IpAddr> {
 /// Returns the address in the form to dial, or `None` if it cannot be dialed. IPv4-mapped IPv6 addresses become IPv4.
 fn dialable(addr: SocketAddr) -> Option<SocketAddr> {
     let ip = addr.ip().to_canonical();
-    let nowhere = match ip {
+    let unusable = match ip {
         IpAddr::V4(ip) => ip.octets()[0] == 0 || ip.is_broadcast(),
         IpAddr::V6(ip) => ip.is_unspecified(),
     };
-    (addr.port() != 0 && !nowhere && !ip.is_multicast()).then(|| SocketAddr::new(ip, addr.port()))
+    (addr.port() != 0 && !unusable && !ip.is_multicast()).then(|| SocketAddr::new(ip, addr.port()))
 }
 
 #[cfg(test)]
@@ -339,9 +339,9 @@ mod tests {
             b"i3e",
             &nested,
         ] {
-            let fault = parse(body).unwrap_err();
-            assert!(matches!(fault, AnnounceError::Garbage(_)), "{fault:?}");
-            assert!(!fault.to_string().contains('\n'));
+            let error = parse(body).unwrap_err();
+            assert!(matches!(error, AnnounceError::Garbage(_)), "{error:?}");
+            assert!(!error.to_string().contains('\n'));
         }
     }
 

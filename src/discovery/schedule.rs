@@ -123,7 +123,7 @@ impl Schedule {
     pub fn new(tiers: &[Vec<String>], seed: u64) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let mut trackers: Vec<Tracker> = Vec::new();
-        let mut order = Vec::new();
+        let mut tier_order = Vec::new();
         for (tier, urls) in tiers.iter().enumerate() {
             let first = trackers.len();
             for url in urls.iter().map(|url| url.trim()) {
@@ -133,25 +133,25 @@ impl Schedule {
             }
             let mut members: Vec<usize> = (first..trackers.len()).collect();
             members.shuffle(&mut rng);
-            order.push(members);
+            tier_order.push(members);
         }
-        Self { trackers, tiers: order, round: Round::Next(When::Any), answered: false, ended: None, rng }
+        Self { trackers, tiers: tier_order, round: Round::Next(When::Any), answered: false, ended: None, rng }
     }
 
-    /// Disables the trackers for which `fault` returns an error. Call it before the first round.
-    pub fn disable(&mut self, fault: impl Fn(&TrackerUrl) -> Option<AnnounceError>) {
+    /// Disables the trackers for which `error` returns an error. Call it before the first round.
+    pub fn disable(&mut self, error: impl Fn(&TrackerUrl) -> Option<AnnounceError>) {
         for tracker in &mut self.trackers {
-            if let Some(fault) = fault(&tracker.url) {
+            if let Some(error) = error(&tracker.url) {
                 tracker.when = When::Never;
-                tracker.last = Some(Err(fault));
+                tracker.last = Some(Err(error));
             }
         }
     }
 
     /// Returns the next announce that is due. Call it until it returns `None`.
     pub fn poll(&mut self, now: Instant) -> Option<ScheduledAnnounce> {
-        if let Some(order) = self.poll_completed(now) {
-            return Some(order);
+        if let Some(scheduled) = self.poll_completed(now) {
+            return Some(scheduled);
         }
         if let Round::Next(when) = self.round {
             if !when.reached(now) {
@@ -165,7 +165,7 @@ impl Schedule {
             Some((index, at)) if at <= now => {
                 self.round = Round::Active { last_asked: Some(now) };
                 self.trackers[index].asked = true;
-                Some(self.order(index))
+                Some(self.start_announce(index))
             }
             // All trackers were tried and none has answered. Start again as soon as the first of them may be asked,
             // which may be now. A tracker that is still silent may yet answer.
@@ -232,7 +232,8 @@ impl Schedule {
                     }
                     _ => When::At(now + back_off(tracker.failures, &mut self.rng)),
                 };
-                // This tracker never counted us. When it does, it learns the right number of missing bytes.
+                // This tracker never counted us. Its first successful announce will have the right number of missing
+                // bytes.
                 tracker.completed_pending &= tracker.registered;
                 tracker.last = Some(Err(error));
                 if !self.answered && matches!(self.round, Round::Next(_)) {
@@ -254,7 +255,7 @@ impl Schedule {
     /// Returns the next `completed` announce that is due, and ignores the rounds.
     pub fn poll_completed(&mut self, now: Instant) -> Option<ScheduledAnnounce> {
         let index = self.trackers.iter().position(|tracker| tracker.completed_at(now) == Some(now))?;
-        Some(self.order(index))
+        Some(self.start_announce(index))
     }
 
     /// Returns whether a `completed` announce is in flight or yet to be sent.
@@ -262,7 +263,7 @@ impl Schedule {
         self.trackers.iter().any(|tracker| tracker.completed_pending && (tracker.registered || tracker.in_flight))
     }
 
-    /// Moves the next round forward, because more peers are wanted: to the time at which any tracker may be asked.
+    /// Advances the next round to the earliest time at which a tracker may be asked, because more peers are wanted.
     pub fn want_peers(&mut self, now: Instant) {
         let Round::Next(next) = self.round else { return };
         let Some(allowed) = self.first_allowed(now) else { return };
@@ -277,7 +278,7 @@ impl Schedule {
     /// it has not answered yet.
     pub fn stopped(&self) -> Vec<(ScheduledAnnounce, bool)> {
         let informed = self.trackers.iter().enumerate().filter(|(_, tracker)| tracker.registered || tracker.in_flight);
-        informed.map(|(index, tracker)| (tracker.order(index, Some(Event::Stopped)), tracker.registered)).collect()
+        informed.map(|(index, tracker)| (tracker.announce(index, Some(Event::Stopped)), tracker.registered)).collect()
     }
 
     /// Returns the trackers in the order of asking.
@@ -333,7 +334,7 @@ impl Schedule {
         self.round = Round::Next(next);
     }
 
-    fn order(&mut self, index: usize) -> ScheduledAnnounce {
+    fn start_announce(&mut self, index: usize) -> ScheduledAnnounce {
         let tracker = &mut self.trackers[index];
         tracker.in_flight = true;
         let event = match (tracker.registered, tracker.completed_pending) {
@@ -341,18 +342,18 @@ impl Schedule {
             (true, true) => Some(Event::Completed),
             (true, false) => None,
         };
-        tracker.order(index, event)
+        tracker.announce(index, event)
     }
 }
 
 impl Tracker {
     fn new(url: TrackerUrl, tier: usize) -> Self {
-        let fault = url.usable().err().cloned();
+        let error = url.usable().err().cloned();
         Self {
             url,
             tier,
-            when: if fault.is_some() { When::Never } else { When::Any },
-            last: fault.map(Err),
+            when: if error.is_some() { When::Never } else { When::Any },
+            last: error.map(Err),
             tracker_id: None,
             failures: 0,
             in_flight: false,
@@ -362,7 +363,7 @@ impl Tracker {
         }
     }
 
-    fn order(&self, index: usize, event: Option<Event>) -> ScheduledAnnounce {
+    fn announce(&self, index: usize, event: Option<Event>) -> ScheduledAnnounce {
         ScheduledAnnounce {
             tracker: TrackerKey(index),
             url: self.url.clone(),

@@ -124,8 +124,8 @@ mod tests {
             assert!(matches!(parse(body, HASH), Err(AnnounceError::Garbage(_))), "{body:?}");
         }
         for key in ["14:failure reason", "14:failure_reason"] {
-            let fault = parse(format!("d{key}4:no\r\ne").as_bytes(), HASH).unwrap_err();
-            assert_eq!(fault.to_string(), "refused: no");
+            let error = parse(format!("d{key}4:no\r\ne").as_bytes(), HASH).unwrap_err();
+            assert_eq!(error.to_string(), "refused: no");
         }
     }
 

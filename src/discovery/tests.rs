@@ -51,53 +51,53 @@ async fn outcome(announcer: &Announcer) -> Result<Answer, AnnounceError> {
     }
 }
 
-async fn fault_of(behaviour: Behaviour) -> AnnounceError {
+async fn error_of(behaviour: Behaviour) -> AnnounceError {
     let server = Server::start(behaviour).await;
     let (announcer, _peers, _) = spawn(vec![vec![server.url()]], Duration::from_millis(500));
-    let fault = outcome(&announcer).await.unwrap_err();
-    let line = fault.to_string();
+    let error = outcome(&announcer).await.unwrap_err();
+    let line = error.to_string();
     assert!(!line.contains('\n') && !line.contains("secret"), "{line}");
     let status = &announcer.status()[0];
     assert!(status.next_announce.is_some() && !format!("{status:?}").contains("secret"));
-    fault
+    error
 }
 
 #[tokio::test]
 async fn a_tracker_that_does_not_answer_is_given_up() {
     let expected = AnnounceError::Request(RequestError::Timeout(Duration::from_millis(500)));
-    assert_eq!(fault_of(Behaviour::Hang).await, expected);
-    assert_eq!(fault_of(Behaviour::Drip).await, expected);
+    assert_eq!(error_of(Behaviour::Hang).await, expected);
+    assert_eq!(error_of(Behaviour::Drip).await, expected);
 }
 
 #[tokio::test]
 async fn an_endless_reply_is_cut_off() {
-    assert_eq!(fault_of(Behaviour::Flood).await, AnnounceError::Request(RequestError::TooLong(64 << 10)));
+    assert_eq!(error_of(Behaviour::Flood).await, AnnounceError::Request(RequestError::TooLong(64 << 10)));
 }
 
 #[tokio::test]
 async fn other_answers_are_errors() {
     for body in ["<html>sold</html>", "", "garbage", "d8:interval"] {
-        let fault = fault_of(Behaviour::Body(body.into())).await;
-        assert!(matches!(fault, AnnounceError::Garbage(_)), "{body}: {fault:?}");
+        let error = error_of(Behaviour::Body(body.into())).await;
+        assert!(matches!(error, AnnounceError::Garbage(_)), "{body}: {error:?}");
     }
     assert!(matches!(
-        fault_of(raw("no HTTP at all\r\n\r\n")).await,
+        error_of(raw("no HTTP at all\r\n\r\n")).await,
         AnnounceError::Request(RequestError::Transport(_))
     ));
-    assert!(matches!(fault_of(raw("")).await, AnnounceError::Request(RequestError::Transport(_))));
+    assert!(matches!(error_of(raw("")).await, AnnounceError::Request(RequestError::Transport(_))));
     assert!(matches!(
-        fault_of(raw("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nd")).await,
+        error_of(raw("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nd")).await,
         AnnounceError::Request(RequestError::Transport(_))
     ));
 }
 
 #[tokio::test]
 async fn a_failure_reason_wins_over_the_http_status() {
-    let fault = fault_of(raw("HTTP/1.1 404 Not Found\r\ncontent-length: 4\r\n\r\ngone")).await;
-    assert_eq!(fault, AnnounceError::Status("404 Not Found".into()));
-    let fault =
-        fault_of(raw("HTTP/1.1 403 Forbidden\r\ncontent-length: 27\r\n\r\nd14:failure reason4:nopee\r\n")).await;
-    assert_eq!(fault, AnnounceError::Refused { reason: "nope".into(), retry: Retry::BackOff });
+    let error = error_of(raw("HTTP/1.1 404 Not Found\r\ncontent-length: 4\r\n\r\ngone")).await;
+    assert_eq!(error, AnnounceError::Status("404 Not Found".into()));
+    let error =
+        error_of(raw("HTTP/1.1 403 Forbidden\r\ncontent-length: 27\r\n\r\nd14:failure reason4:nopee\r\n")).await;
+    assert_eq!(error, AnnounceError::Refused { reason: "nope".into(), retry: Retry::BackOff });
 }
 
 #[tokio::test]
@@ -107,8 +107,8 @@ async fn a_refused_connection_is_reported() {
     drop(listener);
     for scheme in ["http", "https"] {
         let (announcer, _peers, _) = spawn(vec![vec![format!("{scheme}://{addr}/announce")]], FOREVER);
-        let fault = outcome(&announcer).await.unwrap_err().to_string();
-        assert!(fault.starts_with("cannot connect: ") && fault.contains("refused"), "{fault}");
+        let error = outcome(&announcer).await.unwrap_err().to_string();
+        assert!(error.starts_with("cannot connect: ") && error.contains("refused"), "{error}");
     }
 }
 
@@ -117,27 +117,27 @@ async fn tls_to_a_plain_server_is_an_error() {
     let server = Server::start(raw("HTTP/1.1 200 OK\r\n\r\n")).await;
     let client = client(Duration::from_secs(1));
     let url = format!("https://{}/announce", server.addr).parse().unwrap();
-    let fault = client.get(url, Purpose::Announce).await.unwrap_err();
-    assert!(matches!(fault, RequestError::Connect(_) | RequestError::Timeout(_)), "{fault:?}");
+    let error = client.get(url, Purpose::Announce).await.unwrap_err();
+    assert!(matches!(error, RequestError::Connect(_) | RequestError::Timeout(_)), "{error:?}");
 }
 
 #[tokio::test]
 async fn redirects_are_followed_up_to_a_limit() {
-    let goal = Server::start(Behaviour::Body(ONE_PEER.to_vec())).await;
-    let to = |place: &str| raw(&format!("HTTP/1.1 302 Found\r\nlocation: {place}\r\ncontent-length: 0\r\n\r\n"));
-    let start = Server::start(to(&format!("http://{}/announce.php", goal.addr))).await;
+    let target = Server::start(Behaviour::Body(ONE_PEER.to_vec())).await;
+    let to = |location: &str| raw(&format!("HTTP/1.1 302 Found\r\nlocation: {location}\r\ncontent-length: 0\r\n\r\n"));
+    let start = Server::start(to(&format!("http://{}/announce.php", target.addr))).await;
     let (announcer, mut peers, _) = spawn(vec![vec![start.url()]], FOREVER);
     assert_eq!(peers.recv().await.unwrap().len(), 1);
     assert_eq!(outcome(&announcer).await.unwrap().peers, 1);
 
-    assert_eq!(fault_of(to("/announce")).await, AnnounceError::Request(RequestError::Redirect("too many times")));
+    assert_eq!(error_of(to("/announce")).await, AnnounceError::Request(RequestError::Redirect("too many times")));
     assert_eq!(
-        fault_of(to("ftp://127.0.0.1/")).await,
+        error_of(to("ftp://127.0.0.1/")).await,
         AnnounceError::Request(RequestError::Redirect("to a URL that is not HTTP"))
     );
-    assert_eq!(fault_of(to("http://[")).await, AnnounceError::Request(RequestError::Redirect("to an invalid URL")));
+    assert_eq!(error_of(to("http://[")).await, AnnounceError::Request(RequestError::Redirect("to an invalid URL")));
     assert_eq!(
-        fault_of(raw("HTTP/1.1 302 Found\r\ncontent-length: 0\r\n\r\n")).await,
+        error_of(raw("HTTP/1.1 302 Found\r\ncontent-length: 0\r\n\r\n")).await,
         AnnounceError::Status("302 Found".into())
     );
 }
@@ -352,8 +352,8 @@ async fn a_failure_is_one_log_line_without_secrets() {
         .with_writer(move || writer.clone())
         .finish();
     let _guard = tracing::subscriber::set_default(subscriber);
-    let fault = fault_of(Behaviour::Body(b"d14:failure reason8:no\n\x1b[31me".to_vec())).await;
-    assert!(matches!(fault, AnnounceError::Refused { .. }), "{fault:?}");
+    let error = error_of(Behaviour::Body(b"d14:failure reason8:no\n\x1b[31me".to_vec())).await;
+    assert!(matches!(error, AnnounceError::Refused { .. }), "{error:?}");
     let log = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
     assert_eq!(log.lines().count(), 1, "{log}");
     assert!(log.contains("announce failed: refused: no [31m") && !log.contains("secret"), "{log}");

@@ -1,9 +1,9 @@
 //! UDP tracker client (BEP 15).
 //!
 //! An exchange is with one address: a connect request, unless a connection id from the last minute is cached, followed
-//! by the request itself. A request without a reply is sent again after 15·2ⁿ seconds, but only twice, because the
-//! schedule goes on to other trackers and retries this one with a back-off of its own. The socket is connected, so that
-//! the kernel drops datagrams from other addresses and reports at once when nobody listens.
+//! by the request itself. A request without a reply is sent again after 15 s and given up after another 30 s. BEP 15
+//! allows more repetitions, but the schedule has a back-off of its own and other trackers to ask. The socket is
+//! connected, so that the kernel drops datagrams from other addresses and reports at once when nobody listens.
 //!
 //! A tracker whose name has addresses of both families is asked at one of each, because each returns only peers of its
 //! own family.
@@ -117,7 +117,7 @@ impl UdpClient {
             });
         }
         let mut answers = Vec::new();
-        let mut fault = None;
+        let mut failure = None;
         loop {
             let next = exchanges.join_next();
             let next = if answers.is_empty() {
@@ -129,16 +129,16 @@ impl UdpClient {
                 Some(Ok(Ok(answer))) => answers.push(answer),
                 // On a host without IPv6, the IPv6 address always fails to connect. Another error says more.
                 Some(Ok(Err(error)))
-                    if matches!(fault, None | Some(AnnounceError::Request(RequestError::Connect(_)))) =>
+                    if matches!(failure, None | Some(AnnounceError::Request(RequestError::Connect(_)))) =>
                 {
-                    fault = Some(error)
+                    failure = Some(error)
                 }
                 Some(_) => {}
                 None => break,
             }
         }
-        match fault {
-            Some(fault) if answers.is_empty() => Err(fault),
+        match failure {
+            Some(error) if answers.is_empty() => Err(error),
             _ => Ok(answers),
         }
     }
@@ -214,7 +214,7 @@ impl UdpClient {
                     from_cache = false;
                     connection = Connection::open(addr, &self.bind).await?;
                 }
-                Err(fault) => return Err(fault),
+                Err(error) => return Err(error),
             }
         }
         Err(AnnounceError::Request(RequestError::Timeout(self.limits.total())))
@@ -287,7 +287,7 @@ impl Connection {
                 match datagram::parse(&buffer[..len], action, transaction) {
                     Received::Stray => {}
                     Received::Reply(body) => return Ok(Some(body.to_vec())),
-                    Received::Fault(fault) => return Err(fault),
+                    Received::Error(error) => return Err(error),
                 }
             }
             Err(AnnounceError::Garbage("it keeps sending unrelated datagrams".into()))

@@ -178,20 +178,20 @@ mod tests {
         for sound in ["http://t.example/", "udp://t.example:80/announce", "udp://t.example:80", "udp://[::1]:80/"] {
             assert!(TrackerUrl::new(sound).usable().is_ok(), "{sound}");
         }
-        let fault = |text: &str| TrackerUrl::new(text).usable().unwrap_err().clone();
+        let error = |text: &str| TrackerUrl::new(text).usable().unwrap_err().clone();
         for portless in ["udp://t.example/announce", "udp://t.example:0/"] {
-            assert_eq!(fault(portless), AnnounceError::NoPort);
+            assert_eq!(error(portless), AnnounceError::NoPort);
         }
         for local in
             ["http://127.0.0.1/admin", "https://localhost/", "udp://[fe80::1]:80/x", "http://10.1.1.1/?announce"]
         {
-            assert_eq!(fault(local), AnnounceError::Request(RequestError::Local), "{local}");
+            assert_eq!(error(local), AnnounceError::Request(RequestError::Local), "{local}");
         }
-        assert_eq!(fault("wss://t.example"), AnnounceError::Scheme("wss".into()));
+        assert_eq!(error("wss://t.example"), AnnounceError::Scheme("wss".into()));
         for nonsense in ["", "tracker", "http://", "file:///etc/passwd", "dht:", "http://[::1", "udp://:80"] {
-            assert_eq!(fault(nonsense), AnnounceError::NotAUrl, "{nonsense}");
+            assert_eq!(error(nonsense), AnnounceError::NotAUrl, "{nonsense}");
         }
-        assert_eq!(fault(&format!("http://t/{}", "a".repeat(MAX_URL))), AnnounceError::NotAUrl);
+        assert_eq!(error(&format!("http://t/{}", "a".repeat(MAX_URL))), AnnounceError::NotAUrl);
     }
 
     #[test]

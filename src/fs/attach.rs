@@ -47,8 +47,8 @@ pub struct MountOptions {
     /// The kernel's read-ahead, in bytes. Only root can set it; the kernel's default is 128 KiB.
     pub read_ahead: u32,
     /// Maximum size of a read request, in bytes. A request is answered only when all its bytes are here, so a large one
-    /// that spans two pieces delays the bytes of the first, and a player may stall. Half the kernel's default of 128 KiB
-    /// has no measurable cost; smaller sizes have.
+    /// that spans two pieces delays the bytes of the first, and a player may stall. Half the kernel's default of 128
+    /// KiB has no measurable cost; smaller sizes have.
     pub max_read: u32,
     /// Number of threads that read requests from the kernel.
     pub threads: usize,
@@ -317,8 +317,8 @@ fn common_options(options: &MountOptions) -> String {
     format!("max_read={max_read},default_permissions{others}")
 }
 
-/// Mounts through `fusermount3`, which is setuid root. It returns the descriptor through a socket, whose number it takes
-/// from `_FUSE_COMMFD`: here its standard input.
+/// Mounts through `fusermount3`, which is setuid root. It returns the descriptor through a socket, whose number it
+/// takes from `_FUSE_COMMFD`: here its standard input.
 fn attach_by_helper(path: &Path, options: &MountOptions) -> Result<OwnedFd, MountError> {
     let to_error = |source| MountError::Mount { path: path.to_owned(), source };
     let (source, common) = (source_name(&options.fsname), common_options(options));

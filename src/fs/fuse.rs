@@ -1,12 +1,12 @@
 //! The translation between FUSE requests and the [`Vfs`](super::vfs::Vfs). The only policy here is how to answer:
 //!
-//! - Requests that need no waiting are answered on the FUSE thread. A read that must wait moves its reply into a task, so
-//!   the FUSE threads are always free. The kernel bounds the number of tasks: at most [`MAX_BACKGROUND`] read-ahead
+//! - Requests that need no waiting are answered on the FUSE thread. A read that must wait moves its reply into a task,
+//!   so the FUSE threads are always free. The kernel bounds the number of tasks: at most [`MAX_BACKGROUND`] read-ahead
 //!   requests, plus one read per blocked thread.
 //! - Every reply is sent: by the task, at the [`Reader`](super::Reader)'s deadline, at shutdown, or as EIO by fuser's
 //!   `Drop` if the task dies.
-//! - `FUSE_INTERRUPT` needs no handling (fuser answers ENOSYS): a signal kills a program that waits for a cached page at
-//!   once. This does not hold with `FOPEN_DIRECT_IO`, so that flag is never set.
+//! - `FUSE_INTERRUPT` needs no handling (fuser answers ENOSYS): a signal kills a program that waits for a cached page
+//!   at once. This does not hold with `FOPEN_DIRECT_IO`, so that flag is never set.
 //! - The kernel caches attributes, names and pages for long, because the files of a torrent never change.
 
 use std::collections::HashMap;
@@ -32,7 +32,8 @@ use super::mounted_torrents::MountedTorrents;
 use super::tree::{Kind, ROOT};
 use super::vfs::{ATTRIBUTE_PREFIX, Attributes, Error, Handle, Vfs};
 
-/// Maximum number of read-ahead requests in flight. With the kernel's default of 16, a few blocked files stall all others.
+/// Maximum number of read-ahead requests in flight. With the kernel's default of 16, a few blocked files stall all
+/// others.
 pub const MAX_BACKGROUND: u16 = 512;
 
 /// How long the kernel may cache names and attributes: a day, but any long time would do, because they never change.
@@ -57,7 +58,8 @@ pub struct Fuse<C: Content> {
 #[derive(Debug)]
 struct OpenFile<R> {
     handle: Handle<R>,
-    /// Whether its last read failed: only the first failure of a series is worth a warning, because one `cat` is many reads.
+    /// Whether its last read failed: only the first failure of a series is worth a warning, because one `cat` is many
+    /// reads.
     failed: AtomicBool,
 }
 

@@ -12,8 +12,8 @@
 //! | `d` | detaches the mount |
 //! | end of file | detaches the mount if it is still there, reaps the server, ends |
 //!
-//! A service manager can take the part of the keeper: [`attach_for`] attaches for a process that has opened the device and
-//! waits.
+//! A service manager can take the part of the keeper: [`attach_for`] attaches for a process that has opened the device
+//! and waits.
 //!
 //! Invariants:
 //! - The keeper takes the mount point and all options from before the split: the server cannot choose them.
@@ -161,8 +161,8 @@ impl RunningKeeper {
 }
 
 /// Attaches a mount for a process that has the FUSE device open and waits
-/// ([`Attacher::External`](super::Attacher::External)), and returns once the mount answers. The mount belongs to the user of
-/// that process.
+/// ([`Attacher::External`](super::Attacher::External)), and returns once the mount answers. The mount belongs to the
+/// user of that process.
 pub fn attach_for(pid: u32, mountpoint: &Path, options: MountOptions) -> Result<(), MountError> {
     let to_error = |source| MountError::Server { pid, source };
     let server = Process::open(pid).map_err(to_error)?;

@@ -1,8 +1,8 @@
 //! The life of our own mount: attaching, serving, waiting until the kernel reaches us, ending.
 //!
 //! A mount ends by [`Mounted::unmount`], by dropping [`Mounted`], or by a foreign `umount`, which [`Mounted::ended`]
-//! reports. Open files do not delay the end: the connection is aborted where the kernel allows it, and ends with the process
-//! in any case.
+//! reports. Open files do not delay the end: the connection is aborted where the kernel allows it, and ends with the
+//! process in any case.
 
 use std::fs::File;
 use std::io;
@@ -42,8 +42,8 @@ pub enum Attacher {
     ThisProcess,
     /// The keeper of this process.
     Keeper(KeeperClient),
-    /// Another process, which calls [`attach_for`](super::keeper::attach_for) after this function was called, and detaches
-    /// the mount after this process has ended.
+    /// Another process, which calls [`attach_for`](super::keeper::attach_for) after this function was called, and
+    /// detaches the mount after this process has ended.
     External(Box<dyn FnOnce() + Send>),
 }
 
@@ -147,8 +147,8 @@ impl Mounted {
         Self::serve(Attacher::ThisProcess, Arc::new(torrents), mountpoint, options, runtime)
     }
 
-    /// Mounts like [`start`](Self::start), but torrents can be added and removed later. A keeper uses its own mount point
-    /// and options.
+    /// Mounts like [`start`](Self::start), but torrents can be added and removed later. A keeper uses its own mount
+    /// point and options.
     pub fn serve<C: Content>(
         attacher: Attacher,
         torrents: Arc<MountedTorrents<C>>,

@@ -58,7 +58,8 @@ fn topmost(mounts: Vec<Mount>, path: &Path) -> Option<Mount> {
     here.iter().find(|mount| here.iter().all(|other| other.parent != mount.id)).cloned()
 }
 
-/// Parses a line: id, parent, device, root, path, mount options, optional fields, `-`, type, source, filesystem options.
+/// Parses a line: id, parent, device, root, path, mount options, optional fields, `-`, type, source, filesystem
+/// options.
 fn parse(line: &[u8]) -> Option<Mount> {
     let mut fields = line.split(|byte| *byte == b' ');
     let mut text = || fields.next().and_then(|field| std::str::from_utf8(field).ok());

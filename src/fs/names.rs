@@ -94,9 +94,11 @@ impl Names {
         }
     }
 
-    /// Returns a torrent with these candidates, and the torrents whose shown name may change when it is added or removed.
+    /// Returns a torrent with these candidates, and the torrents whose shown name may change when it is added or
+    /// removed.
     ///
-    /// A third owner of a name changes nothing for the first two, so a thousand torrents of one name cost no more than two.
+    /// A third owner of a name changes nothing for the first two, so a thousand torrents of one name cost no more than
+    /// two.
     fn affected(&self, torrent: InfoHash, candidates: &[Arc<str>; 3]) -> Vec<InfoHash> {
         let owners = candidates.iter().filter_map(|name| self.owners.get(name));
         let few = owners.filter(|owners| owners.len() <= 2).flatten();

@@ -1,12 +1,12 @@
 //! The inodes of a mount: their kinds and names, and the entries of each directory.
 //!
-//! Pure. The root has one entry per torrent (a single file, or a directory of many), named by [`names`](super::names).
+//! Pure. The root has one entry per torrent (a single file, or a directory of many), named by the module `names`.
 //! Torrents are added and removed; the files of one torrent never change. Pad files are left out.
 //!
 //! The upper half of an inode number is the torrent's prefix, taken from its info hash; the lower half is the index of
-//! the node in the torrent. So a torrent has the same inode numbers in every mount, except where two torrents of one mount
-//! share a prefix: then the second gets the next free one. A tree never reuses a number for another node, and a torrent
-//! that is added again gets its old numbers.
+//! the node in the torrent. So a torrent has the same inode numbers in every mount, except where two torrents of one
+//! mount share a prefix: then the second gets the next free one. A tree never reuses a number for another node, and a
+//! torrent that is added again gets its old numbers.
 //!
 //! A hidden torrent is not in the root, but its inodes stay valid until it is forgotten, because its files may be open.
 
@@ -288,8 +288,8 @@ impl Tree {
         Some(if id.node == 0 { ROOT } else { ino(NodeId { node, ..id }) })
     }
 
-    /// Iterates over a directory, `.` and `..` first, starting at an offset that is 0 or the `next` of an earlier entry.
-    /// Yields nothing for other kinds of inodes.
+    /// Iterates over a directory, `.` and `..` first, starting at an offset that is 0 or the `next` of an earlier
+    /// entry. Yields nothing for other kinds of inodes.
     ///
     /// Torrents that are added during a read of the root come at its end; entries that stay are neither missed nor
     /// repeated.

@@ -1,8 +1,8 @@
 //! Ending a mount from outside, by its path, and the steps shared with ending our own.
 //!
-//! We ask the process that serves a mount to end it, so that it can answer waiting reads, save its state and announce its
-//! departure to trackers. `user.torrentfs.pid` names the process; we verify it, send SIGTERM and wait. If that is not
-//! possible (the process is dead, hangs, or belongs to another user), we detach the mount.
+//! We ask the process that serves a mount to end it, so that it can answer waiting reads, save its state and announce
+//! its departure to trackers. `user.torrentfs.pid` names the process; we verify it, send SIGTERM and wait. If that is
+//! not possible (the process is dead, hangs, or belongs to another user), we detach the mount.
 
 use std::fs;
 use std::io;
@@ -113,8 +113,8 @@ pub fn attribute(path: &Path, name: &str) -> io::Result<String> {
 
 /// Returns the process that serves a mount, as the mount reports it.
 ///
-/// The process must belong to the user who mounted, and have the FUSE device open. Otherwise a malicious mount could make
-/// us end any process.
+/// The process must belong to the user who mounted, and have the FUSE device open. Otherwise a malicious mount could
+/// make us end any process.
 fn find_server(mount: &Mount) -> Option<(u32, Process)> {
     let pid: u32 = match attribute(&mount.path, "pid") {
         Ok(pid) => pid.parse().ok()?,
@@ -143,7 +143,8 @@ fn serves(pid: u32, mount: &Mount) -> bool {
 }
 
 /// Detaches a mount and aborts its connection, even if files are open in it. Without privileges it does what
-/// `fusermount3` and the kernel allow to the owner. The caller must have checked that the mount is the topmost at its path.
+/// `fusermount3` and the kernel allow to the owner. The caller must have checked that the mount is the topmost at its
+/// path.
 pub(super) fn detach(mount: &Mount) -> Result<(), UnmountError> {
     let detached = match sys::mount::detach_and_abort(&mount.path) {
         Err(error) if error.raw_os_error() == Some(libc::EPERM) => detach_by_helper(&mount.path),

@@ -100,7 +100,8 @@ pub struct Attributes {
     pub ino: u64,
     /// `st_size`, in bytes.
     pub size: u64,
-    /// `st_blocks`, in units of 512 bytes: always the full size, because `tar -S` would archive missing blocks as zeros.
+    /// `st_blocks`, in units of 512 bytes: always the full size, because `tar -S` would archive missing blocks as
+    /// zeros.
     pub blocks: u64,
     /// All of its times.
     pub time: SystemTime,
@@ -163,7 +164,8 @@ impl<C: Content> Vfs<C> {
         Self { contents: HashMap::new(), tree: Tree::default(), changed: view.mounted, view }
     }
 
-    /// Adds a torrent, be it new or removed before; `subtree` must be its own. Returns the names in the root that changed.
+    /// Adds a torrent, be it new or removed before; `subtree` must be its own. Returns the names in the root that
+    /// changed.
     ///
     /// # Errors
     /// If the torrent is mounted already.
@@ -177,8 +179,8 @@ impl<C: Content> Vfs<C> {
         Ok(changed)
     }
 
-    /// Removes a torrent from the root: its open files stay readable, but no more can be opened. Returns the names in the
-    /// root that changed and the open handles, or `None` if the torrent is not mounted.
+    /// Removes a torrent from the root: its open files stay readable, but no more can be opened. Returns the names in
+    /// the root that changed and the open handles, or `None` if the torrent is not mounted.
     pub fn remove(&mut self, info_hash: InfoHash, now: SystemTime) -> Option<(Vec<Arc<str>>, OpenHandles)> {
         let changed = self.tree.hide(info_hash)?;
         self.changed = now;

@@ -1,9 +1,8 @@
 //! Bounded HTTP requests to servers that we do not trust.
 //!
-//! Trackers over HTTP, web seeds, `.torrent` URLs and the router's UPnP service share one [`HttpClient`] type. It owns
-//! the limits of a request (time, bytes, redirects), the proxy or address it leaves from, and the rule that a URL taken
-//! from a torrent may not reach into the local network ([`Purpose`], [`GlobalOnly`]). [`Masked`] displays URLs without
-//! the secrets in them.
+//! HTTP trackers, web seeds and `.torrent` URLs share one [`HttpClient`] type. It owns the limits of a request (time,
+//! bytes, redirects), the proxy or address it leaves from, and the rule that a URL taken from a torrent may not reach
+//! into the local network ([`Purpose`], [`GlobalOnly`]). [`Masked`] displays URLs without the secrets in them.
 //!
 //! Invariants: every request ends in bounded time with a bounded body; no error text contains a URL; behind a proxy
 //! nothing is sent around it. The module does not know what an answer means.
@@ -24,7 +23,7 @@ pub(crate) use reach::ip_literal;
 pub use reach::{Purpose, may_reach_local, names_local_host};
 pub use resolve::GlobalOnly;
 
-/// Why a request brought no answer. One line each, without the URL.
+/// The reason why a request failed before its answer was complete. One line each, without the URL.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
     /// The URL points into the local network where [`may_reach_local`] forbids it.

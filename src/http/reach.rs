@@ -31,11 +31,11 @@ pub enum Purpose {
 pub fn may_reach_local(url: &Url, purpose: Purpose) -> bool {
     let last = url.path().rsplit('/').next().unwrap_or_default();
     // A server might decode `announce%2f..%2fadmin` to a path of its own.
-    let shaped = |start| last.starts_with(start) && !last.contains(['%', '\\']);
+    let has_form = |start| last.starts_with(start) && !last.contains(['%', '\\']);
     match purpose {
         // Over UDP, no part of the URL is sent before the other side has answered as a tracker.
-        Purpose::Announce => shaped("announce") || (url.scheme() == "udp" && matches!(url.path(), "" | "/")),
-        Purpose::Scrape => shaped("scrape"),
+        Purpose::Announce => has_form("announce") || (url.scheme() == "udp" && matches!(url.path(), "" | "/")),
+        Purpose::Scrape => has_form("scrape"),
         Purpose::WebSeed => url.query().is_none_or(str::is_empty),
         // Only the query that we append ourselves.
         Purpose::HttpSeed => url.query().is_none_or(|query| query.starts_with("info_hash=")),

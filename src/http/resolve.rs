@@ -66,8 +66,8 @@ mod tests {
             let resolver = GlobalOnly { proxies: proxies.iter().map(|name| (*name).to_owned()).collect() };
             resolver.resolve("localhost".parse().unwrap())
         };
-        let fault = resolve(&[]).await.err().unwrap();
-        assert!(fault.is::<LocalName>(), "{fault}");
+        let error = resolve(&[]).await.err().unwrap();
+        assert!(error.is::<LocalName>(), "{error}");
         assert!(resolve(&["localhost"]).await.unwrap().all(|addr| addr.ip().is_loopback()));
     }
 }

@@ -1,9 +1,10 @@
 //! Which torrents are in the library, and how they are added and removed.
 //!
-//! A torrent has a set of *origins*: the SOURCEs and files that name it. The first origin adds the torrent; further ones
-//! change nothing, except that the torrent stays until its last origin is gone. A removed torrent disappears from the root
-//! at once, but keeps serving its open files. Only when the last of these is closed is the torrent stopped and its part of
-//! the cache kept for later, or deleted on request. If it is added again before that, it continues as it was.
+//! A torrent has a set of *origins*: the SOURCEs and files that name it. The first origin adds the torrent; further
+//! ones change nothing, except that the torrent stays until its last origin is gone. A removed torrent disappears from
+//! the root at once, but keeps serving its open files. Only when the last of these is closed is the torrent stopped and
+//! its part of the cache kept for later, or deleted on request. If it is added again before that, it continues as it
+//! was.
 //!
 //! An operation that has begun is finished even if its caller goes away, so no torrent is left half added.
 
@@ -159,8 +160,8 @@ impl Library {
         self.insert(metainfo, peers, Origin::Request).await
     }
 
-    /// Removes a torrent, given by its name in the root, its info hash, or the first digits of that. No program finds it once
-    /// this returns. With `delete`, its cached pieces are deleted when its last file is closed.
+    /// Removes a torrent, given by its name in the root, its info hash, or the first digits of that. No program finds
+    /// it once this returns. With `delete`, its cached pieces are deleted when its last file is closed.
     pub async fn remove(&self, which: &str, delete: bool) -> Result<Removed, RemoveError> {
         let info_hash = self.find(which)?;
         self.remove_torrent(info_hash, delete, false).await.ok_or_else(|| RemoveError::Unknown(which.to_owned()))
@@ -189,8 +190,8 @@ impl Library {
         &self.0.cache
     }
 
-    /// Stops every torrent, all at the same time, and then the session: blocked reads fail, trackers are informed (for 2 s
-    /// at most), states are saved. No torrent can be added afterwards.
+    /// Stops every torrent, all at the same time, and then the session: blocked reads fail, trackers are informed (for
+    /// 2 s at most), states are saved. No torrent can be added afterwards.
     pub async fn stop(&self) {
         let torrents: Vec<Arc<Torrent>> = {
             let mut torrents = self.0.lock();

@@ -21,8 +21,8 @@ pub(super) struct ListedFile {
 /// Lists the `.torrent` and `.magnet` files of a directory, at most `limit` of them, sorted by name. Hidden files are
 /// skipped, because other programs use such names for unfinished files. Also returns whether the list is complete.
 ///
-/// If there are more entries, the filesystem may return different ones each time. Then `known` files that were not among
-/// them are looked up by name, and take precedence over new ones.
+/// If there are more entries, the filesystem may return different ones each time. Then `known` files that were not
+/// among them are looked up by name, and take precedence over new ones.
 pub(super) fn list(dir: &Path, known: HashSet<OsString>, limit: usize) -> io::Result<(Vec<ListedFile>, bool)> {
     let mut files = Vec::new();
     let mut entries = dir.read_dir()?;

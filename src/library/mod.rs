@@ -7,7 +7,8 @@
 //! | [`Resolver`] | fetching metainfo from the network |
 //! | [`Watch`] | keeping the library in step with a directory of `.torrent` and `.magnet` files |
 //!
-//! The library knows nothing of the command line, of how bytes are fetched (`session`), or of how they are shown (`fs`).
+//! The library knows nothing of the command line, of how bytes are fetched (`session`), or of how they are shown
+//! (`fs`).
 
 mod catalog;
 mod events;

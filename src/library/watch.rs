@@ -1,12 +1,12 @@
 //! Keeping the library in step with a directory of `.torrent` and `.magnet` files.
 //!
-//! When the kernel reports a change (inotify), we scan the whole directory: new and changed files are read, torrents whose
-//! files are gone are removed. A periodic scan catches changes that the kernel does not report. So neither the kind nor the
-//! order of the events matters.
+//! When the kernel reports a change (inotify), we scan the whole directory: new and changed files are read, torrents
+//! whose files are gone are removed. A periodic scan catches changes that the kernel does not report. So neither the
+//! kind nor the order of the events matters.
 //!
-//! - A file may be half written. A malformed one is read again for a moment before a warning is logged, and is then ignored
-//!   until it changes. A `.magnet` file is read only when it has not changed for a moment, because the beginning of a link
-//!   may be a valid link.
+//! - A file may be half written. A malformed one is read again for a moment before a warning is logged, and is then
+//!   ignored until it changes. A `.magnet` file is read only when it has not changed for a moment, because the
+//!   beginning of a link may be a valid link.
 //! - If the cache has no room for a torrent, we retry after 5 s, and at longer intervals up to a minute.
 //! - If the directory cannot be read, for example because its disk was removed, its torrents stay.
 //! - Magnet links are resolved in the background, a few at a time, until they succeed or their file is gone.
@@ -61,8 +61,8 @@ pub struct Watch(JoinHandle<()>);
 
 impl Watch {
     /// Adds every torrent of the directory and returns once they are shown, then follows changes in the background.
-    /// Malformed files are logged and ignored; magnet links appear when they are resolved. With `delete`, the cached pieces
-    /// of a torrent are deleted when its file is.
+    /// Malformed files are logged and ignored; magnet links appear when they are resolved. With `delete`, the cached
+    /// pieces of a torrent are deleted when its file is.
     pub async fn start(library: Library, dir: PathBuf, delete: bool) -> Self {
         let events = DirectoryEvents::open(&dir);
         let mut directory = Directory {
@@ -291,8 +291,8 @@ impl Directory {
     }
 }
 
-/// Adds a torrent, retrying while the cache has no room. Drops `attempt` after the first attempt. With `renamed`, only the
-/// name of the file is new, so nothing is logged if the torrent is in the library already.
+/// Adds a torrent, retrying while the cache has no room. Drops `attempt` after the first attempt. With `renamed`, only
+/// the name of the file is new, so nothing is logged if the torrent is in the library already.
 async fn add_torrent(
     library: &Library,
     path: &Path,

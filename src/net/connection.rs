@@ -64,7 +64,7 @@ pub struct Connection {
 #[derive(Clone, Debug)]
 pub struct Outbox(mpsc::Sender<Vec<Message>>);
 
-/// The outbox is full or the connection has ended ([`Incoming::Closed`] tells which). Returns the messages.
+/// The outbox is full, or the connection has ended, which [`Incoming::Closed`] reports. Returns the messages.
 #[derive(Debug)]
 pub struct OutboxFull(pub Vec<Message>);
 
@@ -267,8 +267,8 @@ mod tests {
         let addr = listener.local_addr().unwrap();
         let (ours, theirs) = tokio::join!(TcpStream::connect(addr), listener.accept());
         let stream = Stream::new(Socket::Tcp(ours.unwrap()), None, BytesMut::new());
-        let theirs_said = Handshake::new(InfoHash([7; 20]), PeerId([2; 20]));
-        let ours = Handshaken { stream, addr, theirs: theirs_said };
+        let their_handshake = Handshake::new(InfoHash([7; 20]), PeerId([2; 20]));
+        let ours = Handshaken { stream, addr, theirs: their_handshake };
         let (events, inbox) = mpsc::channel(4);
         let connection = Connection::start(ours, PIECES, Arc::new(limits), (), events);
         (connection, inbox, theirs.unwrap().0)
@@ -387,8 +387,8 @@ mod tests {
         for ahead in (0..1452).step_by(181) {
             let (called, caller) = tokio::join!(utp::connect(&ours, addr), theirs.accept());
             let stream = Stream::new(Socket::Utp(called.unwrap()), None, BytesMut::new());
-            let theirs_said = Handshake::new(InfoHash([7; 20]), PeerId([2; 20]));
-            let peer = Handshaken { stream, addr, theirs: theirs_said };
+            let their_handshake = Handshake::new(InfoHash([7; 20]), PeerId([2; 20]));
+            let peer = Handshaken { stream, addr, theirs: their_handshake };
             let (events, mut inbox) = mpsc::channel(1);
             let connection = Connection::start(peer, PIECES, Arc::new(Limits::new(0, 0)), (), events);
             // A uTP connection is established only after the dialing side has sent data.

@@ -33,7 +33,7 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(8);
 /// Time limit for a connection through a proxy, which may be slow to reach the peer.
 const PROXY_LIMIT: Duration = Duration::from_secs(20);
 
-/// Time limit for all attempts at one address, so that a peer which closes late does not block a slot for long.
+/// Time limit for all attempts at one address, so that a peer which closes second_may_start does not block a slot for long.
 const DIAL_LIMIT: Duration = Duration::from_secs(30);
 
 /// Time that the preferred transport has to connect before the other one starts.
@@ -114,28 +114,28 @@ impl Dialer {
             Transport::Tcp => DialError::both(first_error, second_error),
             Transport::Utp => DialError::both(second_error, first_error),
         };
-        let late = async {
+        let second_may_start = async {
             sleep(HEAD_START).await;
             handshake_lock.wait().await;
         };
         tokio::select! {
-            ended = &mut leading => match ended {
+            result = &mut leading => match result {
                 Err(error) if error.may_try_other_transport() => {
                     return self.dial_over(second, addr, ours, &handshake_lock).await.map_err(|other| both(error, other));
                 }
-                ended => return ended,
+                result => return result,
             },
-            () = late => {}
+            () = second_may_start => {}
         }
         let mut following = pin!(self.dial_over(second, addr, ours, &handshake_lock));
         tokio::select! {
-            ended = &mut leading => match ended {
+            result = &mut leading => match result {
                 Err(error) => following.await.map_err(|other| both(error, other)),
-                ended => ended,
+                result => result,
             },
-            ended = &mut following => match ended {
+            result = &mut following => match result {
                 Err(other) => leading.await.map_err(|error| both(error, other)),
-                ended => ended,
+                result => result,
             },
         }
     }
@@ -159,9 +159,9 @@ impl Dialer {
         };
         let attempt = async |encrypted| {
             let socket = self.open(transport, addr).await?;
-            let _turn = handshake_lock.take().await;
-            let ended = initiate(socket, addr, ours, self.encryption, encrypted).await;
-            match (&ended, other) {
+            let _guard = handshake_lock.take().await;
+            let result = initiate(socket, addr, ours, self.encryption, encrypted).await;
+            match (&result, other) {
                 (Ok(_), _) => self.remember(addr, Preference { transport, encrypted }),
                 // The peer may be waiting for an encryption handshake: start the other way next time.
                 (Err(DialError::NoHandshake(_)), Some(_)) => {
@@ -169,11 +169,11 @@ impl Dialer {
                 }
                 _ => {}
             }
-            ended
+            result
         };
         match (attempt(encrypted).await, other) {
             (Err(DialError::Closed(_) | DialError::Wire(_) | DialError::Mse(_)), Some(other)) => attempt(other).await,
-            (ended, _) => ended,
+            (result, _) => result,
         }
     }
 

@@ -251,8 +251,8 @@ async fn silent_connections_of_one_network_do_not_take_every_slot() {
     }
     // The later connections are closed at once.
     let mut last = silent.pop().unwrap();
-    let hung_up = tokio::time::timeout(Duration::from_secs(5), last.read(&mut [0; 1])).await.unwrap();
-    assert!(matches!(hung_up, Ok(0) | Err(_)));
+    let closed = tokio::time::timeout(Duration::from_secs(5), last.read(&mut [0; 1])).await.unwrap();
+    assert!(matches!(closed, Ok(0) | Err(_)));
     // A peer from another network is accepted.
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.bind("127.1.1.1:0".parse().unwrap()).unwrap();
@@ -304,8 +304,8 @@ async fn random_traffic_does_not_disturb_the_listener() {
     let mut bytes = [0; 2_000];
     rng.fill(&mut bytes[..]);
     tcp.write_all(&bytes).await.unwrap();
-    let hung_up = tokio::time::timeout(Duration::from_secs(5), tcp.read_to_end(&mut Vec::new())).await;
-    assert!(hung_up.is_ok(), "still listening");
+    let closed = tokio::time::timeout(Duration::from_secs(5), tcp.read_to_end(&mut Vec::new())).await;
+    assert!(closed.is_ok(), "still listening");
     let dialer = dialer(Encryption::Prefer);
     assert!(dialer.connect(acceptor.addr, &handshake(1)).await.is_ok());
     let endpoint = dialer.utp.as_ref().unwrap().endpoint_for(acceptor.addr).unwrap();

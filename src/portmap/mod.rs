@@ -37,7 +37,6 @@ const LEASE: Duration = Duration::from_secs(3600);
 const RENEWAL: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(1800));
 /// Time limit for one attempt to map the port.
 const ATTEMPT_LIMIT: Duration = Duration::from_secs(20);
-/// The wait after a failure, doubled after each further one.
 /// Wait after the first failure, and the maximum to which it doubles.
 const RETRY: (Duration, Duration) = (Duration::from_secs(120), Duration::from_secs(3600));
 /// Time limit for removing the mapping at the end.

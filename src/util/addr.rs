@@ -27,8 +27,8 @@ pub(crate) fn is_local(ip: IpAddr) -> bool {
     }
 }
 
-/// Returns the IPv4 address embedded in an IPv6 address: mapped or compatible (which puts `::` and `::1` into 0.0.0.0/8),
-/// NAT64 or 6to4.
+/// Returns the IPv4 address embedded in an IPv6 address: mapped or compatible (which puts `::` and `::1` into
+/// 0.0.0.0/8), NAT64 or 6to4.
 fn embedded_v4(ip: Ipv6Addr) -> Option<Ipv4Addr> {
     let last = |high: u16, low: u16| Ipv4Addr::from(u32::from(high) << 16 | u32::from(low));
     match ip.segments() {

@@ -20,7 +20,7 @@ use crate::wire::Message;
 
 /// Time without data after which a response is given up.
 const STALL_LIMIT: Duration = Duration::from_secs(30);
-/// Bytes of a response that are read although nobody wants them, so that the connection can be reused.
+/// Bytes of a response that are read although they are not wanted, because a new connection would cost more.
 const MAX_DRAIN: u64 = 128 << 10;
 /// Time limit for the end of a response whose body is complete.
 const END_LIMIT: Duration = Duration::from_secs(1);
@@ -50,8 +50,7 @@ impl<K: Copy> Fetch<K> {
             match part {
                 Part::Zeros(len) => self.zeros(&mut blocks, len).await,
                 Part::File(index, bytes) => {
-                    // The last part has no successor, so it may continue beyond the run if the server sends more of the
-                    // file.
+                    // No part follows the last one, so it may continue beyond the run if the server sends more.
                     self.file(&mut blocks, index, bytes, if number == last { None } else { Some(run.end) }).await?;
                 }
                 Part::Piece(piece, bytes) => self.piece(&mut blocks, piece, bytes).await?,

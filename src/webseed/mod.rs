@@ -1,6 +1,6 @@
 //! Web seeds: HTTP servers that act as peers with all pieces (BEP 19 `url-list`, BEP 17 `httpseeds`).
 //!
-//! For the session's driver a web seed is a [`Connection`](crate::net::Connection) like any other: it announces its
+//! For the session's driver a web seed is a [`Connection`] like any other: it announces its
 //! pieces, unchokes us, and answers each request with a block or a reject. The swarm therefore measures its speed,
 //! avoids it when it is late and bans it when its data is wrong, as it does with any peer. Where peers are identified
 //! by address, a web seed has an address that no peer can have ([`WebSeed::addr`]); its peer id is derived from its

@@ -33,7 +33,7 @@ enum State {
 pub(super) struct FetchId(pub u64);
 
 impl Queue {
-    /// Returns the number of requests, waiting and in fetch.
+    /// Returns the number of requests, waiting and in flight.
     pub(super) fn len(&self) -> usize {
         self.entries.len()
     }
@@ -97,13 +97,13 @@ impl Queue {
         self.entries.range(run.clone()).any(|(_, entry)| entry.state == State::InFlight(fetch))
     }
 
-    /// Returns the unanswered requests of an ended fetch to the front of the waiting ones. Returns their number.
+    /// Puts the unanswered requests of an ended fetch in front of the waiting ones and returns their number.
     pub(super) fn put_back(&mut self, fetch: FetchId, run: &Range<u64>) -> usize {
         let first = self.waiting.first_key_value().map_or(self.next_number, |(number, _)| *number);
         let unanswered = self.entries.range_mut(run.clone()).filter(|(_, entry)| entry.state == State::InFlight(fetch));
         let unanswered: Vec<(&u64, &mut Entry)> = unanswered.collect();
         let count = unanswered.len();
-        // If offsets are no smaller numbers left, the requests go to the end of the line, which only delays them.
+        // If there are no smaller numbers left, the requests are put last, which only delays them.
         let mut number = first.checked_sub(count as u64).unwrap_or(self.next_number);
         for (at, entry) in unanswered {
             entry.state = State::Waiting(number);

@@ -19,19 +19,20 @@ use crate::metainfo::{File, FileIndex, FileKind, Metainfo, PieceIndex};
 use crate::util::{lock, printable};
 use crate::wire::bitfield_to_wire;
 
-/// Time limit for the head of a response.
+/// Time limit for the head of a response. Servers that fetch the file from elsewhere first can take long.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
-/// Files whose redirect target is remembered.
+/// Files whose redirect target is remembered. Bounds the memory for torrents with many files.
 const MAX_REDIRECTS: usize = 1024;
-/// Bytes that are read and dropped, or used if wanted, when a server without range support sends a file from its start.
+/// Bytes that a server without range support may send before the requested ones. What is further into a file counts as
+/// missing, because reaching it would cost more than it brings.
 const MAX_SKIP: u64 = 32 << 20;
 /// Maximum length of one run, in bytes: long enough to make the round trip cheap, short enough to cancel.
 const MAX_RUN: u64 = 4 << 20;
-/// Maximum number of files in one run. They are requested one after the other.
+/// Maximum number of files in one run. They are requested one after the other, so many small files would delay a run.
 const MAX_PARTS: usize = 8;
 /// Longest body that is read as the wait time of a busy script, in bytes (BEP 17).
 const MAX_WAIT_TEXT: usize = 64;
-/// Maximum wait that a server may impose.
+/// Maximum wait that a server may impose, so that a wrong header does not disable it for days.
 const MAX_WAIT: Duration = Duration::from_secs(3600);
 
 /// A failure and its consequence.
@@ -46,7 +47,7 @@ pub(super) enum Remedy {
     /// The server is busy or unreachable. Retry later, and not before the time that it specified.
     Retry(Option<Duration>),
     /// The server does not have these bytes of the torrent.
-    Lacks(Range<u64>),
+    Missing(Range<u64>),
 }
 
 impl Fault {
@@ -54,8 +55,8 @@ impl Fault {
         Self { why: why.into(), remedy: Remedy::Retry(None) }
     }
 
-    fn lacks(why: impl Into<String>, bytes: Range<u64>) -> Self {
-        Self { why: why.into(), remedy: Remedy::Lacks(bytes) }
+    fn missing(why: impl Into<String>, bytes: Range<u64>) -> Self {
+        Self { why: why.into(), remedy: Remedy::Missing(bytes) }
     }
 }
 
@@ -96,7 +97,7 @@ pub(super) struct Server {
 struct State {
     /// Ranges of the torrent that the server does not have, by start. Ranges within one file end at the end of that
     /// file.
-    lacks: BTreeMap<u64, u64>,
+    missing: BTreeMap<u64, u64>,
     /// Redirect targets by file.
     redirects: HashMap<FileIndex, Url>,
     /// The server has sent a whole file in answer to a range request.
@@ -104,7 +105,7 @@ struct State {
     /// Why the server cannot be used now.
     failing: Option<String>,
     /// Why the server does not have some bytes; only the first reason.
-    lacking: Option<String>,
+    missing_reason: Option<String>,
 }
 
 impl Server {
@@ -126,27 +127,27 @@ impl Server {
 
     pub(super) fn fault(&self) -> Option<String> {
         let state = self.state();
-        state.failing.clone().or_else(|| state.lacking.clone())
+        state.failing.clone().or_else(|| state.missing_reason.clone())
     }
 
     /// Returns the pieces that the server offers; `None` if there are none.
     pub(super) fn availability(&self) -> Option<Availability> {
         let lengths = self.metainfo.layout.lengths();
         let state = self.state();
-        if state.lacks.is_empty() {
+        if state.missing.is_empty() {
             return Some(Availability::All);
         }
         let mut has = FixedBitSet::with_capacity(lengths.pieces() as usize);
         has.insert_range(..);
-        for (from, to) in &state.lacks {
+        for (from, to) in &state.missing {
             lengths.pieces_in(&(*from..*to)).for_each(|piece| has.remove(piece.index()));
         }
         (!has.is_clear()).then(|| Availability::Some(bitfield_to_wire(&has)))
     }
 
     /// Returns whether the server lacks any of these bytes of the torrent.
-    pub(super) fn lacks(&self, bytes: &Range<u64>) -> bool {
-        self.state().lacks.range(..bytes.end).next_back().is_some_and(|(_, to)| *to > bytes.start)
+    pub(super) fn is_missing(&self, bytes: &Range<u64>) -> bool {
+        self.state().missing.range(..bytes.end).next_back().is_some_and(|(_, to)| *to > bytes.start)
     }
 
     pub(super) fn has_ranges(&self) -> bool {
@@ -156,11 +157,11 @@ impl Server {
     /// Records that the server does not have these bytes. Logged as a warning the first time.
     pub(super) fn mark_missing(&self, bytes: Range<u64>, why: &str) {
         let mut state = self.state();
-        let to = state.lacks.entry(bytes.start).or_default();
+        let to = state.missing.entry(bytes.start).or_default();
         *to = bytes.end.max(*to);
-        if state.lacking.is_none() {
+        if state.missing_reason.is_none() {
             tracing::warn!(seed = %self.url, "web seed does not have all of the torrent: {why}");
-            state.lacking = Some(why.to_owned());
+            state.missing_reason = Some(why.to_owned());
         } else {
             tracing::debug!(seed = %self.url, ?bytes, "web seed does not have more of the torrent: {why}");
         }
@@ -232,7 +233,7 @@ impl Server {
             }
         }
         let url = self.url.of_file(&self.metainfo.layout, file);
-        let url = url.ok_or_else(|| Fault::lacks("the file's path does not form a URL", file.range()))?;
+        let url = url.ok_or_else(|| Fault::missing("the file's path does not form a URL", file.range()))?;
         self.request_file_at(url, index, file, bytes).await
     }
 
@@ -243,31 +244,31 @@ impl Server {
         file: &File,
         bytes: &Range<u64>,
     ) -> Result<Answer, Fault> {
-        let lacks = |why: String| Fault::lacks(why, file.range());
+        let missing = |why: String| Fault::missing(why, file.range());
         let (response, redirected) = self.get(url, Some(bytes)).await.map_err(|failure| match failure {
             RequestFailure::Retry(why) => Fault::retry(why),
-            RequestFailure::Permanent(why) => lacks(why),
+            RequestFailure::Permanent(why) => missing(why),
         })?;
         let status = response.status();
         if response.headers().contains_key(CONTENT_ENCODING) {
-            return Err(lacks("it sends the file compressed although that was not allowed".into()));
+            return Err(missing("it sends the file compressed although that was not allowed".into()));
         }
         let whole = match status {
             StatusCode::PARTIAL_CONTENT => {
                 let range = response.headers().get(CONTENT_RANGE).and_then(|value| content_range(value.to_str().ok()?));
                 match range {
                     Some((from, _)) if from != bytes.start => {
-                        return Err(lacks(format!("it answers with a range from {from}, which was not requested")));
+                        return Err(missing(format!("it answers with another range than requested (from {from})")));
                     }
-                    Some((_, Some(len))) if len != file.len => return Err(lacks(wrong_size(len, file))),
+                    Some((_, Some(len))) if len != file.len => return Err(missing(wrong_size(len, file))),
                     Some(_) => false,
-                    None => return Err(lacks("it answers with a range but does not specify which".into())),
+                    None => return Err(missing("it answers with a range but does not say which".into())),
                 }
             }
             StatusCode::OK => {
                 match response.content_length() {
-                    Some(len) if len != file.len => return Err(lacks(wrong_size(len, file))),
-                    None if is_page(&response, file) => return Err(lacks("it answers with a web page".into())),
+                    Some(len) if len != file.len => return Err(missing(wrong_size(len, file))),
+                    None if is_page(&response, file) => return Err(missing("it answers with a web page".into())),
                     _ => {}
                 }
                 self.take_whole(file, bytes)?
@@ -276,7 +277,7 @@ impl Server {
                 let after = response.headers().get(RETRY_AFTER).and_then(|value| seconds(value.to_str().ok()?));
                 return Err(Fault { why: format!("it answers {status}"), remedy: Remedy::Retry(after) });
             }
-            status => return Err(lacks(format!("it answers {status}"))),
+            status => return Err(missing(format!("it answers {status}"))),
         };
         if let Some(url) = redirected {
             let mut state = self.state();
@@ -297,9 +298,8 @@ impl Server {
         if bytes.start <= MAX_SKIP {
             return Ok(true);
         }
-        let why =
-            format!("it does not support ranges, so only the first {} MiB of each file can be read", MAX_SKIP >> 20);
-        Err(Fault::lacks(why, file.offset + MAX_SKIP..file.range().end))
+        let why = format!("it supports no ranges, so only the first {} MiB of each file can be read", MAX_SKIP >> 20);
+        Err(Fault::missing(why, file.offset + MAX_SKIP..file.range().end))
     }
 
     /// Requests a part of a piece from a script (BEP 17).
@@ -308,7 +308,7 @@ impl Server {
         let url = self.url.of_piece(&self.metainfo.info_hash, piece, (!whole).then_some(bytes));
         let (mut response, _) = self.get(url, None).await.map_err(|failure| match failure {
             RequestFailure::Retry(why) => Fault::retry(why),
-            RequestFailure::Permanent(why) => Fault::lacks(why, 0..self.metainfo.layout.lengths().total()),
+            RequestFailure::Permanent(why) => Fault::missing(why, 0..self.metainfo.layout.lengths().total()),
         })?;
         match response.status() {
             StatusCode::OK if response.content_length().is_none_or(|len| len == u64::from(bytes.end - bytes.start)) => {
@@ -456,10 +456,10 @@ mod tests {
         server.mark_missing(100..200, "it answers 404");
         let Some(Availability::Some(bits)) = server.availability() else { panic!("no bitfield") };
         assert_eq!(bits[..], [0b1100_1100]);
-        assert!(server.lacks(&(199..250)) && server.lacks(&(0..101)));
-        assert!(!server.lacks(&(0..100)) && !server.lacks(&(200..201)));
+        assert!(server.is_missing(&(199..250)) && server.is_missing(&(0..101)));
+        assert!(!server.is_missing(&(0..100)) && !server.is_missing(&(200..201)));
         server.mark_missing(150..200, "once more");
-        assert!(server.lacks(&(120..130)) && server.lacks(&(160..170)));
+        assert!(server.is_missing(&(120..130)) && server.is_missing(&(160..170)));
         server.mark_missing(0..100, "it answers 404");
         server.mark_missing(200..300, "it answers 404");
         assert!(server.availability().is_none());

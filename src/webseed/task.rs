@@ -19,19 +19,20 @@ use crate::wire::{ExtensionHandshake, Message, Request};
 
 /// Maximum number of concurrent HTTP requests to one server, including those whose blocks are not wanted any more.
 pub(super) const MAX_FETCHES: usize = 8;
-/// Maximum number of concurrent HTTP requests whose blocks are wanted.
+/// Maximum number of concurrent HTTP requests whose blocks are wanted: hides the round trips without loading the
+/// server.
 const MAX_WANTED_FETCHES: usize = 4;
-/// The same for a script, which may count its clients.
+/// The same for a script (BEP 17), which may limit the connections of a client.
 const MAX_SCRIPT_FETCHES: usize = 2;
 /// Block requests queued, announced as `reqq` (BEP 10).
 const MAX_QUEUE: usize = 2_000;
 /// Pieces rejected because the server lacks them, after which the connection is made anew to announce the right pieces.
-const MAX_LACKING: usize = 32;
+const MAX_MISSING: usize = 32;
 /// Wait after the second consecutive failure; it doubles with each further one. The first failure is retried at once.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
-/// Maximum to which the wait doubles.
+/// Maximum to which the wait doubles, so that a server which is back is used again within minutes.
 const LONGEST_WAIT: Duration = Duration::from_secs(300);
-/// Interval of keep-keep_alive_at messages.
+/// Interval of keep-alive messages: half of the two minutes that BEP 3 allows.
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
 
 /// Acts as the server until the connection is dropped, or until only a new connection can announce the right pieces.
@@ -50,9 +51,9 @@ pub(super) async fn run<K: Copy + Send + Sync + 'static>(
         fetches: JoinSet::new(),
         running: Vec::new(),
         next_fetch: 0,
-        faults: 0,
+        failures: 0,
         paused_until: None,
-        lacking: HashSet::new(),
+        missing_pieces: HashSet::new(),
     };
     let why = task.serve(available, queue).await;
     let _ = task.fetch.inbox.send((key, Incoming::Closed(why))).await;
@@ -65,11 +66,11 @@ struct Task<K> {
     running: Vec<(FetchId, Range<u64>)>,
     next_fetch: u64,
     /// Consecutive failures.
-    faults: u32,
+    failures: u32,
     /// End of the current pause, during which we are choked.
     paused_until: Option<Instant>,
     /// Pieces that were requested and that the server lacks.
-    lacking: HashSet<u32>,
+    missing_pieces: HashSet<u32>,
 }
 
 /// The reason why the connection ends.
@@ -113,8 +114,8 @@ impl<K: Copy + Send + Sync + 'static> Task<K> {
                 Some(ended) = self.fetches.join_next() => self.on_fetch_end(ended),
                 () = sleep_until(wakeup) => self.on_wakeup(),
             };
-            if self.lacking.len() >= MAX_LACKING
-                || !self.lacking.is_empty() && self.fetch.server.availability().is_none()
+            if self.missing_pieces.len() >= MAX_MISSING
+                || !self.missing_pieces.is_empty() && self.fetch.server.availability().is_none()
             {
                 return self.fetch.server.fault().unwrap_or_default();
             }
@@ -141,8 +142,8 @@ impl<K: Copy + Send + Sync + 'static> Task<K> {
     fn on_request(&mut self, request: Request) -> Option<Message> {
         let reject = Some(Message::Reject(request));
         let Some(bytes) = self.byte_range(request) else { return reject };
-        if self.fetch.server.lacks(&bytes) {
-            self.lacking.insert(request.piece);
+        if self.fetch.server.is_missing(&bytes) {
+            self.missing_pieces.insert(request.piece);
             return reject;
         }
         let mut requests = lock(&self.requests);
@@ -192,16 +193,16 @@ impl<K: Copy + Send + Sync + 'static> Task<K> {
         let left = lock(&self.requests).put_back(id, &run);
         match result {
             Ok(()) if left == 0 => {
-                self.faults = 0;
+                self.failures = 0;
                 self.fetch.server.mark_working();
                 Vec::new()
             }
             Ok(()) => self.on_failure("its answer is incomplete".into(), None, Some(&run)),
             Err(Fault { why, remedy: Remedy::Retry(after) }) => self.on_failure(why, after, Some(&run)),
-            Err(Fault { why, remedy: Remedy::Lacks(bytes) }) => {
+            Err(Fault { why, remedy: Remedy::Missing(bytes) }) => {
                 self.fetch.server.mark_missing(bytes.clone(), &why);
                 let requests = lock(&self.requests).take_touching(&bytes);
-                self.lacking.extend(requests.iter().map(|request| request.piece));
+                self.missing_pieces.extend(requests.iter().map(|request| request.piece));
                 requests.into_iter().map(Message::Reject).collect()
             }
         }
@@ -210,13 +211,13 @@ impl<K: Copy + Send + Sync + 'static> Task<K> {
     /// Handles a failure. The first one may be chance, because servers close connections as they like. After more, or
     /// if the server asks for it, the server is paused.
     fn on_failure(&mut self, why: String, after: Option<Duration>, run: Option<&Range<u64>>) -> Vec<Message> {
-        self.faults = self.faults.saturating_add(1);
-        if self.faults == 1 && after.is_none() && run.is_some() {
+        self.failures = self.failures.saturating_add(1);
+        if self.failures == 1 && after.is_none() && run.is_some() {
             tracing::debug!(seed = %self.fetch.server.url(), ?run, "web seed is retried: {why}");
             return Vec::new();
         }
         let wait = after.unwrap_or_else(|| {
-            let doubled = FIRST_WAIT * (1 << self.faults.saturating_sub(2).min(10));
+            let doubled = FIRST_WAIT * (1 << self.failures.saturating_sub(2).min(10));
             doubled.min(LONGEST_WAIT).mul_f64(rand::random_range(0.75..1.25))
         });
         self.fetch.server.mark_failing(&why, wait);
@@ -229,7 +230,7 @@ impl<K: Copy + Send + Sync + 'static> Task<K> {
         std::iter::once(Message::Choke).chain(requests.into_iter().map(Message::Reject)).collect()
     }
 
-    /// Handles the end of a pause, or sends a keep-keep_alive_at.
+    /// Handles the end of a pause, or sends a keep-alive.
     fn on_wakeup(&mut self) -> Vec<Message> {
         if self.paused_until.is_some_and(|until| Instant::now() >= until) {
             self.paused_until = None;

@@ -1,4 +1,4 @@
-//! `torrentfs check` and `torrentfs show`: of torrents that others made, what is said, to whom, and with which code.
+//! `torrentfs check` and `torrentfs show`: output for people and for programs, and exit codes.
 
 use std::fs::{self, File, Permissions};
 use std::io::{BufRead, BufReader, Write};
@@ -20,8 +20,8 @@ fn output(dir: &Path, args: &[&str]) -> Output {
     torrentfs(dir, args).output().unwrap()
 }
 
-/// The exit code and standard output; nothing is on standard error.
-fn said(dir: &Path, args: &[&str]) -> (i32, String) {
+/// Returns the exit code and standard output. Standard error must be empty.
+fn stdout_of(dir: &Path, args: &[&str]) -> (i32, String) {
     let output = output(dir, args);
     assert!(output.stderr.is_empty(), "{output:?}");
     (output.status.code().unwrap(), String::from_utf8(output.stdout).unwrap())
@@ -33,7 +33,7 @@ fn failure(output: &Output) -> (i32, String) {
     (output.status.code().unwrap(), stderr.trim_end().to_owned())
 }
 
-/// `t/a` of 5 pieces, `t/d/b` of 3 pieces and a half, `t/e` of none; `t.torrent` by mktorrent.
+/// Writes `t/a` of 5 pieces, `t/d/b` of 3.5 pieces, the empty `t/e`, and `t.torrent` with mktorrent.
 fn sample(dir: &Path) {
     fs::create_dir_all(dir.join("t/d")).unwrap();
     fs::write(dir.join("t/a"), noise(5 * 32768, 1)).unwrap();
@@ -43,7 +43,7 @@ fn sample(dir: &Path) {
 }
 
 #[test]
-fn what_is_complete_is_said_and_0() {
+fn complete_files_are_reported_with_code_0() {
     if !can_run(&["mktorrent"]) {
         return;
     }
@@ -56,18 +56,18 @@ fn what_is_complete_is_said_and_0() {
             path if path.len() > 9 => format!("{path}{}", dir.display()),
             path => path.to_owned(),
         };
-        let (code, text) = said(dir, &["check", "t.torrent", &full]);
+        let (code, text) = stdout_of(dir, &["check", "t.torrent", &full]);
         assert_eq!(code, 0, "{text}");
         assert!(text.starts_with("complete    ") && text.ends_with("t: 3 files, 272.0 KiB in 9 pieces\n"), "{text}");
     }
-    assert_eq!(said(dir, &["check", "-q", "t.torrent", "t"]), (0, String::new()));
+    assert_eq!(stdout_of(dir, &["check", "-q", "t.torrent", "t"]), (0, String::new()));
     let piped = torrentfs(dir, &["check", "-", "t"]).stdin(File::open(dir.join("t.torrent")).unwrap()).output();
     assert!(piped.unwrap().status.success());
-    assert_eq!(said(dir, &["check", "t.torrent", "t", "--json"]).0, 0);
+    assert_eq!(stdout_of(dir, &["check", "t.torrent", "t", "--json"]).0, 0);
 }
 
 #[test]
-fn what_is_wrong_has_a_line_each_and_6() {
+fn damaged_files_are_reported_in_a_line_each_with_code_6() {
     if !can_run(&["mktorrent"]) {
         return;
     }
@@ -81,10 +81,10 @@ fn what_is_wrong_has_a_line_each_and_6() {
     let before = sh(&format!("cd '{}' && find . -printf '%p %s %T@ %C@ %m\\n' | sort", dir.display()));
     let text = "bad         t/a: 3 of 5 pieces bad: 1-2, 4\n\
                 incomplete  ./t: 2 of 3 files good; of 9 pieces, 6 good, 3 bad, 0 missing; 176.0 KiB of 272.0 KiB good\n";
-    assert_eq!(said(dir, &["check", "t.torrent", "."]), (6, text.to_owned()));
+    assert_eq!(stdout_of(dir, &["check", "t.torrent", "."]), (6, text.to_owned()));
     let after = sh(&format!("cd '{}' && find . -printf '%p %s %T@ %C@ %m\\n' | sort", dir.display()));
-    assert_eq!(before, after, "nothing was written");
-    assert_eq!(said(dir, &["check", "t.torrent", ".", "--quiet"]), (6, String::new()));
+    assert_eq!(before, after, "something was written");
+    assert_eq!(stdout_of(dir, &["check", "t.torrent", ".", "--quiet"]), (6, String::new()));
 
     File::options().write(true).open(dir.join("t/d/b")).unwrap().set_len(40_000).unwrap();
     fs::remove_file(dir.join("t/e")).unwrap();
@@ -92,8 +92,8 @@ fn what_is_wrong_has_a_line_each_and_6() {
                 short       t/d/b: 40000 of 114688 bytes\n\
                 missing     t/e\n\
                 incomplete  t: 0 of 3 files good; of 9 pieces, 3 good, 3 bad, 3 missing; 96.0 KiB of 272.0 KiB good\n";
-    assert_eq!(said(dir, &["check", "t.torrent", "t"]), (6, text.to_owned()));
-    let (code, json) = said(dir, &["check", "t.torrent", "t", "--json"]);
+    assert_eq!(stdout_of(dir, &["check", "t.torrent", "t"]), (6, text.to_owned()));
+    let (code, json) = stdout_of(dir, &["check", "t.torrent", "t", "--json"]);
     let file = |path: &str, size: u64, state: &str, detail: Option<&str>, pieces: u32, bad: u32, missing: u32| {
         serde_json::json!({
             "path": path, "size": size, "state": state, "detail": detail, "pieces": pieces, "bad_pieces": bad,
@@ -118,7 +118,7 @@ fn what_is_wrong_has_a_line_each_and_6() {
 }
 
 #[test]
-fn what_cannot_be_checked_is_one_line() {
+fn a_failed_check_is_reported_in_one_line() {
     if !can_run(&["mktorrent"]) {
         return;
     }
@@ -135,7 +135,7 @@ fn what_cannot_be_checked_is_one_line() {
 }
 
 #[test]
-fn what_cannot_be_read_is_not_good() {
+fn unreadable_files_are_reported() {
     if !can_run(&["mktorrent"]) {
         return;
     }
@@ -145,7 +145,7 @@ fn what_cannot_be_read_is_not_good() {
     fs::set_permissions(dir, Permissions::from_mode(0o755)).unwrap();
     fs::set_permissions(dir.join("t/a"), Permissions::from_mode(0o000)).unwrap();
     let program = dir.join("program");
-    fs::hard_link(TORRENTFS, &program).or_else(|_| fs::copy(TORRENTFS, &program).map(drop)).unwrap();
+    copy_program(&program);
     let mut command = Command::new(program);
     command.args(["check", "t.torrent", "t"]).current_dir(dir);
     if sh("id -u").trim() == "0" {
@@ -157,7 +157,7 @@ fn what_cannot_be_read_is_not_good() {
     assert!(text.contains("unreadable  t/a: Permission denied") && text.contains("5 missing"), "{text}");
 }
 
-/// A torrent with names that would do things to a terminal, and many files.
+/// Makes a torrent of many files with terminal escape sequences in every text.
 fn hostile() -> Vec<u8> {
     let evil = "\u{1b}[31m\u{7}\r\n\u{9b}31m\u{202e}";
     let file = |n: u32| NewFile {
@@ -186,7 +186,7 @@ fn assert_harmless(text: &[u8]) {
 }
 
 #[test]
-fn names_do_nothing_to_a_terminal() {
+fn escape_sequences_in_names_are_replaced() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     fs::write(dir.join("evil.torrent"), hostile()).unwrap();
@@ -212,7 +212,7 @@ fn names_do_nothing_to_a_terminal() {
 }
 
 #[test]
-fn a_reader_that_has_seen_enough_is_no_fault() {
+fn a_closed_pipe_is_no_error() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("many.torrent"), hostile()).unwrap();
     for args in [&["show", "many.torrent"][..], &["show", "many.torrent", "--json"], &["check", "many.torrent", "."]] {
@@ -227,7 +227,7 @@ fn a_reader_that_has_seen_enough_is_no_fault() {
 }
 
 #[test]
-fn colours_are_for_terminals() {
+fn only_terminals_get_colours() {
     if !can_run(&["script"]) {
         return;
     }
@@ -236,11 +236,11 @@ fn colours_are_for_terminals() {
     let on_terminal = |env: &str| sh(&format!("TERM=xterm {env} script -qec \"'{TORRENTFS}' show {link}\" /dev/null"));
     assert!(on_terminal("").contains("\u{1b}[1mInfo hash"));
     assert!(!on_terminal("NO_COLOR=1").contains('\u{1b}'));
-    assert!(!said(dir.path(), &["show", link]).1.contains('\u{1b}'));
+    assert!(!stdout_of(dir.path(), &["show", link]).1.contains('\u{1b}'));
 }
 
 #[test]
-fn anything_that_names_a_torrent_is_shown() {
+fn every_kind_of_source_is_shown() {
     if !can_run(&["mktorrent"]) {
         return;
     }
@@ -254,10 +254,10 @@ fn anything_that_names_a_torrent_is_shown() {
     let bytes = fs::read(dir.join("f.torrent")).unwrap();
     let torrent = Metainfo::parse(&bytes).unwrap();
     let (hash, magnet) = (torrent.info_hash.to_string(), torrent.magnet().to_string());
-    let (code, page) = said(dir, &["show", "f.torrent"]);
+    let (code, page) = stdout_of(dir, &["show", "f.torrent"]);
     let expected = format!(
         "Name         f\nInfo hash    {hash}\nMagnet link  {magnet}\nSize         97.7 KiB (100000 bytes) in 1 file\n\
-         Pieces       4 of 32.0 KiB\nPrivate      yes: peers come from the trackers alone\n\
+         Pieces       4 of 32.0 KiB\nPrivate      yes: peers come from the trackers only\n\
          Trackers     http://a/x\n             http://b/x\n  then       udp://c:1\nWeb seeds    http://w/\n\
          Created by   mktorrent 1.1\nSource       src\nComment      a b\n\n  97.7 KiB  f\n"
     );
@@ -267,7 +267,7 @@ fn anything_that_names_a_torrent_is_shown() {
     piped.stdin.take().unwrap().write_all(&bytes).unwrap();
     assert_eq!(piped.wait_with_output().unwrap().stdout, expected.as_bytes());
 
-    let json: serde_json::Value = serde_json::from_str(&said(dir, &["show", "f.torrent", "--json"]).1).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&stdout_of(dir, &["show", "f.torrent", "--json"]).1).unwrap();
     assert_eq!(
         json,
         serde_json::json!({
@@ -279,8 +279,8 @@ fn anything_that_names_a_torrent_is_shown() {
         })
     );
 
-    // The link says what a link can.
-    let json: serde_json::Value = serde_json::from_str(&said(dir, &["show", &magnet, "--json"]).1).unwrap();
+    // A link has fewer fields.
+    let json: serde_json::Value = serde_json::from_str(&stdout_of(dir, &["show", &magnet, "--json"]).1).unwrap();
     assert_eq!(
         json,
         serde_json::json!({
@@ -293,7 +293,7 @@ fn anything_that_names_a_torrent_is_shown() {
         assert!(code == 3 && line.starts_with("torrentfs: cannot show ") && line.contains(word), "{line}");
     }
 
-    // From a web server, which serves once.
+    // A URL. The server answers one request.
     let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/f.torrent", server.local_addr().unwrap());
     let serving = std::thread::spawn(move || {
@@ -303,6 +303,6 @@ fn anything_that_names_a_torrent_is_shown() {
         write!(client, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", bytes.len()).unwrap();
         client.write_all(&bytes).unwrap();
     });
-    assert_eq!(said(dir, &["show", &url]), (0, expected));
+    assert_eq!(stdout_of(dir, &["show", &url]), (0, expected));
     serving.join().unwrap();
 }

@@ -1,4 +1,4 @@
-//! What is configured, by the program itself: which layer goes before which, what a mistake says, and the log.
+//! Configuration: the precedence of file, environment and flags, messages for mistakes, and the log.
 
 use std::fs;
 use std::path::Path;
@@ -9,7 +9,7 @@ use crate::support::*;
 
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// The program, with a home of its own.
+/// Returns the command with its own configuration and cache directories.
 fn torrentfs(home: &Path, args: &[&str], environment: &[(&str, &str)]) -> Command {
     let mut command = Command::new(TORRENTFS);
     command.args(args).env("XDG_CONFIG_HOME", home.join("config")).env("XDG_CACHE_HOME", home.join("cache"));
@@ -21,7 +21,7 @@ fn output(home: &Path, args: &[&str], environment: &[(&str, &str)]) -> Output {
     torrentfs(home, args, environment).output().unwrap()
 }
 
-/// Writes the user's own file; its path.
+/// Writes the user's configuration file. Returns its path.
 fn configure(home: &Path, text: &str) -> String {
     let dir = home.join("config/torrentfs");
     fs::create_dir_all(&dir).unwrap();
@@ -30,7 +30,7 @@ fn configure(home: &Path, text: &str) -> String {
 }
 
 #[test]
-fn the_environment_goes_before_the_file_and_each_value_tells_where_it_comes_from() {
+fn the_environment_overrides_the_file_and_each_value_has_its_source() {
     let home = tempfile::tempdir().unwrap();
     let home = home.path();
     let file = configure(home, "# mine\nmemory = '64MiB'\ncache_size = '2GiB'\nno_dht = true\n");
@@ -55,21 +55,21 @@ fn the_environment_goes_before_the_file_and_each_value_tells_where_it_comes_from
     let other = other.to_str().unwrap();
     let all = entries(&["--config", other, "config", "--json"]);
     assert_eq!(of(&all, "verify"), (true.into(), format!("{other}:1")));
-    assert_eq!(of(&all, "memory").1, "default", "the named file stands for the user's own");
+    assert_eq!(of(&all, "memory").1, "default", "the given file replaces the user's");
 
     let text = String::from_utf8(output(home, &["config"], &environment).stdout).unwrap();
     assert!(text.contains(&format!("memory = \"64MiB\"  # {file}:2\n")), "{text}");
 }
 
 #[test]
-fn a_mistake_is_one_line_that_says_where_it_is() {
+fn a_mistake_is_reported_in_one_line_with_its_place() {
     let home = tempfile::tempdir().unwrap();
     let home = home.path();
     let file = configure(home, "memory = '64MiB'\n\ncache_sise = '1GiB'\n");
     for args in [&["config"][..], &["mount", "a.torrent", "/mnt"]] {
         let refused = output(home, args, &[]);
-        let said = String::from_utf8(refused.stderr).unwrap();
-        assert_eq!(said, format!("torrentfs: {file}:3: unknown key \"cache_sise\"; did you mean \"cache_size\"?\n"));
+        let text = String::from_utf8(refused.stderr).unwrap();
+        assert_eq!(text, format!("torrentfs: {file}:3: unknown key \"cache_sise\"; did you mean \"cache_size\"?\n"));
         assert_eq!(refused.status.code(), Some(2));
     }
     configure(home, "");
@@ -79,9 +79,9 @@ fn a_mistake_is_one_line_that_says_where_it_is() {
     assert_eq!(missing.status.code(), Some(2), "{missing:?}");
 }
 
-/// A mount does as configured; its log is in the form asked for, and a passkey is in none of it.
+/// A mount follows its configuration. Its log has the configured format and contains no passkey.
 #[test]
-fn a_mount_obeys_and_its_log_keeps_secrets() {
+fn a_mount_follows_its_configuration_and_logs_no_secrets() {
     if !can_run(&["mktorrent"]) {
         return;
     }
@@ -103,26 +103,26 @@ fn a_mount_obeys_and_its_log_keeps_secrets() {
     let mut command = torrentfs(home, &["mount", "-f", "-vv"], &[("TORRENTFS_NO_DHT", "1")]);
     command.args(["--no-lsd", "--no-port-mapping"]).args([&film, &mnt]);
     let mut mount = Process::start(command.stdout(Stdio::null()).stderr(fs::File::create(&log).unwrap()));
-    wait_until("it is mounted", LIMIT, || is_mounted(&mnt) && mnt.join("film.bin").exists());
-    assert!(fs::read(mnt.join("film.bin")).is_err(), "there is nobody to have it from");
-    assert!(here.join("lock").exists(), "the cache is where it was configured");
-    let said = || fs::read_to_string(&log).unwrap();
-    wait_until("the tracker's fault is logged", LIMIT, || said().contains("announce failed"));
+    wait_until("the mount is there", LIMIT, || is_mounted(&mnt) && mnt.join("film.bin").exists());
+    assert!(fs::read(mnt.join("film.bin")).is_err(), "there is no peer to read from");
+    assert!(here.join("lock").exists(), "the cache is not where it was configured");
+    let text = || fs::read_to_string(&log).unwrap();
+    wait_until("the tracker's error is logged", LIMIT, || text().contains("announce failed"));
     mount.signal("INT");
-    assert!(mount.wait(LIMIT).is_some_and(|status| status.success()), "{}", said());
-    let said = said();
-    assert!(!said.contains(secret), "{said}");
-    assert!(said.contains("http://127.0.0.1:") && said.contains("/***/announce?***"), "{said}");
-    let lines = said.lines().filter(|line| !line.starts_with("mounted at "));
+    assert!(mount.wait(LIMIT).is_some_and(|status| status.success()), "{}", text());
+    let text = text();
+    assert!(!text.contains(secret), "{text}");
+    assert!(text.contains("http://127.0.0.1:") && text.contains("/***/announce?***"), "{text}");
+    let lines = text.lines().filter(|line| !line.starts_with("mounted at "));
     let failed = lines.map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap_or_else(|_| panic!("{line}")));
-    assert!(failed.filter(|line| line["level"] == "WARN").count() > 0, "{said}");
+    assert!(failed.filter(|line| line["level"] == "WARN").count() > 0, "{text}");
     let refused = output(home, &["mount", "-f", &format!("{tracker}&x.torrent"), mnt.to_str().unwrap()], &[]);
     assert!(!String::from_utf8_lossy(&refused.stderr).contains(secret), "{refused:?}");
 }
 
-/// `on_demand = true` in the file, and each way to have it otherwise for once.
+/// The file has `on_demand = true`. Every other source overrides it.
 #[test]
-fn a_flag_an_option_and_a_variable_switch_off_what_a_file_switches_on() {
+fn a_flag_an_option_and_a_variable_override_the_file() {
     let _turn = turn();
     let home = tempfile::tempdir().unwrap();
     let home = home.path();
@@ -137,7 +137,7 @@ fn a_flag_an_option_and_a_variable_switch_off_what_a_file_switches_on() {
         (&["--on-demand=false"], &[], false),
         (&["-o", "on_demand=false"], &[], false),
         (&[], &[("TORRENTFS_ON_DEMAND", "false")], false),
-        // Bare it takes nothing but itself, and goes before the variable.
+        // Without a value, the flag means true, and it overrides the variable.
         (&["--on-demand"], &[("TORRENTFS_ON_DEMAND", "false")], true),
     ] {
         let args = [&["mount", "--bind", "127.0.0.1"], flags, &[&torrent, &mnt]].concat();
@@ -151,10 +151,9 @@ fn a_flag_an_option_and_a_variable_switch_off_what_a_file_switches_on() {
     }
 }
 
-/// A cache of which every mount is told, by a file, a variable or nobody, is none that a second mount is refused for; and
-/// each finds its pieces again.
+/// Mounts at the same time share a configured cache directory, with a cache of their own in it, and find it again.
 #[test]
-fn mounts_at_once_have_a_cache_each_and_find_it_again() {
+fn mounts_at_once_have_separate_caches_and_find_them_again() {
     let _turn = turn();
     let tmp = tempfile::tempdir().unwrap();
     let home = tmp.path().canonicalize().unwrap();
@@ -193,24 +192,24 @@ fn mounts_at_once_have_a_cache_each_and_find_it_again() {
         let unmount = |mountpoint: &str| assert!(output(home, &["unmount", mountpoint], &[]).status.success());
         let fetching = ["--peer", &peer];
         assert!(mount(&one, &fetching).contains(&format!("log: {shared}/torrentfs.log")));
-        let said = mount(&two, &fetching);
-        let log = said.lines().find_map(|line| line.strip_prefix("log: ")).unwrap();
+        let text = mount(&two, &fetching);
+        let log = text.lines().find_map(|line| line.strip_prefix("log: ")).unwrap();
         let dir = Path::new(log).parent().unwrap();
-        assert!(dir.parent() == Some(&Path::new(shared).join("mounts")) && dir.join("lock").exists(), "{said}");
+        assert!(dir.parent() == Some(&Path::new(shared).join("mounts")) && dir.join("lock").exists(), "{text}");
         for mountpoint in [&one, &two] {
             assert!(fs::read(Path::new(mountpoint).join("film.bin")).unwrap() == data);
         }
-        // The same place twice is no reason for another cache.
+        // A second mount at the same mountpoint gets no other cache.
         let twice = output(home, &["mount", &torrent, &two], &environment);
         assert_eq!(twice.status.code(), Some(4), "{twice:?}");
         unmount(&one);
         unmount(&two);
-        // They are told of nobody now.
+        // Without a peer, all bytes come from the caches.
         let nobody = ["--read-timeout", "1s"];
-        assert!(mount(&two, &nobody).contains(&format!("log: {log}")), "its own, though the other one is free");
+        assert!(mount(&two, &nobody).contains(&format!("log: {log}")), "a mount did not get its own cache again");
         assert!(mount(&one, &nobody).contains(&format!("log: {shared}/torrentfs.log")));
         for mountpoint in [&one, &two] {
-            assert!(fs::read(Path::new(mountpoint).join("film.bin")).unwrap() == data, "it is found again");
+            assert!(fs::read(Path::new(mountpoint).join("film.bin")).unwrap() == data, "the cache was not found again");
             unmount(mountpoint);
         }
         assert_eq!(fs::read_dir(Path::new(shared).join("mounts")).unwrap().count(), 1);

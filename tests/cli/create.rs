@@ -1,4 +1,4 @@
-//! `torrentfs create`: what it makes of files, and of those that are no torrent's, or do not keep still.
+//! `torrentfs create`: the torrents that it makes, and the files that it refuses.
 
 use std::ffi::OsStr;
 use std::fs::{self, File, Permissions};
@@ -18,7 +18,7 @@ use proptest::prelude::*;
 use torrentfs::metainfo::{FileKind, Metainfo, NewTorrent};
 use torrentfs::payload::{self, Found, Walk};
 
-/// The program in a directory.
+/// Returns the command in a directory.
 fn torrentfs(dir: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(TORRENTFS);
     command.args(args).current_dir(dir).env_remove("TORRENTFS_LOG").env_remove("SOURCE_DATE_EPOCH");
@@ -29,16 +29,16 @@ fn output(dir: &Path, args: &[&str]) -> Output {
     torrentfs(dir, args).stdin(Stdio::null()).output().unwrap()
 }
 
-/// The one line of a failure with this code.
+/// Returns the one line of a failure with this exit code.
 fn failure(output: &Output, code: i32) -> String {
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(code), "{stderr}");
     assert!(output.stdout.is_empty(), "{output:?}");
     assert_eq!(stderr.lines().count(), 1, "one line: {stderr}");
-    stderr.trim_end().strip_prefix("torrentfs: ").expect("says who failed").to_owned()
+    stderr.trim_end().strip_prefix("torrentfs: ").expect("the program's name").to_owned()
 }
 
-/// Files as the walk found them, and the torrent of them that is yet to be hashed.
+/// Returns the files of a directory and their torrent, without hashes.
 fn found(tree: &Path) -> (Vec<Found>, NewTorrent) {
     let files = payload::walk(tree, &Walk { hidden: true, executable: true, ..Walk::default() }).unwrap().0;
     let torrent = NewTorrent {
@@ -50,7 +50,7 @@ fn found(tree: &Path) -> (Vec<Found>, NewTorrent) {
     (files, torrent)
 }
 
-/// Hashes what was found; `meanwhile` runs after the first piece. The first fault, if there is one.
+/// Hashes the files and runs `meanwhile` after the first piece. Returns the first error, if there is one.
 fn hashes(files: &[Found], draft: &Metainfo, meanwhile: impl FnOnce() + Send) -> Result<Vec<[u8; 20]>, String> {
     let hashes = Mutex::new(vec![[0; 20]; draft.layout.lengths().pieces() as usize]);
     let (fault, meanwhile) = (Mutex::new(None), Mutex::new(Some(meanwhile)));
@@ -72,7 +72,7 @@ fn hashes(files: &[Found], draft: &Metainfo, meanwhile: impl FnOnce() + Send) ->
 }
 
 #[test]
-fn a_file_that_changes_meanwhile_makes_no_torrent() {
+fn a_file_that_changes_while_it_is_hashed_makes_no_torrent() {
     type Change = fn(&Path);
     let changes: [(&str, Change); 6] = [
         ("grows", |path| File::options().append(true).open(path).unwrap().write_all(b"x").unwrap()),
@@ -96,7 +96,7 @@ fn a_file_that_changes_meanwhile_makes_no_torrent() {
             let (files, torrent) = found(dir.path());
             let draft = torrent.draft().unwrap();
             assert!(hashes(&files, &draft, || {}).is_ok());
-            // Clocks of files tick only so often.
+            // Timestamps of files have a coarse clock.
             wait_until("the clock ticks", std::time::Duration::from_secs(5), || {
                 fs::write(dir.path().join("tick"), "").unwrap();
                 let ticked = fs::metadata(dir.path().join("tick")).unwrap().modified().unwrap();
@@ -113,7 +113,7 @@ fn a_file_that_changes_meanwhile_makes_no_torrent() {
 }
 
 #[test]
-fn a_file_that_is_written_to_all_the_time_is_refused_in_one_line() {
+fn a_file_that_is_written_continuously_is_refused_in_one_line() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("log"), noise(64 << 20, 1)).unwrap();
     let file = File::options().write(true).open(dir.path().join("log")).unwrap();
@@ -130,7 +130,7 @@ fn a_file_that_is_written_to_all_the_time_is_refused_in_one_line() {
         let line = failure(&made, 1);
         assert!(line.contains("log") && line.contains("changed while it was read"), "{line}");
     });
-    assert_eq!(names_in(dir.path()), ["log"], "no torrent, and nothing else is left behind");
+    assert_eq!(names_in(dir.path()), ["log"], "something was left behind");
 }
 
 fn names_in(dir: &Path) -> Vec<String> {
@@ -140,11 +140,11 @@ fn names_in(dir: &Path) -> Vec<String> {
     names
 }
 
-/// The program as a user who may not read everything.
+/// Runs the program as an unprivileged user.
 fn as_nobody(dir: &Path, args: &[&str]) -> Output {
     let program = dir.join("torrentfs-for-nobody");
-    if !program.exists() && fs::hard_link(TORRENTFS, &program).is_err() {
-        fs::copy(TORRENTFS, &program).unwrap();
+    if !program.exists() {
+        copy_program(&program);
     }
     let mut command = Command::new(&program);
     command.args(args).current_dir(dir).stdin(Stdio::null());
@@ -155,7 +155,7 @@ fn as_nobody(dir: &Path, args: &[&str]) -> Output {
 }
 
 #[test]
-fn what_cannot_be_read_is_told_at_once() {
+fn unreadable_files_are_refused_before_hashing() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     fs::set_permissions(dir, Permissions::from_mode(0o777)).unwrap();
@@ -170,7 +170,7 @@ fn what_cannot_be_read_is_told_at_once() {
     }
     assert!(as_nobody(dir, &["create", "tree", "--ignore", "d/", "-o", "less.torrent"]).status.success());
     fs::set_permissions(dir.join("tree/d"), Permissions::from_mode(0o755)).unwrap();
-    // And where it cannot write.
+    // A directory that cannot be written to.
     fs::create_dir(dir.join("locked")).unwrap();
     fs::set_permissions(dir.join("locked"), Permissions::from_mode(0o555)).unwrap();
     let line = failure(&as_nobody(dir, &["create", "tree/a", "-q", "-o", "locked/a.torrent"]), 1);
@@ -178,7 +178,7 @@ fn what_cannot_be_read_is_told_at_once() {
 }
 
 #[test]
-fn what_a_torrent_cannot_hold_is_refused_in_one_line() {
+fn files_that_a_torrent_cannot_contain_are_refused_in_one_line() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     fs::create_dir(dir.join("tree")).unwrap();
@@ -226,17 +226,17 @@ fn what_a_torrent_cannot_hold_is_refused_in_one_line() {
 }
 
 #[test]
-fn the_torrent_goes_where_it_is_wanted_and_over_nothing() {
+fn the_output_path_is_respected_and_nothing_is_overwritten() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     fs::create_dir_all(dir.join("tree/.git")).unwrap();
     fs::create_dir(dir.join("out")).unwrap();
     fs::write(dir.join("tree/a"), noise(100_000, 1)).unwrap();
     let made = output(dir, &["create", "tree", "--piece-length", "16KiB"]);
-    let said = String::from_utf8_lossy(&made.stdout);
+    let text = String::from_utf8_lossy(&made.stdout);
     let hash = Metainfo::parse(&fs::read(dir.join("tree.torrent")).unwrap()).unwrap().info_hash.to_string();
     assert_eq!(
-        said,
+        text,
         format!(
             "tree.torrent: 1 file, 97.7 KiB in 7 pieces of 16.0 KiB\ninfo hash: {hash}\n\
              magnet link: magnet:?xt=urn:btih:{hash}&dn=tree\n"
@@ -254,7 +254,7 @@ fn the_torrent_goes_where_it_is_wanted_and_over_nothing() {
     let line = failure(&output(dir, &["create", "tree", "-q", "-o", "no/where.torrent"]), 1);
     assert!(line.starts_with("cannot write no/where.torrent: No such file"), "{line}");
 
-    // To standard output, with the words elsewhere.
+    // To standard output, with the messages on standard error.
     let piped = output(dir, &["create", "tree", "-o", "-"]);
     assert_eq!(Metainfo::parse(&piped.stdout).unwrap().info_hash, Metainfo::parse(&before).unwrap().info_hash.clone());
     assert!(String::from_utf8_lossy(&piped.stderr).contains("info hash: "), "{piped:?}");
@@ -262,7 +262,7 @@ fn the_torrent_goes_where_it_is_wanted_and_over_nothing() {
     let full = full.unwrap();
     assert!(full.status.code() == Some(1) && String::from_utf8_lossy(&full.stderr).contains("No space"), "{full:?}");
 
-    // Within the tree, and again: it is not a part of itself.
+    // In the directory itself, twice: the torrent does not contain itself.
     for force in [&[][..], &["--force"]] {
         let made = output(&dir.join("tree"), &[&["create", ".", "-q"], force].concat());
         assert!(made.status.success(), "{made:?}");
@@ -272,7 +272,7 @@ fn the_torrent_goes_where_it_is_wanted_and_over_nothing() {
 }
 
 #[test]
-fn the_result_is_told_to_programs_too() {
+fn the_result_is_printed_as_json() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     fs::create_dir_all(dir.join("tree/none")).unwrap();
@@ -293,7 +293,7 @@ fn the_result_is_told_to_programs_too() {
     assert!(made.stderr.is_empty() && made.stdout.ends_with(b"}\n"), "{made:?}");
 }
 
-/// A terminal has a bar and what else is there stays; elsewhere there is none.
+/// A terminal gets a progress bar, a pipe does not.
 #[test]
 fn progress_is_shown_on_a_terminal() {
     if !can_run(&["script"]) {
@@ -306,8 +306,8 @@ fn progress_is_shown_on_a_terminal() {
         let line = format!("cd '{}' && script -qec \"'{TORRENTFS}' create large -f {args}\" /dev/null", dir.display());
         sh(&line)
     };
-    let said = on_terminal("");
-    assert!(said.contains("hashing large [") && said.contains("info hash: "), "{said}");
+    let text = on_terminal("");
+    assert!(text.contains("hashing large [") && text.contains("info hash: "), "{text}");
     assert_eq!(on_terminal("-q"), "");
     let piped = output(dir, &["create", "large", "-f"]);
     assert!(piped.stderr.is_empty(), "{piped:?}");
@@ -321,7 +321,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
 
     #[test]
-    fn what_is_made_is_what_was_there(
+    fn a_torrent_describes_its_files(
         files in proptest::collection::vec(
             (proptest::collection::vec(a_name(), 1..4), 0usize..60_000, any::<bool>()), 1..12,
         ),

@@ -1,4 +1,4 @@
-//! `torrentfs edit`: what changes, what does not, and that nobody's torrent is lost.
+//! `torrentfs edit`: what it changes, what it keeps, and that it never loses a torrent.
 
 use std::fs::{self, File, Permissions};
 use std::io::Write;
@@ -19,8 +19,8 @@ fn output(dir: &Path, args: &[&str]) -> Output {
     torrentfs(dir, &[&["edit"], args].concat()).output().unwrap()
 }
 
-/// What it says where it succeeds.
-fn said(dir: &Path, args: &[&str]) -> String {
+/// Returns standard output of a command that must succeed.
+fn stdout_of(dir: &Path, args: &[&str]) -> String {
     let output = output(dir, args);
     assert!(output.status.success() && output.stderr.is_empty(), "{args:?}: {output:?}");
     String::from_utf8(output.stdout).unwrap()
@@ -37,7 +37,7 @@ fn read(path: &Path) -> Metainfo {
     Metainfo::parse(&fs::read(path).unwrap()).unwrap()
 }
 
-/// `f.torrent`, by mktorrent, with two tiers.
+/// Writes `f.torrent` with mktorrent, with two tiers of trackers.
 fn sample(dir: &Path) {
     fs::write(dir.join("f"), noise(100_000, 1)).unwrap();
     let line = "mktorrent -d -l 15 -a http://a/x,http://b/x -a udp://c:1 -w http://w/ -c old -o f.torrent f";
@@ -62,18 +62,18 @@ fn everything_but_the_info_can_change() {
     let torrent = dir.join("f.torrent");
     let before = read(&torrent);
     let edit = |args: &[&str]| {
-        let said = said(dir, &[&["f.torrent"], args].concat());
+        let text = stdout_of(dir, &[&["f.torrent"], args].concat());
         let after = read(&torrent);
         assert_eq!(after.info, before.info);
-        (said.strip_prefix("f.torrent: ").unwrap().trim_end().to_owned(), after)
+        (text.strip_prefix("f.torrent: ").unwrap().trim_end().to_owned(), after)
     };
-    let (said, after) = edit(&["--add-tracker", "http://d/x,http://a/x"]);
-    assert_eq!(said, "trackers +http://d/x");
+    let (text, after) = edit(&["--add-tracker", "http://d/x,http://a/x"]);
+    assert_eq!(text, "trackers +http://d/x");
     assert_eq!(after.trackers, [vec!["http://a/x", "http://b/x"], vec!["udp://c:1"], vec!["http://d/x"]]);
-    let (said, after) = edit(&["--remove-tracker", "http://b/x", "--replace-tracker", "udp://c:1", "udp://e:1"]);
-    assert_eq!(said, "trackers -http://b/x -udp://c:1 +udp://e:1");
+    let (text, after) = edit(&["--remove-tracker", "http://b/x", "--replace-tracker", "udp://c:1", "udp://e:1"]);
+    assert_eq!(text, "trackers -http://b/x -udp://c:1 +udp://e:1");
     assert_eq!(after.trackers, [["http://a/x"], ["udp://e:1"], ["http://d/x"]]);
-    assert_eq!(edit(&["--remove-tracker", "http://never/"]).0, "nothing changes");
+    assert_eq!(edit(&["--remove-tracker", "http://never/"]).0, "no changes");
     let (_, after) = edit(&["--tracker", "http://one/"]);
     assert_eq!(after.trackers, [["http://one/"]]);
     assert!(!fs::read(&torrent).unwrap().windows(13).any(|part| part == b"announce-list"));
@@ -86,16 +86,16 @@ fn everything_but_the_info_can_change() {
     assert_eq!(edit(&["--web-seed", "ftp://z/"]).1.web_seeds, ["ftp://z/"]);
     assert_eq!(edit(&["--no-web-seeds"]).1.web_seeds, [""; 0]);
 
-    let (said, after) = edit(&["--comment", "new\u{e9}", "--created-by", "me", "--date", "2020-09-13T12:26:40Z"]);
-    assert_eq!(said, "comment \"new\u{e9}\"; created by \"me\"; date 2020-09-13 12:26:40 UTC");
+    let (text, after) = edit(&["--comment", "new\u{e9}", "--created-by", "me", "--date", "2020-09-13T12:26:40Z"]);
+    assert_eq!(text, "comment \"new\u{e9}\"; created by \"me\"; date 2020-09-13 12:26:40 UTC");
     assert_eq!((after.comment.as_deref(), after.created_by.as_deref()), (Some("new\u{e9}"), Some("me")));
-    let (said, after) = edit(&["--comment", "", "--created-by", "", "--date", "none"]);
-    assert_eq!(said, "no comment; no created by; no date");
+    let (text, after) = edit(&["--comment", "", "--created-by", "", "--date", "none"]);
+    assert_eq!(text, "comment: none; created by: none; date: none");
     assert_eq!((after.comment, after.created_by, after.creation_date), (None, None, None));
 }
 
 #[test]
-fn a_new_name_is_another_torrent_and_that_is_said() {
+fn renaming_makes_another_torrent_and_says_so() {
     if !can_run(&["mktorrent"]) {
         return;
     }
@@ -103,22 +103,22 @@ fn a_new_name_is_another_torrent_and_that_is_said() {
     let dir = dir.path();
     sample(dir);
     let old = read(&dir.join("f.torrent"));
-    let said = said(dir, &["f.torrent", "--rename", "g", "-o", "g.torrent"]);
+    let text = stdout_of(dir, &["f.torrent", "--rename", "g", "-o", "g.torrent"]);
     let new = read(&dir.join("g.torrent"));
     let expected = format!(
-        "f.torrent: name \"g\": it is ANOTHER TORRENT now, info hash {} in place of {}\n",
+        "f.torrent: name \"g\": this is ANOTHER TORRENT, with the info hash {} instead of {}\n",
         new.info_hash, old.info_hash
     );
-    assert_eq!(said, expected);
-    assert_eq!(read(&dir.join("f.torrent")).info_hash, old.info_hash, "the old one is still there");
-    // As if it had been made so.
+    assert_eq!(text, expected);
+    assert_eq!(read(&dir.join("f.torrent")).info_hash, old.info_hash, "the original changed");
+    // A torrent made with that name is the same.
     sh(&format!("cd '{}' && mktorrent -d -n g -l 15 -o made.torrent f", dir.display()));
     assert_eq!(read(&dir.join("made.torrent")).info, new.info);
     assert_eq!(output(dir, &["f.torrent", "--rename", "a/b"]).status.code(), Some(2));
 }
 
 #[test]
-fn where_it_goes_and_what_is_left_alone() {
+fn only_the_chosen_output_is_written() {
     if !can_run(&["mktorrent"]) {
         return;
     }
@@ -128,7 +128,7 @@ fn where_it_goes_and_what_is_left_alone() {
     let torrent = dir.join("f.torrent");
     let before = fs::read(&torrent).unwrap();
     let change = ["--comment", "x"];
-    let with = |args: &[&str]| said(dir, &[args, &change].concat());
+    let with = |args: &[&str]| stdout_of(dir, &[args, &change].concat());
 
     assert_eq!(with(&["f.torrent", "--dry-run"]), "f.torrent: would change: comment \"x\"\n");
     assert_eq!(fs::read(&torrent).unwrap(), before);
@@ -140,7 +140,7 @@ fn where_it_goes_and_what_is_left_alone() {
     assert_eq!(read(&dir.join("new.torrent")).comment.as_deref(), Some("x"));
     with(&["f.torrent", "--output", "new.torrent", "--force"]);
 
-    // By a link, the file that it leads to; its mode stays.
+    // A link is followed, and the file keeps its mode.
     fs::set_permissions(&torrent, Permissions::from_mode(0o640)).unwrap();
     symlink("f.torrent", dir.join("link.torrent")).unwrap();
     with(&["link.torrent"]);
@@ -148,8 +148,8 @@ fn where_it_goes_and_what_is_left_alone() {
     assert_eq!(read(&torrent).comment.as_deref(), Some("x"));
     assert_eq!(fs::metadata(&torrent).unwrap().permissions().mode() & 0o777, 0o640);
     let edited = fs::metadata(&torrent).unwrap().modified().unwrap();
-    assert_eq!(with(&["f.torrent"]), "f.torrent: nothing changes\n");
-    assert_eq!(fs::metadata(&torrent).unwrap().modified().unwrap(), edited, "then it is not written");
+    assert_eq!(with(&["f.torrent"]), "f.torrent: no changes\n");
+    assert_eq!(fs::metadata(&torrent).unwrap().modified().unwrap(), edited, "an unchanged torrent was written");
 
     // Through pipes.
     let mut piped = torrentfs(dir, &["edit", "-", "--comment", "p"]);
@@ -159,7 +159,7 @@ fn where_it_goes_and_what_is_left_alone() {
     assert_eq!(Metainfo::parse(&piped.stdout).unwrap().comment.as_deref(), Some("p"));
     assert_eq!(String::from_utf8_lossy(&piped.stderr), "-: comment \"p\"\n");
 
-    // Several, of which one is none: it is told, and the others are edited.
+    // Of several torrents one is broken: it is reported, and the others are edited.
     fs::write(dir.join("broken.torrent"), "de").unwrap();
     let several = output(dir, &["f.torrent", "broken.torrent", "new.torrent", "--comment", "z"]);
     assert_eq!(several.status.code(), Some(3));
@@ -176,7 +176,7 @@ fn where_it_goes_and_what_is_left_alone() {
     assert_eq!(names_in(dir), ["broken.torrent", "f", "f.torrent", "link.torrent", "new.torrent"]);
 }
 
-/// On a filesystem that is full, the old torrent stays as it is.
+/// On a full filesystem the torrent keeps its content.
 #[test]
 fn a_full_disk_loses_nothing() {
     if !can_run(&["mktorrent"]) || sh("id -u").trim() != "0" {
@@ -186,8 +186,8 @@ fn a_full_disk_loses_nothing() {
     let dir = lab.path("full");
     fs::create_dir(&dir).unwrap();
     if !run("mount", &["-t", "tmpfs", "-o", "size=256k", "tmpfs", dir.to_str().unwrap()]).status.success() {
-        assert!(std::env::var_os("CI").is_none(), "a tmpfs can be mounted");
-        eprintln!("left out: no tmpfs can be mounted here");
+        assert!(std::env::var_os("CI").is_none(), "no tmpfs can be mounted here");
+        eprintln!("skipped: no tmpfs can be mounted here");
         return;
     }
     sample(lab.dir.path());
@@ -202,7 +202,7 @@ fn a_full_disk_loses_nothing() {
 }
 
 #[test]
-fn the_result_is_told_to_programs_too() {
+fn the_result_is_printed_as_json() {
     if !can_run(&["mktorrent"]) {
         return;
     }
@@ -210,7 +210,7 @@ fn the_result_is_told_to_programs_too() {
     let dir = dir.path();
     sample(dir);
     let hash = read(&dir.join("f.torrent")).info_hash.to_string();
-    let lines = said(dir, &["f.torrent", "--json", "--tracker", "http://q/", "--dry-run"]);
+    let lines = stdout_of(dir, &["f.torrent", "--json", "--tracker", "http://q/", "--dry-run"]);
     assert_eq!(
         serde_json::from_str::<serde_json::Value>(&lines).unwrap(),
         serde_json::json!({
@@ -221,13 +221,13 @@ fn the_result_is_told_to_programs_too() {
     );
 }
 
-/// Every sample torrent that loads, odd ones among them, keeps its info and what else it has.
+/// Every sample torrent that loads keeps its info and its other fields.
 #[test]
 fn the_samples_keep_their_info() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/torrents");
     let Ok(entries) = fs::read_dir(&dir) else {
         assert!(std::env::var_os("CI").is_none(), "the sample torrents are missing: {}", dir.display());
-        eprintln!("left out: there are no sample torrents in {}", dir.display());
+        eprintln!("skipped: no sample torrents in {}", dir.display());
         return;
     };
     let scratch = tempfile::tempdir().unwrap();
@@ -237,7 +237,7 @@ fn the_samples_keep_their_info() {
             continue;
         };
         fs::copy(&path, scratch.path().join("t.torrent")).unwrap();
-        said(scratch.path(), &["t.torrent", "--add-tracker", "http://added.example/", "--comment", "edited"]);
+        stdout_of(scratch.path(), &["t.torrent", "--add-tracker", "http://added.example/", "--comment", "edited"]);
         let after = read(&scratch.path().join("t.torrent"));
         assert_eq!(after.info, before.info, "{}", path.display());
         assert_eq!((after.comment.as_deref(), after.web_seeds), (Some("edited"), before.web_seeds));

@@ -1,4 +1,4 @@
-//! The program itself: what it says, how it exits, what it leaves behind.
+//! The program as a whole: its output, its exit codes, and that it leaves nothing behind.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,15 +10,15 @@ use std::time::{Duration, Instant};
 use crate::support::*;
 use torrentfs::metainfo::{FileKind, Metainfo};
 
-/// Only a hang reaches it: what is asked for takes milliseconds.
+/// Time limit of operations that take milliseconds.
 const LONG: Duration = Duration::from_secs(10);
-/// Memory that the whole program may take for a torrent of a few KiB.
+/// Most memory that the program may use for a torrent of a few KiB.
 const MEMORY_KIB: u64 = 64 << 10;
 
-/// A proxy where nobody listens: the trackers that samples name are not to be reached.
-const NOBODY: &str = "socks5://127.0.0.1:1";
+/// A proxy that does not exist, so that the trackers of the samples are not contacted.
+const NO_PROXY: &str = "socks5://127.0.0.1:1";
 
-/// The program with these arguments; nothing it does leaves this machine, nor reaches the user's cache.
+/// Returns the command with these arguments. It stays on this machine and does not use the user's cache.
 fn torrentfs(home: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(TORRENTFS);
     let alone = if matches!(args, ["mount", first, ..] if *first != "--help") { &ALONE[..] } else { &[] };
@@ -37,14 +37,14 @@ fn output(home: &Path, args: &[&str]) -> Output {
     torrentfs(home, args).output().unwrap()
 }
 
-/// The exit code and the one line that it failed with.
+/// Returns the exit code and the one line of a failure.
 fn failure(output: &Output) -> (i32, String) {
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     let lines: Vec<&str> = stderr.lines().collect();
     assert_eq!(lines.len(), 1, "one line: {stderr}");
     assert!(output.stdout.is_empty(), "{output:?}");
-    let line = lines[0].strip_prefix("torrentfs: ").unwrap_or_else(|| panic!("says who failed: {stderr}"));
-    (output.status.code().expect("it is not killed"), line.to_owned())
+    let line = lines[0].strip_prefix("torrentfs: ").unwrap_or_else(|| panic!("without the program's name: {stderr}"));
+    (output.status.code().expect("an exit code"), line.to_owned())
 }
 
 fn mounts_below(dir: &Path) -> Vec<String> {
@@ -90,7 +90,7 @@ fn help_names_every_command_and_exit_code() {
         let help = output(home.path(), &[command, "--help"]);
         assert!(help.status.success() && help.stdout.len() > 100, "{help:?}");
     }
-    // As a shell leaves a link without quotes.
+    // A link as a shell cuts it without quotes.
     let cut = output(home.path(), &["mount", "magnet:?xt=urn:btih:0123456789012345678901234567890123456789"]);
     assert!(cut.status.code() == Some(2) && String::from_utf8_lossy(&cut.stderr).contains("quotes"), "{cut:?}");
     let version = output(home.path(), &["--version"]);
@@ -149,9 +149,9 @@ fn a_failure_is_one_line_and_a_code() {
     }
 }
 
-/// In the background: back once it answers, told how to end it; a second one in a cache that was named is refused.
+/// A background mount returns once it answers and prints how to unmount it. A second one with the same cache is refused.
 #[test]
-fn mounts_in_the_background() {
+fn a_mount_in_the_background_returns_once_it_answers() {
     if !can_run(&["mktorrent"]) {
         return;
     }
@@ -166,8 +166,8 @@ fn mounts_in_the_background() {
     let here = ["mount", "--port", "0", "--cache-dir", &cache];
     let up = output(home, &[&here[..], &["--read-timeout", "1s", &film, &mnt]].concat());
     assert!(up.status.success(), "{up:?}");
-    let said = String::from_utf8_lossy(&up.stdout);
-    assert!(said.contains(&mnt) && said.contains(&format!("torrentfs unmount {mnt}")), "{said}");
+    let text = String::from_utf8_lossy(&up.stdout);
+    assert!(text.contains(&mnt) && text.contains(&format!("torrentfs unmount {mnt}")), "{text}");
     assert_eq!(fs::metadata(home.join("mnt/film.bin")).unwrap().len(), 100_000);
 
     let (code, line) = failure(&output(home, &[&here[..], &[&film, &other]].concat()));
@@ -179,7 +179,7 @@ fn mounts_in_the_background() {
     assert!(down.status.success() && down.stderr.is_empty(), "{down:?}");
     assert_eq!(mounts_below(home), [""; 0]);
     let again = output(home, &[&here[..], &[&film, &mnt]].concat());
-    assert!(again.status.success(), "the first one has let go of the cache: {again:?}");
+    assert!(again.status.success(), "the cache is still locked: {again:?}");
     assert!(output(home, &["unmount", &mnt]).status.success());
 }
 
@@ -192,8 +192,8 @@ fn the_demo_checks_itself_and_leaves_nothing() {
     let home = tempfile::tempdir().unwrap();
     let check = output(home.path(), &["demo", "--check", "--rate", "16MiB"]);
     assert!(check.status.success() && check.stderr.is_empty(), "{check:?}");
-    let said = String::from_utf8_lossy(&check.stdout);
-    assert!(said.contains("all as they were made"), "{said}");
+    let text = String::from_utf8_lossy(&check.stdout);
+    assert!(text.contains("all are equal to the originals"), "{text}");
     assert_eq!(fs::read_dir(home.path()).unwrap().count(), 0, "{}", sh(&format!("ls -R '{}'", home.path().display())));
     assert_eq!(mounts_below(home.path()), [""; 0]);
 }
@@ -215,20 +215,20 @@ fn the_demo_ends_on_ctrl_c_and_leaves_nothing() {
     demo.signal("INT");
     assert!(demo.wait(LONG).is_some_and(|status| status.success()));
     assert_eq!(fs::read_dir(&mnt).unwrap().count(), 0);
-    fs::remove_dir(&mnt).expect("it is not a mount any more");
+    fs::remove_dir(&mnt).expect("it is no longer a mount");
     assert_eq!(fs::read_dir(home.path()).unwrap().count(), 0);
 }
 
 #[test]
-fn the_demo_ends_on_ctrl_c_before_it_begins() {
+fn the_demo_ends_on_ctrl_c_before_it_is_mounted() {
     let _turn = turn();
     let home = tempfile::tempdir().unwrap();
     let mut demo = Process::start(torrentfs(home.path(), &["demo"]).stdout(Stdio::piped()));
-    let mut said = String::new();
-    BufReader::new(demo.0.stdout.as_mut().unwrap()).read_line(&mut said).unwrap();
-    assert!(said.contains("sample library"), "{said}");
+    let mut text = String::new();
+    BufReader::new(demo.0.stdout.as_mut().unwrap()).read_line(&mut text).unwrap();
+    assert!(text.contains("sample library"), "{text}");
     demo.signal("INT");
-    // A file that is being written is finished first, slowly in a debug build.
+    // The file that is being written is completed first, which is slow in a debug build.
     let status = demo.wait(6 * LONG);
     assert!(status.is_some_and(|status| status.success()), "{status:?}");
     assert_eq!(fs::read_dir(home.path()).unwrap().count(), 0);
@@ -236,12 +236,12 @@ fn the_demo_ends_on_ctrl_c_before_it_begins() {
 
 // ---- the sample torrents
 
-/// The directory and its manifest: file and whether it loads. `None` if this is to be left out.
+/// Returns the directory of the samples, and for each file whether it loads. `None` skips the test.
 fn samples() -> Option<(PathBuf, BTreeMap<String, bool>)> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/torrents");
     let Ok(manifest) = fs::read_to_string(dir.join("MANIFEST.tsv")) else {
         assert!(std::env::var_os("CI").is_none(), "the sample torrents are missing: {}", dir.display());
-        eprintln!("left out: there are no sample torrents in {}", dir.display());
+        eprintln!("skipped: no sample torrents in {}", dir.display());
         return None;
     };
     let lines = manifest.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
@@ -256,7 +256,7 @@ fn is_v2_only(torrent: &[u8]) -> bool {
     matches!(Metainfo::parse(torrent), Err(torrentfs::metainfo::MetainfoError::V2Only))
 }
 
-/// What stands below a directory: files with their sizes, links with their targets.
+/// Returns the files below a directory with their sizes, and the links with their targets.
 fn listing(dir: &Path) -> BTreeMap<String, String> {
     fn walk(root: &Path, dir: &Path, out: &mut BTreeMap<String, String>) {
         for entry in fs::read_dir(dir).unwrap() {
@@ -307,7 +307,7 @@ fn samples_that_load_are_mounted() {
         let mnt = home.path().join("mnt");
         fs::create_dir(&mnt).unwrap();
         let (torrent, at) = (dir.join(name), mnt.to_str().unwrap());
-        let args = ["mount", "-f", "--proxy", NOBODY, torrent.to_str().unwrap(), at];
+        let args = ["mount", "-f", "--proxy", NO_PROXY, torrent.to_str().unwrap(), at];
         let mut process = Process::start(torrentfs(home.path(), &args).stderr(Stdio::null()));
         wait_until(&format!("{name} is mounted"), LONG, || is_mounted(&mnt));
         let shown = listing(&mnt);
@@ -349,7 +349,7 @@ fn samples_that_do_not_load_are_refused_in_a_line() {
         let peak = home.path().join("peak");
         let inner = torrentfs(
             home.path(),
-            &["mount", "-f", "--proxy", NOBODY, torrent.to_str().unwrap(), mnt.to_str().unwrap()],
+            &["mount", "-f", "--proxy", NO_PROXY, torrent.to_str().unwrap(), mnt.to_str().unwrap()],
         );
         let mut command = Command::new("time");
         command.args(["-q", "-f", "%M", "-o"]).arg(&peak).arg(inner.get_program()).args(inner.get_args());

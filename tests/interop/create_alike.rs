@@ -1,5 +1,5 @@
-//! `torrentfs create`, beside mktorrent, transmission-create and libtorrent: the same files and settings make the same
-//! torrent, whoever makes it.
+//! `torrentfs create` compared with mktorrent, transmission-create and libtorrent: the same files and settings make the
+//! same torrent.
 
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
@@ -9,7 +9,7 @@ use std::process::{Command, Output, Stdio};
 use crate::support::*;
 use torrentfs::metainfo::Metainfo;
 
-/// The program in a directory.
+/// Returns the command `torrentfs` in a directory.
 fn torrentfs(dir: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(TORRENTFS);
     command.args(args).current_dir(dir).env_remove("TORRENTFS_LOG").env_remove("SOURCE_DATE_EPOCH");
@@ -20,37 +20,35 @@ fn output(dir: &Path, args: &[&str]) -> Output {
     torrentfs(dir, args).stdin(Stdio::null()).output().unwrap()
 }
 
-/// The torrent that we make of `tree` in `dir`.
+/// Creates the torrent of `tree` in `dir` with our program.
 fn ours(dir: &Path, tree: &str, args: &[&str]) -> Metainfo {
     let made = output(dir, &[&["create", tree, "-q", "-f", "-o", "ours.torrent"], args].concat());
     assert!(made.status.success() && made.stdout.is_empty() && made.stderr.is_empty(), "{made:?}");
     Metainfo::parse(&fs::read(dir.join("ours.torrent")).unwrap()).unwrap()
 }
+
+/// Creates `theirs.torrent` in `dir` with a shell command.
 fn theirs(dir: &Path, line: &str) -> Metainfo {
     let _ = fs::remove_file(dir.join("theirs.torrent"));
     sh(&format!("cd '{}' && {line}", dir.display()));
     Metainfo::parse(&fs::read(dir.join("theirs.torrent")).unwrap()).unwrap()
 }
 
-fn same(ours: &Metainfo, theirs: &Metainfo) {
+fn assert_same(ours: &Metainfo, theirs: &Metainfo) {
     if ours.info != theirs.info {
         let text = |of: &Metainfo| of.info.escape_ascii().to_string();
-        panic!("not the same:\n{:.3000}\n{:.3000}", text(ours), text(theirs));
+        panic!("different torrents:\n{:.3000}\n{:.3000}", text(ours), text(theirs));
     }
     assert_eq!(ours.info_hash, theirs.info_hash);
 }
 
-/// By libtorrent: the files in the order of their paths' bytes.
+/// Creates a torrent with libtorrent, with the files in the byte order of their paths.
 fn libtorrent(dir: &Path, tree: &str, piece_len: u32, options: &str) -> Metainfo {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/make_torrent.py");
     theirs(dir, &format!("/usr/bin/python3 '{}' theirs.torrent {piece_len} '{tree}' {options}", script.display()))
 }
 
-fn has_libtorrent() -> bool {
-    run("/usr/bin/python3", &["-c", "import libtorrent"]).status.success() || std::env::var_os("CI").is_some()
-}
-
-/// Files of some sizes, more than a piece together, whose names are easily put into the wrong order.
+/// Writes files of more than one piece in total, with names that are easily sorted in the wrong order.
 fn odd_tree(root: &Path) {
     let names = [
         "a/x",
@@ -92,11 +90,11 @@ fn odd_tree(root: &Path) {
     symlink("../Z9", root.join("B/up")).unwrap();
 }
 
-/// mktorrent follows links, takes hidden files, and knows no x bits.
+/// mktorrent follows links, includes hidden files and ignores x bits.
 const AS_MKTORRENT: [&str; 3] = ["--hidden", "--dereference", "--no-executable"];
 
 #[test]
-fn the_info_hash_is_mktorrents() {
+fn mktorrent_makes_the_same_info_hash() {
     if !can_run(&["mktorrent"]) {
         return;
     }
@@ -113,20 +111,20 @@ fn the_info_hash_is_mktorrents() {
     ] {
         for what in ["tree", "single file", "a whole piece"] {
             let theirs = theirs(dir, &format!("mktorrent {to_mktorrent} -o theirs.torrent '{what}'"));
-            same(&ours(dir, what, &[&AS_MKTORRENT[..], settings].concat()), &theirs);
+            assert_same(&ours(dir, what, &[&AS_MKTORRENT[..], settings].concat()), &theirs);
         }
     }
 }
 
 #[test]
-fn the_info_hash_is_libtorrents() {
-    if !can_run(&[]) || !has_libtorrent() {
+fn libtorrent_makes_the_same_info_hash() {
+    if !can_run(&["libtorrent"]) {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     odd_tree(&dir.join("tree"));
-    // libtorrent changes names that it does not find safe; ours are as they are on the disk.
+    // libtorrent changes names that it considers unsafe. We keep the names of the disk.
     for name in ["new\nline", "control\u{7}", "we ird\\na'me\""] {
         fs::remove_file(dir.join("tree").join(name)).unwrap();
     }
@@ -134,7 +132,7 @@ fn the_info_hash_is_libtorrents() {
     fs::set_permissions(dir.join("run me"), Permissions::from_mode(0o755)).unwrap();
     for what in ["tree", "run me"] {
         let with = |ours_args: &[&str], options: &str| {
-            same(
+            assert_same(
                 &ours(dir, what, &[&["--hidden", "-l", "32KiB"], ours_args].concat()),
                 &libtorrent(dir, what, 32768, options),
             );
@@ -146,11 +144,11 @@ fn the_info_hash_is_libtorrents() {
     }
 }
 
-/// What transmission-create makes; `what` and ours of the same agree if ours is made with `AS_TRANSMISSION`.
+/// Creates a torrent with transmission-create. Ours is the same with `AS_TRANSMISSION`.
 ///
-/// It follows links, takes no hidden and no empty files, and always says whether a torrent is private, which others do
-/// of private ones alone. It sorts without the case of ASCII letters and everything else before ASCII (its bytes are
-/// signed), where mktorrent, libtorrent and we sort by bytes.
+/// Transmission follows links, skips hidden and empty files, and always writes the `private` key, which others write for
+/// private torrents only. It sorts ASCII letters regardless of case, after all other characters because its bytes are
+/// signed. mktorrent, libtorrent and we sort by unsigned bytes.
 fn transmission(dir: &Path, what: &str, piece_kib: u32) -> Metainfo {
     let options = format!("-p -t http://127.0.0.1/a -s {piece_kib}");
     theirs(dir, &format!("transmission-create {options} -o theirs.torrent '{what}' 2>&1"))
@@ -159,14 +157,14 @@ fn transmission(dir: &Path, what: &str, piece_kib: u32) -> Metainfo {
 const AS_TRANSMISSION: [&str; 3] = ["--private", "--dereference", "--no-executable"];
 
 #[test]
-fn the_info_hash_is_transmissions() {
+fn transmission_makes_the_same_info_hash() {
     if !can_run(&["transmission-create"]) {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     odd_tree(&dir.join("tree"));
-    // What it would leave out or put elsewhere (see above).
+    // Files that transmission would skip or sort differently.
     let cased = ["A", "b/B", "Z9", "Z10", "B/b", "B/up"];
     let not_ascii = ["\u{fc}ml\u{e4}ut", "\u{1f3ac}.mkv", "a/\u{e9}/deep/er", "link to a directory"];
     for name in ["empty", "a/empty"].iter().chain(&cased).chain(&not_ascii) {
@@ -174,13 +172,13 @@ fn the_info_hash_is_transmissions() {
     }
     fs::write(dir.join("\u{1f3ac}"), noise(100_001, 1)).unwrap();
     for what in ["tree", "\u{1f3ac}"] {
-        same(&ours(dir, what, &[&["-l", "32KiB"], &AS_TRANSMISSION[..]].concat()), &transmission(dir, what, 32));
+        assert_same(&ours(dir, what, &[&["-l", "32KiB"], &AS_TRANSMISSION[..]].concat()), &transmission(dir, what, 32));
     }
 }
 
 #[test]
-fn ten_thousand_files() {
-    if !can_run(&["mktorrent", "transmission-create"]) || !has_libtorrent() {
+fn ten_thousand_files_make_the_same_torrent() {
+    if !can_run(&["mktorrent", "transmission-create", "libtorrent"]) {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -192,15 +190,15 @@ fn ten_thousand_files() {
     }
     let made = ours(dir, "tree", &["-l", "64KiB"]);
     assert_eq!(made.layout.files().len(), 10_000);
-    same(&made, &theirs(dir, "mktorrent -l 16 -o theirs.torrent tree"));
-    same(&made, &libtorrent(dir, "tree", 65536, ""));
-    // Without the empty ones, of which transmission knows nothing.
+    assert_same(&made, &theirs(dir, "mktorrent -l 16 -o theirs.torrent tree"));
+    assert_same(&made, &libtorrent(dir, "tree", 65536, ""));
+    // Without empty files, which transmission skips.
     let empty = (0..10_000).step_by(1501);
     empty.clone().for_each(|n| fs::write(path(n), "x").unwrap());
     let made = ours(dir, "tree", &[&["-l", "64KiB"], &AS_TRANSMISSION[..]].concat());
     assert_eq!(made.layout.files().len(), 10_000);
-    same(&made, &transmission(dir, "tree", 64));
-    // Where they are there, it makes a torrent of the others, and ours differs in that list alone.
+    assert_same(&made, &transmission(dir, "tree", 64));
+    // With empty files, only the list of files differs.
     empty.for_each(|n| fs::write(path(n), "").unwrap());
     let made = ours(dir, "tree", &[&["-l", "64KiB"], &AS_TRANSMISSION[..]].concat());
     let theirs = transmission(dir, "tree", 64);
@@ -213,8 +211,8 @@ fn ten_thousand_files() {
 }
 
 #[test]
-fn five_gibibytes_of_mostly_nothing() {
-    if !can_run(&["mktorrent", "transmission-create"]) || !has_libtorrent() {
+fn a_sparse_file_of_five_gibibytes_makes_the_same_torrent() {
+    if !can_run(&["mktorrent", "transmission-create", "libtorrent"]) {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -225,13 +223,13 @@ fn five_gibibytes_of_mostly_nothing() {
         sparse.write_all_at(&noise(100_000, at), at).unwrap();
     }
     let made = ours(dir, "sparse", &["-l", "1MiB"]);
-    same(&made, &theirs(dir, "mktorrent -l 20 -o theirs.torrent sparse"));
-    same(&made, &libtorrent(dir, "sparse", 1 << 20, ""));
-    same(&ours(dir, "sparse", &["-l", "1MiB", "--private"]), &transmission(dir, "sparse", 1024));
+    assert_same(&made, &theirs(dir, "mktorrent -l 20 -o theirs.torrent sparse"));
+    assert_same(&made, &libtorrent(dir, "sparse", 1 << 20, ""));
+    assert_same(&ours(dir, "sparse", &["-l", "1MiB", "--private"]), &transmission(dir, "sparse", 1024));
 }
 
 #[test]
-fn the_same_files_can_make_the_same_bytes() {
+fn the_creation_date_can_be_omitted_or_fixed() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     odd_tree(&dir.join("tree"));

@@ -1,4 +1,4 @@
-//! Message stream encryption with real programs, both ways, and the three policies.
+//! Message stream encryption with real programs, in both directions, and the three policies.
 
 use std::fs;
 use std::path::Path;
@@ -13,14 +13,14 @@ use torrentfs::session::ReadError;
 const LEN: usize = 8 << 20;
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// libtorrent's settings: encryption forced both ways, with RC4 or with an encrypted handshake alone; none at all.
+/// Settings of libtorrent: RC4 required, only an encrypted handshake allowed, and no encryption.
 const FORCED_RC4: [&str; 4] = ["in_enc_policy=0", "out_enc_policy=0", "allowed_enc_level=2", "prefer_rc4=1"];
 const FORCED_HANDSHAKE: [&str; 3] = ["in_enc_policy=0", "out_enc_policy=0", "allowed_enc_level=1"];
 const NONE: [&str; 2] = ["in_enc_policy=2", "out_enc_policy=2"];
 
-/// A mount reads everything from a libtorrent with these settings, and then serves it to another one.
-fn gives_and_takes(settings: &[&str]) {
-    if !can_run(&["opentracker", "mktorrent"]) {
+/// A mount downloads from a libtorrent peer with these settings, and then uploads to another one.
+fn transfers_both_ways(settings: &[&str]) {
+    if !can_run(&["opentracker", "mktorrent", "libtorrent"]) {
         return;
     }
     let _turn = turn();
@@ -40,23 +40,23 @@ fn gives_and_takes(settings: &[&str]) {
 }
 
 #[test]
-fn libtorrent_that_requires_rc4() {
-    gives_and_takes(&FORCED_RC4);
+fn libtorrent_requires_rc4() {
+    transfers_both_ways(&FORCED_RC4);
 }
 
 #[test]
-fn libtorrent_that_requires_an_encrypted_handshake() {
-    gives_and_takes(&FORCED_HANDSHAKE);
+fn libtorrent_requires_an_encrypted_handshake() {
+    transfers_both_ways(&FORCED_HANDSHAKE);
 }
 
 #[test]
-fn libtorrent_that_knows_no_encryption() {
-    gives_and_takes(&NONE);
+fn libtorrent_disables_encryption() {
+    transfers_both_ways(&NONE);
 }
 
 #[test]
-fn transmission_that_requires_it() {
-    if !can_run(&["transmission-cli", "opentracker", "mktorrent"]) {
+fn transmission_requires_encryption() {
+    if !can_run(&["transmission-cli", "opentracker", "mktorrent", "libtorrent"]) {
         return;
     }
     let _turn = turn();
@@ -79,8 +79,8 @@ fn transmission_that_requires_it() {
 }
 
 #[test]
-fn aria2_that_requires_it_calls_us_and_is_called() {
-    if !can_run(&["aria2c", "opentracker", "mktorrent"]) {
+fn aria2_requires_encryption_in_both_directions() {
+    if !can_run(&["aria2c", "opentracker", "mktorrent", "libtorrent"]) {
         return;
     }
     let _turn = turn();
@@ -108,15 +108,15 @@ fn aria2_that_requires_it_calls_us_and_is_called() {
     let leech_dir = lab.path("leech");
     fs::create_dir_all(&leech_dir).unwrap();
     let _leech = aria2(&leech_dir);
-    wait_until(&format!("aria2 completes from us; {}", mount.log()), LIMIT, || {
+    wait_until(&format!("aria2 downloads from us; {}", mount.log()), LIMIT, || {
         fs::read(leech_dir.join("film.bin")).is_ok_and(|got| got == data)
     });
     mount.stop();
 }
 
 #[test]
-fn what_is_required_is_kept_to() {
-    if !can_run(&["opentracker", "mktorrent"]) {
+fn a_policy_is_enforced_over_tcp_and_utp() {
+    if !can_run(&["opentracker", "mktorrent", "libtorrent"]) {
         return;
     }
     let _turn = turn();
@@ -143,10 +143,10 @@ fn what_is_required_is_kept_to() {
             let seeder = lab.libtorrent_with("seed", 2, 0, &lab.path("payload"), &file, &settings);
             let dir = lab.path(&format!("cache{n}{utp}"));
             let net = Config { encryption: policy, utp, ..local() };
-            // Long enough for what is to come, short for what is not.
-            let patience = Duration::from_secs(if reached { 30 } else { 3 });
+            // A peer that is refused is not worth waiting for.
+            let timeout = Duration::from_secs(if reached { 30 } else { 3 });
             let got = runtime.block_on(async {
-                let (session, torrent) = in_process(&dir, &file, seeder.addr.parse().unwrap(), net, patience).await;
+                let (session, torrent) = in_process(&dir, &file, seeder.addr.parse().unwrap(), net, timeout).await;
                 let got = torrent.open(FileIndex(0)).unwrap().read(0, LEN as u32).await;
                 session.remove(&torrent).await;
                 got
@@ -161,8 +161,8 @@ fn what_is_required_is_kept_to() {
 }
 
 #[test]
-fn a_mount_keeps_to_its_flag() {
-    if !can_run(&["opentracker", "mktorrent"]) {
+fn a_mount_enforces_the_policy_of_its_flag() {
+    if !can_run(&["opentracker", "mktorrent", "libtorrent"]) {
         return;
     }
     let _turn = turn();

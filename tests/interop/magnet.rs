@@ -1,4 +1,4 @@
-//! Torrents without a `.torrent` file: magnet links, info hashes and URLs, with real peers.
+//! Torrents without a local `.torrent` file: magnet links, info hashes and URLs, with real peers.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -25,8 +25,8 @@ fn percent(text: &str) -> String {
 }
 
 #[test]
-fn a_link_with_a_tracker_mounts_and_the_second_time_without_anybody() {
-    if !can_run(&["opentracker", "mktorrent"]) {
+fn a_link_with_a_tracker_is_mounted_and_later_served_from_the_cache() {
+    if !can_run(&["opentracker", "mktorrent", "libtorrent"]) {
         return;
     }
     let _turn = turn();
@@ -45,13 +45,13 @@ fn a_link_with_a_tracker_mounts_and_the_second_time_without_anybody() {
     let begin = Instant::now();
     let mount = lab.mount("m", Path::new(&lab.info_hash()), &["--metadata-timeout", "5s"]);
     eprintln!("the second time: {:?}", begin.elapsed());
-    assert!(mount.read("film.bin") == data, "by the bare info hash, from the cache");
+    assert!(mount.read("film.bin") == data, "the cache was not used");
     mount.stop();
 }
 
 #[test]
-fn a_bare_info_hash_with_a_peer_by_hand_and_a_link_that_names_one() {
-    if !can_run(&["opentracker", "mktorrent"]) {
+fn an_info_hash_with_a_given_peer_and_a_link_that_names_one_are_mounted() {
+    if !can_run(&["opentracker", "mktorrent", "libtorrent"]) {
         return;
     }
     let _turn = turn();
@@ -65,10 +65,10 @@ fn a_bare_info_hash_with_a_peer_by_hand_and_a_link_that_names_one() {
     mount.stop();
 }
 
-/// We give metadata, too: to libtorrent, and to a mount of our own that knows only us.
+/// We send metadata to libtorrent, and to a mount of our own that knows no other peer.
 #[test]
-fn others_get_the_metadata_from_us() {
-    if !can_run(&["opentracker", "mktorrent"]) {
+fn peers_get_the_metadata_from_us() {
+    if !can_run(&["opentracker", "mktorrent", "libtorrent"]) {
         return;
     }
     let _turn = turn();
@@ -90,9 +90,9 @@ fn others_get_the_metadata_from_us() {
     mount.stop();
 }
 
-/// Ends with a line and a code; nothing is left mounted or running.
+/// The command ends with one line and an exit code, and leaves nothing mounted or running.
 #[test]
-fn metadata_that_does_not_come_is_a_clear_error() {
+fn metadata_that_never_arrives_is_a_clear_error() {
     if !can_run(&[]) {
         return;
     }
@@ -103,38 +103,38 @@ fn metadata_that_does_not_come_is_a_clear_error() {
     let nobody = free_port();
     let hash = "0123456789012345678901234567890123456789";
     let link = format!("magnet:?xt=urn:btih:{hash}&tr=http%3A%2F%2F127.0.0.1%3A{nobody}%2Fannounce");
-    for (source, words, foreground) in
+    for (source, expected, foreground) in
         [(link.as_str(), "no peers found; http://127.0.0.1", false), (hash, "no peers found", true)]
     {
         let mut command = mount_command();
         command.args(["--port", "0", "--metadata-timeout", "1s", "--cache-dir"]).arg(&cache);
         command.args(foreground.then_some("--foreground")).arg(source).arg(&mnt);
         let output = command.output().unwrap();
-        let said = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(3), "{said}");
-        let line = said.lines().last().unwrap();
-        assert!(line.contains("no metadata within 1s") && line.contains(words), "{said}");
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(3), "{stderr}");
+        let line = stderr.lines().last().unwrap();
+        assert!(line.contains("no metadata within 1s") && line.contains(expected), "{stderr}");
         assert!(!is_mounted(&mnt));
     }
-    // Whoever waited is gone: the daemon goes, too, and its cache is free.
+    // When the waiting command is interrupted, the daemon ends and releases the cache.
     let mut command = mount_command();
     command.args(["--port", "0", "--cache-dir"]).arg(&cache).args([&link, mnt.to_str().unwrap()]);
     let mut waiting = Process::start(command.stderr(Stdio::null()).stdout(Stdio::null()));
     let lock = cache.join("lock");
     let daemon = || fs::read_to_string(&lock).ok().and_then(|pid| pid.trim().parse::<u32>().ok());
     let before = waiting.0.id();
-    wait_until("the daemon takes the cache", LIMIT, || {
+    wait_until("the daemon locks the cache", LIMIT, || {
         daemon().is_some_and(|pid| pid > before && Path::new(&format!("/proc/{pid}")).exists())
     });
     let pid = daemon().unwrap();
     waiting.signal("INT");
-    waiting.wait(LIMIT).expect("Ctrl-C ends it");
+    waiting.wait(LIMIT).expect("Ctrl-C ends the command");
     wait_until("the daemon ends", LIMIT, || {
         fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| stat.contains(") Z "))
     });
 }
 
-/// One answer to each of so many requests, whatever they are.
+/// Starts a server that gives one of the answers to each request, in order. Returns a URL.
 fn serve(answers: Vec<Vec<u8>>) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = listener.local_addr().unwrap();
@@ -155,8 +155,8 @@ fn answer(status: &str, body: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn a_torrent_file_by_its_url() {
-    if !can_run(&["opentracker", "mktorrent"]) {
+fn a_torrent_file_is_fetched_from_its_url() {
+    if !can_run(&["opentracker", "mktorrent", "libtorrent"]) {
         return;
     }
     let _turn = turn();
@@ -168,7 +168,7 @@ fn a_torrent_file_by_its_url() {
 
     let mnt = lab.path("mnt");
     fs::create_dir(&mnt).unwrap();
-    for (answer, words) in [
+    for (answer, expected) in [
         (answer("404 Not Found", b"no"), "the server answers 404 Not Found"),
         (answer("200 OK", b"\n<!DOCTYPE html><html>"), "a web page, not a .torrent file"),
         (answer("200 OK", b"d4:infoi1ee"), "`info`"),
@@ -179,8 +179,8 @@ fn a_torrent_file_by_its_url() {
         let mut command = mount_command();
         command.args(["--port", "0", "--cache-dir"]).arg(lab.path("cache")).arg(&url).arg(&mnt);
         let output = command.output().unwrap();
-        let said = String::from_utf8(output.stderr).unwrap();
-        assert_eq!((output.status.code(), said.lines().count()), (Some(3), 1), "{said}");
-        assert!(said.contains(words), "{words:?} is not in {said:?}");
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), stderr.lines().count()), (Some(3), 1), "{stderr}");
+        assert!(stderr.contains(expected), "{expected:?} is not in {stderr:?}");
     }
 }

@@ -1,4 +1,4 @@
-//! The real mount with real peers: each of these programs gives us a torrent, and takes it from us.
+//! A mount with other programs as peers: each uploads a torrent to us and downloads it from us.
 
 use std::fs;
 use std::path::Path;
@@ -10,21 +10,21 @@ use crate::support::*;
 const LEN: usize = 24 << 20;
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// A program that seeds what lies in a directory, or downloads into it.
+/// Starts a program that seeds the files of a directory, or downloads into it.
 type Client = fn(lab: &Lab, dir: &Path, torrent: &Path) -> Process;
 
-/// Who calls whom.
+/// Whether a program connects to us.
 #[derive(PartialEq)]
-enum Calls {
-    /// The other program calls us when it needs something.
-    Us,
-    /// It takes loopback addresses for none: it has to be called.
-    Nobody,
+enum Connects {
+    /// It connects to us when it needs a piece.
+    ToUs,
+    /// It does not connect to loopback addresses, so we have to connect to it.
+    Never,
 }
 
-/// Reads everything from `client`, then lets it go and serves everything to another one of its kind.
-fn gives_and_takes(program: &str, calls: Calls, client: Client) {
-    if !can_run(&[program, "opentracker", "mktorrent"]) {
+/// Downloads from `client`, stops it, and uploads to another instance of it.
+fn transfers_both_ways(program: &str, connects: Connects, client: Client) {
+    if !can_run(&[program, "opentracker", "mktorrent", "libtorrent"]) {
         return;
     }
     let _turn = turn();
@@ -32,16 +32,16 @@ fn gives_and_takes(program: &str, calls: Calls, client: Client) {
     let data = noise(LEN, 1);
     let torrent = lab.publish("film.bin", &data, 18);
     let seeder = client(&lab, &lab.path("payload"), &torrent);
-    // A tracker is asked once in half an hour: who comes first has to be called by who comes next.
+    // Trackers are asked every half hour, so a peer that started first learns of others only by their connections.
     wait_until(&format!("{program} announces itself"), LIMIT, || lab.scrape() != (0, 0));
     let mut mount = lab.mount("m", &torrent, &["--read-timeout", "60s"]);
-    assert!(mount.read("film.bin") == data, "what {program} gave is not what it has");
+    assert!(mount.read("film.bin") == data, "{program} has uploaded other bytes");
     drop(seeder);
 
     let leech_dir = lab.path("leech");
     fs::create_dir_all(&leech_dir).unwrap();
     let _leech;
-    if calls == Calls::Us {
+    if connects == Connects::ToUs {
         _leech = client(&lab, &leech_dir, &torrent);
     } else {
         mount.stop();
@@ -50,7 +50,7 @@ fn gives_and_takes(program: &str, calls: Calls, client: Client) {
         wait_until(&format!("{program} announces itself"), LIMIT, || lab.scrape().1 > before);
         mount = lab.mount("m", &torrent, &[]);
     }
-    wait_until(&format!("{program} completes from us; {}", mount.log()), LIMIT, || {
+    wait_until(&format!("{program} downloads from us; {}", mount.log()), LIMIT, || {
         fs::read(leech_dir.join("film.bin")).is_ok_and(|got| got == data)
     });
     mount.stop();
@@ -62,7 +62,7 @@ fn quiet(command: &mut Command) -> Process {
 
 #[test]
 fn libtorrent() {
-    if !can_run(&["opentracker", "mktorrent"]) {
+    if !can_run(&["opentracker", "mktorrent", "libtorrent"]) {
         return;
     }
     let _turn = turn();
@@ -83,7 +83,7 @@ fn libtorrent() {
 
 #[test]
 fn transmission() {
-    gives_and_takes("transmission-cli", Calls::Nobody, |lab, dir, torrent| {
+    transfers_both_ways("transmission-cli", Connects::Never, |lab, dir, torrent| {
         let config = lab.path(&format!("transmission-{}", free_port()));
         quiet(
             Command::new("transmission-cli")
@@ -97,7 +97,7 @@ fn transmission() {
 
 #[test]
 fn aria2() {
-    gives_and_takes("aria2c", Calls::Us, |_, dir, torrent| {
+    transfers_both_ways("aria2c", Connects::ToUs, |_, dir, torrent| {
         quiet(
             Command::new("aria2c")
                 .args(["--enable-dht=false", "--enable-dht6=false", "--bt-enable-lpd=false", "--no-conf=true"])
@@ -111,7 +111,7 @@ fn aria2() {
 
 #[test]
 fn rqbit() {
-    gives_and_takes("rqbit", Calls::Us, |_, dir, torrent| {
+    transfers_both_ways("rqbit", Connects::ToUs, |_, dir, torrent| {
         quiet(
             Command::new("rqbit")
                 .args(["--disable-dht", "--disable-upnp-port-forward", "--disable-lsd"])
@@ -121,10 +121,10 @@ fn rqbit() {
     });
 }
 
-/// Each of two mounts starts with half and no seeder is left: they find each other through the tracker.
+/// Two mounts that have one half each find each other through the tracker. No seeder is left.
 #[test]
 fn two_mounts_complete_each_other() {
-    if !can_run(&["opentracker", "mktorrent"]) {
+    if !can_run(&["opentracker", "mktorrent", "libtorrent"]) {
         return;
     }
     let _turn = turn();

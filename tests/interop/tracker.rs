@@ -1,5 +1,5 @@
-//! `torrentfs tracker` with real clients: libtorrent, aria2, transmission and our own mount find each other through it,
-//! over HTTP and UDP, IPv4 and IPv6; and what its user sees and types.
+//! `torrentfs tracker` with real clients: libtorrent, aria2, transmission and our own mount find each other through it, over
+//! HTTP and UDP, IPv4 and IPv6. Also its output, its lists and its state file.
 
 #![allow(clippy::await_holding_lock, reason = "each test has a thread and a runtime of its own")]
 
@@ -29,9 +29,9 @@ fn escaped(info_hash: InfoHash) -> String {
     info_hash.0.iter().map(|byte| format!("%{byte:02x}")).collect()
 }
 
-/// Every client finds the seeder through our tracker alone, fetches the file, and is counted.
+/// Every client finds the seeder through our tracker alone, downloads the file, and is counted.
 fn clients_meet(scheme: &str) {
-    if !can_run(&["mktorrent", "python3", "aria2c", "transmission-cli"]) {
+    if !can_run(&["mktorrent", "libtorrent", "aria2c", "transmission-cli"]) {
         return;
     }
     let _turn = turn();
@@ -43,7 +43,7 @@ fn clients_meet(scheme: &str) {
     let _seeder = lab.libtorrent("seed", 2, 0, &lab.path("payload"), &torrent);
     wait_until("the seeder is known", LONG, || tracker.peers() == (1, 0));
 
-    // It takes loopback addresses for none: who finds it through the tracker has to call it.
+    // Transmission does not connect to loopback addresses, so the mount has to connect to it.
     let (save, config) = (lab.path("transmission"), lab.path("config"));
     let transmission = Process::start(
         Command::new("transmission-cli")
@@ -55,10 +55,10 @@ fn clients_meet(scheme: &str) {
     wait_until("transmission announces itself", LONG, || tracker.peers() == (1, 1));
     let mount = lab.mount("m", &torrent, &[]);
     assert!(mount.read("film.bin") == data, "{}", mount.log());
-    wait_until("transmission has it, too", LONG, || fs::read(save.join("film.bin")).is_ok_and(|got| got == data));
+    wait_until("transmission is complete", LONG, || fs::read(save.join("film.bin")).is_ok_and(|got| got == data));
     wait_until("all are counted as complete", LONG, || tracker.peers() == (3, 0));
     mount.stop();
-    wait_until("it hears of our leave", LONG, || tracker.peers() == (2, 0));
+    wait_until("the tracker is told that we leave", LONG, || tracker.peers() == (2, 0));
     drop(transmission);
 
     let save = lab.path("libtorrent");
@@ -70,7 +70,7 @@ fn clients_meet(scheme: &str) {
     drop(leecher);
     assert_eq!(tracker.metric("completed_total"), 3);
 
-    // It has UDP trackers only together with its DHT, which here knows nobody.
+    // aria2 supports UDP trackers only with its DHT enabled, which finds nobody here.
     let save = lab.path("aria2");
     let mut aria2 = Process::start(
         Command::new("aria2c")
@@ -101,7 +101,7 @@ fn clients_meet_over_udp() {
     clients_meet("udp");
 }
 
-/// A peer that only announces.
+/// Starts a peer that only announces.
 fn peer(info_hash: InfoHash, url: &str, port: u16, left: u64) -> (Announcer, mpsc::Receiver<Vec<SocketAddr>>) {
     let announce = Announce {
         info_hash,
@@ -116,30 +116,30 @@ fn peer(info_hash: InfoHash, url: &str, port: u16, left: u64) -> (Announcer, mps
     (Announcer::spawn(announce, Arc::new(transferred), client, sender), peers)
 }
 
-// Of two threads, for one of them waits.
+// Two threads, because the test blocks one of them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn our_announcer_meets_and_scrapes_in_both_families() {
+async fn our_announcer_finds_peers_and_scrapes_over_ipv4_and_ipv6() {
     if TcpListener::bind("[::1]:0").is_err() {
         assert!(std::env::var_os("CI").is_none(), "no IPv6 on this machine");
-        eprintln!("left out: no IPv6 on this machine");
+        eprintln!("skipped: no IPv6 on this machine");
         return;
     }
     let _turn = turn();
     let hash = InfoHash([0x5a; 20]);
     let tracker = TrackerServer::start_at("[::1]:0", &["--listen", "127.0.0.1:0"]);
-    tracker.wait_said("listening at 127.0.0.1:");
-    let line = tracker.said.lock().unwrap().clone();
-    let v4 = line.split("listening at 127.0.0.1:").nth(1).unwrap().split(',').next().unwrap().to_owned();
+    tracker.wait_for_output("listening on 127.0.0.1:");
+    let line = tracker.output.lock().unwrap().clone();
+    let v4 = line.split("listening on 127.0.0.1:").nth(1).unwrap().split(',').next().unwrap().to_owned();
     let urls = [format!("http://{}/announce", tracker.addr), format!("udp://{}/announce", tracker.addr)];
     let (seed, _peers) = peer(hash, &urls[0], 7001, 0);
-    wait_until("it is known", LONG, || tracker.peers() == (1, 0));
+    wait_until("the seeder is known", LONG, || tracker.peers() == (1, 0));
     let (leecher, mut peers) = peer(hash, &urls[1], 7002, 5);
     assert_eq!(peers.recv().await.unwrap(), ["[::1]:7001".parse().unwrap()]);
-    // One who asks over IPv4 is told of them over HTTP, where there is room for both kinds.
+    // An HTTP answer over IPv4 has IPv6 peers, too.
     let (other, mut peers) = peer(hash, &format!("http://127.0.0.1:{v4}/announce"), 7003, 5);
-    let mut met = peers.recv().await.unwrap();
-    met.sort();
-    assert_eq!(met, ["[::1]:7001".parse().unwrap(), "[::1]:7002".parse().unwrap()]);
+    let mut found = peers.recv().await.unwrap();
+    found.sort();
+    assert_eq!(found, ["[::1]:7001".parse().unwrap(), "[::1]:7002".parse().unwrap()]);
     for announcer in [&seed, &leecher, &other] {
         let scraped = announcer.scrape(LONG).await;
         let expected = Scrape { seeders: Some(1), leechers: Some(2), downloads: Some(0) };
@@ -148,12 +148,12 @@ async fn our_announcer_meets_and_scrapes_in_both_families() {
     for announcer in [seed, leecher, other] {
         announcer.stop(LONG).await;
     }
-    wait_until("all are gone", LONG, || tracker.peers() == (0, 0));
+    wait_until("all peers have left", LONG, || tracker.peers() == (0, 0));
     tracker.stop();
 }
 
 #[test]
-fn by_udp_it_answers_from_where_it_was_asked() {
+fn udp_answers_come_from_the_address_that_was_asked() {
     let _turn = turn();
     let tracker = TrackerServer::start_at("0.0.0.0:0", &[]);
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -170,7 +170,7 @@ fn announce(tracker: &TrackerServer, info_hash: InfoHash, port: u16, rest: &str)
 }
 
 #[test]
-fn a_restart_keeps_the_peers() {
+fn peers_survive_a_restart() {
     let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().join("state");
@@ -182,29 +182,31 @@ fn a_restart_keeps_the_peers() {
     tracker.stop();
 
     let tracker = TrackerServer::start(&args);
-    tracker.wait_said("remembered: torrents 2, peers 2");
+    tracker.wait_for_output("restored 2 torrents, 2 peers");
     assert!(announce(&tracker, one, 0x1ae3, "").ends_with(r"5:peers6:\x7f\x00\x00\x01\x1a\xe1e"));
-    // A second one may not have the same port, and says so in a line.
+    // A second tracker cannot use the same port. It fails with one line.
     let second = run(TORRENTFS, &["tracker", "--listen", &tracker.addr.to_string()]);
-    let said = String::from_utf8(second.stderr).unwrap();
+    let stderr = String::from_utf8(second.stderr).unwrap();
     assert_eq!(second.status.code(), Some(5));
-    assert!(said.starts_with(&format!("torrentfs: cannot listen at {}", tracker.addr)) && said.lines().count() == 1);
+    assert!(
+        stderr.starts_with(&format!("torrentfs: cannot listen on {}", tracker.addr)) && stderr.lines().count() == 1
+    );
     tracker.stop();
 
     fs::write(&state, [&fs::read(&state).unwrap()[..], b"more"].concat()).unwrap();
     let tracker = TrackerServer::start(&args);
-    tracker.wait_said("is damaged, the tracker begins anew; it is kept as");
+    tracker.wait_for_output("is damaged; moved it to");
     assert!(announce(&tracker, one, 0x1ae3, "").ends_with("5:peers0:e"));
     tracker.stop();
     fs::write(&state, "my notes").unwrap();
     let refused = run(TORRENTFS, &["tracker", "--listen", "127.0.0.1:0", "--state", state.to_str().unwrap()]);
-    let said = String::from_utf8(refused.stderr).unwrap();
-    assert!(refused.status.code() == Some(5) && said.contains("it is no state file of a tracker"), "{said}");
+    let stderr = String::from_utf8(refused.stderr).unwrap();
+    assert!(refused.status.code() == Some(5) && stderr.contains("it is not a state file of this tracker"), "{stderr}");
     assert_eq!(fs::read(&state).unwrap(), b"my notes");
 }
 
 #[test]
-fn lists_are_followed() {
+fn lists_of_torrents_are_enforced_and_reloaded() {
     if !can_run(&["mktorrent"]) {
         return;
     }
@@ -216,47 +218,47 @@ fn lists_are_followed() {
     fs::write(&list, format!("# mine\n{one}\n")).unwrap();
     let args = ["--allow", list.to_str().unwrap(), "--torrents", torrents.to_str().unwrap()];
     let tracker = TrackerServer::start(&args);
-    tracker.wait_said("torrents served: 1, those of the lists");
+    tracker.wait_for_output("serving 1 listed torrent");
     let served = |info_hash| announce(&tracker, info_hash, 1, "").contains("5:peers");
     assert!(served(one) && !served(other));
 
     fs::write(&list, format!("{other}\n")).unwrap();
     tracker.process.signal("HUP");
-    tracker.wait_said("lists read again; torrents served: 1");
+    tracker.wait_for_output("reloaded the lists; serving 1 torrent");
     assert!(!served(one) && served(other));
-    // A mistake changes nothing.
+    // A list with an error changes nothing.
     fs::write(&list, "nonsense\n").unwrap();
     tracker.process.signal("HUP");
-    tracker.wait_said("line 1 of the list");
+    tracker.wait_for_output("line 1 of the list");
     assert!(served(other));
     fs::write(&list, format!("{other}\n")).unwrap();
 
-    // The directory is looked at unasked.
+    // The directory is watched without a signal.
     let torrent = publish(&lab, "http://127.0.0.1:1/announce", b"a film");
     let found = info_hash(&torrent);
     assert!(!served(found));
     fs::copy(&torrent, torrents.join("film.torrent")).unwrap();
     wait_until("a new torrent is served", LONG, || served(found));
     fs::remove_file(torrents.join("film.torrent")).unwrap();
-    wait_until("it is served no more", LONG, || !served(found));
+    wait_until("a removed torrent is no longer served", LONG, || !served(found));
     assert!(served(other));
     tracker.stop();
 
     fs::write(&list, "nonsense\n").unwrap();
     let refused = run(TORRENTFS, &["tracker", "--listen", "127.0.0.1:0", "--allow", list.to_str().unwrap()]);
-    let said = String::from_utf8(refused.stderr).unwrap();
-    let expected = format!("torrentfs: line 1 of the list {} is no info hash", list.display());
-    assert!(refused.status.code() == Some(5) && said.starts_with(&expected), "{said}");
+    let stderr = String::from_utf8(refused.stderr).unwrap();
+    let expected = format!("torrentfs: line 1 of the list {} is not an info hash", list.display());
+    assert!(refused.status.code() == Some(5) && stderr.starts_with(&expected), "{stderr}");
 }
 
-/// Where the machine lets us forge a sender's address: in a network of our own.
+/// Runs in a network namespace, where the sender's address can be forged.
 #[test]
-fn a_forged_sender_gets_no_more_than_was_sent() {
+fn a_forged_sender_does_not_amplify() {
     if !can_run(&["unshare", "python3"]) {
         return;
     }
     let _turn = turn();
-    // As raw a packet as it takes: 127.0.0.9 seems to ask, and listens.
+    // Sends raw packets with the sender 127.0.0.9, which receives the answers.
     let script = r#"
 import fcntl, os, socket, struct, subprocess, sys
 ask = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -277,11 +279,11 @@ def announce(connection):
 for n in range(200):
     forge(announce(os.urandom(8)))
     forge(os.urandom(8) + b'\0\0\0\2scra' + b'a' * 20 * 70)
-# The last is answered in as many bytes; nothing before it was answered at all.
+# The last request is answered with as many bytes. None before it was answered.
 forge(b'\0\0\x04\x17\x27\x10\x19\x80\0\0\0\0last')
 reply = victim.recv(4096)
 assert len(reply) == 16 and reply[4:8] == b'last', reply
-# Who can hear may ask.
+# A sender that received its connection id may announce.
 forge(announce(reply[8:]))
 assert victim.recv(4096)[:8] == b'\0\0\0\1anno'
 tracker.terminate()
@@ -296,7 +298,7 @@ print('done')
 }
 
 #[test]
-fn a_flood_keeps_nobody_out() {
+fn a_flood_does_not_exclude_honest_peers() {
     let _turn = turn();
     let tracker =
         TrackerServer::start(&["--max-torrents", "100", "--max-host-peers", "50", "--max-host-peers-of-torrent", "10"]);
@@ -312,7 +314,7 @@ fn a_flood_keeps_nobody_out() {
         stream.read_to_end(&mut reply).unwrap();
         reply.escape_ascii().to_string()
     };
-    // Connections that never ask; in `src/tracker/tests.rs` more than there may be.
+    // Connections that send nothing. `src/tracker/tests.rs` tests more than the limit.
     let silent: Vec<_> = (0..500).map(|_| TcpStream::connect(tracker.addr).unwrap()).collect();
     let hash = InfoHash([1; 20]);
     for port in 1..=300 {
@@ -322,8 +324,8 @@ fn a_flood_keeps_nobody_out() {
         ask("127.0.0.66", InfoHash([torrent; 20]), 1);
     }
     let counts = (tracker.metric("torrents"), tracker.peers());
-    assert_eq!(counts, (41, (0, 50)), "10 of one torrent, and one each of 40 others");
-    // An honest pair meets, in that swarm and in one of its own.
+    assert_eq!(counts, (41, (0, 50)), "10 peers in one torrent, and one in each of 40 others");
+    // Two honest peers find each other, in that swarm and in another one.
     for hash in [hash, InfoHash([0xfe; 20])] {
         assert!(ask("127.0.0.1", hash, 0x1ae1).contains("5:peers"));
         assert!(ask("127.0.0.2", hash, 0x1ae2).contains(r"\x7f\x00\x00\x01\x1a\xe1"));
@@ -333,16 +335,16 @@ fn a_flood_keeps_nobody_out() {
 }
 
 #[test]
-fn what_its_user_sees() {
+fn a_tracker_prints_its_urls_and_serves_a_page() {
     let _turn = turn();
     let tracker = TrackerServer::start(&[]);
     let at = tracker.addr;
-    tracker.wait_said(&format!("announce URLs: http://{at}/announce  udp://{at}/announce"));
-    tracker.wait_said("torrents served: all");
+    tracker.wait_for_output(&format!("announce URLs: http://{at}/announce, udp://{at}/announce"));
+    tracker.wait_for_output("serving every torrent");
     let page = tracker.get("/");
     assert!(page.starts_with("HTTP/1.1 200 OK") && page.contains("<h1>BitTorrent tracker</h1>"), "{page}");
     assert!(tracker.get("/robots.txt").starts_with("HTTP/1.1 404"));
-    // Ctrl-C, too, ends it well.
+    // Ctrl-C ends it with success, too.
     let mut process = tracker.process;
     process.signal("INT");
     assert!(process.wait(LONG).expect("it ends").success());

@@ -1,4 +1,4 @@
-//! uTP with real programs that speak nothing else, both ways.
+//! uTP in both directions with real programs that use nothing else.
 
 use std::fs;
 use std::path::Path;
@@ -11,8 +11,8 @@ const LEN: usize = 24 << 20;
 const LIMIT: Duration = Duration::from_secs(90);
 
 #[test]
-fn libtorrent_without_tcp() {
-    if !can_run(&["opentracker", "mktorrent"]) {
+fn libtorrent_uses_utp_alone() {
+    if !can_run(&["opentracker", "mktorrent", "libtorrent"]) {
         return;
     }
     let _turn = turn();
@@ -33,13 +33,13 @@ fn libtorrent_without_tcp() {
 
     let seeder = lab.libtorrent_with("seed", 4, 0, &lab.path("payload"), &torrent, &settings);
     let mount = lab.mount("tcp", &torrent, &["--no-utp", "--peer", &seeder.addr, "--read-timeout", "3s"]);
-    assert!(read_at(&mount.path("film.bin"), 0, 1).is_err(), "read over uTP, which is off");
+    assert!(read_at(&mount.path("film.bin"), 0, 1).is_err(), "read over uTP, which is disabled");
     mount.stop();
 }
 
 #[test]
-fn rqbit_without_tcp() {
-    if !can_run(&["rqbit", "opentracker", "mktorrent"]) {
+fn rqbit_uses_utp_alone() {
+    if !can_run(&["rqbit", "opentracker", "mktorrent", "libtorrent"]) {
         return;
     }
     let _turn = turn();
@@ -65,7 +65,7 @@ fn rqbit_without_tcp() {
     let leech_dir = lab.path("leech");
     fs::create_dir_all(&leech_dir).unwrap();
     let _leech = rqbit(&leech_dir);
-    wait_until(&format!("rqbit completes from us; {}", mount.log()), LIMIT, || {
+    wait_until(&format!("rqbit downloads from us; {}", mount.log()), LIMIT, || {
         fs::read(leech_dir.join("film.bin")).is_ok_and(|got| got == data)
     });
     mount.stop();

@@ -1,6 +1,6 @@
-//! A mount with a real peer, asked as programs ask it: by the command line, by its socket.
+//! Clients of a mount's API: our commands, and raw HTTP over its socket.
 
-#![allow(dead_code, missing_docs, reason = "each test file uses its own part")]
+#![allow(dead_code, missing_docs, reason = "each test file uses a part of this")]
 
 use std::fs;
 use std::io::{Read, Write};
@@ -18,28 +18,28 @@ use crate::support::*;
 pub const LONG: Duration = Duration::from_secs(60);
 pub const SLOW: u64 = 200_000;
 
-// ---- asking
+// ---- requests
 
 pub fn torrentfs(args: &[&str]) -> Output {
     Command::new(TORRENTFS).args(args).stdin(Stdio::null()).output().unwrap()
 }
 
-/// What a command that must succeed says.
-pub fn said(args: &[&str]) -> String {
+/// Returns standard output of a command that must succeed.
+pub fn stdout_of(args: &[&str]) -> String {
     let output = torrentfs(args);
     assert!(output.status.success(), "{args:?}: {output:?}");
     String::from_utf8(output.stdout).unwrap()
 }
 
 pub fn status(mounted: &Mounted) -> Value {
-    serde_json::from_str(&said(&["status", "--json", text(&mounted.dir)])).unwrap()
+    serde_json::from_str(&stdout_of(&["status", "--json", text(&mounted.dir)])).unwrap()
 }
 
 pub fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// One torrent's part of the status, when there is but one.
+/// Returns the status of the only torrent.
 pub fn torrent(mounted: &Mounted) -> Value {
     status(mounted)["torrents"][0].clone()
 }
@@ -48,11 +48,11 @@ pub fn number(value: &Value) -> u64 {
     value.as_u64().unwrap_or_else(|| panic!("no number: {value}"))
 }
 
-/// The socket of a mount, by the device number that `stat` tells.
+/// Returns the socket of a mount, found by the device number of its root.
 pub fn socket_of(mounted: &Mounted) -> PathBuf {
     let device = fs::metadata(&mounted.dir).unwrap().dev();
     let device = (libc::major(device), libc::minor(device));
-    socket::all().into_iter().find(|found| found.device == device).expect("it has a socket").path
+    socket::all().into_iter().find(|found| found.device == device).expect("a socket").path
 }
 
 pub struct Answer {
@@ -76,9 +76,9 @@ impl Answer {
     }
 }
 
-/// Sends bytes and takes whatever comes until the other end closes.
+/// Sends bytes and reads the answer until the server closes the connection. `None` means that there was no answer.
 pub fn exchange(mut stream: impl Read + Write, request: &[u8]) -> Option<Answer> {
-    // It may have hung up by then.
+    // The server may have disconnected already.
     let _ = stream.write_all(request);
     let mut answer = Vec::new();
     let _ = stream.read_to_end(&mut answer);
@@ -94,7 +94,7 @@ pub fn request(method: &str, path: &str, headers: &[&str], body: &str) -> Vec<u8
     (text + "\r\n" + body).into_bytes()
 }
 
-pub fn ask(socket: &Path, method: &str, path: &str, body: &str) -> Answer {
+pub fn send(socket: &Path, method: &str, path: &str, body: &str) -> Answer {
     let headers = ["Host: localhost", "Content-Type: application/json"];
     exchange(UnixStream::connect(socket).unwrap(), &request(method, path, &headers, body)).expect("an answer")
 }
@@ -109,42 +109,42 @@ pub fn operations() -> Vec<(String, String)> {
     all.collect()
 }
 
-/// The other eyes; without them that test is left out, except in CI.
-pub fn has_eyes() -> bool {
-    let found = run("/usr/bin/python3", &[eyes(), "modules"]).status.success();
+/// Returns whether the independent validators of the API's output are installed. In CI they must be.
+pub fn has_validators() -> bool {
+    let found = run("/usr/bin/python3", &[validator(), "modules"]).status.success();
     assert!(
         found || std::env::var_os("CI").is_none(),
-        "not on this machine: python3-jsonschema, python3-prometheus-client"
+        "missing on this machine: python3-jsonschema, python3-prometheus-client"
     );
     if !found {
-        eprintln!("left out: not on this machine: python3-jsonschema, python3-prometheus-client");
+        eprintln!("skipped: missing on this machine: python3-jsonschema, python3-prometheus-client");
     }
     found
 }
 
-pub fn eyes() -> &'static str {
+pub fn validator() -> &'static str {
     concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/api.py")
 }
 
-pub fn seen(args: &[&str], input: &[u8]) -> String {
+pub fn validate(args: &[&str], input: &[u8]) -> String {
     let mut command = Command::new("/usr/bin/python3");
-    let mut child = command.arg(eyes()).args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut child = command.arg(validator()).args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(input).unwrap();
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(input));
     String::from_utf8(output.stdout).unwrap()
 }
 
-pub fn is_as_described(name: &str, json: &[u8]) {
+pub fn assert_matches_schema(name: &str, json: &[u8]) {
     let document = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/openapi.json");
-    seen(&["schema", document, name], json);
+    validate(&["schema", document, name], json);
 }
 
 // ---- a mount with a peer
 
 pub const PIECE_LOG2: u32 = 16;
 
-/// 4 MiB in two files, from a libtorrent seeder of `rate` bytes a second.
+/// Publishes 4 MiB in two files, which a libtorrent seeder uploads with `rate` bytes a second.
 pub fn lab(rate: u64) -> (Lab, Libtorrent, PathBuf) {
     let mut lab = Lab::new();
     let payload = lab.path("payload/show");
@@ -158,7 +158,7 @@ pub fn lab(rate: u64) -> (Lab, Libtorrent, PathBuf) {
 
 pub const TOOLS: [&str; 3] = ["mktorrent", "opentracker", "/usr/bin/python3"];
 
-pub fn waits_for(mounted: &Mounted, what: &str, done: impl Fn(&Value) -> bool) -> Value {
+pub fn wait_for_status(mounted: &Mounted, what: &str, done: impl Fn(&Value) -> bool) -> Value {
     let mut last = Value::Null;
     wait_until(&format!("{what}; {}", mounted.log()), LONG, || {
         last = torrent(mounted);

@@ -1,4 +1,4 @@
-//! What a running mount tells, and the orders it takes: through the real program, a real mount and a real peer.
+//! Status and control of a running mount, with the real program and a real peer.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -9,31 +9,31 @@ use crate::api::*;
 use crate::support::*;
 use serde_json::Value;
 
-/// The description is kept here, so that whoever changes the API sees it. `TORRENTFS_BLESS=1` writes it anew.
+/// A copy of the API's description is kept, so that every change of the API is seen. `TORRENTFS_BLESS=1` updates it.
 #[test]
-fn the_description_is_as_it_was() {
+fn the_api_description_is_unchanged() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/openapi.json");
     let now = torrentfs::web::openapi() + "\n";
     if std::env::var_os("TORRENTFS_BLESS").is_some() {
         fs::write(&path, &now).unwrap();
     }
     let before = fs::read_to_string(&path).unwrap_or_default();
-    assert!(before == now, "the API changed: is no field renamed or gone? Then run again with TORRENTFS_BLESS=1");
+    assert!(before == now, "the API changed: if no field was renamed or removed, run again with TORRENTFS_BLESS=1");
 }
 
 #[test]
-fn status_tells_the_truth() {
-    if !can_run(&TOOLS) || !has_eyes() {
+fn the_status_is_correct() {
+    if !can_run(&TOOLS) || !has_validators() {
         return;
     }
     let _turn = turn();
     let (lab, seeder, torrent_file) = lab(SLOW);
     let mounted = lab.mount("a", &torrent_file, &["--on-demand", "--download-limit", "1MiB"]);
 
-    // Nobody reads: nothing is fetched.
-    wait_until("the seeder is there", LONG, || torrent(&mounted)["seeds"] == 1);
+    // Without a read nothing is fetched.
+    wait_until("the seeder is connected", LONG, || torrent(&mounted)["seeds"] == 1);
     let before = status(&mounted);
-    is_as_described("Status", before.to_string().as_bytes());
+    assert_matches_schema("Status", before.to_string().as_bytes());
     assert_eq!(before["mountpoint"], text(&mounted.dir));
     assert_eq!(before["pid"], mounted.process.0.id());
     assert_eq!(before["limits"]["download"], 1 << 20);
@@ -53,15 +53,15 @@ fn status_tells_the_truth() {
     assert_eq!((&tracker["state"], &tracker["url"]), (&"working".into(), &lab.announce.as_str().into()));
     assert!(tracker["next_announce"].is_u64() && tracker["error"].is_null(), "{tracker}");
 
-    // A read waits, and what for is told.
+    // A blocked read is reported with the pieces that it waits for.
     let film = mounted.path("show/film.mkv");
     let reading = std::thread::spawn(move || read_at(&film, 2 << 20, 1 << 20).unwrap());
     let mut waiting = Value::Null;
-    wait_until("a blocked read is told", LONG, || {
+    wait_until("a blocked read is reported", LONG, || {
         waiting = torrent(&mounted);
         waiting["blocked_reads"].as_array().is_some_and(|reads| !reads.is_empty())
     });
-    is_as_described("TorrentStatus", waiting.to_string().as_bytes());
+    assert_matches_schema("TorrentStatus", waiting.to_string().as_bytes());
     assert_eq!(waiting["state"], "fetching");
     let read = &waiting["blocked_reads"][0];
     assert_eq!(read["file"], "show/film.mkv");
@@ -69,11 +69,11 @@ fn status_tells_the_truth() {
     if let Some(piece) = read["pieces"].as_array().unwrap().first() {
         assert_eq!((number(&piece["peers"]), number(&piece["blocks"])), (1, 4), "{piece}");
     }
-    let lines = said(&["status", text(&mounted.dir)]);
+    let lines = stdout_of(&["status", text(&mounted.dir)]);
     assert!(lines.contains("show/film.mkv at 2.") && lines.contains("1 peer has it"), "{lines}");
     assert_eq!(reading.join().unwrap(), noise(3 << 20, 1)[2 << 20..]);
 
-    // The kernel has it now; a second reader of its own does not ask again. What was fetched adds up.
+    // The counters agree.
     let after = torrent(&mounted);
     assert!(number(&after["have"]) >= 1 << 20 && number(&after["downloaded"]) >= 1 << 20, "{after}");
     assert!(number(&after["have"]) == number(&after["pieces_had"]) << PIECE_LOG2, "{after}");
@@ -81,18 +81,19 @@ fn status_tells_the_truth() {
     let peer = &after["peers"][0];
     assert!(number(&peer["downloaded"]) >= 1 << 20 && number(&peer["pieces_had"]) == 64, "{peer}");
 
-    // For people: it fits, and names what there is.
-    let lines = said(&["status"]);
+    // The text for people fits a terminal of 80 columns.
+    let lines = stdout_of(&["status"]);
     for word in [text(&mounted.dir), "show", "libtorrent", &seeder.addr, "tracker http://", "cache:", "on demand"] {
         assert!(lines.contains(word), "{word}: {lines}");
     }
     assert!(lines.lines().all(|line| line.chars().count() <= 80), "{lines}");
-    let all: Value = serde_json::from_str(&said(&["status", "--json"])).unwrap();
+    let all: Value = serde_json::from_str(&stdout_of(&["status", "--json"])).unwrap();
     assert!(all.as_array().unwrap().iter().any(|status| status["mountpoint"] == text(&mounted.dir)));
-    // A path within the mount will do.
-    let within: Value = serde_json::from_str(&said(&["status", "--json", text(&mounted.path("show/extra"))])).unwrap();
+    // A path inside the mount works, too.
+    let within: Value =
+        serde_json::from_str(&stdout_of(&["status", "--json", text(&mounted.path("show/extra"))])).unwrap();
     assert_eq!(within["pid"], mounted.process.0.id());
-    // Again and again, if asked to.
+    // With `--watch` the status is printed repeatedly.
     let mut watching = Command::new(TORRENTFS);
     watching.args(["status", "--json", "--watch=100ms", text(&mounted.dir)]).stdout(Stdio::piped());
     let mut watching = Process::start(&mut watching);
@@ -102,7 +103,7 @@ fn status_tells_the_truth() {
 }
 
 #[test]
-fn what_is_no_mount_is_said_in_a_line() {
+fn a_path_that_is_no_mount_is_reported_in_one_line() {
     let home = tempfile::tempdir().unwrap();
     for path in [text(home.path()), "/proc", "/nowhere/at/all"] {
         let output = torrentfs(&["status", path]);
@@ -113,8 +114,8 @@ fn what_is_no_mount_is_said_in_a_line() {
 }
 
 #[test]
-fn the_socket_is_its_owners_alone_and_goes_with_the_mount() {
-    if !can_run(&["mktorrent", "opentracker", "curl", "setpriv"]) || sh("id -u").trim() != "0" {
+fn the_socket_is_private_and_removed_with_the_mount() {
+    if !can_run(&["mktorrent", "opentracker", "libtorrent", "curl", "setpriv"]) || sh("id -u").trim() != "0" {
         return;
     }
     let _turn = turn();
@@ -132,9 +133,9 @@ fn the_socket_is_its_owners_alone_and_goes_with_the_mount() {
         run("setpriv", &[&user, "--regid=65534", "--clear-groups", "sh", "-c", &curl])
     };
     assert_eq!(as_user(0).stdout, b"200");
-    assert_eq!(as_user(65534).stdout, b"000", "the directory is closed");
-    assert!(!mounted.log().contains("not theirs"), "nobody else came to the door");
-    // Even if somebody opened the doors, the caller is looked at.
+    assert_eq!(as_user(65534).stdout, b"000", "another user reached the socket");
+    assert!(!mounted.log().contains("not theirs"), "a connection of another user was accepted");
+    // With any permissions, the user of a connection is checked.
     fs::set_permissions(&socket, fs::Permissions::from_mode(0o666)).unwrap();
     fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
     let refused = as_user(65534);
@@ -143,21 +144,21 @@ fn the_socket_is_its_owners_alone_and_goes_with_the_mount() {
     assert!(mounted.log().contains("not theirs"), "{}", mounted.log());
     assert_eq!(as_user(0).stdout, b"200");
 
-    // A killed daemon leaves its socket behind: it is passed over, and the next one that starts takes it away.
+    // The socket of a killed daemon is ignored, and the next mount that starts removes it.
     let link = dir.join("9999-1.sock");
     let _ = fs::remove_file(&link);
     drop(std::os::unix::net::UnixListener::bind(&link).unwrap());
-    said(&["status"]);
+    stdout_of(&["status"]);
     let other = lab.mount("b", &torrent_file, &["--on-demand"]);
-    assert!(!link.exists() && socket.exists(), "the dead one alone is gone");
+    assert!(!link.exists() && socket.exists(), "the dead socket was not removed, or another one was");
     other.stop();
     mounted.stop();
-    assert!(!socket.exists(), "a mount that ended leaves nothing");
+    assert!(!socket.exists(), "the socket was not removed");
 }
 
 #[test]
-fn every_route_is_described_and_nothing_else_answers() {
-    if !can_run(&TOOLS) || !has_eyes() {
+fn every_route_is_described_and_no_other_exists() {
+    if !can_run(&TOOLS) || !has_validators() {
         return;
     }
     let _turn = turn();
@@ -166,27 +167,27 @@ fn every_route_is_described_and_nothing_else_answers() {
     let socket = socket_of(&mounted);
     let described = operations();
     assert!(described.len() >= 8, "{described:?}");
-    // To delete comes last: then nothing is left to ask for.
+    // DELETE comes last, because it removes the torrent.
     for (method, path) in described.iter().filter(|(method, _)| method != "DELETE") {
         let path = path.replace("{info_hash}", &lab.info_hash()).replace("{path}", "show/");
-        let answer = ask(&socket, method, &path, "{}");
-        // 400: `{}` is no sensible body of some.
+        let answer = send(&socket, method, &path, "{}");
+        // 400: `{}` is an invalid body for some.
         assert!([200, 202, 400].contains(&answer.status), "{method} {path}: {} {}", answer.status, answer.text());
     }
     for method in ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"] {
         for path in ["/status", "/limits", "/priority", "/openapi.json", &format!("/torrents/{}", lab.info_hash())] {
             let known = path.replace(&lab.info_hash(), "{info_hash}");
             if !described.contains(&(method.to_owned(), known)) {
-                let answer = ask(&socket, method, path, "{}");
+                let answer = send(&socket, method, path, "{}");
                 assert_eq!(answer.status, 405, "{method} {path}");
                 assert!(answer.json()["error"].is_string());
             }
         }
     }
-    let document = ask(&socket, "GET", "/openapi.json", "");
+    let document = send(&socket, "GET", "/openapi.json", "");
     assert_eq!(document.text(), torrentfs::web::openapi());
-    let map = ask(&socket, "GET", &format!("/torrents/{}/pieces?cells=10", lab.info_hash()), "");
-    is_as_described("PieceMap", &map.body);
+    let map = send(&socket, "GET", &format!("/torrents/{}/pieces?cells=10", lab.info_hash()), "");
+    assert_matches_schema("PieceMap", &map.body);
     let cells = map.json()["cells"].as_array().unwrap().clone();
     assert_eq!((cells.len(), cells.iter().map(|cell| number(&cell["pieces"])).sum::<u64>()), (10, 64));
     for (path, code) in [
@@ -196,19 +197,19 @@ fn every_route_is_described_and_nothing_else_answers() {
         (&format!("/torrents/{}/pieces?cells=0", lab.info_hash()), 400),
         (&format!("/torrents/{}/pieces?cells=many", lab.info_hash()), 400),
     ] {
-        assert_eq!(ask(&socket, "GET", path, "").status, code, "{path}");
+        assert_eq!(send(&socket, "GET", path, "").status, code, "{path}");
     }
     assert!(described.contains(&("DELETE".into(), "/torrents/{info_hash}".into())));
-    let gone = ask(&socket, "DELETE", &format!("/torrents/{}?delete=true", lab.info_hash()), "");
-    is_as_described("RemovedTorrent", &gone.body);
-    assert_eq!(ask(&socket, "GET", "/status", "").json()["torrents"], Value::Array(Vec::new()));
+    let gone = send(&socket, "DELETE", &format!("/torrents/{}?delete=true", lab.info_hash()), "");
+    assert_matches_schema("RemovedTorrent", &gone.body);
+    assert_eq!(send(&socket, "GET", "/status", "").json()["torrents"], Value::Array(Vec::new()));
     mounted.stop();
 }
 
-// ---- orders
+// ---- commands
 
 #[test]
-fn orders_are_obeyed() {
+fn commands_change_a_running_mount() {
     if !can_run(&TOOLS) {
         return;
     }
@@ -216,42 +217,45 @@ fn orders_are_obeyed() {
     let (lab, _seeder, torrent_file) = lab(0);
     let mounted = lab.mount("a", &torrent_file, &["--on-demand"]);
     let dir = text(&mounted.dir).to_owned();
-    waits_for(&mounted, "the seeder is there", |torrent| torrent["seeds"] == 1);
+    wait_for_status(&mounted, "the seeder is connected", |torrent| torrent["seeds"] == 1);
 
-    let now = said(&["set", &dir, "--download-limit", "500KiB", "--upload-limit", "0"]);
+    let now = stdout_of(&["set", &dir, "--download-limit", "500KiB", "--upload-limit", "0"]);
     assert_eq!(now, "limits: down 500 KiB/s, up unlimited\n");
     assert_eq!(status(&mounted)["limits"]["download"], 500 << 10);
-    assert_eq!(said(&["set", &dir, "--download-limit", "unlimited"]), "limits: down unlimited, up unlimited\n");
+    assert_eq!(stdout_of(&["set", &dir, "--download-limit", "unlimited"]), "limits: down unlimited, up unlimited\n");
 
-    // Priorities: the film is left out of what is fetched unread, but can be read.
-    assert_eq!(said(&["priority", &dir, "show/film.mkv", "skip"]), "1 file: skip\n");
-    assert_eq!(said(&["priority", &dir, text(&mounted.path("show/extra")), "high"]), "1 file: high\n");
-    assert_eq!(said(&["set", &dir, "--on-demand", "off", "--torrent", "show"]), "show: all of it is fetched\n");
-    let partly = waits_for(&mounted, "all but what is skipped is here", |torrent| torrent["state"] == "idle");
+    // Priorities: the film is not fetched in the background, but can be read.
+    assert_eq!(stdout_of(&["priority", &dir, "show/film.mkv", "skip"]), "1 file: skip\n");
+    assert_eq!(stdout_of(&["priority", &dir, text(&mounted.path("show/extra")), "high"]), "1 file: high\n");
+    assert_eq!(stdout_of(&["set", &dir, "--on-demand", "off", "--torrent", "show"]), "show: all of it is fetched\n");
+    let partly =
+        wait_for_status(&mounted, "all but the skipped file is complete", |torrent| torrent["state"] == "idle");
     assert_eq!(number(&partly["have"]), 1 << 20, "{partly}");
     let paths: Vec<&str> =
         partly["priorities"].as_array().unwrap().iter().map(|p| p["path"].as_str().unwrap()).collect();
     assert!(paths.contains(&"show/film.mkv") && paths.contains(&"show/extra/notes & <more>.txt"), "{partly}");
     let film = noise(3 << 20, 1);
     assert_eq!(read_at(&mounted.path("show/film.mkv"), 2 << 20, 4096).unwrap(), film[2 << 20..(2 << 20) + 4096]);
-    assert!(number(&torrent(&mounted)["have"]) < 4 << 20, "only what is read");
+    assert!(number(&torrent(&mounted)["have"]) < 4 << 20, "more was fetched than was read");
 
-    // Paused, even a read waits; and goes on afterwards.
-    assert_eq!(said(&["pause", &dir]), "show: paused\n");
+    // A pause blocks reads, too, until the torrent is resumed.
+    assert_eq!(stdout_of(&["pause", &dir]), "show: paused\n");
     assert!(torrent(&mounted)["peers"].as_array().unwrap().is_empty());
     let path = mounted.path("show/film.mkv");
     let reading = std::thread::spawn(move || read_at(&path, 0, 4096).unwrap());
-    let waiting = waits_for(&mounted, "it waits", |torrent| torrent["blocked_reads"] != Value::Array(Vec::new()));
+    let waiting = wait_for_status(&mounted, "the read is blocked", |torrent| {
+        torrent["blocked_reads"] != Value::Array(Vec::new())
+    });
     assert_eq!((&waiting["state"], &waiting["blocked_reads"][0]["pieces"][0]["peers"]), (&"paused".into(), &0.into()));
     assert!(!reading.is_finished());
-    said(&["resume", &dir, "show"]);
+    stdout_of(&["resume", &dir, "show"]);
     assert_eq!(reading.join().unwrap(), film[..4096]);
 
-    assert_eq!(said(&["priority", &dir, "show", "normal"]), "2 files: normal\n");
-    let whole = waits_for(&mounted, "all is here", |torrent| torrent["state"] == "seeding");
+    assert_eq!(stdout_of(&["priority", &dir, "show", "normal"]), "2 files: normal\n");
+    let whole = wait_for_status(&mounted, "the torrent is complete", |torrent| torrent["state"] == "seeding");
     assert_eq!((number(&whole["have"]), &whole["priorities"]), (4 << 20, &Value::Array(Vec::new())));
 
-    // Somebody spoils a byte on the disk. A check finds it, and it is fetched again.
+    // Verification finds damage on disk, and the piece is fetched again.
     let stored = mounted.cache.join(lab.info_hash()).join("data/show/film.mkv");
     let file = fs::File::options().write(true).open(&stored).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&file, b"spoiled!", 1 << 20).unwrap();
@@ -261,13 +265,13 @@ fn orders_are_obeyed() {
     let checked = torrent(&mounted);
     assert_eq!(checked["verification"]["running"], false);
     assert_eq!((&checked["verification"]["bad"], &checked["verification"]["done"]), (&1.into(), &64.into()));
-    waits_for(&mounted, "it is fetched again", |torrent| torrent["state"] == "seeding");
-    wait_until("the disk has it", LONG, || fs::read(&stored).unwrap() == film);
-    assert!(said(&["verify", &dir, "show", "--no-wait"]).starts_with("show: checking, "));
-    assert_eq!(said(&["verify", &dir]), "show: all that is here is as it should be\n");
-    assert_eq!(said(&["verify", &dir, "-q"]), "");
+    wait_for_status(&mounted, "the piece is fetched again", |torrent| torrent["state"] == "seeding");
+    wait_until("the piece is on disk", LONG, || fs::read(&stored).unwrap() == film);
+    assert!(stdout_of(&["verify", &dir, "show", "--no-wait"]).starts_with("show: checking, "));
+    assert_eq!(stdout_of(&["verify", &dir]), "show: all that is here is as it should be\n");
+    assert_eq!(stdout_of(&["verify", &dir, "-q"]), "");
 
-    // What makes no sense is said, and changes nothing.
+    // An invalid command is reported and changes nothing.
     for (args, code, word) in [
         (&["pause", &dir, "other"][..], 1, "it has show"),
         (&["priority", &dir, "show/none", "high"], 1, "no file or directory"),
@@ -284,7 +288,7 @@ fn orders_are_obeyed() {
 }
 
 #[test]
-fn torrents_come_and_go_by_order() {
+fn torrents_are_added_and_removed_by_command() {
     if !can_run(&TOOLS) {
         return;
     }
@@ -295,16 +299,16 @@ fn torrents_come_and_go_by_order() {
     sh(&format!("cd '{}' && mktorrent -o one.torrent one.bin", lab.dir.path().display()));
     let mounted = lab.mount("a", &torrent_file, &["--metadata-timeout", "1s", "--peer", &seeder.addr]);
     let (dir, file) = (text(&mounted.dir).to_owned(), lab.path("one.torrent"));
-    assert_eq!(said(&["add", &dir, text(&file)]), "added one.bin\n");
-    assert_eq!(said(&["add", &dir, text(&file)]), "one.bin was there already\n");
+    assert_eq!(stdout_of(&["add", &dir, text(&file)]), "added one.bin\n");
+    assert_eq!(stdout_of(&["add", &dir, text(&file)]), "one.bin was there already\n");
     assert_eq!(fs::metadata(mounted.path("one.bin")).unwrap().len(), 100_000);
     assert_eq!(status(&mounted)["torrents"].as_array().unwrap().len(), 2);
-    assert_eq!(said(&["remove", &dir, "one.bin", "--delete"]), "removed one.bin\n");
+    assert_eq!(stdout_of(&["remove", &dir, "one.bin", "--delete"]), "removed one.bin\n");
     assert!(!mounted.path("one.bin").exists());
-    // By its hash: the metadata comes from the peer.
-    assert_eq!(said(&["remove", &dir, &lab.info_hash()]), "removed show\n");
-    wait_until("it is added again", LONG, || torrentfs(&["add", &dir, &lab.info_hash()]).status.success());
-    waits_for(&mounted, "all is here", |torrent| torrent["state"] == "seeding");
+    // By info hash: the metadata comes from the peer.
+    assert_eq!(stdout_of(&["remove", &dir, &lab.info_hash()]), "removed show\n");
+    wait_until("the torrent is added again", LONG, || torrentfs(&["add", &dir, &lab.info_hash()]).status.success());
+    wait_for_status(&mounted, "the torrent is complete", |torrent| torrent["state"] == "seeding");
     assert_eq!(mounted.read("show/film.mkv"), noise(3 << 20, 1));
     for (source, word) in [
         ("0123456789012345678901234567890123456789", "no metadata"),

@@ -1,6 +1,7 @@
-//! The real mount: a real `/dev/fuse`, ordinary tools, and contents made up here, some of which wait until told.
+//! Mounts in this process: the kernel's FUSE, ordinary tools, and made-up files of which some block until a test opens a
+//! gate.
 //!
-//! Without `/dev/fuse` the tests say so and pass, but in CI they fail.
+//! Without `/dev/fuse` the tests are skipped with a message, but in CI they fail.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -14,10 +15,10 @@ use torrentfs::fs::{MountError, MountOptions, Mounted, mountinfo};
 
 use crate::fixture::*;
 
-// ---- what tools see
+// ---- tools
 
 #[test]
-fn ordinary_tools_see_the_torrent() {
+fn ordinary_tools_read_the_torrent() {
     let Some(mut fixture) = Fixture::new() else { return };
     let root = fixture.root().to_owned();
     assert_eq!(succeed("ls", &[&"-A", &root.join("t")]), "big.bin\ncat\ndir\nempty\nlink\nsmall.txt\nwait\n");
@@ -54,7 +55,7 @@ fn ordinary_tools_see_the_torrent() {
     assert_eq!(fs::read(to.join("big.bin")).unwrap(), fixture.fake.data[2]);
     assert_eq!(fs::read(to.join("dir/deep/zeros")).unwrap(), vec![0; 300_000]);
 
-    // Sparse archives ask for the blocks, and for holes.
+    // A sparse archive reads block counts and holes.
     let archive = to.join("a.tar");
     succeed("tar", &[&"-C", &root.join("t"), &"-cSf", &archive, &"big.bin", &"dir", &"small.txt"]);
     fs::create_dir(to.join("out")).unwrap();
@@ -62,7 +63,7 @@ fn ordinary_tools_see_the_torrent() {
     assert_eq!(fs::read(to.join("out/big.bin")).unwrap(), fixture.fake.data[2]);
     assert_eq!(fs::read(to.join("out/dir/deep/zeros")).unwrap(), vec![0; 300_000]);
 
-    // The kernel runs a program by mapping it into memory.
+    // The kernel maps a program into memory to run it.
     let output = succeed(fixture.path("cat").to_str().unwrap(), &[&fixture.path("small.txt")]);
     assert_eq!(output, "hello\n");
     let refused = Command::new(fixture.path("small.txt")).output().unwrap_err();
@@ -144,7 +145,7 @@ fn nothing_can_be_written() {
     };
     assert_eq!(write_all(&fixture), [Some(libc::EROFS); 9]);
     if is_root() {
-        // Then the kernel lets it through to us.
+        // Now the kernel passes writes on to us.
         succeed("mount", &[&"-i", &"-o", &"remount,rw", &fixture.root()]);
         assert_eq!(write_all(&fixture), [Some(libc::EROFS); 9]);
     }
@@ -152,13 +153,13 @@ fn nothing_can_be_written() {
 }
 
 #[test]
-fn a_large_directory_is_listed_whole() {
+fn a_large_directory_is_listed_completely() {
     if !can_mount() {
         return;
     }
     let (runtime, directory) = (runtime(), tempfile::tempdir().unwrap());
     let many = many(20_000);
-    let film = torrent("film.mkv", vec![part("film.mkv", noise(3, 1000))]);
+    let film = torrent("film.mkv", vec![fake_file("film.mkv", noise(3, 1000))]);
     let options = MountOptions::default();
     let _mounted = Mounted::start(vec![film, many], directory.path(), &options, runtime.handle().clone()).unwrap();
     let listing = succeed("ls", &[&"-l", &directory.path().join("many")]);
@@ -167,25 +168,25 @@ fn a_large_directory_is_listed_whole() {
     assert_eq!(fs::read(directory.path().join("film.mkv")).unwrap(), noise(3, 1000));
 }
 
-// ---- reads that wait
+// ---- blocked reads
 
 #[test]
 fn a_read_waits_for_its_data() {
     let Some(fixture) = Fixture::new() else { return };
-    let read = reading(fixture.path("wait/7"));
-    fixture.await_waiting(1);
+    let read = read_in_background(fixture.path("wait/7"));
+    fixture.wait_for_blocked_reads(1);
     assert!(read.try_recv().is_err());
     fixture.fake.gate.send_replace(true);
     assert_eq!(read.recv_timeout(LONG).unwrap().unwrap(), noise(7, 200_000));
 }
 
 #[test]
-fn waiting_reads_stall_no_other_file() {
+fn blocked_reads_stall_no_other_file() {
     let Some(fixture) = Fixture::new() else { return };
-    let blocked: Vec<_> = (0..40).map(|n| reading(fixture.path(&format!("wait/{n}")))).collect();
-    fixture.await_waiting(40);
-    assert_eq!(reading(fixture.path("big.bin")).recv_timeout(LONG).unwrap().unwrap(), fixture.fake.data[2]);
-    // A second opening of a file that is waited for does not wait.
+    let blocked: Vec<_> = (0..40).map(|n| read_in_background(fixture.path(&format!("wait/{n}")))).collect();
+    fixture.wait_for_blocked_reads(40);
+    assert_eq!(read_in_background(fixture.path("big.bin")).recv_timeout(LONG).unwrap().unwrap(), fixture.fake.data[2]);
+    // Opening a file with a blocked read does not block.
     assert_eq!(File::open(fixture.path("wait/0")).unwrap().metadata().unwrap().len(), 200_000);
     assert!(blocked.iter().all(|read| read.try_recv().is_err()));
     fixture.fake.gate.send_replace(true);
@@ -194,9 +195,9 @@ fn waiting_reads_stall_no_other_file() {
     }
 }
 
-/// The kernel reads ahead; but the bytes before those that have not come do not wait with them.
+/// The kernel reads ahead, but bytes that are available do not wait for those behind them.
 #[test]
-fn what_is_here_does_not_wait_for_what_comes_next() {
+fn available_bytes_do_not_wait_for_missing_ones() {
     let Some(fixture) = Fixture::new() else { return };
     for begin in [128 << 10, 0] {
         let (path, data) = (fixture.path("wait/half"), noise(200, HALF as usize));
@@ -216,23 +217,23 @@ fn what_is_here_does_not_wait_for_what_comes_next() {
 }
 
 #[test]
-fn a_waiting_reader_dies_by_ctrl_c() {
+fn ctrl_c_ends_a_blocked_reader() {
     let Some(fixture) = Fixture::new() else { return };
     // A shell starts its background jobs with SIGINT ignored, and the test may be in one.
     let mut cat = Command::new("env");
     let mut cat = Running::start(cat.args(["--default-signal=INT", "cat"]).arg(fixture.path("wait/3")));
-    fixture.await_waiting(1);
+    fixture.wait_for_blocked_reads(1);
     cat.signal("-INT");
-    let status = cat.await_end();
+    let status = cat.wait();
     assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(libc::SIGINT));
     assert!(!*fixture.fake.gate.borrow());
 }
 
 #[test]
-fn unmounting_ends_a_hundred_waiting_reads() {
+fn unmounting_ends_a_hundred_blocked_reads() {
     let Some(mut fixture) = Fixture::new() else { return };
-    let blocked: Vec<_> = (0..100).map(|n| reading(fixture.path(&format!("wait/{n}")))).collect();
-    fixture.await_waiting(100);
+    let blocked: Vec<_> = (0..100).map(|n| read_in_background(fixture.path(&format!("wait/{n}")))).collect();
+    fixture.wait_for_blocked_reads(100);
     fixture.unmount().unwrap();
     for read in blocked {
         assert!(read.recv_timeout(LONG).unwrap().is_err());
@@ -240,10 +241,10 @@ fn unmounting_ends_a_hundred_waiting_reads() {
     assert!(!fixture.is_mounted());
 }
 
-// ---- ends
+// ---- unmounting
 
 #[test]
-fn open_files_do_not_delay_the_end() {
+fn open_files_do_not_delay_unmounting() {
     let Some(mut fixture) = Fixture::new() else { return };
     let file = File::open(fixture.path("big.bin")).unwrap();
     file.read_at(&mut [0; 10], 0).unwrap();
@@ -254,7 +255,7 @@ fn open_files_do_not_delay_the_end() {
 }
 
 #[test]
-fn an_umount_from_outside_is_noticed_and_nothing_else_is_touched() {
+fn an_external_umount_is_noticed_and_no_other_mount_is_touched() {
     if !is_root() {
         return;
     }
@@ -264,11 +265,12 @@ fn an_umount_from_outside_is_noticed_and_nothing_else_is_touched() {
     assert!(!run("umount", &[&root]).status.success(), "a busy mount was unmounted");
     assert!(fixture.is_mounted());
     drop(file);
-    succeed("umount", &[&root]);
+    // A program that another test is just starting holds a copy of the file until it is executed.
+    until("umount", || run("umount", &[&root]).status.success());
     let mounted = fixture.mounted.take().unwrap();
     fixture.runtime.block_on(async { tokio::time::timeout(LONG, mounted.ended()).await.unwrap() });
     assert!(mounted.is_ended());
-    // Something else comes to the same place; neither way of ending may take it away.
+    // Another filesystem is mounted at the same place. Our end must not unmount it.
     succeed("mount", &[&"-t", &"tmpfs", &"tmpfs", &root]);
     fixture.mounted = Some(mounted);
     fixture.unmount().unwrap();
@@ -277,7 +279,7 @@ fn an_umount_from_outside_is_noticed_and_nothing_else_is_touched() {
 }
 
 #[test]
-fn what_is_mounted_over_us_is_not_touched() {
+fn a_mount_over_ours_is_not_touched() {
     if !is_root() {
         return;
     }
@@ -291,7 +293,7 @@ fn what_is_mounted_over_us_is_not_touched() {
 }
 
 #[test]
-fn dropping_unmounts() {
+fn dropping_a_mount_unmounts_it() {
     let Some(mut fixture) = Fixture::new() else { return };
     drop(fixture.mounted.take());
     assert!(!fixture.is_mounted());
@@ -331,7 +333,7 @@ fn the_options_reach_the_kernel() {
         assert!(mount.options.split(',').any(|set| set == option), "{option} in {}", mount.options);
     }
     let source = succeed("findmnt", &[&"-no", &"SOURCE", &directory.path()]);
-    // Root's goes past all parsers of options.
+    // Root mounts without a parser of options in between.
     assert_eq!(source.trim(), "a b,user_id=7");
     let (major, minor) = mount.device;
     let read_ahead = fs::read_to_string(format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb")).unwrap();
@@ -340,7 +342,7 @@ fn the_options_reach_the_kernel() {
     assert_eq!(fake.largest.load(Ordering::SeqCst), 32 * 1024);
     let file = fs::metadata(directory.path().join("t/small.txt")).unwrap();
     assert_eq!((file.uid(), file.gid(), file.mode() & 0o777), (1234, 4321, 0o440));
-    // Another user is let in as far as the modes go.
+    // Other users have the access that the modes allow.
     let path = directory.path().join("t/small.txt");
     let as_user = |uid: &str| run("setpriv", &[&"--reuid", &uid, &"--regid", &uid, &"--clear-groups", &"cat", &path]);
     assert!(as_user("1234").status.success());

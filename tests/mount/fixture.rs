@@ -1,6 +1,6 @@
-//! Mounts of contents that are made up here; some of them wait until told.
+//! Mounts of made-up files, of which some block until a test opens a gate.
 
-#![allow(dead_code, missing_docs, reason = "each test file uses its own part")]
+#![allow(dead_code, missing_docs, reason = "each test file uses a part of this")]
 
 use std::collections::HashMap;
 use std::fs;
@@ -20,44 +20,44 @@ use tokio::sync::watch;
 use torrentfs::fs::{Content, MountOptions, Mounted, ReadError, Reader, UnmountError, mountinfo};
 use torrentfs::metainfo::{self, FileIndex, FileKind, InfoHash, Layout, Lengths, Metainfo, PieceHashes};
 
-/// Far more than anything here takes: only a hang reaches it.
+/// Time limit of waits. Only a hang reaches it.
 pub const LONG: Duration = Duration::from_secs(60);
 
 // ---- contents
 
-/// A torrent in memory. Some of its bytes wait until the gate opens.
-pub struct Fake {
+/// A torrent in memory. Reads of some of its bytes block until the gate is opened.
+pub struct FakeContent {
     pub metainfo: Metainfo,
     pub data: Vec<Bytes>,
-    /// Of files, the first byte that waits.
+    /// First byte behind the gate, by file.
     pub gated: HashMap<u32, u64>,
     pub gate: watch::Sender<bool>,
     pub waiting: Arc<AtomicUsize>,
-    /// The largest read so far, in bytes.
+    /// Largest read so far, in bytes.
     pub largest: Arc<AtomicUsize>,
 }
 
-pub struct FakeReader {
+pub struct FakeContentReader {
     pub data: Bytes,
-    /// The first byte that waits, and for what.
+    /// First byte behind the gate, and the gate.
     pub gate: Option<(u64, watch::Receiver<bool>)>,
     pub waiting: Arc<AtomicUsize>,
     pub largest: Arc<AtomicUsize>,
 }
 
-pub struct Part {
+pub struct FakeFile {
     pub path: String,
     pub data: Bytes,
     pub kind: FileKind,
-    /// From here on its bytes wait for the gate.
+    /// First byte behind the gate.
     pub gated: Option<u64>,
 }
 
-pub fn part(path: impl Into<String>, data: impl Into<Bytes>) -> Part {
-    Part { path: path.into(), data: data.into(), kind: FileKind::Regular { executable: false }, gated: None }
+pub fn fake_file(path: impl Into<String>, data: impl Into<Bytes>) -> FakeFile {
+    FakeFile { path: path.into(), data: data.into(), kind: FileKind::Regular { executable: false }, gated: None }
 }
 
-/// Bytes that differ from place to place.
+/// Returns pseudo-random bytes that depend on the seed alone.
 pub fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     (0..len)
@@ -70,7 +70,7 @@ pub fn noise(seed: u64, len: usize) -> Vec<u8> {
         .collect()
 }
 
-pub fn torrent(name: &str, parts: Vec<Part>) -> Arc<Fake> {
+pub fn torrent(name: &str, parts: Vec<FakeFile>) -> Arc<FakeContent> {
     let (mut files, mut data, mut gated, mut offset) = (Vec::new(), Vec::new(), HashMap::new(), 0);
     for (index, part) in (0..).zip(parts) {
         let len = part.data.len() as u64;
@@ -96,7 +96,7 @@ pub fn torrent(name: &str, parts: Vec<Part>) -> Arc<Fake> {
         hashes: PieceHashes::v1(Vec::new()),
         info: Bytes::new(),
     };
-    Arc::new(Fake {
+    Arc::new(FakeContent {
         metainfo,
         data,
         gated,
@@ -106,16 +106,16 @@ pub fn torrent(name: &str, parts: Vec<Part>) -> Arc<Fake> {
     })
 }
 
-impl Content for Fake {
-    type Reader = FakeReader;
+impl Content for FakeContent {
+    type Reader = FakeContentReader;
 
     fn metainfo(&self) -> &Metainfo {
         &self.metainfo
     }
 
-    fn open(self: &Arc<Self>, file: FileIndex) -> Option<FakeReader> {
+    fn open(self: &Arc<Self>, file: FileIndex) -> Option<FakeContentReader> {
         let gate = self.gated.get(&file.0).map(|from| (*from, self.gate.subscribe()));
-        Some(FakeReader {
+        Some(FakeContentReader {
             data: self.data[file.0 as usize].clone(),
             gate,
             waiting: self.waiting.clone(),
@@ -130,7 +130,7 @@ impl Content for Fake {
     }
 }
 
-impl FakeReader {
+impl FakeContentReader {
     pub fn slice(&self, offset: u64, len: u32) -> Bytes {
         self.data.slice(offset as usize..offset as usize + len as usize)
     }
@@ -141,7 +141,7 @@ impl FakeReader {
     }
 }
 
-impl Reader for FakeReader {
+impl Reader for FakeContentReader {
     fn read_now(&self, offset: u64, len: u32) -> Option<Bytes> {
         self.largest.fetch_max(len as usize, Ordering::SeqCst);
         self.gate(offset, len).is_none_or(|gate| *gate.borrow()).then(|| self.slice(offset, len))
@@ -156,42 +156,42 @@ impl Reader for FakeReader {
     }
 }
 
-/// Bytes that come of a file of twice as many; as long as pieces often are.
+/// Available bytes of `t/wait/half`, which has twice as many. The length of a typical piece.
 pub const HALF: u64 = 256 * 1024;
 
-/// What most tests mount: `t/…` with a bit of everything, 100 files in `t/wait` that do not come, and one of
-/// which only the first `HALF` bytes do.
-pub fn sample() -> Arc<Fake> {
+/// Makes the torrent that most tests mount: `t/…` with every kind of file, 100 files in `t/wait` whose reads block, and
+/// one of which the first `HALF` bytes are available.
+pub fn sample() -> Arc<FakeContent> {
     let mut parts = vec![
-        part("t/small.txt", &b"hello\n"[..]),
-        part("t/.pad/10", vec![0; 10]),
-        part("t/big.bin", noise(1, 3 * 1024 * 1024 + 17)),
-        part("t/empty", Vec::new()),
-        part("t/dir/deep/zeros", vec![0; 300_000]),
-        part("t/cat", fs::read("/bin/cat").unwrap()),
-        part("t/link", Vec::new()),
+        fake_file("t/small.txt", &b"hello\n"[..]),
+        fake_file("t/.pad/10", vec![0; 10]),
+        fake_file("t/big.bin", noise(1, 3 * 1024 * 1024 + 17)),
+        fake_file("t/empty", Vec::new()),
+        fake_file("t/dir/deep/zeros", vec![0; 300_000]),
+        fake_file("t/cat", fs::read("/bin/cat").unwrap()),
+        fake_file("t/link", Vec::new()),
     ];
     parts[1].kind = FileKind::Pad;
     parts[5].kind = FileKind::Regular { executable: true };
     parts[6].kind = FileKind::Symlink { target: "dir/deep/zeros".to_owned() };
-    parts.extend((0..100).map(|n| Part { gated: Some(0), ..part(format!("t/wait/{n}"), noise(n, 200_000)) }));
-    parts.push(Part { gated: Some(HALF), ..part("t/wait/half", noise(200, 2 * HALF as usize)) });
+    parts.extend((0..100).map(|n| FakeFile { gated: Some(0), ..fake_file(format!("t/wait/{n}"), noise(n, 200_000)) }));
+    parts.push(FakeFile { gated: Some(HALF), ..fake_file("t/wait/half", noise(200, 2 * HALF as usize)) });
     torrent("t", parts)
 }
 
 // ---- the mount
 
-/// A mount in a directory of its own, taken away at the end.
+/// A mount in a temporary directory.
 pub struct Fixture {
     pub mounted: Option<Mounted>,
     pub runtime: Runtime,
-    pub fake: Arc<Fake>,
+    pub fake: Arc<FakeContent>,
     pub directory: tempfile::TempDir,
 }
 
-/// A directory of so many files of one byte.
-pub fn many(files: u32) -> Arc<Fake> {
-    torrent("many", (0..files).map(|n| part(format!("many/{n:05}"), vec![n as u8])).collect())
+/// Makes a torrent of this many files of one byte.
+pub fn many(files: u32) -> Arc<FakeContent> {
+    torrent("many", (0..files).map(|n| fake_file(format!("many/{n:05}"), vec![n as u8])).collect())
 }
 
 pub fn runtime() -> Runtime {
@@ -234,8 +234,8 @@ impl Fixture {
         self.directory.path().join("t").join(path)
     }
 
-    /// Blocks until so many reads wait at the gate.
-    pub fn await_waiting(&self, count: usize) {
+    /// Blocks until this many reads wait at the gate.
+    pub fn wait_for_blocked_reads(&self, count: usize) {
         until("reads wait", || self.fake.waiting.load(Ordering::SeqCst) >= count);
     }
 
@@ -256,7 +256,7 @@ pub fn is_mounted(path: &Path) -> bool {
 pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let limit = Instant::now() + LONG;
     while !condition() {
-        assert!(Instant::now() < limit, "waited in vain: {what}");
+        assert!(Instant::now() < limit, "not within {LONG:?}: {what}");
         thread::sleep(Duration::from_millis(5));
     }
 }
@@ -271,7 +271,7 @@ pub fn succeed(program: &str, args: &[&dyn AsRef<std::ffi::OsStr>]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// A process that may block in the mount, killed at the end.
+/// A process that may block in the mount. Dropping the handle kills it.
 pub struct Running(pub Child);
 
 impl Running {
@@ -287,7 +287,7 @@ impl Running {
         succeed("kill", &[&signal, &self.0.id().to_string()]);
     }
 
-    pub fn await_end(&mut self) -> std::process::ExitStatus {
+    pub fn wait(&mut self) -> std::process::ExitStatus {
         let mut status = None;
         until("the process ends", || {
             status = self.0.try_wait().unwrap();
@@ -304,8 +304,8 @@ impl Drop for Running {
     }
 }
 
-/// Reads a whole file on a thread of its own.
-pub fn reading(path: PathBuf) -> mpsc::Receiver<io::Result<Vec<u8>>> {
+/// Reads a whole file in a thread.
+pub fn read_in_background(path: PathBuf) -> mpsc::Receiver<io::Result<Vec<u8>>> {
     let (give, take) = mpsc::channel();
     thread::spawn(move || give.send(fs::read(path)));
     take

@@ -1,4 +1,4 @@
-//! What a running mount serves over HTTP: files and metrics to who may have them, and to strangers nothing.
+//! The HTTP server of a running mount: files, metrics, and refusal of unauthorized and malformed requests.
 
 use std::fs;
 use std::io::Write;
@@ -11,7 +11,7 @@ struct Web(std::net::SocketAddr);
 
 impl Web {
     fn of(mounted: &Mounted) -> Self {
-        let url = status(mounted)["http"].as_str().expect("it serves HTTP").to_owned();
+        let url = status(mounted)["http"].as_str().expect("an HTTP server").to_owned();
         Self(url.strip_prefix("http://").unwrap().strip_suffix('/').unwrap().parse().unwrap())
     }
 
@@ -21,8 +21,8 @@ impl Web {
         exchange(stream, bytes)
     }
 
-    /// What may not be understood, or not be whole, is not waited for as long.
-    fn send_strange(&self, bytes: &[u8], whole: bool) -> Option<Answer> {
+    /// Sends a request that may be malformed or incomplete, with a short time limit for the answer.
+    fn send_malformed(&self, bytes: &[u8], whole: bool) -> Option<Answer> {
         let mut stream = std::net::TcpStream::connect(self.0).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
         if !whole {
@@ -33,7 +33,7 @@ impl Web {
         exchange(stream, bytes)
     }
 
-    fn ask(&self, method: &str, path: &str, headers: &[&str]) -> Answer {
+    fn send_to(&self, method: &str, path: &str, headers: &[&str]) -> Answer {
         let host = format!("Host: {}", self.0);
         let headers: Vec<&str> = std::iter::once(host.as_str()).chain(headers.iter().copied()).collect();
         self.send(&request(method, path, &headers, "")).unwrap_or_else(|| panic!("no answer to {method} {path}"))
@@ -41,7 +41,7 @@ impl Web {
 }
 
 #[test]
-fn files_are_served_in_whole_and_in_part() {
+fn files_and_ranges_of_them_are_served() {
     if !can_run(&[TOOLS[0], TOOLS[1], TOOLS[2], "curl"]) {
         return;
     }
@@ -53,18 +53,18 @@ fn files_are_served_in_whole_and_in_part() {
     let film = noise(3 << 20, 1);
     let path = "/files/show/film.mkv";
 
-    // Of a torrent of which nothing is here yet.
-    let part = web.ask("GET", path, &["Range: bytes=2000000-2099999"]);
+    // Nothing is downloaded yet.
+    let part = web.send_to("GET", path, &["Range: bytes=2000000-2099999"]);
     assert_eq!((part.status, part.header("content-range")), (206, Some("bytes 2000000-2099999/3145728")));
     assert_eq!(part.body, film[2_000_000..2_100_000]);
-    let whole = web.ask("GET", path, &[]);
+    let whole = web.send_to("GET", path, &[]);
     assert_eq!((whole.status, whole.header("content-type")), (200, Some("video/x-matroska")));
     assert_eq!((whole.header("accept-ranges"), whole.header("content-length")), (Some("bytes"), Some("3145728")));
     assert_eq!(whole.body, film);
     let etag = whole.header("etag").unwrap().to_owned();
     assert!(etag.contains(&lab.info_hash()), "{etag}");
-    assert!(whole.header("content-security-policy").is_none(), "a film plays where it is");
-    let head = web.ask("HEAD", path, &[]);
+    assert!(whole.header("content-security-policy").is_none(), "a film cannot be embedded");
+    let head = web.send_to("HEAD", path, &[]);
     assert_eq!((head.status, head.header("content-length"), head.body.len()), (200, Some("3145728"), 0));
     for (headers, code, body) in [
         (&["Range: bytes=-5"][..], 206, &film[(3 << 20) - 5..]),
@@ -77,38 +77,38 @@ fn files_are_served_in_whole_and_in_part() {
         (&["Range: bytes=0-9", &format!("If-Range: {etag}")], 206, &film[..10]),
         (&[&format!("If-None-Match: {etag}")], 304, &[]),
     ] {
-        let answer = web.ask("GET", path, headers);
+        let answer = web.send_to("GET", path, headers);
         assert!(answer.status == code && answer.body == body, "{headers:?}: {} {}", answer.status, answer.body.len());
     }
-    assert_eq!(web.ask("GET", path, &["Range: bytes=3145728-"]).header("content-range"), Some("bytes */3145728"));
+    assert_eq!(web.send_to("GET", path, &["Range: bytes=3145728-"]).header("content-range"), Some("bytes */3145728"));
 
-    // What a browser would run it runs in nobody's name.
+    // Active content is sandboxed.
     fs::write(lab.path("page.html"), "<script>alert(1)</script>").unwrap();
     sh(&format!("cd '{}' && mktorrent -o page.torrent page.html", lab.dir.path().display()));
-    said(&["add", text(&mounted.dir), text(&lab.path("page.torrent"))]);
-    let page = web.ask("HEAD", "/files/page.html", &[]);
+    stdout_of(&["add", text(&mounted.dir), text(&lab.path("page.torrent"))]);
+    let page = web.send_to("HEAD", "/files/page.html", &[]);
     assert_eq!((page.status, page.header("content-type")), (200, Some("text/html")));
     assert!(page.header("content-security-policy").unwrap().starts_with("sandbox;"));
     assert_eq!(page.header("x-content-type-options"), Some("nosniff"));
 
-    // Directories, and names that HTML and URLs do not like. curl follows the links as a browser would.
-    let listing = web.ask("GET", "/files/show/extra/", &[]);
+    // Directories, and names with characters that are special in HTML and URLs. curl follows the links as a browser does.
+    let listing = web.send_to("GET", "/files/show/extra/", &[]);
     assert!(
         listing.text().contains(r#"<a href="./notes%20%26%20%3Cmore%3E.txt">notes &amp; &lt;more&gt;.txt</a>"#),
         "{}",
         listing.text()
     );
-    assert_eq!(web.ask("GET", "/files/show/extra", &[]).header("location"), Some("extra/"));
+    assert_eq!(web.send_to("GET", "/files/show/extra", &[]).header("location"), Some("extra/"));
     let notes = run("curl", &["-sfL", &format!("http://{}/files/show/extra/notes%20%26%20%3Cmore%3E.txt", web.0)]);
     assert_eq!(notes.stdout, noise(1 << 20, 2));
     assert!(run("curl", &["-sfL", &format!("http://{}/files/show", web.0)]).stdout.starts_with(b"<!DOCTYPE html>"));
-    let root = web.ask("GET", "/files/", &[]);
+    let root = web.send_to("GET", "/files/", &[]);
     assert!(root.text().contains(r#"<a href="./show/">show/</a>"#), "{}", root.text());
-    let page = web.ask("GET", "/", &[]);
+    let page = web.send_to("GET", "/", &[]);
     assert!(page.status == 200 && page.text().contains("<td>show<td>"), "{}", page.text());
     assert!(!page.text().contains("<script") && !page.text().contains("http"), "{}", page.text());
 
-    // Tricks lead nowhere.
+    // Paths that try to leave the mount.
     for (path, code) in [
         ("/files/..", 400),
         ("/files/../../etc/passwd", 400),
@@ -122,14 +122,14 @@ fn files_are_served_in_whole_and_in_part() {
         ("/files/other", 404),
         ("/filesystem", 404),
     ] {
-        assert_eq!(web.ask("GET", path, &[]).status, code, "{path}");
+        assert_eq!(web.send_to("GET", path, &[]).status, code, "{path}");
     }
-    assert_eq!(web.ask("DELETE", path, &["Content-Type: application/json"]).status, 405);
+    assert_eq!(web.send_to("DELETE", path, &["Content-Type: application/json"]).status, 405);
     mounted.stop();
 }
 
 #[test]
-fn strangers_are_refused() {
+fn unauthorized_requests_are_refused() {
     if !can_run(&TOOLS) {
         return;
     }
@@ -143,16 +143,20 @@ fn strangers_are_refused() {
     let bearer = "Authorization: Bearer correct-horse-battery";
     let basic = "Authorization: Basic bWU6Y29ycmVjdC1ob3JzZS1iYXR0ZXJ5";
     for path in ["/status", "/files/show/film.mkv", "/", "/metrics", "/openapi.json", "/nothing"] {
-        let answer = web.ask("GET", path, &[]);
+        let answer = web.send_to("GET", path, &[]);
         assert_eq!(answer.status, 401, "{path}");
         assert!(answer.header("www-authenticate").unwrap().starts_with("Basic"));
         for wrong in ["Authorization: Bearer correct-horse-batterz", "Authorization: Bearer", "Authorization: x"] {
-            assert_eq!(web.ask("GET", path, &[wrong]).status, 401, "{path}");
+            assert_eq!(web.send_to("GET", path, &[wrong]).status, 401, "{path}");
         }
         for right in [bearer, basic] {
-            // The film would have to be fetched first.
+            // HEAD, because GET would have to fetch the film first.
             let method = if path.starts_with("/files") { "HEAD" } else { "GET" };
-            assert_eq!(web.ask(method, path, &[right]).status, if path == "/nothing" { 404 } else { 200 }, "{path}");
+            assert_eq!(
+                web.send_to(method, path, &[right]).status,
+                if path == "/nothing" { 404 } else { 200 },
+                "{path}"
+            );
         }
     }
     let with = |headers: &[&str]| web.send(&request("GET", "/status", headers, "")).unwrap().status;
@@ -163,23 +167,23 @@ fn strangers_are_refused() {
     assert_eq!(with(&[&here, "Origin: null", bearer]), 403);
     assert_eq!(with(&[&here, &format!("Origin: http://{}", web.0), bearer]), 200);
     assert_eq!(with(&[&here, "Sec-Fetch-Site: cross-site", "Sec-Fetch-Mode: no-cors", bearer]), 403);
-    // A form of another site cannot order anything.
+    // A form of another site cannot change anything.
     let form = ["Content-Type: text/plain", bearer];
-    assert_eq!(web.ask("POST", &format!("/torrents/{}/verify", lab.info_hash()), &form).status, 415);
+    assert_eq!(web.send_to("POST", &format!("/torrents/{}/verify", lab.info_hash()), &form).status, 415);
     assert!(torrent(&mounted)["verification"].is_null());
-    // What never ends is cut off by a bound, not by us.
+    // Oversized requests are refused.
     let long = format!("X: {}", "x".repeat(100_000));
-    assert_eq!(web.ask("GET", "/status", &[bearer, &long]).status, 431);
+    assert_eq!(web.send_to("GET", "/status", &[bearer, &long]).status, 431);
     let many: Vec<String> = (0..500).map(|n| format!("X-{n}: x")).collect();
     let many: Vec<&str> = many.iter().map(String::as_str).chain([bearer]).collect();
-    assert_eq!(web.ask("GET", "/status", &many).status, 431);
+    assert_eq!(web.send_to("GET", "/status", &many).status, 431);
     let host = format!("Host: {}", web.0);
     let headers = [host.as_str(), bearer, "Content-Type: application/json"];
     let large = web.send(&request("PATCH", "/limits", &headers, &"9".repeat(100_000))).unwrap();
     assert_eq!(large.status, 413);
     mounted.stop();
 
-    // Where others could come without a token nothing is served, and the mount says so.
+    // Without a valid token, a mount that others could reach does not start.
     let mnt = lab.path("b");
     fs::create_dir_all(&mnt).unwrap();
     for (args, code, word) in [
@@ -199,17 +203,17 @@ fn strangers_are_refused() {
 
 #[test]
 fn prometheus_can_read_the_metrics() {
-    if !can_run(&TOOLS) || !has_eyes() {
+    if !can_run(&TOOLS) || !has_validators() {
         return;
     }
     let _turn = turn();
     let (lab, _seeder, torrent_file) = lab(0);
     let mounted = lab.mount("a", &torrent_file, &["--http", "127.0.0.1:0", "--download-limit", "50MiB"]);
     assert_eq!(mounted.read("show/film.mkv"), noise(3 << 20, 1));
-    waits_for(&mounted, "all is here", |torrent| torrent["state"] == "seeding");
-    let answer = Web::of(&mounted).ask("GET", "/metrics", &[]);
+    wait_for_status(&mounted, "the torrent is complete", |torrent| torrent["state"] == "seeding");
+    let answer = Web::of(&mounted).send_to("GET", "/metrics", &[]);
     assert!(answer.header("content-type").unwrap().starts_with("application/openmetrics-text"));
-    let samples = seen(&["metrics"], &answer.body);
+    let samples = validate(&["metrics"], &answer.body);
     let labels = format!("info_hash={},torrent=show", lab.info_hash());
     let sample = |name: &str| {
         let line = samples
@@ -227,17 +231,17 @@ fn prometheus_can_read_the_metrics() {
         .filter(|line| line.starts_with("torrentfs_torrent_reads_total"))
         .map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap())
         .sum();
-    let told = torrent(&mounted)["reads"].clone();
+    let counted = torrent(&mounted)["reads"].clone();
     assert!(
-        reads > 0.0 && reads <= ["memory", "disk", "missed"].iter().map(|key| number(&told[key]) as f64).sum(),
-        "{told} {samples}"
+        reads > 0.0 && reads <= ["memory", "disk", "missed"].iter().map(|key| number(&counted[key]) as f64).sum(),
+        "{counted} {samples}"
     );
     mounted.stop();
 }
 
-/// Anything at all is answered with less than 500 or not at all, and nothing is left of it.
+/// Malformed requests get no answer or one below 500, and leave neither memory nor connections.
 #[test]
-fn ten_thousand_strange_requests_do_no_harm() {
+fn ten_thousand_malformed_requests_do_no_harm() {
     if !can_run(&TOOLS) {
         return;
     }
@@ -245,7 +249,7 @@ fn ten_thousand_strange_requests_do_no_harm() {
     let (lab, _seeder, torrent_file) = lab(0);
     let args = ["--http", "127.0.0.1:0", "--metadata-timeout", "100ms"];
     let mounted = lab.mount("a", &torrent_file, &args);
-    waits_for(&mounted, "all is here", |torrent| torrent["state"] == "seeding");
+    wait_for_status(&mounted, "the torrent is complete", |torrent| torrent["state"] == "seeding");
     let (web, hash, pid) = (Web::of(&mounted), lab.info_hash(), mounted.process.0.id());
     let descriptors = || fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
     let memory = || {
@@ -256,8 +260,8 @@ fn ten_thousand_strange_requests_do_no_harm() {
     let work = |from: u64, to: u64| {
         let mut answered = 0;
         for seed in from..to {
-            let (bytes, whole) = strange(seed, &web.0.to_string(), &hash);
-            if let Some(answer) = web.send_strange(&bytes, whole) {
+            let (bytes, whole) = mutated_request(seed, &web.0.to_string(), &hash);
+            if let Some(answer) = web.send_malformed(&bytes, whole) {
                 assert!(
                     answer.status < 500,
                     "{}: {} {}",
@@ -270,7 +274,7 @@ fn ten_thousand_strange_requests_do_no_harm() {
         }
         answered
     };
-    // What it needs once it needs always.
+    // Warms up, so that memory for the first requests is not counted.
     work(0, 1_000);
     let (files_before, memory_before) = (descriptors(), memory());
     let answered: u64 = std::thread::scope(|scope| {
@@ -279,16 +283,16 @@ fn ten_thousand_strange_requests_do_no_harm() {
         threads.into_iter().map(|thread| thread.join().unwrap()).sum()
     });
     assert!(answered > 5_000, "{answered} of 9,000 were answered");
-    wait_until("connections are gone", LONG, || descriptors() <= files_before + 2);
+    wait_until("the connections are closed", LONG, || descriptors() <= files_before + 2);
     assert!(memory() < memory_before + (32 << 10), "{memory_before} KiB became {} KiB", memory());
-    assert_eq!(web.ask("GET", "/status", &[]).status, 200);
+    assert_eq!(web.send_to("GET", "/status", &[]).status, 200);
     assert!(!mounted.log().contains("panicked"), "{}", mounted.log());
     assert_eq!(mounted.read("show/film.mkv"), noise(3 << 20, 1));
     mounted.stop();
 }
 
-/// A request that is mostly sound, and sometimes not at all.
-fn strange(seed: u64, host: &str, hash: &str) -> (Vec<u8>, bool) {
+/// Makes a request that is mostly valid, with random errors. Returns whether it is complete.
+fn mutated_request(seed: u64, host: &str, hash: &str) -> (Vec<u8>, bool) {
     let bytes = noise(4_096, seed);
     let mut at = 0;
     let mut next = |below: usize| {
@@ -334,7 +338,7 @@ fn strange(seed: u64, host: &str, hash: &str) -> (Vec<u8>, bool) {
         "#",
     ];
     let methods = ["GET", "GET", "GET", "HEAD", "POST", "PUT", "PATCH", "OPTIONS", "TRACE", "CONNECT", "get", "\u{7f}"];
-    // Not DELETE: a torrent that is gone would leave nothing to play with.
+    // Without DELETE, which would remove the only torrent.
     let mut path = one(&paths, next(99)).to_owned() + one(&ends, next(99));
     for _ in 0..next(4) {
         let junk = next(256) as u8;
@@ -363,7 +367,7 @@ fn strange(seed: u64, host: &str, hash: &str) -> (Vec<u8>, bool) {
     }
     let headers: Vec<&str> = headers.iter().map(String::as_str).collect();
     let mut bytes = request(one(&methods, next(99)), &path, &headers, &body);
-    // Some arrive spoiled, and some not whole.
+    // Damages some requests and truncates others.
     for _ in 0..next(8).saturating_sub(5) {
         let at = next(bytes.len());
         bytes[at] = next(256) as u8;

@@ -1,4 +1,5 @@
-//! Many torrents in one mount: watched directories, torrents that come and go under readers' hands, and a thousand.
+//! Many torrents in one mount: watched directories, torrents that are added and removed while they are read, and a
+//! thousand torrents.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -20,12 +21,12 @@ use torrentfs::net::Limits;
 use torrentfs::session::{Session, SessionConfig, Torrent, TorrentOptions};
 use torrentfs::store::{Cache, CacheConfig};
 
-/// Only a hang reaches it.
+/// Time limit of waits. Only a hang reaches it.
 const LONG: Duration = Duration::from_secs(60);
 
 const PIECE_LEN: usize = 32 << 10;
 
-/// A `.torrent` file of one file; `pieces` are the hashes.
+/// Makes the `.torrent` file of a single file with these piece hashes.
 fn torrent_of(name: &str, len: usize, piece_len: usize, pieces: &[u8], announce: Option<&str>) -> Vec<u8> {
     let announce = announce.map_or(String::new(), |url| format!("8:announce{}:{url}", url.len()));
     let info =
@@ -42,7 +43,7 @@ fn hash(torrent: &[u8]) -> InfoHash {
     Metainfo::parse(torrent).unwrap().info_hash
 }
 
-/// Torrents of ours, complete, given from this process.
+/// A session in this process that seeds complete torrents.
 struct Seeder {
     runtime: tokio::runtime::Runtime,
     session: Session,
@@ -51,7 +52,7 @@ struct Seeder {
 }
 
 impl Seeder {
-    /// `rate` in bytes a second; 0: no limit.
+    /// Starts a seeder that uploads at most `rate` bytes a second; 0 means unlimited.
     fn start(files: &[(&str, &[u8])], rate: u64) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let dir = tempfile::tempdir().unwrap();
@@ -83,7 +84,7 @@ impl Drop for Seeder {
     }
 }
 
-/// What the root shows, in order.
+/// Returns the names in the root, sorted.
 fn listing(dir: &Path) -> Vec<String> {
     let names = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let mut names: Vec<String> = names.collect();
@@ -91,7 +92,7 @@ fn listing(dir: &Path) -> Vec<String> {
     names
 }
 
-fn await_listing(mounted: &Mounted, expected: &[&str]) {
+fn wait_for_listing(mounted: &Mounted, expected: &[&str]) {
     let mut last = Vec::new();
     let end = Instant::now() + LONG;
     while Instant::now() < end {
@@ -104,13 +105,13 @@ fn await_listing(mounted: &Mounted, expected: &[&str]) {
     panic!("{last:?} is not {expected:?}; log: {}", mounted.log());
 }
 
-/// An empty directory to be watched, and its mount.
-struct Watched {
+/// A directory of torrents that a mount watches.
+struct WatchedDirectory {
     base: tempfile::TempDir,
     dir: PathBuf,
 }
 
-impl Watched {
+impl WatchedDirectory {
     fn new() -> Self {
         let base = tempfile::tempdir().unwrap();
         let dir = base.path().join("torrents");
@@ -118,7 +119,7 @@ impl Watched {
         Self { base, dir }
     }
 
-    /// Puts a file there in one step, as a browser does.
+    /// Adds a file atomically, as a browser does.
     fn put(&self, name: &str, content: &[u8]) {
         let new = self.base.path().join("new");
         fs::write(&new, content).unwrap();
@@ -134,19 +135,19 @@ impl Watched {
     }
 }
 
-impl Drop for Watched {
+impl Drop for WatchedDirectory {
     fn drop(&mut self) {
         detach(&self.base.path().join("mnt"));
     }
 }
 
 #[test]
-fn a_directory_is_shown_as_it_changes() {
+fn a_watched_directory_is_followed() {
     if !can_run(&[]) {
         return;
     }
     let _turn = turn();
-    let watched = Watched::new();
+    let watched = WatchedDirectory::new();
     let files: Vec<Vec<u8>> = (1..=4).map(|seed| noise(70_000, seed)).collect();
     let [a, b, c, d] = ["a", "b", "c", "d"].map(|name| format!("{name}.bin"));
     let torrents: Vec<Vec<u8>> = [&a, &b, &c, &d].iter().zip(&files).map(|(n, data)| torrent(n, data, None)).collect();
@@ -154,48 +155,48 @@ fn a_directory_is_shown_as_it_changes() {
     watched.put("junk.torrent", b"d4:infoi1ee");
     watched.put("readme.txt", b"not of interest");
     let mounted = watched.mount(&[]);
-    // Also with the kernel's memory of names and listings.
+    // Fills the kernel's cache of names and listings.
     assert_eq!(listing(&mounted.dir), ["a.bin"]);
     assert!(!mounted.path("b.bin").exists());
     let inode = fs::metadata(mounted.path("a.bin")).unwrap().ino();
 
     watched.put("b.torrent", &torrents[1]);
-    await_listing(&mounted, &["a.bin", "b.bin"]);
+    wait_for_listing(&mounted, &["a.bin", "b.bin"]);
     assert_eq!(fs::metadata(mounted.path("b.bin")).unwrap().len(), 70_000);
     watched.remove("a.torrent");
-    await_listing(&mounted, &["b.bin"]);
-    wait_until("its name is gone", LONG, || !mounted.path("a.bin").exists());
+    wait_for_listing(&mounted, &["b.bin"]);
+    wait_until("the name is gone", LONG, || !mounted.path("a.bin").exists());
 
-    // Half written, and for longer than it is looked at once.
+    // A torrent that is half written for longer than one scan of the directory.
     let (half, rest) = torrents[2].split_at(torrents[2].len() / 2);
     let mut file = File::create(watched.dir.join("c.torrent")).unwrap();
     file.write_all(half).unwrap();
     watched.put("d.torrent", &torrents[3]);
-    await_listing(&mounted, &["b.bin", "d.bin"]);
+    wait_for_listing(&mounted, &["b.bin", "d.bin"]);
     file.write_all(rest).unwrap();
     drop(file);
-    await_listing(&mounted, &["b.bin", "c.bin", "d.bin"]);
+    wait_for_listing(&mounted, &["b.bin", "c.bin", "d.bin"]);
 
-    // A copy, a rename, another torrent in the place of one.
+    // A copy, a renamed file, and a file that is replaced by another torrent.
     watched.put("copy of d.torrent", &torrents[3]);
-    wait_until("it is said once", LONG, || mounted.log().matches("the same torrent as d.bin").count() == 1);
+    wait_until("the copy is reported once", LONG, || mounted.log().matches("the same torrent as d.bin").count() == 1);
     watched.remove("d.torrent");
     fs::rename(watched.dir.join("c.torrent"), watched.dir.join("e.torrent")).unwrap();
     watched.put("b.torrent", &torrents[0]);
-    await_listing(&mounted, &["a.bin", "c.bin", "d.bin"]);
-    assert_eq!(fs::metadata(mounted.path("a.bin")).unwrap().ino(), inode, "it is the same as before");
-    wait_until("junk is told", LONG, || mounted.log().contains("junk.torrent"));
+    wait_for_listing(&mounted, &["a.bin", "c.bin", "d.bin"]);
+    assert_eq!(fs::metadata(mounted.path("a.bin")).unwrap().ino(), inode, "the inode changed");
+    wait_until("the invalid file is reported", LONG, || mounted.log().contains("junk.torrent"));
     assert_eq!(mounted.log().matches("left out").count(), 1, "{}", mounted.log());
     mounted.stop();
 }
 
 #[test]
-fn what_the_cache_has_no_place_for_comes_when_it_has() {
+fn a_torrent_that_the_cache_cannot_store_appears_once_it_can() {
     if !can_run(&[]) {
         return;
     }
     let _turn = turn();
-    let watched = Watched::new();
+    let watched = WatchedDirectory::new();
     let [good, late] = ["good.bin", "late.bin"].map(|name| torrent(name, &noise(50_000, 9), None));
     watched.put("good.torrent", &good);
     watched.put("late.torrent", &late);
@@ -204,15 +205,15 @@ fn what_the_cache_has_no_place_for_comes_when_it_has() {
     fs::write(&in_the_way, b"a file").unwrap();
     let mounted = watched.mount(&[]);
     assert_eq!(listing(&mounted.dir), ["good.bin"]);
-    wait_until("it is said", LONG, || mounted.log().contains("it is tried again"));
+    wait_until("the failure is reported", LONG, || mounted.log().contains("it is tried again"));
     fs::remove_file(&in_the_way).unwrap();
-    await_listing(&mounted, &["good.bin", "late.bin"]);
+    wait_for_listing(&mounted, &["good.bin", "late.bin"]);
     assert_eq!(mounted.log().matches("it is tried again").count(), 1, "{}", mounted.log());
     mounted.stop();
 }
 
 #[test]
-fn torrents_of_one_name_are_shown_alike_whatever_their_order() {
+fn names_of_equally_named_torrents_do_not_depend_on_their_order() {
     if !can_run(&[]) {
         return;
     }
@@ -222,32 +223,32 @@ fn torrents_of_one_name_are_shown_alike_whatever_their_order() {
     names.sort();
     let marked = names.each_ref().map(String::as_str);
     for order in [[0, 1], [1, 0]] {
-        let watched = Watched::new();
+        let watched = WatchedDirectory::new();
         watched.put("first.torrent", &torrents[order[0]]);
         let mounted = watched.mount(&[]);
         let open = File::open(mounted.path("film.mkv")).unwrap();
         let inode = open.metadata().unwrap().ino();
         watched.put("second.torrent", &torrents[order[1]]);
-        await_listing(&mounted, &marked);
+        wait_for_listing(&mounted, &marked);
         let first = format!("film [{}].mkv", &hash(&torrents[order[0]]).to_string()[..8]);
         assert_eq!(fs::metadata(mounted.path(&first)).unwrap().ino(), inode);
         watched.remove("first.torrent");
-        await_listing(&mounted, &["film.mkv"]);
-        assert_ne!(fs::metadata(mounted.path("film.mkv")).unwrap().ino(), inode, "it is the other one");
+        wait_for_listing(&mounted, &["film.mkv"]);
+        assert_ne!(fs::metadata(mounted.path("film.mkv")).unwrap().ino(), inode, "the removed torrent is still shown");
         drop(open);
         mounted.stop();
     }
 }
 
 #[test]
-fn a_torrent_that_is_removed_is_read_to_its_end() {
+fn a_removed_torrent_can_be_read_to_its_end() {
     if !can_run(&[]) {
         return;
     }
     let _turn = turn();
     let data = noise(3 << 20, 7);
     let seeder = Seeder::start(&[("film.bin", &data)], 0);
-    let watched = Watched::new();
+    let watched = WatchedDirectory::new();
     let film = torrent("film.bin", &data, None);
     watched.put("film.torrent", &film);
     let peer = seeder.addr().to_string();
@@ -257,38 +258,38 @@ fn a_torrent_that_is_removed_is_read_to_its_end() {
     let mut got = vec![0; 100_000];
     open.read_exact(&mut got).unwrap();
     watched.remove("film.torrent");
-    await_listing(&mounted, &[]);
+    wait_for_listing(&mounted, &[]);
     assert!(home.join("data/film.bin").exists());
     open.read_to_end(&mut got).unwrap();
-    assert!(got == data, "what came after the removal");
+    assert!(got == data, "wrong bytes after the removal");
 
-    // Back before it is closed, and gone again: it is still the same.
+    // The torrent is added again before the file is closed, and removed once more.
     watched.put("film.torrent", &film);
-    await_listing(&mounted, &["film.bin"]);
+    wait_for_listing(&mounted, &["film.bin"]);
     assert!(mounted.read("film.bin") == data);
     watched.remove("film.torrent");
-    await_listing(&mounted, &[]);
-    assert!(home.exists(), "somebody has it open");
+    wait_for_listing(&mounted, &[]);
+    assert!(home.exists(), "deleted while a file is open");
     drop(open);
-    wait_until("what was cached is deleted with the last reader", LONG, || !home.exists());
+    wait_until("the cached data is deleted with the last reader", LONG, || !home.exists());
 
-    // And it can be had anew.
+    // The torrent can be added and fetched again.
     watched.put("film.torrent", &film);
-    await_listing(&mounted, &["film.bin"]);
+    wait_for_listing(&mounted, &["film.bin"]);
     assert!(mounted.read("film.bin") == data);
     mounted.stop();
 }
 
 #[test]
-fn coming_and_going_disturbs_no_other_reader() {
+fn adding_and_removing_torrents_disturbs_no_other_reader() {
     if !can_run(&[]) {
         return;
     }
     let _turn = turn();
     let data = noise(6 << 20, 8);
-    // Slow enough that the reader is at it all the while.
+    // Slow enough that the reader is busy during the whole test.
     let seeder = Seeder::start(&[("film.bin", &data)], 512 << 10);
-    let watched = Watched::new();
+    let watched = WatchedDirectory::new();
     watched.put("film.torrent", &torrent("film.bin", &data, None));
     let mounted = watched.mount(&["--peer", &seeder.addr().to_string()]);
     let film = mounted.path("film.bin");
@@ -299,9 +300,9 @@ fn coming_and_going_disturbs_no_other_reader() {
     let other = torrent("other.bin", &noise(40_000, 9), None);
     for _ in 0..50 {
         watched.put("other.torrent", &other);
-        wait_until("it comes", LONG, || mounted.path("other.bin").exists());
+        wait_until("the torrent appears", LONG, || mounted.path("other.bin").exists());
         watched.remove("other.torrent");
-        wait_until("it goes", LONG, || !mounted.path("other.bin").exists());
+        wait_until("the torrent disappears", LONG, || !mounted.path("other.bin").exists());
     }
     let (success, got, stderr) = reader.join().unwrap();
     assert!(success && got == data, "{}", String::from_utf8_lossy(&stderr));
@@ -309,7 +310,7 @@ fn coming_and_going_disturbs_no_other_reader() {
 }
 
 #[test]
-fn a_magnet_link_in_a_directory_comes_when_it_is_found() {
+fn a_magnet_link_in_a_directory_appears_with_its_metadata() {
     if !can_run(&[]) {
         return;
     }
@@ -317,27 +318,27 @@ fn a_magnet_link_in_a_directory_comes_when_it_is_found() {
     let data = noise(300_000, 10);
     let seeder = Seeder::start(&[("film.bin", &data)], 0);
     let info_hash = hash(&torrent("film.bin", &data, None));
-    let watched = Watched::new();
+    let watched = WatchedDirectory::new();
     watched.put("a.torrent", &torrent("a.bin", b"here at once", None));
-    // Nobody has it; the mount does not wait for it.
+    // Nobody has this torrent, and the mount does not wait for it.
     watched.put("never.magnet", b"0123456789012345678901234567890123456789\n");
     watched.put("film.magnet", format!("magnet:?xt=urn:btih:{info_hash}&x.pe={}\n", seeder.addr()).as_bytes());
     let mounted = watched.mount(&["--metadata-timeout", "0"]);
-    await_listing(&mounted, &["a.bin", "film.bin"]);
+    wait_for_listing(&mounted, &["a.bin", "film.bin"]);
     assert!(mounted.read("film.bin") == data);
     watched.remove("film.magnet");
-    await_listing(&mounted, &["a.bin"]);
+    wait_for_listing(&mounted, &["a.bin"]);
     watched.remove("never.magnet");
     mounted.stop();
 }
 
 #[test]
-fn several_sources_on_the_command_line() {
+fn several_sources_are_mounted() {
     if !can_run(&[]) {
         return;
     }
     let _turn = turn();
-    let watched = Watched::new();
+    let watched = WatchedDirectory::new();
     watched.put("in.torrent", &torrent("in.bin", b"in the directory", None));
     let path = |name: &str| watched.base.path().join(name).to_str().unwrap().to_owned();
     for (name, data) in [("one", "1"), ("two", "2")] {
@@ -350,7 +351,7 @@ fn several_sources_on_the_command_line() {
         command.args(["--bind", "127.0.0.1", "--port", "0", "--cache-dir", &path("cache2")]);
         command.args(sources.iter().map(|source| path(source))).arg(path(at)).output().unwrap()
     };
-    // One that is bad is an error, however many there are; and so is a directory that would be mounted over.
+    // One invalid source is an error, and so is a directory that would be mounted over.
     for (sources, at, why) in [
         (&["one.torrent", "bad.torrent"][..], "mnt2", "bad.torrent"),
         (&["one.torrent", "torrents"], "torrents", "mount somewhere else"),
@@ -368,34 +369,34 @@ fn several_sources_on_the_command_line() {
 
 // ---- a thousand
 
-/// An HTTP tracker that counts, and knows one peer of some torrents.
-struct Counting {
+/// An HTTP tracker that counts announces and knows one peer of some torrents.
+struct CountingTracker {
     url: String,
-    calls: Arc<Mutex<Vec<(Instant, InfoHash)>>>,
-    farewells: Arc<AtomicUsize>,
+    announces: Arc<Mutex<Vec<(Instant, InfoHash)>>>,
+    stopped_events: Arc<AtomicUsize>,
 }
 
-impl Counting {
+impl CountingTracker {
     fn start(peers: HashMap<InfoHash, SocketAddr>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}/announce", listener.local_addr().unwrap());
-        let (calls, farewells) = (Arc::default(), Arc::default());
-        let counting = Self { url, calls: Arc::clone(&calls), farewells: Arc::clone(&farewells) };
+        let (announces, stopped_events) = (Arc::default(), Arc::default());
+        let tracker = Self { url, announces: Arc::clone(&announces), stopped_events: Arc::clone(&stopped_events) };
         let peers = Arc::new(peers);
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let (calls, farewells, peers) = (calls.clone(), farewells.clone(), peers.clone());
-                thread::spawn(move || Self::serve(stream, &peers, &calls, &farewells));
+                let (announces, stopped_events, peers) = (announces.clone(), stopped_events.clone(), peers.clone());
+                thread::spawn(move || Self::serve(stream, &peers, &announces, &stopped_events));
             }
         });
-        counting
+        tracker
     }
 
     fn serve(
         mut stream: TcpStream,
         peers: &HashMap<InfoHash, SocketAddr>,
-        calls: &Mutex<Vec<(Instant, InfoHash)>>,
-        farewells: &AtomicUsize,
+        announces: &Mutex<Vec<(Instant, InfoHash)>>,
+        stopped_events: &AtomicUsize,
     ) {
         let (mut held, mut buffer) = (Vec::new(), [0; 4096]);
         while let Ok(len @ 1..) = stream.read(&mut buffer) {
@@ -407,9 +408,9 @@ impl Counting {
                 let bytes: Vec<u8> = percent_decode(value.unwrap_or_default()).collect();
                 let info_hash = InfoHash(bytes.try_into().unwrap());
                 if request.windows(13).any(|part| part == b"event=stopped") {
-                    farewells.fetch_add(1, Ordering::SeqCst);
+                    stopped_events.fetch_add(1, Ordering::SeqCst);
                 } else {
-                    calls.lock().unwrap().push((Instant::now(), info_hash));
+                    announces.lock().unwrap().push((Instant::now(), info_hash));
                 }
                 let peer = peers.get(&info_hash).map(|peer| match peer {
                     SocketAddr::V4(v4) => [&v4.ip().octets()[..], &v4.port().to_be_bytes()].concat(),
@@ -426,7 +427,7 @@ impl Counting {
     }
 }
 
-/// Of a process: resident KiB, and processor time.
+/// Returns the resident memory in KiB and the processor time of a process.
 fn usage(pid: u32) -> (u64, Duration) {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
@@ -439,19 +440,19 @@ fn usage(pid: u32) -> (u64, Duration) {
 }
 
 #[test]
-fn a_thousand_torrents_of_which_ten_are_read() {
+fn ten_of_a_thousand_torrents_are_read() {
     if !can_run(&[]) {
         return;
     }
     let _turn = turn();
     let active: Vec<(String, Vec<u8>)> = (0..10).map(|n| (format!("active{n}.bin"), noise(2 << 20, 100 + n))).collect();
-    let given: Vec<(&str, &[u8])> = active.iter().map(|(name, data)| (name.as_str(), data.as_slice())).collect();
-    let seeder = Seeder::start(&given, 0);
-    let peers = given.iter().map(|(name, data)| (hash(&torrent(name, data, None)), seeder.addr())).collect();
-    let tracker = Counting::start(peers);
-    let watched = Watched::new();
-    for (name, data) in &given {
-        // Last in the order of the directory.
+    let seeded: Vec<(&str, &[u8])> = active.iter().map(|(name, data)| (name.as_str(), data.as_slice())).collect();
+    let seeder = Seeder::start(&seeded, 0);
+    let peers = seeded.iter().map(|(name, data)| (hash(&torrent(name, data, None)), seeder.addr())).collect();
+    let tracker = CountingTracker::start(peers);
+    let watched = WatchedDirectory::new();
+    for (name, data) in &seeded {
+        // Last in directory order.
         watched.put(&format!("z{name}.torrent"), &torrent(name, data, Some(&tracker.url)));
     }
     for n in 0..990usize {
@@ -468,7 +469,7 @@ fn a_thousand_torrents_of_which_ten_are_read() {
     let ready = begun.elapsed();
     assert_eq!(listing(&mounted.dir).len(), 1000);
 
-    // Whoever is read has no time to wait for the announces of all others.
+    // The torrents that are read announce before the others.
     let readers: Vec<_> = active
         .into_iter()
         .map(|(name, data)| {
@@ -478,36 +479,36 @@ fn a_thousand_torrents_of_which_ten_are_read() {
         .collect();
     readers.into_iter().for_each(|reader| reader.join().unwrap());
     let read = begun.elapsed();
-    let announced = tracker.calls.lock().unwrap().clone();
-    assert!(announced.len() < 900, "{} announces within {read:?}: they are to be spread out", announced.len());
+    let announced = tracker.announces.lock().unwrap().clone();
+    assert!(announced.len() < 900, "{} announces within {read:?} are not spread out", announced.len());
 
     let pid = mounted.process.0.id();
     let (_, before) = usage(pid);
     let at_rest = Instant::now();
-    wait_until("more announces have come", LONG, || tracker.calls.lock().unwrap().len() >= announced.len() + 50);
+    wait_until("more announces arrive", LONG, || tracker.announces.lock().unwrap().len() >= announced.len() + 50);
     thread::sleep(Duration::from_secs(5).saturating_sub(at_rest.elapsed()));
     let (resident, after) = usage(pid);
     let share = (after - before).as_secs_f64() / at_rest.elapsed().as_secs_f64();
     let most = tracker
-        .calls
+        .announces
         .lock()
         .unwrap()
         .chunk_by(|a, b| b.0.duration_since(a.0) < Duration::from_millis(5))
         .map(<[_]>::len)
         .max();
     eprintln!(
-        "ready after {ready:?}, ten read after {read:?}, {} MiB resident, {:.1} % of a processor, {most:?} announces in a row",
+        "ready after {ready:?}, ten files read after {read:?}, {} MiB resident, {:.1} % of a processor, {most:?} announces in a row",
         resident >> 10,
         share * 100.0
     );
     assert!(resident < 150 << 10, "{resident} KiB");
     assert!(share < 0.25, "{share} of a processor at rest");
 
-    // Whoever was told is told again, within two seconds in sum.
+    // Trackers are told that we leave, within two seconds in total.
     mounted.process.signal("TERM");
     let ending = Instant::now();
-    let status = mounted.process.wait(LONG).expect("it ends");
+    let status = mounted.process.wait(LONG).expect("the mount ends");
     assert!(status.success() && !mounted.is_mounted(), "{}", mounted.log());
-    eprintln!("ended after {:?}, {} farewells", ending.elapsed(), tracker.farewells.load(Ordering::SeqCst));
-    assert!(tracker.farewells.load(Ordering::SeqCst) > 0);
+    eprintln!("ended after {:?}, {} stopped events", ending.elapsed(), tracker.stopped_events.load(Ordering::SeqCst));
+    assert!(tracker.stopped_events.load(Ordering::SeqCst) > 0);
 }

@@ -1,6 +1,6 @@
-//! Mounts that another process serves: dead, stopped, of another user, and how they are ended from outside.
+//! Mounts that another process serves: dead, stopped, of another user, and how they are unmounted from outside.
 //!
-//! Without `/dev/fuse` the tests say so and pass, but in CI they fail.
+//! Without `/dev/fuse` the tests are skipped with a message, but in CI they fail.
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -17,8 +17,9 @@ use crate::fixture::*;
 const SERVE: &str = "TORRENTFS_TEST_SERVE";
 const UNMOUNT: &str = "TORRENTFS_TEST_UNMOUNT";
 
-/// Not a test of its own: the process that the tests below start, which serves a mount until SIGTERM, an `umount`, or the
-/// end of its standard input (then it dies without unmounting), or which unmounts one.
+/// Not a test: the code of the processes that the tests below start. It unmounts a path, or serves a mount until SIGTERM, an
+/// `umount`, or the end of standard input, at which it aborts without unmounting. A process of its own for each, because it
+/// exits, and catches a signal.
 #[test]
 fn helper() {
     if let Some(path) = std::env::var_os(UNMOUNT) {
@@ -49,12 +50,12 @@ fn helper() {
         }
         mounted.unmount().await.unwrap();
     });
-    // As `main` would.
+    // As `main` does.
     std::process::exit(0);
 }
 
-/// Runs `helper` in a process of its own, as another user if wanted, and gives what it says first.
-fn helper_process(variable: &str, path: &Path, user: Option<u32>) -> (Running, String) {
+/// Runs `helper` in a process, as another user if given. Returns its first message.
+fn start_helper(variable: &str, path: &Path, user: Option<u32>) -> (Running, String) {
     let test = std::env::current_exe().unwrap();
     let mut command = match user {
         Some(user) => {
@@ -71,32 +72,32 @@ fn helper_process(variable: &str, path: &Path, user: Option<u32>) -> (Running, S
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut said = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
-    let word = said.find_map(|line| Some(line.split_once("HELPER ")?.1.to_owned())).unwrap_or_default();
-    // What else it says must not break its pipe.
-    thread::spawn(move || said.for_each(drop));
-    (Running(child), word)
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+    let message = lines.find_map(|line| Some(line.split_once("HELPER ")?.1.to_owned())).unwrap_or_default();
+    // Reads on, so that further output does not fail.
+    thread::spawn(move || lines.for_each(drop));
+    (Running(child), message)
 }
 
-fn serving(path: &Path) -> Running {
-    let (process, word) = helper_process(SERVE, path, None);
-    assert_eq!(word, "mounted");
+fn start_server(path: &Path) -> Running {
+    let (process, message) = start_helper(SERVE, path, None);
+    assert_eq!(message, "mounted");
     process
 }
 
 #[test]
-fn a_dead_mount_is_cleared_away_and_mounted_over() {
+fn a_dead_mount_is_replaced() {
     if !can_mount() {
         return;
     }
     let directory = tempfile::tempdir().unwrap();
-    let mut server = serving(directory.path());
+    let mut server = start_server(directory.path());
     assert_eq!(fs::read(directory.path().join("t/small.txt")).unwrap(), b"hello\n");
     server.0.kill().unwrap();
-    server.await_end();
+    server.wait();
     assert!(is_mounted(directory.path()));
     assert_eq!(attribute(directory.path(), "pid").unwrap_err().raw_os_error(), Some(libc::ENOTCONN));
-    let _again = serving(directory.path());
+    let _again = start_server(directory.path());
     assert_eq!(fs::read(directory.path().join("t/small.txt")).unwrap(), b"hello\n");
     unmount_path(directory.path()).unwrap();
     assert!(!is_mounted(directory.path()));
@@ -108,15 +109,15 @@ fn a_dead_mount_is_unmounted() {
         return;
     }
     let directory = tempfile::tempdir().unwrap();
-    let mut server = serving(directory.path());
+    let mut server = start_server(directory.path());
     server.0.kill().unwrap();
-    server.await_end();
+    server.wait();
     unmount_path(directory.path()).unwrap();
     assert!(!is_mounted(directory.path()));
     assert!(matches!(unmount_path(directory.path()), Err(UnmountError::NotMounted(_))));
 }
 
-/// Everything at or below a path, with its size if wanted.
+/// Lists everything below a path, with sizes on request.
 fn walk(path: &Path, sizes: bool) -> io::Result<Vec<(PathBuf, Option<u64>)>> {
     let (mut found, mut open) = (Vec::new(), vec![path.to_owned()]);
     while let Some(directory) = open.pop() {
@@ -133,12 +134,12 @@ fn walk(path: &Path, sizes: bool) -> io::Result<Vec<(PathBuf, Option<u64>)>> {
 }
 
 #[test]
-fn what_was_listed_once_is_listed_by_the_kernel_alone() {
+fn the_kernel_caches_listings() {
     if !can_mount() {
         return;
     }
     let directory = tempfile::tempdir().unwrap();
-    let server = serving(directory.path());
+    let server = start_server(directory.path());
     let first = walk(directory.path(), false).unwrap();
     server.signal("-STOP");
     let (path, (give, take)) = (directory.path().to_owned(), mpsc::channel());
@@ -152,17 +153,17 @@ fn what_was_listed_once_is_listed_by_the_kernel_alone() {
 }
 
 #[test]
-fn unmounting_by_path_ends_the_process_whatever_is_open() {
+fn unmounting_by_path_ends_the_process_despite_open_files() {
     if !can_mount() {
         return;
     }
     let directory = tempfile::tempdir().unwrap();
-    let mut server = serving(directory.path());
+    let mut server = start_server(directory.path());
     let file = File::open(directory.path().join("t/small.txt")).unwrap();
-    let blocked: Vec<_> = (0..5).map(|n| reading(directory.path().join(format!("t/wait/{n}")))).collect();
+    let blocked: Vec<_> = (0..5).map(|n| read_in_background(directory.path().join(format!("t/wait/{n}")))).collect();
     unmount_path(directory.path()).unwrap();
     assert!(!is_mounted(directory.path()));
-    assert!(server.await_end().success(), "the server did not end in order");
+    assert!(server.wait().success(), "the server did not end in order");
     for read in blocked {
         assert!(read.recv_timeout(LONG).unwrap().is_err());
     }
@@ -170,12 +171,12 @@ fn unmounting_by_path_ends_the_process_whatever_is_open() {
 }
 
 #[test]
-fn a_stopped_process_does_not_hang_the_unmounting() {
+fn a_stopped_process_does_not_block_unmounting() {
     if !can_mount() || !is_root() {
         return;
     }
     let directory = tempfile::tempdir().unwrap();
-    let server = serving(directory.path());
+    let server = start_server(directory.path());
     server.signal("-STOP");
     unmount_path(directory.path()).unwrap();
     assert!(!is_mounted(directory.path()));
@@ -188,9 +189,10 @@ fn a_user_mounts_and_unmounts_through_fusermount() {
         return;
     }
     if Command::new("fusermount3").arg("-V").output().is_err() {
+        assert!(std::env::var_os("CI").is_none(), "fusermount3 is missing");
         return eprintln!("skipped: fusermount3 is missing");
     }
-    // The test's own program must be within the user's reach.
+    // The user must be able to run this program.
     let probe = run("setpriv", &[&"--reuid", &NOBODY.to_string(), &"test", &"-x", &std::env::current_exe().unwrap()]);
     if !probe.status.success() {
         return eprintln!("skipped: another user cannot run this program");
@@ -203,17 +205,17 @@ fn a_user_mounts_and_unmounts_through_fusermount() {
     std::os::unix::fs::chown(directory.path(), Some(NOBODY), Some(NOBODY)).unwrap();
     let path = directory.path();
 
-    let (mut server, word) = helper_process(SERVE, path, Some(NOBODY));
-    assert_eq!(word, "mounted");
+    let (mut server, message) = start_helper(SERVE, path, Some(NOBODY));
+    assert_eq!(message, "mounted");
     let mount = mountinfo::mount_at(path).unwrap().unwrap();
     assert_eq!((mount.fstype.as_str(), mount.owner()), ("fuse.torrentfs", Some(NOBODY)));
-    // The kernel wants the group to match, too.
+    // The kernel requires the same group, too.
     let user = NOBODY.to_string();
     let as_user = ["--reuid", &user, "--regid", &user, "--clear-groups"];
     let cat = Command::new("setpriv").args(as_user).arg("cat").arg(path.join("t/small.txt")).output().unwrap();
     assert_eq!(cat.stdout, b"hello\n");
-    assert_eq!(fs::metadata(path).unwrap_err().kind(), io::ErrorKind::PermissionDenied, "even root is kept out");
-    // With a file open, which keeps a detached mount alive.
+    assert_eq!(fs::metadata(path).unwrap_err().kind(), io::ErrorKind::PermissionDenied, "root has access");
+    // An open file keeps a detached mount alive.
     let open = Command::new("setpriv")
         .args(as_user)
         .args(["tail", "-f"])
@@ -223,15 +225,15 @@ fn a_user_mounts_and_unmounts_through_fusermount() {
         .unwrap();
     let mut open = Running(open);
     open.0.stdout.take().unwrap().read_exact(&mut [0; 6]).unwrap();
-    let (_unmounter, word) = helper_process(UNMOUNT, path, Some(NOBODY));
-    assert_eq!(word, "unmounted");
+    let (_unmounter, message) = start_helper(UNMOUNT, path, Some(NOBODY));
+    assert_eq!(message, "unmounted");
     assert!(!is_mounted(path));
-    assert!(server.await_end().success());
+    assert!(server.wait().success());
 
-    // Root ends it too, though the mount does not answer to root.
-    let (mut server, word) = helper_process(SERVE, path, Some(NOBODY));
-    assert_eq!(word, "mounted");
+    // Root can unmount it, although root has no access to it.
+    let (mut server, message) = start_helper(SERVE, path, Some(NOBODY));
+    assert_eq!(message, "mounted");
     unmount_path(path).unwrap();
     assert!(!is_mounted(path));
-    assert!(server.await_end().success());
+    assert!(server.wait().success());
 }

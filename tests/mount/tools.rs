@@ -1,4 +1,4 @@
-//! Ordinary tools on a mount that is still being fetched: the exact bytes, whoever asks and however.
+//! Ordinary tools read the exact bytes of a mount that is still being downloaded.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -7,9 +7,9 @@ use std::process::Command;
 
 use crate::support::*;
 
-const TOOLS: [&str; 6] = ["opentracker", "mktorrent", "rsync", "tar", "ffprobe", "ffmpeg"];
+const TOOLS: [&str; 7] = ["opentracker", "mktorrent", "libtorrent", "rsync", "tar", "ffprobe", "ffmpeg"];
 
-/// A tree with what trees have: empty files, small ones, large ones, odd names, depth, a film.
+/// Writes a directory with empty, small and large files, unusual names, depth and a film.
 fn make_tree(root: &Path) {
     let deep = root.join("a/b c/d\u{e9}/e");
     fs::create_dir_all(&deep).unwrap();
@@ -41,19 +41,19 @@ fn tools_read_the_exact_bytes() {
     let _seeder = lab.libtorrent("seed", 2, 4_000_000, &lab.path("payload"), &torrent);
     let tree = tree.display();
 
-    // Each tool meets its own cold mount.
+    // Each tool gets its own mount with an empty cache.
     let fresh = |name: &str, check: &dyn Fn(&str, &str)| {
         let mount = lab.mount(name, &torrent, &[]);
         let out = lab.path(&format!("{name}-out"));
         fs::create_dir_all(&out).unwrap();
         check(mount.path("tree").to_str().unwrap(), out.to_str().unwrap());
-        assert_eq!(mount.log().lines().count(), 1, "nothing to warn of: {}", mount.log());
+        assert_eq!(mount.log().lines().count(), 1, "unexpected warnings: {}", mount.log());
         mount.stop();
     };
     fresh("ffprobe", &|from, out| {
         let seconds = sh(&format!("ffprobe -v error -show_entries format=duration -of csv=p=0 '{from}/film.mkv'"));
         assert!(seconds.starts_with("20."), "{seconds}");
-        // A seek to the end of the film, then the frame there.
+        // Seeks to the end of the film and decodes a frame.
         sh(&format!("ffmpeg -v error -ss 18 -i '{from}/film.mkv' -frames:v 1 '{out}/frame.png'"));
         sh(&format!("ffmpeg -v error -ss 18 -i '{tree}/film.mkv' -frames:v 1 '{out}/expected.png'"));
         sh(&format!("cmp '{out}/frame.png' '{out}/expected.png'"));
@@ -74,7 +74,7 @@ fn tools_read_the_exact_bytes() {
         sh(&format!("cmp '{from}/large.bin' '{tree}/large.bin'"));
     });
     fresh("mmap", &|from, _| {
-        // Places before the whole, so that they are faulted in from what is not there yet.
+        // Two ranges before the whole file, so that page faults wait for the download.
         let script = "import mmap, sys\n\
             got, expected = (open(name, 'rb') for name in sys.argv[1:])\n\
             got = mmap.mmap(got.fileno(), 0, prot=mmap.PROT_READ)\n\
@@ -90,8 +90,8 @@ fn tools_read_the_exact_bytes() {
 }
 
 #[test]
-fn shows_what_a_download_directory_would() {
-    if !can_run(&TOOLS[..2]) {
+fn a_mount_looks_like_a_download_directory() {
+    if !can_run(&TOOLS[..3]) {
         return;
     }
     let _turn = turn();

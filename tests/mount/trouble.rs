@@ -1,4 +1,4 @@
-//! Trouble: whatever peers, trackers, disks and people do, the bytes are exact, nothing hangs, memory stays bounded.
+//! Failures of peers, trackers, disks and users: the bytes stay exact, nothing hangs, memory stays bounded.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,12 +11,12 @@ use crate::support::fake::{self, Behaviour, TrackerFault};
 use crate::support::*;
 use torrentfs::metainfo::Metainfo;
 
-const TOOLS: [&str; 2] = ["opentracker", "mktorrent"];
+const TOOLS: [&str; 3] = ["opentracker", "mktorrent", "libtorrent"];
 /// Longest time from the start of a mount to the end of an 8 MiB read beside a peer that sends nothing. It needs a second
-/// or two; a block that had to wait for the disconnection of such a peer would take a minute.
+/// or two; a block that waited for the disconnection of such a peer would take a minute.
 const UNHINDERED: Duration = Duration::from_secs(15);
 
-/// A torrent without a tracker: its peers are given by hand.
+/// Makes a torrent without a tracker.
 fn untracked(lab: &Lab, name: &str, data: &[u8], piece_log2: u32) -> PathBuf {
     let payload = lab.path("payload");
     fs::create_dir_all(&payload).unwrap();
@@ -45,7 +45,7 @@ fn peak_rss_mib(pid: u32) -> u64 {
     line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
 }
 
-/// What a mount did with peers of which one is honest.
+/// Result of a mount with several peers of which one is honest.
 struct Outcome {
     peers: Vec<fake::FakePeer>,
     log: String,
@@ -89,7 +89,7 @@ fn peers_that_lie_are_banned_and_honest_ones_are_not() {
 }
 
 #[test]
-fn a_silent_peer_holds_nothing_up() {
+fn a_silent_peer_delays_nothing() {
     if !can_run(&TOOLS) {
         return;
     }
@@ -100,7 +100,7 @@ fn a_silent_peer_holds_nothing_up() {
 }
 
 #[test]
-fn a_dripping_peer_holds_nothing_up() {
+fn a_dripping_peer_delays_nothing() {
     if !can_run(&TOOLS) {
         return;
     }
@@ -112,7 +112,7 @@ fn a_dripping_peer_holds_nothing_up() {
 }
 
 #[test]
-fn a_flood_drowns_nobody() {
+fn a_flood_of_messages_is_survived() {
     if !can_run(&TOOLS) {
         return;
     }
@@ -134,7 +134,7 @@ fn a_flood_drowns_nobody() {
 }
 
 #[test]
-fn trackers_that_fail_in_every_way() {
+fn failing_trackers_are_survived() {
     if !can_run(&TOOLS) {
         return;
     }
@@ -179,19 +179,19 @@ fn with_bad_peers_alone_a_read_fails_and_no_wrong_byte_is_served() {
     let mut args = vec!["--read-timeout", "4s"];
     peers.iter().for_each(|addr| args.extend(["--peer", addr]));
     let mount = lab.mount("m", &torrent, &args);
-    // Who lies only now and then may deliver a whole good piece before it is caught.
+    // A peer that lies sometimes may deliver a whole good piece before it is banned.
     for offset in (0..data.len()).step_by(1 << 20) {
         match read_at(&mount.path("film.bin"), offset as u64, 65536) {
             Ok(got) => assert!(got == data[offset..][..65536], "wrong bytes at {offset}"),
             Err(error) => assert_eq!(error.raw_os_error(), Some(libc::EIO), "{error}"),
         }
     }
-    assert!(fs::read(mount.path("film.bin")).is_err(), "somebody has what nobody gave");
+    assert!(fs::read(mount.path("film.bin")).is_err(), "a file was read that no peer sent correctly");
     mount.stop();
 }
 
-/// A torrent that nobody has.
-fn deserted(lab: &Lab, args: &[&str]) -> Mounted {
+/// Mounts a torrent without peers.
+fn mount_without_peers(lab: &Lab, args: &[&str]) -> Mounted {
     let torrent = untracked(lab, "film.bin", &noise(64 << 20, 9), 18);
     lab.mount("m", &torrent, args)
 }
@@ -203,11 +203,11 @@ fn a_read_without_a_source_ends_in_eio() {
     }
     let _turn = turn();
     let lab = Lab::new();
-    let mount = deserted(&lab, &["--read-timeout", "5s"]);
+    let mount = mount_without_peers(&lab, &["--read-timeout", "5s"]);
     let begin = Instant::now();
     let error = fs::read(mount.path("film.bin")).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::EIO), "{error}");
-    // The kernel asks twice: for its read-ahead, then for the page alone. They are one read, and share its limit.
+    // The kernel reads twice, first with read-ahead and then the page alone. Both share one time limit.
     assert!(begin.elapsed() < Duration::from_secs(9), "{:?}; {}", begin.elapsed(), mount.log());
     assert!(mount.log().contains("no peer connected"), "{}", mount.log());
     mount.stop();
@@ -220,7 +220,7 @@ fn ctrl_c_ends_a_blocked_reader_at_once() {
     }
     let _turn = turn();
     let lab = Lab::new();
-    let mount = deserted(&lab, &[]);
+    let mount = mount_without_peers(&lab, &[]);
     // A shell starts its background jobs with SIGINT ignored, and the test may be in one.
     let mut cat = Command::new("env");
     cat.args(["--default-signal=INT", "cat"]).arg(mount.path("film.bin")).stdout(Stdio::null());
@@ -247,14 +247,14 @@ fn block_reads(mount: &Mounted, count: u64) -> Vec<Process> {
 }
 
 #[test]
-fn every_way_to_end_ends_with_a_hundred_blocked_reads() {
+fn a_mount_ends_in_every_way_with_a_hundred_blocked_reads() {
     if !can_run(&TOOLS) {
         return;
     }
     let _turn = turn();
     for way in ["unmount", "umount", "umount -l", "TERM", "INT"] {
         let lab = Lab::new();
-        let mut mount = deserted(&lab, &[]);
+        let mut mount = mount_without_peers(&lab, &[]);
         let mut readers = block_reads(&mount, 100);
         let begin = Instant::now();
         match way {
@@ -262,7 +262,7 @@ fn every_way_to_end_ends_with_a_hundred_blocked_reads() {
                 let output = run(TORRENTFS, &["unmount", mount.dir.to_str().unwrap()]);
                 assert!(output.status.success(), "{output:?}");
             }
-            // The kernel refuses while files are open, and at once; it does it when their readers are gone.
+            // The kernel refuses while files are open and obeys when the readers have ended.
             "umount" => {
                 assert!(!run("umount", &[mount.dir.to_str().unwrap()]).status.success());
                 readers.clear();
@@ -270,7 +270,7 @@ fn every_way_to_end_ends_with_a_hundred_blocked_reads() {
                     run("umount", &[mount.dir.to_str().unwrap()]).status.success()
                 });
             }
-            // A lazy one leaves the files open: the program can end only when their readers do.
+            // A lazy unmount leaves the files open: the program ends when the readers do.
             "umount -l" => {
                 sh(&format!("umount -l {}", mount.dir.display()));
                 readers.clear();
@@ -287,7 +287,7 @@ fn every_way_to_end_ends_with_a_hundred_blocked_reads() {
 }
 
 #[test]
-fn killed_again_and_again_it_loses_nothing() {
+fn repeated_kills_lose_no_pieces() {
     if !can_run(&TOOLS) {
         return;
     }
@@ -296,19 +296,19 @@ fn killed_again_and_again_it_loses_nothing() {
     let data = noise(96 << 20, 10);
     let torrent = lab.publish("film.bin", &data, 18);
     let _seeder = lab.libtorrent("seed", 2, 6_000_000, &lab.path("payload"), &torrent);
-    let mut had_before = 0;
+    let mut count_before = 0;
     for round in 0..20u64 {
         let mount = lab.mount("m", &torrent, &[]);
-        let had = pieces_had(&mount, "film.bin");
-        // 6 MB/s are 24 pieces a second: those of the last second (and those in flight) may be gone.
-        assert!(had + 40 >= had_before, "round {round}: {had} pieces, {had_before} before the kill");
+        let count = have_count(&mount, "film.bin");
+        // 6 MB/s are 24 pieces a second. Those of the last second and those in progress may be lost.
+        assert!(count + 40 >= count_before, "round {round}: {count} pieces, {count_before} before the kill");
         std::thread::sleep(Duration::from_millis(300 + round * 137 % 1000));
         for place in 0..4u64 {
             let offset = (round * 7919 + place * 104_729) * 4096 % (data.len() as u64 - 65536);
             let got = read_at(&mount.path("film.bin"), offset, 65536).unwrap();
             assert!(got == data[offset as usize..][..65536], "wrong bytes at {offset}");
         }
-        had_before = pieces_had(&mount, "film.bin");
+        count_before = have_count(&mount, "film.bin");
         mount.kill();
     }
     let mount = lab.mount("m", &torrent, &[]);
@@ -316,8 +316,8 @@ fn killed_again_and_again_it_loses_nothing() {
     mount.stop();
 }
 
-/// From the extended attribute `user.torrentfs.pieces`, "had/total".
-fn pieces_had(mount: &Mounted, name: &str) -> u64 {
+/// Reads the extended attribute `user.torrentfs.pieces`, which is "have/total".
+fn have_count(mount: &Mounted, name: &str) -> u64 {
     let value = sh(&format!("getfattr --only-values -n user.torrentfs.pieces {}", mount.path(name).display()));
     value.split('/').next().unwrap().trim().parse().unwrap()
 }
@@ -373,7 +373,7 @@ fn many_readers_share_a_tiny_cache() {
 }
 
 #[test]
-fn when_a_seeder_goes_the_next_one_is_found() {
+fn a_new_seeder_is_found_when_one_leaves() {
     if !can_run(&TOOLS) {
         return;
     }
@@ -396,14 +396,14 @@ fn when_a_seeder_goes_the_next_one_is_found() {
     mount.stop();
 }
 
-/// Bytes that a directory takes on its disk.
+/// Returns the bytes that a directory occupies on disk.
 fn disk_use(dir: &Path) -> u64 {
     let kib: u64 = sh(&format!("du -sk {}", dir.display())).split_whitespace().next().unwrap().parse().unwrap();
     kib * 1024
 }
 
 #[test]
-fn a_full_disk_stops_no_read() {
+fn a_full_disk_fails_no_read() {
     if !can_run(&TOOLS) {
         return;
     }
@@ -422,7 +422,7 @@ fn a_full_disk_stops_no_read() {
     mount.stop();
 }
 
-/// Starts a mount in the background; what it said. The base is as for [`Mounted::start`].
+/// Starts a mount in the background with `base/mnt` and `base/cache`. Returns the command's output.
 fn background(base: &Path, torrent: &Path) -> std::process::Output {
     let dir = base.join("mnt");
     fs::create_dir_all(&dir).unwrap();
@@ -434,12 +434,12 @@ fn background(base: &Path, torrent: &Path) -> std::process::Output {
         .unwrap()
 }
 
-fn words(bytes: &[u8]) -> String {
+fn to_text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
 #[test]
-fn in_the_background_it_answers_or_says_why_not() {
+fn a_background_mount_answers_or_reports_its_failure() {
     if !can_run(&TOOLS) {
         return;
     }
@@ -452,27 +452,27 @@ fn in_the_background_it_answers_or_says_why_not() {
     let started = background(&base, &torrent);
     assert!(started.status.success(), "{started:?}");
     assert!(is_mounted(&mnt));
-    assert!(fs::metadata(mnt.join("film.bin")).unwrap().len() == 1 << 20, "it answers at once");
-    let said = words(&started.stdout);
-    assert!(said.contains(mnt.to_str().unwrap()) && said.contains("unmount"), "{said}");
+    assert!(fs::metadata(mnt.join("film.bin")).unwrap().len() == 1 << 20, "the mount does not answer");
+    let output = to_text(&started.stdout);
+    assert!(output.contains(mnt.to_str().unwrap()) && output.contains("unmount"), "{output}");
 
-    // The cache is in use, so a second one cannot start; nor can one where the first is mounted.
+    // A second mount can use neither the same cache nor the same mountpoint.
     let other = lab.path("other");
     fs::create_dir_all(other.join("mnt")).unwrap();
     std::os::unix::fs::symlink(base.join("cache"), other.join("cache")).unwrap();
     let refused = background(&other, &torrent);
-    let said = words(&refused.stderr);
-    assert!(!refused.status.success() && said.lines().count() == 1 && said.contains("cache"), "{refused:?}");
+    let output = to_text(&refused.stderr);
+    assert!(!refused.status.success() && output.lines().count() == 1 && output.contains("cache"), "{refused:?}");
     assert!(!is_mounted(&other.join("mnt")));
     let args = ["--foreground", "--port", "0", "--cache-dir"];
     let third =
         mount_command().args(args).args([&lab.path("third"), &torrent, &mnt]).stdin(Stdio::null()).output().unwrap();
-    let said = words(&third.stderr);
-    assert!(!third.status.success() && said.lines().count() == 1 && said.contains("already"), "{third:?}");
+    let output = to_text(&third.stderr);
+    assert!(!third.status.success() && output.lines().count() == 1 && output.contains("already"), "{third:?}");
 
     let ended = run(TORRENTFS, &["unmount", mnt.to_str().unwrap()]);
     assert!(ended.status.success() && !is_mounted(&mnt), "{ended:?}");
-    // Its process has ended, or ends now: the cache is free again.
+    // The process may still be ending. Then the cache is free.
     let mut again = background(&other, &torrent);
     wait_until("the cache is free", Duration::from_secs(10), || {
         if !again.status.success() {
@@ -485,7 +485,7 @@ fn in_the_background_it_answers_or_says_why_not() {
 }
 
 #[test]
-fn what_cannot_be_mounted_leaves_nothing_mounted() {
+fn a_failed_mount_leaves_nothing_mounted() {
     if !can_run(&TOOLS) {
         return;
     }
@@ -517,9 +517,9 @@ fn what_cannot_be_mounted_leaves_nothing_mounted() {
                 .stdin(Stdio::null())
                 .output()
                 .unwrap();
-            let said = words(&output.stderr);
+            let stderr = to_text(&output.stderr);
             assert!(!output.status.success(), "{output:?}");
-            assert!(said.lines().count() == 1 && said.to_lowercase().contains(why), "{why}: {said}");
+            assert!(stderr.lines().count() == 1 && stderr.to_lowercase().contains(why), "{why}: {stderr}");
             assert!(!is_mounted(dir));
         }
     }

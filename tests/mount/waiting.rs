@@ -1,4 +1,4 @@
-//! What is shown while people wait for a mount: on a terminal, where there is none, and when quiet.
+//! Progress output while a mount starts: on a terminal, without one, and with `--quiet`.
 
 use std::fs;
 use std::path::Path;
@@ -9,13 +9,13 @@ use torrentfs::metainfo::Metainfo;
 
 const LINK: &str = "magnet:?xt=urn:btih:c12fe1c06bba254a9dc9f519b335aa7c1367a88a&dn=film";
 
-/// Its command line for a shell.
+/// Quotes a command for a shell.
 fn line(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     words.map(|word| format!("'{}'", word.to_str().unwrap())).collect::<Vec<_>>().join(" ")
 }
 
-/// What it says on a terminal.
+/// Runs a command on a terminal. Returns its output.
 fn on_terminal(command: &Command) -> String {
     let output = Command::new("script").args(["-qec", &line(command), "/dev/null"]).stdin(Stdio::null()).output();
     String::from_utf8(output.unwrap().stdout).unwrap()
@@ -28,7 +28,7 @@ fn of_link(base: &Path, flags: &[&str]) -> Command {
     command
 }
 
-/// Where nobody has what a link names: how the search goes is told, and then why it failed.
+/// Nobody has the link's torrent: the command shows the progress of the search and then the failure.
 #[test]
 fn the_search_for_metadata_is_shown() {
     if !can_run(&["script"]) {
@@ -36,9 +36,9 @@ fn the_search_for_metadata_is_shown() {
     }
     let _turn = turn();
     let base = tempfile::tempdir().unwrap();
-    let said = on_terminal(&of_link(base.path(), &["--metadata-timeout", "1s"]));
-    assert!(said.contains("metadata of film: 0 peers found, 0 asked"), "{said}");
-    assert!(said.contains("no metadata within 1s"), "{said}");
+    let output = on_terminal(&of_link(base.path(), &["--metadata-timeout", "1s"]));
+    assert!(output.contains("metadata of film: 0 peers found, 0 asked"), "{output}");
+    assert!(output.contains("no metadata within 1s"), "{output}");
     assert!(!on_terminal(&of_link(base.path(), &["-q", "--metadata-timeout", "1s"])).contains("metadata of"));
 
     let lines = |flags: &[&str]| {
@@ -46,12 +46,12 @@ fn the_search_for_metadata_is_shown() {
         assert_eq!(output.status.code(), Some(3), "{output:?}");
         String::from_utf8(output.stderr).unwrap().lines().map(str::to_owned).collect::<Vec<_>>()
     };
-    let said = lines(&["--metadata-timeout", "8s"]);
-    assert_eq!((said.len(), said[0].as_str()), (2, "metadata of film: 0 peers found, 0 asked"), "{said:?}");
+    let output = lines(&["--metadata-timeout", "8s"]);
+    assert_eq!((output.len(), output[0].as_str()), (2, "metadata of film: 0 peers found, 0 asked"), "{output:?}");
     assert_eq!(lines(&["-f", "-q", "--metadata-timeout", "1s"]).len(), 1);
 }
 
-/// What is in the cache is hashed while the command waits: a bar on a terminal, also of a mount in the background.
+/// The cached data is hashed while the command waits. A terminal gets a progress bar, also for a background mount.
 #[test]
 fn a_check_at_mounting_is_shown() {
     if !can_run(&["script"]) {
@@ -79,9 +79,9 @@ fn a_check_at_mounting_is_shown() {
         assert!(output.status.success(), "{output:?}");
     };
     for (flags, shown) in [(&[][..], true), (&["--verify"], true), (&[], false), (&["--verify", "-q"], false)] {
-        let said = on_terminal(&command(flags));
-        assert_eq!(said.contains("checking what is in the cache ["), shown, "{flags:?}: {said}");
-        assert!(said.contains("mounted at"), "{flags:?}: {said}");
+        let output = on_terminal(&command(flags));
+        assert_eq!(output.contains("checking what is in the cache ["), shown, "{flags:?}: {output}");
+        assert!(output.contains("mounted at"), "{flags:?}: {output}");
         assert!(fs::read(dir.join("film.bin")).unwrap() == data);
         unmount();
     }

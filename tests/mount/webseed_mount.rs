@@ -1,4 +1,4 @@
-//! A mount whose bytes can come from web servers alone (BEP 19): no tracker, no peer.
+//! Mounts whose only sources are web servers (BEP 19).
 
 use std::fs;
 use std::net::TcpStream;
@@ -10,10 +10,10 @@ use crate::support::*;
 
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// nginx, with ranges, over a directory; it ends with the handle.
+/// Starts nginx for a directory. Returns the process and its URL.
 fn nginx(base: &Path, root: &Path) -> (Process, String) {
     fs::create_dir_all(base).unwrap();
-    // Its workers are nobody's when root starts it.
+    // The workers run as nobody when root starts nginx.
     sh(&format!("chmod -R a+rX {}", root.display()));
     let (port, config) = (free_port(), base.join("nginx.conf"));
     let text = format!(
@@ -28,7 +28,7 @@ fn nginx(base: &Path, root: &Path) -> (Process, String) {
     (process, format!("http://127.0.0.1:{port}/"))
 }
 
-/// A tree, its torrent with these web seeds and a tracker that is not there.
+/// Writes a directory and its torrent, with these web seeds and a tracker that does not exist.
 fn publish(lab: &Lab, root: &Path, seeds: &[&str]) -> PathBuf {
     let tree = root.join("a tree");
     fs::create_dir_all(tree.join("with a directory")).unwrap();
@@ -48,7 +48,7 @@ fn publish(lab: &Lab, root: &Path, seeds: &[&str]) -> PathBuf {
 }
 
 #[test]
-fn a_tree_from_nginx_alone_and_from_python_alone() {
+fn a_directory_is_read_from_nginx_alone_and_from_python_alone() {
     if !can_run(&["nginx", "mktorrent", "python3"]) {
         return;
     }
@@ -63,7 +63,7 @@ fn a_tree_from_nginx_alone_and_from_python_alone() {
     sh(&format!("diff -r '{}' '{}'", root.display(), mount.dir.display()));
     mount.stop();
 
-    // Python's server has no ranges.
+    // Python's server does not support ranges.
     let port = free_port();
     let mut command = Command::new("python3");
     command.args(["-m", "http.server", "--bind", "127.0.0.1", &port.to_string()]).current_dir(&root);
@@ -95,7 +95,7 @@ fn wrong_bytes_are_never_shown() {
         good.display(),
         bad.display()
     ));
-    // The same length, and every piece wrong.
+    // Same length, but every piece is wrong.
     fs::write(bad.join("a tree/film.bin"), noise(3_000_000, 9)).unwrap();
     let mount = lab.mount("both", &torrent, &[]);
     sh(&format!("diff -r '{}' '{}'", good.display(), mount.dir.display()));
@@ -103,6 +103,6 @@ fn wrong_bytes_are_never_shown() {
     drop(honest);
     let mount = lab.mount("liar-alone", &torrent, &["--read-timeout", "3s"]);
     assert!(read_at(&mount.path("a tree/film.bin"), 0, 100).is_err());
-    wait_until("the liar is named", LIMIT, || mount.log().contains("web seed banned"));
+    wait_until("the liar is logged", LIMIT, || mount.log().contains("web seed banned"));
     mount.stop();
 }

@@ -7,7 +7,7 @@ use crate::support::*;
 
 #[test]
 fn a_blocked_peer_is_not_connected_until_the_list_is_reloaded() {
-    if !can_run(&["opentracker", "mktorrent"]) {
+    if !can_run(&["opentracker", "mktorrent", "libtorrent"]) {
         return;
     }
     let _turn = turn();

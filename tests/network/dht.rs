@@ -165,7 +165,7 @@ async fn an_unresolvable_bootstrap_name_delays_nothing() {
 /// A libtorrent node is our only bootstrap node. It knows one peer, which is a libtorrent peer too.
 #[tokio::test]
 async fn a_libtorrent_peer_is_found_through_a_libtorrent_node() {
-    if !can_run(&["/usr/bin/python3"]) {
+    if !can_run(&["libtorrent"]) {
         return;
     }
     let node = libtorrent("node", "127.0.0.11", None);
@@ -182,7 +182,7 @@ async fn a_libtorrent_peer_is_found_through_a_libtorrent_node() {
 
 #[tokio::test]
 async fn libtorrent_finds_a_peer_that_we_announced_to_it() {
-    if !can_run(&["/usr/bin/python3"]) {
+    if !can_run(&["libtorrent"]) {
         return;
     }
     let node = libtorrent("node", "127.0.0.11", None);
@@ -195,7 +195,7 @@ async fn libtorrent_finds_a_peer_that_we_announced_to_it() {
 /// Our node is the bootstrap node and stores the peer that libtorrent announces to it.
 #[tokio::test]
 async fn libtorrent_finds_libtorrent_through_our_node() {
-    if !can_run(&["/usr/bin/python3"]) {
+    if !can_run(&["libtorrent"]) {
         return;
     }
     let (dht, at) = ours(17, &[]);

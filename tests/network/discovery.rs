@@ -41,7 +41,7 @@ const DHT_ON_LOOPBACK: [&str; 5] = [
 
 #[test]
 fn peers_are_found_by_the_dht_alone() {
-    if !can_run(&["opentracker", "mktorrent"]) {
+    if !can_run(&["opentracker", "mktorrent", "libtorrent"]) {
         return;
     }
     let _turn = turn();
@@ -75,7 +75,7 @@ fn peers_are_found_by_the_dht_alone() {
 
 #[test]
 fn peers_are_found_by_local_discovery_alone() {
-    if !can_run(&["opentracker", "mktorrent"]) {
+    if !can_run(&["opentracker", "mktorrent", "libtorrent"]) {
         return;
     }
     let _turn = turn();

@@ -19,7 +19,7 @@ fn lab(seed: u64) -> (Lab, Vec<u8>, std::path::PathBuf, Metainfo) {
 
 #[test]
 fn we_relay_a_rendezvous_between_two_peers() {
-    if !can_run(&["opentracker", "mktorrent"]) {
+    if !can_run(&["opentracker", "mktorrent", "libtorrent"]) {
         return;
     }
     let _turn = turn();
@@ -56,7 +56,7 @@ fn we_relay_a_rendezvous_between_two_peers() {
 /// For a peer that does not accept connections, we ask the relay that named it for a rendezvous, and connect when told to.
 #[test]
 fn a_relay_connects_us_to_a_peer() {
-    if !can_run(&["opentracker", "mktorrent"]) {
+    if !can_run(&["opentracker", "mktorrent", "libtorrent"]) {
         return;
     }
     let _turn = turn();

@@ -90,7 +90,7 @@ fn libtorrent(host: u8, info_hash: InfoHash) -> (Process, BufReader<std::process
 
 #[tokio::test]
 async fn we_and_libtorrent_find_each_other() {
-    if !can_run(&["/usr/bin/python3"]) {
+    if !can_run(&["libtorrent"]) {
         return;
     }
     let lsd = ours(35);

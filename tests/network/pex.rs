@@ -41,7 +41,7 @@ struct Received {
 
 #[test]
 fn peers_are_exchanged_both_ways() {
-    if !can_run(&["opentracker", "mktorrent"]) {
+    if !can_run(&["opentracker", "mktorrent", "libtorrent"]) {
         return;
     }
     let _turn = turn();
@@ -96,7 +96,7 @@ fn private_torrents_exchange_no_peers() {
 /// A leech that downloads at 1 kB/s knows the seeder and names it.
 #[test]
 fn peers_that_libtorrent_names_are_connected() {
-    if !can_run(&["opentracker", "mktorrent"]) {
+    if !can_run(&["opentracker", "mktorrent", "libtorrent"]) {
         return;
     }
     let _turn = turn();

@@ -288,7 +288,7 @@ async fn mappings_are_renewed_before_their_lease_ends() {
 /// The mount maps its port when it starts and removes the mapping when it ends.
 #[test]
 fn a_mount_maps_its_port_while_it_runs() {
-    if !support::can_run(&["opentracker", "mktorrent"]) {
+    if !support::can_run(&["opentracker", "mktorrent", "libtorrent"]) {
         return;
     }
     let _turn = support::turn();

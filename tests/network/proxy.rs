@@ -25,7 +25,7 @@ fn microsocks(port: u16) -> Process {
 
 #[test]
 fn peers_are_reached_through_the_proxy_or_not_at_all() {
-    if !can_run(&["microsocks", "opentracker", "mktorrent"]) {
+    if !can_run(&["microsocks", "opentracker", "mktorrent", "libtorrent"]) {
         return;
     }
     let _turn = turn();
@@ -61,7 +61,7 @@ fn peers_are_reached_through_the_proxy_or_not_at_all() {
 
 #[test]
 fn a_mount_reads_through_the_proxy() {
-    if !can_run(&["microsocks", "opentracker", "mktorrent"]) {
+    if !can_run(&["microsocks", "opentracker", "mktorrent", "libtorrent"]) {
         return;
     }
     let _turn = turn();

@@ -113,7 +113,7 @@ async fn first_ports(peers: &mut mpsc::Receiver<Vec<SocketAddr>>) -> Vec<u16> {
 
 #[tokio::test]
 async fn opentracker_counts_peers_over_udp() {
-    if !can_run(&["opentracker", "mktorrent"]) {
+    if !can_run(&["opentracker", "mktorrent", "libtorrent"]) {
         return;
     }
     let _turn = turn();
@@ -152,7 +152,7 @@ async fn opentracker_counts_peers_over_udp() {
 
 #[tokio::test]
 async fn opentracker_refuses_an_unknown_torrent() {
-    if !can_run(&["opentracker", "mktorrent"]) {
+    if !can_run(&["opentracker", "mktorrent", "libtorrent"]) {
         return;
     }
     let _turn = turn();
@@ -169,7 +169,7 @@ async fn opentracker_refuses_an_unknown_torrent() {
 
 #[tokio::test]
 async fn through_a_socks_proxy_the_tracker_sees_the_proxy() {
-    if !can_run(&["opentracker", "mktorrent", "microsocks"]) {
+    if !can_run(&["opentracker", "mktorrent", "libtorrent", "microsocks"]) {
         return;
     }
     let _turn = turn();
@@ -202,7 +202,7 @@ async fn through_a_socks_proxy_the_tracker_sees_the_proxy() {
 
 #[test]
 fn a_mount_finds_its_peers_over_udp_alone() {
-    if !can_run(&["opentracker", "mktorrent"]) {
+    if !can_run(&["opentracker", "mktorrent", "libtorrent"]) {
         return;
     }
     let _turn = turn();

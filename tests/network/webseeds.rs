@@ -306,7 +306,7 @@ async fn invalid_answers_end_the_seed_with_a_reason() {
         }),
         ("too many times", |_, stream| write_head(stream, "302 Found", "Location: /f\r\n", 0).map(|()| true)),
         ("not HTTP", |_, stream| write_head(stream, "302 Found", "Location: file:///etc/passwd\r\n", 0).map(|()| true)),
-        ("to nowhere", |_, stream| write_head(stream, "302 Found", "Location: http://[/\r\n", 0).map(|()| true)),
+        ("to an invalid URL", |_, stream| write_head(stream, "302 Found", "Location: http://[/\r\n", 0).map(|()| true)),
         // On this machine a web seed's URL may not get a query by a redirect.
         ("not asked", |_, stream| write_head(stream, "302 Found", "Location: /inside?do=it\r\n", 0).map(|()| true)),
     ];

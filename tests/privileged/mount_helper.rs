@@ -1,5 +1,5 @@
-//! `mount -t torrentfs`: the helper as mount(8) calls it, with real peers, in a mount namespace of its own where
-//! `/sbin/mount.torrentfs` is ours and there is a user `torrentfs`; nothing of the machine changes.
+//! `mount -t torrentfs`: the helper as mount(8) runs it, with real peers. Each test has a mount namespace in which
+//! `/sbin/mount.torrentfs` is our helper and the user `torrentfs` exists, so that the machine does not change.
 
 use std::collections::HashMap;
 use std::fs;
@@ -13,15 +13,15 @@ use std::time::{Duration, Instant};
 use crate::support::*;
 
 const HELPER: &str = env!("CARGO_BIN_EXE_mount-torrentfs");
-/// Only a hang reaches it.
+/// Time limit of waits. Only a hang reaches it.
 const LIMIT: Duration = Duration::from_secs(60);
-/// Nothing leaves this machine.
+/// Options that keep traffic on this machine.
 const ALONE: &str = "no_dht,no_lsd,no_port_mapping,port=0";
-/// The user who serves, in the namespace.
+/// User id of `torrentfs` in the namespace.
 const SERVER: u32 = 987;
 
-/// The directories whose content differs in the namespace: overlays for the program and for the lists of users, which have
-/// one more; an empty one for caches; and a FUSE device that everybody may open, as it is on most machines.
+/// Sets up the namespace: overlays with our program in `/sbin` and the user in `/etc`, an empty `/var/cache`, and a FUSE
+/// device that everybody may open, as on most machines.
 const SETUP: &str = r"
 set -e
 mount -t tmpfs stage $STAGE; cd $STAGE; mkdir sbin sbin.work etc etc.work
@@ -35,19 +35,20 @@ mount -t tmpfs cache /var/cache
 mknod -m 666 fuse c 10 229; mount --bind fuse /dev/fuse
 echo ready; exec cat > /dev/null";
 
-/// A mount namespace with our helper in it. What is still mounted there goes with it.
+/// A mount namespace with our helper. Its mounts end with it.
 struct Stage {
     holder: Process,
     base: PathBuf,
 }
 
-/// Whether this machine can run the test: what `can_run` asks for, and root.
+/// Returns whether the test can run: the requirements of `can_run`, and root.
 fn can_stage(programs: &[&str]) -> bool {
-    let able =
-        can_run(&[&["unshare", "nsenter", "setpriv", "getfattr", "mktorrent", "opentracker"], programs].concat());
+    let able = can_run(
+        &[&["unshare", "nsenter", "setpriv", "getfattr", "mktorrent", "opentracker", "libtorrent"], programs].concat(),
+    );
     let root = fs::metadata("/proc/self").unwrap().uid() == 0;
     if !root {
-        eprintln!("left out: only root can make a mount namespace");
+        eprintln!("skipped: only root can make a mount namespace");
     }
     able && root
 }
@@ -66,21 +67,21 @@ impl Stage {
         Self { holder, base: base.to_owned() }
     }
 
-    /// A shell line within; `$BASE` is the directory of the test.
+    /// Runs a shell command in the namespace. `$BASE` is the directory of the test.
     fn run(&self, line: &str) -> Output {
         let mut command = Command::new("nsenter");
         command.args([&format!("--mount=/proc/{}/ns/mnt", self.holder.0.id()), "sh", "-c", line]);
         command.env("BASE", &self.base).env_remove("TORRENTFS_LOG").stdin(Stdio::null()).output().unwrap()
     }
 
-    /// One that must succeed.
+    /// Runs a shell command that must succeed. Returns its standard output.
     fn sh(&self, line: &str) -> String {
         let output = self.run(line);
         assert!(output.status.success(), "{line}: {output:?}");
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// The mounts of the test's: source and mount point.
+    /// Returns source and mountpoint of the test's mounts.
     fn mounts(&self) -> Vec<(String, String)> {
         let mounts = fs::read_to_string(format!("/proc/{}/mounts", self.holder.0.id())).unwrap();
         let ours = mounts.lines().filter(|line| line.contains(" fuse.torrentfs "));
@@ -88,23 +89,23 @@ impl Stage {
             let mut fields = line.split(' ').map(|field| field.replace("\\040", " "));
             (fields.next().unwrap(), fields.next().unwrap())
         };
-        // Somebody else's were there before, and are seen here, too.
+        // Mounts that existed before are visible in the namespace, too.
         ours.map(pair).filter(|(_, at)| Path::new(at).starts_with(&self.base)).collect()
     }
 
-    /// The process that serves, and its keeper.
+    /// Returns the serving process and its keeper.
     fn processes(&self, mountpoint: &str) -> (u32, u32) {
         let server = self.sh(&format!("getfattr --absolute-names --only-values -n user.torrentfs.pid {mountpoint}"));
         let server = server.trim().parse().unwrap();
         (server, status(server)["PPid"].parse().unwrap())
     }
 
-    /// Nothing is mounted, no process of a mount is left.
+    /// Returns whether no mount and no process of one is left.
     fn is_clear(&self) -> bool {
         self.mounts().is_empty() && self.left().is_empty()
     }
 
-    /// Living processes of the helper's that are in the namespace.
+    /// Returns the running helper processes of the namespace.
     fn left(&self) -> Vec<u32> {
         let namespace = fs::read_link(format!("/proc/{}/ns/mnt", self.holder.0.id())).unwrap();
         let pids = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
@@ -116,7 +117,7 @@ impl Stage {
     }
 
     fn wait_until_clear(&self) {
-        wait_until("nothing is left", LIMIT, || self.is_clear());
+        wait_until("no mount and no process is left", LIMIT, || self.is_clear());
     }
 }
 
@@ -134,19 +135,19 @@ fn status(pid: u32) -> HashMap<String, String> {
     fields.map(|(key, value)| (key.to_owned(), value.trim().to_owned())).collect()
 }
 
-/// The process group and the session of a process: fields 5 and 6 of its `stat`, the second of which may hold anything.
+/// Returns group and session of a process: fields 5 and 6 of its `stat`. Field 2, the name, may contain anything.
 fn group_and_session(pid: u32) -> (u32, u32) {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     let fields: Vec<&str> = text.rsplit(')').next().unwrap().split_whitespace().collect();
     (fields[2].parse().unwrap(), fields[3].parse().unwrap())
 }
 
-/// A zombie has no program any more.
+/// Returns whether a process runs. A zombie has no executable.
 fn is_alive(pid: u32) -> bool {
     fs::read_link(format!("/proc/{pid}/exe")).is_ok()
 }
 
-/// A torrent that somebody seeds.
+/// A torrent and its seeder.
 struct Swarm {
     lab: Lab,
     data: Vec<u8>,
@@ -163,19 +164,19 @@ fn swarm(seed: u64) -> Swarm {
 }
 
 #[test]
-fn root_mounts_and_a_user_without_any_right_serves_everybody() {
+fn root_mounts_and_an_unprivileged_user_serves() {
     if !can_stage(&[]) {
         return;
     }
     let _turn = turn();
     let Swarm { lab, data, torrent, seeder } = swarm(1);
-    // For root alone, as a passkey in it would want.
+    // Readable by root alone, as a torrent with a passkey should be.
     fs::set_permissions(&torrent, fs::Permissions::from_mode(0o600)).unwrap();
     let stage = Stage::new(lab.dir.path());
     fs::create_dir(lab.path("mnt")).unwrap();
     let peer = &seeder.addr;
-    let said = stage.sh(&format!("mount -t torrentfs -o {ALONE},peer={peer} $BASE/film.bin.torrent $BASE/mnt 2>&1"));
-    assert_eq!(said, "");
+    let message = stage.sh(&format!("mount -t torrentfs -o {ALONE},peer={peer} $BASE/film.bin.torrent $BASE/mnt 2>&1"));
+    assert_eq!(message, "");
     let mountpoint = lab.path("mnt").to_str().unwrap().to_owned();
     assert_eq!(stage.mounts(), [(torrent.to_str().unwrap().to_owned(), mountpoint)]);
     let listed = stage.sh("stat -c '%A %U %G %s' $BASE/mnt/film.bin");
@@ -183,7 +184,7 @@ fn root_mounts_and_a_user_without_any_right_serves_everybody() {
     stage.sh("setpriv --reuid 65534 --regid 65534 --clear-groups cmp $BASE/mnt/film.bin $BASE/payload/film.bin");
 
     let (server, keeper) = stage.processes("$BASE/mnt");
-    // Neither is reached by a Ctrl-C that is meant for others.
+    // Neither gets a terminal's Ctrl-C.
     assert_eq!([server, keeper].map(group_and_session), [(server, server), (keeper, keeper)]);
     let of = status(server);
     let ids = format!("{SERVER}\t{SERVER}\t{SERVER}\t{SERVER}");
@@ -193,7 +194,7 @@ fn root_mounts_and_a_user_without_any_right_serves_everybody() {
     }
     let groups: Vec<&str> = of["Groups"].split_whitespace().collect();
     assert!(groups.iter().all(|group| *group == SERVER.to_string()), "{groups:?}");
-    // The keeper keeps what it takes to mount, and no descriptor that would keep a dead connection alive.
+    // The keeper has the capabilities for mounts, and no descriptor that would keep a dead connection alive.
     let of = status(keeper);
     assert_eq!((of["Uid"].split('\t').next(), of["Threads"].as_str()), (Some("0"), "1"));
     assert_eq!((of["CapEff"].trim_start_matches('0'), of["CapBnd"].trim_start_matches('0')), ("200024", ""));
@@ -206,7 +207,7 @@ fn root_mounts_and_a_user_without_any_right_serves_everybody() {
 
     stage.sh("umount $BASE/mnt");
     stage.wait_until_clear();
-    // As a FUSE filesystem by its whole name; served by who is named, owned by who is named.
+    // By the full type `fuse.torrentfs`, with another serving user and another owner.
     stage.sh(&format!(
         "chmod 644 $BASE/film.bin.torrent; mount -t fuse.torrentfs -o {ALONE},setuid=nobody,uid=5,umask=077,peer={peer} \
          $BASE/film.bin.torrent $BASE/mnt -o cache_dir=$BASE/stage/cache"
@@ -219,7 +220,7 @@ fn root_mounts_and_a_user_without_any_right_serves_everybody() {
 }
 
 #[test]
-fn lines_of_fstab_are_mounted_once() {
+fn entries_of_fstab_are_mounted_once() {
     if !can_stage(&[]) {
         return;
     }
@@ -248,17 +249,17 @@ fn lines_of_fstab_are_mounted_once() {
     let mounts = stage.mounts();
     assert_eq!(mounts.len(), 3);
     assert_eq!(mounts[0].0, lab.path("my film.torrent").to_str().unwrap());
-    // Everybody may read the list of mounts.
+    // Every user can read the list of mounts.
     assert!(mounts.iter().all(|(source, _)| !source.contains(secret)), "{mounts:?}");
     assert!(mounts[1].0.contains(&hash) && mounts[2].0.ends_with("/film.torrent?***"), "{mounts:?}");
-    // The server has answered its one request: nothing is fetched or mounted again.
+    // The web server has answered its only request: nothing is fetched or mounted again.
     assert_eq!(stage.sh("mount -a -T $BASE/fstab 2>&1"), "");
     assert_eq!(stage.mounts(), mounts);
     stage.sh("umount -a -t fuse.torrentfs");
     stage.wait_until_clear();
 }
 
-/// A `.torrent` file over HTTP, so many times.
+/// Starts a web server that serves a `.torrent` file this many times. Returns its URL.
 fn serve(body: Vec<u8>, times: usize) -> String {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = listener.local_addr().unwrap();
@@ -272,7 +273,7 @@ fn serve(body: Vec<u8>, times: usize) -> String {
     format!("http://{addr}/film.torrent")
 }
 
-/// Whoever dies, nothing dead is left.
+/// However a mount ends, no dead mount and no process is left.
 #[test]
 fn every_end_is_clean() {
     if !can_stage(&[]) {
@@ -285,28 +286,28 @@ fn every_end_is_clean() {
     for end in ["umount", "umount -l", "unmount", "-KILL server", "-TERM server", "-INT server", "-TERM keeper"] {
         stage.sh(&format!("mount -t torrentfs -o {ALONE} $BASE/film.bin.torrent $BASE/mnt"));
         let (server, keeper) = stage.processes("$BASE/mnt");
-        // A file is open, and somebody waits for what does not come.
+        // A reader is blocked on a file.
         let mut reader = Command::new("nsenter");
         reader.args([&format!("--mount=/proc/{}/ns/mnt", stage.holder.0.id()), "cat"]);
         let busy = !end.starts_with("umount") || end == "umount -l";
         let reader = busy
             .then(|| Process::start(reader.arg(lab.path("mnt/film.bin")).stdout(Stdio::null()).stderr(Stdio::null())));
         match end.split_once(' ') {
-            Some((signal, whom)) if signal.starts_with('-') => {
-                run("kill", &[signal, &if whom == "server" { server } else { keeper }.to_string()]);
+            Some((signal, process)) if signal.starts_with('-') => {
+                run("kill", &[signal, &if process == "server" { server } else { keeper }.to_string()]);
             }
             _ if end == "unmount" => drop(stage.sh(&format!("{TORRENTFS} unmount $BASE/mnt"))),
             _ => drop(stage.sh(&format!("{end} $BASE/mnt"))),
         }
         wait_until(&format!("{end}: nothing is mounted"), LIMIT, || stage.mounts().is_empty());
-        // With `umount -l` the kernel waits for the last file to be closed; else the reader has its error already.
+        // With `umount -l` the kernel waits for the last file to be closed. In the other cases the read has failed.
         if let Some(mut reader) = reader.filter(|_| end != "umount -l") {
             assert!(reader.wait(LIMIT).is_some_and(|status| !status.success()), "{end}");
         }
-        wait_until(&format!("{end}: nobody is left"), LIMIT, || !is_alive(server) && !is_alive(keeper));
+        wait_until(&format!("{end}: no process is left"), LIMIT, || !is_alive(server) && !is_alive(keeper));
         assert_eq!(stage.sh("ls -A $BASE/mnt"), "", "{end}");
     }
-    // A hangup is none: there may be a blocklist to read again.
+    // SIGHUP does not end a mount: it reloads a blocklist.
     stage.sh("echo 10.9.9.9/32 > $BASE/blocked");
     stage.sh(&format!("mount -t torrentfs -o {ALONE},blocklist=$BASE/blocked $BASE/film.bin.torrent $BASE/mnt"));
     let (server, keeper) = stage.processes("$BASE/mnt");
@@ -314,17 +315,17 @@ fn every_end_is_clean() {
     assert_eq!(stage.sh("ls $BASE/mnt").trim(), "film.bin");
     stage.sh("umount $BASE/mnt");
     stage.wait_until_clear();
-    // A keeper that is killed cannot clear away, but serving goes on, and root ends it as ever.
+    // Without its keeper a mount is still served, and root can unmount it.
     stage.sh(&format!("mount -t torrentfs -o {ALONE} $BASE/film.bin.torrent $BASE/mnt"));
     let (server, keeper) = stage.processes("$BASE/mnt");
     run("kill", &["-KILL", &keeper.to_string()]);
     assert_eq!(stage.sh("ls $BASE/mnt").trim(), "film.bin");
     stage.sh(&format!("{TORRENTFS} unmount $BASE/mnt"));
-    wait_until("nobody is left", LIMIT, || !is_alive(server) && stage.is_clear());
+    wait_until("no process is left", LIMIT, || !is_alive(server) && stage.is_clear());
 }
 
 #[test]
-fn failures_have_mounts_codes_and_leave_nothing() {
+fn failures_have_the_exit_codes_of_mount_and_leave_nothing() {
     if !can_stage(&[]) {
         return;
     }
@@ -334,7 +335,7 @@ fn failures_have_mounts_codes_and_leave_nothing() {
     stage.sh("mkdir $BASE/mnt; echo d4:infoi1ee > $BASE/broken.torrent");
     let nobody = "magnet:?xt=urn:btih:0123456789012345678901234567890123456789";
     let film = "$BASE/film.bin.torrent";
-    for (code, words, line) in [
+    for (code, expected, line) in [
         (1, "frob", format!("-o frob=1 {film} $BASE/mnt")),
         (1, "cache_size", format!("-o cache_sise=1GiB {film} $BASE/mnt")),
         (1, "no user", format!("-o setuid=nonesuch {film} $BASE/mnt")),
@@ -344,35 +345,33 @@ fn failures_have_mounts_codes_and_leave_nothing() {
         (32, "No such file", "/nowhere.torrent $BASE/mnt".to_owned()),
         (32, "`info`", "$BASE/broken.torrent $BASE/mnt".to_owned()),
         (32, "no metadata within 1s", format!("-o {ALONE},metadata_timeout=1s '{nobody}' $BASE/mnt")),
-        (32, "cannot use", format!("-o {ALONE},cache_dir=/proc/nowhere {film} $BASE/mnt")),
+        (32, "the cache /proc/nowhere", format!("-o {ALONE},cache_dir=/proc/nowhere {film} $BASE/mnt")),
     ] {
         let output = stage.run(&format!("mount -t torrentfs {line}"));
-        let said = String::from_utf8_lossy(&output.stderr);
-        // mount(8) before 2.39 has a word of its own for a missing mount point.
-        assert!(
-            said.contains(words) || said.contains("cannot make") || said.contains("mount point does not exist"),
-            "{line}: {said}"
-        );
-        assert!(said.lines().count() == 1 && said.starts_with("mount"), "{line}: {said}");
-        assert_eq!(output.status.code(), Some(code), "{line}: {said}");
+        let message = String::from_utf8_lossy(&output.stderr);
+        // mount(8) has a message of its own for a missing mountpoint.
+        let is_missing = line.ends_with("/nowhere") && message.contains("mount point does not exist");
+        assert!(message.contains(expected) || is_missing, "{line}: {message}");
+        assert!(message.lines().count() == 1 && message.starts_with("mount"), "{line}: {message}");
+        assert_eq!(output.status.code(), Some(code), "{line}: {message}");
         stage.wait_until_clear();
     }
-    // Sloppy, and fake.
+    // `-s` ignores unknown options, `-f` mounts nothing.
     stage.sh(&format!("mount -s -t torrentfs -o {ALONE},frob {film} $BASE/mnt; umount $BASE/mnt"));
     stage.sh(&format!("mount -f -t torrentfs {film} $BASE/mnt"));
     stage.wait_until_clear();
-    // A taken mount point, with one line.
+    // A mountpoint in use.
     stage.sh(&format!("mount -t torrentfs -o {ALONE} {film} $BASE/mnt"));
     let output = stage.run(&format!("mount -t torrentfs -o {ALONE},cache_dir=$BASE/stage/other {film} $BASE/mnt"));
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.code() == Some(32) && said.contains("already"), "{output:?}");
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(32) && message.contains("already"), "{output:?}");
     stage.sh("test ! -e $BASE/stage/other && umount $BASE/mnt");
     stage.wait_until_clear();
 }
 
-/// `cache_dir` of the system's file is for all mounts: each has a directory in it, so that none is refused.
+/// All mounts share the `cache_dir` of the system's configuration: each has a directory in it.
 #[test]
-fn mounts_share_the_cache_directory_that_is_configured() {
+fn mounts_share_the_configured_cache_directory() {
     if !can_stage(&[]) {
         return;
     }
@@ -397,9 +396,9 @@ fn mounts_share_the_cache_directory_that_is_configured() {
     stage.wait_until_clear();
 }
 
-/// While a link's metadata is fetched there is no mount yet: nobody hangs in it, and who mounts may give up.
+/// While a link's metadata is fetched nothing is mounted: no program blocks, and the mount can be interrupted.
 #[test]
-fn the_mount_point_stays_usable_until_there_is_something_to_show() {
+fn the_mountpoint_stays_usable_until_the_metadata_arrives() {
     if !can_stage(&[]) {
         return;
     }
@@ -412,14 +411,14 @@ fn the_mount_point_stays_usable_until_there_is_something_to_show() {
     mount.args([&format!("--mount=/proc/{}/ns/mnt", stage.holder.0.id()), HELPER, link]);
     let mut mount = Process::start(mount.arg(lab.path("mnt")).args(["-o", ALONE]).stderr(Stdio::null()));
     // The helper, the keeper and the server.
-    wait_until("it fetches", LIMIT, || stage.left().len() == 3);
-    // One group with who called: an automount's mount point lets nobody else pass until it is mounted.
+    wait_until("the metadata is fetched", LIMIT, || stage.left().len() == 3);
+    // All are in the caller's process group: an automount blocks every other one until it is mounted.
     assert!(stage.left().iter().all(|pid| group_and_session(*pid) == group_and_session(std::process::id())));
     let begin = Instant::now();
     assert_eq!(stage.sh("stat -c %F $BASE/mnt; ls -A $BASE/mnt").trim(), "directory");
     assert!(begin.elapsed() < LIMIT && stage.mounts().is_empty());
     mount.signal("INT");
-    mount.wait(LIMIT).expect("it ends");
+    mount.wait(LIMIT).expect("the helper ends");
     stage.wait_until_clear();
 }
 
@@ -431,7 +430,7 @@ fn other_users_mount_through_fusermount() {
     let _turn = turn();
     let Swarm { lab, data, seeder, .. } = swarm(5);
     let stage = Stage::new(lab.dir.path());
-    // The program itself may stand where others cannot reach it.
+    // A copy, because other users may have no access to the program.
     stage.sh(&format!(
         "cp {HELPER} $BASE/stage/helper; chmod 755 $BASE/stage; mkdir $BASE/mnt $BASE/cache; chown nobody $BASE/mnt $BASE/cache"
     ));
@@ -444,9 +443,9 @@ fn other_users_mount_through_fusermount() {
     let output = stage.run(&format!("{user} $BASE/stage/helper $BASE/film.bin.torrent $BASE/mnt -o setuid=root"));
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     stage.sh(&format!("{user} fusermount3 -u $BASE/mnt"));
-    wait_until("it is gone", LIMIT, || stage.mounts().is_empty());
+    wait_until("nothing is mounted", LIMIT, || stage.mounts().is_empty());
 
-    // By a line of fstab that allows it, and mount(8), which has given its rights up by then.
+    // By mount(8) and an entry of fstab with `user`. mount(8) runs the helper without privileges.
     stage.sh(&format!(
         "rm -f /sbin/mount.torrentfs; cp $BASE/stage/helper /sbin/mount.torrentfs
          echo me:x:1077:1077::$BASE/stage/home:/bin/sh >> /etc/passwd; mkdir $BASE/stage/home
@@ -457,7 +456,7 @@ fn other_users_mount_through_fusermount() {
     stage.sh(&format!("{me} mount $BASE/mnt"));
     assert_eq!(stage.sh(&format!("{me} stat -c '%u %s' $BASE/mnt/film.bin")).trim(), format!("1077 {}", data.len()));
     stage.sh(&format!("test -d $BASE/stage/home/.cache/torrentfs && {me} umount $BASE/mnt"));
-    wait_until("it is gone", LIMIT, || stage.mounts().is_empty());
+    wait_until("nothing is mounted", LIMIT, || stage.mounts().is_empty());
 }
 
 #[test]
@@ -470,23 +469,23 @@ fn without_the_user_root_serves_and_says_so() {
     let stage = Stage::new(lab.dir.path());
     stage.sh("mkdir $BASE/mnt; sed -i /^torrentfs:/d /etc/passwd");
     let mounted = stage.run(&format!("mount -t torrentfs -o {ALONE} $BASE/film.bin.torrent $BASE/mnt"));
-    let said = String::from_utf8(mounted.stderr).unwrap();
+    let message = String::from_utf8(mounted.stderr).unwrap();
     assert!(
-        mounted.status.success() && said.lines().count() == 1 && said.contains("there is no user torrentfs"),
-        "{said}"
+        mounted.status.success() && message.lines().count() == 1 && message.contains("there is no user torrentfs"),
+        "{message}"
     );
     let (server, _) = stage.processes("$BASE/mnt");
     assert_eq!(status(server)["Uid"].split('\t').next(), Some("0"));
     run("kill", &["-KILL", &server.to_string()]);
     stage.wait_until_clear();
     let mounted = stage.run(&format!("mount -t torrentfs -o setuid=root,{ALONE} $BASE/film.bin.torrent $BASE/mnt"));
-    assert!(mounted.status.success() && mounted.stderr.is_empty(), "who says so knows it: {mounted:?}");
+    assert!(mounted.status.success() && mounted.stderr.is_empty(), "a warning for an explicit choice: {mounted:?}");
     stage.sh("umount $BASE/mnt");
     stage.wait_until_clear();
 }
 
 #[test]
-fn a_mount_for_another_namespace() {
+fn a_mount_is_made_in_another_namespace() {
     if !can_stage(&[]) {
         return;
     }
@@ -504,7 +503,7 @@ fn a_mount_for_another_namespace() {
     stage.wait_until_clear();
 }
 
-/// As torrentfs@.service does it: who serves can mount nothing, says when it is ready, and another step attaches.
+/// As in torrentfs@.service: the serving process cannot mount and notifies when it is ready. Another step attaches it.
 #[test]
 fn a_service_is_attached_from_outside() {
     if !can_stage(&[]) {
@@ -526,9 +525,9 @@ fn a_service_is_attached_from_outside() {
     command.args([lab.path("film.bin.torrent"), lab.path("mnt")]).stderr(Stdio::null());
     command.env("NOTIFY_SOCKET", lab.path("notify")).env("CACHE_DIRECTORY", lab.path("cache"));
     let mut server = Process::start(&mut command);
-    let mut word = [0; 256];
-    let len = notified.recv(&mut word).unwrap();
-    assert_eq!(&word[..len], b"READY=1\n");
+    let mut message = [0; 256];
+    let len = notified.recv(&mut message).unwrap();
+    assert_eq!(&message[..len], b"READY=1\n");
     assert_eq!(stage.mounts(), []);
 
     let pid = server.0.id();
@@ -542,22 +541,22 @@ fn a_service_is_attached_from_outside() {
     assert_eq!(again.status.code(), Some(32), "{again:?}");
     server.signal("TERM");
     assert!(server.wait(LIMIT).is_some_and(|status| status.success()));
-    // What is left is dead, and is the last step's to clear away.
+    // The service's last step removes the dead mount.
     stage.sh(&format!("{TORRENTFS} unmount $BASE/mnt"));
     stage.wait_until_clear();
 }
 
 #[test]
-fn the_units_are_sound_and_the_service_is_shut_in() {
+fn the_units_are_valid_and_the_service_is_sandboxed() {
     if !can_run(&["systemd-analyze"]) {
         return;
     }
     let units = Path::new(env!("CARGO_MANIFEST_DIR")).join("mount-helper");
     let unit = units.join("torrentfs@.service");
     let output = run("systemd-analyze", &["security", "--offline=true", "--threshold=30", unit.to_str().unwrap()]);
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "exposed by more than 3.0: {}", said.lines().last().unwrap_or_default());
-    // What it runs, and whom it runs as, is on a machine that has it installed; `--test package` looks there.
+    let message = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "an exposure level above 3.0: {}", message.lines().last().unwrap_or_default());
+    // The unit's program and user exist only where the package is installed: see `package.rs`.
     for example in ["mnt-film.mount", "mnt-film.automount"] {
         let file = units.join("examples").join(example);
         let output = run("systemd-analyze", &["verify", file.to_str().unwrap()]);

@@ -1,5 +1,5 @@
-//! The `.deb` and the `.rpm` as `mount-helper/package.sh` made them. The `.deb` is installed, used, upgraded and purged in
-//! a root of its own, an overlay over this machine's that is gone afterwards: nothing of the machine changes.
+//! The `.deb` and the `.rpm` as `mount-helper/package.sh` builds them. The `.deb` is installed, used, upgraded and purged in
+//! an overlay of this machine's root filesystem, so that the machine does not change.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -13,7 +13,7 @@ use crate::support::*;
 const LIMIT: Duration = Duration::from_secs(60);
 const ALONE: &str = "no_dht,no_lsd,no_port_mapping,port=0";
 
-/// `$BASE` is the one directory that is the same inside and outside.
+/// Sets up the root filesystem. `$BASE` is the only directory that is the same inside and outside.
 const SETUP: &str = r"
 set -e
 mount -t tmpfs stage $STAGE; mkdir $STAGE/up $STAGE/work $STAGE/root
@@ -28,13 +28,13 @@ mkdir -p run/old; pivot_root . run/old; umount -l /run/old
 rm -rf /etc/systemd/system/*.wants /etc/systemd/system/*.requires; : > /etc/fstab
 echo ready; exec $INIT > /dev/null";
 
-/// What keeps the namespaces alive; systemd, where it is to be booted.
+/// First processes of the namespaces: one that waits, and systemd.
 const NO_INIT: &str = "cat";
 const SYSTEMD: &str = "/usr/bin/env container=test /lib/systemd/systemd --unit=basic.target";
 
 /// A root filesystem to install into.
 struct Machine {
-    /// The first process in it; all others end with it.
+    /// The first process. All others end with it.
     init: u32,
     base: PathBuf,
     _holder: Process,
@@ -74,13 +74,13 @@ impl Machine {
     }
 }
 
-/// The packages, if they have been built. In CI they must have been.
+/// Returns the directory of the packages. They may be missing, except in CI.
 fn packages() -> Option<PathBuf> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/package");
     let built = dir.join("torrentfs.deb").exists() && dir.join("torrentfs.rpm").exists();
     if !built {
         assert!(std::env::var_os("CI").is_none(), "no packages: mount-helper/package.sh --debug builds them");
-        eprintln!("left out: no packages; `mount-helper/package.sh --debug` builds them");
+        eprintln!("skipped: no packages; `mount-helper/package.sh --debug` builds them");
     }
     built.then_some(dir)
 }
@@ -88,20 +88,39 @@ fn packages() -> Option<PathBuf> {
 fn can_make_machine() -> bool {
     let root = fs::metadata("/proc/self").unwrap().uid() == 0;
     if !root {
-        eprintln!("left out: only root can make a machine of its own");
+        eprintln!("skipped: only root can make namespaces");
     }
-    root && can_run(&["unshare", "nsenter", "setpriv", "getfattr", "mktorrent", "opentracker", "dpkg", "systemctl"])
+    root && can_run(&[
+        "unshare",
+        "nsenter",
+        "setpriv",
+        "getfattr",
+        "mktorrent",
+        "opentracker",
+        "libtorrent",
+        "dpkg",
+        "systemctl",
+    ])
 }
 
 #[test]
 fn the_deb_is_installed_used_upgraded_and_purged() {
     let Some(packages) = packages() else { return };
-    if !can_run(&["unshare", "nsenter", "setpriv", "getfattr", "mktorrent", "opentracker", "dpkg", "systemd-sysusers"])
-    {
+    if !can_run(&[
+        "unshare",
+        "nsenter",
+        "setpriv",
+        "getfattr",
+        "mktorrent",
+        "opentracker",
+        "libtorrent",
+        "dpkg",
+        "systemd-sysusers",
+    ]) {
         return;
     }
     if fs::metadata("/proc/self").unwrap().uid() != 0 {
-        eprintln!("left out: only root can make a machine of its own");
+        eprintln!("skipped: only root can make namespaces");
         return;
     }
     let _turn = turn();
@@ -122,7 +141,7 @@ fn the_deb_is_installed_used_upgraded_and_purged() {
     machine.sh("torrentfs config > /dev/null");
     machine.sh("bash -n /usr/share/bash-completion/completions/torrentfs");
     machine.sh("zcat /usr/share/man/man8/mount.torrentfs.8.gz | grep -q setuid");
-    // Manual pages that its `Documentation` names may be left out of an installation, so their absence is no fault.
+    // An installation may omit the manual pages that `Documentation` names.
     let verified = machine.run("systemd-analyze verify --man=no /usr/lib/systemd/system/torrentfs@.service");
     assert!(verified.status.success(), "{verified:?}");
 
@@ -141,7 +160,7 @@ fn the_deb_is_installed_used_upgraded_and_purged() {
         machine.sh(&format!("{user} cmp $BASE/{mountpoint}/film.bin $BASE/payload/film.bin"));
         let pid =
             machine.sh(&format!("getfattr --absolute-names --only-values -n user.torrentfs.pid $BASE/{mountpoint}"));
-        // Root finds and asks it, whoever serves.
+        // Root can query it, whoever serves.
         assert!(machine.sh(&format!("torrentfs status $BASE/{mountpoint}")).contains("film.bin"));
         let status = machine.sh(&format!("cat /proc/{}/status; id -u torrentfs", pid.trim()));
         let user = status.lines().last().unwrap();
@@ -153,7 +172,7 @@ fn the_deb_is_installed_used_upgraded_and_purged() {
         assert_eq!(field("NoNewPrivs:"), "1");
     }
 
-    // An upgrade leaves alone what is mounted, and what was configured.
+    // An upgrade keeps mounts and configuration.
     machine.sh("echo 'memory = \"64MiB\"' >> /etc/torrentfs/torrentfs.toml; dpkg --install $BASE/torrentfs.deb");
     machine.sh("cmp $BASE/file/film.bin $BASE/payload/film.bin; torrentfs config | grep -q '64MiB.*/etc/torrentfs/'");
     machine.sh("umount --all --types fuse.torrentfs; ls /var/cache/torrentfs | grep -q .");
@@ -169,9 +188,9 @@ fn the_deb_is_installed_used_upgraded_and_purged() {
     unaffected("purged");
 }
 
-/// The units as systemd itself runs them: booted for it in namespaces, without a network.
+/// The units under systemd, which is booted in namespaces without a network.
 #[test]
-fn its_units_do_under_systemd_what_they_say() {
+fn the_units_work_under_systemd() {
     let Some(packages) = packages() else { return };
     if !can_make_machine() {
         return;
@@ -185,28 +204,28 @@ fn its_units_do_under_systemd_what_they_say() {
         let state = machine.run("systemctl is-system-running").stdout;
         state.starts_with(b"running") || state.starts_with(b"degraded")
     });
-    // Not in /tmp, of which a service has its own.
+    // Not in /tmp, because the service has a private one.
     machine.sh("dpkg --install $BASE/torrentfs.deb && mkdir /mnt/film && cp $BASE/film.bin.torrent /srv/film.torrent");
     let env = format!("SOURCE=/srv/film.torrent\nMOUNTPOINT=/mnt/film\nOPTIONS={ALONE},read_timeout=1s\n");
     machine.sh(&format!("printf \"{env}\" > /etc/torrentfs/film.env; systemctl start torrentfs@film"));
     let pid = || machine.sh("systemctl show --property=MainPID --value torrentfs@film").trim().to_owned();
     let is_mounted = || machine.run("findmnt --types fuse.torrentfs /mnt/film").status.success();
-    // Out of the sandbox, and for everybody.
+    // The mount is visible outside of the sandbox, for every user.
     machine.sh("setpriv --reuid 65534 --regid 65534 --clear-groups test -f /mnt/film/film.bin");
     let status = machine.sh(&format!("cat /proc/{}/status", pid()));
     assert!(status.contains("NoNewPrivs:\t1\n") && status.contains("CapEff:\t0000000000000000\n"), "{status}");
-    assert!(!machine.run(&format!("touch /proc/{}/root/usr/here", pid())).status.success(), "the system is read-only");
-    // What is said in the journal has its level.
+    assert!(!machine.run(&format!("touch /proc/{}/root/usr/here", pid())).status.success(), "the system is writable");
+    // Messages in the journal have their level.
     assert!(!machine.run("cat /mnt/film/film.bin").status.success());
-    wait_until("the journal has it", LIMIT, || {
+    wait_until("the journal has the warning", LIMIT, || {
         let warnings = machine.sh("journalctl --unit torrentfs@film --priority warning --output cat");
         warnings.contains("read failed")
     });
 
     let first = pid();
     machine.sh(&format!("kill -KILL {first}"));
-    wait_until("it is served again", LIMIT, || is_mounted() && pid() != first && pid() != "0");
-    wait_until("it answers", LIMIT, || machine.run("test -f /mnt/film/film.bin").status.success());
+    wait_until("the service restarts", LIMIT, || is_mounted() && pid() != first && pid() != "0");
+    wait_until("the mount answers", LIMIT, || machine.run("test -f /mnt/film/film.bin").status.success());
     machine.sh("systemctl stop torrentfs@film");
     assert!(!is_mounted());
 
@@ -219,7 +238,7 @@ fn its_units_do_under_systemd_what_they_say() {
     machine.sh("test -f /mnt/film/film.bin && systemctl stop mnt-film.mount");
     assert!(!is_mounted());
 
-    // A kernel may have been made without autofs; then systemd has no automounts either.
+    // Without autofs in the kernel, systemd has no automounts.
     if fs::read_to_string("/proc/filesystems").unwrap().contains("\tautofs\n") {
         let unit = "/usr/share/doc/torrentfs/examples/mnt-film.automount";
         machine
@@ -230,9 +249,9 @@ fn its_units_do_under_systemd_what_they_say() {
         machine.sh("systemctl stop mnt-film.automount mnt-film.mount");
         assert!(!is_mounted());
     } else {
-        eprintln!("left out: this kernel has no autofs");
+        eprintln!("skipped: this kernel has no autofs");
     }
-    wait_until("nobody is left", LIMIT, || {
+    wait_until("no process is left", LIMIT, || {
         !machine.run("pgrep --exact 'mount.torrentfs|torrentfs-keep'").status.success()
     });
 }

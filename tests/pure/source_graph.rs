@@ -211,12 +211,12 @@ pub type ModulePath = Vec<String>;
 struct Module {
     file: String,
     items: BTreeSet<String>,
-    /// What `use` brings in: the name here, and the path as written.
+    /// Names that `use` imports, with their paths as written.
     imports: Vec<(String, Vec<String>)>,
     globs: Vec<Vec<String>>,
     /// Paths in code and in `use`, as written.
     paths: BTreeSet<Vec<String>>,
-    /// Every word of the code: needed where a `use x::*` brings in names.
+    /// Every word of the code, to find the names that a `use x::*` imports.
     words: BTreeSet<String>,
 }
 

@@ -1,4 +1,4 @@
-//! Swarms in virtual time: what the scheduling promises, measured.
+//! Properties of the scheduling, measured in simulated swarms.
 
 use std::time::Duration;
 
@@ -19,8 +19,8 @@ fn millis(ms: u64) -> Duration {
     Duration::from_millis(ms)
 }
 
-/// One seed and `leechers`, each with a bandwidth of 1 MiB/s up: seconds until all have everything, over the seconds
-/// that the seed needs to send it once.
+/// Simulates one seed and some leechers that upload 1 MiB/s each. Returns the time until all are complete, divided by the
+/// time in which the seed sends one copy.
 fn flash_crowd(seed: u64, leechers: usize, order: PickOrder) -> f64 {
     let rate = MIB as f64;
     let mut world = World::new(seed, lengths(16 * MIB, 128 * KIB), millis(10));
@@ -36,7 +36,7 @@ fn flash_crowd(seed: u64, leechers: usize, order: PickOrder) -> f64 {
 }
 
 fn flash_crowds(seeds: std::ops::Range<u64>) {
-    // Two at a time: they are by far the longest of the simulations.
+    // Two at a time, because they take longest of all simulations.
     std::thread::scope(|scope| {
         for half in 0..2 {
             let seeds = seeds.clone();
@@ -52,7 +52,7 @@ fn flash_crowds(seeds: std::ops::Range<u64>) {
 }
 
 #[test]
-fn a_flash_crowd_is_served_in_little_more_than_one_copy() {
+fn a_flash_crowd_completes_in_the_time_of_one_and_a_half_copies() {
     let first = seed(1);
     flash_crowds(first..first + 4);
 }
@@ -75,14 +75,14 @@ fn rarest_first_beats_in_order() {
 }
 
 #[test]
-fn a_seek_waits_behind_little() {
+fn seeks_wait_behind_few_blocks() {
     let mut world = World::new(seed(2), lengths(1024 * MIB, 256 * KIB), Duration::from_micros(200));
     let seeds = [world.add_seed(4e6), world.add_seed(4e6)];
     let node = world.add(1e6, |_| false, |_| {});
     world.introduce_to(node, &seeds);
     world.run(Duration::from_secs(5));
     let before = world.nodes[node].received;
-    assert!(before as f64 > 0.9 * 8e6 * 5.0, "background filling uses the bandwidth: {before}");
+    assert!(before as f64 > 0.9 * 8e6 * 5.0, "the background does not use the bandwidth: {before}");
     world.open(node, 1, 0..1024 * MIB);
     let mut times = Vec::new();
     while times.len() < 60 {
@@ -102,7 +102,7 @@ fn a_seek_waits_behind_little() {
 }
 
 #[test]
-fn a_player_never_stalls_and_jumps_at_once() {
+fn a_player_does_not_stall_and_jumps_quickly() {
     let mut world = World::new(seed(3), lengths(512 * MIB, 256 * KIB), millis(1));
     let seeds = [world.add_seed(0.975e6), world.add_seed(0.975e6)];
     let node = world.add(1e6, |_| false, |_| {});
@@ -112,9 +112,9 @@ fn a_player_never_stalls_and_jumps_at_once() {
         let mut at = start;
         let jump = world.read_now(node, 1, at..at + 128 * KIB, Duration::from_secs(5));
         println!("jump {jump:?}");
-        // Not the first, before anybody is connected.
+        // Except the first one, before peers are connected.
         assert!(start == 0 || jump <= millis(300), "a jump took {jump:?}");
-        // A player fills its buffer for a second, and then plays.
+        // The player buffers for a second, then plays.
         world.run(Duration::from_secs(1));
         let begun = world.now;
         let mut stalled = Duration::ZERO;
@@ -133,14 +133,14 @@ fn a_player_never_stalls_and_jumps_at_once() {
     }
 }
 
-/// The kernel reads ahead in many requests, and two threads take them: what is on its way for the later-comers stays.
+/// The kernel splits read-ahead into requests that two threads handle in any order: none cancels blocks of another.
 #[test]
-fn reads_out_of_order_take_nothing_back() {
+fn reads_out_of_order_cancel_nothing() {
     let mut world = World::new(seed(16), lengths(16 * MIB, 64 * KIB), millis(5));
     let seeder = world.add_seed(1e6);
     let node = world.add(1e6, |_| false, |_| {});
     world.check = true;
-    // What is cancelled is then of a reader.
+    // Without background requests, every cancel is for a reader.
     world.event(node, Event::OnDemand(true));
     world.introduce_to(node, &[seeder]);
     world.open(node, 1, 0..16 * MIB);
@@ -179,7 +179,7 @@ fn a_copy_uses_all_bandwidth() {
 }
 
 #[test]
-fn silent_and_dripping_peers_hold_up_nothing() {
+fn silent_and_dripping_peers_delay_no_read() {
     for nature in [Nature::Silent, Nature::Dripping] {
         let mut world = World::new(seed(5), lengths(32 * MIB, 256 * KIB), millis(5));
         let bad = [world.add_seed(1e6), world.add_seed(1e6)];
@@ -200,7 +200,7 @@ fn silent_and_dripping_peers_hold_up_nothing() {
 }
 
 #[test]
-fn liars_are_banned_and_the_honest_are_not() {
+fn liars_are_banned_and_honest_peers_are_not() {
     let first = seed(6);
     for seed in first..first + 5 {
         let mut world = World::new(seed, lengths(16 * MIB, 256 * KIB), millis(5));
@@ -224,13 +224,13 @@ fn liars_are_banned_and_the_honest_are_not() {
             assert!(!banned.contains(&World::addr(peer)), "seed {seed}: an honest peer was banned");
         }
         for peer in liars {
-            assert!(banned.contains(&World::addr(peer)), "seed {seed}: a liar was not found");
+            assert!(banned.contains(&World::addr(peer)), "seed {seed}: a liar was not banned");
         }
     }
 }
 
 #[test]
-fn peers_lost_midway_are_made_up_for() {
+fn a_download_completes_after_peers_are_lost() {
     let mut world = World::new(seed(7), lengths(16 * MIB, 256 * KIB), millis(5));
     let seeds: Vec<usize> = (0..4).map(|_| world.add_seed(1e6)).collect();
     let node = world.add(1e6, |_| false, |_| {});
@@ -244,7 +244,7 @@ fn peers_lost_midway_are_made_up_for() {
 }
 
 #[test]
-fn a_tiny_cache_reads_everything() {
+fn everything_can_be_read_through_a_tiny_cache() {
     let mut world = World::new(seed(8), lengths(24 * MIB, 256 * KIB), millis(2));
     let seeds = [world.add_seed(4e6), world.add_seed(4e6)];
     let node = world.add(1e6, |_| false, |config| config.max_partial = 4 * MIB);
@@ -261,7 +261,7 @@ fn a_tiny_cache_reads_everything() {
         }
     }
     let received = world.nodes[node].received;
-    assert!(received < 60 * MIB, "what was read twice came {received} bytes");
+    assert!(received < 60 * MIB, "{received} bytes were received for two reads");
 }
 
 #[test]
@@ -276,7 +276,7 @@ fn two_halves_complete_each_other() {
     world.run(Duration::from_secs(5));
     for node in &world.nodes {
         assert!(node.goodbyes.iter().all(|why| matches!(why, DisconnectReason::Useless | DisconnectReason::Duplicate)));
-        assert_eq!(node.swarm.stats(world.clock()).peers, 0, "seeds let go of each other");
+        assert_eq!(node.swarm.stats(world.clock()).peers, 0, "seeds stay connected to each other");
     }
 }
 
@@ -287,7 +287,7 @@ fn some(pieces: std::ops::Range<usize>) -> FixedBitSet {
 }
 
 #[test]
-fn what_is_skipped_is_left_to_readers_and_what_is_urged_comes_first() {
+fn priorities_order_the_background_and_skip_pieces_without_a_reader() {
     let mut world = World::new(seed(12), lengths(8 * MIB, 64 * KIB), millis(5));
     let seeder = world.add_seed(2e6);
     let node = world.add(1e6, |_| false, |_| {});
@@ -295,26 +295,26 @@ fn what_is_skipped_is_left_to_readers_and_what_is_urged_comes_first() {
     world.event(node, Event::Priorities { skip: some(0..64), high: some(60..80) });
     world.introduce_to(node, &[seeder]);
     world.run_until(Duration::from_secs(30), |world| world.nodes[node].stored.len() >= 16);
-    // But for what the seeder gives while it chokes, which is its own choice.
-    let urged = world.nodes[node].stored.iter().filter(|piece| (64..80).contains(*piece)).count();
-    assert!(urged >= 12, "{:?}", world.nodes[node].stored);
+    // The others were sent while the seeder choked us, as allowed-fast pieces of its choice.
+    let high = world.nodes[node].stored.iter().filter(|piece| (64..80).contains(*piece)).count();
+    assert!(high >= 12, "{:?}", world.nodes[node].stored);
     world.run(Duration::from_secs(30));
     assert!(world.nodes[node].stored.iter().copied().eq(64..128), "{:?}", world.nodes[node].stored);
     let snapshot = world.nodes[node].swarm.snapshot(world.clock());
     assert_eq!((snapshot.to_fetch, snapshot.skipped.count_ones(..)), (0, 64));
 
-    // A reader gets it all the same.
+    // A reader gets a skipped piece, too.
     world.open(node, 1, 0..8 * MIB);
     world.read_now(node, 1, 10 * 64 * KIB..11 * 64 * KIB, Duration::from_secs(5));
     world.run(Duration::from_secs(30));
-    assert!(world.nodes[node].stored.len() < 100, "only what it needs");
+    assert!(world.nodes[node].stored.len() < 100, "more was fetched than the reader needs");
 
     world.event(node, Event::Priorities { skip: FixedBitSet::new(), high: FixedBitSet::new() });
     world.run_until(Duration::from_secs(30), |world| world.nodes[node].completed.is_some());
 }
 
 #[test]
-fn a_paused_swarm_rests_and_one_on_demand_fetches_what_is_read() {
+fn a_paused_swarm_fetches_nothing_and_one_on_demand_only_what_is_read() {
     let mut world = World::new(seed(13), lengths(8 * MIB, 64 * KIB), millis(5));
     let seeder = world.add_seed(1e6);
     let node = world.add(1e6, |_| false, |_| {});
@@ -325,7 +325,7 @@ fn a_paused_swarm_rests_and_one_on_demand_fetches_what_is_read() {
     assert_eq!(world.nodes[node].swarm.stats(world.clock()).peers, 0);
     let before = world.nodes[node].received;
     assert!(before > 0);
-    // Not even for readers, and whoever calls is sent away.
+    // A pause also blocks readers, and incoming connections are closed.
     world.open(node, 1, 0..8 * MIB);
     let want = world.read(node, 1, 7 * MIB..7 * MIB + 1);
     world.introduce_to(seeder, &[node]);
@@ -339,9 +339,9 @@ fn a_paused_swarm_rests_and_one_on_demand_fetches_what_is_read() {
     world.event(node, Event::Pause(false));
     world.run_until(Duration::from_secs(60), |world| world.nodes[node].answered.contains_key(&want));
     world.run(Duration::from_secs(20));
-    let had = world.nodes[node].stored.len();
+    let stored = world.nodes[node].stored.len();
     world.run(Duration::from_secs(20));
-    assert!(had < 128 && world.nodes[node].stored.len() == had, "nobody reads on");
+    assert!(stored < 128 && world.nodes[node].stored.len() == stored, "fetched without a read");
     let snapshot = world.nodes[node].swarm.snapshot(world.clock());
     assert!(snapshot.on_demand && snapshot.waits.is_empty() && snapshot.readers.len() == 1, "{snapshot:?}");
     assert_eq!((snapshot.peers[0].has, snapshot.peers[0].downloaded > 0), (128, true));
@@ -350,8 +350,8 @@ fn a_paused_swarm_rests_and_one_on_demand_fetches_what_is_read() {
     world.run_until(Duration::from_secs(60), |world| world.nodes[node].completed.is_some());
 }
 
-/// A first seeder and leechers as fast as it: bytes that it sent until the others had every piece among them and
-/// until all were complete, in copies, and the seconds for the latter over those of one copy.
+/// Simulates a first seeder and leechers with the same bandwidth. Returns the copies that the seeder sent until the leechers
+/// together had every piece, those until all were complete, and the time for the latter divided by that of one copy.
 fn first_copy(seed: u64, super_seed: bool) -> (f64, f64, f64) {
     let (rate, size) = (MIB as f64, 16 * MIB);
     let mut world = World::new(seed, lengths(size, 128 * KIB), millis(10));
@@ -372,24 +372,24 @@ fn first_copy(seed: u64, super_seed: bool) -> (f64, f64, f64) {
 }
 
 #[test]
-fn super_seeding_gives_hardly_more_than_one_copy() {
+fn super_seeding_sends_hardly_more_than_one_copy() {
     let first = seed(5);
     for seed in first..first + 3 {
         let (once, _, plain) = first_copy(seed, false);
         let (super_once, _, super_time) = first_copy(seed, true);
         println!("seed {seed}: {once:.2} copies in {plain:.2}, super-seeding {super_once:.2} in {super_time:.2}");
-        assert!(super_once <= 1.15, "seed {seed}: {super_once:.2} copies sent before one was out");
+        assert!(super_once <= 1.15, "seed {seed}: {super_once:.2} copies sent before the leechers had one");
         assert!(super_time <= 2.0 * plain, "seed {seed}: {super_time:.2} and {plain:.2}");
     }
 }
 
 #[test]
-fn a_lone_leecher_of_a_super_seed_waits_for_nobody() {
+fn a_lone_leecher_of_a_super_seed_is_not_delayed() {
     let (rate, size) = (MIB as f64, 16 * MIB);
     let mut world = World::new(seed(6), lengths(size, 128 * KIB), millis(10));
     world.add(rate, |_| true, |config| config.super_seed = true);
     let leecher = world.add(rate, |_| false, |_| {});
     world.introduce();
-    // At the link's rate it takes 16 s; with patience for each two pieces it would be 20 minutes.
+    // 16 s at the link's rate. With the usual wait after every two pieces it would take 20 minutes.
     world.run_until(Duration::from_secs(25), |world| world.nodes[leecher].completed.is_some());
 }

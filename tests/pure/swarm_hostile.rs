@@ -1,4 +1,4 @@
-//! Any sequence of events, well-formed or not: no panic, every invariant after every step, bounded output.
+//! Random sequences of events, valid or not: no panic, all invariants after each step, and a bounded number of actions.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -38,9 +38,9 @@ enum Step {
     },
     Gone(u64),
     Says(u64, Message),
-    /// Answers the peer's oldest request as it should.
+    /// The peer answers its oldest request correctly.
     Serve(u64, u8),
-    /// A block that may or may not have been asked for.
+    /// The peer sends a block that may not have been requested.
     Block(u64, Request),
     Checked {
         good: bool,
@@ -148,12 +148,12 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// The driver's part: it remembers what it has to answer.
+/// A driver that records the actions it has to answer.
 struct Driver {
     swarm: Swarm,
     now: Instant,
     lengths: Lengths,
-    /// The connection that now stands for each small number of a step.
+    /// The current connection of each peer number in the steps.
     keys: [u64; 6],
     connections: u64,
     requests: Vec<(PeerKey, Request)>,
@@ -205,7 +205,7 @@ impl Driver {
         let mut actions = 0;
         while let Some(action) = self.swarm.poll() {
             actions += 1;
-            assert!(actions < 2_000, "one event leads to a flood of actions");
+            assert!(actions < 2_000, "too many actions for one event");
             match action {
                 Action::Connect(addr) if addr.ip() == RENDEZVOUS => {
                     self.swarm.handle(self.now, Event::ConnectFailed(addr));
@@ -213,7 +213,7 @@ impl Driver {
                 Action::Connect(addr) => self.calls.push(addr),
                 Action::Send(peer, Message::Request(request)) => {
                     assert!(self.lengths.block(request.piece, request.begin, request.length).is_some());
-                    assert!(!self.requests.contains(&(peer, request)), "asked twice of the same peer");
+                    assert!(!self.requests.contains(&(peer, request)), "requested twice from the same peer");
                     self.requests.push((peer, request));
                 }
                 Action::Send(peer, Message::Cancel(request)) => {
@@ -284,7 +284,7 @@ impl Driver {
                 let peer = key(self, peer);
                 match &message {
                     Message::Reject(request) => self.requests.retain(|ask| *ask != (peer, *request)),
-                    // What was asked for before may be asked for again.
+                    // A choke drops the peer's requests, which may be sent again.
                     Message::Choke => self.requests.retain(|(from, _)| *from != peer),
                     _ => {}
                 }
@@ -293,7 +293,7 @@ impl Driver {
             Step::Serve(peer, count) => {
                 let peer = key(self, peer);
                 for _ in 0..=count {
-                    // Mostly that peer's, in order; else somebody's.
+                    // The oldest request of that peer, or else the newest of any peer.
                     let own = self.requests.iter().position(|(from, _)| *from == peer);
                     let Some(at) = own.or_else(|| self.requests.len().checked_sub(1)) else { return };
                     let (peer, request) = self.requests.remove(at);
@@ -342,15 +342,15 @@ impl Driver {
     }
 }
 
-/// As aria2 tells of the pieces that it got since.
+/// aria2 announces new pieces by another bitfield.
 #[test]
-fn a_bitfield_may_come_later() {
+fn a_second_bitfield_adds_pieces() {
     let mut driver = Driver::new(config(), FixedBitSet::with_capacity(PIECES as usize));
     let (peer, port, id) = (0, 100, 100);
     driver.step(Step::Connect { peer, port, id, fast: true, outgoing: false, serves: false });
     let key = PeerKey(driver.keys[0]);
     driver.step(Step::Says(peer, Message::Unchoke));
-    // Few enough that a new peer's first pipeline has room for all.
+    // Few enough for the first pipeline of a new peer.
     for (bits, pieces) in [([0x80, 0], 0..1), ([0x80, 0], 0..0), ([0xff, 0xe0], 1..PIECES)] {
         driver.requests.clear();
         driver.step(Step::Says(peer, Message::Bitfield(Bytes::copy_from_slice(&bits))));
@@ -384,7 +384,7 @@ proptest! {
             ..config()
         };
         let mut driver = Driver::new(config, have);
-        // Three peers that would serve, before anything goes wrong.
+        // Starts with three useful peers.
         let good = (0..3).map(|peer| Step::Connect {
             peer,
             port: 100 + peer as u16,

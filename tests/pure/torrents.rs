@@ -1,21 +1,21 @@
-//! The torrents that libtorrent tests its own parser with: what it loads loads here, what it rejects is rejected.
+//! The sample torrents of libtorrent's own parser tests: we load those that libtorrent loads, and reject the others.
 //!
-//! They lie beside the repository (`../shared/torrents`) and are not copied into it. Where they are missing this test
-//! says so and is left out, but in CI it fails.
+//! They are in `../shared/torrents`, beside the repository. Without them the tests are skipped with a message, but in CI they
+//! fail.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use torrentfs::metainfo::{FileKind, Metainfo, MetainfoError};
 
-/// The directory, or `None` if this test is to be left out.
+/// Returns the directory of the samples. `None` skips the test.
 fn torrents() -> Option<PathBuf> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/torrents");
     if dir.join("MANIFEST.tsv").exists() {
         return Some(dir);
     }
     assert!(std::env::var("CI").as_deref() != Ok("true"), "the sample torrents are missing: {}", dir.display());
-    eprintln!("left out: there are no sample torrents in {}", dir.display());
+    eprintln!("skipped: no sample torrents in {}", dir.display());
     None
 }
 
@@ -24,14 +24,14 @@ fn parse(dir: &Path, name: &str) -> Result<Metainfo, MetainfoError> {
     Metainfo::parse(&bytes)
 }
 
-/// The paths of what is shown, as a user would write them.
+/// Returns the paths of the visible files.
 fn shown(torrent: &Metainfo) -> Vec<String> {
     let files = torrent.layout.files().iter().filter(|file| file.kind != FileKind::Pad);
     files.map(|file| file.path.join("/")).collect()
 }
 
-/// What every loaded torrent promises to the rooms above.
-fn assert_promises(name: &str, torrent: &Metainfo) {
+/// Checks what other modules rely on in every loaded torrent.
+fn assert_invariants(name: &str, torrent: &Metainfo) {
     let files = torrent.layout.files();
     let paths: HashSet<_> = files.iter().map(|file| file.path.clone()).collect();
     assert_eq!(paths.len(), files.len(), "{name}: two files share a path");
@@ -59,9 +59,9 @@ fn assert_promises(name: &str, torrent: &Metainfo) {
 }
 
 #[test]
-fn the_manifest_is_kept() {
+fn samples_load_or_are_rejected_as_the_manifest_says() {
     let Some(dir) = torrents() else { return };
-    let manifest = std::fs::read_to_string(dir.join("MANIFEST.tsv")).expect("it exists");
+    let manifest = std::fs::read_to_string(dir.join("MANIFEST.tsv")).expect("the manifest");
     let expected: BTreeMap<&str, (&str, &str)> = manifest
         .lines()
         .filter(|line| !line.starts_with('#') && !line.is_empty())
@@ -71,21 +71,21 @@ fn the_manifest_is_kept() {
             (next(), (next(), next()))
         })
         .collect();
-    assert!(expected.len() >= 50, "the manifest is too short to be the manifest");
+    assert!(expected.len() >= 50, "only {} samples in the manifest", expected.len());
 
     let mut wrong = Vec::new();
     for (&name, &(expect, reason)) in &expected {
         let result = parse(&dir, name);
         if let Ok(torrent) = &result {
-            assert_promises(name, torrent);
+            assert_invariants(name, torrent);
         }
         let as_expected = match (expect, &result) {
-            // What would load, were v2 there, and nothing else, is told that it is not there yet.
+            // Valid v2 torrents, and no others, are rejected because v2 is not supported yet.
             ("load", Err(MetainfoError::V2Only)) => V2_ONLY.contains(&name),
             ("load", Ok(_)) => !V2_ONLY.contains(&name),
             ("reject", Err(error)) => {
                 let line = error.to_string();
-                !line.contains('\n') && fault_words(reason).iter().any(|word| line.contains(word))
+                !line.contains('\n') && expected_texts(reason).iter().any(|word| line.contains(word))
             }
             _ => false,
         };
@@ -97,11 +97,11 @@ fn the_manifest_is_kept() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// Sound torrents without a v1 half.
+/// Valid torrents without a v1 half.
 const V2_ONLY: [&str; 3] = ["v2_invalid_filename.torrent", "v2_no_piece_layers.torrent", "v2_symlinks.torrent"];
 
-/// Words of which one names the fault that libtorrent calls `reason`.
-fn fault_words(reason: &str) -> &'static [&'static str] {
+/// Returns texts of which one is in our message for the error that libtorrent calls `reason`.
+fn expected_texts(reason: &str) -> &'static [&'static str] {
     match reason {
         // One of these breaks off in the middle of a dictionary, after which libtorrent finds no name.
         "torrent_missing_name" => &["`name`", "`path`", "not a valid .torrent file"],
@@ -112,14 +112,14 @@ fn fault_words(reason: &str) -> &'static [&'static str] {
         "depth_exceeded" => &["deeper"],
         "torrent_file_parse_failed" => &["`file tree`"],
         "torrent_missing_pieces_root" => &["`pieces root`"],
-        // Of v2 alone, and v2 is not there yet.
+        // Errors in v2 torrents, which are not supported yet.
         "torrent_invalid_piece_layer" | "too_many_pieces_in_torrent" => &["not supported yet"],
         _ => &[],
     }
 }
 
 #[test]
-fn names_are_shown_safe_and_apart() {
+fn names_are_made_safe_and_unique() {
     let Some(dir) = torrents() else { return };
     let shown = |name: &str| shown(&parse(&dir, name).unwrap_or_else(|error| panic!("{name}: {error}")));
     assert_eq!(shown("base.torrent"), ["temp"]);
@@ -132,7 +132,7 @@ fn names_are_shown_safe_and_apart() {
     assert_eq!(shown("long_name.torrent").len(), 1);
     assert_eq!(shown("empty-files-2.torrent").len(), 6);
 
-    // A name that says nothing gives way to the info hash.
+    // An empty name is replaced by the info hash.
     let nameless = parse(&dir, "invalid_name2.torrent").expect("it loads");
     assert_eq!(nameless.name, nameless.info_hash.to_string());
 }
@@ -152,7 +152,7 @@ fn links_stay_inside() {
     assert_eq!(link("symlink_filtered_path.torrent", "temp/a/_/foo"), "bar");
     let framework = |path: &str| link("overlapping_symlinks.torrent", &format!("SDL2.framework/{path}"));
     assert_eq!(framework("Headers"), "Versions/Current/Headers");
-    // Its target is written relative to the link, against BEP 47, and is not there from the root.
+    // Against BEP 47, this target is relative to the link and does not exist from the root.
     assert_eq!(framework("Versions/Current"), "A");
 }
 
@@ -178,29 +178,33 @@ fn optional_fields_are_read() {
     assert_eq!(torrent("large.torrent").layout.lengths().pieces(), 5000);
 }
 
-/// Each small sample with each of its first bytes damaged in turn: an answer, never a panic, and if it loads its promises hold.
+/// Damages each of the first bytes of each small sample, one at a time: parsing never panics, and what it loads keeps the
+/// invariants.
 #[test]
 fn damaged_samples_do_no_harm() {
     let Some(dir) = torrents() else { return };
-    for entry in std::fs::read_dir(&dir).expect("it exists") {
-        let path = entry.expect("it can be listed").path();
+    let mut samples = 0;
+    for entry in std::fs::read_dir(&dir).unwrap() {
+        let path = entry.unwrap().path();
         if path.extension().is_none_or(|extension| extension != "torrent") {
             continue;
         }
         let name = path.display().to_string();
-        let sound = std::fs::read(&path).expect("it can be read");
+        let sound = std::fs::read(&path).unwrap();
         if sound.len() > 2000 {
             continue;
         }
+        samples += 1;
         for at in 0..sound.len().min(400) {
             for damage in [b'0', b'e', b'-', 0xff] {
                 let mut bytes = sound.clone();
                 bytes[at] = damage;
                 if let Ok(torrent) = Metainfo::parse(&bytes) {
-                    assert_promises(&name, &torrent);
+                    assert_invariants(&name, &torrent);
                 }
             }
             assert!(Metainfo::parse(&sound[..at]).is_err(), "{name} cut at {at}");
         }
     }
+    assert!(samples > 20, "only {samples} small samples");
 }

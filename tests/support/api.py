@@ -1,9 +1,10 @@
 #!/usr/bin/python3
-"""Other people's eyes on what the control API says (Debian: python3-jsonschema, python3-prometheus-client).
+"""Validates the output of the control API with independent libraries (Debian: python3-jsonschema,
+python3-prometheus-client).
 
-usage: api.py schema OPENAPI NAME < JSON     the JSON is as the schema NAME of the description says, and says no more
-       api.py metrics < TEXT                 prints the samples of a Prometheus exposition, as NAME{LABELS} VALUE
-       api.py modules                        whether all that is needed is here
+usage: api.py schema OPENAPI NAME < JSON     checks that JSON matches the schema NAME, without other fields
+       api.py metrics < TEXT                 prints the samples of a Prometheus exposition as NAME{LABELS} VALUE
+       api.py modules                        checks that the libraries are installed
 """
 import json
 import sys

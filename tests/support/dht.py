@@ -1,11 +1,11 @@
 #!/usr/bin/python3
-"""A node of the DHT, and a peer for local discovery, that is not ours: libtorrent (Debian package python3-libtorrent).
+"""A libtorrent node of the DHT, or a libtorrent peer for local discovery (Debian package python3-libtorrent).
 
 usage: dht.py node|peer|ask|lsd IP PORT BOOTSTRAP INFO_HASH    (BOOTSTRAP: HOST:PORT, or - for none)
 
-Listens on IP alone and prints READY. `node` only takes part in the DHT. `peer` takes part in the torrent and so
-announces itself to the DHT. `ask` looks for the torrent's peers in the DHT and prints PEER IP:PORT for each answer.
-`lsd` takes part in the torrent with local discovery alone and prints LSD and what it hears.
+Listens on IP alone and prints READY. `node` only joins the DHT. `peer` adds the torrent and so announces itself to the DHT.
+`ask` searches the DHT for the torrent's peers and prints PEER IP:PORT for each. `lsd` adds the torrent with local discovery
+alone and prints LSD and the announces that it receives.
 """
 import sys
 import time
@@ -32,7 +32,7 @@ asked = 0
 while True:
     if role in ("ask", "peer") and time.monotonic() > asked + 1:
         asked = time.monotonic()
-        # An announce before its node was ready is lost, and the next would come in a quarter of an hour.
+        # An announce before the node is ready is lost, and the next one would follow after 15 minutes.
         session.dht_get_peers(info_hash) if role == "ask" else handle.force_dht_announce()
     for alert in session.pop_alerts():
         if not up and isinstance(alert, lt.listen_succeeded_alert):
@@ -41,7 +41,7 @@ while True:
         if isinstance(alert, lt.dht_get_peers_reply_alert):
             for peer in alert.peers():
                 print("PEER", "%s:%d" % tuple(peer), flush=True)
-        # The bindings have no type for it; the message begins with the address.
+        # The bindings have no type for this alert. Its message begins with the address.
         if alert.what() == "lsd_peer":
             print("LSD", alert.message(), flush=True)
     time.sleep(0.1)

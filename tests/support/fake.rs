@@ -1,6 +1,6 @@
-//! Peers and trackers that misbehave, each in one way. They end with the test process.
+//! Peers and trackers that misbehave in one way each. They end with the test process.
 
-#![allow(dead_code, missing_docs, reason = "each test file uses its own part")]
+#![allow(dead_code, missing_docs, reason = "each test binary uses a part of this")]
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -13,37 +13,37 @@ use bytes::BytesMut;
 use torrentfs::metainfo::Metainfo;
 use torrentfs::wire::{self, Decoder, HANDSHAKE_LEN, Handshake, Message, PeerId, Request};
 
-/// How a peer behaves once it has said that it has everything and has unchoked us.
+/// Behaviour of a peer after it has sent `HaveAll` and `Unchoke`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Behaviour {
     Honest,
-    /// Every block it sends has a wrong byte.
+    /// Every block has a wrong byte.
     Lies,
-    /// Every eighth block it sends has a wrong byte.
+    /// Every eighth block has a wrong byte.
     LiesSometimes,
-    /// Takes requests and answers none.
+    /// Reads requests and answers none.
     Silent,
-    /// Answers, a byte a second.
+    /// Answers one byte a second.
     Drips,
-    /// Answers, a block every 150 ms.
+    /// Answers one block every 150 ms.
     Slow,
-    /// Sends what is not the protocol.
+    /// Sends garbage instead of messages.
     Garbage,
-    /// Takes the call and says nothing.
+    /// Accepts the connection and sends nothing.
     Mute,
-    /// Talks without end, asks for all there is, and never listens.
+    /// Sends messages and requests without end, and reads nothing.
     Floods,
 }
 
 pub struct FakePeer {
     pub addr: SocketAddr,
-    /// Connections it took.
+    /// Connections accepted.
     pub connections: Arc<AtomicUsize>,
-    /// Requests it took.
+    /// Requests received.
     pub requests: Arc<AtomicUsize>,
 }
 
-/// Starts a peer at `ip` that has all of `data`.
+/// Starts a peer at `ip` that has all data of the torrent.
 pub fn peer(ip: &str, metainfo: &Metainfo, data: &Arc<Vec<u8>>, behaviour: Behaviour) -> FakePeer {
     let listener = TcpListener::bind((ip, 0)).unwrap();
     let peer = FakePeer { addr: listener.local_addr().unwrap(), connections: Arc::default(), requests: Arc::default() };
@@ -51,10 +51,10 @@ pub fn peer(ip: &str, metainfo: &Metainfo, data: &Arc<Vec<u8>>, behaviour: Behav
     let (metainfo, data) = (Arc::new(metainfo.clone()), data.clone());
     thread::spawn(move || {
         for stream in listener.incoming().flatten() {
-            let call = connections.fetch_add(1, Ordering::Relaxed);
+            let number = connections.fetch_add(1, Ordering::Relaxed);
             let (metainfo, data, requests) = (metainfo.clone(), data.clone(), requests.clone());
-            // The connection's end, however it comes, is the end of this peer's part.
-            thread::spawn(move || drop(serve(stream, call, &metainfo, &data, behaviour, &requests)));
+            // An error means that the other side has disconnected.
+            thread::spawn(move || drop(serve(stream, number, &metainfo, &data, behaviour, &requests)));
         }
     });
     peer
@@ -62,7 +62,7 @@ pub fn peer(ip: &str, metainfo: &Metainfo, data: &Arc<Vec<u8>>, behaviour: Behav
 
 fn serve(
     mut stream: TcpStream,
-    call: usize,
+    number: usize,
     metainfo: &Metainfo,
     data: &[u8],
     behaviour: Behaviour,
@@ -72,7 +72,7 @@ fn serve(
         return stream.read_to_end(&mut Vec::new()).map(drop);
     }
     let mut id = [b'x'; 20];
-    id[0..8].copy_from_slice(&(call as u64).to_be_bytes());
+    id[0..8].copy_from_slice(&(number as u64).to_be_bytes());
     let port = stream.local_addr()?.port();
     id[8..10].copy_from_slice(&port.to_be_bytes());
     let mut theirs = [0; HANDSHAKE_LEN];
@@ -91,9 +91,9 @@ fn serve(
         let mut out = BytesMut::new();
         for piece in 0..pieces {
             let request = Request { piece, begin: 0, length: 16384 };
-            let talk = [Message::KeepAlive, Message::Choke, Message::Interested, Message::Request(request)];
+            let some = [Message::KeepAlive, Message::Choke, Message::Interested, Message::Request(request)];
             let more = [Message::Unchoke, Message::Have(piece), Message::Cancel(request), Message::NotInterested];
-            talk.iter().chain(&more).for_each(|message| wire::encode(message, &mut out));
+            some.iter().chain(&more).for_each(|message| wire::encode(message, &mut out));
         }
         loop {
             stream.write_all(&out)?;
@@ -139,18 +139,18 @@ fn serve(
     }
 }
 
-/// How a tracker behaves.
+/// Behaviour of a tracker.
 #[derive(Clone, Copy, Debug)]
 pub enum TrackerFault {
-    /// Takes the request and says nothing.
+    /// Accepts the request and sends nothing.
     Hangs,
-    /// Answers with a page.
+    /// Answers with a web page.
     Garbage,
-    /// Answers without end.
+    /// Sends an answer of 100 MiB.
     Endless,
 }
 
-/// Starts a tracker; its announce URL.
+/// Starts a tracker. Returns its announce URL.
 pub fn tracker(behaviour: TrackerFault) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/announce", listener.local_addr().unwrap());
@@ -161,7 +161,7 @@ pub fn tracker(behaviour: TrackerFault) -> String {
                 let _ = stream.read(&mut request)?;
                 match behaviour {
                     TrackerFault::Hangs => {
-                        // Until the caller gives up.
+                        // Until the client disconnects.
                         while stream.read(&mut request)? > 0 {}
                     }
                     TrackerFault::Garbage => {

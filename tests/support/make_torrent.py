@@ -1,10 +1,10 @@
 #!/usr/bin/python3
-"""A torrent made by libtorrent, to compare ours with.
+"""Makes a torrent with libtorrent, to compare ours with.
 
 usage: make_torrent.py OUT PIECE_LEN ROOT [links] [executable] [private]
 
-libtorrent takes files in the order in which they are given: here that of the bytes of their paths. `links` keeps
-symbolic links, `executable` the owner's x bits (BEP 47). Prints the info hash.
+libtorrent keeps the order in which files are added: here the byte order of their paths. `links` keeps symbolic links,
+`executable` the owner's x bits (BEP 47). Prints the info hash.
 """
 import os
 import sys

@@ -1,8 +1,8 @@
-//! A laboratory on loopback: real programs as peers and tracker, and our own program under test.
+//! A laboratory on loopback: real programs as peers and trackers, and our own program.
 //!
-//! Every process started here is ended by its own id, every mount made here is unmounted, when its handle is dropped.
+//! Dropping a handle ends its process, by id, and removes its mount.
 
-#![allow(dead_code, missing_docs, reason = "each test file uses its own part")]
+#![allow(dead_code, missing_docs, reason = "each test binary uses a part of this")]
 
 pub mod fake;
 pub mod picture;
@@ -16,7 +16,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{LazyLock, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -26,16 +26,24 @@ use torrentfs::route::{Bind, Route};
 use torrentfs::session::{Session, SessionConfig, Torrent, TorrentOptions};
 use torrentfs::store::{Cache, CacheConfig};
 
-/// The machine is small: tests that start programs take turns.
+/// Waits until no other test of this binary holds the lock. Tests that start programs take it, because several at a time
+/// would exceed their time limits on a small machine.
 pub fn turn() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     TURN.lock().unwrap_or_else(|failed| failed.into_inner())
 }
 
-/// Whether this machine can run the test. In CI it must; elsewhere what is missing is said.
+/// Returns whether the test can run: `/dev/fuse` and these programs exist. `libtorrent` stands for its Python bindings.
+/// In CI a missing one is a failure; elsewhere the test is skipped with a message.
 pub fn can_run(programs: &[&str]) -> bool {
-    let found = |program: &str| {
-        std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).exists()))
+    static LIBTORRENT: LazyLock<bool> = LazyLock::new(|| {
+        let import = Command::new("/usr/bin/python3").args(["-c", "import libtorrent"]).output();
+        import.is_ok_and(|output| output.status.success())
+    });
+    let found = |program: &str| match program {
+        "libtorrent" => *LIBTORRENT,
+        _ => std::env::var_os("PATH")
+            .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).exists())),
     };
     let mut missing: Vec<&str> = programs.iter().copied().filter(|program| !found(program)).collect();
     if !Path::new("/dev/fuse").exists() {
@@ -44,8 +52,8 @@ pub fn can_run(programs: &[&str]) -> bool {
     if missing.is_empty() {
         return true;
     }
-    assert!(std::env::var_os("CI").is_none(), "not on this machine: {missing:?}");
-    eprintln!("left out: not on this machine: {missing:?}");
+    assert!(std::env::var_os("CI").is_none(), "missing on this machine: {missing:?}");
+    eprintln!("skipped: missing on this machine: {missing:?}");
     false
 }
 
@@ -53,7 +61,17 @@ pub fn run(program: &str, args: &[&str]) -> Output {
     Command::new(program).args(args).output().unwrap_or_else(|error| panic!("{program}: {error}"))
 }
 
-/// Runs a shell line that must succeed; its standard output.
+/// Puts a copy of our program where another user can run it.
+///
+/// `cp` makes the copy: a file that this process holds open for writing, be it in a child that another test is just
+/// starting, cannot be executed (`ETXTBSY`).
+pub fn copy_program(to: &Path) {
+    if fs::hard_link(TORRENTFS, to).is_err() {
+        assert!(run("cp", &[TORRENTFS, to.to_str().unwrap()]).status.success());
+    }
+}
+
+/// Runs a shell command that must succeed. Returns its standard output.
 pub fn sh(line: &str) -> String {
     let output = run("sh", &["-c", line]);
     assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
@@ -68,7 +86,7 @@ pub fn wait_until(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {
     }
 }
 
-/// Free for TCP and for UDP.
+/// Returns a port that is free for TCP and UDP.
 pub fn free_port() -> u16 {
     loop {
         let port = TcpListener::bind("0.0.0.0:0").unwrap().local_addr().unwrap().port();
@@ -78,7 +96,7 @@ pub fn free_port() -> u16 {
     }
 }
 
-/// Incompressible bytes, the same for the same seed (xorshift).
+/// Returns incompressible bytes that depend on the seed alone (xorshift).
 pub fn noise(len: usize, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     let mut out = Vec::with_capacity(len + 8);
@@ -92,7 +110,7 @@ pub fn noise(len: usize, seed: u64) -> Vec<u8> {
     out
 }
 
-/// A process that ends with its handle.
+/// A process that is killed when its handle is dropped.
 pub struct Process(pub Child);
 
 impl Process {
@@ -104,7 +122,7 @@ impl Process {
         run("kill", &[&format!("-{name}"), &self.0.id().to_string()]);
     }
 
-    /// The exit code, if it ends in time.
+    /// Waits for the process to end. Returns `None` if the limit passes first.
     pub fn wait(&mut self, limit: Duration) -> Option<std::process::ExitStatus> {
         let end = Instant::now() + limit;
         while Instant::now() < end {
@@ -124,7 +142,7 @@ impl Drop for Process {
     }
 }
 
-/// A directory, a tracker and a torrent in it.
+/// A directory with a torrent, and a tracker for it.
 pub struct Lab {
     pub dir: TempDir,
     pub announce: String,
@@ -138,7 +156,7 @@ impl Lab {
         let tracker_port = free_port();
         let announce = format!("http://127.0.0.1:{tracker_port}/announce");
         let dir = tempfile::tempdir().unwrap();
-        // opentracker reads its list as nobody.
+        // opentracker reads its list as the user nobody.
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
         Self { dir, announce, tracker: None, tracker_port, info_hash: None }
     }
@@ -147,7 +165,7 @@ impl Lab {
         self.dir.path().join(name)
     }
 
-    /// Writes `payload/NAME`, makes its torrent with mktorrent, and starts an opentracker that knows it.
+    /// Writes `payload/NAME`, makes its torrent with mktorrent, and starts an opentracker that accepts it.
     pub fn publish(&mut self, name: &str, data: &[u8], piece_log2: u32) -> PathBuf {
         let payload = self.path("payload");
         fs::create_dir_all(&payload).unwrap();
@@ -155,7 +173,7 @@ impl Lab {
         self.publish_path(&payload.join(name), piece_log2)
     }
 
-    /// The same for a file or tree that is there already.
+    /// Does the same for a file or directory that exists already.
     pub fn publish_path(&mut self, path: &Path, piece_log2: u32) -> PathBuf {
         let torrent = self.path(&format!("{}.torrent", path.file_name().unwrap().to_str().unwrap()));
         let made = Command::new("mktorrent")
@@ -183,23 +201,23 @@ impl Lab {
         ));
         let addr = ("127.0.0.1", self.tracker_port);
         wait_until("the tracker answers", Duration::from_secs(10), || TcpStream::connect(addr).is_ok());
-        // It reads its list behind the scenes, and refuses meanwhile.
+        // It loads its list in the background, and until then refuses announces.
         wait_until("the tracker knows the torrent", Duration::from_secs(10), || {
             self.scrape_reply(info_hash).is_some_and(|reply| !reply.contains("failure"))
         });
     }
 
-    /// The published torrent's name on the network, 40 digits.
+    /// Returns the info hash of the published torrent as 40 digits.
     pub fn info_hash(&self) -> String {
         self.info_hash.expect("published").to_string()
     }
 
-    /// Peers that the tracker knows: those with everything, and the others (BEP 48).
+    /// Returns the seeders and the leechers that the tracker counts (BEP 48).
     pub fn scrape(&self) -> (u32, u32) {
         (self.scraped("8:completei"), self.scraped("10:incompletei"))
     }
 
-    /// How often the tracker was told that a download is complete.
+    /// Returns the completed downloads that the tracker counts.
     pub fn downloads(&self) -> u32 {
         self.scraped("10:downloadedi")
     }
@@ -224,12 +242,12 @@ impl Lab {
         self.tracker = None;
     }
 
-    /// A libtorrent peer on 127.0.0.`host`, up and running.
+    /// Starts a libtorrent peer on 127.0.0.`host` and waits until it is ready.
     pub fn libtorrent(&self, role: &str, host: u8, rate: u64, save: &Path, torrent: &Path) -> Libtorrent {
         self.libtorrent_with(role, host, rate, save, torrent, &[])
     }
 
-    /// The same with settings of libtorrent's, as `name=value`, and peers to connect to, as `peer=ip:port`.
+    /// Does the same with libtorrent settings, as `name=value`, and peers to connect to, as `peer=ip:port`.
     pub fn libtorrent_with(
         &self,
         role: &str,
@@ -256,7 +274,7 @@ impl Lab {
         Libtorrent { process, output, addr: format!("127.0.0.{host}:{port}") }
     }
 
-    /// `torrentfs mount --foreground`, up and answering.
+    /// Starts `torrentfs mount --foreground` and waits until it is mounted.
     pub fn mount(&self, name: &str, torrent: &Path, extra: &[&str]) -> Mounted {
         Mounted::start(&self.path(name), torrent, extra)
     }
@@ -269,7 +287,7 @@ pub struct Libtorrent {
 }
 
 impl Libtorrent {
-    /// Waits until a leech has everything.
+    /// Waits until a leech is complete.
     pub fn done(&mut self) {
         let mut line = String::new();
         self.output.read_line(&mut line).unwrap();
@@ -279,17 +297,17 @@ impl Libtorrent {
 
 pub const TORRENTFS: &str = env!("CARGO_BIN_EXE_torrentfs");
 
-/// `torrentfs mount`, with nothing that would leave this machine.
+/// Returns the command `torrentfs mount` with flags that keep its traffic on this machine.
 pub fn mount_command() -> Command {
     let mut command = Command::new(TORRENTFS);
     command.arg("mount").args(ALONE);
     command
 }
 
-/// What keeps a mount from looking for peers beyond this machine.
+/// Flags that keep a mount from looking for peers beyond this machine.
 pub const ALONE: [&str; 3] = ["--no-dht", "--no-lsd", "--no-port-mapping"];
 
-/// Our program, mounted.
+/// A mount that our program serves.
 pub struct Mounted {
     pub process: Process,
     pub dir: PathBuf,
@@ -298,18 +316,18 @@ pub struct Mounted {
 }
 
 impl Mounted {
-    /// `base/mnt` is the mount point and `base/cache` the cache; both may be there from an earlier run.
+    /// Mounts at `base/mnt` with the cache `base/cache`. Both may exist from an earlier run.
     pub fn start(base: &Path, torrent: &Path, extra: &[&str]) -> Self {
         let (dir, cache, log) = (base.join("mnt"), base.join("cache"), base.join("log.txt"));
         fs::create_dir_all(base).unwrap();
-        // A dead mount left behind is the program's to deal with.
+        // If a dead mount is left there, the program has to remove it.
         let _ = fs::create_dir(&dir);
         let output = fs::OpenOptions::new().create(true).append(true).open(&log).unwrap();
-        // What it says once it answers. A dead mount may still list its directory, from the kernel's memory.
-        let said = |log: &Path| fs::read_to_string(log).unwrap_or_default().matches("mounted at ").count();
-        let before = said(&log);
-        // What a test asks for it keeps on this machine itself.
-        let wanted = |flag: &str| match flag {
+        // Counts the log's messages: a dead mount may still list its directory, from the kernel's memory.
+        let mounts = |log: &Path| fs::read_to_string(log).unwrap_or_default().matches("mounted at ").count();
+        let before = mounts(&log);
+        // A test that enables one of these keeps its traffic on this machine itself.
+        let is_enabled = |flag: &str| match flag {
             "--no-dht" => extra.contains(&"--dht-bootstrap"),
             "--no-lsd" => extra.contains(&"--bind"),
             "--no-port-mapping" => extra.contains(&"--gateway"),
@@ -318,7 +336,7 @@ impl Mounted {
         let process = Process::start(
             Command::new(TORRENTFS)
                 .arg("mount")
-                .args(ALONE.iter().filter(|flag| !wanted(flag)))
+                .args(ALONE.iter().filter(|flag| !is_enabled(flag)))
                 .args(["--foreground", "--port", "0", "--cache-dir"])
                 .arg(&cache)
                 .args(extra)
@@ -329,7 +347,7 @@ impl Mounted {
         let mut mounted = Self { process, dir, cache, log };
         wait_until(&format!("the mount answers; {}", mounted.log()), Duration::from_secs(30), || {
             assert!(mounted.process.0.try_wait().unwrap().is_none(), "ended: {}", mounted.log());
-            said(&mounted.log) > before
+            mounts(&mounted.log) > before
         });
         assert!(mounted.is_mounted() && fs::read_dir(&mounted.dir).is_ok_and(|mut entries| entries.next().is_some()));
         mounted
@@ -351,15 +369,15 @@ impl Mounted {
         fs::read(self.path(name)).unwrap_or_else(|error| panic!("{name}: {error}; log: {}", self.log()))
     }
 
-    /// Ctrl-C; it must end well, and leave nothing mounted.
+    /// Interrupts the process as Ctrl-C does. It must exit with success and leave nothing mounted.
     pub fn stop(mut self) {
         self.process.signal("INT");
-        let status = self.process.wait(Duration::from_secs(15)).expect("it ends");
+        let status = self.process.wait(Duration::from_secs(15)).expect("the mount ends");
         assert!(status.success(), "{status}: {}", self.log());
         assert!(!self.is_mounted(), "left mounted");
     }
 
-    /// As the kernel's out-of-memory killer would.
+    /// Kills the process, as the kernel does when memory runs out.
     pub fn kill(mut self) {
         let _ = self.process.0.kill();
         let _ = self.process.0.wait();
@@ -370,14 +388,14 @@ impl Drop for Mounted {
     fn drop(&mut self) {
         let _ = self.process.0.kill();
         let _ = self.process.0.wait();
-        // After `kill` the dead mount stays for the next `start`; at the end of a test the directory goes.
+        // The dead mount stays for the next `start`. `Lab` removes it at the end of the test.
         if std::thread::panicking() {
             eprintln!("--- log of {}\n{}", self.dir.display(), self.log());
         }
     }
 }
 
-/// On loopback, on any free port.
+/// Returns a configuration that listens on loopback, on any free port.
 pub fn local() -> net::Config {
     net::Config {
         port: net::PortChoice::Exactly(0),
@@ -386,16 +404,16 @@ pub fn local() -> net::Config {
     }
 }
 
-/// A torrent in this process, with one peer and no tracker: there is no other way than `net` has it.
+/// Adds a torrent in this process with one peer and no tracker, so that all traffic follows `net`.
 pub async fn in_process(
     dir: &Path,
     torrent: &Path,
     peer: SocketAddr,
     net: net::Config,
-    patience: Duration,
+    read_timeout: Duration,
 ) -> (Session, std::sync::Arc<Torrent>) {
     let cache = Cache::open(CacheConfig { dir: dir.into(), disk_limit: None, memory: 16 << 20 }).unwrap();
-    let session = Session::start(SessionConfig { net, read_timeout: Some(patience), ..SessionConfig::new(cache) });
+    let session = Session::start(SessionConfig { net, read_timeout: Some(read_timeout), ..SessionConfig::new(cache) });
     let session = session.unwrap();
     let metainfo = Metainfo { trackers: Vec::new(), ..Metainfo::parse(&fs::read(torrent).unwrap()).unwrap() };
     let options = TorrentOptions { peers: vec![peer], ..TorrentOptions::default() };

@@ -1,10 +1,10 @@
 #!/usr/bin/python3
-"""A real third-party peer: libtorrent (Debian package python3-libtorrent).
+"""A libtorrent peer (Debian package python3-libtorrent).
 
 usage: peer.py seed|leech IP PORT RATE DIR TORRENT|MAGNET [SETTING=VALUE|peer=IP:PORT]...
 
-Listens on IP alone. `seed` takes DIR for complete and prints READY; `leech` checks DIR, prints READY, downloads into it
-and prints DONE once it is complete. RATE is in bytes/s, 0: unlimited. Settings are libtorrent's; peers are connected to.
+Listens on IP alone. `seed` assumes that DIR is complete and prints READY; `leech` checks DIR, prints READY, downloads into it
+and prints DONE once it is complete. RATE is in bytes/s, 0 for unlimited. Settings are libtorrent's, and it connects to peers.
 """
 import sys
 import time
@@ -55,7 +55,7 @@ if role == "leech":
     handle.flush_cache()
     print("DONE", flush=True)
 while True:
-    # An announce before the node was ready is lost, and the next would come in a quarter of an hour.
+    # An announce before the node is ready is lost, and the next one would follow after 15 minutes.
     if settings["enable_dht"]:
         handle.force_dht_announce()
     time.sleep(1)

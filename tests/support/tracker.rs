@@ -1,4 +1,4 @@
-//! `torrentfs tracker`, as a test has it.
+//! `torrentfs tracker`, started for a test.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -12,15 +12,15 @@ use super::{Lab, Process, TORRENTFS, drain, run, wait_until};
 
 const LONG: Duration = Duration::from_secs(60);
 
-/// `torrentfs tracker`, up and answering.
+/// A `torrentfs tracker` that listens.
 pub struct TrackerServer {
     pub process: Process,
     pub addr: SocketAddr,
-    pub said: Arc<Mutex<String>>,
+    pub output: Arc<Mutex<String>>,
 }
 
 impl TrackerServer {
-    /// At a free port of 127.0.0.1, and wherever else `args` say.
+    /// Starts a tracker at a free port of 127.0.0.1, and at the addresses that `args` add.
     pub fn start(args: &[&str]) -> Self {
         Self::start_at("127.0.0.1:0", args)
     }
@@ -33,35 +33,35 @@ impl TrackerServer {
                 .stdout(Stdio::piped())
                 .stderr(Stdio::piped()),
         );
-        let mut output = BufReader::new(process.0.stdout.take().unwrap());
+        let mut stdout = BufReader::new(process.0.stdout.take().unwrap());
         let mut line = String::new();
-        output.read_line(&mut line).unwrap();
-        let addr = line.strip_prefix("listening at ").and_then(|rest| rest.split(',').next()?.parse().ok());
+        stdout.read_line(&mut line).unwrap();
+        let addr = line.strip_prefix("listening on ").and_then(|rest| rest.split(',').next()?.parse().ok());
         let addr = addr.unwrap_or_else(|| panic!("{line}: {}", drain(process.0.stderr.take().unwrap())));
-        let said = Arc::new(Mutex::new(line));
+        let output = Arc::new(Mutex::new(line));
         let log = process.0.stderr.take().unwrap();
-        for mut from in [Box::new(output) as Box<dyn BufRead + Send>, Box::new(BufReader::new(log))] {
-            let said = said.clone();
+        for mut from in [Box::new(stdout) as Box<dyn BufRead + Send>, Box::new(BufReader::new(log))] {
+            let output = output.clone();
             std::thread::spawn(move || {
                 let mut line = String::new();
                 while from.read_line(&mut line).is_ok_and(|len| len > 0) {
-                    said.lock().unwrap().push_str(&line);
+                    output.lock().unwrap().push_str(&line);
                     line.clear();
                 }
             });
         }
-        Self { process, addr, said }
+        Self { process, addr, output }
     }
 
-    pub fn said(&self, words: &str) -> bool {
-        self.said.lock().unwrap().contains(words)
+    pub fn has_printed(&self, text: &str) -> bool {
+        self.output.lock().unwrap().contains(text)
     }
 
-    pub fn wait_said(&self, words: &str) {
-        wait_until(&format!("it says {words:?}"), LONG, || self.said(words));
+    pub fn wait_for_output(&self, text: &str) {
+        wait_until(&format!("output of {text:?}"), LONG, || self.has_printed(text));
     }
 
-    /// The answer to a GET, head and all.
+    /// Returns the whole answer to a GET, with its head.
     pub fn get(&self, path: &str) -> String {
         let mut stream = TcpStream::connect(self.addr).unwrap();
         write!(stream, "GET {path} HTTP/1.1\r\nHost: t\r\n\r\n").unwrap();
@@ -77,19 +77,19 @@ impl TrackerServer {
         value.unwrap_or_else(|| panic!("no {name} in {metrics}"))
     }
 
-    /// Seeders and leechers.
+    /// Returns the seeders and leechers that the tracker counts.
     pub fn peers(&self) -> (u64, u64) {
         (self.metric("peers{role=\"seeder\"}"), self.metric("peers{role=\"leecher\"}"))
     }
 
     pub fn stop(mut self) {
         self.process.signal("TERM");
-        let status = self.process.wait(LONG).expect("it ends");
-        assert!(status.success(), "{status}: {}", self.said.lock().unwrap());
+        let status = self.process.wait(LONG).expect("the tracker ends");
+        assert!(status.success(), "{status}: {}", self.output.lock().unwrap());
     }
 }
 
-/// A file to share and its torrent, with `announce` for a tracker.
+/// Writes a file and its torrent, which names the tracker `announce`.
 pub fn publish(lab: &Lab, announce: &str, data: &[u8]) -> PathBuf {
     let (payload, torrent) = (lab.path("payload"), lab.path("film.torrent"));
     fs::create_dir_all(&payload).unwrap();

@@ -1,4 +1,4 @@
-//! `torrentfs get` and `torrentfs seed`, with nothing that would leave this machine.
+//! `torrentfs get` and `torrentfs seed`, with flags that keep their traffic on this machine.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,14 +7,14 @@ use std::time::Duration;
 
 use super::{ALONE, Process, TORRENTFS};
 
-/// Our program at work without a mount; what it says goes to a file.
+/// A run of our program without a mount. Its output goes to a file.
 pub struct Transfer {
     pub process: Process,
     log: PathBuf,
 }
 
 impl Transfer {
-    /// `torrentfs COMMAND`; `base/cache` is its cache directory, which may be there from an earlier run.
+    /// Starts `torrentfs COMMAND` with the cache `base/cache`, which may exist from an earlier run.
     pub fn start(command: &str, base: &Path, args: &[&str], paths: &[&Path]) -> Self {
         fs::create_dir_all(base).unwrap();
         let log = base.join(format!("{command}.txt"));
@@ -33,13 +33,13 @@ impl Transfer {
         Self { process, log }
     }
 
-    /// `torrentfs get -o base/out`.
+    /// Starts `torrentfs get -o base/out`.
     pub fn get(base: &Path, args: &[&str], torrent: &Path) -> Self {
         Self::start("get", base, args, &[Path::new("-o"), &base.join("out"), torrent])
     }
 
-    /// All it has said.
-    pub fn said(&self) -> String {
+    /// Returns the output so far, standard error included.
+    pub fn output(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
@@ -47,19 +47,19 @@ impl Transfer {
         self.process.0.try_wait().unwrap().is_none()
     }
 
-    /// How it ends, by itself.
-    pub fn ends(&mut self) -> ExitStatus {
+    /// Waits for the process to end by itself.
+    pub fn wait(&mut self) -> ExitStatus {
         let status = self.process.wait(Duration::from_secs(180));
-        status.unwrap_or_else(|| panic!("it does not end: {}", self.said()))
+        status.unwrap_or_else(|| panic!("{} does not end", self.output()))
     }
 
-    /// Its exit code, after Ctrl-C.
+    /// Interrupts the process as Ctrl-C does. Returns its exit code.
     pub fn interrupt(&mut self) -> Option<i32> {
         self.process.signal("INT");
-        self.ends().code()
+        self.wait().code()
     }
 
-    /// As the kernel's out-of-memory killer would.
+    /// Kills the process, as the kernel does when memory runs out.
     pub fn kill(&mut self) {
         let _ = self.process.0.kill();
         let _ = self.process.0.wait();
@@ -69,7 +69,7 @@ impl Transfer {
 impl Drop for Transfer {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("--- {}\n{}", self.log.display(), self.said());
+            eprintln!("--- {}\n{}", self.log.display(), self.output());
         }
     }
 }

@@ -1,22 +1,23 @@
-//! What command lines mean, and what is refused.
+//! The meaning of command lines, errors of wrong ones, and the help.
 
+use std::ffi::OsString;
 use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
 
+use clap::Arg;
 use clap::error::ErrorKind;
-use clap::{Arg, CommandFactory};
 
 use super::*;
 use crate::cli::cache_dir::CacheDir;
 use crate::cli::failure::Exit;
 use crate::cli::flags::{HttpFlags, LogFormat, MountOptions, NetworkArgs, Options};
 use crate::cli::mount_args::MountArgs;
-use crate::cli::{helper, manual, mount};
+use crate::cli::{helper, manual};
 use crate::net::PortChoice;
 
 fn parse(line: &str) -> Result<Cli, clap::Error> {
-    Cli::try_parse_from(line.split(' '))
+    Cli::parse_words(line.split(' ').map(OsString::from))
 }
 
 fn mount_args(flags: &str) -> MountArgs {
@@ -26,15 +27,15 @@ fn mount_args(flags: &str) -> MountArgs {
     }
 }
 
-fn fault(line: &str) -> String {
+fn usage_error(line: &str) -> String {
     let error = parse(line).unwrap_err();
     assert_eq!(error.exit_code(), Exit::Usage as i32);
     error.to_string()
 }
 
 #[test]
-fn the_definition_is_sound() {
-    Cli::command().debug_assert();
+fn the_definition_is_valid() {
+    Cli::definition().debug_assert();
 }
 
 #[test]
@@ -62,12 +63,12 @@ fn defaults() {
 }
 
 #[test]
-fn every_flag_has_its_meaning_and_so_has_the_option_of_its_name() {
+fn every_flag_and_the_option_of_its_name_mean_the_same() {
     let expected = MountArgs {
         foreground: true,
         on_demand: true,
         read_timeout: Some(Duration::from_secs(300)),
-        cache_dir: CacheDir::Exactly("/var/c".into()),
+        cache_dir: CacheDir::Exclusive("/var/c".into()),
         cache_size: Some(1 << 30),
         memory: 64 << 20,
         verify: true,
@@ -110,7 +111,7 @@ fn every_flag_has_its_meaning_and_so_has_the_option_of_its_name() {
 
 #[test]
 fn every_flag_can_be_an_option() {
-    let command = Cli::command();
+    let command = Cli::definition();
     let mount = command.find_subcommand("mount").unwrap();
     for name in mount.get_arguments().filter(|arg| !arg.is_global_set()).filter_map(|arg| arg.get_long()) {
         let known = Options::from_str(name).is_ok() || Options::from_str(name).unwrap_err().contains("value");
@@ -119,10 +120,10 @@ fn every_flag_can_be_an_option() {
 }
 
 #[test]
-fn a_switch_switches_off_what_is_on_and_takes_nothing_that_is_not_its_own() {
-    let command = Cli::command();
-    let is_switch = |arg: &&Arg| arg.get_value_names().is_some_and(|names| names == ["BOOL"]);
-    let switches: Vec<_> = command.find_subcommand("mount").unwrap().get_arguments().filter(is_switch).collect();
+fn a_boolean_flag_can_be_unset_and_takes_no_other_argument() {
+    let command = Cli::definition();
+    let is_boolean = |arg: &&Arg| arg.get_value_names().is_some_and(|names| names == ["BOOL"]);
+    let switches: Vec<_> = command.find_subcommand("mount").unwrap().get_arguments().filter(is_boolean).collect();
     assert_eq!(switches.len(), 10);
     for name in switches.iter().filter_map(|arg| arg.get_long()) {
         let on = mount_args(&format!("-o {name}"));
@@ -149,11 +150,11 @@ fn a_switch_switches_off_what_is_on_and_takes_nothing_that_is_not_its_own() {
             other => panic!("{other:?}"),
         }
     }
-    assert!(fault("torrentfs mount --on-demand=maybe a.torrent /mnt").contains("expected true or false"));
+    assert!(usage_error("torrentfs mount --on-demand=maybe a.torrent /mnt").contains("expected true or false"));
 }
 
 #[test]
-fn flags_beat_options_and_later_ones_earlier_ones() {
+fn flags_override_options_and_later_options_earlier_ones() {
     let args = mount_args("--cache-size 2GiB -o cache_size=1GiB,memory=2MiB -o memory=3MiB,uid=5");
     assert_eq!((args.cache_size, args.memory, args.options.uid), (Some(2 << 30), 3 << 20, Some(5)));
     assert_eq!(mount_args("--memory 2MiB --memory 3MiB").memory, 3 << 20);
@@ -161,9 +162,9 @@ fn flags_beat_options_and_later_ones_earlier_ones() {
     assert_eq!(args.network.peers.len(), 3);
 }
 
-/// A directory named for one mount is its own; one that is configured is where all of them begin.
+/// A cache directory on the command line is exclusive, and a configured one is shared by all mounts.
 #[test]
-fn a_cache_that_is_configured_is_shared() {
+fn a_configured_cache_directory_is_shared() {
     let over = |line: &str| match parse(line).unwrap().command {
         Command::Mount(command) => command.over("cache_dir=/var/all,memory=2MiB".parse().unwrap()),
         other => panic!("{other:?}"),
@@ -172,19 +173,19 @@ fn a_cache_that_is_configured_is_shared() {
     assert_eq!((args.cache_dir, args.memory), (CacheDir::Shared(Some("/var/all".into())), 2 << 20));
     for flags in ["--cache-dir /var/c", "-o cache_dir=/var/c", "-o cache_dir=/var/b,cache_dir=/var/c"] {
         let args = over(&format!("torrentfs mount a.torrent /mnt {flags}"));
-        assert_eq!(args.cache_dir, CacheDir::Exactly("/var/c".into()), "{flags}");
+        assert_eq!(args.cache_dir, CacheDir::Exclusive("/var/c".into()), "{flags}");
     }
 }
 
 #[test]
-fn no_limit_can_be_said() {
+fn limits_can_be_switched_off() {
     let args = mount_args("--cache-size unlimited --read-timeout 0 --download-limit 0 --upload-limit unlimited");
     assert_eq!(args, MountArgs { cache_size: None, read_timeout: None, ..mount_args("") });
     assert_eq!(mount_args("--read-timeout 90").read_timeout, Some(Duration::from_secs(90)));
 }
 
 #[test]
-fn nonsense_is_refused_with_its_name_and_an_example() {
+fn errors_name_the_value_and_the_expected_form() {
     for (flags, part) in [
         ("--cache-size much", "'much' for '--cache-size <SIZE>': expected a size such as 512MiB"),
         ("--cache-size 5KiB", "at least 1MiB"),
@@ -202,24 +203,24 @@ fn nonsense_is_refused_with_its_name_and_an_example() {
         ("--on-demnd", "--on-demand"),
         ("-o cache_sise=1GiB", "cache_size"),
     ] {
-        let error = fault(&format!("torrentfs mount a.torrent /mnt {flags}"));
+        let error = usage_error(&format!("torrentfs mount a.torrent /mnt {flags}"));
         assert!(error.contains(part), "{flags}: {error}");
     }
-    let missing = fault("torrentfs mount a.torrent");
+    let missing = usage_error("torrentfs mount a.torrent");
     assert!(missing.contains("  <MOUNTPOINT>\n") && missing.contains("mount [OPTIONS] <SOURCE>... <MOUNTPOINT>"));
-    assert!(fault("torrentfs unmount").contains("MOUNTPOINT"));
-    assert!(fault("torrentfs get").contains("SOURCE"));
-    assert!(fault("torrentfs seed a.torrent").contains("TORRENT"));
-    assert!(fault("torrentfs seed --create dir a.torrent dir").contains("--create"));
+    assert!(usage_error("torrentfs unmount").contains("MOUNTPOINT"));
+    assert!(usage_error("torrentfs get").contains("SOURCE"));
+    assert!(usage_error("torrentfs seed a.torrent").contains("TORRENT"));
+    assert!(usage_error("torrentfs seed --create dir a.torrent dir").contains("--create"));
     assert!(parse("torrentfs seed --create dir -a http://t/announce,http://u/announce --seed-ratio 2").is_ok());
     assert!(parse("torrentfs seed --seed-time 1h a.torrent a b.torrent b").is_ok());
     assert!(parse("torrentfs get --seed -o dir a.torrent b.torrent --port 0").is_ok());
-    assert!(fault("torrentfs frobnicate").contains("frobnicate"));
-    assert!(fault("torrentfs unmount -v -q /mnt").contains("--quiet"));
+    assert!(usage_error("torrentfs frobnicate").contains("frobnicate"));
+    assert!(usage_error("torrentfs unmount -v -q /mnt").contains("--quiet"));
 }
 
 #[test]
-fn all_but_the_last_are_sources() {
+fn all_arguments_but_the_last_are_sources() {
     let several = match parse("torrentfs mount a.torrent --verify b.torrent torrents /mnt -f").unwrap() {
         Cli { command: Command::Mount(command), .. } => command.over(Options::default()),
         other => panic!("{other:?}"),
@@ -245,16 +246,19 @@ fn other_commands() {
         DemoArgs { mountpoint: Some("/mnt".into()), rate: 1_000_000, time: Some(Duration::from_secs(5)), check: false }
     );
     assert!(demo("--check").check);
-    assert!(fault("torrentfs demo --check --for 5s").contains("--for"));
-    assert!(fault("torrentfs demo --rate 0").contains("above 0"));
+    assert!(usage_error("torrentfs demo --check --for 5s").contains("--for"));
+    assert!(usage_error("torrentfs demo --rate 0").contains("above 0"));
 }
 
-/// What is laid out by hand is not broken anew on a terminal of 80 columns.
+/// A terminal of 80 columns does not wrap descriptions and sections, whose lines are broken by hand.
 #[test]
-fn what_follows_the_options_fits_a_terminal() {
-    for command in Cli::command().get_subcommands() {
-        let text = command.get_after_help().map(ToString::to_string).unwrap_or_default();
-        assert_eq!(text.lines().find(|line| line.chars().count() > 80), None, "{}", command.get_name());
+fn help_texts_fit_80_columns() {
+    let (definition, helper) = (Cli::definition(), helper::definition());
+    for command in definition.get_subcommands().chain([&definition, &helper]) {
+        for text in [command.get_before_help(), command.get_after_help()] {
+            let text = text.map(ToString::to_string).unwrap_or_default();
+            assert_eq!(text.lines().find(|line| line.chars().count() > 80), None, "{}", command.get_name());
+        }
     }
 }
 
@@ -277,10 +281,7 @@ fn help_has_examples_and_the_exit_codes() {
 #[test]
 fn there_is_a_page_for_each_command() {
     let dir = tempfile::tempdir().unwrap();
-    let pages = |dir: &Path| {
-        let command = Cli::command().mut_subcommand("mount", mount::for_manual);
-        manual::pages(&ManArgs { dir: dir.to_owned() }, command, helper::command())
-    };
+    let pages = |dir: &Path| manual::pages(&ManArgs { dir: dir.to_owned() }, Cli::for_manual(), helper::definition());
     pages(dir.path()).unwrap();
     let read = |name: &str| std::fs::read_to_string(dir.path().join(name)).unwrap();
     assert!(read("torrentfs.1").contains("torrentfs\\-mount(1)"), "{}", read("torrentfs.1"));
@@ -291,4 +292,80 @@ fn there_is_a_page_for_each_command() {
     assert!(read("mount.torrentfs.8").contains("setuid=USER"));
     assert!(!dir.path().join("torrentfs-man.1").exists());
     assert!(pages("/nowhere".as_ref()).is_err());
+}
+
+/// Splits a line as a shell does, up to the first comment, pipe or other operator. Knows quotes and backslashes.
+fn shell_words(line: &str) -> Vec<String> {
+    let (mut words, mut word) = (Vec::new(), None::<String>);
+    let mut chars = line.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            ' ' => words.extend(word.take()),
+            '|' | '>' | '<' | '&' | ';' => break,
+            '#' if word.is_none() => break,
+            '\'' => word.get_or_insert_default().extend(chars.by_ref().take_while(|c| *c != '\'')),
+            '"' => word.get_or_insert_default().extend(chars.by_ref().take_while(|c| *c != '"')),
+            '\\' => word.get_or_insert_default().extend(chars.next()),
+            c => word.get_or_insert_default().push(c),
+        }
+    }
+    words.extend(word);
+    words
+}
+
+/// Returns the command lines of `torrentfs` in a help text, continuation lines joined.
+fn examples(text: &str) -> Vec<String> {
+    let joined = text.replace("\\\n", " ");
+    let command = |line: &str| {
+        let line = line.trim().trim_start_matches("$ ");
+        line.starts_with("torrentfs ").then(|| line.to_owned())
+    };
+    joined.lines().filter_map(command).collect()
+}
+
+#[test]
+fn every_example_in_the_help_parses() {
+    let mut definition = Cli::definition();
+    let mut pages = vec![(String::new(), definition.render_long_help().to_string())];
+    for subcommand in definition.get_subcommands().filter(|subcommand| !subcommand.is_hide_set()) {
+        pages.push((subcommand.get_name().to_owned(), subcommand.clone().render_long_help().to_string()));
+    }
+    let mut count = 0;
+    for (name, page) in pages {
+        let (_, examples_section) =
+            page.split_once("\nExamples:\n").unwrap_or_else(|| panic!("{name} has no examples"));
+        let examples = examples(examples_section);
+        assert!(!examples.is_empty(), "{name}: {page}");
+        for line in examples {
+            let words = shell_words(&line);
+            assert!(name.is_empty() || words.contains(&name), "{name}: {line}");
+            if let Err(error) = Cli::parse_words(words.into_iter().map(OsString::from)) {
+                panic!("{line}: {error}");
+            }
+            count += 1;
+        }
+    }
+    assert!(count > 40, "{count}");
+}
+
+#[test]
+fn every_command_line_quoted_in_the_help_names_a_command() {
+    let mut definition = Cli::definition();
+    let mut pages = vec![definition.render_long_help().to_string()];
+    pages.extend(definition.get_subcommands().map(|subcommand| subcommand.clone().render_long_help().to_string()));
+    let names: Vec<&str> = definition.get_subcommands().map(clap::Command::get_name).collect();
+    for page in pages {
+        for quoted in page.split('`').skip(1).step_by(2).filter_map(|quoted| quoted.strip_prefix("torrentfs ")) {
+            let words: Vec<&str> = quoted.split_whitespace().filter(|word| *word != "help").collect();
+            let named = words.first().is_some_and(|word| names.contains(word) || *word == "COMMAND");
+            assert!(named, "`torrentfs {quoted}`");
+        }
+    }
+}
+
+#[test]
+fn shell_words_are_split_as_a_shell_does() {
+    assert_eq!(shell_words(r#"a 'b c' "d e"f g\ h | i"#), ["a", "b c", "d ef", "g h"]);
+    assert_eq!(shell_words("a  b # c"), ["a", "b"]);
+    assert_eq!(examples("x\n  torrentfs a \\\n      b\n$ torrentfs c\n"), ["torrentfs a        b", "torrentfs c"]);
 }

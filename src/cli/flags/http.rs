@@ -1,4 +1,4 @@
-//! Serving a mount over HTTP: the flags.
+//! The flags of serving a mount over HTTP.
 
 use std::fs::File;
 use std::io::Read;
@@ -9,37 +9,36 @@ use clap::Args;
 use crate::cli::failure::{Exit, Failure};
 use crate::web::{Http, HttpError};
 
-/// A shorter token can be guessed.
-const LEAST_TOKEN: usize = 16;
-/// A file with a token in it is not longer.
-const MAX_TOKEN: u64 = 4096;
+/// Shortest token, in characters: a shorter one can be guessed.
+const MIN_TOKEN: usize = 16;
+/// Bytes of a token file that are read: many times the length of any token.
+const MAX_TOKEN_FILE: u64 = 4096;
 
-/// As given.
+/// Where to serve a mount over HTTP, as given.
 #[derive(Args, Clone, Debug, Default, PartialEq)]
 pub(in crate::cli) struct HttpFlags {
-    /// Serve status, orders and the files over HTTP, too; every user of this machine may ask there
+    /// Address to serve files, status and API on
     #[arg(long, value_name = "ADDR:PORT", help_heading = "HTTP")]
     pub(in crate::cli) http: Option<SocketAddr>,
 
-    /// What every request must bear: a file that holds it, by a path with a '/', or the token itself (which `ps` shows);
-    /// needed where others can reach the address
+    /// Token that requests must carry, or a path of a file that contains it; needed beyond localhost
     #[arg(long, value_name = "FILE|TOKEN", help_heading = "HTTP")]
     pub(in crate::cli) http_token: Option<String>,
 }
 
 impl HttpFlags {
-    /// These, and what they leave open from `under`.
+    /// Returns these flags, with those not given taken from `under`.
     pub(in crate::cli) fn over(self, under: Self) -> Self {
         Self { http: self.http.or(under.http), http_token: self.http_token.or(under.http_token) }
     }
 
-    /// Takes the address, if one is asked for.
+    /// Opens the port, if an address is given.
     pub(in crate::cli) fn bind(&self) -> Result<Option<Http>, Failure> {
         let Some(addr) = self.http else {
-            // Not a matter of the parser: either may be configured.
+            // clap cannot check this, because either value may come from the configuration.
             let stray = self.http_token.is_some();
-            let why = "--http-token is of no use without --http, which says where to serve";
-            return if stray { Err(Failure::new(Exit::Usage, why)) } else { Ok(None) };
+            let message = "--http-token has no effect without --http ADDR:PORT";
+            return if stray { Err(Failure::new(Exit::Usage, message)) } else { Ok(None) };
         };
         let token = self.http_token.as_deref().map(token).transpose()?;
         Http::bind(addr, token).map(Some).map_err(|error| {
@@ -49,18 +48,18 @@ impl HttpFlags {
     }
 }
 
-/// The token itself, or what is in the file.
+/// Returns the token itself, or the first line of the file that is named.
 fn token(given: &str) -> Result<String, Failure> {
     let mut token = given.to_owned();
     if given.contains('/') {
         let mut text = String::new();
-        let read = File::open(given).and_then(|file| file.take(MAX_TOKEN).read_to_string(&mut text));
+        let read = File::open(given).and_then(|file| file.take(MAX_TOKEN_FILE).read_to_string(&mut text));
         read.map_err(|error| Failure::new(Exit::Resource, format!("cannot read the token in {given}: {error}")))?;
         token = text.lines().next().unwrap_or_default().trim().to_owned();
     }
-    if token.len() < LEAST_TOKEN || !token.chars().all(|c| c.is_ascii_graphic()) {
-        let why = format!("an HTTP token has at least {LEAST_TOKEN} letters, digits or signs, and no space");
-        return Err(Failure::new(Exit::Usage, why));
+    if token.len() < MIN_TOKEN || !token.chars().all(|c| c.is_ascii_graphic()) {
+        let message = format!("an HTTP token needs at least {MIN_TOKEN} printable ASCII characters, without spaces");
+        return Err(Failure::new(Exit::Usage, message));
     }
     Ok(token)
 }

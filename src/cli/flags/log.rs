@@ -1,19 +1,19 @@
 //! The flag that chooses the format of the log.
 
-/// The form of the log.
+/// The format of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogFormat {
-    /// Lines for people.
+pub(in crate::cli) enum LogFormat {
+    /// Lines of text.
     Human,
-    /// A JSON object a line.
+    /// One JSON object a line.
     Json,
-    /// The system's journal, with its levels and fields.
+    /// Entries of the systemd journal, with its levels and fields.
     Journald,
 }
 
 impl LogFormat {
-    /// As the option has it.
-    pub(super) fn parse(text: &str) -> Result<Self, String> {
+    /// Parses the value of `--log-format`.
+    pub(in crate::cli) fn parse(text: &str) -> Result<Self, String> {
         match text {
             "human" => Ok(Self::Human),
             "json" => Ok(Self::Json),
@@ -28,7 +28,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn forms_are_named() {
+    fn log_formats_are_parsed_by_name() {
         assert_eq!(LogFormat::parse("json"), Ok(LogFormat::Json));
         assert!(LogFormat::parse("xml").is_err());
     }

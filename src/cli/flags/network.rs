@@ -1,4 +1,4 @@
-//! How peers are found and reached: the flags that all commands with a network have in common.
+//! The flags of every command that talks to peers: finding them, reaching them, and limits.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -7,167 +7,168 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args};
 
-use super::values::{Bound, duration, patience, rate, truth};
+use super::values::{Limit, boolean, duration, rate_limit, timeout};
 use crate::discovery::DHT_BOOTSTRAP;
 use crate::net::{self, Blocklist, Encryption, Limits, PortChoice};
 use crate::route::{Bind, Proxy, Route};
 use crate::session::{PortMapping, SeedLimits, SessionConfig};
 use crate::store::Cache;
 
-/// How long the metadata of a magnet link is waited for.
+/// How long to wait for the metadata of a magnet link, if the user does not say: slow swarms answer within a minute.
 const METADATA_TIMEOUT: Duration = Duration::from_secs(120);
+/// UDP port on which a router answers UPnP searches.
+const UPNP_PORT: u16 = 1900;
 
-/// As given; `None`: not said. [`NetworkArgs`] is what is meant.
+/// Network settings as given; `None`: not given. [`NetworkArgs`] has the defaults filled in.
 #[derive(Args, Clone, Debug, Default, PartialEq)]
 pub(in crate::cli) struct NetworkFlags {
-    /// The port for peers to call; 0: any free one [default: 6881, or the next free one]
-    #[arg(long, value_name = "PORT", help_heading = "Network")]
-    port: Option<u16>,
+    /// Maximum download rate; 0 for unlimited [default: unlimited]
+    #[arg(long, value_name = "RATE", value_parser = rate_limit, help_heading = "Bandwidth and seeding")]
+    download_limit: Option<Limit<u64>>,
 
-    /// The address to listen on and call from, or the network interface, such as a VPN's [default: all]
-    #[arg(long, value_name = "ADDR|INTERFACE", help_heading = "Network")]
-    bind: Option<Bind>,
+    /// Maximum upload rate; 0 for unlimited [default: unlimited]
+    #[arg(long, value_name = "RATE", value_parser = rate_limit, help_heading = "Bandwidth and seeding")]
+    upload_limit: Option<Limit<u64>>,
 
-    /// Do not ask the home router to pass calls on to us (UPnP, NAT-PMP, PCP)
-    #[arg(long, value_name = "BOOL", value_parser = truth, help_heading = "Network")]
-    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    no_port_mapping: Option<bool>,
-
-    /// The router to ask, in place of that of the default route: for tests
-    #[arg(long, value_name = "ADDR", hide = true, help_heading = "Network")]
-    gateway: Option<Ipv4Addr>,
-
-    /// A peer to connect to, as ADDR:PORT; may be given more than once
-    #[arg(long = "peer", value_name = "ADDR", action = ArgAction::Append, help_heading = "Network")]
-    peers: Vec<SocketAddr>,
-
-    /// What to fetch in a second at most; 0: no limit [default: no limit]
-    #[arg(long, value_name = "RATE", value_parser = rate, help_heading = "Network")]
-    download_limit: Option<Bound<u64>>,
-
-    /// What to give others in a second at most; 0: no limit [default: no limit]
-    #[arg(long, value_name = "RATE", value_parser = rate, help_heading = "Network")]
-    upload_limit: Option<Bound<u64>>,
-
-    /// Once all is here, give others no more than this many times what was fetched, such as 1.5 [default: no end]
-    #[arg(long, value_name = "NUMBER", value_parser = ratio, help_heading = "Network")]
-    seed_ratio: Option<f64>,
-
-    /// Once all is here, give others something for so long [default: no end]
-    #[arg(long, value_name = "TIME", value_parser = duration, help_heading = "Network")]
-    seed_time: Option<Duration>,
-
-    /// Give others nothing; they may then be slow to give us anything
-    #[arg(long, value_name = "BOOL", value_parser = truth, help_heading = "Network")]
+    /// Upload nothing; peers may then send less, or nothing
+    #[arg(long, value_name = "BOOL", value_parser = boolean, help_heading = "Bandwidth and seeding")]
     #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     no_upload: Option<bool>,
 
-    /// Do not look for peers in the DHT
-    #[arg(long, value_name = "BOOL", value_parser = truth, help_heading = "Network")]
+    /// Stop seeding a complete torrent at this ratio of upload to download, such as 1.5 [default: never]
+    #[arg(long, value_name = "RATIO", value_parser = ratio, help_heading = "Bandwidth and seeding")]
+    seed_ratio: Option<f64>,
+
+    /// Stop seeding a complete torrent after this time [default: never]
+    #[arg(long, value_name = "TIME", value_parser = duration, help_heading = "Bandwidth and seeding")]
+    seed_time: Option<Duration>,
+
+    /// Peer to connect to, as ADDR:PORT; may be repeated
+    #[arg(long = "peer", value_name = "ADDR", action = ArgAction::Append, help_heading = "Peer discovery")]
+    peers: Vec<SocketAddr>,
+
+    /// Do not use the DHT
+    #[arg(long, value_name = "BOOL", value_parser = boolean, help_heading = "Peer discovery")]
     #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     no_dht: Option<bool>,
 
-    /// A node to enter the DHT by, as HOST:PORT, in place of the usual ones; may be given more than once
-    #[arg(long, value_name = "NODE", action = ArgAction::Append, value_parser = node, help_heading = "Network")]
+    /// DHT node to start from, as HOST:PORT, instead of the public ones; may be repeated
+    #[arg(long, value_name = "NODE", action = ArgAction::Append, value_parser = node, help_heading = "Peer discovery")]
     dht_bootstrap: Vec<String>,
 
-    /// Do not look for peers in the local network
-    #[arg(long, value_name = "BOOL", value_parser = truth, help_heading = "Network")]
+    /// Do not search the local network for peers
+    #[arg(long, value_name = "BOOL", value_parser = boolean, help_heading = "Peer discovery")]
     #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     no_lsd: Option<bool>,
 
-    /// Do not exchange addresses of peers with peers
-    #[arg(long, value_name = "BOOL", value_parser = truth, help_heading = "Network")]
+    /// Do not exchange peer addresses with peers
+    #[arg(long, value_name = "BOOL", value_parser = boolean, help_heading = "Peer discovery")]
     #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     no_pex: Option<bool>,
 
-    /// Do not use uTP, TCP alone
-    #[arg(long, value_name = "BOOL", value_parser = truth, help_heading = "Network")]
-    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    no_utp: Option<bool>,
+    /// Time to wait for the metadata of a magnet link or info hash; 0 for no limit [default: 2min]
+    #[arg(long, value_name = "TIME", value_parser = timeout, help_heading = "Peer discovery")]
+    metadata_timeout: Option<Limit<Duration>>,
 
-    /// Whether connections to peers are encrypted: "prefer" does whatever the peer takes [default: prefer]
-    #[arg(long, value_name = "prefer|require|off", value_parser = encryption, help_heading = "Network")]
-    encryption: Option<Encryption>,
+    /// Port to listen on; 0 for any free port [default: 6881, or the next free port]
+    #[arg(long, value_name = "PORT", help_heading = "Network")]
+    port: Option<u16>,
 
-    /// Reach everybody through this SOCKS5 proxy, as socks5://USER:PASSWORD@HOST:PORT; nothing goes around it, so there
-    /// is no UDP (no DHT, uTP, UDP trackers) and nobody can call. An http:// one carries trackers and web seeds, no peers
+    /// Address or network interface to use for all traffic, such as a VPN's [default: any]
+    #[arg(long, value_name = "ADDR|IFACE", help_heading = "Network")]
+    bind: Option<Bind>,
+
+    /// Proxy for all traffic, such as socks5://USER:PASSWORD@HOST:PORT
     #[arg(long, value_name = "URL", help_heading = "Network")]
     proxy: Option<Proxy>,
 
-    /// Addresses to leave alone: a PeerGuardian, eMule or CIDR list; read again at SIGHUP
+    /// Encryption of peer connections: prefer, require or off [default: prefer]
+    #[arg(long, value_name = "MODE", value_parser = encryption, help_heading = "Network")]
+    encryption: Option<Encryption>,
+
+    /// File of addresses never to connect to or accept
     #[arg(long, value_name = "FILE", help_heading = "Network")]
     blocklist: Option<PathBuf>,
 
-    /// How long to wait for what a magnet link or info hash names; 0: for ever [default: 2min]
-    #[arg(long, value_name = "TIME", value_parser = patience, help_heading = "Network")]
-    metadata_timeout: Option<Bound<Duration>>,
+    /// Connect over TCP only, not over uTP
+    #[arg(long, value_name = "BOOL", value_parser = boolean, help_heading = "Network")]
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    no_utp: Option<bool>,
+
+    /// Do not ask the router to forward the port
+    #[arg(long, value_name = "BOOL", value_parser = boolean, help_heading = "Network")]
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    no_port_mapping: Option<bool>,
+
+    /// Router to ask for port forwarding, instead of the default route's; for tests
+    #[arg(long, value_name = "ADDR", hide = true, help_heading = "Network")]
+    gateway: Option<Ipv4Addr>,
 }
 
 impl NetworkFlags {
-    /// These, and what they leave open from `under`.
+    /// Returns these flags, with those not given taken from `under`. Lists are concatenated.
     pub(in crate::cli) fn over(self, under: Self) -> Self {
         Self {
-            port: self.port.or(under.port),
-            bind: self.bind.or(under.bind),
-            peers: [under.peers, self.peers].concat(),
             download_limit: self.download_limit.or(under.download_limit),
             upload_limit: self.upload_limit.or(under.upload_limit),
             no_upload: self.no_upload.or(under.no_upload),
-            no_dht: self.no_dht.or(under.no_dht),
-            no_lsd: self.no_lsd.or(under.no_lsd),
             seed_ratio: self.seed_ratio.or(under.seed_ratio),
             seed_time: self.seed_time.or(under.seed_time),
+            peers: [under.peers, self.peers].concat(),
+            no_dht: self.no_dht.or(under.no_dht),
             dht_bootstrap: [under.dht_bootstrap, self.dht_bootstrap].concat(),
-            no_port_mapping: self.no_port_mapping.or(under.no_port_mapping),
-            gateway: self.gateway.or(under.gateway),
-            no_utp: self.no_utp.or(under.no_utp),
-            encryption: self.encryption.or(under.encryption),
-            proxy: self.proxy.or(under.proxy),
-            blocklist: self.blocklist.or(under.blocklist),
+            no_lsd: self.no_lsd.or(under.no_lsd),
             no_pex: self.no_pex.or(under.no_pex),
             metadata_timeout: self.metadata_timeout.or(under.metadata_timeout),
+            port: self.port.or(under.port),
+            bind: self.bind.or(under.bind),
+            proxy: self.proxy.or(under.proxy),
+            encryption: self.encryption.or(under.encryption),
+            blocklist: self.blocklist.or(under.blocklist),
+            no_utp: self.no_utp.or(under.no_utp),
+            no_port_mapping: self.no_port_mapping.or(under.no_port_mapping),
+            gateway: self.gateway.or(under.gateway),
         }
     }
 }
 
-/// With the defaults filled in.
+/// Network settings with the defaults filled in.
 #[derive(Clone, Debug, PartialEq)]
-pub struct NetworkArgs {
-    /// Where to listen for peers.
+pub(in crate::cli) struct NetworkArgs {
+    /// Port to listen on for peers.
     pub port: PortChoice,
-    /// By which way everything leaves, and comes in.
+    /// Proxy, address and interface that all traffic uses.
     pub route: Route,
-    /// Peers named by the user.
+    /// Peers that the user named.
     pub peers: Vec<SocketAddr>,
-    /// Bytes a second; `None`: unlimited.
+    /// Bytes per second; `None`: unlimited.
     pub download_limit: Option<u64>,
-    /// Bytes a second; `None`: unlimited.
+    /// Bytes per second; `None`: unlimited.
     pub upload_limit: Option<u64>,
-    /// Serve others.
+    /// Whether to upload at all.
     pub upload: bool,
-    /// Until when others are served.
+    /// When to stop seeding.
     pub seed: SeedLimits,
-    /// Nodes to enter the DHT by; `None`: no DHT.
+    /// DHT nodes to start from; `None`: no DHT.
     pub dht: Option<Vec<String>>,
-    /// Look for peers in the local network.
+    /// Whether to search the local network for peers.
     pub lsd: bool,
-    /// Have the home router pass calls on to us.
+    /// How to have the router forward the port; `None`: not at all.
     pub port_mapping: Option<PortMapping>,
-    /// uTP beside TCP.
+    /// Whether to use uTP in addition to TCP.
     pub utp: bool,
-    /// Whether connections are encrypted.
+    /// Whether peer connections are encrypted.
     pub encryption: Encryption,
-    /// A file of addresses to leave alone.
+    /// File of blocked addresses.
     pub blocklist: Option<PathBuf>,
-    /// Exchange addresses with peers.
+    /// Whether to exchange peer addresses with peers.
     pub pex: bool,
-    /// How long to wait for metadata; `None`: for ever.
+    /// How long to wait for metadata; `None`: without limit.
     pub metadata_timeout: Option<Duration>,
 }
 
 impl NetworkArgs {
-    /// A session that goes by these.
+    /// Returns the configuration of a session that follows these settings.
     pub(in crate::cli) fn session(&self, cache: Arc<Cache>, blocklist: Arc<Blocklist>) -> SessionConfig {
         SessionConfig {
             net: net::Config {
@@ -195,13 +196,13 @@ impl From<NetworkFlags> for NetworkArgs {
             port: flags.port.map_or(PortChoice::Customary, PortChoice::Exactly),
             port_mapping: (flags.no_port_mapping != Some(true) && flags.proxy.is_none()).then_some(PortMapping {
                 gateway: flags.gateway,
-                // Where there is but one router, it is all of the network.
-                search: flags.gateway.map(|gateway| (gateway, 1900).into()),
+                // A router that is named is asked directly; without one, the search is a multicast.
+                search: flags.gateway.map(|gateway| (gateway, UPNP_PORT).into()),
             }),
             route: Route { proxy: flags.proxy, bind: flags.bind.unwrap_or_default() },
             peers: flags.peers,
-            download_limit: flags.download_limit.and_then(|bound| bound.0),
-            upload_limit: flags.upload_limit.and_then(|bound| bound.0),
+            download_limit: flags.download_limit.and_then(|limit| limit.0),
+            upload_limit: flags.upload_limit.and_then(|limit| limit.0),
             upload: flags.no_upload != Some(true),
             seed: SeedLimits { ratio: flags.seed_ratio, time: flags.seed_time },
             dht: (flags.no_dht != Some(true)).then(|| match flags.dht_bootstrap {
@@ -213,7 +214,7 @@ impl From<NetworkFlags> for NetworkArgs {
             encryption: flags.encryption.unwrap_or_default(),
             blocklist: flags.blocklist,
             pex: flags.no_pex != Some(true),
-            metadata_timeout: flags.metadata_timeout.map_or(Some(METADATA_TIMEOUT), |bound| bound.0),
+            metadata_timeout: flags.metadata_timeout.map_or(Some(METADATA_TIMEOUT), |limit| limit.0),
         }
     }
 }

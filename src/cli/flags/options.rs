@@ -1,15 +1,15 @@
-//! `-o` as mount(8) and fstab pass it: options that belong to mounting, and every flag of `mount` by its name.
+//! `-o` in the form of mount(8) and fstab: the options of mounting itself, and every flag of `torrentfs mount` by its name.
 
 use std::str::FromStr;
 
 use clap::{CommandFactory, Parser};
 
 use super::mount::MountFlags;
-use super::values::truth;
+use super::values::boolean;
 use crate::fs;
 
-/// Accepted and without effect here: fstab's own words, what a read-only mount without devices and set-user-id is
-/// anyway, and what asks for less than we do.
+/// Options that are accepted and have no effect: those of fstab itself, those that every mount of torrentfs has anyway
+/// (read-only, no devices, no set-user-id), and those that only matter for writing.
 const IGNORED: &[&str] = &[
     "_netdev",
     "async",
@@ -50,28 +50,28 @@ const IGNORED: &[&str] = &[
     "users",
 ];
 
-/// Those with a meaning of their own; the rest are flags.
-const OWN: &[&str] = &["allow_other", "gid", "noexec", "setuid", "uid", "umask"];
+/// Options of mounting itself. Every other known option is a flag of `torrentfs mount`.
+const MOUNT_OPTIONS: &[&str] = &["allow_other", "gid", "noexec", "setuid", "uid", "umask"];
 
-/// What mounting itself takes.
+/// The options of mounting itself, as given.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MountOptions {
-    /// Other users may read, too; `None`: not said, and so no.
+    /// Whether other users may access the mount; by default not.
     pub allow_other: Option<bool>,
-    /// No file may be executed; `None`: not said, and so they may.
+    /// Whether no file may be executed; by default files may.
     pub noexec: Option<bool>,
-    /// Owner of the files; `None`: who mounts.
+    /// Owner of the files; by default the user who mounts.
     pub uid: Option<u32>,
-    /// Group of the files; `None`: that of who mounts.
+    /// Group of the files; by default that of the user who mounts.
     pub gid: Option<u32>,
-    /// Permission bits that files and directories do not have.
+    /// Permission bits to remove from files and directories.
     pub umask: Option<u16>,
-    /// The user who is to serve a mount of the system's, by name or number.
+    /// User who serves a mount that root makes, by name or number.
     pub setuid: Option<String>,
 }
 
 impl MountOptions {
-    /// What the mount itself is to know.
+    /// Returns the options of the FUSE mount, with the defaults filled in.
     pub(in crate::cli) fn to_fs(&self) -> fs::MountOptions {
         fs::MountOptions {
             allow_other: self.allow_other.unwrap_or(false),
@@ -84,7 +84,7 @@ impl MountOptions {
     }
 }
 
-/// One `-o` in full.
+/// One `-o`: flags and options of mounting.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(in crate::cli) struct Options {
     pub flags: MountFlags,
@@ -92,7 +92,7 @@ pub(in crate::cli) struct Options {
 }
 
 impl Options {
-    /// These, and what they leave open from `under`.
+    /// Returns these options, with those not given taken from `under`.
     pub fn over(self, under: Self) -> Self {
         Self {
             flags: self.flags.over(under.flags),
@@ -108,7 +108,7 @@ impl Options {
     }
 }
 
-/// The flags alone, to be read from options written as flags.
+/// A command line that has only the flags: options are parsed as flags of the same name.
 #[derive(Parser)]
 #[command(no_binary_name = true, disable_help_flag = true, args_override_self = true)]
 struct FlagsOnly {
@@ -120,23 +120,26 @@ impl FromStr for Options {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        Self::read(text, false)
+        Self::parse(text, false)
     }
 }
 
 impl Options {
-    /// Reads one `-o`; a `sloppy` reader passes over names that it does not know.
-    pub fn read(text: &str, sloppy: bool) -> Result<Self, String> {
+    /// Parses one `-o`. If `sloppy`, unknown names are ignored, as mount(8) asks for with its `-s`.
+    pub fn parse(text: &str, sloppy: bool) -> Result<Self, String> {
         let options = split(text);
         let pairs = options.iter().map(|option| match option.split_once('=') {
             Some((name, value)) => (name, Some(value)),
             None => (option.as_str(), None),
         });
-        Self::of(pairs, sloppy)
+        Self::from_pairs(pairs, sloppy)
     }
 
-    /// The same of names and values, wherever they stood.
-    pub fn of<'a>(pairs: impl Iterator<Item = (&'a str, Option<&'a str>)>, sloppy: bool) -> Result<Self, String> {
+    /// Parses names and values, as in [`Self::parse`].
+    pub fn from_pairs<'a>(
+        pairs: impl Iterator<Item = (&'a str, Option<&'a str>)>,
+        sloppy: bool,
+    ) -> Result<Self, String> {
         let known = FlagsOnly::command();
         let flags: Vec<&str> = known.get_arguments().filter_map(|arg| arg.get_long()).collect();
         let mut mount = MountOptions::default();
@@ -144,19 +147,19 @@ impl Options {
         for (name, value) in pairs {
             let flag = name.replace('_', "-");
             match (name, value) {
-                ("allow_other", said) => mount.allow_other = Some(switch(name, said)?),
-                ("noexec", said) => mount.noexec = Some(switch(name, said)?),
-                // mount(8)'s way of taking it back.
+                ("allow_other", value) => mount.allow_other = Some(switch(name, value)?),
+                ("noexec", value) => mount.noexec = Some(switch(name, value)?),
+                // mount(8) undoes `noexec` with it.
                 ("exec", None) => mount.noexec = Some(false),
                 ("uid", Some(id)) => mount.uid = Some(number(name, id, 10, u32::MAX - 1)?),
                 ("gid", Some(id)) => mount.gid = Some(number(name, id, 10, u32::MAX - 1)?),
                 ("umask", Some(mask)) => mount.umask = Some(number(name, mask, 8, 0o777)? as u16),
                 ("setuid", Some(user)) => mount.setuid = Some(user.to_owned()),
                 ("uid" | "gid" | "umask" | "setuid", None) => return Err(format!("option {name} needs a value")),
-                // mount(8) says who may unmount, and by which helper.
+                // mount(8) passes on which user may unmount, and the helper that unmounts.
                 ("comment" | "user" | "uhelper" | "helper", Some(_)) => {}
                 ("remount", None) => {
-                    return Err("option remount: a mounted torrent cannot be changed; unmount it first".into());
+                    return Err("option remount: a mounted torrent cannot be remounted; unmount it first".into());
                 }
                 (name, _) if name.starts_with("x-") || name.starts_with("X-") => {}
                 (name, None) if IGNORED.contains(&name) => {}
@@ -164,7 +167,7 @@ impl Options {
                     given.push(value.map_or_else(|| format!("--{flag}"), |value| format!("--{flag}={value}")));
                 }
                 _ if sloppy => {}
-                _ => return Err(unknown(name, flags.iter().copied().chain(OWN.iter().copied()))),
+                _ => return Err(unknown(name, flags.iter().copied().chain(MOUNT_OPTIONS.iter().copied()))),
             }
         }
         let flags = FlagsOnly::try_parse_from(given).map_err(|error| first_line(&error))?.flags;
@@ -172,19 +175,19 @@ impl Options {
     }
 }
 
-/// What can be configured.
+/// A key of the configuration.
 pub(in crate::cli) struct Key {
-    /// Written with `_`.
+    /// Name, written with `_`.
     pub name: String,
-    /// Whether it is true or false, and nothing else.
+    /// Whether the value is a boolean.
     pub is_switch: bool,
-    /// Whether it may be given more than once.
+    /// Whether several values may be given.
     pub is_list: bool,
-    /// Its default in words, if the help tells one.
+    /// Default value as the help shows it, if it does.
     pub default: Option<String>,
 }
 
-/// Every flag that is not hidden, and the options of mounting; sorted by name.
+/// Returns every visible flag and every option of mounting as a key, sorted by name.
 pub(in crate::cli) fn keys() -> Vec<Key> {
     let command = FlagsOnly::command();
     let flags = command.get_arguments().filter(|arg| !arg.is_hide_set()).filter_map(|arg| {
@@ -197,7 +200,7 @@ pub(in crate::cli) fn keys() -> Vec<Key> {
             default: default.map(|(default, _)| default.to_owned()),
         })
     });
-    let own = OWN.iter().map(|name| Key {
+    let own = MOUNT_OPTIONS.iter().map(|name| Key {
         name: (*name).to_owned(),
         is_switch: matches!(*name, "allow_other" | "noexec"),
         is_list: false,
@@ -208,7 +211,7 @@ pub(in crate::cli) fn keys() -> Vec<Key> {
     keys
 }
 
-/// What was most likely meant by a name that is not known.
+/// Returns the known name that an unknown one most likely stands for, if one is similar enough.
 pub(in crate::cli) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<String> {
     let written = name.replace('_', "-");
     let distance = |known: &str| strsim::levenshtein(&written, &known.replace('_', "-"));
@@ -217,14 +220,14 @@ pub(in crate::cli) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a st
     nearest.map(|nearest| nearest.replace('-', "_"))
 }
 
-/// At commas; a backslash takes the next character as it is. Empty parts are no options.
+/// Splits at commas; a backslash escapes the next character. Empty parts are dropped.
 fn split(text: &str) -> Vec<String> {
     let mut parts = vec![String::new()];
     let mut chars = text.chars();
     while let Some(c) = chars.next() {
         match c {
             ',' => parts.push(String::new()),
-            // A backslash at the end stands for itself.
+            // A backslash at the end is a backslash.
             '\\' => parts.last_mut().into_iter().for_each(|part| part.push(chars.next().unwrap_or('\\'))),
             _ => parts.last_mut().into_iter().for_each(|part| part.push(c)),
         }
@@ -233,9 +236,9 @@ fn split(text: &str) -> Vec<String> {
     parts
 }
 
-/// A name alone says yes.
-fn switch(name: &str, said: Option<&str>) -> Result<bool, String> {
-    said.map_or(Ok(true), truth).map_err(|why| format!("option {name}: {why}"))
+/// Parses a boolean; the name alone means true.
+fn switch(name: &str, value: Option<&str>) -> Result<bool, String> {
+    value.map_or(Ok(true), boolean).map_err(|why| format!("option {name}: {why}"))
 }
 
 fn number(name: &str, text: &str, radix: u32, max: u32) -> Result<u32, String> {
@@ -252,7 +255,7 @@ fn unknown<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> String {
     }
 }
 
-/// Of the parser's message, which speaks of a flag: `--cache-size` is plain enough for `cache_size`.
+/// Returns the first line of clap's message. It names the flag, as `--cache-size` for the option `cache_size`.
 fn first_line(error: &clap::Error) -> String {
     let text = error.to_string();
     text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned()
@@ -267,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn options_of_mounting() {
+    fn options_of_mounting_are_parsed() {
         assert_eq!(
             mount("allow_other,noexec,uid=1000,gid=0,umask=027"),
             MountOptions {
@@ -289,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn what_fstab_says_is_ignored() {
+    fn options_of_fstab_are_ignored() {
         let all = IGNORED.join(",");
         for text in
             ["", ",,", "rw,nosuid,nodev,relatime,user", "x-systemd.automount,X-mount.mkdir=755,comment=x=y", &all]
@@ -300,18 +303,18 @@ mod tests {
     }
 
     #[test]
-    fn a_sloppy_reader_passes_over_names_but_not_over_values() {
-        assert_eq!(Options::read("frob,uid=1,x=y", true).unwrap().mount.uid, Some(1));
-        assert!(Options::read("uid=me", true).is_err() && Options::read("memory=much", true).is_err());
+    fn sloppy_parsing_ignores_unknown_names_but_not_bad_values() {
+        assert_eq!(Options::parse("frob,uid=1,x=y", true).unwrap().mount.uid, Some(1));
+        assert!(Options::parse("uid=me", true).is_err() && Options::parse("memory=much", true).is_err());
     }
 
     #[test]
-    fn refusals_name_the_option() {
+    fn errors_name_the_option() {
         for (text, message) in [
             ("ro,allow_others", r#"unknown option "allow_others"; did you mean "allow_other"?"#),
             ("cache_sise=1GiB", r#"unknown option "cache_sise"; did you mean "cache_size"?"#),
             ("noexecute", r#"unknown option "noexecute"; `torrentfs mount --help` lists them"#),
-            ("remount", "option remount: a mounted torrent cannot be changed; unmount it first"),
+            ("remount", "option remount: a mounted torrent cannot be remounted; unmount it first"),
             ("setuid", "option setuid needs a value"),
             ("uid=root", r#"option uid takes a number, not "root""#),
             ("uid=+1", r#"option uid takes a number, not "+1""#),
@@ -330,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn a_backslash_saves_a_comma() {
+    fn a_backslash_escapes_a_comma() {
         assert_eq!(split(r"a=b\,c,d\\,,e\"), ["a=b,c", r"d\", r"e\"]);
     }
 }

@@ -7,7 +7,7 @@ use clap::Args;
 /// A running mount, and one of its torrents or all.
 #[derive(Args, Clone, Debug, PartialEq)]
 pub(in crate::cli) struct TorrentSelection {
-    /// A mountpoint, or a path below it
+    /// Mountpoint, or a path below it
     pub(in crate::cli) mountpoint: PathBuf,
 
     /// Torrent, by its name in the mount or its info hash [default: all torrents]

@@ -1,4 +1,4 @@
-//! Values on the command line and in files: times, sizes, rates, yes and no. Each fault says what is expected.
+//! Parsers of values on the command line and in configuration files. Each error names the expected form.
 
 use std::fmt::Display;
 use std::time::Duration;
@@ -7,13 +7,14 @@ use bytesize::ByteSize;
 
 use crate::metainfo::is_name;
 
-/// Bytes; below, nothing sensible fits.
-const LEAST_SIZE: u64 = 1 << 20;
+/// Smallest size of a cache, in bytes: less would not hold a few blocks.
+const MIN_SIZE: u64 = 1 << 20;
 
-/// A limit; `None`: there is none.
+/// A limit that may be absent: `None` means unlimited.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(in crate::cli) struct Bound<T>(pub Option<T>);
+pub(in crate::cli) struct Limit<T>(pub Option<T>);
 
+/// Parses a time such as "90s", "2min" or "90" (seconds).
 pub(in crate::cli) fn duration(text: &str) -> Result<Duration, String> {
     if let Ok(seconds) = text.parse() {
         return Ok(Duration::from_secs(seconds));
@@ -21,12 +22,13 @@ pub(in crate::cli) fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text).map_err(|_| "expected a time such as 90s, 2min or 1h".to_owned())
 }
 
-pub(in crate::cli) fn patience(text: &str) -> Result<Bound<Duration>, String> {
-    duration(text).map(|time| Bound(Some(time).filter(|time| !time.is_zero())))
+/// Parses a time after which to give up; zero means never.
+pub(in crate::cli) fn timeout(text: &str) -> Result<Limit<Duration>, String> {
+    duration(text).map(|time| Limit(Some(time).filter(|time| !time.is_zero())))
 }
 
-/// Yes or no, as a file, a variable or a flag may say it.
-pub(in crate::cli) fn truth(text: &str) -> Result<bool, String> {
+/// Parses a boolean, in the spellings of configuration files, environment variables and flags.
+pub(in crate::cli) fn boolean(text: &str) -> Result<bool, String> {
     match text {
         "true" | "yes" | "on" | "1" => Ok(true),
         "false" | "no" | "off" | "0" => Ok(false),
@@ -38,57 +40,62 @@ fn bytes(text: &str, example: impl Display) -> Result<u64, String> {
     text.parse::<ByteSize>().map(|size| size.as_u64()).map_err(|_| format!("expected a {example}"))
 }
 
-pub(in crate::cli) fn memory(text: &str) -> Result<u64, String> {
+/// Parses a size of at least [`MIN_SIZE`].
+pub(in crate::cli) fn size(text: &str) -> Result<u64, String> {
     match bytes(text, "size such as 512MiB or 20GiB")? {
-        size @ LEAST_SIZE.. => Ok(size),
+        size @ MIN_SIZE.. => Ok(size),
         _ => Err("expected at least 1MiB".into()),
     }
 }
 
-pub(in crate::cli) fn cache_size(text: &str) -> Result<Bound<u64>, String> {
+/// Parses a size, or "unlimited".
+pub(in crate::cli) fn size_limit(text: &str) -> Result<Limit<u64>, String> {
     match text {
-        "unlimited" => Ok(Bound(None)),
-        _ => memory(text).map(|size| Bound(Some(size))),
+        "unlimited" => Ok(Limit(None)),
+        _ => size(text).map(|size| Limit(Some(size))),
     }
 }
 
-pub(in crate::cli) fn rate(text: &str) -> Result<Bound<u64>, String> {
+/// Parses bytes per second; 0 and "unlimited" mean no limit.
+pub(in crate::cli) fn rate_limit(text: &str) -> Result<Limit<u64>, String> {
     if text == "unlimited" {
-        return Ok(Bound(None));
+        return Ok(Limit(None));
     }
     let size = bytes(text.strip_suffix("/s").unwrap_or(text), "rate such as 500KB or 2MiB, for a second")?;
-    Ok(Bound(Some(size).filter(|size| *size > 0)))
+    Ok(Limit(Some(size).filter(|size| *size > 0)))
 }
 
-pub(in crate::cli) fn some_rate(text: &str) -> Result<u64, String> {
-    rate(text)?.0.ok_or_else(|| "expected a rate above 0, such as 2MiB".to_owned())
+/// Parses bytes per second above zero.
+pub(in crate::cli) fn rate(text: &str) -> Result<u64, String> {
+    rate_limit(text)?.0.ok_or_else(|| "expected a rate above 0, such as 2MiB".to_owned())
 }
 
-/// Trackers of one tier.
+/// The trackers of one tier (BEP 12).
 pub(in crate::cli) type Tier = Vec<String>;
 
-pub(in crate::cli) fn name(text: &str) -> Result<String, String> {
-    if is_name(text) { Ok(text.to_owned()) } else { Err("expected the name of a file or directory".into()) }
-}
-
-/// One or more URLs of trackers, separated by commas.
+/// Parses the announce URLs of one tier, separated by commas.
 pub(in crate::cli) fn tier(text: &str) -> Result<Tier, String> {
-    text.split(',').map(|url| checked(url, &["http", "https", "udp", "ws", "wss"])).collect()
+    text.split(',').map(|url| url_of(url, &["http", "https", "udp", "ws", "wss"])).collect()
 }
 
-/// The URL of a web seed.
+/// Parses the URL of a web seed.
 pub(in crate::cli) fn web_seed(text: &str) -> Result<String, String> {
-    checked(text, &["http", "https", "ftp"])
+    url_of(text, &["http", "https", "ftp"])
 }
 
-/// A URL with one of these schemes, as it was given.
-fn checked(text: &str, schemes: &[&str]) -> Result<String, String> {
+/// Returns a URL as it was given, if it has one of these schemes and a host.
+fn url_of(text: &str, schemes: &[&str]) -> Result<String, String> {
     let text = text.trim();
     let url = reqwest::Url::parse(text).ok().filter(|url| url.has_host() && !text.contains(char::is_control));
     match url {
         Some(url) if schemes.contains(&url.scheme()) => Ok(text.to_owned()),
         _ => Err(format!("{text:?} is not a URL of {}", schemes.join(", "))),
     }
+}
+
+/// Parses the name of a torrent, which becomes the name of a file or directory.
+pub(in crate::cli) fn name(text: &str) -> Result<String, String> {
+    if is_name(text) { Ok(text.to_owned()) } else { Err("expected the name of a file or directory".into()) }
 }
 
 #[cfg(test)]

@@ -1,43 +1,46 @@
-//! Columns that line up, whatever is in them.
+//! Tables with aligned columns, by the width of characters in a terminal.
 
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
-/// Between two columns.
+/// Columns of space between two cells.
 const GAP: usize = 2;
 
-/// How a column's cells stand in it.
+/// Alignment of a column.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(in crate::cli) enum Align {
     Left,
     Right,
 }
 
-/// Rows under a heading. One column gives way when the whole would be too wide.
+/// Rows under a heading. One column is shortened if the table would be too wide.
 pub(in crate::cli) struct Table {
     columns: Vec<Align>,
-    gives: usize,
+    /// Index of the column that is shortened.
+    flexible: usize,
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
-    /// `headings` with how their columns stand; the column numbered `gives` is cut short where there is no room.
-    pub fn new(headings: &[(&str, Align)], gives: usize) -> Self {
+    /// Makes an empty table. `headings` come with the alignments of their columns; the column `flexible` is shortened if the
+    /// table is too wide.
+    pub fn new(headings: &[(&str, Align)], flexible: usize) -> Self {
         let rows = vec![headings.iter().map(|(heading, _)| (*heading).to_owned()).collect()];
-        Self { columns: headings.iter().map(|(_, align)| *align).collect(), gives, rows }
+        Self { columns: headings.iter().map(|(_, align)| *align).collect(), flexible, rows }
     }
 
+    /// Adds a row.
     pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
         self.rows.push(cells.into_iter().collect());
     }
 
-    /// Lines of at most `columns` columns, each behind `indent`.
+    /// Returns the lines of the table, at most `columns` columns wide and each after `indent`.
     pub fn lines(&self, columns: usize, indent: &str) -> Vec<String> {
         let cell = |row: &Vec<String>, at: usize| row.get(at).map_or(0, |cell| width(cell));
         let mut widths: Vec<usize> =
             (0..self.columns.len()).map(|at| self.rows.iter().map(|row| cell(row, at)).max().unwrap_or(0)).collect();
         let all = width(indent) + widths.iter().sum::<usize>() + GAP * widths.len().saturating_sub(1);
-        if let Some(gives) = widths.get_mut(self.gives) {
-            *gives = gives.saturating_sub(all.saturating_sub(columns)).max(8);
+        if let Some(flexible) = widths.get_mut(self.flexible) {
+            *flexible = flexible.saturating_sub(all.saturating_sub(columns)).max(8);
         }
         let line = |row: &Vec<String>| {
             let mut line = indent.to_owned();
@@ -53,12 +56,12 @@ impl Table {
     }
 }
 
-/// Columns that a text takes.
+/// Returns the width of a text in columns.
 pub(in crate::cli) fn width(text: &str) -> usize {
     text.width()
 }
 
-/// The text, or its beginning and an ellipsis; without what would not stay in its line.
+/// Shortens a text to at most `columns` columns, with an ellipsis at the end. Control characters become spaces.
 pub(in crate::cli) fn clip(text: &str, columns: usize) -> String {
     let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     if text.width() <= columns {
@@ -84,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_up_and_fits() {
+    fn columns_are_aligned_and_fit() {
         let mut table = Table::new(&[("name", Align::Left), ("size", Align::Right)], 0);
         table.row(["映画 film with a long name".to_owned(), "1.5 GiB".to_owned()]);
         table.row(["b\tc".to_owned(), "7 B".to_owned()]);

@@ -8,8 +8,8 @@ fn tiers(text: &[&[&str]]) -> Vec<Vec<String>> {
     text.iter().map(|tier| tier.iter().map(|name| format!("http://{name}.example/")).collect()).collect()
 }
 
-fn name(order: &ScheduledAnnounce) -> &str {
-    order.url.as_str().trim_start_matches("http://").trim_end_matches(".example/")
+fn name(scheduled: &ScheduledAnnounce) -> &str {
+    scheduled.url.as_str().trim_start_matches("http://").trim_end_matches(".example/")
 }
 
 fn ok() -> Result<Reply, AnnounceError> {
@@ -37,9 +37,9 @@ impl Clocked {
 
     /// Returns the only announce that is due now.
     fn ask(&mut self) -> ScheduledAnnounce {
-        let order = self.schedule.poll(self.now).expect("an announce is due");
+        let scheduled = self.schedule.poll(self.now).expect("an announce is due");
         self.idle_time();
-        order
+        scheduled
     }
 
     /// Asserts that nothing is due now and returns how long the schedule wants to sleep.
@@ -55,17 +55,17 @@ impl Clocked {
         self.now += pause;
     }
 
-    fn answer(&mut self, order: &ScheduledAnnounce, outcome: Result<Reply, AnnounceError>) -> Option<StatusChange> {
-        self.schedule.finish(self.now, order.tracker, order.event, outcome)
+    fn answer(&mut self, scheduled: &ScheduledAnnounce, outcome: Result<Reply, AnnounceError>) -> Option<StatusChange> {
+        self.schedule.finish(self.now, scheduled.tracker, scheduled.event, outcome)
     }
 }
 
 #[test]
 fn first_announce_is_immediate_then_by_the_interval() {
     let mut clocked = Clocked::new(&tiers(&[&["a"]]), 1);
-    let order = clocked.ask();
-    assert_eq!(order.event, Some(Event::Started));
-    clocked.answer(&order, ok());
+    let scheduled = clocked.ask();
+    assert_eq!(scheduled.event, Some(Event::Started));
+    clocked.answer(&scheduled, ok());
     assert_eq!(clocked.idle_time(), Some(1800 * SECOND));
     clocked.now += 1800 * SECOND;
     assert_eq!(clocked.ask().event, None);
@@ -75,10 +75,10 @@ fn first_announce_is_immediate_then_by_the_interval() {
 fn intervals_are_clamped() {
     for (interval, min, expected) in [(1, None, 30), (1_000_000, None, 7200), (100, Some(5000), 100)] {
         let mut clocked = Clocked::new(&tiers(&[&["a"]]), 1);
-        let order = clocked.ask();
+        let scheduled = clocked.ask();
         let reply =
             Reply { interval: Some(interval * SECOND), min_interval: min.map(|n| n * SECOND), ..Reply::default() };
-        clocked.answer(&order, Ok(reply));
+        clocked.answer(&scheduled, Ok(reply));
         assert_eq!(clocked.idle_time(), Some(expected * SECOND));
         assert!(clocked.schedule.first_allowed(clocked.now).unwrap() <= clocked.now + expected * SECOND);
     }
@@ -90,27 +90,27 @@ fn tiers_are_tried_in_order_and_the_first_to_answer_moves_to_the_front() {
     let mut clocked = Clocked::new(&tiers(&[&["1", "2", "3"], &["backup"]]), 7);
     let mut asked = Vec::new();
     for _ in 0..3 {
-        let order = clocked.ask();
-        asked.push(name(&order).to_owned());
-        clocked.answer(&order, if asked.len() == 3 { ok() } else { fail() });
+        let scheduled = clocked.ask();
+        asked.push(name(&scheduled).to_owned());
+        clocked.answer(&scheduled, if asked.len() == 3 { ok() } else { fail() });
     }
     let mut sorted = asked.clone();
     sorted.sort();
     assert_eq!(sorted, ["1", "2", "3"]);
     clocked.now += 1800 * SECOND;
     for expected in [&asked[2], &asked[0], &asked[1], "backup"] {
-        let order = clocked.ask();
-        assert_eq!(name(&order), expected);
-        clocked.answer(&order, fail());
+        let scheduled = clocked.ask();
+        assert_eq!(name(&scheduled), expected);
+        clocked.answer(&scheduled, fail());
     }
 }
 
 #[test]
 fn tiers_are_shuffled_within_but_not_among() {
     let list = tiers(&[&["1", "2", "3", "4", "5"], &["6"]]);
-    let order = |seed| Schedule::new(&list, seed).tiers;
-    assert!((0..20).any(|seed| order(seed) != order(0)));
-    assert!((0..20).all(|seed| order(seed)[1] == [5]));
+    let tier_order = |seed| Schedule::new(&list, seed).tiers;
+    assert!((0..20).any(|seed| tier_order(seed) != tier_order(0)));
+    assert!((0..20).all(|seed| tier_order(seed)[1] == [5]));
 }
 
 #[test]
@@ -158,9 +158,9 @@ fn disabled_trackers_are_shown_and_skipped() {
     let mut clocked = Clocked::new(&[vec!["udp://a:1".into()], vec!["http://b.example/".into()]], 1);
     clocked.schedule.disable(|url| url.as_str().starts_with("udp").then_some(AnnounceError::NotThroughProxy));
     assert_eq!(clocked.schedule.status(clocked.now)[0].last, Some(Err(AnnounceError::NotThroughProxy)));
-    let order = clocked.ask();
-    assert_eq!(name(&order), "b");
-    clocked.answer(&order, fail());
+    let scheduled = clocked.ask();
+    assert_eq!(name(&scheduled), "b");
+    clocked.answer(&scheduled, fail());
     clocked.sleep();
     assert_eq!(name(&clocked.ask()), "b");
 }
@@ -170,9 +170,9 @@ fn failures_back_off_and_recover() {
     let mut clocked = Clocked::new(&tiers(&[&["a"]]), 1);
     let mut last = Duration::ZERO;
     for n in 0..12 {
-        let order = clocked.ask();
-        assert_eq!(order.event, Some(Event::Started));
-        assert_eq!(clocked.answer(&order, fail()), (n == 0).then_some(StatusChange::Failed));
+        let scheduled = clocked.ask();
+        assert_eq!(scheduled.event, Some(Event::Started));
+        assert_eq!(clocked.answer(&scheduled, fail()), (n == 0).then_some(StatusChange::Failed));
         let pause = clocked.idle_time().unwrap();
         let ideal = (BACK_OFF.0 * (1 << n.min(10))).min(BACK_OFF.1);
         assert!(pause >= ideal.mul_f64(0.8) && pause <= ideal.mul_f64(1.2), "{pause:?} {ideal:?}");
@@ -180,11 +180,11 @@ fn failures_back_off_and_recover() {
         last = pause;
         clocked.now += pause;
     }
-    let order = clocked.ask();
-    assert_eq!(clocked.answer(&order, Err(AnnounceError::Status("404".into()))), Some(StatusChange::Failed));
+    let scheduled = clocked.ask();
+    assert_eq!(clocked.answer(&scheduled, Err(AnnounceError::Status("404".into()))), Some(StatusChange::Failed));
     clocked.sleep();
-    let order = clocked.ask();
-    assert_eq!(clocked.answer(&order, ok()), Some(StatusChange::Recovered));
+    let scheduled = clocked.ask();
+    assert_eq!(clocked.answer(&scheduled, ok()), Some(StatusChange::Recovered));
     assert_eq!(clocked.idle_time(), Some(1800 * SECOND));
 }
 
@@ -197,8 +197,8 @@ fn a_tracker_says_when_to_retry() {
         (Retry::Never, None),
     ] {
         let mut clocked = Clocked::new(&tiers(&[&["a"]]), 1);
-        let order = clocked.ask();
-        clocked.answer(&order, refused(retry));
+        let scheduled = clocked.ask();
+        clocked.answer(&scheduled, refused(retry));
         assert_eq!(clocked.idle_time(), expected);
         clocked.schedule.want_peers(clocked.now);
         assert_eq!(clocked.idle_time(), expected);
@@ -208,21 +208,21 @@ fn a_tracker_says_when_to_retry() {
 #[test]
 fn completed_is_announced_once_to_trackers_that_counted_us() {
     let mut clocked = Clocked::new(&tiers(&[&["a"], &["b"]]), 1);
-    let order = clocked.ask();
+    let scheduled = clocked.ask();
     // The download completes before the first answer arrives.
     clocked.schedule.completed();
     clocked.idle_time();
-    clocked.answer(&order, ok());
-    let order = clocked.ask();
-    assert_eq!((name(&order), order.event), ("a", Some(Event::Completed)));
+    clocked.answer(&scheduled, ok());
+    let scheduled = clocked.ask();
+    assert_eq!((name(&scheduled), scheduled.event), ("a", Some(Event::Completed)));
     // The announce fails, so it is repeated after the back-off, and then never again.
-    clocked.answer(&order, fail());
+    clocked.answer(&scheduled, fail());
     let pause = clocked.idle_time().unwrap();
     assert!(pause < 20 * SECOND);
     clocked.now += pause;
-    let order = clocked.ask();
-    assert_eq!(order.event, Some(Event::Completed));
-    clocked.answer(&order, ok());
+    let scheduled = clocked.ask();
+    assert_eq!(scheduled.event, Some(Event::Completed));
+    clocked.answer(&scheduled, ok());
     assert!(clocked.idle_time().unwrap() > 1700 * SECOND);
     clocked.now += 1800 * SECOND;
     assert_eq!(clocked.ask().event, None);
@@ -231,27 +231,27 @@ fn completed_is_announced_once_to_trackers_that_counted_us() {
 #[test]
 fn a_tracker_first_asked_after_completion_gets_only_started() {
     let mut clocked = Clocked::new(&tiers(&[&["a"]]), 1);
-    let order = clocked.ask();
+    let scheduled = clocked.ask();
     clocked.schedule.completed();
-    clocked.answer(&order, fail());
+    clocked.answer(&scheduled, fail());
     clocked.sleep();
-    let order = clocked.ask();
-    assert_eq!(order.event, Some(Event::Started));
-    clocked.answer(&order, ok());
+    let scheduled = clocked.ask();
+    assert_eq!(scheduled.event, Some(Event::Started));
+    clocked.answer(&scheduled, ok());
     assert_eq!(clocked.idle_time(), Some(1800 * SECOND));
 }
 
 #[test]
 fn more_peers_come_from_backups_first_and_from_all_by_their_min_interval() {
     let mut clocked = Clocked::new(&tiers(&[&["a"], &["b"]]), 1);
-    let order = clocked.ask();
-    clocked.answer(&order, ok());
+    let scheduled = clocked.ask();
+    clocked.answer(&scheduled, ok());
     clocked.schedule.want_peers(clocked.now);
     assert_eq!(clocked.idle_time(), Some(WANT_PAUSE));
     clocked.now += WANT_PAUSE;
-    let order = clocked.ask();
-    assert_eq!(name(&order), "b");
-    clocked.answer(&order, ok());
+    let scheduled = clocked.ask();
+    assert_eq!(name(&scheduled), "b");
+    clocked.answer(&scheduled, ok());
     clocked.schedule.want_peers(clocked.now);
     clocked.schedule.want_peers(clocked.now);
     assert_eq!(clocked.idle_time(), Some(600 * SECOND - WANT_PAUSE));
@@ -264,9 +264,9 @@ fn unusable_trackers_are_shown_and_skipped() {
     let list =
         [vec!["wss://a:1".to_owned(), "nonsense".to_owned()], vec!["http://b/".to_owned(), " http://b/".to_owned()]];
     let mut clocked = Clocked::new(&list, 1);
-    let order = clocked.ask();
-    assert_eq!(order.url.as_str(), "http://b/");
-    clocked.answer(&order, ok());
+    let scheduled = clocked.ask();
+    assert_eq!(scheduled.url.as_str(), "http://b/");
+    clocked.answer(&scheduled, ok());
     let status = clocked.schedule.status(clocked.now);
     assert_eq!(status.len(), 3);
     assert_eq!(status.iter().filter(|s| matches!(s.last, Some(Err(_)))).count(), 2);
@@ -278,13 +278,13 @@ fn unusable_trackers_are_shown_and_skipped() {
 #[test]
 fn tracker_id_is_sent_back_and_kept() {
     let mut clocked = Clocked::new(&tiers(&[&["a"]]), 1);
-    let order = clocked.ask();
-    assert_eq!(order.tracker_id, None);
-    clocked.answer(&order, Ok(Reply { tracker_id: Some(b"x".to_vec()), ..ok().unwrap() }));
+    let scheduled = clocked.ask();
+    assert_eq!(scheduled.tracker_id, None);
+    clocked.answer(&scheduled, Ok(Reply { tracker_id: Some(b"x".to_vec()), ..ok().unwrap() }));
     clocked.now += 1800 * SECOND;
-    let order = clocked.ask();
-    assert_eq!(order.tracker_id.as_deref(), Some(b"x".as_slice()));
-    clocked.answer(&order, ok());
+    let scheduled = clocked.ask();
+    assert_eq!(scheduled.tracker_id.as_deref(), Some(b"x".as_slice()));
+    clocked.answer(&scheduled, ok());
     assert_eq!(clocked.schedule.stopped()[0].0.tracker_id.as_deref(), Some(b"x".as_slice()));
 }
 
@@ -293,8 +293,8 @@ fn a_warning_is_reported_once() {
     let mut clocked = Clocked::new(&tiers(&[&["a"]]), 1);
     let warned = || Ok(Reply { answer: Answer { warning: Some("old".into()), ..Answer::default() }, ..ok().unwrap() });
     for expected in [Some(StatusChange::Warned("old".into())), None] {
-        let order = clocked.ask();
-        assert_eq!(clocked.answer(&order, warned()), expected);
+        let scheduled = clocked.ask();
+        assert_eq!(clocked.answer(&scheduled, warned()), expected);
         clocked.now += 1800 * SECOND;
     }
 }
@@ -336,14 +336,14 @@ proptest! {
         let mut in_flight: Vec<ScheduledAnnounce> = Vec::new();
         let mut answered = [None; 3];
         for step in steps {
-            while let Some(order) = clocked.schedule.poll(clocked.now) {
-                let index = order.tracker.0;
-                prop_assert!(in_flight.iter().all(|other| other.tracker != order.tracker));
-                prop_assert_eq!(order.event == Some(Event::Started), answered[index].is_none());
-                if let (None, Some(at)) = (order.event, answered[index]) {
+            while let Some(scheduled) = clocked.schedule.poll(clocked.now) {
+                let index = scheduled.tracker.0;
+                prop_assert!(in_flight.iter().all(|other| other.tracker != scheduled.tracker));
+                prop_assert_eq!(scheduled.event == Some(Event::Started), answered[index].is_none());
+                if let (None, Some(at)) = (scheduled.event, answered[index]) {
                     prop_assert!(clocked.now - at >= 600 * SECOND);
                 }
-                in_flight.push(order);
+                in_flight.push(scheduled);
             }
             let wakeup = clocked.schedule.wakeup(clocked.now);
             prop_assert!(wakeup.is_none_or(|at| at > clocked.now));
@@ -352,13 +352,13 @@ proptest! {
                 Step::Sleep => clocked.now = wakeup.unwrap_or(clocked.now),
                 Step::Pass(seconds) => clocked.now += u32::from(seconds) * SECOND,
                 Step::Answer(n) if !in_flight.is_empty() => {
-                    let order = in_flight.swap_remove(n % in_flight.len());
-                    answered[order.tracker.0] = Some(clocked.now);
-                    clocked.answer(&order, ok());
+                    let scheduled = in_flight.swap_remove(n % in_flight.len());
+                    answered[scheduled.tracker.0] = Some(clocked.now);
+                    clocked.answer(&scheduled, ok());
                 }
                 Step::Fail(n) if !in_flight.is_empty() => {
-                    let order = in_flight.swap_remove(n % in_flight.len());
-                    clocked.answer(&order, fail());
+                    let scheduled = in_flight.swap_remove(n % in_flight.len());
+                    clocked.answer(&scheduled, fail());
                 }
                 Step::Answer(_) | Step::Fail(_) => {}
                 Step::Want => clocked.schedule.want_peers(clocked.now),

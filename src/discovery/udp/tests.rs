@@ -24,7 +24,7 @@ pub(in crate::discovery) const LIMITS: UdpLimits = UdpLimits {
 };
 
 /// A request as the tracker receives it.
-pub(in crate::discovery) struct Asked<'a> {
+pub(in crate::discovery) struct FakeRequest<'a> {
     /// Number of earlier requests of any kind.
     pub(in crate::discovery) n: usize,
     pub(in crate::discovery) action: u8,
@@ -32,7 +32,7 @@ pub(in crate::discovery) struct Asked<'a> {
     pub(in crate::discovery) datagram: &'a [u8],
 }
 
-impl Asked<'_> {
+impl FakeRequest<'_> {
     fn reply(&self, body: &[u8]) -> Vec<u8> {
         [&[0, 0, 0, self.action], self.transaction.as_slice(), body].concat()
     }
@@ -53,18 +53,18 @@ pub(in crate::discovery) const ONE_PEER: &[u8] = b"\x7f\0\0\x01\x1a\xe1";
 pub(in crate::discovery) struct Fake {
     pub(in crate::discovery) addr: SocketAddr,
     /// Actions and sources of all requests so far.
-    pub(in crate::discovery) asked: watch::Receiver<Vec<(u8, SocketAddr)>>,
+    pub(in crate::discovery) requests: watch::Receiver<Vec<(u8, SocketAddr)>>,
     task: JoinHandle<()>,
 }
 
 impl Fake {
     pub(in crate::discovery) async fn start(
         host: &str,
-        mut behaviour: impl FnMut(Asked) -> Vec<Vec<u8>> + Send + 'static,
+        mut behaviour: impl FnMut(FakeRequest) -> Vec<Vec<u8>> + Send + 'static,
     ) -> Self {
         let socket = UdpSocket::bind((host, 0)).await.unwrap();
         let addr = socket.local_addr().unwrap();
-        let (log, asked) = watch::channel(Vec::new());
+        let (log, requests) = watch::channel(Vec::new());
         let task = tokio::spawn(async move {
             let mut buffer = [0; 9000];
             for n in 0.. {
@@ -72,17 +72,18 @@ impl Fake {
                 let datagram = &buffer[..len];
                 let action = datagram[11];
                 log.send_modify(|log: &mut Vec<_>| log.push((action, from)));
-                for reply in behaviour(Asked { n, action, transaction: datagram[12..16].try_into().unwrap(), datagram })
+                for reply in
+                    behaviour(FakeRequest { n, action, transaction: datagram[12..16].try_into().unwrap(), datagram })
                 {
                     socket.send_to(&reply, from).await.unwrap();
                 }
             }
         });
-        Self { addr, asked, task }
+        Self { addr, requests, task }
     }
 
     pub(in crate::discovery) async fn good() -> Self {
-        Self::start("127.0.0.1", |asked| vec![asked.good(ONE_PEER)]).await
+        Self::start("127.0.0.1", |request| vec![request.good(ONE_PEER)]).await
     }
 
     pub(in crate::discovery) fn url(&self) -> Url {
@@ -90,7 +91,7 @@ impl Fake {
     }
 
     pub(in crate::discovery) fn actions(&self) -> Vec<u8> {
-        self.asked.borrow().iter().map(|(action, _)| *action).collect()
+        self.requests.borrow().iter().map(|(action, _)| *action).collect()
     }
 }
 
@@ -117,7 +118,7 @@ async fn announce(client: &UdpClient, url: &Url) -> Result<Reply, AnnounceError>
 }
 
 /// Returns the outcome of an announce to a tracker with this behaviour.
-async fn outcome(behaviour: impl FnMut(Asked) -> Vec<Vec<u8>> + Send + 'static) -> Result<Reply, AnnounceError> {
+async fn outcome(behaviour: impl FnMut(FakeRequest) -> Vec<Vec<u8>> + Send + 'static) -> Result<Reply, AnnounceError> {
     let fake = Fake::start("127.0.0.1", behaviour).await;
     announce(&client(), &fake.url()).await
 }
@@ -128,10 +129,10 @@ fn peer(text: &str) -> SocketAddr {
 
 #[tokio::test]
 async fn a_connection_is_reused_until_its_id_expires() {
-    let fake = Fake::start("127.0.0.1", |asked| {
-        assert!(asked.action == CONNECT || asked.datagram[..8] == b"connection id"[..8]);
-        assert!(asked.action != ANNOUNCE || asked.datagram.ends_with(b"\x02\x13/announce?passkey=x"));
-        vec![asked.good(ONE_PEER)]
+    let fake = Fake::start("127.0.0.1", |request| {
+        assert!(request.action == CONNECT || request.datagram[..8] == b"connection id"[..8]);
+        assert!(request.action != ANNOUNCE || request.datagram.ends_with(b"\x02\x13/announce?passkey=x"));
+        vec![request.good(ONE_PEER)]
     })
     .await;
     let client = client();
@@ -141,7 +142,7 @@ async fn a_connection_is_reused_until_its_id_expires() {
     let counts = client.scrape(&fake.url(), InfoHash([0xaa; 20])).await.unwrap();
     assert_eq!(counts, Scrape { seeders: Some(1), downloads: Some(2), leechers: Some(3) });
     assert_eq!(fake.actions(), [CONNECT, ANNOUNCE, ANNOUNCE, SCRAPE]);
-    let sources: Vec<SocketAddr> = fake.asked.borrow().iter().map(|(_, from)| *from).collect();
+    let sources: Vec<SocketAddr> = fake.requests.borrow().iter().map(|(_, from)| *from).collect();
     assert!(sources.iter().all(|source| *source == sources[0]), "{sources:?}");
 
     // An expired id is not used.
@@ -156,7 +157,7 @@ async fn a_connection_is_reused_until_its_id_expires() {
 #[tokio::test]
 async fn lost_datagrams_are_sent_again() {
     // The first datagram of each kind is lost; the connection id stays valid.
-    let reply = outcome(|asked| if matches!(asked.n, 0 | 2) { vec![] } else { vec![asked.good(ONE_PEER)] }).await;
+    let reply = outcome(|request| if matches!(request.n, 0 | 2) { vec![] } else { vec![request.good(ONE_PEER)] }).await;
     assert_eq!(reply.unwrap().peers, [peer("127.0.0.1:6881")]);
 }
 
@@ -165,9 +166,9 @@ async fn a_silent_tracker_is_given_up() {
     for silent_at in [CONNECT, ANNOUNCE] {
         let sent = Arc::new(AtomicUsize::new(0));
         let count = sent.clone();
-        let outcome = outcome(move |asked| {
-            if asked.action != silent_at {
-                return vec![asked.good(b"")];
+        let outcome = outcome(move |request| {
+            if request.action != silent_at {
+                return vec![request.good(b"")];
             }
             count.fetch_add(1, Ordering::Relaxed);
             vec![]
@@ -184,16 +185,16 @@ async fn a_closed_port_is_reported_at_once() {
     let fake = Fake::good().await;
     let url = fake.url();
     fake.task.abort();
-    let _ = timeout(Duration::from_secs(10), fake.asked.clone().wait_for(|_| false)).await;
-    let fault = announce(&UdpClient::new(Bind::Anywhere, UdpLimits::default()), &url).await.unwrap_err().to_string();
-    assert!(fault.starts_with("cannot connect: ") && fault.contains("refused"), "{fault}");
+    let _ = timeout(Duration::from_secs(10), fake.requests.clone().wait_for(|_| false)).await;
+    let error = announce(&UdpClient::new(Bind::Anywhere, UdpLimits::default()), &url).await.unwrap_err().to_string();
+    assert!(error.starts_with("cannot connect: ") && error.contains("refused"), "{error}");
 }
 
 #[tokio::test]
 async fn replies_to_other_requests_are_ignored() {
-    let reply = outcome(|asked| {
-        let good = asked.good(ONE_PEER);
-        let mut other = asked.good(b"\x09\x09\x09\x09\x09\x09");
+    let reply = outcome(|request| {
+        let good = request.good(ONE_PEER);
+        let mut other = request.good(b"\x09\x09\x09\x09\x09\x09");
         other[7] ^= 1;
         // Another transaction, too short, an error for another request, and the right reply twice.
         vec![other.clone(), good[..7].to_vec(), vec![], [b"\0\0\0\x03", &other[4..]].concat(), good.clone(), good]
@@ -211,10 +212,10 @@ async fn replies_from_other_addresses_are_ignored() {
         loop {
             let (len, from) = tracker.recv_from(&mut buffer).await.unwrap();
             let datagram = &buffer[..len];
-            let asked =
-                Asked { n: 0, action: datagram[11], transaction: datagram[12..16].try_into().unwrap(), datagram };
-            liar.send_to(&asked.good(b"\x09\x09\x09\x09\x09\x09"), from).await.unwrap();
-            tracker.send_to(&asked.good(ONE_PEER), from).await.unwrap();
+            let request =
+                FakeRequest { n: 0, action: datagram[11], transaction: datagram[12..16].try_into().unwrap(), datagram };
+            liar.send_to(&request.good(b"\x09\x09\x09\x09\x09\x09"), from).await.unwrap();
+            tracker.send_to(&request.good(ONE_PEER), from).await.unwrap();
         }
     });
     assert_eq!(announce(&client(), &url).await.unwrap().peers, [peer("127.0.0.1:6881")]);
@@ -226,23 +227,26 @@ async fn malformed_replies_are_errors() {
     let garbage = |outcome: Result<Reply, AnnounceError>| {
         assert!(matches!(outcome, Err(AnnounceError::Garbage(_))), "{outcome:?}");
     };
-    garbage(outcome(|asked| vec![asked.reply(b"short")]).await);
-    garbage(outcome(|asked| vec![if asked.action == CONNECT { asked.good(b"") } else { asked.reply(b"short") }]).await);
-    garbage(outcome(|asked| vec![[&[0, 0, 0, 9], asked.transaction.as_slice(), b"what?"].concat()]).await);
+    garbage(outcome(|request| vec![request.reply(b"short")]).await);
+    garbage(
+        outcome(|request| vec![if request.action == CONNECT { request.good(b"") } else { request.reply(b"short") }])
+            .await,
+    );
+    garbage(outcome(|request| vec![[&[0, 0, 0, 9], request.transaction.as_slice(), b"what?"].concat()]).await);
     garbage(outcome(|_| vec![b"flood".to_vec(); 2 * MAX_STRAY]).await);
 }
 
 #[tokio::test]
 async fn the_peers_of_a_long_reply_are_bounded() {
-    let reply = outcome(|asked| vec![asked.good(&ONE_PEER.repeat(10_000))]).await.unwrap();
+    let reply = outcome(|request| vec![request.good(&ONE_PEER.repeat(10_000))]).await.unwrap();
     assert!((100..=MAX_PEERS).contains(&reply.peers.len()), "{}", reply.peers.len());
 }
 
 #[tokio::test]
 async fn a_rejection_carries_the_trackers_reason() {
-    let refuse = |asked: Asked| {
-        let refusal = [&[0, 0, 0, 3], asked.transaction.as_slice(), b"not\x1b[31m registered\r\n"].concat();
-        vec![if asked.action == CONNECT { asked.good(b"") } else { refusal }]
+    let refuse = |request: FakeRequest| {
+        let refusal = [&[0, 0, 0, 3], request.transaction.as_slice(), b"not\x1b[31m registered\r\n"].concat();
+        vec![if request.action == CONNECT { request.good(b"") } else { refusal }]
     };
     let expected = AnnounceError::Refused { reason: "not [31m registered".into(), retry: Retry::BackOff };
     assert_eq!(outcome(refuse).await, Err(expected));
@@ -252,14 +256,14 @@ async fn a_rejection_carries_the_trackers_reason() {
 async fn a_tracker_that_forgot_its_ids_gets_a_new_connect_request() {
     // It issues ids 0, 1, 2, … and knows only the last, as if it restarted in between.
     let mut id = 0u8;
-    let fake = Fake::start("127.0.0.1", move |asked| {
+    let fake = Fake::start("127.0.0.1", move |request| {
         let known = [b"id     ".as_slice(), &[id]].concat();
-        vec![match asked.action {
-            CONNECT => asked.reply(&known),
-            _ if asked.datagram[..8] != known => [&[0, 0, 0, 3], asked.transaction.as_slice(), b"who?"].concat(),
+        vec![match request.action {
+            CONNECT => request.reply(&known),
+            _ if request.datagram[..8] != known => [&[0, 0, 0, 3], request.transaction.as_slice(), b"who?"].concat(),
             _ => {
                 id += 1;
-                asked.good(ONE_PEER)
+                request.good(ONE_PEER)
             }
         }]
     })
@@ -273,7 +277,7 @@ async fn a_tracker_that_forgot_its_ids_gets_a_new_connect_request() {
 #[tokio::test]
 async fn peers_from_an_ipv6_address_are_ipv6() {
     let six = [&[0u8; 15], b"\x01\x1a\xe1".as_slice()].concat();
-    let fake = Fake::start("::1", move |asked| vec![asked.good(&six)]).await;
+    let fake = Fake::start("::1", move |request| vec![request.good(&six)]).await;
     assert_eq!(announce(&client(), &fake.url()).await.unwrap().peers, [peer("[::1]:6881")]);
 }
 
@@ -281,7 +285,7 @@ async fn peers_from_an_ipv6_address_are_ipv6() {
 async fn both_families_are_asked_and_a_silent_one_delays_only_briefly() {
     let six = [&[0u8; 15], b"\x01\x1a\xe1".as_slice()].concat();
     let four = Fake::good().await;
-    let other = Fake::start("::1", move |asked| vec![asked.good(&six)]).await;
+    let other = Fake::start("::1", move |request| vec![request.good(&six)]).await;
     let request = Request::scrape(InfoHash([0; 20]));
     let family: fn(&[u8], bool) -> Result<bool, AnnounceError> = |_, v6| Ok(v6);
     let mut families = client().ask_all(vec![four.addr, other.addr], request.clone(), family).await.unwrap();
@@ -307,11 +311,11 @@ async fn datagrams_leave_from_the_bound_address() {
     let fake = Fake::good().await;
     let bound = |text: &str| UdpClient::new(text.parse().unwrap(), LIMITS);
     announce(&bound("127.0.0.9"), &fake.url()).await.unwrap();
-    assert_eq!(fake.asked.borrow()[0].1.ip(), IpAddr::from([127, 0, 0, 9]));
+    assert_eq!(fake.requests.borrow()[0].1.ip(), IpAddr::from([127, 0, 0, 9]));
     announce(&bound("lo"), &fake.url()).await.unwrap();
     for (nowhere, words) in [("::1", "family"), ("no-such-if", "No such device"), ("192.0.2.1", "assign")] {
-        let fault = announce(&bound(nowhere), &fake.url()).await.unwrap_err().to_string();
-        assert!(fault.starts_with("cannot connect: ") && fault.contains(words), "{fault}");
+        let error = announce(&bound(nowhere), &fake.url()).await.unwrap_err().to_string();
+        assert!(error.starts_with("cannot connect: ") && error.contains(words), "{error}");
     }
 }
 

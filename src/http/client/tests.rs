@@ -26,8 +26,8 @@ async fn get(client: &HttpClient, url: &str, purpose: Purpose) -> Result<Vec<u8>
     client.get(url.parse().unwrap(), purpose).await.map(|(_, body)| body)
 }
 
-fn redirect_to(place: &str) -> Behaviour {
-    raw(&format!("HTTP/1.1 302 Found\r\nlocation: {place}\r\ncontent-length: 0\r\n\r\n"))
+fn redirect_to(location: &str) -> Behaviour {
+    raw(&format!("HTTP/1.1 302 Found\r\nlocation: {location}\r\ncontent-length: 0\r\n\r\n"))
 }
 
 #[tokio::test]
@@ -55,42 +55,45 @@ async fn this_machine_receives_only_the_allowed_requests() {
 
 #[tokio::test]
 async fn the_local_rule_holds_for_redirects() {
-    let goal = Server::start(Behaviour::Body(b"goal".to_vec())).await;
+    let target = Server::start(Behaviour::Body(b"target".to_vec())).await;
     for (path, expected) in [
-        ("/x/announce.php", Ok(b"goal".to_vec())),
+        ("/x/announce.php", Ok(b"target".to_vec())),
         ("/admin", Err(RequestError::Local)),
         ("", Err(RequestError::Local)),
     ] {
-        let start = Server::start(redirect_to(&format!("http://{}{path}", goal.addr))).await;
+        let start = Server::start(redirect_to(&format!("http://{}{path}", target.addr))).await;
         assert_eq!(get(&client(), &start.url(), Purpose::Announce).await, expected);
     }
-    assert_eq!(goal.requests.borrow().len(), 1);
+    assert_eq!(target.requests.borrow().len(), 1);
 }
 
 #[tokio::test]
 async fn no_redirect_leads_from_a_global_address_into_the_local_network() {
-    let inside = Server::start(Behaviour::Body(b"inside".to_vec())).await;
+    let internal = Server::start(Behaviour::Body(b"internal".to_vec())).await;
     let blocked = Err(RequestError::Redirect("into the local network"));
-    for place in [inside.url(), format!("http://localhost:{}/announce", inside.addr.port())] {
+    for location in [internal.url(), format!("http://localhost:{}/announce", internal.addr.port())] {
         // The proxy stands in for the internet.
-        let world = Server::start(redirect_to(&place)).await;
-        let client = through(&format!("http://{}", world.addr));
+        let internet = Server::start(redirect_to(&location)).await;
+        let client = through(&format!("http://{}", internet.addr));
         assert_eq!(get(&client, "http://tracker.example/announce", Purpose::Announce).await, blocked);
         assert_eq!(get(&client, "http://tracker.example/x.torrent", Purpose::User).await, blocked);
-        assert_eq!(*world.requests.borrow(), ["http://tracker.example/announce", "http://tracker.example/x.torrent"]);
+        assert_eq!(
+            *internet.requests.borrow(),
+            ["http://tracker.example/announce", "http://tracker.example/x.torrent"]
+        );
         // A URL that is local from the start may redirect to a local one.
         assert_ne!(get(&client, "http://10.0.0.1/announce", Purpose::Announce).await, blocked);
     }
-    assert!(inside.requests.borrow().is_empty());
+    assert!(internal.requests.borrow().is_empty());
 }
 
 #[tokio::test]
 async fn names_are_judged_by_their_addresses() {
-    let server = Server::start(Behaviour::Body(b"inside".to_vec())).await;
+    let server = Server::start(Behaviour::Body(b"internal".to_vec())).await;
     let client = client();
     let ask = |clients: &Clients| clients.plain.get(format!("http://localhost:{}/", server.addr.port())).send();
-    let fault = ask(&client.inner.global).await.unwrap_err();
-    assert_eq!(client.to_error(fault), RequestError::Local);
+    let error = ask(&client.inner.global).await.unwrap_err();
+    assert_eq!(client.to_error(error), RequestError::Local);
     assert!(ask(&client.inner.any).await.is_ok());
     assert_eq!(server.requests.borrow().len(), 1);
 
@@ -190,15 +193,17 @@ async fn a_failing_proxy_is_an_error_and_is_not_bypassed() {
     let direct = Server::start(Behaviour::Body(b"direct".to_vec())).await;
     let (refusing, _asked) = start_socks(1).await;
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
-    let nobody = listener.local_addr().unwrap();
+    let closed_port = listener.local_addr().unwrap();
     drop(listener);
-    for proxy in [format!("socks5://me:wrong@{refusing}"), format!("socks5://{nobody}"), format!("http://{nobody}")] {
-        let fault = get(&through(&proxy), &direct.url(), Purpose::Announce).await.unwrap_err();
-        assert!(matches!(fault, RequestError::Connect(_)), "{proxy}: {fault:?}");
-        assert!(!fault.to_string().contains("wrong"), "{fault}");
+    for proxy in
+        [format!("socks5://me:wrong@{refusing}"), format!("socks5://{closed_port}"), format!("http://{closed_port}")]
+    {
+        let error = get(&through(&proxy), &direct.url(), Purpose::Announce).await.unwrap_err();
+        assert!(matches!(error, RequestError::Connect(_)), "{proxy}: {error:?}");
+        assert!(!error.to_string().contains("wrong"), "{error}");
     }
-    let angry = Server::start(raw("HTTP/1.1 407 Proxy Authentication Required\r\ncontent-length: 0\r\n\r\n")).await;
-    let client = through(&format!("http://{}", angry.addr));
+    let rejecting = Server::start(raw("HTTP/1.1 407 Proxy Authentication Required\r\ncontent-length: 0\r\n\r\n")).await;
+    let client = through(&format!("http://{}", rejecting.addr));
     let (status, _) = client.get(direct.url().parse().unwrap(), Purpose::Announce).await.unwrap();
     assert_eq!(status.as_u16(), 407);
     assert!(direct.requests.borrow().is_empty());
@@ -224,8 +229,8 @@ async fn requests_leave_from_the_bound_address() {
         assert_eq!(get(&bound(from), &url, Purpose::Announce).await.unwrap(), b"hello", "{from}");
     }
     assert_eq!(sources.borrow()[0], IpAddr::from([127, 0, 0, 9]));
-    let fault = get(&bound("no-such-if"), &url, Purpose::Announce).await.unwrap_err();
-    assert!(matches!(fault, RequestError::Connect(_)), "{fault:?}");
+    let error = get(&bound("no-such-if"), &url, Purpose::Announce).await.unwrap_err();
+    assert!(matches!(error, RequestError::Connect(_)), "{error:?}");
 }
 
 #[tokio::test]

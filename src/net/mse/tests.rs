@@ -178,7 +178,7 @@ fn an_unknown_torrent_is_rejected() {
 }
 
 /// Returns a responder that has found its torrent, and the ciphers of a misbehaving initiator.
-fn responder_with_a_rogue() -> (Responder, Box<Ciphers>) {
+fn responder_and_rogue_ciphers() -> (Responder, Box<Ciphers>) {
     let mut rng = StdRng::seed_from_u64(5);
     let (mut input, mut output) = (BytesMut::new(), BytesMut::new());
     let key = PrivateKey::generate(&mut rng);
@@ -199,7 +199,7 @@ fn misbehaving_initiators_are_rejected() {
         bytes.put_u64(constant);
         bytes.put_u32(provide);
         bytes.put_u16(pad);
-        let (mut responder, mut ciphers) = responder_with_a_rogue();
+        let (mut responder, mut ciphers) = responder_and_rogue_ciphers();
         ciphers.send.apply(&mut bytes);
         responder.handle(&mut bytes, &mut BytesMut::new(), found).err()
     };

@@ -1,8 +1,8 @@
 //! A network of swarms in virtual time.
 //!
-//! Each node has an upload bandwidth and one first-in-first-out send queue: what stands in it cannot be taken back,
-//! as in a socket's send buffer. Small messages go past it. Bandwidth may be granted in ticks, as libtorrent does.
-//! Every piece's content is one number; a liar sends other numbers.
+//! Each node has an upload bandwidth and one first-in-first-out send queue. As in a socket's send buffer, blocks in the queue
+//! cannot be withdrawn; small messages bypass it. Bandwidth may be granted in ticks, as libtorrent does. The content of a
+//! piece is not simulated: a block only carries whether its sender lied.
 //!
 //! A node with a [`Link`] is behind that link instead: everything between it and others is delayed and queued there.
 
@@ -30,14 +30,14 @@ use torrentfs::swarm::{
 };
 use torrentfs::wire::{Message, PeerId, Request};
 
-/// The seed of a simulation: `TORRENTFS_SEED`, or `default`. Printed, so that a failure can be replayed.
+/// Returns the seed of a simulation: `TORRENTFS_SEED`, or `default`. Prints it, so that a failure can be replayed.
 pub fn seed(default: u64) -> u64 {
     let seed = std::env::var("TORRENTFS_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(default);
     println!("TORRENTFS_SEED={seed}");
     seed
 }
 
-/// How a node behaves besides speaking the protocol.
+/// Behaviour of a node.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Nature {
     Honest,
@@ -54,32 +54,32 @@ pub struct Node {
     pub nature: Nature,
     addr: SocketAddr,
     id: PeerId,
-    /// Bytes a second up; infinite is allowed.
+    /// Upload bandwidth in bytes a second. May be infinite.
     up: f64,
-    /// Bandwidth is granted this often.
+    /// Interval at which bandwidth is granted.
     tick: Duration,
     link: Option<Link>,
-    /// What stands in the send buffer.
+    /// Blocks in the send buffer.
     queue: VecDeque<(PeerKey, Request)>,
     sending: bool,
     credit: f64,
     granted: Duration,
     links: BTreeMap<PeerKey, (usize, PeerKey)>,
-    /// Blocks of pieces under way: (who sent it lied?).
+    /// For each piece in progress, whether the sender of each block lied.
     buffers: BTreeMap<u32, Vec<bool>>,
     pub stored: BTreeSet<u32>,
-    /// Pieces that the store may hold, the oldest go first; `None`: all.
+    /// Pieces that the store can hold before it evicts the oldest. `None` means all.
     pub capacity: Option<usize>,
     recency: VecDeque<u32>,
     pins: Vec<std::ops::Range<u32>>,
     wants: BTreeMap<WantId, (std::ops::Range<u64>, Duration)>,
-    /// How long each read took.
+    /// Duration of each answered read.
     pub answered: BTreeMap<WantId, Duration>,
     pub completed: Option<Duration>,
     pub banned: BTreeSet<SocketAddr>,
     pub goodbyes: Vec<DisconnectReason>,
     pub received: u64,
-    /// Requests that it took back.
+    /// Requests cancelled.
     pub cancelled: usize,
     alive: bool,
     wakeup: Option<Duration>,
@@ -90,15 +90,15 @@ enum Next {
     Wake,
     /// A message arrives.
     Deliver(PeerKey, Message),
-    /// A block arrives; the flag says that it is a lie.
+    /// A block arrives. The flag says whether it is a lie.
     Block(PeerKey, Request, bool),
-    /// A call arrives.
+    /// A connection arrives.
     Call(usize, SocketAddr),
     /// The answer to a call through a link arrives.
     Opened(Event),
     /// A block has left the socket, into a link.
     Sent(PeerKey, Request),
-    /// The send queue goes on.
+    /// The send queue continues.
     Send,
     Checked(u32, bool, Vec<u64>),
     Gone(PeerKey),
@@ -165,7 +165,7 @@ impl World {
         SocketAddr::from(([127, 0, 0, 1], 1_000 + node as u16))
     }
 
-    /// Adds a node that has what `has` says.
+    /// Adds a node with the pieces for which `has` is true.
     pub fn add(&mut self, up: f64, has: impl Fn(u32) -> bool, change: impl FnOnce(&mut Config)) -> usize {
         let node = self.nodes.len();
         let mut id = PeerId(self.rng.random());
@@ -206,7 +206,7 @@ impl World {
         node
     }
 
-    /// A seed whose bandwidth is granted in ticks of 20 ms.
+    /// Adds a seed whose bandwidth is granted in ticks of 20 ms.
     pub fn add_seed(&mut self, up: f64) -> usize {
         let node = self.add(up, |_| true, |_| {});
         self.nodes[node].tick = Duration::from_millis(20);
@@ -232,7 +232,7 @@ impl World {
         }
     }
 
-    /// Tells each of `nodes` of all the others.
+    /// Gives every node the addresses of all others.
     pub fn introduce(&mut self) {
         let all: Vec<SocketAddr> = self.nodes.iter().map(|node| node.addr).collect();
         for node in 0..self.nodes.len() {
@@ -246,7 +246,7 @@ impl World {
         self.event(node, Event::PeersFound { addrs: others, source: PeerSource::Tracker });
     }
 
-    /// The node is switched off; the others notice at once.
+    /// Switches a node off. The others notice at once.
     pub fn kill(&mut self, node: usize) {
         self.nodes[node].alive = false;
         for (_, (other, key)) in std::mem::take(&mut self.nodes[node].links) {
@@ -270,7 +270,7 @@ impl World {
         self.event(node, Event::Open { reader: ReaderId(reader), bytes });
     }
 
-    /// Starts a read, answered at once if it can be.
+    /// Starts a read, which is answered at once if its pieces are stored.
     pub fn read(&mut self, node: usize, reader: u64, bytes: std::ops::Range<u64>) -> WantId {
         self.wants += 1;
         let want = WantId(self.wants);
@@ -285,7 +285,7 @@ impl World {
         want
     }
 
-    /// Reads and waits; how long it took. Panics after `limit`.
+    /// Reads, and waits for the answer. Returns how long it took. Panics after `limit`.
     pub fn read_now(&mut self, node: usize, reader: u64, bytes: std::ops::Range<u64>, limit: Duration) -> Duration {
         let want = self.read(node, reader, bytes.clone());
         let end = self.now + limit;
@@ -304,7 +304,7 @@ impl World {
         self.now = end;
     }
 
-    /// Until `done`, or `limit` has passed.
+    /// Runs until `done`. Panics after `limit`.
     pub fn run_until(&mut self, limit: Duration, mut done: impl FnMut(&Self) -> bool) -> Duration {
         let end = self.now + limit;
         while !done(self) {
@@ -314,7 +314,7 @@ impl World {
         self.now
     }
 
-    /// One event. False if there is none.
+    /// Handles one event. Returns false if there is none.
     fn step(&mut self) -> bool {
         let Some(Reverse((at, count))) = self.order.pop() else { return false };
         let Some((node, next)) = self.events.remove(&count) else { return true };
@@ -425,7 +425,7 @@ impl World {
         }
     }
 
-    /// Does what the swarm says, and sets its alarm.
+    /// Performs the swarm's actions and sets its timer.
     fn act(&mut self, node: usize) {
         if self.check {
             self.nodes[node].swarm.check_invariants();
@@ -502,12 +502,12 @@ impl World {
         }
     }
 
-    /// Sends as much as the bandwidth allows now.
+    /// Sends the blocks that the bandwidth allows now.
     fn send_on(&mut self, node: usize) {
         let this = &mut self.nodes[node];
         let passed = (self.now - this.granted).as_secs_f64();
         this.granted = self.now;
-        // What is not used is lost, but for a moment's worth.
+        // Unused bandwidth is lost, except for that of a moment.
         let most = (this.up * 0.1).max(2.0 * f64::from(BLOCK_LEN));
         this.credit = (this.credit + this.up * passed).min(most);
         while let Some((key, request)) = self.nodes[node].queue.front().copied() {
