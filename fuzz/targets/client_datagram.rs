@@ -1,4 +1,4 @@
-//! A client's datagram to our own tracker, with a good connection id and without.
+//! A client's datagram to our own tracker, with a valid connection id and without one.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! A state file in the cache directory, damaged or made up; its checksum is made to fit, or nothing would be reached.
+//! A damaged or invented state file of the cache. Its checksum is corrected, because the decoder checks it first.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! A tracker's datagrams, and its answer to a scrape.
+//! A tracker's datagrams, and its response to a scrape.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! A client's request over HTTP to our own tracker: its head, and the query of an announce and of a scrape.
+//! A client's HTTP request to our own tracker: its head, and the query of an announce and of a scrape.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! A tracker's answer to our announce.
+//! A tracker's response to our announce.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! Our own tracker's state file.
+//! The state file of our own tracker.
 
 #![no_main]
 
