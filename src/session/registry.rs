@@ -107,3 +107,28 @@ impl Drop for Registration {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_torrent_replaces_a_search_for_its_metadata() {
+        let registry = Arc::new(Registry::new(PeerId([0; 20]), false));
+        let hash = InfoHash([1; 20]);
+        let is_known = || registry.find(&|other| *other == hash).is_some();
+        let (search, _incoming) = registry.add_resolver(hash).unwrap();
+        let (later_search, _incoming) = registry.add_resolver(hash).unwrap();
+        drop(search);
+        assert!(is_known(), "the later search is still registered");
+        let _incoming = registry.add_torrent(hash).unwrap();
+        drop(later_search);
+        assert!(is_known());
+        assert!(matches!(registry.add_torrent(hash), Err(SessionError::Twice(_))));
+        assert!(matches!(registry.add_resolver(hash), Err(SessionError::Twice(_))));
+        registry.remove([hash]);
+        assert!(!is_known());
+        drop(registry.add_resolver(hash).unwrap());
+        assert!(!is_known());
+    }
+}
