@@ -3,16 +3,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::ops::Range;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use fixedbitset::FixedBitSet;
 use rand::RngExt;
-use torrentfs::metainfo::InfoHash;
-use torrentfs::swarm::{DisconnectReason, PeerKey};
-use torrentfs::wire::{ExtensionHandshake, Holepunch, METADATA_PIECE_LEN, Message, Pex, PexFlags};
+use torrentfs::metainfo::{InfoHash, Lengths};
+use torrentfs::swarm::{Action, Config, Direction, DisconnectReason, Event, NewPeer, PeerKey, PeerSource, Swarm};
+use torrentfs::wire::{
+    ExtensionHandshake, Holepunch, METADATA_PIECE_LEN, Message, PeerId, Pex, PexFlags, UT_HOLEPUNCH, UT_METADATA,
+    UT_PEX,
+};
 
 use crate::simulation::overlay::{Overlay, Sent};
-use crate::simulation::seed;
+use crate::simulation::{config, seed};
 
 /// Our numbers of the extensions, as the extension handshake announces them.
 const PEX: u8 = 2;
@@ -32,6 +36,53 @@ fn for_each_seed(simulate: impl Fn(u64)) {
 
 fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
+}
+
+/// Returns the messages that a swarm sends now.
+fn sent(swarm: &mut Swarm) -> Vec<Message> {
+    let actions = std::iter::from_fn(|| swarm.poll());
+    actions.filter_map(|action| if let Action::Send(_, message) = action { Some(message) } else { None }).collect()
+}
+
+#[test]
+fn a_connection_starts_with_our_pieces_then_our_extensions_then_our_dht_port() {
+    let (now, lengths) = (Instant::now(), Lengths::new(1 << 20, 1 << 18).unwrap());
+    let mut swarm = Swarm::new(Config { metadata: metadata(0, 500), ..config(lengths, 1) }, FixedBitSet::new(), now);
+    let addr = Overlay::public(1);
+    let new = NewPeer::new(PeerKey(1), addr, Direction::Incoming, PeerId([1; 20]));
+    swarm.handle(now, Event::Connected(NewPeer { our_port: 7_000, our_dht_port: Some(7_001), ..new }));
+    let messages = sent(&mut swarm);
+    let [Message::HaveNone, Message::Extended { id: 0, payload }, Message::Port(7_001)] = &messages[..] else {
+        panic!("{messages:?}");
+    };
+    let ours = ExtensionHandshake::decode(payload).unwrap();
+    assert_eq!((ours.port, ours.metadata_size, ours.your_ip), (Some(7_000), Some(500), Some(addr.ip())));
+    assert_eq!(ours.extensions.keys().collect::<Vec<_>>(), [UT_HOLEPUNCH, UT_METADATA, UT_PEX]);
+    assert!(!ours.upload_only);
+    // Without the extension protocol there is no handshake for it, and without a DHT node no port.
+    let new = NewPeer::new(PeerKey(2), Overlay::public(2), Direction::Incoming, PeerId([2; 20]));
+    swarm.handle(now, Event::Connected(NewPeer { extended: false, fast: false, ..new }));
+    assert_eq!(sent(&mut swarm), []);
+    swarm.handle(now, Event::Message(PeerKey(2), Message::Port(9)));
+    assert_eq!(swarm.poll(), Some(Action::AddDhtNode(SocketAddr::new(Overlay::public(2).ip(), 9))));
+}
+
+#[test]
+fn a_peer_is_reported_with_its_source_and_its_client() {
+    let (now, lengths) = (Instant::now(), Lengths::new(1 << 20, 1 << 18).unwrap());
+    let mut swarm = Swarm::new(config(lengths, 1), FixedBitSet::new(), now);
+    let found = |source| Event::PeersFound { addrs: vec![Overlay::public(1)], source };
+    swarm.handle(now, found(PeerSource::Lsd));
+    swarm.handle(now, found(PeerSource::Dht));
+    for (key, direction) in [(1, Direction::Outgoing), (2, Direction::Incoming)] {
+        let addr = Overlay::public(key as usize);
+        swarm.handle(now, Event::Connected(NewPeer::new(PeerKey(key), addr, direction, PeerId([key as u8; 20]))));
+    }
+    let theirs = ExtensionHandshake { client: Some("a client 1.0".into()), ..ExtensionHandshake::default() };
+    swarm.handle(now, Event::Message(PeerKey(2), Message::Extended { id: 0, payload: theirs.encode() }));
+    let peers = swarm.snapshot(now).peers;
+    let reported: Vec<_> = peers.iter().map(|peer| (peer.source, peer.client.as_deref())).collect();
+    assert_eq!(reported, [(PeerSource::Lsd, None), (PeerSource::Incoming, Some("a client 1.0"))]);
 }
 
 /// Returns the peer exchange messages in the order sent.
