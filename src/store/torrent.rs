@@ -48,7 +48,7 @@ pub(super) struct Torrent {
     /// Held while an unverified piece is hashed: other readers of the piece wait, and then find it verified.
     pub verifying: Mutex<()>,
     /// The directory of its state; `None` if there is none.
-    pub home: Option<PathBuf>,
+    pub torrent_dir: Option<PathBuf>,
     /// Whether its pieces count against the cache's limit and may be evicted.
     pub evictable: bool,
     /// Whether closing removes the state.
@@ -98,7 +98,7 @@ impl Torrent {
         hashes: PieceHashes,
         pieces: Arc<Pieces>,
         files: Files,
-        home: Option<PathBuf>,
+        torrent_dir: Option<PathBuf>,
         closed: bool,
     ) -> Self {
         Self {
@@ -116,7 +116,7 @@ impl Torrent {
                 ..FileChanges::default()
             }),
             files,
-            home,
+            torrent_dir,
             closed: RwLock::new(false),
             clean: Mutex::new(closed),
             saved_last_use: AtomicU64::new(0),
@@ -126,7 +126,7 @@ impl Torrent {
     }
 
     pub fn state_path(&self) -> Option<PathBuf> {
-        self.home.as_ref().map(|home| home.join("state"))
+        self.torrent_dir.as_ref().map(|torrent_dir| torrent_dir.join("state"))
     }
 
     /// Returns whether it is closed. Takes no lock.
@@ -145,7 +145,7 @@ impl Torrent {
         if *closed {
             return Ok(false);
         }
-        self.mark_in_use()?;
+        self.clear_closed_mark()?;
         {
             let mut changes = lock(&self.file_changes);
             for file in self.files.of_piece(piece) {
@@ -159,11 +159,11 @@ impl Torrent {
         changed.map(|()| true)
     }
 
-    pub fn mark_in_use(&self) -> Result<(), DiskError> {
+    pub fn clear_closed_mark(&self) -> Result<(), DiskError> {
         let mut clean = lock(&self.clean);
         if *clean {
             let Some(path) = self.state_path() else { return Ok(()) };
-            state::reopen(&path).map_err(DiskError::new("update", path))?;
+            state::clear_closed_mark(&path).map_err(DiskError::new("update", path))?;
             *clean = false;
         }
         Ok(())
@@ -220,7 +220,7 @@ impl Torrent {
     }
 
     /// Records that the state file is out of date.
-    pub fn set_changed(&self) {
+    pub fn mark_changed(&self) {
         self.changed.store(true, SeqCst);
     }
 
