@@ -23,6 +23,7 @@ use crate::metainfo::{self, FileIndex, FileKind, PieceIndex};
 use crate::sys::file as sys;
 use crate::util::lock;
 
+/// Reasons in [`StoreError::Foreign`] and [`StoreError::InTheWay`].
 const NOT_A_FILE: &str = "is not a regular file";
 const NOT_A_DIRECTORY: &str = "is not a directory";
 const TOO_LONG: &str = "is longer than the torrent's file of that name";

@@ -95,6 +95,7 @@ pub(super) enum Cached {
     WouldWait,
 }
 
+/// The data files of one torrent.
 pub(super) struct Files {
     pieces: Arc<Pieces>,
     pub root: Root,
