@@ -15,8 +15,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::support::*;
 use proptest::prelude::*;
+use torrentfs::internals::payload::{self, Found, Walk};
 use torrentfs::metainfo::{FileKind, Metainfo, NewTorrent};
-use torrentfs::payload::{self, Found, Walk};
 
 /// Returns the command in a directory.
 fn torrentfs(dir: &Path, args: &[&str]) -> Command {

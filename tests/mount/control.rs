@@ -13,7 +13,7 @@ use serde_json::Value;
 #[test]
 fn the_api_description_is_unchanged() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/openapi.json");
-    let now = torrentfs::web::openapi() + "\n";
+    let now = torrentfs::internals::web::openapi() + "\n";
     if std::env::var_os("TORRENTFS_BLESS").is_some() {
         fs::write(&path, &now).unwrap();
     }
@@ -185,7 +185,7 @@ fn every_route_is_described_and_no_other_exists() {
         }
     }
     let document = send(&socket, "GET", "/openapi.json", "");
-    assert_eq!(document.text(), torrentfs::web::openapi());
+    assert_eq!(document.text(), torrentfs::internals::web::openapi());
     let map = send(&socket, "GET", &format!("/torrents/{}/pieces?cells=10", lab.info_hash()), "");
     assert_matches_schema("PieceMap", &map.body);
     let cells = map.json()["cells"].as_array().unwrap().clone();
