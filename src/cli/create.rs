@@ -131,12 +131,11 @@ pub(super) struct CreateArgs {
 /// Value of `--format`.
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
 enum Format {
-    /// BitTorrent v1
     V1,
-    /// Not supported yet
+    // Not supported yet.
     #[value(hide = true)]
     V2,
-    /// Not supported yet
+    // Not supported yet.
     #[value(hide = true)]
     Hybrid,
 }
