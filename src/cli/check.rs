@@ -1,4 +1,4 @@
-//! `torrentfs check`: whether files are those of a torrent.
+//! `torrentfs check`: compares files with the hashes of a torrent.
 
 use std::ffi::OsString;
 use std::fmt::Write;
@@ -17,46 +17,50 @@ use crate::library::read_torrent;
 use crate::metainfo::{Metainfo, PieceIndex};
 use crate::payload::{self, Check, CheckedFile, FileState, PieceState};
 
-/// Runs of pieces named on a line; JSON has all of them.
-const RUNS: usize = 8;
+/// Largest number of piece ranges in a line, so that it stays short. JSON lists all pieces.
+const MAX_RANGES: usize = 8;
 
-const AFTER_HELP: &str = "\
-The exit code is 0 only if every piece is good and every file is as long as it
-should be; 6 if not. Nothing is written. Each file that is not as it should be
-has a line:
+const DESCRIPTION: &str = "\
+Every piece is hashed. The exit code is 0 if every hash matches and every file
+has the right length, and 6 otherwise. Nothing is written. Each file with a
+problem is printed on a line that begins with its state.";
 
-  missing     it is not there
-  short       it has fewer bytes than it should have
-  long        it has more
-  bad         some of its pieces do not have the torrent's hash; a piece may lie
-              in several files
-  unchecked   it is all there, but shares a piece with a file that is not
+const SECTIONS: &str = "\
+States:
+  missing     the file does not exist
+  short       it is shorter than in the torrent
+  long        it is longer than in the torrent
+  bad         some of its pieces have another hash; a piece may span files
+  unchecked   its data exists, but it shares a piece with an incomplete file
   unreadable  it cannot be read
-  other       something else is there, or a link leads elsewhere
+  other       another kind of file has its name, or a link has another target
 
-JSON: complete, path, size, good_bytes, pieces, good_pieces, bad_pieces and
-missing_pieces (their numbers), files: path, size, state (\"good\" or one of the
-above), detail, pieces, bad_pieces, missing_pieces (how many).
+JSON:
+  complete, path, size, good_bytes, pieces and good_pieces (numbers), bad_pieces
+  and missing_pieces (lists of indexes), files (list of: path, size, state
+  (\"good\" or one of the above), detail, pieces, bad_pieces and missing_pieces
+  (numbers))
 
 Examples:
   torrentfs check film.torrent ~/Videos/film.mkv
-  torrentfs check album.torrent ~/Music && echo all right";
+  torrentfs check album.torrent ~/Music && echo complete";
 
-/// Tell whether files are those of a torrent, and which are not
+/// Check files against the hashes of a torrent
 #[derive(Args, Clone, Debug)]
-#[command(after_help = AFTER_HELP)]
+#[command(before_help = DESCRIPTION, after_help = SECTIONS)]
 pub(super) struct CheckArgs {
-    /// A .torrent file, or "-" for standard input
+    /// .torrent file, or "-" for standard input
     torrent: OsString,
 
-    /// The torrent's file or directory, or the directory that holds it
+    /// File or directory of the torrent, or the directory that contains it
     path: PathBuf,
 
-    /// As JSON, on one line
+    /// Print JSON, on one line
     #[arg(long)]
     json: bool,
 }
 
+/// Output of `--json`.
 #[derive(Serialize)]
 struct CheckJson {
     complete: bool,
@@ -70,6 +74,7 @@ struct CheckJson {
     files: Vec<FileJson>,
 }
 
+/// A file in [`CheckJson`].
 #[derive(Serialize)]
 struct FileJson {
     path: String,
@@ -81,7 +86,7 @@ struct FileJson {
     missing_pieces: usize,
 }
 
-/// Whether all is there: [`Exit::Success`] or [`Exit::Incomplete`].
+/// Checks the files. Returns [`Exit::Success`] if everything is correct, or else [`Exit::Incomplete`].
 pub(super) fn run(args: &CheckArgs, quiet: bool) -> Result<Exit, Failure> {
     let metainfo = read(&args.torrent)?;
     let progress = Progress::start(&format!("checking {}", metainfo.name), metainfo.layout.lengths().total(), quiet);
@@ -107,6 +112,7 @@ pub(super) fn run(args: &CheckArgs, quiet: bool) -> Result<Exit, Failure> {
     Ok(if check.is_complete() { Exit::Success } else { Exit::Incomplete })
 }
 
+/// Reads the torrent from a file or standard input.
 fn read(torrent: &OsString) -> Result<Metainfo, Failure> {
     let standard = torrent == STANDARD;
     let shown = if standard { "standard input".into() } else { torrent.to_string_lossy() };
@@ -118,37 +124,34 @@ fn read(torrent: &OsString) -> Result<Metainfo, Failure> {
     Metainfo::parse(&bytes).map_err(|error| Failure::of_torrent("read", &shown, error))
 }
 
-/// The word for a state, and what more there is to say.
-fn words(file: &CheckedFile, size: u64) -> (&'static str, Option<String>) {
+/// Returns the name of a state, and details.
+fn describe(file: &CheckedFile, size: u64) -> (&'static str, Option<String>) {
     match &file.state {
         FileState::Good => ("good", None),
         FileState::Missing => ("missing", None),
         FileState::Short(len) => ("short", Some(format!("{len} of {size} bytes"))),
-        FileState::Long(len) => ("long", Some(format!("{} more than {size}", count_bytes(len - size)))),
+        FileState::Long(len) => ("long", Some(format!("{} more than {size}", count((len - size) as usize, "byte")))),
         FileState::Bad => ("bad", None),
         FileState::Unchecked => ("unchecked", None),
         FileState::Unreadable(why) => ("unreadable", Some(why.clone())),
-        FileState::Other(kind) => ("other", Some(format!("there is a {kind} in its place"))),
-        FileState::LeadsElsewhere => ("other", Some("the link leads elsewhere".into())),
+        FileState::Other(kind) => ("other", Some(format!("found a {kind} instead"))),
+        FileState::LeadsElsewhere => ("other", Some("the link has another target".into())),
     }
 }
 
-fn count_bytes(number: u64) -> String {
-    format!("{number} byte{}", if number == 1 { "" } else { "s" })
-}
-
+/// Returns the report for people.
 fn page(metainfo: &Metainfo, check: &Check) -> String {
     let mut text = String::new();
-    // Writing to a string does not fail.
+    // Writing to a string cannot fail.
     for file in &check.files {
         let Some(of) = metainfo.layout.file(file.index).filter(|_| file.state != FileState::Good) else { continue };
-        let (state, detail) = words(file, of.len);
+        let (state, detail) = describe(file, of.len);
         let colour = if matches!(file.state, FileState::Bad | FileState::Long(_)) { RED } else { YELLOW };
         let _ = write!(text, "{colour}{state:<10}{PLAIN}  {}", of.path.join("/"));
         let mut details: Vec<String> = detail.into_iter().collect();
-        let bad: Vec<PieceIndex> = with(check, file, PieceState::Bad).collect();
+        let bad: Vec<PieceIndex> = pieces_in_state(check, file, PieceState::Bad).collect();
         if !bad.is_empty() {
-            details.push(format!("{} of {} bad: {}", bad.len(), count(file.pieces.len(), "piece"), runs(&bad)));
+            details.push(format!("{} of {} bad: {}", bad.len(), count(file.pieces.len(), "piece"), ranges(&bad)));
         }
         let _ = writeln!(text, "{}{}", if details.is_empty() { "" } else { ": " }, details.join("; "));
     }
@@ -165,10 +168,10 @@ fn page(metainfo: &Metainfo, check: &Check) -> String {
             count(check.pieces.len(), "piece")
         )
     } else {
-        let well = check.files.iter().filter(|file| file.state == FileState::Good).count();
+        let good_files = check.files.iter().filter(|file| file.state == FileState::Good).count();
         writeln!(
             text,
-            "{RED}incomplete{PLAIN}  {root}: {well} of {} good; of {}, {good} good, {bad} bad, {missing} missing; \
+            "{RED}incomplete{PLAIN}  {root}: {good_files} of {} good; of {}, {good} good, {bad} bad, {missing} missing; \
              {} of {} good",
             count(files, "file"),
             count(check.pieces.len(), "piece"),
@@ -179,43 +182,50 @@ fn page(metainfo: &Metainfo, check: &Check) -> String {
     text
 }
 
-/// As in "3, 7-9, 12"; not more than a few.
-fn runs(pieces: &[PieceIndex]) -> String {
-    let mut runs = pieces.chunk_by(|a, b| a.get() + 1 == b.get()).map(|run| match run {
+/// Formats piece indexes as ranges, such as "3, 7-9, 12", at most [`MAX_RANGES`].
+fn ranges(pieces: &[PieceIndex]) -> String {
+    let mut ranges = pieces.chunk_by(|a, b| a.get() + 1 == b.get()).map(|range| match range {
         [first, .., last] => format!("{first}-{last}"),
-        run => run.iter().map(ToString::to_string).collect(),
+        range => range.iter().map(ToString::to_string).collect(),
     });
-    let mut text = runs.by_ref().take(RUNS).collect::<Vec<_>>().join(", ");
-    if runs.next().is_some() {
+    let mut text = ranges.by_ref().take(MAX_RANGES).collect::<Vec<_>>().join(", ");
+    if ranges.next().is_some() {
         text.push_str(", …");
     }
     text
 }
 
-fn with<'a>(check: &'a Check, file: &'a CheckedFile, state: PieceState) -> impl Iterator<Item = PieceIndex> + 'a {
+/// Returns the pieces of a file that have a state.
+fn pieces_in_state<'a>(
+    check: &'a Check,
+    file: &'a CheckedFile,
+    state: PieceState,
+) -> impl Iterator<Item = PieceIndex> + 'a {
     file.pieces.iter().copied().filter(move |piece| check.piece(*piece) == state)
 }
 
+/// Returns the number of bytes in good pieces.
 fn good_bytes(metainfo: &Metainfo, check: &Check) -> u64 {
     let lengths = metainfo.layout.lengths();
     let good = lengths.iter().filter(|piece| check.piece(*piece) == PieceState::Good);
     good.map(|piece| u64::from(lengths.len_of(piece))).sum()
 }
 
+/// Returns the report for `--json`.
 fn to_json(metainfo: &Metainfo, check: &Check) -> CheckJson {
     let lengths = metainfo.layout.lengths();
     let numbers = |state| lengths.iter().filter(|piece| check.piece(*piece) == state).map(PieceIndex::get).collect();
     let files = check.files.iter().filter_map(|file| {
         let of = metainfo.layout.file(file.index)?;
-        let (state, detail) = words(file, of.len);
+        let (state, detail) = describe(file, of.len);
         Some(FileJson {
             path: of.path.join("/"),
             size: of.len,
             state,
             detail,
             pieces: file.pieces.len(),
-            bad_pieces: with(check, file, PieceState::Bad).count(),
-            missing_pieces: with(check, file, PieceState::Missing).count(),
+            bad_pieces: pieces_in_state(check, file, PieceState::Bad).count(),
+            missing_pieces: pieces_in_state(check, file, PieceState::Missing).count(),
         })
     });
     CheckJson {
@@ -237,14 +247,14 @@ mod tests {
     use crate::metainfo::Lengths;
 
     #[test]
-    fn pieces_are_told_in_runs() {
+    fn pieces_are_shown_as_ranges() {
         let lengths = Lengths::new(100, 1).unwrap();
-        let runs =
-            |numbers: &[u32]| runs(&numbers.iter().map(|number| lengths.piece(*number).unwrap()).collect::<Vec<_>>());
-        assert_eq!(runs(&[3, 7, 8, 9, 12]), "3, 7-9, 12");
-        assert_eq!(runs(&[]), "");
+        let ranges =
+            |numbers: &[u32]| ranges(&numbers.iter().map(|number| lengths.piece(*number).unwrap()).collect::<Vec<_>>());
+        assert_eq!(ranges(&[3, 7, 8, 9, 12]), "3, 7-9, 12");
+        assert_eq!(ranges(&[]), "");
         let even: Vec<u32> = (0..9).map(|n| 2 * n).collect();
-        assert_eq!(runs(&even), "0, 2, 4, 6, 8, 10, 12, 14, …");
-        assert_eq!(runs(&even[..8]), "0, 2, 4, 6, 8, 10, 12, 14");
+        assert_eq!(ranges(&even), "0, 2, 4, 6, 8, 10, 12, 14, …");
+        assert_eq!(ranges(&even[..8]), "0, 2, 4, 6, 8, 10, 12, 14");
     }
 }

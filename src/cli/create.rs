@@ -1,4 +1,4 @@
-//! `torrentfs create`: a file or a tree to a `.torrent`.
+//! `torrentfs create`: makes a `.torrent` file from a file or a directory.
 
 use std::path::PathBuf;
 
@@ -10,18 +10,45 @@ use super::flags::values::{Tier, name, tier, web_seed};
 use super::make_torrent::{self, Recipe};
 use crate::metainfo::MAX_PIECE_LEN;
 
-/// The smallest piece that others take.
+/// Smallest piece length in bytes that other clients accept.
 const MIN_PIECE_LEN: u64 = 16 << 10;
 
-const AFTER_HELP: &str = "\
-A tracker tier is one --tracker; trackers within a tier are separated by commas.
-GLOB is as in a shell: without a '/' it is of names at any depth, with one of
-paths below PATH; '/' at its end is of directories alone; '**' is of any depth.
-SIZE is a power of two with a unit: 256KiB, 4MiB.
+const DESCRIPTION: &str = "\
+The torrent is written to NAME.torrent in the current directory, or to --output.
+An existing file is replaced only with --force. PATH is only read. A file that
+changes while it is hashed is an error.
 
-Links within the tree and owners' x bits are kept (BEP 47). What begins with a
-dot is left out. FIFOs, sockets, devices and names that are not UTF-8 are
-errors: --ignore leaves them out. SOURCE_DATE_EPOCH is the date, if it is set.
+All processors hash. Memory use does not depend on the piece length, and holes
+in sparse files are not read.";
+
+const SECTIONS: &str = "\
+Files:
+  Hidden files, whose names begin with a dot, are left out unless --hidden is
+  given; --ignore leaves out more. Empty directories are left out, since a
+  torrent cannot contain them. Symbolic links within PATH and executable bits
+  are kept (BEP 47). Links that lead out of PATH, FIFOs, sockets, devices and
+  names that are not UTF-8 are errors; leave them out with --ignore.
+
+Same info hash as other programs:
+  libtorrent            if its files are sorted by the bytes of their paths
+  mktorrent             --hidden --dereference --no-executable
+  transmission-create   --private --dereference --no-executable, if no file is
+                        empty and names are ASCII in a single case
+  With --no-date, or a fixed SOURCE_DATE_EPOCH, the same files and options give
+  the same bytes.
+
+Values:
+  GLOB  a shell pattern: without '/' for names at any depth, with '/' for paths
+        below PATH; '/' at the end matches directories only, '**' any depth
+  SIZE  a power of two with a unit: 256KiB, 4MiB
+
+Environment:
+  SOURCE_DATE_EPOCH  creation date to store, in seconds since 1970
+
+JSON:
+  torrent (path; null for standard output), name, info_hash, magnet, size,
+  files (number), piece_length, pieces (number), private, left_out (numbers:
+  hidden, ignored, empty_directories)
 
 Examples:
   torrentfs create film -a http://tracker.example.org/announce
@@ -29,93 +56,95 @@ Examples:
       -a udp://b.example.org:80,udp://c.example.org:80
   torrentfs create photos --ignore '*.xmp' --ignore thumbnails/ --private";
 
-/// Make a .torrent of a file or a directory
+/// Make a .torrent file from a file or a directory
 #[derive(Args, Clone, Debug)]
-#[command(after_help = AFTER_HELP, args_override_self = true)]
+#[command(before_help = DESCRIPTION, after_help = SECTIONS, args_override_self = true)]
 pub(super) struct CreateArgs {
-    /// A file, or a directory of files
+    /// File or directory to share
     path: PathBuf,
 
-    /// Where the torrent is written, or the directory for it; "-": standard output [default: NAME.torrent]
+    /// File or directory to write the torrent to, or "-" for standard output [default: NAME.torrent]
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
 
-    /// Replace a file that is there already
+    /// Replace an existing torrent file
     #[arg(short, long)]
     force: bool,
 
-    /// A tracker's announce URL, or several of a tier, separated by commas; again: the next tier
+    /// Announce URL of a tracker, or several URLs of one tier; repeat the option for further tiers
     #[arg(short = 'a', long = "tracker", value_name = "URL[,URL]", value_parser = tier)]
     trackers: Vec<Tier>,
 
-    /// The URL of an HTTP server that has the files, too (BEP 19)
+    /// URL of an HTTP server that has the files (BEP 19); may be repeated
     #[arg(short, long = "web-seed", value_name = "URL", value_parser = web_seed)]
     web_seeds: Vec<String>,
 
-    /// Peers may come from the trackers alone (BEP 27)
+    /// Make a private torrent, whose peers come from its trackers only (BEP 27)
     #[arg(short, long)]
     private: bool,
 
-    /// A text for those who look into the torrent
+    /// Comment to store in the torrent
     #[arg(short, long, value_name = "TEXT")]
     comment: Option<String>,
 
-    /// Whom it is for; makes another torrent of the same files
+    /// Source tag, which gives the same files another info hash
     #[arg(short, long, value_name = "TEXT")]
     source: Option<String>,
 
-    /// What it is called [default: the name of PATH]
+    /// Name of the torrent [default: the name of PATH]
     #[arg(short, long, value_parser = name)]
     name: Option<String>,
 
-    /// Bytes of a piece [default: such that there are at most 2048, but no more than 4MiB]
+    /// Piece length [default: the smallest that gives at most 2048 pieces, up to 4MiB]
     #[arg(short = 'l', long, value_name = "SIZE", value_parser = piece_len)]
     piece_length: Option<u32>,
 
-    /// Leave out the date, so that the same files make the same torrent
+    /// Store no creation date
     #[arg(long)]
     no_date: bool,
 
-    /// Take what begins with a dot, too
+    /// Include hidden files
     #[arg(long, help_heading = "Files")]
     hidden: bool,
 
-    /// Leave out what is called so
+    /// Leave out files and directories that match; may be repeated
     #[arg(short, long, value_name = "GLOB", help_heading = "Files")]
     ignore: Vec<String>,
 
-    /// Take what links lead to, in place of the links
+    /// Store the targets of symbolic links instead of the links
     #[arg(short = 'L', long, help_heading = "Files")]
     dereference: bool,
 
-    /// Do not keep which files may be run
+    /// Do not store executable bits
     #[arg(long, help_heading = "Files")]
     no_executable: bool,
 
-    /// Of which version of BitTorrent
+    /// Version of the torrent format
     #[arg(long, value_enum, default_value_t = Format::V1)]
     format: Format,
 
-    /// Tell the result as JSON: torrent, name, info_hash, magnet, size, files, piece_length, pieces, private, left_out
+    /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
+/// Value of `--format`.
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
 enum Format {
     /// BitTorrent v1
     V1,
-    /// Not yet
+    /// Not supported yet
     #[value(hide = true)]
     V2,
-    /// Not yet
+    /// Not supported yet
     #[value(hide = true)]
     Hybrid,
 }
 
+/// Makes the torrent.
 pub(super) fn run(args: CreateArgs, quiet: bool) -> Result<(), Failure> {
     if args.format != Format::V1 {
-        return Err(Failure::new(Exit::Usage, "torrents of BitTorrent v2 cannot be made yet; leave out --format"));
+        return Err(Failure::new(Exit::Usage, "BitTorrent v2 torrents are not supported yet; use --format v1"));
     }
     make_torrent::make(&args.into(), quiet).map(drop)
 }
@@ -143,6 +172,7 @@ impl From<CreateArgs> for Recipe {
     }
 }
 
+/// Parses a piece length.
 fn piece_len(text: &str) -> Result<u32, String> {
     let size = text.parse::<ByteSize>().ok().map(|size| size.as_u64());
     size.filter(|size| size.is_power_of_two() && (MIN_PIECE_LEN..=MAX_PIECE_LEN.into()).contains(size))
@@ -155,7 +185,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pieces_are_powers_of_two() {
+    fn piece_lengths_are_powers_of_two() {
         assert_eq!((piece_len("16KiB"), piece_len("4MiB"), piece_len("32768")), (Ok(16384), Ok(4 << 20), Ok(32768)));
         for nonsense in ["", "8KiB", "17KiB", "1MB", "256MiB", "0", "-1"] {
             assert!(piece_len(nonsense).is_err(), "{nonsense}");

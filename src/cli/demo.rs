@@ -1,4 +1,4 @@
-//! `torrentfs demo`: a whole swarm on loopback, mounted through the ordinary path.
+//! `torrentfs demo`: runs a whole swarm on loopback and mounts its torrent with the code of `torrentfs mount`.
 
 use std::fs;
 use std::io::{self, IsTerminal, Write};
@@ -28,55 +28,75 @@ use crate::session::{Session, SessionConfig, Torrent, TorrentOptions};
 use crate::store::{Cache, Place};
 use crate::tracker::{self, Tracker};
 
+/// Name of the torrent, and of its directory in the mount.
 const NAME: &str = "torrentfs-demo";
+/// Piece length in bytes. Small, so that the demo has hundreds of pieces to show.
 const PIECE_LEN: u32 = 128 * 1024;
+/// Number of seeders: the smallest that shows a download from several peers.
 const SEEDERS: usize = 2;
+/// Address of all sockets of the demo.
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
-/// See it work: a whole swarm on this machine, with sample music and video, mounted
-///
-/// Makes a sample library and a torrent of it, starts a tracker and throttled seeders on loopback, and mounts the
-/// torrent. Nothing leaves this machine. Ctrl-C takes everything away again.
+const DESCRIPTION: &str = "\
+The demo makes a sample library of music, video and text, makes a torrent of it,
+starts a tracker and two seeders with a limited rate, and mounts the torrent.
+All connections stay on this machine. Ctrl-C unmounts, stops everything and
+removes the files.
+
+While it runs, read the mounted files, or watch it from another terminal with
+`torrentfs top`.";
+
+const SECTIONS: &str = "\
+Values:
+  RATE  bytes per second with a unit: 500KB, 2MiB
+  TIME  a number with a unit: 90s, 2min, 1h
+
+Examples:
+  torrentfs demo
+  torrentfs demo --rate 500KB --for 2min
+  torrentfs demo --check && echo it works";
+
+/// Try torrentfs with a swarm on this machine
 #[derive(Args, Clone, Debug, PartialEq)]
-#[command(args_override_self = true)]
+#[command(before_help = DESCRIPTION, after_help = SECTIONS, args_override_self = true)]
 pub(super) struct DemoArgs {
-    /// Where to mount [default: a new temporary directory]
+    /// Directory to mount on [default: a new temporary directory]
     pub(super) mountpoint: Option<PathBuf>,
 
-    /// What each of the seeders gives in a second at most
+    /// Maximum upload rate of each seeder
     #[arg(long, value_name = "RATE", default_value = "2MiB", value_parser = rate)]
     pub(super) rate: u64,
 
-    /// End by itself after so long [default: on Ctrl-C]
+    /// Stop after this time [default: until Ctrl-C]
     #[arg(long = "for", value_name = "TIME", value_parser = duration)]
     pub(super) time: Option<Duration>,
 
-    /// Read every file through the mount, compare it with the original, and end: 0 if all is the same, else 1
+    /// Read every file through the mount and compare it with the original, then exit: 0 if all are equal, else 1
     #[arg(long, conflicts_with = "time")]
     pub(super) check: bool,
 }
 
-/// Shows it, or checks it and ends.
+/// Runs the demo.
 pub(super) fn run(args: DemoArgs, verbosity: Verbosity) -> Result<(), Failure> {
     log::to_stderr(verbosity);
-    let dir = Scratch::new().map_err(|error| failed("make a temporary directory", error))?;
+    let dir = TempDir::new().map_err(|error| failed("create a temporary directory", error))?;
     runtime()?.block_on(demonstrate(&args, &dir.0))
 }
 
 async fn demonstrate(args: &DemoArgs, dir: &Path) -> Result<(), Failure> {
     let mut signals = Signals::listen()?;
-    let stage = tokio::select! {
-        stage = Stage::set(args, dir) => stage?,
+    let swarm = tokio::select! {
+        swarm = DemoSwarm::start(args, dir) => swarm?,
         _ = signals.any() => return Ok(()),
     };
-    let Stage { library, files, torrent_file, metainfo, tracker, seeders } = stage;
+    let DemoSwarm { library, files, torrent_file, metainfo, tracker, seeders } = swarm;
     let total = metainfo.layout.lengths().total();
 
     let mountpoint = match &args.mountpoint {
         Some(mountpoint) => mountpoint.clone(),
         None => dir.join("mnt"),
     };
-    fs::create_dir_all(&mountpoint).map_err(|error| failed("make the mount point", error))?;
+    fs::create_dir_all(&mountpoint).map_err(|error| failed("create the mountpoint", error))?;
     let mount_args = MountArgs {
         sources: vec![torrent_file.into()],
         mountpoint,
@@ -105,19 +125,19 @@ async fn demonstrate(args: &DemoArgs, dir: &Path) -> Result<(), Failure> {
     let service = Service::start(&mount_args, vec![source], cache, Attacher::ThisProcess, true, &|| true).await?;
     let root = service.mounted.path().join(NAME);
     let shown = root.display();
-    println!("mounted at {shown}, {} to come", ByteSize(total));
+    println!("mounted at {shown}, {} to fetch", ByteSize(total));
 
     let outcome = if args.check {
         tokio::select! {
             outcome = check(&service, &root, &library, &files) => outcome,
-            _ = signals.any() => Err(cut_short()),
+            _ = signals.any() => Err(interrupted()),
         }
     } else {
-        println!("try, in another terminal:");
+        println!("Try in another terminal:");
         println!("  ls -lR {shown}");
-        println!("  ffplay {shown}/video/waves.y4m    (or mpv, vlc; seek as you like)");
-        println!("  cp -r {shown} /tmp/    (a copy of what is not here yet)");
-        println!("Ctrl-C ends it and takes everything away again");
+        println!("  ffplay {shown}/video/waves.y4m    (or mpv, vlc; seeking works)");
+        println!("  cp -r {shown} /tmp/    (copies data that is not fetched yet)");
+        println!("Ctrl-C stops the demo and removes all its files");
         let end = async {
             match args.time {
                 Some(time) => tokio::time::sleep(time).await,
@@ -140,13 +160,13 @@ async fn demonstrate(args: &DemoArgs, dir: &Path) -> Result<(), Failure> {
         session.remove(&torrent).await;
         let _ = tokio::task::spawn_blocking(move || cache.close()).await;
     }
-    // It has no state to save.
+    // The tracker has no state to save, so this cannot fail.
     let _ = tracker.stop(Duration::from_secs(1)).await;
     outcome.and(stopped)
 }
 
-/// What is there before the mount: the library, a torrent of it, a tracker and seeders.
-struct Stage {
+/// Everything but the mount: the library, its torrent, a tracker and seeders.
+struct DemoSwarm {
     library: PathBuf,
     files: Vec<NewFile>,
     torrent_file: PathBuf,
@@ -155,9 +175,9 @@ struct Stage {
     seeders: Vec<(Session, Arc<Torrent>, Arc<Cache>)>,
 }
 
-impl Stage {
-    async fn set(args: &DemoArgs, dir: &Path) -> Result<Self, Failure> {
-        println!("making a sample library: music, a clip, texts");
+impl DemoSwarm {
+    async fn start(args: &DemoArgs, dir: &Path) -> Result<Self, Failure> {
+        println!("making a sample library of music, video and text");
         let library = dir.join("library").join(NAME);
         let generated = library.clone();
         let files = tokio::task::spawn_blocking(move || {
@@ -168,7 +188,7 @@ impl Stage {
             .await
             .map_err(io::Error::other)
             .flatten()
-            .map_err(|error| failed("make the sample library", error))?;
+            .map_err(|error| failed("write the sample library", error))?;
 
         let loopback = SocketAddr::new(LOOPBACK, 0);
         let tracker = Tracker::bind(loopback, tracker::Limits::default()).await;
@@ -178,7 +198,7 @@ impl Stage {
         let torrent_file = dir.join("demo.torrent");
         fs::write(&torrent_file, &torrent).map_err(|error| failed("write the torrent", error))?;
         let metainfo = Metainfo::parse(&torrent).map_err(|error| failed("read the torrent", error))?;
-        println!("tracker at {announce}; {SEEDERS} seeders of {}/s each", ByteSize(args.rate));
+        println!("tracker: {announce}; {SEEDERS} seeders with {}/s each", ByteSize(args.rate));
 
         let mut seeders = Vec::new();
         for n in 0..SEEDERS {
@@ -188,6 +208,7 @@ impl Stage {
     }
 }
 
+/// Returns the torrent file of the library.
 fn make_torrent(library: &Path, files: &[NewFile], announce: &str) -> Result<Vec<u8>, Failure> {
     let make = || -> io::Result<Vec<u8>> {
         let mut content: Box<dyn io::Read> = Box::new(io::empty());
@@ -211,7 +232,7 @@ fn make_torrent(library: &Path, files: &[NewFile], announce: &str) -> Result<Vec
     make().map_err(|error| failed("make the torrent", error))
 }
 
-/// A seeder of our own engine. It gives the library as it lies, checked before.
+/// Starts a seeder that uploads the library in place, after checking it.
 async fn seed(
     dir: &Path,
     library: &Path,
@@ -237,9 +258,9 @@ async fn seed(
     Ok((session, torrent, cache))
 }
 
-/// A line that changes on a terminal, a line now and then elsewhere. Never ends.
+/// Prints the progress: on a terminal in one line every second, otherwise in a new line every five seconds. Never returns.
 async fn show_progress(library: &Library, total: u64) {
-    // The one of the demo.
+    // The demo has a single torrent.
     let Some((_, torrent)) = library.torrents().pop() else { return std::future::pending().await };
     let terminal = io::stdout().is_terminal();
     let pieces = torrent.metainfo().layout.lengths().pieces();
@@ -265,6 +286,7 @@ async fn show_progress(library: &Library, total: u64) {
     }
 }
 
+/// Returns the path of a file below a directory.
 fn path_of(dir: &Path, file: &NewFile) -> PathBuf {
     dir.join(file.path.iter().collect::<PathBuf>())
 }
@@ -286,39 +308,39 @@ async fn check(service: &Service, root: &Path, library: &Path, files: &[NewFile]
     });
     let compared = tokio::select! {
         compared = compared => compared.map_err(io::Error::other).flatten(),
-        ended = service.ended() => return ended.and(Err(cut_short())),
+        ended = service.ended() => return ended.and(Err(interrupted())),
     };
     let (files, bytes) = compared.map_err(|error| failed("read the mount", error))?;
     println!(
-        "read {files} files, {} through the mount in {:.1?}: all as they were made",
+        "read {files} files, {} through the mount in {:.1?}: all are equal to the originals",
         ByteSize(bytes),
         begin.elapsed()
     );
     Ok(())
 }
 
-fn cut_short() -> Failure {
-    Failure::new(Exit::Failure, "ended before everything was read")
+fn interrupted() -> Failure {
+    Failure::new(Exit::Failure, "stopped before everything was read")
 }
 
 fn failed(what: &str, error: impl std::fmt::Display) -> Failure {
     Failure::new(Exit::Failure, format!("cannot {what}: {error}"))
 }
 
-/// A directory that goes with its owner.
-struct Scratch(PathBuf);
+/// A temporary directory, removed when dropped.
+struct TempDir(PathBuf);
 
-impl Scratch {
+impl TempDir {
     fn new() -> io::Result<Self> {
         let name = format!("torrentfs-demo-{}-{:08x}", std::process::id(), rand::random::<u32>());
         let dir = std::env::temp_dir().join(name);
-        // `create_dir` fails on what is there already, so nobody else's directory is used or removed.
+        // `create_dir` fails if the path exists, so no directory of another program is used or removed.
         fs::create_dir(&dir)?;
         Ok(Self(dir))
     }
 }
 
-impl Drop for Scratch {
+impl Drop for TempDir {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_dir_all(&self.0) {
             tracing::warn!("cannot remove {}: {error}", self.0.display());

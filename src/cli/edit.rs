@@ -1,4 +1,4 @@
-//! `torrentfs edit`: what can change of a torrent without making another one of it; and its name.
+//! `torrentfs edit`: changes the parts of a torrent that do not affect its info hash, and its name, which does.
 
 use std::fs;
 use std::io::{self, IsTerminal};
@@ -15,16 +15,24 @@ use super::text::{self, shown};
 use crate::library::read_torrent;
 use crate::metainfo::{Edit, Metainfo};
 
-const AFTER_HELP: &str = "\
-Each FILE is replaced in one step, and only if something changes. The info hash
-stays, byte for byte of what it is of, and so does every key that is not named
-here; only --rename makes another torrent of it, which peers of the old one do
-not have. An empty TEXT takes the text out. Options are applied in the order of
-this list: first what replaces all trackers, then what removes, replaces and
-adds single ones.
+const DESCRIPTION: &str = "\
+Each FILE is replaced atomically, and only if something changes. The `info`
+dictionary, and with it the info hash, stays the same byte for byte; so does
+every key that no option names. The exception is --rename: it changes the info
+hash, and the result is another torrent, which peers of the old one do not have.
 
-JSON: file, output (null: standard output or nowhere), changes, name, info_hash,
-old_info_hash, trackers, web_seeds, written; a line for each FILE.
+Options are applied in the order in which they are listed here: those that
+replace all trackers first, then those that remove, replace and add single ones.
+An empty TEXT removes the text.";
+
+const SECTIONS: &str = "\
+Values:
+  DATE  now, none, seconds since 1970, or a time such as 2026-11-25T12:00:00Z
+
+JSON, one line per FILE:
+  file, output (path; null for standard output, or if nothing was written),
+  changes (list of texts), name, info_hash, old_info_hash, trackers (list of
+  tiers), web_seeds, written
 
 Examples:
   torrentfs edit film.torrent --replace-tracker \\
@@ -32,63 +40,63 @@ Examples:
   torrentfs edit *.torrent --dry-run --add-tracker udp://tracker.example.org:80
   torrentfs edit film.torrent --comment 'with subtitles' -o other.torrent";
 
-/// Change a torrent's trackers, web seeds and texts, and leave the rest as it is
+/// Change the trackers, web seeds and texts of .torrent files
 #[derive(Args, Clone, Debug)]
-#[command(after_help = AFTER_HELP, args_override_self = true)]
+#[command(before_help = DESCRIPTION, after_help = SECTIONS, args_override_self = true)]
 pub(super) struct EditArgs {
-    /// .torrent files; "-": from standard input to standard output
+    /// .torrent files to edit; "-" reads standard input and writes standard output
     #[arg(value_name = "FILE", required = true)]
     files: Vec<PathBuf>,
 
-    /// Write there instead, if there is one FILE; "-": standard output
+    /// Write the result to another file, or to standard output with "-"; allowed with one FILE only
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
 
-    /// Let --output replace a file that is there already
+    /// Let --output replace an existing file
     #[arg(short, long, requires = "output")]
     force: bool,
 
-    /// Say what would change, and write nothing
+    /// Print what would change, and write nothing
     #[arg(long)]
     dry_run: bool,
 
-    /// Take the trackers of another .torrent file in place of all there are
+    /// Replace all trackers by those of another .torrent file
     #[arg(long, value_name = "TORRENT", help_heading = "Trackers", conflicts_with = "tracker")]
     copy_trackers_from: Option<PathBuf>,
 
-    /// In place of all trackers: a URL, or several of a tier, separated by commas; again: the next tier
+    /// Replace all trackers by this URL, or several URLs of one tier; repeat the option for further tiers
     #[arg(short = 'a', long, value_name = "URL[,URL]", value_parser = tier, help_heading = "Trackers")]
     tracker: Vec<Tier>,
 
-    /// Take out all trackers
+    /// Remove all trackers
     #[arg(long, help_heading = "Trackers", conflicts_with_all = ["tracker", "copy_trackers_from"])]
     no_trackers: bool,
 
-    /// Take out this tracker
+    /// Remove this tracker; may be repeated
     #[arg(long, value_name = "URL", help_heading = "Trackers")]
     remove_tracker: Vec<String>,
 
-    /// Put another tracker into the place of one
+    /// Replace one tracker by another; may be repeated
     #[arg(long, num_args = 2, value_names = ["OLD", "NEW"], help_heading = "Trackers")]
     replace_tracker: Vec<String>,
 
-    /// Add a tier behind those there are
+    /// Add a tier at the end; may be repeated
     #[arg(long, value_name = "URL[,URL]", value_parser = tier, help_heading = "Trackers")]
     add_tracker: Vec<Tier>,
 
-    /// In place of all web seeds: this one, or these
+    /// Replace all web seeds by this URL; repeat the option for several
     #[arg(short, long, value_name = "URL", value_parser = web_seed, help_heading = "Web seeds")]
     web_seed: Vec<String>,
 
-    /// Take out all web seeds
+    /// Remove all web seeds
     #[arg(long, help_heading = "Web seeds", conflicts_with = "web_seed")]
     no_web_seeds: bool,
 
-    /// Take out this web seed
+    /// Remove this web seed; may be repeated
     #[arg(long, value_name = "URL", help_heading = "Web seeds")]
     remove_web_seed: Vec<String>,
 
-    /// Add this web seed
+    /// Add this web seed; may be repeated
     #[arg(long, value_name = "URL", value_parser = web_seed, help_heading = "Web seeds")]
     add_web_seed: Vec<String>,
 
@@ -96,27 +104,28 @@ pub(super) struct EditArgs {
     #[arg(short, long, value_name = "TEXT", help_heading = "Texts")]
     comment: Option<String>,
 
-    /// Set what made the torrent
+    /// Set the name of the program that made the torrent
     #[arg(long, value_name = "TEXT", help_heading = "Texts")]
     created_by: Option<String>,
 
-    /// Set when it was made: "now", "none", seconds since 1970, or as in 2026-11-25T12:00:00Z
+    /// Set the creation date
     #[arg(long, value_name = "DATE", value_parser = date, help_heading = "Texts")]
     date: Option<Date>,
 
-    /// Give it another name, which makes it another torrent: its info hash changes
+    /// Change the name; this changes the info hash, so the result is another torrent
     #[arg(long, value_name = "NAME", value_parser = name)]
     rename: Option<String>,
 
-    /// Tell the result as JSON, a line for each FILE
+    /// Print JSON, one line per FILE
     #[arg(long)]
     json: bool,
 }
 
-/// A date to set; `None`: there is to be none.
+/// Value of `--date`; `None` removes the date.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Date(Option<i64>);
 
+/// Output of `--json`.
 #[derive(Serialize)]
 struct Edited {
     file: String,
@@ -130,21 +139,25 @@ struct Edited {
     written: bool,
 }
 
+/// Edits all files.
 pub(super) fn run(args: &EditArgs, quiet: bool) -> Result<(), Failure> {
     if args.output.is_some() && args.files.len() > 1 {
-        return Err(Failure::new(Exit::Usage, "--output is of one FILE, and there are more; they would overwrite it"));
+        return Err(Failure::new(Exit::Usage, "--output takes a single FILE: several would overwrite each other"));
     }
-    if !args.asks_for_something() {
-        return Err(Failure::new(Exit::Usage, "there is nothing to change: say what, as in --add-tracker URL"));
+    if !args.has_changes() {
+        return Err(Failure::new(
+            Exit::Usage,
+            "nothing to change: give at least one change, such as --add-tracker URL",
+        ));
     }
     let copied = match &args.copy_trackers_from {
         Some(path) => Some(open(path)?.0.trackers()),
         None => None,
     };
-    // One that fails does not keep the others from being edited, but the exit code tells.
+    // A file that fails does not stop the others. The first failure decides the exit code.
     let mut first_failure = None;
     for path in &args.files {
-        if let Err(failure) = one(args, path, copied.as_deref(), quiet) {
+        if let Err(failure) = edit_file(args, path, copied.as_deref(), quiet) {
             match first_failure {
                 None => first_failure = Some(failure),
                 Some(_) => output::print_error(&format!("torrentfs: {failure}\n")),
@@ -154,6 +167,7 @@ pub(super) fn run(args: &EditArgs, quiet: bool) -> Result<(), Failure> {
     first_failure.map_or(Ok(()), Err)
 }
 
+/// Reads a torrent from a file or standard input.
 fn open(path: &Path) -> Result<(Edit, Metainfo, Vec<u8>), Failure> {
     let shown = if path.as_os_str() == STANDARD { "standard input".into() } else { path.to_string_lossy() };
     let bytes = match path.as_os_str() == STANDARD {
@@ -166,7 +180,8 @@ fn open(path: &Path) -> Result<(Edit, Metainfo, Vec<u8>), Failure> {
     Ok((edit, metainfo, bytes))
 }
 
-fn one(args: &EditArgs, path: &Path, copied: Option<&[Vec<Vec<u8>>]>, quiet: bool) -> Result<(), Failure> {
+/// Edits one file and prints the changes.
+fn edit_file(args: &EditArgs, path: &Path, copied: Option<&[Vec<Vec<u8>>]>, quiet: bool) -> Result<(), Failure> {
     let (before, old, bytes) = open(path)?;
     let mut edit = before.clone();
     args.apply(&mut edit, copied);
@@ -174,14 +189,14 @@ fn one(args: &EditArgs, path: &Path, copied: Option<&[Vec<Vec<u8>>]>, quiet: boo
         edit.rename(name).map_err(|error| Failure::of_torrent("edit", &path.to_string_lossy(), error))?;
     }
     let changed = edit != before;
-    // What is not changed is given as it came, even where its keys are out of order.
+    // Without changes the original bytes are kept, even if the order of their keys is not canonical.
     let edited = if changed { edit.build() } else { bytes };
     let new = Metainfo::parse(&edited).map_err(|error| Failure::of_torrent("edit", &path.to_string_lossy(), error))?;
     if args.rename.is_none() && new.info != old.info {
         return Err(Failure::of_torrent(
             "edit",
             &path.to_string_lossy(),
-            "its info hash would change, which is a fault of ours",
+            "its info hash would change, which is a bug in torrentfs; the file stays as it is",
         ));
     }
 
@@ -190,7 +205,8 @@ fn one(args: &EditArgs, path: &Path, copied: Option<&[Vec<Vec<u8>>]>, quiet: boo
     let mut written = false;
     if !args.dry_run && to_standard {
         if io::stdout().is_terminal() {
-            let why = "a torrent is no text for a terminal: send it to a file";
+            let why =
+                "a torrent is binary and would garble the terminal; redirect standard output, or use --output FILE";
             return Err(Failure::new(Exit::Usage, why));
         }
         output::print_bytes(&edited)?;
@@ -217,9 +233,9 @@ fn one(args: &EditArgs, path: &Path, copied: Option<&[Vec<Vec<u8>>]>, quiet: boo
     } else if quiet {
         return Ok(());
     } else {
-        let what = if changes.is_empty() { "nothing changes".to_owned() } else { changes.join("; ") };
-        let would = if args.dry_run && changed { "would change: " } else { "" };
-        format!("{}: {would}{what}\n", shown(path))
+        let summary = if changes.is_empty() { "no changes".to_owned() } else { changes.join("; ") };
+        let prefix = if args.dry_run && changed { "would change: " } else { "" };
+        format!("{}: {prefix}{summary}\n", shown(path))
     };
     if to_standard && !args.dry_run {
         output::print_error(&text);
@@ -230,7 +246,8 @@ fn one(args: &EditArgs, path: &Path, copied: Option<&[Vec<Vec<u8>>]>, quiet: boo
 }
 
 impl EditArgs {
-    fn asks_for_something(&self) -> bool {
+    /// Returns whether any option changes something.
+    fn has_changes(&self) -> bool {
         self.copy_trackers_from.is_some()
             || self.no_trackers
             || self.no_web_seeds
@@ -242,6 +259,7 @@ impl EditArgs {
             || self.date.is_some()
     }
 
+    /// Applies the options to a torrent. `copied` are the tiers of `--copy-trackers-from`.
     fn apply(&self, edit: &mut Edit, copied: Option<&[Vec<Vec<u8>>]>) {
         let raw = |urls: &[String]| -> Vec<Vec<u8>> { urls.iter().map(|url| url.clone().into_bytes()).collect() };
         let mut tiers = match copied {
@@ -289,7 +307,7 @@ impl EditArgs {
     }
 }
 
-/// In words.
+/// Returns descriptions of the changes.
 fn changes(before: &Edit, old: &Metainfo, after: &Edit, new: &Metainfo) -> Vec<String> {
     let mut changes = Vec::new();
     let urls = |name: &str, old: &[Vec<u8>], new: &[Vec<u8>]| {
@@ -300,7 +318,7 @@ fn changes(before: &Edit, old: &Metainfo, after: &Edit, new: &Metainfo) -> Vec<S
         };
         let mut all = only(old, new, '-');
         all.extend(only(new, old, '+'));
-        let order = if all.is_empty() { "in another order or other tiers".to_owned() } else { all.join(" ") };
+        let order = if all.is_empty() { "order or tiers changed".to_owned() } else { all.join(" ") };
         format!("{name} {order}")
     };
     let (old_tiers, new_tiers) = (before.trackers(), after.trackers());
@@ -314,26 +332,28 @@ fn changes(before: &Edit, old: &Metainfo, after: &Edit, new: &Metainfo) -> Vec<S
     for (name, old, new) in [("comment", &old.comment, &new.comment), ("created by", &old.created_by, &new.created_by)]
     {
         if old != new {
-            changes.push(new.as_ref().map_or_else(|| format!("no {name}"), |text| format!("{name} {text:?}")));
+            changes.push(new.as_ref().map_or_else(|| format!("{name}: none"), |text| format!("{name} {text:?}")));
         }
     }
     if old.creation_date != new.creation_date {
-        changes
-            .push(new.creation_date.map_or_else(|| "no date".to_owned(), |date| format!("date {}", text::date(date))));
+        changes.push(
+            new.creation_date.map_or_else(|| "date: none".to_owned(), |date| format!("date {}", text::date(date))),
+        );
     }
     if old.info_hash != new.info_hash {
         changes.push(format!(
-            "name {:?}: it is ANOTHER TORRENT now, info hash {} in place of {}",
+            "name {:?}: this is ANOTHER TORRENT, with the info hash {} instead of {}",
             new.name, new.info_hash, old.info_hash
         ));
     }
-    // Such as a comment that only read the same.
+    // For example, a comment in another encoding.
     if changes.is_empty() && before != after {
-        changes.push("another form of the same".to_owned());
+        changes.push("only the encoding changes".to_owned());
     }
     changes
 }
 
+/// Parses the value of `--date`.
 fn date(text: &str) -> Result<Date, String> {
     let since =
         |time: SystemTime| time.duration_since(UNIX_EPOCH).ok().and_then(|time| i64::try_from(time.as_secs()).ok());
@@ -341,14 +361,16 @@ fn date(text: &str) -> Result<Date, String> {
         "none" => return Ok(Date(None)),
         "now" => since(SystemTime::now()),
         text => match text.parse() {
-            // A year alone is no moment.
+            // A small number is more likely a year than a time.
             Ok(seconds) if seconds > 9999 => Some(seconds),
             Ok(_) => None,
             Err(_) => humantime::parse_rfc3339_weak(text).ok().and_then(since),
         },
     };
     let seconds = seconds.filter(|seconds| (0..=crate::metainfo::MAX_DATE).contains(seconds));
-    seconds.map(|seconds| Date(Some(seconds))).ok_or_else(|| "expected now, none, or as in 2026-11-25T12:00:00Z".into())
+    seconds
+        .map(|seconds| Date(Some(seconds)))
+        .ok_or_else(|| "expected now, none, seconds since 1970, or a time such as 2026-11-25T12:00:00Z".into())
 }
 
 #[cfg(test)]
@@ -356,7 +378,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn dates_are_said_in_several_ways() {
+    fn dates_have_several_formats() {
         assert_eq!(date("1600000000"), Ok(Date(Some(1_600_000_000))));
         assert_eq!(date("2020-09-13T12:26:40Z"), Ok(Date(Some(1_600_000_000))));
         assert_eq!(date("2020-09-13 12:26:40"), Ok(Date(Some(1_600_000_000))));

@@ -1,5 +1,5 @@
-//! The demo's library: music, a clip, texts, a tree of small files. Made up at run time, every time the same, so that
-//! nothing large and nobody's property has to come along.
+//! The sample library of the demo: music, video, texts and a tree of small files. It is generated at run time, always with
+//! the same contents, so that the program need not contain large or copyrighted files.
 
 use std::collections::HashMap;
 use std::f32::consts::TAU;
@@ -10,31 +10,33 @@ use std::path::Path;
 
 use crate::metainfo::{FileKind, NewFile};
 
-/// How long and how large things are.
+/// Size of the library.
 #[derive(Clone, Copy, Debug)]
 pub struct Scale {
-    /// Times the eight bars of the music are played; 16 seconds each.
+    /// Number of repetitions of the music, of 16 seconds each.
     pub rounds: u32,
-    /// Frames of the clip; 25 a second.
+    /// Number of video frames, at 25 per second.
     pub frames: u32,
-    /// Directories of small files.
+    /// Number of directories with small files.
     pub folders: u32,
 }
 
 impl Default for Scale {
-    /// About 45 MB: 2 minutes of music and 10 seconds of film.
+    /// About 45 MB: 2 minutes of music and 10 seconds of video.
     fn default() -> Self {
         Self { rounds: 8, frames: 250, folders: 12 }
     }
 }
 
-/// Writes the library into `dir`, which must exist, and lists its files in the order of writing. Paths are below `dir`.
+/// Writes the library to `dir`, which must exist. Returns its files in the order of writing, with paths relative to `dir`.
 pub fn write(dir: &Path, scale: Scale) -> io::Result<Vec<NewFile>> {
     let mut library = Library { dir, files: Vec::new() };
     library.add("music/canon.wav", |out| wav(out, &music(scale.rounds)))?;
     library.add("video/waves.y4m", |out| y4m(out, scale.frames))?;
     library.add("README.txt", |out| out.write_all(README.as_bytes()))?;
-    library.add("texts/a name with spaces, and an umlaut: \u{fc}.txt", |out| writeln!(out, "Any name will do."))?;
+    library.add("texts/a name with spaces, and an umlaut: \u{fc}.txt", |out| {
+        writeln!(out, "File names can be anything.")
+    })?;
     library.add("texts/empty.txt", |_| Ok(()))?;
     library
         .add("texts/squares.txt", |out| (1..=20_000).try_for_each(|n| writeln!(out, "{n} times {n} is {}", n * n)))?;
@@ -53,22 +55,24 @@ pub fn write(dir: &Path, scale: Scale) -> io::Result<Vec<NewFile>> {
 }
 
 const README: &str = "\
-This directory is a torrent. Its files come from peers as they are read.
+This directory is a torrent. Its files are fetched from peers as they are read.
 
-  music/canon.wav   two minutes of made-up music: play it, and seek in it
-  video/waves.y4m   a short clip without sound, for mpv, ffplay or vlc
-  hello.sh          a script that can be run where it is
+  music/canon.wav   two minutes of generated music: play it, and seek in it
+  video/waves.y4m   a short video without sound, for mpv, ffplay or vlc
+  hello.sh          a script that can be run in place
   tree              many small files: try ls -lR, grep -r, tar
 
-All of it was made up on this machine and is in the public domain.
+Everything was generated on this machine and is in the public domain.
 ";
 
+/// The library being written.
 struct Library<'a> {
     dir: &'a Path,
     files: Vec<NewFile>,
 }
 
 impl Library<'_> {
+    /// Writes a file and adds it to the list.
     fn add(&mut self, name: &str, fill: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>) -> io::Result<()> {
         let path = self.dir.join(name);
         if let Some(parent) = path.parent() {
@@ -84,16 +88,18 @@ impl Library<'_> {
     }
 }
 
-// The music: the eight chords of Pachelbel's canon, a bar of two seconds each. A bass note, above it a broken chord that
-// wanders from left to right, and from the second round on a tune that walks through the chord's notes.
+// The music: the eight chords of Pachelbel's canon, a bar of two seconds each. Each bar has a bass note and an arpeggio that
+// moves from left to right; from the second round on, also a melody of the chord's notes.
 
+/// Samples per second, as on a CD.
 const SAMPLE_RATE: u32 = 44_100;
+/// Samples per bar.
 const BAR: usize = 2 * SAMPLE_RATE as usize;
-/// Root (a MIDI note) and whether the chord is minor: D A b f# G D G A.
+/// The chords, each as its root (a MIDI note) and whether it is minor: D A b f# G D G A.
 const CHORDS: [(u8, bool); 8] =
     [(50, false), (45, false), (47, true), (42, true), (43, false), (38, false), (43, false), (45, false)];
 
-/// Left and right, from -1 to 1.
+/// Returns the samples of the left and right channel, from -1 to 1.
 fn music(rounds: u32) -> Vec<[f32; 2]> {
     let bars = rounds as usize * CHORDS.len();
     let mut harp = Harp { mix: vec![[0.0; 2]; bars * BAR], strings: HashMap::new() };
@@ -113,7 +119,7 @@ fn music(rounds: u32) -> Vec<[f32; 2]> {
             }
         }
     }
-    // A quiet end instead of a click.
+    // Fade out, to avoid a click at the end.
     let mut mix = harp.mix;
     let fade = mix.len().min(BAR);
     for (n, sample) in mix.iter_mut().rev().take(fade).enumerate() {
@@ -122,14 +128,15 @@ fn music(rounds: u32) -> Vec<[f32; 2]> {
     mix
 }
 
+/// Mixes plucked notes.
 struct Harp {
     mix: Vec<[f32; 2]>,
-    /// The sound of each note played so far.
+    /// Sound of each note played so far, as a cache.
     strings: HashMap<u8, Vec<f32>>,
 }
 
 impl Harp {
-    /// Adds a note. `pan` is 0 for left, 1 for right.
+    /// Adds a note at the sample `at`. `pan` is 0 for left, 1 for right.
     fn pluck(&mut self, at: usize, note: u8, loudness: f32, pan: f32) {
         let string = self.strings.entry(note).or_insert_with(|| string(note));
         let (left, right) = (loudness * (1.0 - pan).sqrt(), loudness * pan.sqrt());
@@ -140,7 +147,7 @@ impl Harp {
     }
 }
 
-/// A second of a decaying note: three harmonics, the higher ones fading sooner.
+/// Returns a second of a decaying note with three harmonics, of which the higher ones decay faster.
 fn string(note: u8) -> Vec<f32> {
     let rate = SAMPLE_RATE as f32;
     let frequency = 440.0 * 2f32.powf((f32::from(note) - 69.0) / 12.0);
@@ -148,13 +155,13 @@ fn string(note: u8) -> Vec<f32> {
         let t = n as f32 / rate;
         let harmonic = |(h, share): (f32, f32)| share * (-4.0 * h * t).exp() * (TAU * frequency * h * t).sin();
         let sound: f32 = [(1.0, 0.7), (2.0, 0.2), (3.0, 0.1)].into_iter().map(harmonic).sum();
-        // Neither begins nor ends with a click.
+        // Fade in and out, to avoid clicks.
         sound * (t / 0.005).min(1.0) * ((1.0 - t) / 0.1).min(1.0)
     };
     (0..SAMPLE_RATE).map(level).collect()
 }
 
-/// RIFF WAVE: 16 bits, stereo.
+/// Writes a WAV file: 16 bits, stereo.
 fn wav(out: &mut impl Write, samples: &[[f32; 2]]) -> io::Result<()> {
     const FRAME: u32 = 4;
     let too_long = || io::Error::other("too long for a WAV file");
@@ -167,16 +174,18 @@ fn wav(out: &mut impl Write, samples: &[[f32; 2]]) -> io::Result<()> {
     out.write_all(b"\x04\0\x10\0data")?;
     out.write_all(&bytes.to_le_bytes())?;
     for side in samples.iter().flatten() {
-        // A float turned into an integer saturates.
+        // The conversion of a float saturates.
         out.write_all(&((side * 32767.0) as i16).to_le_bytes())?;
     }
     Ok(())
 }
 
+/// Width of the video in pixels.
 const WIDTH: usize = 320;
+/// Height of the video in pixels.
 const HEIGHT: usize = 180;
 
-/// YUV4MPEG2: waves from three directions, in colours that drift.
+/// Writes a YUV4MPEG2 file: waves from three directions, with changing colours.
 fn y4m(out: &mut impl Write, frames: u32) -> io::Result<()> {
     let table: [u8; 256] = std::array::from_fn(|n| (128.0 + 100.0 * (TAU * n as f32 / 256.0).sin()) as u8);
     let wave = |phase: usize| usize::from(table[phase & 255]);
@@ -184,7 +193,7 @@ fn y4m(out: &mut impl Write, frames: u32) -> io::Result<()> {
     let mut plane = Vec::with_capacity(WIDTH * HEIGHT);
     for t in 0..frames as usize {
         out.write_all(b"FRAME\n")?;
-        // Brightness, then the two colours at half the size.
+        // The luma plane, then the two chroma planes at half the resolution.
         for (step, [right, down, across]) in [(1, [2, 3, 1]), (2, [1, 2, 3]), (2, [3, 1, 2])] {
             plane.clear();
             for y in (0..HEIGHT).step_by(step) {
@@ -205,7 +214,7 @@ mod tests {
     const SMALL: Scale = Scale { rounds: 1, frames: 3, folders: 2 };
 
     #[test]
-    fn files_are_as_listed_and_the_same_every_time() {
+    fn files_match_the_list_and_are_reproducible() {
         let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
         let [files, again] = dirs.each_ref().map(|dir| write(dir.path(), SMALL).unwrap());
         assert_eq!(files, again);
@@ -225,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn the_wav_says_its_length_and_is_not_silent() {
+    fn the_wav_has_the_right_length_and_is_not_silent() {
         let mut file = Vec::new();
         let samples = music(2);
         wav(&mut file, &samples).unwrap();
@@ -237,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn the_clip_moves_and_has_whole_frames() {
+    fn the_video_moves_and_has_whole_frames() {
         let mut file = Vec::new();
         y4m(&mut file, 3).unwrap();
         let header = file.iter().position(|byte| *byte == b'\n').unwrap() + 1;
@@ -248,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_neither_tiny_nor_huge() {
+    fn the_default_size_is_moderate() {
         let Scale { rounds, frames, .. } = Scale::default();
         let music = u64::from(rounds) * 16 * u64::from(SAMPLE_RATE) * 4;
         let film = u64::from(frames) * (WIDTH * HEIGHT * 3 / 2) as u64;

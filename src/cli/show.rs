@@ -1,4 +1,4 @@
-//! `torrentfs show`: what a torrent or a link says.
+//! `torrentfs show`: prints the contents of a torrent file or a magnet link.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -19,36 +19,46 @@ use crate::library::{Source, read_torrent};
 use crate::metainfo::{File, FileKind, Magnet, Metainfo};
 use crate::route::Route;
 
-const AFTER_HELP: &str = "\
-A magnet link or an info hash is only shown: nothing is fetched from peers.
+const DESCRIPTION: &str = "\
+A .torrent file is read, or fetched if its URL is given. Of a magnet link or an
+info hash, only its own contents are shown; the metadata is not fetched from
+peers.
 
-JSON, of a torrent: name, info_hash, magnet, format (\"v1\" or \"hybrid\"), size,
-piece_length, pieces, private, trackers (lists of tiers), web_seeds,
-http_seeds, nodes, creation_date (seconds since 1970), created_by, comment,
-source, files (path, size, kind (\"file\", \"link\" or \"pad\"), executable, target);
-of a link: name, info_hash, magnet, trackers, web_seeds, peers. What is not
-said is null or an empty list.
+Directories in the list of files end with '/', executable files with '*'.";
+
+const SECTIONS: &str = "\
+JSON of a torrent:
+  name, info_hash, magnet, format (\"v1\" or \"hybrid\"), size, piece_length,
+  pieces (number), private, trackers (list of tiers), web_seeds, http_seeds,
+  nodes, creation_date (seconds since 1970), created_by, comment, source, files
+  (list of: path, size, kind (\"file\", \"link\" or \"pad\"), executable, target)
+
+JSON of a magnet link:
+  name, info_hash, magnet, trackers, web_seeds, peers
+
+A missing value is null or an empty list.
 
 Examples:
   torrentfs show film.torrent
   torrentfs show --json film.torrent | jq -r .magnet";
 
-/// Tell what a torrent or a link says
+/// Show the contents of a torrent file or a magnet link
 #[derive(Args, Clone, Debug)]
-#[command(after_help = AFTER_HELP)]
+#[command(before_help = DESCRIPTION, after_help = SECTIONS)]
 pub(super) struct ShowArgs {
-    /// A .torrent file, "-" for standard input, its http(s) URL, a magnet link (in quotes), or an info hash
+    /// .torrent file, "-" for standard input, http(s) URL of such a file, magnet link (in quotes), or info hash
     source: OsString,
 
-    /// As JSON, on one line
+    /// Print JSON, on one line
     #[arg(long)]
     json: bool,
 }
 
+/// Shows a source.
 pub(super) fn run(args: &ShowArgs) -> Result<(), Failure> {
     let shown = args.source.to_string_lossy();
-    let fault = |error: &dyn std::fmt::Display| Failure::of_torrent("show", &shown, error);
-    let parse = |bytes: &[u8]| Metainfo::parse(bytes).map_err(|error| fault(&error));
+    let failed = |error: &dyn std::fmt::Display| Failure::of_torrent("show", &shown, error);
+    let parse = |bytes: &[u8]| Metainfo::parse(bytes).map_err(|error| failed(&error));
     let source = if args.source == STANDARD {
         let bytes = read_torrent(io::stdin().lock());
         let bytes = bytes.map_err(|error| Failure::of_torrent("show", "standard input", error))?;
@@ -58,19 +68,20 @@ pub(super) fn run(args: &ShowArgs) -> Result<(), Failure> {
         sources::single("show", &args.source)?
     };
     let text = match source {
-        Source::Torrent(metainfo) => torrent(&metainfo, args.json)?,
-        Source::Magnet(magnet) => link(&magnet, args.json)?,
-        // It was refused.
+        Source::Torrent(metainfo) => show_torrent(&metainfo, args.json)?,
+        Source::Magnet(magnet) => show_magnet(&magnet, args.json)?,
+        // `sources::single` refuses directories.
         Source::Directory(_) => return Ok(()),
         Source::Url(url) => {
             let client = TrackerClient::new(Route::default()).map_err(|error| Failure::new(Exit::Failure, error))?;
             let bytes = runtime()?.block_on(fetch_torrent(client.http(), &url));
-            torrent(&parse(&bytes.map_err(|error| fault(&error))?)?, args.json)?
+            show_torrent(&parse(&bytes.map_err(|error| failed(&error))?)?, args.json)?
         }
     };
     output::print(&text)
 }
 
+/// Output of `--json` for a torrent.
 #[derive(Serialize)]
 struct TorrentJson<'a> {
     name: &'a str,
@@ -92,6 +103,7 @@ struct TorrentJson<'a> {
     files: Vec<FileJson<'a>>,
 }
 
+/// A file in [`TorrentJson`].
 #[derive(Serialize)]
 struct FileJson<'a> {
     path: String,
@@ -101,8 +113,9 @@ struct FileJson<'a> {
     target: Option<&'a str>,
 }
 
+/// Output of `--json` for a magnet link.
 #[derive(Serialize)]
-struct LinkJson<'a> {
+struct MagnetJson<'a> {
     name: Option<&'a str>,
     info_hash: String,
     magnet: String,
@@ -111,7 +124,8 @@ struct LinkJson<'a> {
     peers: &'a [String],
 }
 
-fn torrent(metainfo: &Metainfo, json: bool) -> Result<String, Failure> {
+/// Returns the output for a torrent.
+fn show_torrent(metainfo: &Metainfo, json: bool) -> Result<String, Failure> {
     if !json {
         return Ok(page(metainfo));
     }
@@ -145,9 +159,10 @@ fn torrent(metainfo: &Metainfo, json: bool) -> Result<String, Failure> {
     })
 }
 
-fn link(magnet: &Magnet, json: bool) -> Result<String, Failure> {
+/// Returns the output for a magnet link.
+fn show_magnet(magnet: &Magnet, json: bool) -> Result<String, Failure> {
     if json {
-        return output::json(&LinkJson {
+        return output::json(&MagnetJson {
             name: magnet.name.as_deref(),
             info_hash: magnet.info_hash.to_string(),
             magnet: magnet.to_string(),
@@ -157,7 +172,7 @@ fn link(magnet: &Magnet, json: bool) -> Result<String, Failure> {
         });
     }
     let mut page = Page::default();
-    page.row("Name", magnet.name.as_deref().unwrap_or("(not said)"));
+    page.row("Name", magnet.name.as_deref().unwrap_or("(none)"));
     page.row("Info hash", &magnet.info_hash.to_string());
     page.row("Magnet link", &magnet.to_string());
     page.rows("Trackers", &magnet.trackers);
@@ -166,16 +181,16 @@ fn link(magnet: &Magnet, json: bool) -> Result<String, Failure> {
     Ok(page.0)
 }
 
-/// Rows of a name and a value.
+/// Rows with a name and a value.
 #[derive(Default)]
 struct Page(String);
 
 impl Page {
     fn row(&mut self, name: &str, value: &str) {
-        // A text of several lines stays in its column.
+        // Further lines of a text are indented like the first.
         let mut lines = value.trim_end().split('\n');
         let first = lines.next().unwrap_or_default();
-        // Writing to a string does not fail.
+        // Writing to a string cannot fail.
         let _ = writeln!(self.0, "{BOLD}{name:<12}{PLAIN} {first}");
         for line in lines {
             let _ = writeln!(self.0, "{:<12} {line}", "");
@@ -189,6 +204,7 @@ impl Page {
     }
 }
 
+/// Returns the description of a torrent and the tree of its files.
 fn page(metainfo: &Metainfo) -> String {
     let lengths = metainfo.layout.lengths();
     let files = metainfo.layout.files();
@@ -203,10 +219,10 @@ fn page(metainfo: &Metainfo) -> String {
     let length = ByteSize(lengths.piece_len().into());
     page.row("Pieces", &format!("{} of {length}", lengths.pieces()));
     if format(metainfo) == "hybrid" {
-        page.row("Format", "hybrid: BitTorrent v1 and v2 in one");
+        page.row("Format", "hybrid, for BitTorrent v1 and v2");
     }
     if metainfo.private {
-        page.row("Private", "yes: peers come from the trackers alone");
+        page.row("Private", "yes: peers come from the trackers only");
     }
     for (number, tier) in metainfo.trackers.iter().enumerate() {
         page.rows(if number == 0 { "Trackers" } else { "  then" }, tier);
@@ -231,7 +247,7 @@ fn page(metainfo: &Metainfo) -> String {
     page.0
 }
 
-/// A file, or a directory by what is in it; directories stand in the order of their names.
+/// A file, or a directory with its entries sorted by name.
 #[derive(Default)]
 struct Node<'a> {
     children: BTreeMap<&'a str, Node<'a>>,
@@ -240,15 +256,17 @@ struct Node<'a> {
 }
 
 impl<'a> Node<'a> {
+    /// Adds a file at a path below this node.
     fn add(&mut self, path: &'a [String], file: &'a File) {
         self.size = self.size.saturating_add(file.len);
         match path {
             [] => self.file = Some(file),
-            // No deeper than a torrent's paths may be.
+            // The parser limits the depth of paths, and with it this recursion.
             [first, rest @ ..] => self.children.entry(first).or_default().add(rest, file),
         }
     }
 
+    /// Writes the entries of this directory.
     fn write(&self, depth: usize, out: &mut String) {
         for (name, node) in &self.children {
             let (style, mark) = match node.file.map(|file| &file.kind) {
@@ -259,17 +277,19 @@ impl<'a> Node<'a> {
             };
             let size = ByteSize(node.size).to_string();
             let end = if style.is_empty() { "" } else { PLAIN };
-            // Writing to a string does not fail.
+            // Writing to a string cannot fail.
             let _ = writeln!(out, "{size:>10}  {:indent$}{style}{name}{end}{mark}", "", indent = 2 * depth);
             node.write(depth + 1, out);
         }
     }
 }
 
+/// Returns the format version.
 fn format(metainfo: &Metainfo) -> &'static str {
     if metainfo.is_hybrid() { "hybrid" } else { "v1" }
 }
 
+/// Returns the DHT nodes as `HOST:PORT`.
 fn nodes(metainfo: &Metainfo) -> Vec<String> {
     metainfo.nodes.iter().map(|(host, port)| format!("{host}:{port}")).collect()
 }
@@ -280,7 +300,7 @@ mod tests {
     use crate::metainfo::{NewFile, NewTorrent};
 
     #[test]
-    fn the_page_has_everything() {
+    fn the_page_shows_all_fields() {
         let regular = |executable| FileKind::Regular { executable };
         let file = |path: &str, len, kind| NewFile { path: path.split('/').map(str::to_owned).collect(), len, kind };
         let torrent = NewTorrent {
@@ -308,7 +328,7 @@ Info hash    {hash}
 Magnet link  magnet:?xt=urn:btih:{hash}&dn=t&tr=http%3A%2F%2Fa%2F&tr=http%3A%2F%2Fb%2F&tr=udp%3A%2F%2Fc%3A1&ws=http%3A%2F%2Fw%2F
 Size         3.0 MiB (3145733 bytes) in 3 files
 Pieces       4 of 1.0 MiB
-Private      yes: peers come from the trackers alone
+Private      yes: peers come from the trackers only
 Trackers     http://a/
              http://b/
   then       udp://c:1

@@ -1,4 +1,4 @@
-//! `torrentfs tracker`: a tracker to run.
+//! `torrentfs tracker`: runs a BitTorrent tracker.
 
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
@@ -13,126 +13,147 @@ use super::failure::{Exit, Failure};
 use super::flags::values::duration;
 use super::log::{self, Verbosity};
 use super::runtime::Signals;
+use super::text::count;
 use crate::sys::process::raise_descriptor_limit;
 use crate::tracker::{Config, Counts, DEFAULT_PORT, Limits, Tracker};
 
-/// How long requests under way may still take at the end.
-const FAREWELL: Duration = Duration::from_secs(2);
-/// Slow connections at a time, as far as there are descriptors: enough for some ten thousand announces a second from afar.
-const CONNECTIONS: u64 = 4000;
-/// Descriptors for all else.
+/// Time that requests in progress get to finish at the end.
+const STOP_TIMEOUT: Duration = Duration::from_secs(2);
+/// Maximum number of slow connections, if the limit on file descriptors allows it. Enough for some ten thousand announces
+/// per second from distant clients.
+const MAX_CONNECTIONS: u64 = 4000;
+/// File descriptors for everything but slow connections.
 const OTHER_DESCRIPTORS: u64 = 200;
-/// Addresses that nobody has (RFC 5737, 3849), but to which a route leads as to any other.
+/// Addresses reserved for documentation (RFC 5737, 3849). They are routed like any address in the Internet.
 const FAR_V4: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), 9));
 const FAR_V6: SocketAddr = SocketAddr::V6(SocketAddrV6::new(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1), 9, 0, 0));
-const SHORTEST_INTERVAL: Duration = Duration::from_secs(1);
-const LONGEST_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
+/// Shortest announce interval. Clients ignore shorter ones.
+const MIN_INTERVAL: Duration = Duration::from_secs(1);
+/// Longest announce interval. With a longer one, peers that left would be returned for days.
+const MAX_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
 
-const AFTER_HELP: &str = "\
-It answers at /announce and /scrape over HTTP, and over UDP on the same port: a
-torrent names it as http://HOST:6969/announce, or udp://HOST:6969. / is a page
-for people, /metrics is for Prometheus.
+const DESCRIPTION: &str = "\
+The tracker keeps the addresses of each torrent's peers and returns them to
+other peers. It answers HTTP and UDP requests on the same port. Put one of its
+announce URLs into a torrent: http://HOST:6969/announce or udp://HOST:6969. To
+be reached through a router, forward the port there, for TCP and UDP.
+
+The command stays in the foreground until Ctrl-C or SIGTERM. SIGHUP makes it
+read the lists of --allow and --torrents again. If a list cannot be read then,
+the previous one stays in force.";
+
+const SECTIONS: &str = "\
+Paths over HTTP:
+  /announce, /scrape  for BitTorrent clients
+  /                   status page
+  /metrics            metrics for Prometheus
+Neither the page nor the metrics name torrents, unless --show-torrents is given.
+
+Addresses:
+  The address of a peer is the one its request comes from. Behind a reverse
+  proxy that adds HTTPS, name the proxy with --trust-forwarded: the address is
+  then taken from its X-Forwarded-For header.
+
+Values:
+  ADDR  an IP address, a port, or both: 192.0.2.1, 8080, 127.0.0.1:8080
+  TIME  a number with a unit: 90s, 30min, 1h
 
 Examples:
   torrentfs tracker
   torrentfs tracker --torrents ~/shared --state ~/.local/state/tracker
   torrentfs tracker --listen 192.0.2.1 --listen '[2001:db8::1]:6969'
   torrentfs tracker --allow allowed.txt
-  torrentfs tracker --listen 127.0.0.1:8080 --trust-forwarded 127.0.0.1
-                                              (behind a proxy that adds HTTPS)";
+  torrentfs tracker --listen 127.0.0.1:8080 --trust-forwarded 127.0.0.1";
 
 /// Run a BitTorrent tracker, over HTTP and UDP
-///
-/// Tells the peers of a torrent of each other. Stays in the terminal; Ctrl-C or SIGTERM ends it, SIGHUP reads its
-/// lists again.
 #[derive(Args, Clone, Debug, PartialEq)]
-#[command(after_help = AFTER_HELP)]
+#[command(before_help = DESCRIPTION, after_help = SECTIONS)]
 pub(super) struct TrackerArgs {
-    /// Address, port or both to listen at, by TCP and UDP; may be repeated [default: all addresses, port 6969]
+    /// Address to listen on, for TCP and UDP; may be repeated [default: all addresses, port 6969]
     #[arg(short, long, value_name = "ADDR", value_parser = listen)]
     listen: Vec<Listen>,
 
-    /// Serve only the torrents of this file: an info hash (40 hexadecimal digits) a line
+    /// Serve only the torrents listed in this file, one info hash of 40 hexadecimal digits per line
     #[arg(long, value_name = "FILE", help_heading = "Torrents")]
     allow: Option<PathBuf>,
 
-    /// Serve only those of the .torrent files in this directory, as they come and go
+    /// Serve only the .torrent files in this directory; changes are picked up within 5 seconds
     #[arg(long, value_name = "DIR", help_heading = "Torrents")]
     torrents: Option<PathBuf>,
 
-    /// Name the largest swarms' info hashes on the page
+    /// List the info hashes of the largest swarms on the status page
     #[arg(long, help_heading = "Torrents")]
     show_torrents: bool,
 
-    /// Keep who is in which swarm in this file, over a restart
+    /// File that keeps the swarms across restarts; saved every 5 minutes and at exit
     #[arg(long, value_name = "FILE")]
     state: Option<PathBuf>,
 
-    /// How often peers are asked to announce; who is silent twice as long is forgotten
+    /// Announce interval, 1s to 24h; a peer that is silent for two intervals is forgotten
     #[arg(long, value_name = "TIME", default_value = "30min", value_parser = interval)]
     interval: Duration,
 
-    /// The most peers in an answer
+    /// Maximum number of peers in a response
     #[arg(long, value_name = "N", default_value_t = Limits::default().response_peers)]
     numwant: usize,
 
-    /// Believe what this reverse proxy says of whose request it passes on (X-Forwarded-For); may be repeated
+    /// Address of a reverse proxy whose X-Forwarded-For header is trusted; may be repeated
     #[arg(long, value_name = "IP")]
     trust_forwarded: Vec<IpAddr>,
 
-    /// The most torrents known at a time
+    /// Maximum number of torrents
     #[arg(long, value_name = "N", default_value_t = Limits::default().torrents, help_heading = "Limits")]
     max_torrents: usize,
 
-    /// The most peers known at a time; a million take 55 to 170 MiB
+    /// Maximum number of peers; a million take 55 to 170 MiB of memory
     #[arg(long, value_name = "N", default_value_t = Limits::default().peers, help_heading = "Limits")]
     max_peers: usize,
 
-    /// The most peers at one IPv4 address or in one IPv6 /64
+    /// Maximum number of peers per IPv4 address or IPv6 /64 network
     #[arg(long, value_name = "N", default_value_t = Limits::default().host_peers, help_heading = "Limits")]
     max_host_peers: u32,
 
-    /// The same in one torrent's swarm
+    /// Maximum number of peers per IPv4 address or IPv6 /64 network in one torrent
     #[arg(long, value_name = "N", default_value_t = Limits::default().host_peers_of_torrent, help_heading = "Limits")]
     max_host_peers_of_torrent: u32,
 }
 
-/// What one `--listen` says.
+/// Value of a `--listen`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Listen {
-    At(SocketAddr),
-    /// On all addresses.
+    Address(SocketAddr),
+    /// A port on all addresses.
     Port(u16),
 }
 
 fn listen(text: &str) -> Result<Listen, String> {
     let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
     if let Ok(ip) = bare.parse::<IpAddr>() {
-        return Ok(Listen::At((ip, DEFAULT_PORT).into()));
+        return Ok(Listen::Address((ip, DEFAULT_PORT).into()));
     }
     if let Ok(port) = text.strip_prefix(':').unwrap_or(text).parse() {
         return Ok(Listen::Port(port));
     }
     let expected = "expected an address, a port or both, such as 192.0.2.1, 6969, 127.0.0.1:6969 or [::1]:6969";
-    text.parse().map(Listen::At).map_err(|_| expected.to_owned())
+    text.parse().map(Listen::Address).map_err(|_| expected.to_owned())
 }
 
 fn interval(text: &str) -> Result<Duration, String> {
     match duration(text)? {
-        time if time < SHORTEST_INTERVAL || time > LONGEST_INTERVAL => Err("expected 1s to 24h".into()),
+        time if time < MIN_INTERVAL || time > MAX_INTERVAL => Err("expected 1s to 24h".into()),
         time => Ok(time),
     }
 }
 
 impl From<TrackerArgs> for Config {
     fn from(args: TrackerArgs) -> Self {
-        let everywhere = |port| {
+        let all_addresses = |port| {
             let families: [IpAddr; 2] = [[0; 4].into(), [0u8; 16].into()];
             families.map(|ip| SocketAddr::new(ip, port))
         };
         let listen = args.listen.iter().flat_map(|listen| match *listen {
-            Listen::At(addr) => vec![addr],
-            Listen::Port(port) => everywhere(port).into(),
+            Listen::Address(addr) => vec![addr],
+            Listen::Port(port) => all_addresses(port).into(),
         });
         Self {
             listen: listen.collect(),
@@ -154,18 +175,20 @@ impl From<TrackerArgs> for Config {
     }
 }
 
-/// Runs it until a signal ends it.
+/// Runs the tracker until a signal stops it.
 pub(super) fn run(args: TrackerArgs, verbosity: Verbosity) -> Result<(), Failure> {
     log::to_stderr(verbosity);
     let runtime = runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::new(Exit::Resource, format!("cannot start threads: {error}")))?;
     let mut config = Config::from(args);
-    match raise_descriptor_limit(CONNECTIONS + OTHER_DESCRIPTORS) {
-        Ok(most) => {
-            let connections = most.saturating_sub(OTHER_DESCRIPTORS).clamp(1, CONNECTIONS);
+    match raise_descriptor_limit(MAX_CONNECTIONS + OTHER_DESCRIPTORS) {
+        Ok(limit) => {
+            let connections = limit.saturating_sub(OTHER_DESCRIPTORS).clamp(1, MAX_CONNECTIONS);
             config.limits.connections = usize::try_from(connections).unwrap_or(1);
         }
-        Err(error) => tracing::warn!("cannot allow for more connections: {error}"),
+        Err(error) => {
+            tracing::warn!("cannot raise the limit on file descriptors, so fewer slow connections are served: {error}")
+        }
     }
     runtime.block_on(serve(config))
 }
@@ -174,55 +197,57 @@ async fn serve(config: Config) -> Result<(), Failure> {
     let mut signals = Signals::listen()?;
     let in_terminal = io::stdin().is_terminal();
     let tracker = Tracker::start(config).await.map_err(|error| Failure::new(Exit::Resource, error))?;
-    introduce(&tracker);
+    print_start(&tracker);
     while signals.any().await {
-        // A terminal that went away is none any more: with it ends what ran in it.
+        // The terminal was closed, which also sends SIGHUP.
         if in_terminal && !io::stdin().is_terminal() {
             break;
         }
         match tracker.reload().await {
-            Ok(Some(served)) => say(format_args!("lists read again; torrents served: {served}")),
-            Ok(None) => tracing::info!("there are no lists to read again"),
-            Err(error) => tracing::error!("{error}; the torrents served stay the same"),
+            Ok(Some(served)) => say(format_args!("reloaded the lists; serving {}", count(served, "torrent"))),
+            Ok(None) => tracing::info!("nothing to reload: every torrent is served"),
+            Err(error) => tracing::error!("{error}; the served torrents stay the same"),
         }
     }
-    tracker.stop(FAREWELL).await.map_err(|error| Failure::new(Exit::Resource, error))
+    tracker.stop(STOP_TIMEOUT).await.map_err(|error| Failure::new(Exit::Resource, error))
 }
 
-fn introduce(tracker: &Tracker) {
+/// Prints the addresses, the announce URLs and the restored state.
+fn print_start(tracker: &Tracker) {
     for addr in tracker.addresses() {
-        say(format_args!("listening at {addr}, by TCP and UDP"));
+        say(format_args!("listening on {addr}, TCP and UDP"));
     }
     for addr in tracker.addresses() {
         let Some(addr) = reachable(*addr) else { continue };
-        say(format_args!("announce URLs: http://{addr}/announce  udp://{addr}/announce    status: http://{addr}/"));
+        say(format_args!("announce URLs: http://{addr}/announce, udp://{addr}/announce; status page: http://{addr}/"));
     }
     match tracker.served_torrents() {
-        Some(served) => say(format_args!("torrents served: {served}, those of the lists")),
-        None => say(format_args!("torrents served: all")),
+        Some(served) => say(format_args!("serving {}", count(served, "listed torrent"))),
+        None => say(format_args!("serving every torrent")),
     }
     let Counts { torrents, seeders, leechers, .. } = tracker.counts();
     if torrents > 0 {
-        say(format_args!("remembered: torrents {torrents}, peers {}", seeders + leechers));
+        say(format_args!("restored {}, {}", count(torrents, "torrent"), count(seeders + leechers, "peer")));
     }
 }
 
-/// Whoever read it may be gone.
+/// Prints a line. A closed standard output is not an error, since the tracker must go on.
 fn say(line: fmt::Arguments) {
     let _ = writeln!(io::stdout(), "{line}");
 }
 
-/// Where others reach what listens at `addr`: for all addresses, that by which this machine would call out. Nothing is
-/// sent to find it.
+/// Returns the address to show for a listener at `addr`. For all addresses, this is the source address of outgoing
+/// connections; no packet is sent to find it.
 fn reachable(addr: SocketAddr) -> Option<SocketAddr> {
     if !addr.ip().is_unspecified() {
         return Some(addr);
     }
     let far: SocketAddr = if addr.is_ipv4() { FAR_V4 } else { FAR_V6 };
-    let out = UdpSocket::bind((addr.ip(), 0)).and_then(|socket| socket.connect(far).and_then(|()| socket.local_addr()));
-    match out {
+    let source =
+        UdpSocket::bind((addr.ip(), 0)).and_then(|socket| socket.connect(far).and_then(|()| socket.local_addr()));
+    match source {
         Ok(own) => Some(SocketAddr::new(own.ip(), addr.port())),
-        // Of no use to others, but for trying it.
+        // Without a network, the tracker can still be used on this machine.
         Err(_) if addr.is_ipv4() => Some((Ipv4Addr::LOCALHOST, addr.port()).into()),
         Err(_) => None,
     }
@@ -246,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn by_default_everything_is_served_everywhere() {
+    fn by_default_every_torrent_is_served_on_all_addresses() {
         let config = config("").unwrap();
         assert!(config.listen.is_empty() && config.allow.is_none() && config.torrents.is_none());
         assert!(config.trusted_proxies.is_empty() && config.state.is_none() && !config.show_torrents);
@@ -254,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn listens_where_it_is_told() {
+    fn listen_takes_addresses_and_ports() {
         let at = |text: &str| {
             config(&format!("--listen {text}"))
                 .map(|config| config.listen.iter().map(SocketAddr::to_string).collect::<Vec<_>>())
@@ -271,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn every_flag_has_its_meaning() {
+    fn every_flag_sets_its_field() {
         let config = config(
             "--allow a --torrents b --show-torrents --state c --interval 5min --numwant 7 --trust-forwarded 127.0.0.1 \
              --trust-forwarded ::ffff:10.0.0.1 --max-torrents 1 --max-peers 2 --max-host-peers 3 \
@@ -290,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn the_urls_shown_can_be_used() {
+    fn shown_addresses_can_be_reached() {
         let exact = "192.0.2.1:80".parse().unwrap();
         assert_eq!(reachable(exact), Some(exact));
         let found = reachable(([0, 0, 0, 0], 80).into()).unwrap();

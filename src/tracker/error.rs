@@ -10,7 +10,7 @@ use super::allow::AllowError;
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The address is in use, not of this machine, or not permitted.
-    #[error("cannot listen at {addr}: {source}; choose another address or port with --listen")]
+    #[error("cannot listen on {addr}: {source}; choose another address or port with --listen")]
     Listen {
         /// The address.
         addr: SocketAddr,

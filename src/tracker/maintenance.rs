@@ -49,7 +49,7 @@ impl Maintenance {
             Ok(true) => {
                 let counts = self.service.table.counts();
                 let peers = counts.seeders + counts.leechers;
-                tracing::info!("restored {} torrents and {peers} peers from {}", counts.torrents, path.display());
+                tracing::info!("restored from {}: torrents {}, peers {peers}", path.display(), counts.torrents);
             }
             Err(StateError::Damaged) => {
                 let aside = state::set_aside(path).map_err(|error| failed(&error))?;
@@ -94,7 +94,7 @@ impl Maintenance {
         let hashes = allow.read()?;
         let count = hashes.len();
         self.service.allow(hashes);
-        tracing::info!("serving {count} torrents");
+        tracing::info!("listed torrents: {count}");
         Ok(Some(count))
     }
 

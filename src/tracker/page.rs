@@ -48,7 +48,7 @@ pub(super) fn html(status: &Status) -> String {
     let _ =
         write!(out, "<h1>BitTorrent tracker</h1>\n<p>torrentfs {}, running for {uptime}.", env!("CARGO_PKG_VERSION"));
     let _ = match status.allowed {
-        Some(allowed) => writeln!(out, " It serves {} listed torrents.", with_separators(allowed as u64)),
+        Some(allowed) => writeln!(out, " It serves only listed torrents ({}).", with_separators(allowed as u64)),
         None => writeln!(out, " It serves every torrent."),
     };
     let mut table = |title: &str, rows: &[(&str, u64)]| {
@@ -152,7 +152,7 @@ mod tests {
         let scraped = ScrapeCounts { seeders: 1, leechers: 2, completed: 3 };
         let torrents = Some(vec![(InfoHash([0xab; 20]), scraped)]);
         let page = html(&Status { torrents, allowed: Some(1), ..status(&counters) });
-        assert!(page.contains(&"ab".repeat(20)) && page.contains("It serves 1 listed torrents."), "{page}");
+        assert!(page.contains(&"ab".repeat(20)) && page.contains("It serves only listed torrents (1)."), "{page}");
     }
 
     #[test]

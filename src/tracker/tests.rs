@@ -334,5 +334,5 @@ async fn swarms_survive_a_restart() {
 async fn an_address_in_use_is_reported() {
     let (_tracker, addr) = start(Limits::default()).await;
     let refused = Tracker::bind(addr, Limits::default()).await.unwrap_err().to_string();
-    assert!(refused.starts_with(&format!("cannot listen at {addr}: Address already in use")), "{refused}");
+    assert!(refused.starts_with(&format!("cannot listen on {addr}: Address already in use")), "{refused}");
 }

@@ -257,7 +257,7 @@ fn every_kind_of_source_is_shown() {
     let (code, page) = stdout_of(dir, &["show", "f.torrent"]);
     let expected = format!(
         "Name         f\nInfo hash    {hash}\nMagnet link  {magnet}\nSize         97.7 KiB (100000 bytes) in 1 file\n\
-         Pieces       4 of 32.0 KiB\nPrivate      yes: peers come from the trackers alone\n\
+         Pieces       4 of 32.0 KiB\nPrivate      yes: peers come from the trackers only\n\
          Trackers     http://a/x\n             http://b/x\n  then       udp://c:1\nWeb seeds    http://w/\n\
          Created by   mktorrent 1.1\nSource       src\nComment      a b\n\n  97.7 KiB  f\n"
     );

@@ -73,7 +73,7 @@ fn everything_but_the_info_can_change() {
     let (text, after) = edit(&["--remove-tracker", "http://b/x", "--replace-tracker", "udp://c:1", "udp://e:1"]);
     assert_eq!(text, "trackers -http://b/x -udp://c:1 +udp://e:1");
     assert_eq!(after.trackers, [["http://a/x"], ["udp://e:1"], ["http://d/x"]]);
-    assert_eq!(edit(&["--remove-tracker", "http://never/"]).0, "nothing changes");
+    assert_eq!(edit(&["--remove-tracker", "http://never/"]).0, "no changes");
     let (_, after) = edit(&["--tracker", "http://one/"]);
     assert_eq!(after.trackers, [["http://one/"]]);
     assert!(!fs::read(&torrent).unwrap().windows(13).any(|part| part == b"announce-list"));
@@ -90,7 +90,7 @@ fn everything_but_the_info_can_change() {
     assert_eq!(text, "comment \"new\u{e9}\"; created by \"me\"; date 2020-09-13 12:26:40 UTC");
     assert_eq!((after.comment.as_deref(), after.created_by.as_deref()), (Some("new\u{e9}"), Some("me")));
     let (text, after) = edit(&["--comment", "", "--created-by", "", "--date", "none"]);
-    assert_eq!(text, "no comment; no created by; no date");
+    assert_eq!(text, "comment: none; created by: none; date: none");
     assert_eq!((after.comment, after.created_by, after.creation_date), (None, None, None));
 }
 
@@ -106,7 +106,7 @@ fn renaming_makes_another_torrent_and_says_so() {
     let text = stdout_of(dir, &["f.torrent", "--rename", "g", "-o", "g.torrent"]);
     let new = read(&dir.join("g.torrent"));
     let expected = format!(
-        "f.torrent: name \"g\": it is ANOTHER TORRENT now, info hash {} in place of {}\n",
+        "f.torrent: name \"g\": this is ANOTHER TORRENT, with the info hash {} instead of {}\n",
         new.info_hash, old.info_hash
     );
     assert_eq!(text, expected);
@@ -148,7 +148,7 @@ fn only_the_chosen_output_is_written() {
     assert_eq!(read(&torrent).comment.as_deref(), Some("x"));
     assert_eq!(fs::metadata(&torrent).unwrap().permissions().mode() & 0o777, 0o640);
     let edited = fs::metadata(&torrent).unwrap().modified().unwrap();
-    assert_eq!(with(&["f.torrent"]), "f.torrent: nothing changes\n");
+    assert_eq!(with(&["f.torrent"]), "f.torrent: no changes\n");
     assert_eq!(fs::metadata(&torrent).unwrap().modified().unwrap(), edited, "an unchanged torrent was written");
 
     // Through pipes.

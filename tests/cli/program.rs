@@ -193,7 +193,7 @@ fn the_demo_checks_itself_and_leaves_nothing() {
     let check = output(home.path(), &["demo", "--check", "--rate", "16MiB"]);
     assert!(check.status.success() && check.stderr.is_empty(), "{check:?}");
     let text = String::from_utf8_lossy(&check.stdout);
-    assert!(text.contains("all as they were made"), "{text}");
+    assert!(text.contains("all are equal to the originals"), "{text}");
     assert_eq!(fs::read_dir(home.path()).unwrap().count(), 0, "{}", sh(&format!("ls -R '{}'", home.path().display())));
     assert_eq!(mounts_below(home.path()), [""; 0]);
 }

@@ -49,7 +49,7 @@ fn the_screen_follows_the_status_and_keys_work() {
     let film = mounted.path("film.mkv");
     let reading = std::thread::spawn(move || read_at(&film, 6 << 20, 1 << 20));
     terminal.wait("a blocked read", |screen| {
-        // A read whose pieces have arrived is shown as "about to be answered" for a moment.
+        // A read whose pieces have arrived is shown as "all pieces received" for a moment.
         screen.contains("film.mkv at ") && screen.contains('!') && screen.contains("1 peer has it")
     });
 
@@ -80,7 +80,7 @@ fn the_screen_follows_the_status_and_keys_work() {
 
     // The other keys.
     terminal.keys("p");
-    terminal.wait("the download continues", |screen| screen.contains("1 peers") && screen.contains(&seeder.addr));
+    terminal.wait("the download continues", |screen| screen.contains("1 peer, ") && screen.contains(&seeder.addr));
     terminal.keys("o");
     wait_until("the torrent is on demand", LONG, || status(&mounted)["torrents"][0]["on_demand"] == true);
     terminal.keys("o");
@@ -88,7 +88,7 @@ fn the_screen_follows_the_status_and_keys_work() {
         status(&mounted)["torrents"][0]["on_demand"] == false
     });
     terminal.keys("l");
-    terminal.wait("a rate is prompted for", |screen| screen.contains("limit of what goes from peers"));
+    terminal.wait("a rate is prompted for", |screen| screen.contains("maximum download rate"));
     terminal.line("700KiB");
     wait_until("the limit is set", LONG, || status(&mounted)["limits"]["download"] == 700 << 10);
     terminal.wait("the limit is shown", |screen| screen.contains("(limit 700 KiB/s)"));

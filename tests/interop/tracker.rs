@@ -127,9 +127,9 @@ async fn our_announcer_finds_peers_and_scrapes_over_ipv4_and_ipv6() {
     let _turn = turn();
     let hash = InfoHash([0x5a; 20]);
     let tracker = TrackerServer::start_at("[::1]:0", &["--listen", "127.0.0.1:0"]);
-    tracker.wait_for_output("listening at 127.0.0.1:");
+    tracker.wait_for_output("listening on 127.0.0.1:");
     let line = tracker.output.lock().unwrap().clone();
-    let v4 = line.split("listening at 127.0.0.1:").nth(1).unwrap().split(',').next().unwrap().to_owned();
+    let v4 = line.split("listening on 127.0.0.1:").nth(1).unwrap().split(',').next().unwrap().to_owned();
     let urls = [format!("http://{}/announce", tracker.addr), format!("udp://{}/announce", tracker.addr)];
     let (seed, _peers) = peer(hash, &urls[0], 7001, 0);
     wait_until("the seeder is known", LONG, || tracker.peers() == (1, 0));
@@ -182,26 +182,26 @@ fn peers_survive_a_restart() {
     tracker.stop();
 
     let tracker = TrackerServer::start(&args);
-    tracker.wait_for_output("remembered: torrents 2, peers 2");
+    tracker.wait_for_output("restored 2 torrents, 2 peers");
     assert!(announce(&tracker, one, 0x1ae3, "").ends_with(r"5:peers6:\x7f\x00\x00\x01\x1a\xe1e"));
     // A second tracker cannot use the same port. It fails with one line.
     let second = run(TORRENTFS, &["tracker", "--listen", &tracker.addr.to_string()]);
     let stderr = String::from_utf8(second.stderr).unwrap();
     assert_eq!(second.status.code(), Some(5));
     assert!(
-        stderr.starts_with(&format!("torrentfs: cannot listen at {}", tracker.addr)) && stderr.lines().count() == 1
+        stderr.starts_with(&format!("torrentfs: cannot listen on {}", tracker.addr)) && stderr.lines().count() == 1
     );
     tracker.stop();
 
     fs::write(&state, [&fs::read(&state).unwrap()[..], b"more"].concat()).unwrap();
     let tracker = TrackerServer::start(&args);
-    tracker.wait_for_output("is damaged, the tracker begins anew; it is kept as");
+    tracker.wait_for_output("is damaged; moved it to");
     assert!(announce(&tracker, one, 0x1ae3, "").ends_with("5:peers0:e"));
     tracker.stop();
     fs::write(&state, "my notes").unwrap();
     let refused = run(TORRENTFS, &["tracker", "--listen", "127.0.0.1:0", "--state", state.to_str().unwrap()]);
     let stderr = String::from_utf8(refused.stderr).unwrap();
-    assert!(refused.status.code() == Some(5) && stderr.contains("it is no state file of a tracker"), "{stderr}");
+    assert!(refused.status.code() == Some(5) && stderr.contains("it is not a state file of this tracker"), "{stderr}");
     assert_eq!(fs::read(&state).unwrap(), b"my notes");
 }
 
@@ -218,13 +218,13 @@ fn lists_of_torrents_are_enforced_and_reloaded() {
     fs::write(&list, format!("# mine\n{one}\n")).unwrap();
     let args = ["--allow", list.to_str().unwrap(), "--torrents", torrents.to_str().unwrap()];
     let tracker = TrackerServer::start(&args);
-    tracker.wait_for_output("torrents served: 1, those of the lists");
+    tracker.wait_for_output("serving 1 listed torrent");
     let served = |info_hash| announce(&tracker, info_hash, 1, "").contains("5:peers");
     assert!(served(one) && !served(other));
 
     fs::write(&list, format!("{other}\n")).unwrap();
     tracker.process.signal("HUP");
-    tracker.wait_for_output("lists read again; torrents served: 1");
+    tracker.wait_for_output("reloaded the lists; serving 1 torrent");
     assert!(!served(one) && served(other));
     // A list with an error changes nothing.
     fs::write(&list, "nonsense\n").unwrap();
@@ -247,7 +247,7 @@ fn lists_of_torrents_are_enforced_and_reloaded() {
     fs::write(&list, "nonsense\n").unwrap();
     let refused = run(TORRENTFS, &["tracker", "--listen", "127.0.0.1:0", "--allow", list.to_str().unwrap()]);
     let stderr = String::from_utf8(refused.stderr).unwrap();
-    let expected = format!("torrentfs: line 1 of the list {} is no info hash", list.display());
+    let expected = format!("torrentfs: line 1 of the list {} is not an info hash", list.display());
     assert!(refused.status.code() == Some(5) && stderr.starts_with(&expected), "{stderr}");
 }
 
@@ -339,8 +339,8 @@ fn a_tracker_prints_its_urls_and_serves_a_page() {
     let _turn = turn();
     let tracker = TrackerServer::start(&[]);
     let at = tracker.addr;
-    tracker.wait_for_output(&format!("announce URLs: http://{at}/announce  udp://{at}/announce"));
-    tracker.wait_for_output("torrents served: all");
+    tracker.wait_for_output(&format!("announce URLs: http://{at}/announce, udp://{at}/announce"));
+    tracker.wait_for_output("serving every torrent");
     let page = tracker.get("/");
     assert!(page.starts_with("HTTP/1.1 200 OK") && page.contains("<h1>BitTorrent tracker</h1>"), "{page}");
     assert!(tracker.get("/robots.txt").starts_with("HTTP/1.1 404"));

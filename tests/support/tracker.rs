@@ -36,7 +36,7 @@ impl TrackerServer {
         let mut stdout = BufReader::new(process.0.stdout.take().unwrap());
         let mut line = String::new();
         stdout.read_line(&mut line).unwrap();
-        let addr = line.strip_prefix("listening at ").and_then(|rest| rest.split(',').next()?.parse().ok());
+        let addr = line.strip_prefix("listening on ").and_then(|rest| rest.split(',').next()?.parse().ok());
         let addr = addr.unwrap_or_else(|| panic!("{line}: {}", drain(process.0.stderr.take().unwrap())));
         let output = Arc::new(Mutex::new(line));
         let log = process.0.stderr.take().unwrap();

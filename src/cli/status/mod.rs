@@ -1,4 +1,4 @@
-//! `torrentfs status`
+//! `torrentfs status`: prints the status of running mounts.
 
 mod report;
 
@@ -14,52 +14,65 @@ use super::running_mount;
 use super::runtime::runtime;
 use crate::control::status::Status;
 
-const AFTER_HELP: &str = "\
+const DESCRIPTION: &str = "\
+Without a MOUNTPOINT, every mount of this user is shown; for root, also those of
+other users.
+
+If a program hangs while it reads a file, look for the lines that begin with
+`waiting`: they name the file, the piece that is missing, and how many peers
+have it.";
+
+const SECTIONS: &str = "\
 Flags of a peer:
-  D  it gives us what we want       d  it has what we want, and refuses
-  U  we give it what it wants       u  it wants what we have, and we refuse
-  I  it called us   E  encrypted   P  over uTP   S  it stopped answering
+  D  we download from it           d  we want data from it, but it chokes us
+  U  we upload to it               u  it wants data from us, but we choke it
+  I  it connected to us   E  encrypted   P  uTP   S  it stopped answering
+
+JSON:
+  The same as /status of the HTTP server. /openapi.json describes the fields,
+  which stay the same in later versions; further ones may be added.
 
 Examples:
   torrentfs status
   torrentfs status --watch /mnt/film
   torrentfs status --json /mnt/film | jq .total";
 
-/// Columns where there is no terminal that says.
-const WIDTH: usize = 80;
-/// Between two looks, at least.
-const SOONEST: Duration = Duration::from_millis(100);
+/// Width of the output in columns if it is not a terminal.
+const DEFAULT_WIDTH: usize = 80;
+/// Shortest interval of `--watch`, to bound the load on the mount.
+const MIN_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Show what mounts do: progress, peers, trackers, the cache, reads that wait
+/// Show the status of mounts: progress, peers, trackers, cache, waiting reads
 #[derive(Args, Clone, Debug, PartialEq)]
-#[command(after_help = AFTER_HELP)]
+#[command(before_help = DESCRIPTION, after_help = SECTIONS)]
 pub(super) struct StatusArgs {
-    /// A mount, or a path in it [default: every mount of this user]
+    /// Mountpoint, or a path below it [default: every mount of this user]
     mountpoint: Option<PathBuf>,
 
-    /// As JSON: the same as the control socket's /status; without a MOUNTPOINT a list of them
+    /// Print JSON; without a MOUNTPOINT, a list with an entry per mount
     #[arg(long)]
     json: bool,
 
-    /// Show it again every so often, until Ctrl-C [default: 1s]
+    /// Repeat at this interval until Ctrl-C; without =TIME, every second
     #[arg(long, value_name = "TIME", num_args = 0..=1, require_equals = true, default_missing_value = "1s",
           value_parser = duration)]
     watch: Option<Duration>,
 }
 
-/// Asks and shows.
+/// Prints the status once, or repeatedly with `--watch`.
 pub(super) fn run(args: &StatusArgs) -> Result<(), Failure> {
     runtime()?.block_on(async {
-        let Some(every) = args.watch else { return show(args, &look(args).await?, false) };
+        let Some(every) = args.watch else { return print(args, &fetch(args).await?, false) };
         let live = io::stdout().is_terminal() && !args.json;
         loop {
-            show(args, &look(args).await?, live)?;
-            tokio::time::sleep(every.max(SOONEST)).await;
+            print(args, &fetch(args).await?, live)?;
+            tokio::time::sleep(every.max(MIN_INTERVAL)).await;
         }
     })
 }
 
-async fn look(args: &StatusArgs) -> Result<Vec<Status>, Failure> {
+/// Fetches the status of the selected mounts.
+async fn fetch(args: &StatusArgs) -> Result<Vec<Status>, Failure> {
     match &args.mountpoint {
         Some(mountpoint) => {
             let mount = running_mount::find(mountpoint)?;
@@ -69,31 +82,34 @@ async fn look(args: &StatusArgs) -> Result<Vec<Status>, Failure> {
     }
 }
 
-fn show(args: &StatusArgs, all: &[Status], live: bool) -> Result<(), Failure> {
+/// Prints the status of mounts. `live` overwrites the previous output on the terminal.
+fn print(args: &StatusArgs, all: &[Status], live: bool) -> Result<(), Failure> {
     let text = match (args.json, args.mountpoint.is_some(), all) {
         (true, true, [one]) => to_json(one),
         (true, ..) => to_json(&all),
         (false, _, []) => "nothing is mounted\n".into(),
         (false, ..) => all.iter().map(|status| report::mount(status, columns())).collect::<Vec<_>>().join("\n"),
     };
-    // To the top, each line anew, and away with what is below: nothing flickers.
+    // Overwrites line by line from the top, and then clears the rest. Clearing everything first would flicker.
     let text = if live { format!("\x1b[H{}\x1b[J", text.replace('\n', "\x1b[K\n")) } else { text };
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        // Whoever read it has seen enough.
+        // The reader closed the pipe, as `head` does.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
-        other => other.map_err(|error| Failure::new(Exit::Failure, format!("cannot write: {error}"))),
+        other => {
+            other.map_err(|error| Failure::new(Exit::Failure, format!("cannot write to standard output: {error}")))
+        }
     }
 }
 
 fn to_json(value: &impl serde::Serialize) -> String {
-    // It fails only where a key is no string, and all are.
+    // Fails only for maps whose keys are not strings, and ours are.
     serde_json::to_string_pretty(value).unwrap_or_default() + "\n"
 }
 
-/// As wide as the terminal is, if there is one.
+/// Returns the width of the output in columns.
 fn columns() -> usize {
     let terminal = || ratatui::crossterm::terminal::size().ok().map(|(columns, _)| usize::from(columns));
     let columns = if io::stdout().is_terminal() { terminal() } else { None };
-    columns.unwrap_or(WIDTH).clamp(40, 200)
+    columns.unwrap_or(DEFAULT_WIDTH).clamp(40, 200)
 }

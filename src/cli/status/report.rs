@@ -1,31 +1,31 @@
-//! What a status says, in lines.
+//! The status of a mount as text.
 
 use crate::cli::text::status::{MAX_PEERS, blocked, peers, reads};
-use crate::cli::text::{clip, duration, rate, share, size};
+use crate::cli::text::{clip, count, duration, rate, share, size};
 use crate::control::status::{CacheStatus, State, Status, TorrentStatus, TrackerState, TrackerStatus};
 
-/// Blocked reads shown of one torrent.
+/// Largest number of waiting reads shown per torrent. More would hide the rest.
 const MAX_BLOCKED: usize = 5;
 
-/// A mount, in lines of at most `columns`.
+/// Returns the status of a mount, in lines of at most `columns` columns.
 pub(super) fn mount(status: &Status, columns: usize) -> String {
     let mut out = String::new();
     let mut line = |text: &str| out += &(clip(text, columns) + "\n");
     let total = &status.total;
-    line(&format!("{}  (process {}, for {})", status.mountpoint, status.pid, duration(status.uptime)));
+    line(&format!("{}  (process {}, up {})", status.mountpoint, status.pid, duration(status.uptime)));
     let limit = |limit: Option<u64>| limit.map_or(String::new(), |limit| format!(" (limit {})", rate(limit)));
     line(&format!(
-        "  down {}{}, up {}{}, {} peers, ratio {:.2}",
+        "  down {}{}, up {}{}, {}, ratio {:.2}",
         rate(total.download_rate),
         limit(status.limits.download),
         rate(total.upload_rate),
         limit(status.limits.upload),
-        total.peers,
+        count(total.peers, "peer"),
         total.ratio
     ));
-    let dht = status.dht_nodes.map_or("no DHT".into(), |nodes| format!("{nodes} DHT nodes"));
-    let port = if status.port == 0 { "nobody can call".into() } else { format!("port {}", status.port) };
-    line(&format!("  {} given, {} fetched, {port}, {dht}", size(total.uploaded), size(total.downloaded)));
+    let dht = status.dht_nodes.map_or("no DHT".into(), |nodes| count(nodes, "DHT node"));
+    let port = if status.port == 0 { "no incoming connections".into() } else { format!("port {}", status.port) };
+    line(&format!("  {} uploaded, {} downloaded, {port}, {dht}", size(total.uploaded), size(total.downloaded)));
     cache(&status.cache).iter().for_each(|text| line(text));
     for torrent in &status.torrents {
         line("");
@@ -33,11 +33,12 @@ pub(super) fn mount(status: &Status, columns: usize) -> String {
     }
     if status.torrents.len() > 1 {
         line("");
-        line(&format!("  in all {} of {} ({})", size(total.have), size(total.size), share(total.have, total.size)));
+        line(&format!("  total: {} of {} ({})", size(total.have), size(total.size), share(total.have, total.size)));
     }
     out
 }
 
+/// Returns the lines about the cache.
 fn cache(cache: &CacheStatus) -> Vec<String> {
     let limit = cache.disk_limit.map_or(String::new(), |limit| format!(" of {}", size(limit)));
     let mut lines = vec![
@@ -53,9 +54,10 @@ fn cache(cache: &CacheStatus) -> Vec<String> {
     lines
 }
 
+/// Returns the lines about a torrent.
 fn torrent_lines(torrent: &TorrentStatus, columns: usize) -> Vec<String> {
     let mut lines = vec![format!("  {}", torrent.name)];
-    let eta = torrent.eta.map_or(String::new(), |eta| format!(", {} to go", duration(eta)));
+    let eta = torrent.eta.map_or(String::new(), |eta| format!(", {} left", duration(eta)));
     let demand = if torrent.on_demand && torrent.state != State::OnDemand { ", on demand" } else { "" };
     lines.push(format!(
         "    {}{demand}, {} of {} ({}), {} of {} pieces{eta}",
@@ -75,9 +77,9 @@ fn torrent_lines(torrent: &TorrentStatus, columns: usize) -> Vec<String> {
         torrent.ratio
     ));
     if let Some(check) = torrent.verification {
-        let bad = if check.bad > 0 { format!(", {} not as they should be", check.bad) } else { String::new() };
-        let word = if check.running { "checking" } else { "checked" };
-        lines.push(format!("    {word} {} of {} pieces{bad}", check.done, check.pieces));
+        let bad = if check.bad > 0 { format!(", {} bad", check.bad) } else { String::new() };
+        let verb = if check.running { "checking" } else { "checked" };
+        lines.push(format!("    {verb} {} of {} pieces{bad}", check.done, check.pieces));
     }
     lines.extend(torrent.priorities.iter().map(|file| format!("    priority {}: {}", file.priority.word(), file.path)));
     let blocked = blocked(&torrent.blocked_reads);
@@ -85,29 +87,30 @@ fn torrent_lines(torrent: &TorrentStatus, columns: usize) -> Vec<String> {
         lines.extend([format!("    {read}"), format!("      {awaited}")]);
     }
     if blocked.len() > MAX_BLOCKED {
-        lines.push(format!("    ... and at {} places more reads wait", blocked.len() - MAX_BLOCKED));
+        lines.push(format!("    ... and waiting reads in {} more places", blocked.len() - MAX_BLOCKED));
     }
     lines.extend(torrent.trackers.iter().map(|tracker| format!("    {}", tracker_line(tracker))));
     if !torrent.peers.is_empty() {
         lines.extend(peers(&torrent.peers, torrent.pieces).lines(columns, "    "));
     }
     if torrent.peers.len() > MAX_PEERS {
-        lines.push(format!("    ... and {} more", torrent.peers.len() - MAX_PEERS));
+        lines.push(format!("    ... and {} more peers", torrent.peers.len() - MAX_PEERS));
     }
     lines
 }
 
+/// Returns the line about a tracker.
 fn tracker_line(tracker: &TrackerStatus) -> String {
     let state = match tracker.state {
-        TrackerState::Waiting => "not asked yet".into(),
-        TrackerState::Announcing => "being asked".into(),
+        TrackerState::Waiting => "not contacted yet".into(),
+        TrackerState::Announcing => "announcing".into(),
         TrackerState::Failed => tracker.error.clone().unwrap_or_default(),
         TrackerState::Working => {
-            let count = |count: Option<u64>| count.map_or("?".into(), |count| count.to_string());
-            format!("{} seeders, {} leechers", count(tracker.seeders), count(tracker.leechers))
+            let number = |number: Option<u64>| number.map_or("?".into(), |number| number.to_string());
+            format!("{} seeders, {} leechers", number(tracker.seeders), number(tracker.leechers))
         }
     };
-    let warning = tracker.warning.as_ref().map_or(String::new(), |warning| format!(", warns: {warning}"));
-    let next = tracker.next_announce.map_or(String::new(), |next| format!(", next in {}", duration(next)));
+    let warning = tracker.warning.as_ref().map_or(String::new(), |warning| format!(", warning: {warning}"));
+    let next = tracker.next_announce.map_or(String::new(), |next| format!(", next announce in {}", duration(next)));
     format!("tracker {}: {state}{warning}{next}", tracker.url)
 }

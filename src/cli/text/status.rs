@@ -1,13 +1,14 @@
-//! Phrases and tables about a mount's status, for `torrentfs status` and `torrentfs top`.
+//! Phrases and tables for the status of a mount, in `torrentfs status` and `torrentfs top`.
 
 use super::table::{Align, Table, clip};
 use super::{rate, share, size};
 use crate::control::status::{AwaitedPiece, BlockedRead, PeerStatus, Priority, ReadStatus, Source, State, Transport};
 
-/// Most peers shown of one torrent.
+/// Largest number of peers shown per torrent.
 pub(in crate::cli) const MAX_PEERS: usize = 20;
 
 impl State {
+    /// Returns the word for it.
     pub(in crate::cli) fn word(self) -> &'static str {
         match self {
             Self::Checking => "checking",
@@ -21,6 +22,7 @@ impl State {
 }
 
 impl Priority {
+    /// Returns the word for it.
     pub(in crate::cli) fn word(self) -> &'static str {
         match self {
             Self::Skip => "skip",
@@ -31,6 +33,7 @@ impl Priority {
 }
 
 impl Source {
+    /// Returns the word for it.
     pub(in crate::cli) fn word(self) -> &'static str {
         match self {
             Self::Tracker => "tracker",
@@ -45,53 +48,61 @@ impl Source {
     }
 }
 
+/// Returns the counts of reads, by the source that answered them.
 pub(in crate::cli) fn reads(reads: &ReadStatus) -> String {
     let ReadStatus { memory, disk, missed, hit_rate } = reads;
     match hit_rate {
         Some(rate) => {
-            format!("{:.0} % at once ({memory} from memory, {disk} from disk), {missed} waited", (rate * 100.0).floor())
+            format!(
+                "{:.0} % without waiting ({memory} from memory, {disk} from disk), {missed} waited",
+                (rate * 100.0).floor()
+            )
         }
         None => "none yet".into(),
     }
 }
 
-/// Reads of one file that are this close, in bytes, are shown as one: most of them are the kernel's read-ahead.
-const TOGETHER: u64 = 2 << 20;
+/// Largest gap in bytes between two waiting reads that are shown as one. The kernel's read-ahead sends several reads for one
+/// of a program.
+const MAX_GAP: u64 = 2 << 20;
 
-/// Describes blocked reads, grouped by place, in two lines each: the read that waits longest, and the piece it waits for.
+/// Describes waiting reads, the longest first. Returns two lines for each place in a file: what is read, and the piece that
+/// is missing.
 pub(in crate::cli) fn blocked(reads: &[BlockedRead]) -> Vec<[String; 2]> {
     let mut reads: Vec<&BlockedRead> = reads.iter().collect();
     reads.sort_by(|a, b| (&a.file, a.offset).cmp(&(&b.file, b.offset)));
-    let together = |a: &&BlockedRead, b: &&BlockedRead| a.file == b.file && b.offset - a.offset <= TOGETHER + a.length;
+    let together = |a: &&BlockedRead, b: &&BlockedRead| a.file == b.file && b.offset - a.offset <= MAX_GAP + a.length;
     let mut places: Vec<&[&BlockedRead]> = reads.chunk_by(together).collect();
     let longest = |place: &[&BlockedRead]| place.iter().map(|read| read.waiting).fold(0.0, f64::max);
     places.sort_by(|a, b| longest(b).total_cmp(&longest(a)));
     let lines = |place: &&[&BlockedRead]| {
         let first = place.first()?;
         let more = if place.len() > 1 { format!(" and {} more", place.len() - 1) } else { String::new() };
-        let what = format!("waits {:.1} s: {} at {}{more}", longest(place), first.file, size(first.offset));
-        Some([what, first.pieces.first().map_or("about to be answered".into(), awaited)])
+        let read = format!("waiting {:.1} s: {} at {}{more}", longest(place), first.file, size(first.offset));
+        Some([read, first.pieces.first().map_or("all pieces received".into(), awaited)])
     };
     places.iter().filter_map(lines).collect()
 }
 
+/// Describes a piece that a read waits for.
 fn awaited(piece: &AwaitedPiece) -> String {
     let AwaitedPiece { piece, peers, serving, received, blocks } = piece;
-    format!("for piece {piece}: {received} of {blocks} blocks here, {}", owners(*peers, *serving))
+    format!("for piece {piece}: {received} of {blocks} blocks received, {}", owners(*peers, *serving))
 }
 
+/// Describes how many peers have a piece, and how many of them serve it now.
 fn owners(peers: u32, serving: u32) -> String {
     match (peers, serving) {
         (0, _) => "no peer has it".into(),
-        (1, serving) => format!("1 peer has it, {serving} gives it"),
-        (peers, serving) => format!("{peers} peers have it, {serving} give it"),
+        (1, serving) => format!("1 peer has it, {serving} serves it"),
+        (peers, serving) => format!("{peers} peers have it, {serving} serve it"),
     }
 }
 
-/// Returns the flags of a peer, one letter each; `torrentfs help status` explains them.
+/// Returns the flags of a peer, one letter each. `torrentfs help status` explains them.
 fn flags(peer: &PeerStatus) -> String {
     let flags = [
-        // As in other clients: a small letter means interested but choked, a capital one interested and served.
+        // As in other clients: a small letter means interested but choked, a capital letter interested and not choked.
         (peer.we_interested && !peer.choking_us, 'D'),
         (peer.we_interested && peer.choking_us, 'd'),
         (peer.interested_in_us && !peer.we_choke, 'U'),
@@ -105,7 +116,7 @@ fn flags(peer: &PeerStatus) -> String {
     if text.is_empty() { "-".into() } else { text }
 }
 
-/// Returns a table of the busiest peers.
+/// Returns the table of peers, those with the highest rates first.
 pub(in crate::cli) fn peers(peers: &[PeerStatus], pieces: u32) -> Table {
     use Align::{Left, Right};
     let headings = [

@@ -1,26 +1,28 @@
-//! Tables with aligned columns, in terminal columns instead of characters.
+//! Tables with aligned columns, by the width of characters in a terminal.
 
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
-/// Spaces between two columns.
+/// Columns of space between two cells.
 const GAP: usize = 2;
 
-/// Alignment of the cells of a column.
+/// Alignment of a column.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(in crate::cli) enum Align {
     Left,
     Right,
 }
 
-/// Rows below a heading. One column is shortened if the table would be too wide.
+/// Rows under a heading. One column is shortened if the table would be too wide.
 pub(in crate::cli) struct Table {
     columns: Vec<Align>,
+    /// Index of the column that is shortened.
     flexible: usize,
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
-    /// Creates a table with these headings. The column `flexible` is shortened if there is not enough room.
+    /// Makes an empty table. `headings` come with the alignments of their columns; the column `flexible` is shortened if the
+    /// table is too wide.
     pub fn new(headings: &[(&str, Align)], flexible: usize) -> Self {
         let rows = vec![headings.iter().map(|(heading, _)| (*heading).to_owned()).collect()];
         Self { columns: headings.iter().map(|(_, align)| *align).collect(), flexible, rows }
@@ -31,7 +33,7 @@ impl Table {
         self.rows.push(cells.into_iter().collect());
     }
 
-    /// Returns the lines, at most `columns` wide, each after `indent`.
+    /// Returns the lines of the table, at most `columns` columns wide and each after `indent`.
     pub fn lines(&self, columns: usize, indent: &str) -> Vec<String> {
         let cell = |row: &Vec<String>, at: usize| row.get(at).map_or(0, |cell| width(cell));
         let mut widths: Vec<usize> =
@@ -54,12 +56,12 @@ impl Table {
     }
 }
 
-/// Returns the terminal columns that a text takes.
+/// Returns the width of a text in columns.
 pub(in crate::cli) fn width(text: &str) -> usize {
     text.width()
 }
 
-/// Returns a text, or its beginning and an ellipsis if it is too wide. Control characters become spaces.
+/// Shortens a text to at most `columns` columns, with an ellipsis at the end. Control characters become spaces.
 pub(in crate::cli) fn clip(text: &str, columns: usize) -> String {
     let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     if text.width() <= columns {

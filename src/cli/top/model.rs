@@ -1,4 +1,4 @@
-//! What is shown, and what keys do to it. It draws nothing and asks nobody.
+//! The state of `torrentfs top` and the effect of keys on it. Does no input or output.
 
 use std::collections::VecDeque;
 
@@ -6,48 +6,52 @@ use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
 use crate::control::status::{PieceMap, State, Status, TorrentStatus};
 
-/// Rates remembered: more than the widest terminal shows.
-const HISTORY: usize = 240;
-/// Characters of a rate that somebody types.
+/// Number of rates kept for the graph: more than the columns of the widest terminal.
+const MAX_HISTORY: usize = 240;
+/// Longest rate that can be typed, in characters.
 const MAX_TYPED: usize = 24;
 
-/// What a key asks of others.
+/// An effect of a key outside the model.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Order {
+pub(super) enum KeyAction {
     Quit,
-    /// Look at once: something else is shown now.
-    Look,
+    /// Fetch the status at once, because another torrent or mount is shown.
+    Update,
+    /// Pause or resume the torrent.
     Pause(Box<TorrentStatus>, bool),
+    /// Switch fetching on demand on or off.
     OnDemand(Box<TorrentStatus>, bool),
-    /// Of what comes from peers, or goes to them.
+    /// Set the download or the upload limit.
     Limit {
         down: bool,
         text: String,
     },
 }
 
-/// A rate that is being typed.
+/// A limit that is being typed.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Prompt {
     pub(super) down: bool,
     pub(super) text: String,
 }
 
-/// All that is shown.
+/// State of the screen.
 pub(super) struct Model {
+    /// Number of mounts.
     mounts: usize,
-    /// Which of the mounts.
+    /// Index of the shown mount.
     pub(super) mount: usize,
     pub(super) status: Status,
     pub(super) map: Option<PieceMap>,
-    /// Which of the torrents.
+    /// Index of the selected torrent.
     pub(super) torrent: usize,
-    /// Bytes a second, the latest last.
+    /// Recent download rates in bytes per second, the latest last.
     pub(super) down: VecDeque<u64>,
+    /// The same for upload rates.
     pub(super) up: VecDeque<u64>,
     pub(super) prompt: Option<Prompt>,
     pub(super) help: bool,
-    /// What went wrong, until the next key.
+    /// Error to show until the next key.
     pub(super) message: Option<String>,
 }
 
@@ -67,23 +71,25 @@ impl Model {
         }
     }
 
+    /// Returns the selected torrent.
     pub(super) fn selected(&self) -> Option<&TorrentStatus> {
         self.status.torrents.get(self.torrent)
     }
 
+    /// Returns whether there are several mounts.
     pub(super) fn has_others(&self) -> bool {
         self.mounts > 1
     }
 
-    /// The mount as it is now. The torrent that was chosen stays so, wherever it is by now.
-    pub(super) fn look(&mut self, status: Status, map: Option<PieceMap>) {
-        let chosen = self.selected().map(|torrent| torrent.info_hash.clone());
-        let at = status.torrents.iter().position(|torrent| Some(&torrent.info_hash) == chosen.as_ref());
+    /// Updates the status. The selected torrent stays selected, even if its position changed.
+    pub(super) fn update(&mut self, status: Status, map: Option<PieceMap>) {
+        let selected = self.selected().map(|torrent| torrent.info_hash.clone());
+        let at = status.torrents.iter().position(|torrent| Some(&torrent.info_hash) == selected.as_ref());
         self.torrent = at.unwrap_or(self.torrent).min(status.torrents.len().saturating_sub(1));
         for (history, rate) in [(&mut self.down, status.total.download_rate), (&mut self.up, status.total.upload_rate)]
         {
             history.push_back(rate);
-            if history.len() > HISTORY {
+            if history.len() > MAX_HISTORY {
                 history.pop_front();
             }
         }
@@ -91,39 +97,40 @@ impl Model {
         self.status = status;
     }
 
-    pub(super) fn said(&mut self, message: &str) {
+    /// Shows an error until the next key.
+    pub(super) fn show_error(&mut self, message: &str) {
         self.message = Some(message.to_owned());
     }
 
-    /// A key was pressed.
-    pub(super) fn key(&mut self, key: KeyEvent) -> Option<Order> {
+    /// Handles a key.
+    pub(super) fn key(&mut self, key: KeyEvent) -> Option<KeyAction> {
         self.message = None;
         if key.code == KeyCode::Char('c') && key.modifiers.contains(KeyModifiers::CONTROL) {
-            return Some(Order::Quit);
+            return Some(KeyAction::Quit);
         }
         if self.prompt.is_some() {
-            return self.typed(key.code);
+            return self.type_key(key.code);
         }
         if std::mem::take(&mut self.help) {
             return None;
         }
         let last = self.status.torrents.len().saturating_sub(1);
         match key.code {
-            KeyCode::Char('q') | KeyCode::Esc => return Some(Order::Quit),
+            KeyCode::Char('q') | KeyCode::Esc => return Some(KeyAction::Quit),
             KeyCode::Char('?' | 'h') | KeyCode::F(1) => self.help = true,
-            KeyCode::Up | KeyCode::Char('k') => return self.choose(self.torrent.saturating_sub(1)),
-            KeyCode::Down | KeyCode::Char('j') => return self.choose((self.torrent + 1).min(last)),
-            KeyCode::Home => return self.choose(0),
-            KeyCode::End => return self.choose(last),
-            KeyCode::Tab | KeyCode::Right => return self.turn(1),
-            KeyCode::BackTab | KeyCode::Left => return self.turn(self.mounts - 1),
+            KeyCode::Up | KeyCode::Char('k') => return self.select(self.torrent.saturating_sub(1)),
+            KeyCode::Down | KeyCode::Char('j') => return self.select((self.torrent + 1).min(last)),
+            KeyCode::Home => return self.select(0),
+            KeyCode::End => return self.select(last),
+            KeyCode::Tab | KeyCode::Right => return self.switch_mount(1),
+            KeyCode::BackTab | KeyCode::Left => return self.switch_mount(self.mounts - 1),
             KeyCode::Char('p') => {
                 let torrent = self.selected()?;
-                return Some(Order::Pause(Box::new(torrent.clone()), torrent.state != State::Paused));
+                return Some(KeyAction::Pause(Box::new(torrent.clone()), torrent.state != State::Paused));
             }
             KeyCode::Char('o') => {
                 let torrent = self.selected()?;
-                return Some(Order::OnDemand(Box::new(torrent.clone()), !torrent.on_demand));
+                return Some(KeyAction::OnDemand(Box::new(torrent.clone()), !torrent.on_demand));
             }
             KeyCode::Char(key @ ('l' | 'u')) => {
                 self.prompt = Some(Prompt { down: key == 'l', text: String::new() });
@@ -133,13 +140,14 @@ impl Model {
         None
     }
 
-    fn choose(&mut self, torrent: usize) -> Option<Order> {
+    /// Selects a torrent.
+    fn select(&mut self, torrent: usize) -> Option<KeyAction> {
         let moved = std::mem::replace(&mut self.torrent, torrent) != torrent;
-        moved.then_some(Order::Look)
+        moved.then_some(KeyAction::Update)
     }
 
-    /// To another mount.
-    fn turn(&mut self, by: usize) -> Option<Order> {
+    /// Shows the mount `by` positions further.
+    fn switch_mount(&mut self, by: usize) -> Option<KeyAction> {
         if !self.has_others() {
             return None;
         }
@@ -147,10 +155,11 @@ impl Model {
         (self.torrent, self.map) = (0, None);
         self.down.clear();
         self.up.clear();
-        Some(Order::Look)
+        Some(KeyAction::Update)
     }
 
-    fn typed(&mut self, key: KeyCode) -> Option<Order> {
+    /// Handles a key while a limit is being typed.
+    fn type_key(&mut self, key: KeyCode) -> Option<KeyAction> {
         let prompt = self.prompt.as_mut()?;
         match key {
             KeyCode::Char(c) if prompt.text.len() < MAX_TYPED && c.is_ascii_graphic() => prompt.text.push(c),
@@ -158,7 +167,7 @@ impl Model {
             KeyCode::Esc => self.prompt = None,
             KeyCode::Enter => {
                 let Prompt { down, text } = self.prompt.take()?;
-                return (!text.is_empty()).then_some(Order::Limit { down, text });
+                return (!text.is_empty()).then_some(KeyAction::Limit { down, text });
             }
             _ => {}
         }
@@ -171,7 +180,7 @@ pub(super) mod tests {
     use super::*;
     use serde_json::json;
 
-    /// A mount with these torrents, each half here.
+    /// Returns the status of a mount with these torrents, each half available.
     pub(in super::super) fn status(names: &[&str]) -> Status {
         let torrents: Vec<_> = names
             .iter()
@@ -199,7 +208,7 @@ pub(super) mod tests {
         serde_json::from_value(status).unwrap()
     }
 
-    fn press(model: &mut Model, keys: &str) -> Option<Order> {
+    fn press(model: &mut Model, keys: &str) -> Option<KeyAction> {
         let code = |c: char| match c {
             '\n' => KeyCode::Enter,
             '<' => KeyCode::Backspace,
@@ -213,35 +222,35 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn keys_order_what_they_say() {
+    fn keys_have_their_actions() {
         let mut model = Model::new(1, status(&["a", "b"]));
-        assert_eq!(press(&mut model, "v"), Some(Order::Look));
-        assert_eq!(press(&mut model, "v"), None, "that was the last");
+        assert_eq!(press(&mut model, "v"), Some(KeyAction::Update));
+        assert_eq!(press(&mut model, "v"), None, "it is the last torrent");
         assert_eq!(model.selected().unwrap().name, "b");
-        assert!(matches!(press(&mut model, "p"), Some(Order::Pause(torrent, true)) if torrent.name == "b"));
-        assert!(matches!(press(&mut model, "o"), Some(Order::OnDemand(torrent, true)) if torrent.name == "b"));
-        assert_eq!(press(&mut model, "l50q<0KB\n"), Some(Order::Limit { down: true, text: "500KB".into() }));
-        assert_eq!(press(&mut model, "u0\n"), Some(Order::Limit { down: false, text: "0".into() }));
+        assert!(matches!(press(&mut model, "p"), Some(KeyAction::Pause(torrent, true)) if torrent.name == "b"));
+        assert!(matches!(press(&mut model, "o"), Some(KeyAction::OnDemand(torrent, true)) if torrent.name == "b"));
+        assert_eq!(press(&mut model, "l50q<0KB\n"), Some(KeyAction::Limit { down: true, text: "500KB".into() }));
+        assert_eq!(press(&mut model, "u0\n"), Some(KeyAction::Limit { down: false, text: "0".into() }));
         assert_eq!(press(&mut model, "l5~"), None);
         assert_eq!(press(&mut model, "l\n"), None);
         assert_eq!(press(&mut model, "?"), None);
         assert!(model.help);
-        assert_eq!(press(&mut model, "q"), None, "any key ends the help");
-        assert_eq!(press(&mut model, "q"), Some(Order::Quit));
+        assert_eq!(press(&mut model, "q"), None, "any key closes the help");
+        assert_eq!(press(&mut model, "q"), Some(KeyAction::Quit));
         let ctrl_c = KeyEvent::new(KeyCode::Char('c'), KeyModifiers::CONTROL);
         press(&mut model, "l");
-        assert_eq!(model.key(ctrl_c), Some(Order::Quit));
+        assert_eq!(model.key(ctrl_c), Some(KeyAction::Quit));
     }
 
     #[test]
-    fn the_chosen_torrent_stays_chosen() {
+    fn the_selected_torrent_stays_selected() {
         let mut model = Model::new(1, status(&["a", "b"]));
         press(&mut model, "v");
-        model.look(status(&["0", "a", "b"]), None);
+        model.update(status(&["0", "a", "b"]), None);
         assert_eq!(model.selected().unwrap().name, "b");
-        model.look(status(&["0"]), None);
+        model.update(status(&["0"]), None);
         assert_eq!(model.selected().unwrap().name, "0");
-        model.look(status(&[]), None);
+        model.update(status(&[]), None);
         assert!(model.selected().is_none() && press(&mut model, "p").is_none() && press(&mut model, "v").is_none());
     }
 }

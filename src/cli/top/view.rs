@@ -1,4 +1,4 @@
-//! Drawing. Every sign means something without its colour.
+//! Drawing of the screen. Every symbol has its meaning without colour.
 
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
@@ -8,32 +8,35 @@ use ratatui::widgets::{Block, Borders, Clear, Paragraph, Sparkline};
 
 use super::model::{Model, Prompt};
 use crate::cli::text::status::{blocked, peers, reads};
-use crate::cli::text::{Align, Table, clip, rate, share, size};
+use crate::cli::text::{Align, Table, clip, count, rate, share, size};
 use crate::control::status::{Cell, PieceMap, TorrentStatus};
 
-/// Rows of torrents shown at most, so that there is room for the rest.
+/// Largest number of rows in the list of torrents, so that the rest fits on the screen.
 const MAX_TORRENTS: u16 = 8;
+/// Number of rows of the piece map.
 const MAP_ROWS: u16 = 3;
 
-const KEYS: &str = "q quit  ? help  arrows choose  p pause  o on demand  l limit down  u limit up";
+/// The bottom line.
+const KEYS: &str = "q quit  ? help  arrows select  p pause  o on demand  l limit down  u limit up";
 
+/// The help window.
 const HELP: &str = "\
-up, down    another torrent
-tab         another mount
-p           pause the torrent, or go on with it
-o           fetch it on demand, or all of it
-l, u        limit what comes from peers, what goes to them
+up, down    select a torrent
+tab         switch to the next mount
+p           pause or resume the torrent
+o           fetch the torrent on demand, or all of it
+l, u        set the download limit, the upload limit
 q           quit
 
-pieces      # here   = some of it here   + under way
-            ~ needed soon   > a reader is here   ! a read waits
-            . missing   - left out
+pieces      # available   = partly available   + being fetched
+            ~ read-ahead   > reader position   ! a read waits
+            . missing   - skipped
 
-peers       D gives us what we want   d has it, and refuses
-            U gets what it wants      u wants it, and we refuse
-            I called us   E encrypted   P over uTP   S silent";
+peers       D we download from it   d we want data, it chokes us
+            U we upload to it       u it wants data, we choke it
+            I incoming   E encrypted   P uTP   S not answering";
 
-/// All of it.
+/// Draws the screen.
 pub(super) fn draw(model: &Model, frame: &mut Frame<'_>) {
     let colours = Colours { on: std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()) };
     let area = frame.area();
@@ -56,7 +59,7 @@ pub(super) fn draw(model: &Model, frame: &mut Frame<'_>) {
         draw_map(torrent, model.map.as_ref(), colours, frame, map);
         frame.render_widget(waiting(torrent, colours, reads), reads);
         let lines = peers(&torrent.peers, torrent.pieces).lines(usize::from(connections.width), "");
-        let title = format!("{} peers, {} with everything", torrent.peers.len(), torrent.seeds);
+        let title = format!("{}, {}", count(torrent.peers.len(), "peer"), count(torrent.seeds, "seed"));
         frame.render_widget(section(&title, lines.join("\n").into()), connections);
     }
     frame.render_widget(footing(model, colours), foot);
@@ -68,6 +71,7 @@ pub(super) fn draw(model: &Model, frame: &mut Frame<'_>) {
     }
 }
 
+/// Colours, unless switched off by NO_COLOR.
 #[derive(Clone, Copy)]
 struct Colours {
     on: bool,
@@ -79,21 +83,23 @@ impl Colours {
     }
 }
 
+/// Returns a section of the screen, with a title in its upper border.
 fn section<'a>(title: &str, text: Text<'a>) -> Paragraph<'a> {
     Paragraph::new(text).block(Block::default().borders(Borders::TOP).title(title.to_owned()))
 }
 
+/// Returns the two lines at the top.
 fn heading(model: &Model, columns: usize) -> Paragraph<'static> {
     let status = &model.status;
     let total = &status.total;
-    let others = if model.has_others() { "  (tab: the next mount)" } else { "" };
+    let others = if model.has_others() { "  (tab: next mount)" } else { "" };
     let first = format!(
-        "{}  {} of {} here, ratio {:.2}, {} peers{others}",
+        "{}  {} of {} available, ratio {:.2}, {}{others}",
         status.mountpoint,
         size(total.have),
         size(total.size),
         total.ratio,
-        total.peers
+        count(total.peers, "peer")
     );
     let second = match &status.cache.fault {
         Some(fault) => format!("disk fault: {fault}"),
@@ -105,16 +111,17 @@ fn heading(model: &Model, columns: usize) -> Paragraph<'static> {
     ])
 }
 
+/// Draws the graphs of the rates.
 fn draw_rates(model: &Model, colours: Colours, frame: &mut Frame<'_>, area: Rect) {
     let [down, up] = Layout::horizontal([Constraint::Fill(1); 2]).spacing(1).areas(area);
     let limits = model.status.limits;
     let total = &model.status.total;
-    for (area, word, now, limit, history, colour) in [
+    for (area, label, now, limit, history, colour) in [
         (down, "down", total.download_rate, limits.download, &model.down, Color::Green),
         (up, "up", total.upload_rate, limits.upload, &model.up, Color::Blue),
     ] {
         let limit = limit.map_or(String::new(), |limit| format!(" (limit {})", rate(limit)));
-        let title = format!("{word} {}{limit}", rate(now));
+        let title = format!("{label} {}{limit}", rate(now));
         let shown = history.len().saturating_sub(usize::from(area.width));
         let graph = Sparkline::default()
             .block(Block::default().borders(Borders::TOP).title(title))
@@ -124,13 +131,14 @@ fn draw_rates(model: &Model, colours: Colours, frame: &mut Frame<'_>, area: Rect
     }
 }
 
+/// Returns the list of torrents.
 fn torrent_list(model: &Model, colours: Colours, area: Rect) -> Paragraph<'static> {
     use Align::{Left, Right};
     let headings = [
         ("", Left),
         ("torrent", Left),
         ("state", Left),
-        ("here", Right),
+        ("have", Right),
         ("size", Right),
         ("down", Right),
         ("up", Right),
@@ -150,31 +158,30 @@ fn torrent_list(model: &Model, colours: Colours, area: Rect) -> Paragraph<'stati
         ]);
     }
     let mut lines = table.lines(usize::from(area.width), "");
-    // The chosen one is always among those shown.
+    // Scroll so that the selected torrent is visible.
     let rows = usize::from(area.height).saturating_sub(2).max(1);
     let first = (model.torrent + 1).saturating_sub(rows);
     let shown = lines.split_off(1).into_iter().enumerate().skip(first).take(rows);
     let mut text: Vec<Line<'_>> = lines.into_iter().map(Line::raw).collect();
     text.extend(shown.map(|(at, line)| {
-        let chosen = if at == model.torrent { Modifier::BOLD } else { Modifier::empty() };
-        Line::styled(line, colours.of(Color::Reset).add_modifier(chosen))
+        let emphasis = if at == model.torrent { Modifier::BOLD } else { Modifier::empty() };
+        Line::styled(line, colours.of(Color::Reset).add_modifier(emphasis))
     }));
-    let count = model.status.torrents.len();
-    let title = if count == 1 { "1 torrent".to_owned() } else { format!("{count} torrents") };
-    section(&title, text.into())
+    section(&count(model.status.torrents.len(), "torrent"), text.into())
 }
 
+/// Draws the piece map.
 fn draw_map(torrent: &TorrentStatus, map: Option<&PieceMap>, colours: Colours, frame: &mut Frame<'_>, area: Rect) {
     let columns = usize::from(area.width);
-    let cells = map.map_or(Vec::new(), |map| gather(&map.cells, columns * usize::from(MAP_ROWS)));
+    let cells = map.map_or(Vec::new(), |map| combine(&map.cells, columns * usize::from(MAP_ROWS)));
     let lines: Vec<Line<'_>> = cells
         .chunks(columns.max(1))
         .map(|row| {
-            let signs = row.iter().map(|cell| {
-                let (sign, colour) = sign(cell);
-                Span::styled(sign, colours.of(colour))
+            let symbols = row.iter().map(|cell| {
+                let (symbol, colour) = symbol(cell);
+                Span::styled(symbol, colours.of(colour))
             });
-            Line::from(signs.collect::<Vec<_>>())
+            Line::from(symbols.collect::<Vec<_>>())
         })
         .collect();
     let title =
@@ -182,8 +189,8 @@ fn draw_map(torrent: &TorrentStatus, map: Option<&PieceMap>, colours: Colours, f
     frame.render_widget(section(&title, lines.into()), area);
 }
 
-/// As many cells as there is room for.
-fn gather(cells: &[Cell], room: usize) -> Vec<Cell> {
+/// Combines neighbouring cells until at most `room` are left.
+fn combine(cells: &[Cell], room: usize) -> Vec<Cell> {
     let count = room.min(cells.len());
     let sum = |cells: &[Cell]| {
         cells.iter().fold(Cell::default(), |sum, cell| Cell {
@@ -199,8 +206,8 @@ fn gather(cells: &[Cell], room: usize) -> Vec<Cell> {
     (0..count).map(|at| sum(&cells[at * cells.len() / count..(at + 1) * cells.len() / count])).collect()
 }
 
-/// What matters most of a stretch of pieces.
-fn sign(cell: &Cell) -> (&'static str, Color) {
+/// Returns the symbol and colour for the most important property of a cell.
+fn symbol(cell: &Cell) -> (&'static str, Color) {
     match cell {
         cell if cell.blocked => ("!", Color::Red),
         cell if cell.reader => (">", Color::Yellow),
@@ -213,6 +220,7 @@ fn sign(cell: &Cell) -> (&'static str, Color) {
     }
 }
 
+/// Returns the list of waiting reads.
 fn waiting(torrent: &TorrentStatus, colours: Colours, area: Rect) -> Paragraph<'static> {
     let columns = usize::from(area.width);
     let rows = usize::from(area.height).saturating_sub(1);
@@ -220,14 +228,15 @@ fn waiting(torrent: &TorrentStatus, colours: Colours, area: Rect) -> Paragraph<'
         [Line::styled(clip(&read, columns), colours.of(Color::Red)), Line::raw(clip(&format!("  {awaited}"), columns))]
     });
     let lines: Vec<Line<'_>> = lines.take(rows).collect();
-    section(&format!("{} reads wait", torrent.blocked_reads.len()), lines.into())
+    section(&count(torrent.blocked_reads.len(), "waiting read"), lines.into())
 }
 
+/// Returns the bottom line: a prompt, an error, or the keys.
 fn footing(model: &Model, colours: Colours) -> Line<'static> {
     match (&model.prompt, &model.message) {
         (Some(Prompt { down, text }), _) => {
-            let what = if *down { "from peers" } else { "to peers" };
-            Line::raw(format!("limit of what goes {what}, as 500KiB or 2MiB; 0 is none: {text}_"))
+            let direction = if *down { "download" } else { "upload" };
+            Line::raw(format!("maximum {direction} rate, such as 500KiB or 2MiB; 0 for no limit: {text}_"))
         }
         (None, Some(message)) => Line::styled(message.clone(), colours.of(Color::Red)),
         (None, None) => Line::raw(KEYS),
@@ -248,23 +257,23 @@ mod tests {
     }
 
     #[test]
-    fn everything_has_its_place_in_80_by_24() {
+    fn everything_fits_in_80_by_24() {
         let mut model = Model::new(2, status(&["alpha", "beta"]));
         let cell = |have, blocked| Cell { pieces: 2, have, blocked, ..Cell::default() };
         let cells = vec![cell(2, false), cell(1, false), cell(0, true), cell(0, false)];
-        model.look(status(&["alpha", "beta"]), Some(PieceMap { pieces: 10, cells }));
+        model.update(status(&["alpha", "beta"]), Some(PieceMap { pieces: 10, cells }));
         let screen = shown(&model, 80, 24);
         for part in [
-            "/mnt/a  500 B of 0.98 KiB here",
-            "tab: the next mount",
+            "/mnt/a  500 B of 0.98 KiB available",
+            "tab: next mount",
             "down 10 B/s",
             "2 torrents",
             ">  alpha",
             "50.0 %",
             "pieces: 5 of 10, 100 B each",
             "#=!.",
-            "1 reads wait",
-            "waits 1.5 s: alpha/film at 7 B",
+            "1 waiting read",
+            "waiting 1.5 s: alpha/film at 7 B",
             "no peer has it",
             "0 peers",
             "q quit",
@@ -273,7 +282,7 @@ mod tests {
         }
         model.help = true;
         assert!(shown(&model, 80, 24).contains("a read waits"));
-        // However small it is, it is drawn.
+        // Every size can be drawn.
         for (width, height) in [(1, 1), (10, 3), (20, 8), (300, 100)] {
             shown(&model, width, height);
         }
@@ -281,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn many_torrents_scroll_with_the_choice() {
+    fn the_list_scrolls_with_the_selection() {
         let names: Vec<String> = (0..30).map(|n| format!("torrent-{n:02}")).collect();
         let mut model = Model::new(1, status(&names.iter().map(String::as_str).collect::<Vec<_>>()));
         model.torrent = 29;
@@ -290,14 +299,14 @@ mod tests {
     }
 
     #[test]
-    fn cells_are_gathered_without_loss() {
+    fn cells_are_combined_without_loss() {
         let cells: Vec<Cell> = (0..100).map(|n| Cell { pieces: 3, have: n % 4, ..Cell::default() }).collect();
         for room in [1, 7, 99, 100, 500] {
-            let gathered = gather(&cells, room);
-            assert_eq!(gathered.len(), room.min(100));
-            assert_eq!(gathered.iter().map(|cell| cell.pieces).sum::<u32>(), 300);
-            assert_eq!(gathered.iter().map(|cell| cell.have).sum::<u32>(), 150);
+            let combined = combine(&cells, room);
+            assert_eq!(combined.len(), room.min(100));
+            assert_eq!(combined.iter().map(|cell| cell.pieces).sum::<u32>(), 300);
+            assert_eq!(combined.iter().map(|cell| cell.have).sum::<u32>(), 150);
         }
-        assert!(gather(&[], 5).is_empty());
+        assert!(combine(&[], 5).is_empty());
     }
 }
