@@ -18,8 +18,8 @@ The torrent is written to NAME.torrent in the current directory, or to --output.
 An existing file is replaced only with --force. PATH is only read. A file that
 changes while it is hashed is an error.
 
-Hashing uses all processors. Memory use does not depend on the piece length, and holes
-in sparse files are not read.";
+Hashing uses all processors. Memory use does not depend on the piece length, and
+holes in sparse files are not read.";
 
 const SECTIONS: &str = "\
 Included files:
@@ -131,12 +131,11 @@ pub(super) struct CreateArgs {
 /// Value of `--format`.
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
 enum Format {
-    /// BitTorrent v1
     V1,
-    /// Not supported yet
+    // Not supported yet.
     #[value(hide = true)]
     V2,
-    /// Not supported yet
+    // Not supported yet.
     #[value(hide = true)]
     Hybrid,
 }
