@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use sha1::{Digest, Sha1};
+use torrentfs::internals::store::{Cache, CacheConfig, Lookup, TorrentSpec, TorrentStore};
 use torrentfs::metainfo::{File, FileKind, InfoHash, Layout, Lengths, PieceHashes};
-use torrentfs::store::{Cache, CacheConfig, Lookup, TorrentSpec, TorrentStore};
 
 /// Length of a piece in bytes: a common one.
 const PIECE_LEN: u32 = 1 << 20;
@@ -31,7 +31,7 @@ fn filled(dir: &std::path::Path, memory: u64) -> (Arc<Cache>, Arc<TorrentStore>,
         layout: Layout::new(lengths, vec![file]).into(),
         hashes: PieceHashes::v1(hashes),
         verify: false,
-        place: torrentfs::store::Place::Cache,
+        place: torrentfs::internals::store::Place::Cache,
         progress: None,
     };
     let store = TorrentStore::open(&cache, spec, Box::new(|_| {})).expect("a new torrent");

@@ -23,7 +23,7 @@
 //! | [`control`] | the status that a running mount reports, and the orders it accepts | HTTP, FUSE, peer connections | discovery, library, metainfo, net, session, swarm, wire |
 //! | [`library`] | the torrents of a mount, as they come and go; watched directories | the command line | discovery, fs, metainfo, payload, session, store, sys, util |
 //! | [`fs`] | the tree of inodes, the answering of reads, the FUSE mount | peers, trackers | metainfo, session, sys |
-//! | [`session`] | the driver: owns each torrent's `Swarm`, turns its actions into I/O | the wire format | discovery, http, metainfo, net, portmap, route, store, swarm, util, webseed, wire |
+//! | [`session`] | torrents at work: sockets, disk and timers for each torrent's `Swarm` | the peer protocol | discovery, http, metainfo, net, portmap, route, store, swarm, util, webseed, wire |
 //! | [`webseed`] | HTTP servers as peers that have everything (BEP 19, 17) | picking, choking | http, metainfo, net, util, wire |
 //! | [`net`] | connections, the listener, rate limits: dumb pipes of messages | picking, choking | metainfo, route, util, wire |
 //! | [`discovery`] | trackers, the DHT, local discovery: they yield peer addresses | everything else | http, metainfo, route, util, wire |
@@ -32,8 +32,8 @@
 //! | [`http`] | bounded HTTP requests: limits, redirects, access to the local network, masked URLs | what an answer means | metainfo, route, util |
 //! | [`route`] | by which way everything leaves: proxy, address, interface | everything else | nothing |
 //! | [`store`] | the LRU piece cache: memory tier, disk tier, what survives a restart; files that lie with the user | the network, FUSE | metainfo, sys, util |
-//! | [`swarm`] | sans-io: picker, readers, choker, per-peer state | tokio, sockets, files, the clock | metainfo, util, wire |
-//! | [`wire`] | sans-io: handshake and message codecs | as above | metainfo |
+//! | [`swarm`] | sans-io: the peer protocol with its extensions, scheduling of requests, choker | tokio, sockets, files, the clock | metainfo, util, wire |
+//! | [`wire`] | sans-io: handshake and message codecs | as above | metainfo, util |
 //! | [`payload`] | a user's own files: walked and hashed for new torrents, checked against old ones | torrents at work | metainfo, sys |
 //! | [`metainfo`] | bencode guard, `.torrent`, piece ↔ file layout | as above | nothing |
 //! | `sys` | system calls that the standard library has not: the only `unsafe` code | everything else | nothing |
@@ -70,31 +70,67 @@
 //! - **urgent**: wanted by a reader, by a deadline. **background**: the rest, rarest first.
 //! - **end-game**: when all that is missing is already requested, it is requested from more than one peer.
 
+#![cfg_attr(
+    not(feature = "internals"),
+    allow(
+        unused_imports,
+        reason = "a module re-exports every type of its signatures, also those that no other module names"
+    )
+)]
+#![cfg_attr(
+    not(feature = "cli"),
+    allow(dead_code, reason = "the command line uses more of the other modules than the public interface does")
+)]
+
 #[cfg(feature = "cli")]
 pub mod cli;
 #[cfg(feature = "web")]
-pub mod control;
-pub mod discovery;
+mod control;
+mod discovery;
 #[cfg(feature = "fs")]
-pub mod fs;
-pub mod http;
+mod fs;
+mod http;
 #[cfg(feature = "fs")]
-pub mod library;
+mod library;
 pub mod metainfo;
-pub mod net;
+mod net;
 #[cfg(feature = "fs")]
-pub mod payload;
-pub mod portmap;
-pub mod route;
-pub mod session;
-pub mod store;
+mod payload;
+mod portmap;
+mod route;
+mod session;
+mod store;
 pub mod swarm;
 #[allow(unsafe_code)]
 mod sys;
 #[cfg(feature = "cli")]
-pub mod tracker;
+mod tracker;
 mod util;
 #[cfg(feature = "web")]
-pub mod web;
-pub mod webseed;
+mod web;
+mod webseed;
 pub mod wire;
+
+pub use discovery::{AnnounceError, Answer, DhtStatus, Scrape, Scraped, TrackerStatus};
+#[cfg(feature = "fs")]
+pub use fs::{MountError, MountOptions, Mounted, UnmountError};
+pub use metainfo::Metainfo;
+pub use net::{Blocklist, Config as NetConfig, Encryption, Limits, PortChoice, RateLimit};
+pub use route::{Bind, Proxy, Route};
+pub use session::{
+    CheckProgress, FileStream, MetadataError, MetadataProgress, PeerReport, PeerSource, PortMapping, Priority,
+    ReadCounts, ReadError, Reader, Report, SeedLimits, Session, SessionConfig, SessionError, Torrent, TorrentOptions,
+    Verification,
+};
+pub use store::{Cache, CacheConfig, Place, StoreError, Usage};
+
+/// Every other module, for this repository's own tests, benchmarks and fuzz targets.
+#[cfg(feature = "internals")]
+#[doc(hidden)]
+#[allow(missing_docs)]
+pub mod internals {
+    macro_rules! expose {
+        ($($module:ident)*) => { $(pub mod $module { pub use crate::$module::*; })* };
+    }
+    expose!(control discovery fs http library net payload portmap route session store tracker web webseed);
+}

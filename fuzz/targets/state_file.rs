@@ -4,4 +4,4 @@
 
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|bytes: &[u8]| torrentfs::store::fuzz_state(bytes));
+fuzz_target!(|bytes: &[u8]| torrentfs::internals::store::fuzz_state(bytes));

@@ -4,4 +4,4 @@
 
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|bytes: &[u8]| torrentfs::discovery::fuzz_counts_and_datagram(bytes));
+fuzz_target!(|bytes: &[u8]| torrentfs::internals::discovery::fuzz_counts_and_datagram(bytes));

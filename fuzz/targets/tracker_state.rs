@@ -4,4 +4,4 @@
 
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|bytes: &[u8]| torrentfs::tracker::fuzz_state(bytes));
+fuzz_target!(|bytes: &[u8]| torrentfs::internals::tracker::fuzz_state(bytes));

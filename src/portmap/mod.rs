@@ -33,12 +33,16 @@ pub const SSDP: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(239, 255, 
 
 /// Requested lease. If we end without removing the mapping, the router removes it after this time.
 const LEASE: Duration = Duration::from_secs(3600);
-/// Range of the renewal interval, which is half of the lease.
-const RENEWAL: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(1800));
+/// Shortest time to the renewal of a mapping, which is due after half of its lease.
+const MIN_RENEWAL: Duration = Duration::from_secs(30);
+/// Longest time to the renewal of a mapping, in case the router forgets it early.
+const MAX_RENEWAL: Duration = Duration::from_secs(1800);
 /// Time limit for one attempt to map the port.
 const ATTEMPT_LIMIT: Duration = Duration::from_secs(20);
-/// Wait after the first failure, and the maximum to which it doubles.
-const RETRY: (Duration, Duration) = (Duration::from_secs(120), Duration::from_secs(3600));
+/// Wait after a first failure; it doubles with each further one.
+const FIRST_RETRY: Duration = Duration::from_secs(120);
+/// Longest wait after failures, so that a laptop in a new network gets its mapping within an hour.
+const MAX_RETRY: Duration = Duration::from_secs(3600);
 /// Time limit for removing the mapping at the end.
 const UNMAP_LIMIT: Duration = Duration::from_secs(1);
 
@@ -187,7 +191,7 @@ async fn maintain<R: Router>(
                     tracing::info!("the router forwards port {tcp_port} of {ip} to us ({protocol})");
                 }
                 known = Some(outcome);
-                (lease / 2).clamp(RENEWAL.0, RENEWAL.1)
+                (lease / 2).clamp(MIN_RENEWAL, MAX_RENEWAL)
             }
             Err(error) => {
                 failures = failures.saturating_add(1);
@@ -203,7 +207,7 @@ async fn maintain<R: Router>(
                     }
                 }
                 known = Some(outcome);
-                (RETRY.0 * (1 << (failures - 1).min(10))).min(RETRY.1)
+                (FIRST_RETRY * (1 << (failures - 1).min(10))).min(MAX_RETRY)
             }
         };
         if let Some(known) = &known {

@@ -149,7 +149,7 @@ impl Session {
     }
 
     /// Returns the HTTP client of the session, which uses its proxy, address or interface.
-    pub fn http(&self) -> &HttpClient {
+    pub(crate) fn http(&self) -> &HttpClient {
         self.context.trackers.http()
     }
 

@@ -84,9 +84,9 @@ impl Host for Registry {
         lock(&self.entries).keys().find(|hash| matches(hash)).map(|hash| self.handshake(*hash))
     }
 
-    fn accept(&self, caller: Handshaken) {
-        if let Some(entry) = lock(&self.entries).get(&caller.theirs.info_hash) {
-            let _ = entry.incoming.try_send(Box::new(caller));
+    fn accept(&self, peer: Handshaken) {
+        if let Some(entry) = lock(&self.entries).get(&peer.theirs.info_hash) {
+            let _ = entry.incoming.try_send(Box::new(peer));
         }
     }
 }

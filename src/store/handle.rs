@@ -38,18 +38,6 @@ impl std::fmt::Debug for VerifiedPiece {
     }
 }
 
-impl VerifiedPiece {
-    /// Returns the piece.
-    pub fn piece(&self) -> PieceIndex {
-        self.piece
-    }
-
-    /// Returns the piece's bytes.
-    pub fn bytes(&self) -> &Bytes {
-        &self.bytes
-    }
-}
-
 /// The result of a read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Lookup {
@@ -66,8 +54,6 @@ pub enum Lookup {
 pub struct BadPiece {
     /// Blocks proven wrong; empty if one hash covers the whole piece.
     pub blocks: Vec<BlockIndex>,
-    /// The bytes, to find out which peer sent wrong ones.
-    pub bytes: Bytes,
 }
 
 /// The tiers that a read may access.
@@ -134,11 +120,11 @@ impl TorrentStore {
     /// Hashes a whole piece. Do not call it on an async thread.
     pub fn verify(&self, piece: PieceIndex, bytes: Bytes) -> Result<VerifiedPiece, BadPiece> {
         if bytes.len() != self.torrent.lengths.len_of(piece) as usize {
-            return Err(BadPiece { blocks: Vec::new(), bytes });
+            return Err(BadPiece { blocks: Vec::new() });
         }
         match self.torrent.hashes.check(piece, &bytes) {
             Verdict::Good => Ok(VerifiedPiece { torrent: self.torrent.pieces.id, piece, bytes }),
-            Verdict::Bad { blocks } => Err(BadPiece { blocks, bytes }),
+            Verdict::Bad { blocks } => Err(BadPiece { blocks }),
         }
     }
 
@@ -195,6 +181,7 @@ impl TorrentStore {
     }
 
     /// Returns the cache that the torrent is in.
+    #[cfg(test)]
     pub fn cache(&self) -> &Arc<Cache> {
         &self.cache
     }
@@ -205,6 +192,7 @@ impl TorrentStore {
     }
 
     /// Syncs the data and the state to the disk. Blocking.
+    #[cfg(any(test, feature = "internals"))]
     pub fn flush(&self) {
         self.cache.ok_or_report(self.torrent.save(&self.cache.handles, &self.cache.clock, Save::Synced));
     }

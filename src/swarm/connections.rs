@@ -91,7 +91,7 @@ impl Swarm {
             }
             return self.super_seed_to(now, key);
         }
-        let first = match self.pieces.had() {
+        let first = match self.pieces.have_count() {
             0 if fast => Some(Message::HaveNone),
             0 => None,
             _ if fast && self.pieces.complete() => Some(Message::HaveAll),

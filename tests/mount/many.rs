@@ -16,10 +16,10 @@ use std::time::{Duration, Instant};
 use crate::support::*;
 use percent_encoding::percent_decode;
 use sha1::{Digest, Sha1};
+use torrentfs::internals::net::Limits;
+use torrentfs::internals::session::{Session, SessionConfig, Torrent, TorrentOptions};
+use torrentfs::internals::store::{Cache, CacheConfig};
 use torrentfs::metainfo::{InfoHash, Metainfo};
-use torrentfs::net::Limits;
-use torrentfs::session::{Session, SessionConfig, Torrent, TorrentOptions};
-use torrentfs::store::{Cache, CacheConfig};
 
 /// Time limit of waits. Only a hang reaches it.
 const LONG: Duration = Duration::from_secs(60);

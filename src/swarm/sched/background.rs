@@ -36,7 +36,7 @@ impl Swarm {
             return;
         }
         // The pieces that a peer allows while it chokes us are for our first ones: many peers get the same few.
-        if peer.choking_us && self.pieces.had() >= self.config.policy.random_first {
+        if peer.choking_us && self.pieces.have_count() >= self.config.policy.random_first {
             return;
         }
         if self.config.policy.queue_allowance(Need::Background, self.phase).is_none() {
@@ -167,7 +167,7 @@ impl Swarm {
         let from = self.rng.random_range(0..missing.len());
         let (before, after) = missing.split_at(from);
         let random_first = self.config.policy.random_first as usize;
-        let begun = self.pieces.had() as usize + self.pieces.partials().take(random_first).count();
+        let begun = self.pieces.have_count() as usize + self.pieces.partials().take(random_first).count();
         let tried = if begun < random_first { 0 } else { RAREST_TRIED };
         let rarest = missing.iter().take(tried).find(fits);
         let found = rarest.or_else(|| after.iter().chain(before).take(ANY_TRIED).find(fits));

@@ -10,6 +10,7 @@
 #![allow(dead_code)]
 
 pub mod link;
+pub mod overlay;
 pub mod workload;
 
 use std::cmp::Reverse;
