@@ -354,7 +354,7 @@ fn several_sources_are_mounted() {
     // One invalid source is an error, and so is a directory that would be mounted over.
     for (sources, at, why) in [
         (&["one.torrent", "bad.torrent"][..], "mnt2", "bad.torrent"),
-        (&["one.torrent", "torrents"], "torrents", "mount somewhere else"),
+        (&["one.torrent", "torrents"], "torrents", "use another mountpoint"),
     ] {
         let refused = mount(sources, at);
         let stderr = String::from_utf8_lossy(&refused.stderr);
