@@ -18,8 +18,8 @@ The torrent is written to NAME.torrent in the current directory, or to --output.
 An existing file is replaced only with --force. PATH is only read. A file that
 changes while it is hashed is an error.
 
-Hashing uses all processors. Memory use does not depend on the piece length, and holes
-in sparse files are not read.";
+Hashing uses all processors. Memory use does not depend on the piece length, and
+holes in sparse files are not read.";
 
 const SECTIONS: &str = "\
 Included files:
