@@ -9,7 +9,9 @@ use sha1::{Digest, Sha1};
 use torrentfs::internals::store::{Cache, CacheConfig, Lookup, TorrentSpec, TorrentStore};
 use torrentfs::metainfo::{File, FileKind, InfoHash, Layout, Lengths, PieceHashes};
 
+/// Length of a piece in bytes: a common one.
 const PIECE_LEN: u32 = 1 << 20;
+/// Number of pieces, which all fit in memory.
 const PIECES: u32 = 32;
 /// Length of a read in bytes: the kernel's largest FUSE read with the default read-ahead.
 const READ: usize = 128 << 10;

@@ -15,7 +15,7 @@ use rand::{RngExt, SeedableRng};
 
 use super::reply::Reply;
 use super::url::{Event, TrackerUrl};
-use super::{AnnounceError, Answer, Retry, TrackerStatus};
+use super::{AnnounceError, Answer, Retry};
 
 /// Trackers used from a torrent's list; the rest is dropped.
 const MAX_TRACKERS: usize = 100;
@@ -39,6 +39,21 @@ const MAX_RETRY_IN: Duration = Duration::from_secs(24 * 3600);
 const FALLBACK_DELAY: Duration = Duration::from_secs(3);
 /// Minimum time between two rounds when more peers are wanted.
 const WANT_PAUSE: Duration = Duration::from_secs(15);
+
+/// The state of one tracker.
+#[derive(Clone, Debug)]
+pub struct TrackerStatus {
+    /// URL of the tracker; `Display` masks passkeys.
+    pub url: TrackerUrl,
+    /// Index of its tier in the torrent's list, from 0.
+    pub tier: usize,
+    /// Outcome of the last announce; `None` until the first one has ended.
+    pub last: Option<Result<Answer, AnnounceError>>,
+    /// Whether an announce is in progress.
+    pub announcing: bool,
+    /// Earliest time of the next announce. `None` means any time, or never if `last` is an error.
+    pub next_announce: Option<Instant>,
+}
 
 /// The index of a tracker in the schedule; never changes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]

@@ -15,6 +15,7 @@ use crate::util::lock;
 /// Spare buffers kept, in bytes: a few pieces of the usual lengths. A single larger buffer is kept too, up to
 /// [`MAX_SPARE_BUFFER`].
 const MAX_SPARE: usize = 8 << 20;
+/// Length limit of a spare buffer in bytes; longer pieces are rare, and one would use too much memory.
 const MAX_SPARE_BUFFER: usize = 32 << 20;
 
 pub(super) struct BufferPool {

@@ -85,7 +85,7 @@ enum Reserve {
     /// Also evict older pieces.
     Evict,
     /// Also exceed the limit, because the piece is pinned.
-    Insist,
+    OverLimit,
 }
 
 impl Cache {
@@ -231,7 +231,7 @@ impl Cache {
     pub(super) fn write_behind(&self, torrent: &Torrent, piece: PieceIndex, bytes: &[u8], new: bool) -> bool {
         let pinned = torrent.pieces.word(piece).pinned();
         let reserve = match (pinned, new) {
-            (true, _) => Reserve::Insist,
+            (true, _) => Reserve::OverLimit,
             (false, true) => Reserve::Evict,
             (false, false) => Reserve::Free,
         };
@@ -246,7 +246,7 @@ impl Cache {
         let disk = self.health.state(begun);
         match disk {
             DiskState::Working => {}
-            DiskState::Full if reserve == Reserve::Insist => self.evict_bytes(len),
+            DiskState::Full if reserve == Reserve::OverLimit => self.evict_bytes(len),
             DiskState::Full | DiskState::Failing => return false,
         }
         if torrent.evictable && !self.reserve(len, reserve) {
@@ -255,7 +255,7 @@ impl Cache {
         let mut written = torrent.write(&self.handles, piece, bytes);
         match &written {
             Ok(_) if disk == DiskState::Working => self.health.report_success(begun),
-            Err(error) if disk == DiskState::Working && reserve == Reserve::Insist && error.is_full() => {
+            Err(error) if disk == DiskState::Working && reserve == Reserve::OverLimit && error.is_full() => {
                 self.report(error);
                 self.evict_bytes(len);
                 written = torrent.write(&self.handles, piece, bytes);
@@ -289,7 +289,7 @@ impl Cache {
                     None => break,
                 }
             }
-            let reserved = reserve == Reserve::Insist || !over(&ledger);
+            let reserved = reserve == Reserve::OverLimit || !over(&ledger);
             ledger.active_bytes += if reserved { len } else { 0 };
             break reserved;
         };
@@ -317,12 +317,12 @@ impl Cache {
 
     /// Drops a piece, pinned or not, whose bytes on the disk are wrong, missing or unreadable.
     pub(super) fn discard(&self, torrent: &Torrent, piece: PieceIndex) {
-        let taken = {
+        let begun = {
             let mut ledger = lock(&self.ledger);
             let open = ledger.torrents.iter().any(|open| open.pieces.id == torrent.pieces.id);
-            open && ledger.take(torrent, piece, on_disk)
+            open && ledger.begin_eviction(torrent, piece, on_disk)
         };
-        if taken {
+        if begun {
             self.ok_or_report(torrent.finish_eviction(&self.handles, &self.memory, piece));
         }
     }
@@ -336,12 +336,12 @@ impl Cache {
             let Some(inactive) = ledger.inactive.remove(&oldest) else { return 0 };
             (oldest, inactive)
         };
-        let home = self.dir.join(info_hash.to_string());
+        let torrent_dir = self.dir.join(info_hash.to_string());
         tracing::info!(
             "removed torrent {info_hash}, which is not open, from the cache to free {} bytes",
             inactive.bytes
         );
-        self.ok_or_report(fs::remove_dir_all(&home).map_err(DiskError::new("remove", home)));
+        self.ok_or_report(fs::remove_dir_all(&torrent_dir).map_err(DiskError::new("remove", torrent_dir)));
         inactive.bytes
     }
 
@@ -359,9 +359,9 @@ impl Cache {
             ledger.inactive.remove(info_hash);
         }
         self.remove_metainfo(info_hash);
-        let home = self.dir.join(info_hash.to_string());
-        match fs::remove_dir_all(&home) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(io_error("remove", &home)(error)),
+        let torrent_dir = self.dir.join(info_hash.to_string());
+        match fs::remove_dir_all(&torrent_dir) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(io_error("remove", &torrent_dir)(error)),
             _ => Ok(()),
         }
     }
@@ -369,9 +369,9 @@ impl Cache {
     /// Syncs and closes one torrent. Its pieces stay in the directory.
     pub(super) fn close_torrent(&self, torrent: &Torrent) {
         if torrent.begin_close() {
-            if let Some(home) = torrent.home.as_ref().filter(|_| torrent.remove_state.load(SeqCst)) {
-                if let Err(error) = fs::remove_dir_all(home) {
-                    tracing::info!("cannot remove the state in {}: {error}", home.display());
+            if let Some(torrent_dir) = torrent.torrent_dir.as_ref().filter(|_| torrent.remove_state.load(SeqCst)) {
+                if let Err(error) = fs::remove_dir_all(torrent_dir) {
+                    tracing::info!("cannot remove the state in {}: {error}", torrent_dir.display());
                 }
             } else if let Err(error) = torrent.save(&self.handles, &self.clock, Save::Closed) {
                 tracing::warn!("{error}; the torrent's pieces will be hashed again before they are next served");

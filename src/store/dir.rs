@@ -50,13 +50,13 @@ pub(super) fn scan(dir: &Path) -> Result<(HashMap<InfoHash, InactiveTorrent>, u6
         let Some(info_hash) = entry.file_name().to_str().and_then(|name| name.parse::<InfoHash>().ok()) else {
             continue;
         };
-        let home = entry.path();
-        let found = match Saved::load(&home.join("state")) {
+        let torrent_dir = entry.path();
+        let found = match Saved::load(&torrent_dir.join("state")) {
             Ok(Some(saved)) if saved.info_hash == info_hash => {
                 clock = clock.max(saved.clock);
                 InactiveTorrent { bytes: saved.bytes, last_use: saved.last_use }
             }
-            _ => InactiveTorrent { bytes: size_of(home), last_use: 0 },
+            _ => InactiveTorrent { bytes: size_of(torrent_dir), last_use: 0 },
         };
         inactive.insert(info_hash, found);
     }

@@ -23,6 +23,7 @@ use crate::metainfo::{self, FileIndex, FileKind, PieceIndex};
 use crate::sys::file as sys;
 use crate::util::lock;
 
+/// Reasons in [`StoreError::Foreign`] and [`StoreError::InTheWay`].
 const NOT_A_FILE: &str = "is not a regular file";
 const NOT_A_DIRECTORY: &str = "is not a directory";
 const TOO_LONG: &str = "is longer than the torrent's file of that name";
@@ -31,9 +32,9 @@ const NO_MATCH: &str = "is not the torrent's file: none of its pieces matches";
 /// Checks that no parent directory of `file` within `dir` is something else. `seen` holds the directories already
 /// checked.
 fn check_parents(dir: &Path, file: &Path, seen: &mut HashSet<PathBuf>) -> Result<(), StoreError> {
-    let mut above: Vec<&Path> = file.ancestors().skip(1).filter(|path| !path.as_os_str().is_empty()).collect();
-    above.reverse();
-    for parent in above {
+    let mut parents: Vec<&Path> = file.ancestors().skip(1).filter(|path| !path.as_os_str().is_empty()).collect();
+    parents.reverse();
+    for parent in parents {
         if !seen.insert(parent.to_owned()) {
             continue;
         }
@@ -50,7 +51,7 @@ fn check_parents(dir: &Path, file: &Path, seen: &mut HashSet<PathBuf>) -> Result
 
 /// Checks the types and lengths of existing files with the torrent's names. Returns whether any of them has content.
 pub(super) fn find_existing(torrent: &Torrent, dir: &Path, overwrite: bool) -> Result<bool, StoreError> {
-    let (mut seen, mut any) = (HashSet::new(), false);
+    let (mut seen, mut has_content) = (HashSet::new(), false);
     for (index, file) in torrent.files.stored() {
         check_parents(dir, &file.relative_path(), &mut seen)?;
         let path = torrent.files.path(index);
@@ -59,12 +60,12 @@ pub(super) fn find_existing(torrent: &Torrent, dir: &Path, overwrite: bool) -> R
             Ok(about) if about.len() > file.len && !overwrite => {
                 return Err(StoreError::Foreign { path, why: TOO_LONG });
             }
-            Ok(about) => any |= about.len() > 0,
+            Ok(about) => has_content |= about.len() > 0,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(io_error("examine", &path)(error)),
         }
     }
-    Ok(any)
+    Ok(has_content)
 }
 
 /// Checks that we may write to each existing file. Called after all existing pieces were hashed.

@@ -95,6 +95,7 @@ pub(super) enum Cached {
     WouldWait,
 }
 
+/// The data files of one torrent.
 pub(super) struct Files {
     pieces: Arc<Pieces>,
     pub root: Root,
@@ -286,7 +287,9 @@ impl Files {
     pub fn sync(&self, handles: &Handles, files: impl ExactSizeIterator<Item = FileIndex>) -> Result<(), DiskError> {
         if files.len() > MAX_OPEN / 2 {
             let failed = || DiskError::new("sync", self.root.dir());
-            return File::open(self.root.dir()).and_then(|home| sys::sync_filesystem(&home)).map_err(failed());
+            return File::open(self.root.dir())
+                .and_then(|torrent_dir| sys::sync_filesystem(&torrent_dir))
+                .map_err(failed());
         }
         for file in files {
             match self.handle(handles, file, false) {
@@ -395,8 +398,8 @@ impl Files {
     /// Marks all pieces of a changed file as unverified, so that each is hashed before it is served.
     fn mark_unverified(&self, file: FileIndex) {
         let of_file = self.layout.pieces_of(file);
-        let doubted = of_file.filter(|piece| self.pieces.advance(*piece, State::Disk, State::Unverified)).count();
-        if doubted > 0 {
+        let unverified = of_file.filter(|piece| self.pieces.advance(*piece, State::Disk, State::Unverified)).count();
+        if unverified > 0 {
             let path = self.path(file);
             tracing::warn!(
                 "another program changed {}: its pieces are hashed again before they are served",

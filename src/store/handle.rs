@@ -229,7 +229,7 @@ impl TorrentStore {
         if torrent.hashes.check(piece, &buffer) == Verdict::Good {
             let same = |now: Word| now.state() == State::Unverified && torrent.pieces.undisturbed(piece, word);
             if torrent.pieces.change(piece, State::Disk, same).is_some() {
-                torrent.set_changed();
+                torrent.mark_changed();
             }
             return Some(true);
         }
@@ -338,7 +338,7 @@ impl TorrentStore {
             // Unless the piece was evicted meanwhile, perhaps put again, and is another one now.
             let same = |now: Word| now.state() == State::Unverified && torrent.pieces.undisturbed(piece, word);
             if torrent.pieces.change(piece, State::Disk, same).is_some() {
-                torrent.set_changed();
+                torrent.mark_changed();
                 Cache::notify_lost(cache.memory.insert_copy(&torrent.pieces, piece, buffer.freeze()));
             }
         } else {

@@ -47,16 +47,21 @@ pub(super) enum DiskState {
     Failing,
 }
 
+/// The present fault of a cache's disk, if there is one.
 #[derive(Default)]
 pub(super) struct Health {
     fault: Mutex<Option<Fault>>,
 }
 
+/// A fault that has not been resolved.
 struct Fault {
+    /// The error with advice, as logged.
     message: String,
     /// The error alone, without advice.
     cause: String,
+    /// Whether the disk is full, as opposed to failing.
     full: bool,
+    /// Time from which on the next write is an attempt.
     retry: Instant,
 }
 

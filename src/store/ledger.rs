@@ -62,7 +62,7 @@ impl Ledger {
             }
             let (used, id, piece) = self.queue.pop_front()?;
             let Some(torrent) = self.torrents.iter().find(|torrent| torrent.pieces.id == id).cloned() else { continue };
-            if torrent.pieces.last_use(piece) == used && self.take(&torrent, piece, evictable) {
+            if torrent.pieces.last_use(piece) == used && self.begin_eviction(&torrent, piece, evictable) {
                 return Some((torrent, piece));
             }
         }
@@ -70,12 +70,12 @@ impl Ledger {
 
     /// Starts the eviction of a piece, if `ready` allows it for the piece's word. The caller finishes it if this
     /// returns true.
-    pub fn take(&mut self, torrent: &Torrent, piece: PieceIndex, ready: impl Fn(Word) -> bool) -> bool {
-        let taken = torrent.pieces.change(piece, State::Evicting, ready).is_some();
-        if taken && torrent.evictable {
+    pub fn begin_eviction(&mut self, torrent: &Torrent, piece: PieceIndex, ready: impl Fn(Word) -> bool) -> bool {
+        let begun = torrent.pieces.change(piece, State::Evicting, ready).is_some();
+        if begun && torrent.evictable {
             self.active_bytes = self.active_bytes.saturating_sub(torrent.lengths.len_of(piece).into());
         }
-        taken
+        begun
     }
 
     fn refill(&mut self) {

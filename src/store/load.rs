@@ -65,19 +65,21 @@ fn open_locked(cache: &Cache, spec: TorrentSpec, id: u32, evicted: EvictionSink)
     if spec.place.is_evictable() && cache.shared {
         return Err(StoreError::Shared(cache.dir.clone()));
     }
-    let home = spec.place.home(&cache.dir, &spec.info_hash);
-    if let Some(home) = &home {
-        make_dir(home)?;
+    let torrent_dir = spec.place.torrent_dir(&cache.dir, &spec.info_hash);
+    if let Some(torrent_dir) = &torrent_dir {
+        make_dir(torrent_dir)?;
     }
     // Two processes with the same cache must not write the same files.
-    let lock_file = match (&spec.place, &home) {
-        (Place::Download { dir, .. }, Some(home)) => Some(take_lock(home).map_err(|error| match error {
-            StoreError::InUse { holder, .. } => StoreError::Busy { dir: dir.clone(), holder },
-            error => error,
-        })?),
+    let lock_file = match (&spec.place, &torrent_dir) {
+        (Place::Download { dir, .. }, Some(torrent_dir)) => {
+            Some(take_lock(torrent_dir).map_err(|error| match error {
+                StoreError::InUse { holder, .. } => StoreError::Busy { dir: dir.clone(), holder },
+                error => error,
+            })?)
+        }
         _ => None,
     };
-    let torrent = load(cache, spec, id, home, evicted)?;
+    let torrent = load(cache, spec, id, torrent_dir, evicted)?;
     *lock(&torrent.lock_file) = lock_file;
     Ok(torrent)
 }
@@ -91,14 +93,14 @@ fn load(
     cache: &Cache,
     spec: TorrentSpec,
     id: u32,
-    home: Option<PathBuf>,
+    torrent_dir: Option<PathBuf>,
     evicted: EvictionSink,
 ) -> Result<Torrent, StoreError> {
     let TorrentSpec { info_hash, layout, hashes, verify, place, progress } = spec;
     let lengths = *layout.lengths();
     let pieces = Arc::new(Pieces::new(id, lengths, evicted));
-    let files = Files::new(Arc::clone(&pieces), Root::new(&place, home.as_deref()), layout)?;
-    let saved = match home.as_ref().map(|home| home.join("state")) {
+    let files = Files::new(Arc::clone(&pieces), Root::new(&place, torrent_dir.as_deref()), layout)?;
+    let saved = match torrent_dir.as_ref().map(|torrent_dir| torrent_dir.join("state")) {
         Some(state) => match Saved::load(&state) {
             Ok(saved) => saved.filter(|saved| saved.info_hash == info_hash && saved.lengths == lengths),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
@@ -107,7 +109,7 @@ fn load(
         None => None,
     };
     let closed = saved.as_ref().is_some_and(|saved| saved.closed);
-    let torrent = Torrent::new(info_hash, hashes, pieces, files, home, closed);
+    let torrent = Torrent::new(info_hash, hashes, pieces, files, torrent_dir, closed);
     let has_data = match &place {
         Place::Cache => fs::read_dir(torrent.files.root.data()).is_ok_and(|mut entries| entries.next().is_some()),
         Place::Download { dir, overwrite } => download::find_existing(&torrent, dir, *overwrite)?,
@@ -126,22 +128,22 @@ fn load(
         (Place::Seed(_), _) => assume_present(&torrent, all),
         (_, Some(saved)) => restore(&torrent, saved),
         (Place::Cache, None) if has_data => {
-            let home = torrent.files.root.dir().display();
-            tracing::warn!("the state in {home} is missing or unreadable: hashing all pieces");
+            let torrent_dir = torrent.files.root.dir().display();
+            tracing::warn!("the state in {torrent_dir} is missing or unreadable: hashing all pieces");
             check_pieces(cache, &torrent, all, progress)?;
         }
         (_, None) if has_data => check_pieces(cache, &torrent, all, progress)?,
         _ => {}
     }
     if let Place::Download { overwrite, .. } = place {
-        let doubtful = |piece: &PieceIndex| torrent.pieces.word(*piece).state() == State::Unverified;
-        let mut doubted = FixedBitSet::with_capacity(lengths.pieces() as usize);
-        doubted.extend(lengths.iter().filter(doubtful).map(PieceIndex::index));
-        check_pieces(cache, &torrent, doubted, None)?;
+        let is_unverified = |piece: &PieceIndex| torrent.pieces.word(*piece).state() == State::Unverified;
+        let mut unverified = FixedBitSet::with_capacity(lengths.pieces() as usize);
+        unverified.extend(lengths.iter().filter(is_unverified).map(PieceIndex::index));
+        check_pieces(cache, &torrent, unverified, None)?;
         download::claim_files(&torrent, saved.as_ref(), overwrite)?;
         if saved.is_none() {
             // From now on files may be created. The state file proves that they are ours, even after a kill.
-            torrent.set_changed();
+            torrent.mark_changed();
             let saved = torrent.save(&cache.handles, &cache.clock, Save::Hint);
             saved.map_err(|error| io_error(error.action, &error.path)(error.source))?;
         }
@@ -211,7 +213,7 @@ fn check_pieces(
     if which.is_clear() || !torrent.files.root.data().exists() {
         return Ok(());
     }
-    torrent.mark_in_use().map_err(|error| io_error(error.action, &error.path)(error.source))?;
+    torrent.clear_closed_mark().map_err(|error| io_error(error.action, &error.path)(error.source))?;
     let lengths = &torrent.lengths;
     let mut present = which.clone();
     {
@@ -239,7 +241,7 @@ fn check_pieces(
     };
     let workers = thread::available_parallelism().map_or(1, usize::from).min(which.len());
     thread::scope(|scope| (0..workers).for_each(|_| drop(scope.spawn(work))));
-    torrent.set_changed();
+    torrent.mark_changed();
     Ok(())
 }
 

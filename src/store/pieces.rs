@@ -34,8 +34,11 @@ pub(super) enum State {
     Evicting,
 }
 
+/// Bits of a word that hold the state.
 const STATE: u32 = 0b111;
+/// Bit of a word that marks a pinned piece.
 const PINNED: u32 = 0b1000;
+/// Lowest bit of the generation, which takes up the rest of a word.
 const GENERATION: u32 = 0b1_0000;
 
 /// The word of a piece at one moment.

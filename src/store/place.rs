@@ -47,7 +47,7 @@ impl Place {
     }
 
     /// Returns the directory of the torrent's state within the cache directory.
-    pub(super) fn home(&self, cache: &Path, info_hash: &InfoHash) -> Option<PathBuf> {
+    pub(super) fn torrent_dir(&self, cache: &Path, info_hash: &InfoHash) -> Option<PathBuf> {
         match self {
             Self::Cache => Some(cache.join(info_hash.to_string())),
             Self::Download { dir, .. } => {
@@ -73,9 +73,9 @@ pub(super) enum Root {
 }
 
 impl Root {
-    pub fn new(place: &Place, home: Option<&Path>) -> Self {
+    pub fn new(place: &Place, torrent_dir: Option<&Path>) -> Self {
         match place {
-            Place::Cache => Self::Own(home.map(Path::to_owned).unwrap_or_default()),
+            Place::Cache => Self::Own(torrent_dir.map(Path::to_owned).unwrap_or_default()),
             Place::Download { dir, .. } => Self::Users(dir.clone()),
             Place::Seed(path) => Self::ReadOnly(path.clone()),
         }
@@ -91,7 +91,7 @@ impl Root {
     /// Returns the path that file paths are relative to.
     pub fn data(&self) -> PathBuf {
         match self {
-            Self::Own(home) => home.join("data"),
+            Self::Own(torrent_dir) => torrent_dir.join("data"),
             Self::Users(dir) | Self::ReadOnly(dir) => dir.clone(),
         }
     }
@@ -125,7 +125,7 @@ impl Root {
         let (start, first, mode) = match self {
             Self::ReadOnly(_) if create => return Err(io::ErrorKind::ReadOnlyFilesystem.into()),
             Self::ReadOnly(_) => return sys::open_to_read(&self.path(file)),
-            Self::Own(home) => (File::open(home)?, Some("data"), 0o600),
+            Self::Own(torrent_dir) => (File::open(torrent_dir)?, Some("data"), 0o600),
             Self::Users(dir) => (File::open(dir)?, None, 0o666),
         };
         let (name, parents) = file.path.split_last().ok_or(io::ErrorKind::InvalidInput)?;

@@ -173,7 +173,7 @@ impl Saved {
 
 /// Marks a state file as not cleanly closed, on the disk: from now on its pieces must be hashed before they are served.
 /// Writes in place, which works on a full disk; if even that fails, removes the file.
-pub(super) fn reopen(path: &Path) -> io::Result<()> {
+pub(super) fn clear_closed_mark(path: &Path) -> io::Result<()> {
     let in_place = || {
         let file = File::options().write(true).open(path)?;
         file.write_all_at(&[0; CLOSED.len()], CLOSED_AT)?;
@@ -264,11 +264,11 @@ mod tests {
     fn the_mark_of_a_clean_close_is_cleared_in_place() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state");
-        reopen(&path).unwrap();
+        clear_closed_mark(&path).unwrap();
         let saved = saved(9, &[1]);
         saved.save(&path, true).unwrap();
         assert_eq!(Saved::load(&path).unwrap(), Some(saved.clone()));
-        reopen(&path).unwrap();
+        clear_closed_mark(&path).unwrap();
         assert_eq!(Saved::load(&path).unwrap(), Some(Saved { closed: false, ..saved }));
     }
 }

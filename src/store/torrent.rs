@@ -33,11 +33,13 @@ use super::waiters::Waiters;
 use crate::metainfo::{FileIndex, InfoHash, Lengths, PieceHashes, PieceIndex};
 use crate::util::lock;
 
-/// Minimum time between two hints, to bound the writing. It is also at least [`HINT_SHARE`] times the duration of the
-/// last one, so that hints take at most 2 % of the time.
+/// Minimum time between two hints, to bound the writing. [`HINT_SHARE`] may extend it, so that writing hints takes at most
+/// 2 % of the time.
 const HINT_EVERY: Duration = Duration::from_secs(1);
+/// Minimum time between two hints, in durations of the last one.
 const HINT_SHARE: u32 = 50;
 
+/// A torrent of the cache. Closing is final.
 pub(super) struct Torrent {
     pub info_hash: InfoHash,
     pub lengths: Lengths,
@@ -48,13 +50,14 @@ pub(super) struct Torrent {
     /// Held while an unverified piece is hashed: other readers of the piece wait, and then find it verified.
     pub verifying: Mutex<()>,
     /// The directory of its state; `None` if there is none.
-    pub home: Option<PathBuf>,
+    pub torrent_dir: Option<PathBuf>,
     /// Whether its pieces count against the cache's limit and may be evicted.
     pub evictable: bool,
     /// Whether closing removes the state.
     pub remove_state: AtomicBool,
     /// Excludes other processes from the same download.
     pub lock_file: Mutex<Option<File>>,
+    /// What the next state file says about the files.
     pub file_changes: Mutex<FileChanges>,
     /// Read-locked while data changes; closing write-locks it and sets it.
     closed: RwLock<bool>,
@@ -62,6 +65,7 @@ pub(super) struct Torrent {
     clean: Mutex<bool>,
     /// Latest use of any piece, as recorded in the state file.
     saved_last_use: AtomicU64,
+    /// Whether the state file is out of date.
     changed: AtomicBool,
     /// Signalled when an eviction is finished.
     evicted: (Mutex<()>, Condvar),
@@ -70,6 +74,7 @@ pub(super) struct Torrent {
 /// Changes to the files since the state file was written.
 #[derive(Default)]
 pub(super) struct FileChanges {
+    /// Stamp of each file when it was last examined.
     pub stamps: Vec<Stamp>,
     /// Files written or punched since the last sync.
     unsynced: BTreeSet<FileIndex>,
@@ -78,6 +83,7 @@ pub(super) struct FileChanges {
     /// Files changed in this session, whose stamps must be taken again. The other files keep their stamps, so that a
     /// change by another program shows.
     touched: BTreeSet<FileIndex>,
+    /// Earliest time of the next hint.
     hint_due: Option<Instant>,
 }
 
@@ -98,7 +104,7 @@ impl Torrent {
         hashes: PieceHashes,
         pieces: Arc<Pieces>,
         files: Files,
-        home: Option<PathBuf>,
+        torrent_dir: Option<PathBuf>,
         closed: bool,
     ) -> Self {
         Self {
@@ -116,7 +122,7 @@ impl Torrent {
                 ..FileChanges::default()
             }),
             files,
-            home,
+            torrent_dir,
             closed: RwLock::new(false),
             clean: Mutex::new(closed),
             saved_last_use: AtomicU64::new(0),
@@ -126,7 +132,7 @@ impl Torrent {
     }
 
     pub fn state_path(&self) -> Option<PathBuf> {
-        self.home.as_ref().map(|home| home.join("state"))
+        self.torrent_dir.as_ref().map(|torrent_dir| torrent_dir.join("state"))
     }
 
     /// Returns whether it is closed. Takes no lock.
@@ -145,7 +151,7 @@ impl Torrent {
         if *closed {
             return Ok(false);
         }
-        self.mark_in_use()?;
+        self.clear_closed_mark()?;
         {
             let mut changes = lock(&self.file_changes);
             for file in self.files.of_piece(piece) {
@@ -159,11 +165,12 @@ impl Torrent {
         changed.map(|()| true)
     }
 
-    pub fn mark_in_use(&self) -> Result<(), DiskError> {
+    /// Clears the mark of a clean close in the state file, before the first change of the data.
+    pub fn clear_closed_mark(&self) -> Result<(), DiskError> {
         let mut clean = lock(&self.clean);
         if *clean {
             let Some(path) = self.state_path() else { return Ok(()) };
-            state::reopen(&path).map_err(DiskError::new("update", path))?;
+            state::clear_closed_mark(&path).map_err(DiskError::new("update", path))?;
             *clean = false;
         }
         Ok(())
@@ -220,7 +227,7 @@ impl Torrent {
     }
 
     /// Records that the state file is out of date.
-    pub fn set_changed(&self) {
+    pub fn mark_changed(&self) {
         self.changed.store(true, SeqCst);
     }
 

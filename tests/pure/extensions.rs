@@ -3,18 +3,22 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::ops::Range;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use fixedbitset::FixedBitSet;
 use rand::RngExt;
-use torrentfs::metainfo::InfoHash;
-use torrentfs::swarm::{DisconnectReason, PeerKey};
-use torrentfs::wire::{ExtensionHandshake, Holepunch, METADATA_PIECE_LEN, Message, Pex, PexFlags};
+use torrentfs::metainfo::{InfoHash, Lengths};
+use torrentfs::swarm::{Action, Config, Direction, DisconnectReason, Event, NewPeer, PeerKey, PeerSource, Swarm};
+use torrentfs::wire::{
+    ExtensionHandshake, Holepunch, METADATA_PIECE_LEN, Message, PeerId, Pex, PexFlags, UT_HOLEPUNCH, UT_METADATA,
+    UT_PEX,
+};
 
 use crate::simulation::overlay::{Overlay, Sent};
-use crate::simulation::seed;
+use crate::simulation::{config, seed};
 
-/// Our numbers of the extensions, as the extension handshake announces them.
+/// Our message ids of the extensions, as the extension handshake announces them.
 const PEX: u8 = 2;
 const HOLEPUNCH: u8 = 3;
 /// Interval of peer exchange (BEP 11), and the most addresses of a kind in a message.
@@ -32,6 +36,53 @@ fn for_each_seed(simulate: impl Fn(u64)) {
 
 fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
+}
+
+/// Returns the messages that a swarm sends now.
+fn sent(swarm: &mut Swarm) -> Vec<Message> {
+    let actions = std::iter::from_fn(|| swarm.poll());
+    actions.filter_map(|action| if let Action::Send(_, message) = action { Some(message) } else { None }).collect()
+}
+
+#[test]
+fn a_connection_starts_with_our_pieces_then_our_extensions_then_our_dht_port() {
+    let (now, lengths) = (Instant::now(), Lengths::new(1 << 20, 1 << 18).unwrap());
+    let mut swarm = Swarm::new(Config { metadata: metadata(0, 500), ..config(lengths, 1) }, FixedBitSet::new(), now);
+    let addr = Overlay::public(1);
+    let new = NewPeer::new(PeerKey(1), addr, Direction::Incoming, PeerId([1; 20]));
+    swarm.handle(now, Event::Connected(NewPeer { our_port: 7_000, our_dht_port: Some(7_001), ..new }));
+    let messages = sent(&mut swarm);
+    let [Message::HaveNone, Message::Extended { id: 0, payload }, Message::Port(7_001)] = &messages[..] else {
+        panic!("{messages:?}");
+    };
+    let ours = ExtensionHandshake::decode(payload).unwrap();
+    assert_eq!((ours.port, ours.metadata_size, ours.your_ip), (Some(7_000), Some(500), Some(addr.ip())));
+    assert_eq!(ours.extensions.keys().collect::<Vec<_>>(), [UT_HOLEPUNCH, UT_METADATA, UT_PEX]);
+    assert!(!ours.upload_only);
+    // Without the extension protocol there is no handshake for it, and without a DHT node no port.
+    let new = NewPeer::new(PeerKey(2), Overlay::public(2), Direction::Incoming, PeerId([2; 20]));
+    swarm.handle(now, Event::Connected(NewPeer { extended: false, fast: false, ..new }));
+    assert_eq!(sent(&mut swarm), []);
+    swarm.handle(now, Event::Message(PeerKey(2), Message::Port(9)));
+    assert_eq!(swarm.poll(), Some(Action::AddDhtNode(SocketAddr::new(Overlay::public(2).ip(), 9))));
+}
+
+#[test]
+fn a_peer_is_reported_with_its_source_and_its_client() {
+    let (now, lengths) = (Instant::now(), Lengths::new(1 << 20, 1 << 18).unwrap());
+    let mut swarm = Swarm::new(config(lengths, 1), FixedBitSet::new(), now);
+    let found = |source| Event::PeersFound { addrs: vec![Overlay::public(1)], source };
+    swarm.handle(now, found(PeerSource::Lsd));
+    swarm.handle(now, found(PeerSource::Dht));
+    for (key, direction) in [(1, Direction::Outgoing), (2, Direction::Incoming)] {
+        let addr = Overlay::public(key as usize);
+        swarm.handle(now, Event::Connected(NewPeer::new(PeerKey(key), addr, direction, PeerId([key as u8; 20]))));
+    }
+    let theirs = ExtensionHandshake { client: Some("a client 1.0".into()), ..ExtensionHandshake::default() };
+    swarm.handle(now, Event::Message(PeerKey(2), Message::Extended { id: 0, payload: theirs.encode() }));
+    let peers = swarm.snapshot(now).peers;
+    let reported: Vec<_> = peers.iter().map(|peer| (peer.source, peer.client.as_deref())).collect();
+    assert_eq!(reported, [(PeerSource::Lsd, None), (PeerSource::Incoming, Some("a client 1.0"))]);
 }
 
 /// Returns the peer exchange messages in the order sent.
@@ -71,7 +122,7 @@ fn is_private(addr: SocketAddr) -> bool {
 fn peer_exchange_spreads_addresses_within_its_rates() {
     for_each_seed(|seed| {
         let mut overlay = Overlay::new(seed);
-        // More than fit into one message; each knows one that came before it.
+        // More peers than one message can name. Each knows one that joined before it.
         let hosts: Range<usize> = 0..56;
         for host in hosts.clone() {
             overlay.add_swarm(Overlay::public(host), |_| {});
@@ -80,7 +131,7 @@ fn peer_exchange_spreads_addresses_within_its_rates() {
                 overlay.introduce(host, vec![Overlay::public(known)]);
             }
         }
-        // Two more in a private network, which are not to be told to the others.
+        // Two more in a private network, whose addresses must not reach the others.
         let private: Vec<usize> =
             (1..=2).map(|n| overlay.add_swarm(SocketAddr::from(([10, 0, 0, n], 6_881)), |_| {})).collect();
         overlay.introduce(private[0], vec![Overlay::public(0)]);
@@ -89,7 +140,7 @@ fn peer_exchange_spreads_addresses_within_its_rates() {
         let took = overlay.run_until(seconds(900), everybody);
         println!("everybody knows everybody after {took:?}");
         assert!(overlay.link(private[0], private[1]).is_none(), "a public host named one private host to another");
-        // Some leave, and the others are told.
+        // Some leave, which the others learn.
         let gone: Vec<usize> = hosts.clone().filter(|host| host % 5 == 1).collect();
         gone.iter().for_each(|host| overlay.kill(*host));
         overlay.run(seconds(130));
@@ -103,7 +154,7 @@ fn peer_exchange_spreads_addresses_within_its_rates() {
 fn a_private_torrent_exchanges_nothing() {
     let mut overlay = Overlay::new(1);
     for host in 0..5 {
-        // One that would exchange addresses gets none, either.
+        // A peer that supports the exchange gets no addresses, either.
         overlay.add_swarm(Overlay::public(host), |config| config.pex = host == 4);
         overlay.introduce(host, vec![Overlay::public(0)]);
     }
@@ -152,7 +203,7 @@ fn metadata_arrives_from_liars_and_honest_peers() {
         let len = 3 * METADATA_PIECE_LEN + 1_000;
         let truth = metadata(0, len);
         let resolver = overlay.add_resolver(Overlay::public(0), InfoHash::of(&truth));
-        // One honest peer, or both, can be found by peer exchange only.
+        // One honest peer, or both, can be found by peer exchange alone.
         let hidden = if overlay.rng.random() { 1..2 } else { 1..3 };
         let (mut liars, mut known) = (Vec::new(), Vec::new());
         for host in 1..=12 {
@@ -161,7 +212,7 @@ fn metadata_arrives_from_liars_and_honest_peers() {
                 1 | 2 => truth.clone(),
                 // Peers without metadata.
                 3 | 4 => Bytes::new(),
-                // Liars, some of them about the length, too.
+                // Liars, of which some lie about the length, too.
                 _ => {
                     let longer = overlay.rng.random_range(0..3);
                     liars.push(addr);
@@ -188,7 +239,7 @@ fn metadata_arrives_from_liars_and_honest_peers() {
 #[test]
 fn two_hosts_behind_nats_meet_by_hole_punching() {
     for_each_seed(|seed| {
-        // Hosts that can be dialed, of which each can relay, and two that cannot.
+        // Hosts that can be dialed and can relay, and two that cannot be dialed.
         let mut overlay = Overlay::new(seed);
         for host in 0..6 {
             overlay.add_swarm(Overlay::public(host), |_| {});
@@ -211,7 +262,7 @@ fn two_hosts_behind_nats_meet_by_hole_punching() {
         println!("they met after {took:?}");
         overlay.run(seconds(60));
         assert!(met(&overlay), "one connection stays");
-        // One asked a host that is connected to both, and the other one was told to dial.
+        // One of them asked a relay that is connected to both, which told the other one to dial.
         let punches = overlay.sent.iter().filter_map(|sent| match &sent.message {
             Message::Extended { id: HOLEPUNCH, payload } => Some((sent, Holepunch::decode(payload).unwrap())),
             _ => None,

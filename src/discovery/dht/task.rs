@@ -17,8 +17,10 @@ use tokio::time::{sleep_until, timeout};
 use super::address::Family;
 use super::krpc::MAX_DATAGRAM;
 use super::node::{Node, SearchId};
-use super::{DhtConfig, DhtStatus, NewSearch, Shared, lock, state};
+use super::shared::{DhtConfig, DhtStatus, NewSearch, Shared};
+use super::state;
 use crate::route::Bind;
+use crate::util::lock;
 
 /// Peers per torrent that wait until the session takes them. More are dropped; a later round finds them again.
 const MAX_PENDING: usize = 500;
