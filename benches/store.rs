@@ -1,4 +1,4 @@
-//! Reads that the store answers at once: from memory, and from the page cache.
+//! Reads that the store answers without waiting: from memory, and from the page cache.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -6,15 +6,17 @@ use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use sha1::{Digest, Sha1};
+use torrentfs::internals::store::{Cache, CacheConfig, Lookup, TorrentSpec, TorrentStore};
 use torrentfs::metainfo::{File, FileKind, InfoHash, Layout, Lengths, PieceHashes};
-use torrentfs::store::{Cache, CacheConfig, Lookup, TorrentSpec, TorrentStore};
 
+/// Length of a piece in bytes: a common one.
 const PIECE_LEN: u32 = 1 << 20;
+/// Number of pieces, which all fit in memory.
 const PIECES: u32 = 32;
-/// What the kernel asks for at once.
+/// Length of a read in bytes: the kernel's largest FUSE read with the default read-ahead.
 const READ: usize = 128 << 10;
 
-/// A store that has all pieces, with room in memory for `memory` bytes of them.
+/// A store with all pieces, `memory` bytes of which fit in memory.
 fn filled(dir: &std::path::Path, memory: u64) -> (Arc<Cache>, Arc<TorrentStore>, Lengths) {
     let content = |piece: u32| vec![piece as u8; PIECE_LEN as usize];
     let total = u64::from(PIECE_LEN) * u64::from(PIECES);
@@ -29,7 +31,7 @@ fn filled(dir: &std::path::Path, memory: u64) -> (Arc<Cache>, Arc<TorrentStore>,
         layout: Layout::new(lengths, vec![file]).into(),
         hashes: PieceHashes::v1(hashes),
         verify: false,
-        place: torrentfs::store::Place::Cache,
+        place: torrentfs::internals::store::Place::Cache,
         progress: None,
     };
     let store = TorrentStore::open(&cache, spec, Box::new(|_| {})).expect("a new torrent");

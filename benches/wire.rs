@@ -1,4 +1,4 @@
-//! What comes in from outside, as bytes: messages of peers, and the `.torrent` file.
+//! Decoding of untrusted bytes: messages of peers, and `.torrent` files.
 
 use std::hint::black_box;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_mai
 use torrentfs::metainfo::{BLOCK_LEN, FileKind, Metainfo, NewFile, NewTorrent};
 use torrentfs::wire::{Decoder, Message, encode};
 
-/// Blocks in one buffer: about what a socket gives at once.
+/// Blocks in one buffer: about as many as one read from a socket returns.
 const BLOCKS: u32 = 16;
 
 fn blocks(c: &mut Criterion) {
@@ -35,7 +35,7 @@ fn blocks(c: &mut Criterion) {
     group.finish();
 }
 
-/// Of 20,000 files and as many pieces.
+/// A torrent with 20,000 files and as many pieces.
 fn large_torrent() -> Vec<u8> {
     const FILES: u64 = 20_000;
     const PIECE_LEN: u32 = 1 << 20;
@@ -51,7 +51,7 @@ fn large_torrent() -> Vec<u8> {
         trackers: vec![vec!["http://127.0.0.1/announce".into()]],
         ..NewTorrent::default()
     };
-    torrent.build(&vec![[7; 20]; FILES as usize]).expect("a sound torrent")
+    torrent.build(&vec![[7; 20]; FILES as usize]).expect("a valid torrent")
 }
 
 fn metainfo(c: &mut Criterion) {
@@ -59,7 +59,7 @@ fn metainfo(c: &mut Criterion) {
     let mut group = c.benchmark_group("metainfo");
     group.throughput(Throughput::Bytes(torrent.len() as u64));
     group.bench_function("parse 20,000 files and pieces", |b| {
-        b.iter(|| Metainfo::parse(black_box(&torrent)).expect("a sound torrent"));
+        b.iter(|| Metainfo::parse(black_box(&torrent)).expect("a valid torrent"));
     });
     group.finish();
 }

@@ -1,7 +1,7 @@
-//! A client's datagram to our own tracker, with a good connection id and without.
+//! A client's datagram to our own tracker, with a valid connection id and without one.
 
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|bytes: &[u8]| torrentfs::tracker::fuzz_datagram(bytes));
+fuzz_target!(|bytes: &[u8]| torrentfs::internals::tracker::fuzz_datagram(bytes));

@@ -1,4 +1,4 @@
-//! A peer's extension handshake: what was understood of it reads the same once it is written.
+//! A peer's extension handshake: a decoded one decodes to itself after encoding.
 
 #![no_main]
 

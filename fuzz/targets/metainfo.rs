@@ -1,4 +1,4 @@
-//! A `.torrent` file by whomever: it is refused, or its files tile it and none of its paths leaves the mount.
+//! An untrusted `.torrent` file: it is refused, or its files tile the torrent and no path leaves the mount.
 
 #![no_main]
 

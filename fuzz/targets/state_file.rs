@@ -1,7 +1,7 @@
-//! A state file in the cache directory, damaged or made up; its checksum is made to fit, or nothing would be reached.
+//! A damaged or invented state file of the cache. Its checksum is corrected, because the decoder checks it first.
 
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|bytes: &[u8]| torrentfs::store::fuzz_state(bytes));
+fuzz_target!(|bytes: &[u8]| torrentfs::internals::store::fuzz_state(bytes));

@@ -1,7 +1,7 @@
-//! Our own tracker's state file.
+//! The state file of our own tracker.
 
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|bytes: &[u8]| torrentfs::tracker::fuzz_state(bytes));
+fuzz_target!(|bytes: &[u8]| torrentfs::internals::tracker::fuzz_state(bytes));

@@ -1,5 +1,5 @@
-//! A peer's bytes, from the handshake on: however they are cut into reads the same messages come out, and each message
-//! reads as itself once it is written.
+//! A peer's bytes from the handshake on: the decoded messages do not depend on the read sizes, and each message decodes to
+//! itself after encoding.
 
 #![no_main]
 

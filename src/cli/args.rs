@@ -44,10 +44,10 @@ Exit codes:
   0  success
   1  failed for a reason not listed below
   2  the command line is wrong
-  3  the torrent cannot be read or fetched, is malformed or of an unsupported kind
+  3  the torrent cannot be read or fetched, is malformed, or is not supported
   4  the mountpoint cannot be used, or FUSE is not available
-  5  a port, the cache directory, the download directory or a file of the tracker
-     cannot be used, or the disk is full
+  5  a port, the cache directory, the download directory or a file of the
+     tracker cannot be used, or the disk is full
   6  the checked data is incomplete or damaged
 
 Examples:

@@ -18,11 +18,11 @@ The torrent is written to NAME.torrent in the current directory, or to --output.
 An existing file is replaced only with --force. PATH is only read. A file that
 changes while it is hashed is an error.
 
-All processors hash. Memory use does not depend on the piece length, and holes
-in sparse files are not read.";
+Hashing uses all processors. Memory use does not depend on the piece length, and
+holes in sparse files are not read.";
 
 const SECTIONS: &str = "\
-Files:
+Included files:
   Hidden files, whose names begin with a dot, are left out unless --hidden is
   given; --ignore leaves out more. Empty directories are left out, since a
   torrent cannot contain them. Symbolic links within PATH and executable bits
@@ -72,35 +72,35 @@ pub(super) struct CreateArgs {
     force: bool,
 
     /// Announce URL of a tracker, or several URLs of one tier; repeat the option for further tiers
-    #[arg(short = 'a', long = "tracker", value_name = "URL[,URL]", value_parser = tier)]
+    #[arg(short = 'a', long = "tracker", value_name = "URL[,URL]", value_parser = tier, help_heading = "Torrent")]
     trackers: Vec<Tier>,
 
     /// URL of an HTTP server that has the files (BEP 19); may be repeated
-    #[arg(short, long = "web-seed", value_name = "URL", value_parser = web_seed)]
+    #[arg(short, long = "web-seed", value_name = "URL", value_parser = web_seed, help_heading = "Torrent")]
     web_seeds: Vec<String>,
 
     /// Make a private torrent, whose peers come from its trackers only (BEP 27)
-    #[arg(short, long)]
+    #[arg(short, long, help_heading = "Torrent")]
     private: bool,
 
     /// Comment to store in the torrent
-    #[arg(short, long, value_name = "TEXT")]
+    #[arg(short, long, value_name = "TEXT", help_heading = "Torrent")]
     comment: Option<String>,
 
     /// Source tag, which gives the same files another info hash
-    #[arg(short, long, value_name = "TEXT")]
+    #[arg(short, long, value_name = "TEXT", help_heading = "Torrent")]
     source: Option<String>,
 
     /// Name of the torrent [default: the name of PATH]
-    #[arg(short, long, value_parser = name)]
+    #[arg(short, long, value_parser = name, help_heading = "Torrent")]
     name: Option<String>,
 
     /// Piece length [default: the smallest that gives at most 2048 pieces, up to 4MiB]
-    #[arg(short = 'l', long, value_name = "SIZE", value_parser = piece_len)]
+    #[arg(short = 'l', long, value_name = "SIZE", value_parser = piece_len, help_heading = "Torrent")]
     piece_length: Option<u32>,
 
     /// Store no creation date
-    #[arg(long)]
+    #[arg(long, help_heading = "Torrent")]
     no_date: bool,
 
     /// Include hidden files
@@ -119,8 +119,8 @@ pub(super) struct CreateArgs {
     #[arg(long, help_heading = "Files")]
     no_executable: bool,
 
-    /// Version of the torrent format
-    #[arg(long, value_enum, default_value_t = Format::V1)]
+    /// Version of the torrent format; only v1 is supported so far
+    #[arg(long, value_enum, default_value_t = Format::V1, hide_possible_values = true, help_heading = "Torrent")]
     format: Format,
 
     /// Print JSON
@@ -131,12 +131,11 @@ pub(super) struct CreateArgs {
 /// Value of `--format`.
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
 enum Format {
-    /// BitTorrent v1
     V1,
-    /// Not supported yet
+    // Not supported yet.
     #[value(hide = true)]
     V2,
-    /// Not supported yet
+    // Not supported yet.
     #[value(hide = true)]
     Hybrid,
 }

@@ -136,7 +136,7 @@ async fn demonstrate(args: &DemoArgs, dir: &Path) -> Result<(), Failure> {
         println!("Try in another terminal:");
         println!("  ls -lR {shown}");
         println!("  ffplay {shown}/video/waves.y4m    (or mpv, vlc; seeking works)");
-        println!("  cp -r {shown} /tmp/    (copies data that is not fetched yet)");
+        println!("  cp -r {shown} /tmp/    (waits for data that is missing)");
         println!("Ctrl-C stops the demo and removes all its files");
         let end = async {
             match args.time {

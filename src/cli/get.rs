@@ -85,7 +85,7 @@ pub(super) struct GetArgs {
 }
 
 /// The settings that every download needs.
-struct Settings {
+struct DownloadSettings {
     dir: PathBuf,
     force: bool,
     verify: bool,
@@ -104,7 +104,7 @@ pub(super) fn run(args: GetArgs, verbosity: Verbosity, quiet: bool) -> Result<()
     let unusable = |error| Failure::new(Exit::Resource, format!("cannot use {}: {error}", args.output.display()));
     fs::create_dir_all(&args.output).map_err(unusable)?;
     let dir = std::path::absolute(&args.output).map_err(unusable)?;
-    let settings = Settings { dir, force: args.force, verify: args.verify, seed, quiet, network };
+    let settings = DownloadSettings { dir, force: args.force, verify: args.verify, seed, quiet, network };
     let runtime = runtime()?;
     let outcome = runtime.block_on(async {
         let mut signals = Signals::listen()?;
@@ -161,7 +161,7 @@ impl Download {
 async fn download(
     engine: &Engine,
     sources: Vec<(&OsString, Source)>,
-    settings: &Settings,
+    settings: &DownloadSettings,
     downloads: &mut Vec<Download>,
 ) -> Result<(), Option<Failure>> {
     let several = sources.len() > 1;
@@ -204,7 +204,7 @@ async fn start(
     engine: &Engine,
     named: &OsString,
     source: Source,
-    settings: &Settings,
+    settings: &DownloadSettings,
 ) -> Result<Arc<Torrent>, Failure> {
     let (metainfo, found) =
         sources::resolve("get", source, named, engine.resolver(&settings.network), settings.quiet).await?;
@@ -238,7 +238,7 @@ async fn start(
 /// Waits until every download is complete, or the disk fails.
 async fn fetch(
     engine: &Engine,
-    settings: &Settings,
+    settings: &DownloadSettings,
     downloads: &mut [Download],
     progressed: &Notify,
 ) -> Result<(), Option<Failure>> {
@@ -285,7 +285,7 @@ async fn fetch(
 }
 
 /// Creates empty files, links and executable bits, which need no data. This completes the torrent.
-async fn finish(torrent: &Arc<Torrent>, settings: &Settings) -> Result<(), Failure> {
+async fn finish(torrent: &Arc<Torrent>, settings: &DownloadSettings) -> Result<(), Failure> {
     let (dir, files, overwrite) = (settings.dir.clone(), torrent.metainfo().layout.files().to_owned(), settings.force);
     let made = tokio::task::spawn_blocking(move || ExtraFiles { dir: &dir, files: &files, overwrite }.create());
     let made = made.await.map_err(|error| Failure::new(Exit::Failure, error))?;

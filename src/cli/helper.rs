@@ -39,13 +39,13 @@ Mounts of the system:
   All users can read the files, which belong to root unless uid=, gid= or umask=
   say otherwise. The cache is a directory named after the mountpoint, in the
   cache_dir of /etc/torrentfs/torrentfs.toml [default: /var/cache/torrentfs], or
-  exactly cache_dir=DIR. Passkeys in the source are masked in the list of mounts.
+  exactly cache_dir=DIR. The list of mounts shows the source without passkeys.
 
   Other users mount through fusermount3, as `torrentfs mount` does.
 
 /etc/fstab:
   /srv/film.torrent  /mnt/film  torrentfs  noauto,user,on_demand  0 0
-  magnet:?xt=...     /mnt/talk  torrentfs  nofail,_netdev,x-systemd.automount  0 0
+  magnet:?xt=...  /mnt/talk  torrentfs  nofail,_netdev,x-systemd.automount  0 0
 
   Write a space in a name as \\040.
 

@@ -1,8 +1,8 @@
 //! The command line of the two programs, `torrentfs` and `mount.torrentfs`.
 //!
-//! Each subcommand has a file or a directory. Subcommands import what they share, and never one another: [`failure`],
-//! [`runtime`], [`flags`] and [`text`] at the bottom, then what opens sources, serves a mount or asks a running one.
-//! [`args`] lists the subcommands, and this file runs them.
+//! Each subcommand has a file or a directory. Subcommands import what they share, and never one another: `failure`,
+//! `runtime`, `flags` and `text` at the bottom, then what opens sources, serves a mount or asks a running one.
+//! `args` lists the subcommands, and this file runs them.
 
 mod add;
 mod args;

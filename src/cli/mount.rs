@@ -40,8 +40,10 @@ Torrents:
 
   A single-file torrent appears as that file, any other torrent as a directory.
   Torrents of the same name all get the first eight digits of their info hash:
-  film [c12fe1c0].mkv. All torrents share the cache, the port, the rate limits
-  and 500 connections. If one SOURCE is invalid, nothing is mounted.
+  film [c12fe1c0].mkv. A torrent that is named twice is mounted once. All
+  torrents share the cache, the port, the rate limits and 500 connections, and
+  their announces are spread over time. If one SOURCE is invalid, nothing is
+  mounted.
 
 Reads:
   A read that receives no data for --read-timeout fails with an I/O error.
@@ -66,12 +68,16 @@ Cache:
 
   --memory bounds the pieces in memory. Pieces being fetched may use 32MiB even
   if --memory is less. The kernel caches what is read, so more memory helps
-  only if many torrents are read at a time.
+  only if many torrents are read at a time. In addition the program needs about
+  15 MiB, for each torrent 30 KiB and 20 bytes a piece, and up to 128 KiB for
+  each fast peer.
 
 Network:
   Peers come from trackers, the DHT, the local network and other peers; those
   of a private torrent come only from its trackers. Web seeds are used like
-  peers.
+  peers. Connections use TCP and uTP, encrypted if the peer supports it. The
+  router is asked to forward the port (UPnP, NAT-PMP, PCP); if neither side can
+  be reached, a third peer helps to connect (hole punching).
 
   --bind and --proxy leave no way around: all traffic goes there, or nowhere.
   A socks5:// proxy carries TCP only, so there is no DHT, no uTP, no UDP tracker
@@ -81,6 +87,10 @@ Network:
   --blocklist reads PeerGuardian, eMule and CIDR lists. SIGHUP reloads the file,
   except in the foreground of a terminal, where it ends the mount.
 
+  A torrent cannot attack the local network: at addresses that are not global,
+  a tracker URL must end in announce..., a web seed must have no query, and no
+  redirect from outside leads there.
+
 HTTP:
   --http serves a web page at /, the mounted files below /files/, metrics for
   Prometheus at /metrics, and an API that /openapi.json describes. Every user
@@ -89,6 +99,10 @@ HTTP:
   as the password of any user. A token on the command line is visible to ps, so
   prefer a file. There is no TLS. Name the server by its address or as
   localhost; other host names are refused.
+
+  The same API is served without a token on a Unix socket that only this user
+  and root can access, in /run/torrentfs (root), $XDG_RUNTIME_DIR/torrentfs or
+  ~/.cache/torrentfs/run.
 
 Mount options (-o, separated by commas; \\, is a comma within a value):
   allow_other    let other users access the mount; for users other than root it
@@ -111,7 +125,9 @@ Log:
   A mount in the background writes torrentfs.log in its cache directory, and
   starts it anew. In the foreground the log goes to standard error, under
   systemd to the journal. TORRENTFS_LOG sets filters by module, such as
-  TORRENTFS_LOG=warn,torrentfs::discovery=debug.
+  TORRENTFS_LOG=warn,torrentfs::discovery=debug. Each place in the code logs at
+  most 50 lines a minute, debug lines excepted. URLs are logged without user
+  names, passwords, queries and passkeys.
 
 Examples:
   torrentfs mount film.torrent /mnt/film

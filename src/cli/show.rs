@@ -20,8 +20,8 @@ use crate::metainfo::{File, FileKind, Magnet, Metainfo};
 use crate::route::Route;
 
 const DESCRIPTION: &str = "\
-A .torrent file is read, or fetched if its URL is given. Of a magnet link or an
-info hash, only its own contents are shown; the metadata is not fetched from
+A .torrent file is read, or fetched if its URL is given. For a magnet link or
+an info hash, only its own contents are shown; the metadata is not fetched from
 peers.
 
 Directories in the list of files end with '/', executable files with '*'.";

@@ -27,7 +27,7 @@ const OTHER_DESCRIPTORS: u64 = 200;
 /// Addresses reserved for documentation (RFC 5737, 3849). They are routed like any address in the Internet.
 const FAR_V4: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), 9));
 const FAR_V6: SocketAddr = SocketAddr::V6(SocketAddrV6::new(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1), 9, 0, 0));
-/// Shortest announce interval. Clients ignore shorter ones.
+/// Shortest announce interval: responses carry whole seconds.
 const MIN_INTERVAL: Duration = Duration::from_secs(1);
 /// Longest announce interval. With a longer one, peers that left would be returned for days.
 const MAX_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);

@@ -42,10 +42,14 @@ const MAX_HASHES: usize = 24;
 const MAX_HASHES_READ: usize = 32;
 /// Interval at which a torrent is announced (BEP 14).
 const INTERVAL: Duration = Duration::from_secs(5 * 60);
-/// Delay before the first datagram, so that torrents added together share it, and time between two datagrams.
-const SPACING: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
-/// Datagrams read from one address, and the period in which they are counted.
-const RATE: (u32, Duration) = (20, Duration::from_secs(10));
+/// Delay before the first datagram, so that torrents added together share it.
+const FIRST_DELAY: Duration = Duration::from_millis(50);
+/// Time between two datagrams, which bounds the multicast traffic of many torrents.
+const SPACING: Duration = Duration::from_secs(1);
+/// Datagrams read per address and period: more than an honest program sends.
+const MAX_DATAGRAMS: u32 = 20;
+/// Period in which the datagrams of an address are counted.
+const COUNTING_PERIOD: Duration = Duration::from_secs(10);
 /// Addresses counted at a time. Bounds the memory that a flood can use.
 const MAX_SOURCES: usize = 256;
 /// Hop limit of announces: the groups have organisation scope.
@@ -260,7 +264,7 @@ impl Task {
             group?.inspect_err(|error| tracing::debug!("no local discovery over one of IPv4 and IPv6: {error}")).ok()
         });
         let cookie = format!("torrentfs-{:016x}", rand::random::<u64>());
-        Self { groups, shared, cookie, next: Instant::now() + SPACING.0, sources: HashMap::new() }
+        Self { groups, shared, cookie, next: Instant::now() + FIRST_DELAY, sources: HashMap::new() }
     }
 
     async fn run(mut self, mut stopped: oneshot::Receiver<()>) {
@@ -276,7 +280,7 @@ impl Task {
             tokio::select! {
                 (len, from) = receive(v4, buffer4) => self.handle_datagram(Instant::now(), from, &buffer4[..len]),
                 (len, from) = receive(v6, buffer6) => self.handle_datagram(Instant::now(), from, &buffer6[..len]),
-                () = self.shared.wake.notified() => self.next = self.next.max(Instant::now() + SPACING.0),
+                () = self.shared.wake.notified() => self.next = self.next.max(Instant::now() + FIRST_DELAY),
                 () = sleep_until(wakeup.into()) => {}
                 // The sender is only ever dropped.
                 _ = &mut stopped => return,
@@ -310,7 +314,7 @@ impl Task {
                 tracing::debug!("local announce to {} not sent: {error}", group.to);
             }
         }
-        self.next = now + SPACING.1;
+        self.next = now + SPACING;
         self.next
     }
 
@@ -331,7 +335,7 @@ impl Task {
     }
 
     fn allow(&mut self, now: Instant, ip: IpAddr) -> bool {
-        let is_over = |since: Instant| now.saturating_duration_since(since) >= RATE.1;
+        let is_over = |since: Instant| now.saturating_duration_since(since) >= COUNTING_PERIOD;
         if !self.sources.contains_key(&ip) && self.sources.len() >= MAX_SOURCES {
             self.sources.retain(|_, (since, _)| !is_over(*since));
             if self.sources.len() >= MAX_SOURCES {
@@ -343,7 +347,7 @@ impl Task {
             (*since, *count) = (now, 0);
         }
         *count = count.saturating_add(1);
-        *count <= RATE.0
+        *count <= MAX_DATAGRAMS
     }
 }
 
@@ -408,8 +412,8 @@ mod tests {
     async fn a_flooding_address_is_ignored_for_a_while() {
         let mut task = Task::new(&Bind::Address([127, 0, 0, 1].into()), Arc::default());
         let (now, ip) = (Instant::now(), IpAddr::from([10, 0, 0, 1]));
-        assert_eq!((0..100).filter(|_| task.allow(now, ip)).count(), RATE.0 as usize);
-        assert!(task.allow(now + RATE.1, ip));
+        assert_eq!((0..100).filter(|_| task.allow(now, ip)).count(), MAX_DATAGRAMS as usize);
+        assert!(task.allow(now + COUNTING_PERIOD, ip));
         for n in 0..2000_u32 {
             task.allow(now, IpAddr::from(n.to_be_bytes()));
         }

@@ -15,24 +15,45 @@ use rand::{RngExt, SeedableRng};
 
 use super::reply::Reply;
 use super::url::{Event, TrackerUrl};
-use super::{AnnounceError, Answer, Retry, TrackerStatus};
+use super::{AnnounceError, Answer, Retry};
 
 /// Trackers used from a torrent's list; the rest is dropped.
 const MAX_TRACKERS: usize = 100;
-/// Range into which a tracker's `interval` is clamped.
-const INTERVAL: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(2 * 3600));
+/// Shortest announce interval that we follow, whatever a tracker specifies: protects the tracker.
+const INTERVAL_FLOOR: Duration = Duration::from_secs(30);
+/// Longest announce interval that we follow: a longer one would leave the swarm without new peers.
+const INTERVAL_CEILING: Duration = Duration::from_secs(2 * 3600);
 /// Interval if the reply specifies none: the usual value among trackers.
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(30 * 60);
 /// Minimum interval if the reply specifies none.
 const DEFAULT_MIN_INTERVAL: Duration = Duration::from_secs(60);
-/// Back-off after the first failure, and the maximum to which it doubles.
-const BACK_OFF: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(30 * 60));
-/// Range into which a tracker's `retry in` is clamped.
-const RETRY_IN: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(24 * 3600));
+/// Back-off after the first failure of a tracker; it doubles with each further one.
+const FIRST_BACK_OFF: Duration = Duration::from_secs(15);
+/// Longest back-off, so that a tracker which is back is used again within half an hour.
+const MAX_BACK_OFF: Duration = Duration::from_secs(30 * 60);
+/// Shortest `retry in` that we follow: protects a tracker that specifies too little.
+const MIN_RETRY_IN: Duration = Duration::from_secs(60);
+/// Longest `retry in` that we follow, so that a mistake does not disable a tracker for longer than a day.
+const MAX_RETRY_IN: Duration = Duration::from_secs(24 * 3600);
 /// How long a tracker may take to answer before the next one is asked as well.
 const FALLBACK_DELAY: Duration = Duration::from_secs(3);
 /// Minimum time between two rounds when more peers are wanted.
 const WANT_PAUSE: Duration = Duration::from_secs(15);
+
+/// The state of one tracker.
+#[derive(Clone, Debug)]
+pub struct TrackerStatus {
+    /// URL of the tracker; `Display` masks passkeys.
+    pub url: TrackerUrl,
+    /// Index of its tier in the torrent's list, from 0.
+    pub tier: usize,
+    /// Outcome of the last announce; `None` until the first one has ended.
+    pub last: Option<Result<Answer, AnnounceError>>,
+    /// Whether an announce is in progress.
+    pub announcing: bool,
+    /// Earliest time of the next announce. `None` means any time, or never if `last` is an error.
+    pub next_announce: Option<Instant>,
+}
 
 /// The index of a tracker in the schedule; never changes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -200,9 +221,12 @@ impl Schedule {
         match outcome {
             Ok(reply) => {
                 let change = tracker.change_on_answer(&reply.answer);
-                let interval = reply.interval.unwrap_or(DEFAULT_INTERVAL).clamp(INTERVAL.0, INTERVAL.1);
-                let least =
-                    reply.min_interval.unwrap_or(DEFAULT_MIN_INTERVAL).clamp(INTERVAL.0, INTERVAL.1).min(interval);
+                let interval = reply.interval.unwrap_or(DEFAULT_INTERVAL).clamp(INTERVAL_FLOOR, INTERVAL_CEILING);
+                let least = reply
+                    .min_interval
+                    .unwrap_or(DEFAULT_MIN_INTERVAL)
+                    .clamp(INTERVAL_FLOOR, INTERVAL_CEILING)
+                    .min(interval);
                 tracker.when = When::At(now + least);
                 tracker.failures = 0;
                 tracker.registered = true;
@@ -228,7 +252,7 @@ impl Schedule {
                 tracker.when = match error {
                     AnnounceError::Refused { retry: Retry::Never, .. } => When::Never,
                     AnnounceError::Refused { retry: Retry::After(pause), .. } => {
-                        When::At(now + pause.clamp(RETRY_IN.0, RETRY_IN.1))
+                        When::At(now + pause.clamp(MIN_RETRY_IN, MAX_RETRY_IN))
                     }
                     _ => When::At(now + back_off(tracker.failures, &mut self.rng)),
                 };
@@ -401,8 +425,8 @@ impl Tracker {
 
 /// Returns a doubling back-off, varied by 20 % so that clients which failed together do not return together.
 fn back_off(failures: u32, rng: &mut StdRng) -> Duration {
-    let doubled = BACK_OFF.0.saturating_mul(1 << (failures - 1).min(16));
-    doubled.min(BACK_OFF.1).mul_f64(rng.random_range(0.8..1.2))
+    let doubled = FIRST_BACK_OFF.saturating_mul(1 << (failures - 1).min(16));
+    doubled.min(MAX_BACK_OFF).mul_f64(rng.random_range(0.8..1.2))
 }
 
 #[cfg(test)]

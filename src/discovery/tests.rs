@@ -13,9 +13,11 @@ use super::udp::tests::{ANNOUNCE, CONNECT, Fake, ONE_PEER as ONE_UDP_PEER};
 use super::udp::{self, UdpLimits};
 use super::*;
 use crate::http::testing::{Behaviour, Server, raw};
-use crate::http::{HttpClient, HttpLimits, Purpose};
+use crate::http::{HttpClient, HttpLimits, Purpose, RequestError};
+use crate::metainfo::InfoHash;
 use crate::route::{Bind, Route};
 use crate::tracker::{Limits, Tracker};
+use crate::wire::PeerId;
 
 const ONE_PEER: &[u8] = b"d8:intervali1800e5:peers6:\x7f\0\0\x01\x1a\xe1e";
 const FOREVER: Duration = Duration::from_secs(3600);

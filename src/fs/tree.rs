@@ -163,6 +163,7 @@ impl Tree {
     ///
     /// # Errors
     /// If a torrent occurs twice.
+    #[cfg(test)]
     pub fn new<'a>(torrents: impl IntoIterator<Item = &'a Metainfo>) -> Result<Self, TreeError> {
         let mut tree = Self::default();
         for metainfo in torrents {

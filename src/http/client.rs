@@ -77,11 +77,13 @@ struct Clients {
 
 impl HttpClient {
     /// Creates a client with the default limits. Fails only if the system's proxy settings are invalid.
+    #[cfg(any(test, feature = "internals"))]
     pub fn new() -> Result<Self, RequestError> {
         Self::with_limits(HttpLimits::default())
     }
 
     /// Creates a client with the given limits.
+    #[cfg(any(test, feature = "internals"))]
     pub fn with_limits(limits: HttpLimits) -> Result<Self, RequestError> {
         Self::with_route(Route::default(), limits)
     }

@@ -110,6 +110,13 @@ impl Layout {
         (0..).map(FileIndex).zip(&self.files)
     }
 
+    /// Returns the file with a path as the mount shows it: `NAME` for the only file of a torrent, else `NAME/…`. Costs a
+    /// walk over all files.
+    pub fn find(&self, path: &str) -> Option<FileIndex> {
+        let is_it = |file: &File| !file.is_pad() && file.path.iter().map(String::as_str).eq(path.split('/'));
+        self.indexed_files().find(|(_, file)| is_it(file)).map(|(index, _)| index)
+    }
+
     /// Returns the file at an index, if this layout has one.
     pub fn file(&self, index: FileIndex) -> Option<&File> {
         self.files.get(index.index())
@@ -157,6 +164,23 @@ mod tests {
         });
         let files = files.collect();
         Some(Layout::new(Lengths::new(offset, piece_len).ok()?, files))
+    }
+
+    #[test]
+    fn files_are_found_by_their_path() {
+        let file = |path: &[&str], kind| File {
+            path: path.iter().map(|part| (*part).to_owned()).collect(),
+            offset: 0,
+            len: 0,
+            kind,
+        };
+        let regular = FileKind::Regular { executable: false };
+        let files = vec![file(&["a", "pad"], FileKind::Pad), file(&["a", "b", "c"], regular)];
+        let layout = Layout { lengths: Lengths::new(1, 16_384).unwrap(), files };
+        assert_eq!(layout.find("a/b/c"), Some(FileIndex(1)));
+        for missing in ["a/pad", "a/b", "/a/b/c", "a/b/c/", ""] {
+            assert_eq!(layout.find(missing), None, "{missing}");
+        }
     }
 
     #[test]

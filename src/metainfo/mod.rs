@@ -2,6 +2,24 @@
 //!
 //! Pure: bytes in, values out. It checks input against bounds before it allocates for it (invariant 8), and it does no I/O
 //! except through a reader that the caller passes in ([`hash_pieces`]).
+//!
+//! ```
+//! use torrentfs::metainfo::{FileIndex, FileKind, Metainfo, NewFile, NewTorrent, hash_pieces};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let song = [7; 100_000];
+//! let (hashes, len) = hash_pieces(&song[..], 1 << 16)?;
+//! let file = NewFile { path: vec!["01.flac".into()], len, kind: FileKind::Regular { executable: false } };
+//! let album = NewTorrent { name: "album".into(), piece_len: 1 << 16, files: vec![file], ..NewTorrent::default() };
+//! let torrent_file = album.build(&hashes)?;
+//!
+//! let metainfo = Metainfo::parse(&torrent_file)?;
+//! assert_eq!(metainfo.layout.find("album/01.flac"), Some(FileIndex(0)));
+//! assert_eq!(metainfo.layout.lengths().pieces(), 2);
+//! assert!(metainfo.magnet().to_string().starts_with("magnet:?xt=urn:btih:"));
+//! # Ok(())
+//! # }
+//! ```
 
 pub mod bencode;
 mod create;

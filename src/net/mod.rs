@@ -9,6 +9,7 @@
 mod accept;
 mod accept_limit;
 mod blocklist;
+mod config;
 mod connection;
 mod dial;
 mod handshake;
@@ -23,10 +24,10 @@ mod tests;
 mod utp;
 
 use std::io;
-use std::sync::Arc;
 
 pub use accept::{Host, Listener};
 pub use blocklist::{Blocklist, Ranges, Unread};
+pub use config::Config;
 pub use connection::{Connection, Incoming, Outbox, OutboxFull};
 pub use dial::Dialer;
 pub use handshake::{DialError, Encryption, Handshaken};
@@ -34,35 +35,6 @@ pub use limit::{Limits, RateLimit};
 pub use listen::{PortChoice, Sockets};
 pub use mse::MseError;
 pub use stream::{Stream, Transport};
-
-use crate::route::Route;
-
-/// Configuration of the dialer and the listener.
-#[derive(Clone, Debug)]
-pub struct Config {
-    /// Port to listen on.
-    pub port: PortChoice,
-    /// Bind address and proxy. Behind a proxy there is neither a listener nor uTP, because our proxies carry neither.
-    pub route: Route,
-    /// Whether connections are encrypted.
-    pub encryption: Encryption,
-    /// Whether to use uTP in addition to TCP.
-    pub utp: bool,
-    /// Addresses that are neither dialed nor accepted. May be replaced while running.
-    pub blocklist: Arc<Blocklist>,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            port: PortChoice::default(),
-            route: Route::default(),
-            encryption: Encryption::default(),
-            utp: true,
-            blocklist: Arc::default(),
-        }
-    }
-}
 
 impl Config {
     /// Opens the sockets. Must be called within a tokio runtime.

@@ -21,6 +21,7 @@ use crate::sys::file::{next_data, next_hole};
 /// Length of a read in bytes. Fits the L2 cache, so that hashing does not wait for memory.
 const CHUNK: usize = 128 << 10;
 
+/// The content of pads and holes.
 static ZEROS: [u8; CHUNK] = [0; CHUNK];
 
 /// The source of a torrent's files.

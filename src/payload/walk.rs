@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_out_is_counted() {
+    fn files_left_out_are_counted() {
         let dir = tree(&["a", ".b", ".c/d", "e.nfo", "s/e.nfo", "s/x/y", "x", "s/t/u/v"]);
         let with = |patterns: &[&str]| {
             let options = Walk { ignore: Ignore::new(patterns).unwrap(), ..Walk::default() };

@@ -24,8 +24,8 @@ pub enum SessionError {
     /// The torrent is in the session already.
     #[error("{0} is already added")]
     Twice(InfoHash),
-    /// Pieces are missing, and [`TorrentOptions::whole`](super::TorrentOptions::whole) is set. Holds the pieces that are
-    /// there, so that the caller can name the files.
+    /// Pieces are missing, and [`TorrentOptions::whole`](super::TorrentOptions::whole) is set. Holds the pieces that
+    /// are there, so that the caller can name the files.
     #[error("pieces are missing")]
     Incomplete(fixedbitset::FixedBitSet),
     /// The session is ending.

@@ -149,7 +149,7 @@ impl Session {
     }
 
     /// Returns the HTTP client of the session, which uses its proxy, address or interface.
-    pub fn http(&self) -> &HttpClient {
+    pub(crate) fn http(&self) -> &HttpClient {
         self.context.trackers.http()
     }
 
@@ -168,7 +168,8 @@ impl Session {
         &self.context.config.limits
     }
 
-    /// Adds a torrent: opens its part of the cache and starts its task.
+    /// Adds a torrent: opens its part of the cache and starts its task. The torrent ends when it is removed, or when its
+    /// handle and every reader are dropped.
     pub async fn add(&self, metainfo: Metainfo, options: TorrentOptions) -> Result<Arc<Torrent>, SessionError> {
         let info_hash = metainfo.info_hash;
         let incoming = self.context.registry.add_torrent(info_hash)?;

@@ -83,7 +83,8 @@ impl Reader {
         self.file.end - self.file.start
     }
 
-    /// Answers from memory or the page cache, or not at all; never waits. Bytes beyond the end of the file are left out.
+    /// Answers from memory or the page cache, or not at all; never waits. Bytes beyond the end of the file are left
+    /// out.
     pub fn read_now(&self, offset: u64, len: u32) -> Option<Bytes> {
         let bytes = self.clip(offset, len);
         self.report_position(&bytes);
@@ -149,7 +150,8 @@ impl Reader {
         })
     }
 
-    /// Waits until the store has a piece. `bytes` are those of the whole read: a block of any of its pieces is progress.
+    /// Waits until the store has a piece. `bytes` are those of the whole read: a block of any of its pieces is
+    /// progress.
     async fn wait_for(&self, piece: PieceIndex, bytes: &Range<u64>, want: &Want<'_>) -> Result<(), ReadError> {
         let store = &self.torrent.store;
         let mut closed = self.torrent.closed.clone();
@@ -263,8 +265,8 @@ impl Drop for Want<'_> {
     }
 }
 
-/// Assembles a read from its pieces; `read` reads a part of one that is not in memory. A read of a single piece in memory
-/// is answered without a copy.
+/// Assembles a read from its pieces; `read` reads a part of one that is not in memory. A read of a single piece in
+/// memory is answered without a copy.
 fn gather(
     store: &TorrentStore,
     lengths: &Lengths,

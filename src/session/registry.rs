@@ -15,6 +15,9 @@ use crate::wire::{Handshake, PeerId};
 /// dropped.
 const INCOMING: usize = 16;
 
+/// The incoming connections of one torrent.
+pub(super) type IncomingConnections = mpsc::Receiver<Box<Handshaken>>;
+
 /// Where the listener delivers incoming connections.
 pub(super) struct Registry {
     peer_id: PeerId,
@@ -44,7 +47,7 @@ impl Registry {
     }
 
     /// Registers a torrent, and returns its incoming connections.
-    pub(super) fn add_torrent(&self, info_hash: InfoHash) -> Result<mpsc::Receiver<Box<Handshaken>>, SessionError> {
+    pub(super) fn add_torrent(&self, info_hash: InfoHash) -> Result<IncomingConnections, SessionError> {
         self.add(info_hash, true).map(|(_, incoming)| incoming)
     }
 
@@ -53,7 +56,7 @@ impl Registry {
     pub(super) fn add_resolver(
         self: &Arc<Self>,
         info_hash: InfoHash,
-    ) -> Result<(Registration, mpsc::Receiver<Box<Handshaken>>), SessionError> {
+    ) -> Result<(Registration, IncomingConnections), SessionError> {
         let (sender, incoming) = self.add(info_hash, false)?;
         Ok((Registration { registry: self.clone(), info_hash, incoming: sender }, incoming))
     }
@@ -62,7 +65,7 @@ impl Registry {
         &self,
         info_hash: InfoHash,
         is_torrent: bool,
-    ) -> Result<(mpsc::Sender<Box<Handshaken>>, mpsc::Receiver<Box<Handshaken>>), SessionError> {
+    ) -> Result<(mpsc::Sender<Box<Handshaken>>, IncomingConnections), SessionError> {
         let (sender, incoming) = mpsc::channel(INCOMING);
         let mut entries = lock(&self.entries);
         if entries.get(&info_hash).is_some_and(|entry| entry.is_torrent) {
@@ -84,9 +87,9 @@ impl Host for Registry {
         lock(&self.entries).keys().find(|hash| matches(hash)).map(|hash| self.handshake(*hash))
     }
 
-    fn accept(&self, caller: Handshaken) {
-        if let Some(entry) = lock(&self.entries).get(&caller.theirs.info_hash) {
-            let _ = entry.incoming.try_send(Box::new(caller));
+    fn accept(&self, peer: Handshaken) {
+        if let Some(entry) = lock(&self.entries).get(&peer.theirs.info_hash) {
+            let _ = entry.incoming.try_send(Box::new(peer));
         }
     }
 }
@@ -105,5 +108,30 @@ impl Drop for Registration {
         if entries.get(&self.info_hash).is_some_and(|entry| entry.incoming.same_channel(&self.incoming)) {
             entries.remove(&self.info_hash);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_torrent_replaces_a_search_for_its_metadata() {
+        let registry = Arc::new(Registry::new(PeerId([0; 20]), false));
+        let hash = InfoHash([1; 20]);
+        let is_known = || registry.find(&|other| *other == hash).is_some();
+        let (search, _incoming) = registry.add_resolver(hash).unwrap();
+        let (later_search, _incoming) = registry.add_resolver(hash).unwrap();
+        drop(search);
+        assert!(is_known(), "the later search is still registered");
+        let _incoming = registry.add_torrent(hash).unwrap();
+        drop(later_search);
+        assert!(is_known());
+        assert!(matches!(registry.add_torrent(hash), Err(SessionError::Twice(_))));
+        assert!(matches!(registry.add_resolver(hash), Err(SessionError::Twice(_))));
+        registry.remove([hash]);
+        assert!(!is_known());
+        drop(registry.add_resolver(hash).unwrap());
+        assert!(!is_known());
     }
 }

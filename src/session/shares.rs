@@ -5,10 +5,10 @@
 //! unfinished pieces, and the others get the rest. While a reader waits for blocks that are on their way, no other
 //! torrent starts a piece in the background.
 //!
-//! So the memory of a session is: all pieces, finished or not, have `CacheConfig::memory` together; only if that is less
-//! than [`MAX_PARTIAL`], or if more than a few torrents are being read ([`MIN_PARTIAL`]), unfinished pieces may take
-//! more. In addition: 128 KiB for each fast connection, 1 MiB of messages waiting for the task of each torrent that
-//! receives (`net::connection`, `driver::start`), and for each idle torrent its metainfo and 30 KiB.
+//! So the memory of a session is: all pieces, finished or not, have `CacheConfig::memory` together; only if that is
+//! less than [`MAX_PARTIAL`], or if more than a few torrents are being read ([`MIN_PARTIAL`]), unfinished pieces may
+//! take more. In addition: 128 KiB for each fast connection, 1 MiB of messages waiting for the task of each torrent
+//! that receives (`net::connection`, `driver::start`), and for each idle torrent its metainfo and 30 KiB.
 //!
 //! Everything is counted without a lock. Torrents read a count and then take, so a limit may be exceeded by what a few
 //! of them take in one turn, and the memory limit by pieces that were started before other torrents were read.
@@ -67,7 +67,7 @@ impl Shares {
     }
 }
 
-/// What one torrent uses; given back when it is dropped.
+/// The share of one torrent: what it uses of the common limits. Dropping it returns them.
 #[derive(Debug)]
 pub(super) struct Share {
     shares: Arc<Shares>,
@@ -76,7 +76,7 @@ pub(super) struct Share {
     reading: bool,
 }
 
-/// What a torrent may use now.
+/// The limits of one torrent at this moment.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Allowed {
     /// Maximum number of connections, including those that it has.

@@ -1,14 +1,15 @@
 //! The handle by which the rest of the program uses a torrent.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::discovery::{Announcer, TrackerStatus};
-use crate::metainfo::{FileIndex, Metainfo};
+use crate::discovery::{Announcer, Scraped, TrackerStatus};
+use crate::metainfo::{FileIndex, Metainfo, PieceIndex};
 use crate::store::TorrentStore;
 use crate::swarm::{Event, Stats};
 use crate::util::lock;
@@ -60,8 +61,13 @@ impl Torrent {
         &self.metainfo
     }
 
+    /// Returns whether we have a piece: downloaded and verified.
+    pub fn has(&self, piece: PieceIndex) -> bool {
+        self.store.has(piece)
+    }
+
     /// Returns the torrent's part of the cache.
-    pub fn store(&self) -> &TorrentStore {
+    pub(crate) fn store(&self) -> &TorrentStore {
         &self.store
     }
 
@@ -83,6 +89,17 @@ impl Torrent {
     /// Returns the state of every tracker.
     pub fn trackers(&self) -> Vec<TrackerStatus> {
         self.announcer.status()
+    }
+
+    /// Scrapes the trackers that answered our announces (BEP 48), concurrently and within `limit`. May be called often:
+    /// results are cached for some minutes.
+    pub async fn scrape(&self, limit: Duration) -> Vec<Scraped> {
+        self.announcer.scrape(limit).await
+    }
+
+    /// Returns our own address as reported by a tracker (BEP 24), if any reported it.
+    pub fn external_ip(&self) -> Option<IpAddr> {
+        self.announcer.external_ip()
     }
 
     /// Returns the torrent's state at this moment; `None` if it has ended.

@@ -1,7 +1,8 @@
-//! Buffers of a piece's size that go round instead of being freed.
+//! A pool of buffers of a piece's size, which are reused instead of freed.
 //!
-//! A stream of a gigabyte would otherwise allocate, page-fault and free a gigabyte. The pool keeps a few spare MiB only,
-//! and none beyond its limit: what is in use is bounded by those who use it (the memory tier, the driver's partial pieces).
+//! Otherwise a stream of a gigabyte would allocate, page-fault and free a gigabyte. The pool keeps only a few MiB of
+//! spare buffers, and none beyond its limit. It does not bound the buffers in use: their owners do (the memory tier,
+//! the driver's partial pieces).
 
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -11,16 +12,18 @@ use bytes::Bytes;
 
 use crate::util::lock;
 
-/// Spare bytes kept; a single larger buffer is kept too, up to [`MAX_SPARE_BUFFER`].
+/// Spare buffers kept, in bytes: a few pieces of the usual lengths. A single larger buffer is kept too, up to
+/// [`MAX_SPARE_BUFFER`].
 const MAX_SPARE: usize = 8 << 20;
+/// Length limit of a spare buffer in bytes; longer pieces are rare, and one would use too much memory.
 const MAX_SPARE_BUFFER: usize = 32 << 20;
 
 pub(super) struct BufferPool {
-    /// Bytes of all buffers beyond which none is kept to spare.
+    /// Bytes of all buffers above which no spare one is kept.
     limit: u64,
     spare: Mutex<Spare>,
     in_use: AtomicU64,
-    /// Bytes of all buffers that were ever given out.
+    /// Bytes of all buffers ever handed out.
     total_allocated: AtomicU64,
 }
 
@@ -35,16 +38,16 @@ impl BufferPool {
         Self { limit, spare: Mutex::default(), in_use: AtomicU64::new(0), total_allocated: AtomicU64::new(0) }
     }
 
-    /// How many bytes too many there would be with a buffer of `len` more.
+    /// Returns by how many bytes one more buffer of `len` would exceed the limit.
     pub fn excess(&self, len: usize) -> u64 {
         (self.in_use() + len as u64).saturating_sub(self.limit)
     }
 
-    /// A buffer of `len` bytes whose content is unspecified (zeros, or some old piece).
+    /// Returns a buffer of `len` bytes with unspecified content (zeros, or an old piece).
     pub fn buffer(self: &Arc<Self>, len: usize) -> PieceBuf {
         let spare = {
             let mut spare = lock(&self.spare);
-            // The last piece of a torrent is shorter than the rest and may take a full-size buffer.
+            // The last piece of a torrent is shorter than the others and may use a full-size buffer.
             let found = spare.buffers.iter().rposition(|spare| spare.len() >= len && spare.len() / 2 <= len);
             let found = found.map(|at| spare.buffers.swap_remove(at));
             let taken = found.as_ref().map_or(0, |buffer| buffer.len());
@@ -58,12 +61,12 @@ impl BufferPool {
         PieceBuf { buffer, len, pool: Arc::clone(self) }
     }
 
-    /// Bytes of all buffers that are out, wherever they are.
+    /// Returns the bytes of all buffers in use.
     pub fn in_use(&self) -> u64 {
         self.in_use.load(Relaxed)
     }
 
-    /// Bytes of all buffers that were ever given out.
+    /// Returns the bytes of all buffers ever handed out.
     pub fn total_allocated(&self) -> u64 {
         self.total_allocated.load(Relaxed)
     }
@@ -80,7 +83,8 @@ impl BufferPool {
         self.trim(&mut spare);
     }
 
-    /// Frees what is too much to spare. The oldest go first: torrents of other piece lengths leave buffers that fit nobody.
+    /// Frees spare buffers above the limit, oldest first: torrents with other piece lengths leave buffers that fit no
+    /// request.
     fn trim(&self, spare: &mut Spare) {
         let most = MAX_SPARE.min(self.limit.saturating_sub(self.in_use()).try_into().unwrap_or(usize::MAX));
         while spare.bytes > most && spare.buffers.len() > 1 {
@@ -89,7 +93,7 @@ impl BufferPool {
     }
 }
 
-/// A writable buffer for one piece. Dropped, it (or the [`Bytes`] made of it) goes back to the pool.
+/// A writable buffer for one piece. When it, or the [`Bytes`] made from it, is dropped, the buffer returns to the pool.
 pub struct PieceBuf {
     buffer: Box<[u8]>,
     len: usize,
@@ -97,7 +101,7 @@ pub struct PieceBuf {
 }
 
 impl PieceBuf {
-    /// Makes it shareable, without a copy.
+    /// Makes the buffer shareable, without a copy.
     pub fn freeze(self) -> Bytes {
         Bytes::from_owner(self)
     }
@@ -139,24 +143,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn buffers_go_round() {
+    fn buffers_are_reused() {
         let pool = Arc::new(BufferPool::new(0));
         let mut buffer = pool.buffer(1 << 20);
         buffer[5] = 9;
-        let place = buffer.as_ptr();
+        let address = buffer.as_ptr();
         let frozen = buffer.freeze();
         assert_eq!((frozen.len(), frozen[5], pool.in_use()), (1 << 20, 9, 1 << 20));
         let slice = frozen.slice(4..6);
         drop(frozen);
-        assert_eq!(pool.in_use(), 1 << 20, "a slice keeps it out");
+        assert_eq!(pool.in_use(), 1 << 20, "a slice keeps the buffer in use");
         drop(slice);
         assert_eq!(pool.in_use(), 0);
         let shorter = pool.buffer((1 << 20) - 7);
-        assert_eq!((shorter.as_ptr(), shorter.len()), (place, (1 << 20) - 7));
+        assert_eq!((shorter.as_ptr(), shorter.len()), (address, (1 << 20) - 7));
     }
 
     #[test]
-    fn spare_bytes_are_bounded() {
+    fn spare_buffers_are_bounded() {
         let pool = Arc::new(BufferPool::new(45 << 20));
         let mut many: Vec<_> = (0..40).map(|n| pool.buffer((1 << 20) + n * 1000)).collect();
         assert_eq!((pool.excess(1 << 20), pool.excess(6 << 20) > 0), (0, true));
@@ -164,7 +168,7 @@ mod tests {
         assert_eq!(lock(&pool.spare).buffers.len(), 1);
         let more: Vec<_> = (0..7).map(|_| pool.buffer(1 << 20)).collect();
         many.truncate(37);
-        assert_eq!(lock(&pool.spare).buffers.len(), 1, "no more to spare than the limit leaves");
+        assert_eq!(lock(&pool.spare).buffers.len(), 1, "no more spare buffers than the limit allows");
         drop((many, more));
         drop(pool.buffer(100 << 20));
         let spare = lock(&pool.spare);

@@ -1,4 +1,4 @@
-//! The cache as a whole: its directory, its limits, its maintenance.
+//! The cache as a whole: its limits, its open torrents, and its maintenance.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -21,41 +21,42 @@ use crate::metainfo::{InfoHash, PieceIndex};
 use crate::sys::process::trim_heap;
 use crate::util::lock;
 
-/// Between two rounds of the maintenance.
+/// Maintenance interval. Short, because writeback and state files are started from it.
 const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(1);
-/// Pieces that are only in memory, tried in one round at most.
+/// Pieces held only in memory that one round of maintenance tries to write, to bound the time that a round takes.
 const MAX_RETRIES: usize = 16;
-/// Where and how much to cache.
+/// Location and limits of a cache.
 #[derive(Clone, Debug)]
 pub struct CacheConfig {
-    /// Made with mode 0700 if it is not there.
+    /// The directory; created with mode 0700 if it does not exist.
     pub dir: PathBuf,
-    /// Bytes of pieces on the disk, over all torrents; `None`: no limit.
+    /// Limit on the bytes of pieces on the disk, over all torrents; `None` for no limit.
     pub disk_limit: Option<u64>,
-    /// Bytes of pieces in memory, those under way included, over all torrents.
+    /// Limit on the bytes of pieces in memory, including partial ones, over all torrents.
     pub memory: u64,
 }
 
-/// What a cache copies.
+/// Usage of a cache's limits.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// Bytes of pieces on the disk, torrents that are not in use included.
+    /// Bytes of pieces on the disk, including those of torrents that are not open.
     pub disk: u64,
-    /// As configured.
+    /// The configured limit.
     pub disk_limit: Option<u64>,
     /// Bytes of pieces in memory.
     pub memory: u64,
-    /// As configured.
+    /// The configured limit.
     pub memory_limit: u64,
-    /// Bytes of all buffers in use: the pieces in memory, partial ones, and what is being served.
+    /// Bytes of all buffers in use: pieces in memory, partial pieces, and blocks being served.
     pub buffers: u64,
-    /// What is wrong with the disk, in message.
+    /// Message about the present fault of the disk, if there is one.
     pub fault: Option<String>,
 }
 
 /// The piece cache of one directory, shared by all torrents.
 ///
-/// Dropped without [`Cache::close`] it is as after a kill: what is on the disk is hashed again before it is served.
+/// If it is dropped without [`Cache::close`], the next start treats it as killed: pieces on the disk are hashed again
+/// before they are served.
 pub struct Cache {
     pub(super) dir: PathBuf,
     disk_limit: Option<u64>,
@@ -63,37 +64,37 @@ pub struct Cache {
     pub(super) pool: Arc<BufferPool>,
     pub(super) handles: Handles,
     pub(super) health: Health,
-    /// Counts uses; see `Pieces::touch`.
+    /// Counter of piece uses; see `Pieces::touch`.
     pub(super) clock: AtomicU64,
-    /// Keeps no torrents of its own; see [`Cache::open_shared`].
+    /// Whether it stores no torrents of its own; see [`Cache::open_shared`].
     pub(super) shared: bool,
     pub(super) ledger: Mutex<Ledger>,
-    /// Held while a inactive torrent is removed and while one is taken up, so that the two do not meet.
+    /// Held while an inactive torrent is removed and while a torrent is opened, so that the two never overlap.
     pub(super) inactive_lock: Mutex<()>,
-    /// Dropped, it ends the maintenance.
+    /// The maintenance thread, which ends when the sender is dropped.
     maintenance: Mutex<Option<(Sender<()>, JoinHandle<()>)>>,
-    /// Keeps other processes out for as long as it is open; `None`: they are not in the way.
+    /// Excludes other processes while it is open; `None` in a shared cache.
     lock_file: Mutex<Option<File>>,
 }
 
-/// How far a piece may go to find room on the disk.
+/// How far to go to find room on the disk for a piece.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Reserve {
-    /// What is free under the limit.
+    /// Use only what is free under the limit.
     Free,
-    /// And the place of older pieces.
+    /// Also evict older pieces.
     Evict,
-    /// And beyond the limit: it is pinned.
-    Insist,
+    /// Also exceed the limit, because the piece is pinned.
+    OverLimit,
 }
 
 impl Cache {
-    /// Where it keeps everything. Others may put files of theirs there, by names that are no info hashes.
+    /// Returns the cache directory. Other modules may store files there, under names that are not info hashes.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// Takes a directory, made if it is not there, and counts what it copies. Blocking.
+    /// Opens a directory for this process alone, creates it if needed, and counts its content. Blocking.
     pub fn open(config: CacheConfig) -> Result<Arc<Cache>, StoreError> {
         Self::with_maintenance(Self::open_unmaintained(config)?)
     }
@@ -103,19 +104,19 @@ impl Cache {
         let weak = Arc::downgrade(&cache);
         let maintenance =
             std::thread::Builder::new().name("store".into()).spawn(move || maintenance_loop(&weak, &stopped));
-        let maintenance = maintenance.map_err(io_error("start a thread for", &cache.dir))?;
+        let maintenance = maintenance.map_err(io_error("start the maintenance thread of", &cache.dir))?;
         *lock(&cache.maintenance) = Some((stop, maintenance));
         Ok(cache)
     }
 
-    /// Uses a directory beside others who do, for torrents that lie elsewhere ([`Place`]): nothing is counted, nothing
-    /// evicted. Blocking.
+    /// Opens a directory that other processes use too, for torrents whose files are elsewhere
+    /// ([`Place`](super::Place)). Nothing is counted or evicted. Blocking.
     pub fn open_shared(dir: PathBuf, memory: u64) -> Result<Arc<Cache>, StoreError> {
         make_dir(&dir)?;
         Self::with_maintenance(Self::new(dir, None, memory, Ledger::default(), 0, None))
     }
 
-    /// [`Self::open`] without the maintenance: whoever calls this calls [`Self::round`].
+    /// Like [`Self::open`], but without the maintenance thread: the caller calls [`Self::maintain`].
     pub(super) fn open_unmaintained(config: CacheConfig) -> Result<Arc<Cache>, StoreError> {
         let CacheConfig { dir, disk_limit, memory } = config;
         make_dir(&dir)?;
@@ -148,26 +149,27 @@ impl Cache {
         })
     }
 
-    /// A buffer for a piece. Its content is unspecified until it is written. Pieces in memory that are on the disk, too,
-    /// make way for it.
+    /// Returns a buffer for a piece, with unspecified content. To make room, it drops pieces from memory that are also
+    /// on the disk.
     pub fn buffer(&self, len: usize) -> PieceBuf {
         self.memory.evict_copies(self.pool.excess(len));
         self.pool.buffer(len)
     }
 
-    /// Has the disk keep everything, data and state. Blocking.
+    /// Syncs the data and state of all torrents to the disk. Blocking.
     pub fn flush(&self) {
         for torrent in self.torrents() {
             self.ok_or_report(torrent.save(&self.handles, &self.clock, Save::Synced));
         }
     }
 
-    /// Closes every torrent cleanly and ends the maintenance. Blocking; nothing is put or evicted afterwards.
+    /// Closes every torrent cleanly and ends the maintenance thread. Nothing is put or evicted afterwards. Blocking.
     pub fn close(&self) {
         lock(&self.ledger).closed = true;
         if let Some((stop, maintenance)) = lock(&self.maintenance).take() {
             drop(stop);
-            // A maintenance that panicked has said so already; and it may be itself that drops the last handle.
+            // A panic of the thread has been reported already. The last handle may also be dropped by that thread
+            // itself.
             if maintenance.thread().id() != std::thread::current().id() {
                 let _ = maintenance.join();
             }
@@ -178,7 +180,7 @@ impl Cache {
         drop(lock(&self.lock_file).take());
     }
 
-    /// What it copies now.
+    /// Returns what the cache holds now.
     pub fn usage(&self) -> Usage {
         Usage {
             disk: lock(&self.ledger).bytes(),
@@ -190,12 +192,12 @@ impl Cache {
         }
     }
 
-    /// What the disk refused last, if it has not taken anything since.
+    /// Returns the last error of the disk, if no write has succeeded since.
     pub fn failure(&self) -> Option<String> {
         self.health.cause()
     }
 
-    /// Bytes that can be added to a torrent without evicting a piece of an open one.
+    /// Returns the bytes that can be added to a torrent without evicting a piece of an open one.
     pub(super) fn room(&self, torrent: &Torrent) -> u64 {
         if self.health.fault().is_some() {
             return 0;
@@ -210,13 +212,13 @@ impl Cache {
         lock(&self.ledger).torrents.clone()
     }
 
-    /// Reports a failure of the disk, if it is one.
+    /// Returns the value, or reports the error.
     pub(super) fn ok_or_report<T>(&self, result: Result<T, DiskError>) -> Option<T> {
         result.map_err(|error| self.report(&error)).ok()
     }
 
     fn report(&self, error: &DiskError) {
-        // Without a cache to go on from it is for whoever waits for the files to say so.
+        // A shared cache logs nothing: downloads cannot continue without the disk, and the command reports that itself.
         self.health.report_failure(&self.dir, error, Instant::now(), !self.shared);
     }
 
@@ -224,11 +226,12 @@ impl Cache {
         lost.into_iter().for_each(|(pieces, piece)| pieces.notify_evicted(piece));
     }
 
-    /// Brings a piece that is in memory, marked as being written, to the disk if that takes it.
+    /// Writes a piece to the disk, if the disk accepts it. The piece is in memory and marked as being written. Returns
+    /// whether it is on the disk.
     pub(super) fn write_behind(&self, torrent: &Torrent, piece: PieceIndex, bytes: &[u8], new: bool) -> bool {
         let pinned = torrent.pieces.word(piece).pinned();
         let reserve = match (pinned, new) {
-            (true, _) => Reserve::Insist,
+            (true, _) => Reserve::OverLimit,
             (false, true) => Reserve::Evict,
             (false, false) => Reserve::Free,
         };
@@ -243,7 +246,7 @@ impl Cache {
         let disk = self.health.state(begun);
         match disk {
             DiskState::Working => {}
-            DiskState::Full if reserve == Reserve::Insist => self.evict_bytes(len),
+            DiskState::Full if reserve == Reserve::OverLimit => self.evict_bytes(len),
             DiskState::Full | DiskState::Failing => return false,
         }
         if torrent.evictable && !self.reserve(len, reserve) {
@@ -252,7 +255,7 @@ impl Cache {
         let mut written = torrent.write(&self.handles, piece, bytes);
         match &written {
             Ok(_) if disk == DiskState::Working => self.health.report_success(begun),
-            Err(error) if disk == DiskState::Working && reserve == Reserve::Insist && error.is_full() => {
+            Err(error) if disk == DiskState::Working && reserve == Reserve::OverLimit && error.is_full() => {
                 self.report(error);
                 self.evict_bytes(len);
                 written = torrent.write(&self.handles, piece, bytes);
@@ -267,7 +270,8 @@ impl Cache {
         on_disk
     }
 
-    /// Counts `len` bytes as used, making room for them as far as allowed. False: there is none.
+    /// Counts `len` bytes as used, and makes room for them as far as `reserve` allows. Returns false if there is no
+    /// room.
     fn reserve(&self, len: u64, reserve: Reserve) -> bool {
         let mut victims = Vec::new();
         let reserved = loop {
@@ -285,7 +289,7 @@ impl Cache {
                     None => break,
                 }
             }
-            let reserved = reserve == Reserve::Insist || !over(&ledger);
+            let reserved = reserve == Reserve::OverLimit || !over(&ledger);
             ledger.active_bytes += if reserved { len } else { 0 };
             break reserved;
         };
@@ -293,7 +297,7 @@ impl Cache {
         reserved
     }
 
-    /// Frees about `len` bytes of what was used longest ago.
+    /// Evicts about `len` bytes of the least recently used pieces.
     fn evict_bytes(&self, len: u64) {
         let mut freed = self.remove_oldest_inactive();
         let mut victims = Vec::new();
@@ -311,19 +315,19 @@ impl Cache {
         }
     }
 
-    /// Drops a piece whose bytes on the disk are wrong, gone or unreadable, pinned or not.
+    /// Drops a piece, pinned or not, whose bytes on the disk are wrong, missing or unreadable.
     pub(super) fn discard(&self, torrent: &Torrent, piece: PieceIndex) {
-        let taken = {
+        let begun = {
             let mut ledger = lock(&self.ledger);
             let open = ledger.torrents.iter().any(|open| open.pieces.id == torrent.pieces.id);
-            open && ledger.take(torrent, piece, on_disk)
+            open && ledger.begin_eviction(torrent, piece, on_disk)
         };
-        if taken {
+        if begun {
             self.ok_or_report(torrent.finish_eviction(&self.handles, &self.memory, piece));
         }
     }
 
-    /// Removes the inactive torrent used longest ago and returns how many bytes it had.
+    /// Removes the least recently used inactive torrent. Returns the bytes that it had.
     fn remove_oldest_inactive(&self) -> u64 {
         let _guard = lock(&self.inactive_lock);
         let (info_hash, inactive) = {
@@ -332,13 +336,16 @@ impl Cache {
             let Some(inactive) = ledger.inactive.remove(&oldest) else { return 0 };
             (oldest, inactive)
         };
-        let home = self.dir.join(info_hash.to_string());
-        tracing::info!("dropping {info_hash} from the cache: not in use, and its {} bytes are needed", inactive.bytes);
-        self.ok_or_report(fs::remove_dir_all(&home).map_err(DiskError::new("remove", home)));
+        let torrent_dir = self.dir.join(info_hash.to_string());
+        tracing::info!(
+            "removed torrent {info_hash}, which is not open, from the cache to free {} bytes",
+            inactive.bytes
+        );
+        self.ok_or_report(fs::remove_dir_all(&torrent_dir).map_err(DiskError::new("remove", torrent_dir)));
         inactive.bytes
     }
 
-    /// Deletes what there is of a torrent that nobody has open: its pieces, its state, its kept metadata. Blocking.
+    /// Deletes everything stored for a torrent that is not open: its pieces, its state, its metainfo. Blocking.
     pub fn delete(&self, info_hash: &InfoHash) -> Result<(), StoreError> {
         let _guard = lock(&self.inactive_lock);
         {
@@ -352,29 +359,29 @@ impl Cache {
             ledger.inactive.remove(info_hash);
         }
         self.remove_metainfo(info_hash);
-        let home = self.dir.join(info_hash.to_string());
-        match fs::remove_dir_all(&home) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(io_error("remove", &home)(error)),
+        let torrent_dir = self.dir.join(info_hash.to_string());
+        match fs::remove_dir_all(&torrent_dir) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(io_error("remove", &torrent_dir)(error)),
             _ => Ok(()),
         }
     }
 
-    /// Syncs and closes one torrent; what it has stays in the directory.
+    /// Syncs and closes one torrent. Its pieces stay in the directory.
     pub(super) fn close_torrent(&self, torrent: &Torrent) {
         if torrent.begin_close() {
-            if let Some(home) = torrent.home.as_ref().filter(|_| torrent.remove_state.load(SeqCst)) {
-                if let Err(error) = fs::remove_dir_all(home) {
-                    tracing::info!("cannot remove {}: {error}", home.display());
+            if let Some(torrent_dir) = torrent.torrent_dir.as_ref().filter(|_| torrent.remove_state.load(SeqCst)) {
+                if let Err(error) = fs::remove_dir_all(torrent_dir) {
+                    tracing::info!("cannot remove the state in {}: {error}", torrent_dir.display());
                 }
             } else if let Err(error) = torrent.save(&self.handles, &self.clock, Save::Closed) {
-                tracing::warn!("{error}; the torrent's pieces will be checked again when it is next used");
+                tracing::warn!("{error}; the torrent's pieces will be hashed again before they are next served");
                 let _ = torrent.save(&self.handles, &self.clock, Save::Hint);
             }
             self.forget(torrent);
         }
     }
 
-    /// Takes a torrent off the books, without I/O.
+    /// Removes a closed torrent from the ledger, without I/O.
     pub(super) fn forget(&self, torrent: &Torrent) {
         let last_use = torrent.last_use();
         {
@@ -392,7 +399,7 @@ impl Cache {
         self.handles.close(torrent.pieces.id);
     }
 
-    /// One round of the maintenance: says what changed, keeps to the limit, tries again what the disk did not take.
+    /// Runs one round of maintenance: writes changed state, enforces the limit, and retries failed writes.
     pub(super) fn maintain(&self, now: Instant) {
         for torrent in self.torrents() {
             torrent.start_writeback(&self.handles);
@@ -415,13 +422,13 @@ impl Cache {
     }
 }
 
-/// The maintenance's life: a round a second until the cache is closed or dropped.
+/// Runs maintenance every second until the cache is closed or dropped.
 fn maintenance_loop(cache: &Weak<Cache>, stopped: &std::sync::mpsc::Receiver<()>) {
     let mut heap_trim = HeapTrim::default();
     while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(MAINTENANCE_INTERVAL) {
         let Some(cache) = cache.upgrade() else { break };
         cache.maintain(Instant::now());
-        if heap_trim.is_due(cache.pool.total_allocated()) {
+        if heap_trim.record_round(cache.pool.total_allocated()) {
             trim_heap();
         }
     }

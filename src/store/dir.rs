@@ -1,4 +1,4 @@
-//! A cache directory: made, locked against other processes, and counted at a start.
+//! Cache directories: created, locked against other processes, and counted at start.
 
 use std::collections::HashMap;
 use std::fs::{self, DirBuilder, File, TryLockError};
@@ -11,14 +11,14 @@ use super::ledger::InactiveTorrent;
 use super::state::Saved;
 use crate::metainfo::InfoHash;
 
-/// Files looked at to size a directory without a readable state file.
+/// Limit on the files examined to size a directory without a readable state file, to bound the time of a start.
 const MAX_SIZED: usize = 1 << 20;
 
 pub(super) fn make_dir(dir: &Path) -> Result<(), StoreError> {
     DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io_error("make directory", dir))
 }
 
-/// Only one process at a time may count and evict in a directory.
+/// Locks a directory, because only one process at a time may count and evict in it.
 pub(super) fn take_lock(dir: &Path) -> Result<File, StoreError> {
     let path = dir.join("lock");
     let mut options = File::options();
@@ -41,7 +41,7 @@ pub(super) fn take_lock(dir: &Path) -> Result<File, StoreError> {
     Ok(file)
 }
 
-/// Counts what every torrent in the directory has, and finds the latest use.
+/// Returns what every torrent in the directory has, and the latest use of any piece.
 pub(super) fn scan(dir: &Path) -> Result<(HashMap<InfoHash, InactiveTorrent>, u64), StoreError> {
     let mut inactive = HashMap::new();
     let mut clock = 0;
@@ -50,20 +50,20 @@ pub(super) fn scan(dir: &Path) -> Result<(HashMap<InfoHash, InactiveTorrent>, u6
         let Some(info_hash) = entry.file_name().to_str().and_then(|name| name.parse::<InfoHash>().ok()) else {
             continue;
         };
-        let home = entry.path();
-        let found = match Saved::load(&home.join("state")) {
+        let torrent_dir = entry.path();
+        let found = match Saved::load(&torrent_dir.join("state")) {
             Ok(Some(saved)) if saved.info_hash == info_hash => {
                 clock = clock.max(saved.clock);
                 InactiveTorrent { bytes: saved.bytes, last_use: saved.last_use }
             }
-            _ => InactiveTorrent { bytes: size_of(home), last_use: 0 },
+            _ => InactiveTorrent { bytes: size_of(torrent_dir), last_use: 0 },
         };
         inactive.insert(info_hash, found);
     }
     Ok((inactive, clock))
 }
 
-/// Bytes that the files below a directory take.
+/// Returns the bytes that the files below a directory occupy.
 fn size_of(dir: PathBuf) -> u64 {
     let (mut dirs, mut bytes, mut seen) = (vec![dir], 0, 0);
     while let Some(dir) = dirs.pop() {

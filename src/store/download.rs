@@ -1,9 +1,9 @@
-//! A directory of the user's that a torrent is downloaded to: what is there already, and what is made at the end.
+//! Downloads to a directory of the user's: files that already exist, and files without content.
 //!
-//! Nothing of the user's is overwritten unasked. A file in the place of one of the torrent's is taken for it only if a
-//! piece of it bears the torrent's hash, or if the state says that we made it. One of which that cannot be told, for
-//! each of its pieces lacks another file, is compared with what comes for it. Anything else is an error, before the first
-//! byte is written. Only names below the torrent's own are ever touched.
+//! No file of the user's is overwritten unless asked for. An existing file is used for the torrent only if one of its
+//! pieces matches the torrent's hash, or if the state file says that we created it. If no piece of it can be hashed
+//! because another file is missing, it is compared with the data as that arrives. Any other existing file is an error
+//! before the first byte is written. Only names below the torrent's own name are touched.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -23,16 +23,18 @@ use crate::metainfo::{self, FileIndex, FileKind, PieceIndex};
 use crate::sys::file as sys;
 use crate::util::lock;
 
-const NOT_A_FILE: &str = "is no ordinary file";
-const NOT_A_DIRECTORY: &str = "is no directory";
+/// Reasons in [`StoreError::Foreign`] and [`StoreError::InTheWay`].
+const NOT_A_FILE: &str = "is not a regular file";
+const NOT_A_DIRECTORY: &str = "is not a directory";
 const TOO_LONG: &str = "is longer than the torrent's file of that name";
-const NO_MATCH: &str = "is not the torrent's: no piece of it matches";
+const NO_MATCH: &str = "is not the torrent's file: none of its pieces matches";
 
-/// What is in the way of a file's path within `dir`, of the directories it is to be in. `seen` spares the same looks.
+/// Checks that no parent directory of `file` within `dir` is something else. `seen` holds the directories already
+/// checked.
 fn check_parents(dir: &Path, file: &Path, seen: &mut HashSet<PathBuf>) -> Result<(), StoreError> {
-    let mut above: Vec<&Path> = file.ancestors().skip(1).filter(|path| !path.as_os_str().is_empty()).collect();
-    above.reverse();
-    for parent in above {
+    let mut parents: Vec<&Path> = file.ancestors().skip(1).filter(|path| !path.as_os_str().is_empty()).collect();
+    parents.reverse();
+    for parent in parents {
         if !seen.insert(parent.to_owned()) {
             continue;
         }
@@ -41,15 +43,15 @@ fn check_parents(dir: &Path, file: &Path, seen: &mut HashSet<PathBuf>) -> Result
             Ok(about) if about.is_dir() => {}
             Ok(_) => return Err(StoreError::InTheWay { path, why: NOT_A_DIRECTORY }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(io_error("look at", &path)(error)),
+            Err(error) => return Err(io_error("examine", &path)(error)),
         }
     }
     Ok(())
 }
 
-/// Looks at what has the names of the torrent's files: whether there is any content.
+/// Checks the types and lengths of existing files with the torrent's names. Returns whether any of them has content.
 pub(super) fn find_existing(torrent: &Torrent, dir: &Path, overwrite: bool) -> Result<bool, StoreError> {
-    let (mut seen, mut any) = (HashSet::new(), false);
+    let (mut seen, mut has_content) = (HashSet::new(), false);
     for (index, file) in torrent.files.stored() {
         check_parents(dir, &file.relative_path(), &mut seen)?;
         let path = torrent.files.path(index);
@@ -58,15 +60,15 @@ pub(super) fn find_existing(torrent: &Torrent, dir: &Path, overwrite: bool) -> R
             Ok(about) if about.len() > file.len && !overwrite => {
                 return Err(StoreError::Foreign { path, why: TOO_LONG });
             }
-            Ok(about) => any |= about.len() > 0,
+            Ok(about) => has_content |= about.len() > 0,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(io_error("look at", &path)(error)),
+            Err(error) => return Err(io_error("examine", &path)(error)),
         }
     }
-    Ok(any)
+    Ok(has_content)
 }
 
-/// Decides, once all that is believed to be there is checked, whether each file is ours to write.
+/// Checks that we may write to each existing file. Called after all existing pieces were hashed.
 pub(super) fn claim_files(torrent: &Torrent, saved: Option<&Saved>, overwrite: bool) -> Result<(), StoreError> {
     for (index, file) in torrent.files.stored() {
         let (stamp, path) = (torrent.files.stamp(index), torrent.files.path(index));
@@ -78,7 +80,8 @@ pub(super) fn claim_files(torrent: &Torrent, saved: Option<&Saved>, overwrite: b
         let made_by_us = match saved {
             None => false,
             Some(saved) if saved.closed => saved.stamps.get(index.index()) == Some(&stamp) && stamp != Stamp::default(),
-            // Where no clean end tells, what had none of our pieces yet may have been made in the last moment.
+            // Without a clean close the stamps prove nothing. A file without recorded pieces may be one that we had
+            // just created.
             Some(saved) => !pieces().any(|piece| saved.have.contains(piece.index())),
         };
         if matches || made_by_us || overwrite {
@@ -93,7 +96,7 @@ pub(super) fn claim_files(torrent: &Torrent, saved: Option<&Saved>, overwrite: b
             continue;
         }
         let opened = torrent.files.root.open(file, false).map_err(io_error("open", &path))?;
-        // Nobody else reads by this one's position.
+        // `next_data` moves the file position, but nothing else uses this handle.
         if sys::next_data(&opened, 0).map_err(io_error("read", &path))?.is_some() {
             return Err(StoreError::Foreign { path, why: NO_MATCH });
         }
@@ -101,24 +104,24 @@ pub(super) fn claim_files(torrent: &Torrent, saved: Option<&Saved>, overwrite: b
     Ok(())
 }
 
-/// Whether a piece cannot be hashed for want of another file than this one.
+/// Returns whether a piece cannot be hashed because a file other than this one is incomplete.
 fn needs_missing_file(torrent: &Torrent, piece: PieceIndex, file: FileIndex) -> bool {
     let mut others = torrent.files.of_piece(piece).filter(|other| *other != file);
     others.any(|other| torrent.files.is_short(other))
 }
 
-/// What a torrent has beside bytes: empty files, links, and leave to run a file.
+/// The parts of a torrent without content: empty files, links and executable bits.
 pub struct ExtraFiles<'a> {
-    /// The directory it is downloaded to.
+    /// The download directory.
     pub dir: &'a Path,
-    /// Its files.
+    /// The torrent's files.
     pub files: &'a [metainfo::File],
-    /// Take the place of what is not the torrent's.
+    /// Whether to replace files that are not the torrent's.
     pub overwrite: bool,
 }
 
 impl ExtraFiles<'_> {
-    /// Whether anything is in the way of [`Self::create`].
+    /// Checks that [`Self::create`] would find nothing in its place that it must not replace.
     pub fn check(&self) -> Result<(), StoreError> {
         let mut seen = HashSet::new();
         self.each(|file, path, _| {
@@ -127,29 +130,29 @@ impl ExtraFiles<'_> {
         })
     }
 
-    /// Makes it all. Ends with the first that cannot be made.
+    /// Creates everything. Stops at the first failure.
     pub fn create(&self) -> Result<(), StoreError> {
         self.each(|file, path, relative| {
             let failed = |action| io_error(action, path);
             if self.exists(file, path)? {
                 return Ok(());
             }
-            let (dir, name) = self.open_parent(relative).map_err(failed("make the directory of"))?;
+            let (dir, name) = self.open_parent(relative).map_err(failed("create the directory of"))?;
             match &file.kind {
                 FileKind::Symlink { target } => {
                     match sys::remove_at(dir.as_fd(), name) {
                         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("remove")(error)),
                         _ => {}
                     }
-                    sys::make_link_at(dir.as_fd(), name, OsStr::new(target)).map_err(failed("make link"))
+                    sys::make_link_at(dir.as_fd(), name, OsStr::new(target)).map_err(failed("create link"))
                 }
                 _ => {
-                    let opened = sys::open_file_at(dir.as_fd(), name, Some(0o666)).map_err(failed("make"))?;
+                    let opened = sys::open_file_at(dir.as_fd(), name, Some(0o666)).map_err(failed("create"))?;
                     if file.len == 0 {
                         opened.set_len(0).map_err(failed("empty"))?;
                     }
                     if file.kind == (FileKind::Regular { executable: true }) {
-                        // Some filesystems have no such thing.
+                        // Some filesystems have no executable bit.
                         let _ = make_executable(&opened);
                     }
                     Ok(())
@@ -174,12 +177,12 @@ impl ExtraFiles<'_> {
         Ok(())
     }
 
-    /// Whether it is made already; an error if something else is in its place that must not go.
+    /// Returns whether it exists already. Fails if something that must not be replaced has its name.
     fn exists(&self, file: &metainfo::File, path: &Path) -> Result<bool, StoreError> {
         let about = match path.symlink_metadata() {
             Ok(about) => about,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-            Err(error) => return Err(io_error("look at", path)(error)),
+            Err(error) => return Err(io_error("examine", path)(error)),
         };
         let in_the_way = |why| StoreError::InTheWay { path: path.to_owned(), why };
         let foreign = |why| {
@@ -209,14 +212,14 @@ impl ExtraFiles<'_> {
     }
 }
 
-/// Whoever may read it may run it.
+/// Lets everyone execute a file who may read it.
 fn make_executable(file: &File) -> io::Result<()> {
     let mode = file.metadata()?.permissions().mode();
     file.set_permissions(PermissionsExt::from_mode(mode | (mode & 0o444) >> 2))
 }
 
-/// How much room a torrent's files lack on the filesystem of `dir`: bytes still to be allocated and bytes free, if there
-/// is not enough. What the files take already counts as theirs.
+/// Returns the bytes that the torrent's files still need and the bytes that are free on the filesystem of `dir`, if
+/// there are too few. Blocks already allocated to the files count as present.
 pub fn space_missing(dir: &Path, files: &[metainfo::File]) -> io::Result<Option<(u64, u64)>> {
     let allocated = |file: &metainfo::File| {
         let about = dir.join(file.relative_path()).symlink_metadata();

@@ -1,77 +1,77 @@
-//! Why the store refuses or fails.
+//! Errors of the store.
 
 use std::path::{Path, PathBuf};
 
 use crate::metainfo::{InfoHash, PieceIndex};
 
-/// Why a cache cannot be opened or a torrent not be added or read.
+/// Why a cache cannot be opened, or a torrent cannot be opened or read.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// Another process has the directory.
-    #[error("cache {} is in use by {holder}: stop that one, or choose another directory with --cache-dir", dir.display())]
+    /// Another process uses the directory.
+    #[error("cache {} is in use by {holder}: stop that process, or choose another directory with --cache-dir", dir.display())]
     InUse {
         /// The cache directory.
         dir: PathBuf,
-        /// Who has it, in message.
+        /// Description of that process.
         holder: String,
     },
-    /// A directory or file of the cache cannot be made or read.
-    #[error("cannot {action} {}: {source}; make it accessible, or choose another directory with --cache-dir", path.display())]
+    /// A directory or file of the cache cannot be created or read.
+    #[error("cannot {action} {}: {source}; check its permissions, or choose another directory with --cache-dir", path.display())]
     Io {
-        /// What was tried.
+        /// The failed action.
         action: &'static str,
-        /// On what.
+        /// The path.
         path: PathBuf,
-        /// Why it failed.
+        /// The cause.
         source: std::io::Error,
     },
-    /// The torrent is in the cache's hands already.
-    #[error("torrent {0} is open already; mount it once")]
+    /// The torrent is already open in this cache.
+    #[error("torrent {0} is already open; add it only once")]
     AlreadyOpen(InfoHash),
-    /// Another process makes the same files.
-    #[error("{holder} is at work on this torrent in {}: let it finish, or end it first", dir.display())]
+    /// Another process downloads the same files.
+    #[error("{holder} is already downloading this torrent to {}: wait for it or stop it first", dir.display())]
     Busy {
-        /// Where the files are made.
+        /// The download directory.
         dir: PathBuf,
-        /// Who does it, in message.
+        /// Description of that process.
         holder: String,
     },
-    /// What is there is not the torrent's, and nobody said that it may go.
-    #[error("{} {why}; move it away, choose another directory, or have it overwritten with --force", path.display())]
+    /// Something that is not the torrent's has the name of one of its files; it may be replaced on request.
+    #[error("{} {why}; move it away, choose another directory, or overwrite it with --force", path.display())]
     Foreign {
-        /// What is in the way.
+        /// The path.
         path: PathBuf,
-        /// What it is.
+        /// The reason.
         why: &'static str,
     },
-    /// What is there is not the torrent's, and is not ours to remove.
+    /// Something that is not the torrent's has the name of one of its files, and must not be replaced.
     #[error("{} {why}; move it away or choose another directory", path.display())]
     InTheWay {
-        /// What is in the way.
+        /// The path.
         path: PathBuf,
-        /// What it is.
+        /// The reason.
         why: &'static str,
     },
-    /// A cache that keeps no pieces was asked to.
-    #[error("cache {} was not opened to keep torrents in it", .0.display())]
+    /// A shared cache was asked to store a torrent.
+    #[error("cache {} was opened for sharing and cannot store torrents", .0.display())]
     Shared(PathBuf),
-    /// A path that would leave the cache.
-    #[error("file path {path:?} of the torrent is not a plain relative path; get a sound .torrent file")]
+    /// A file path of the torrent would leave the cache.
+    #[error("file path {path:?} of the torrent is not a plain relative path; get a valid .torrent file")]
     UnsafePath {
         /// The path.
         path: PathBuf,
     },
-    /// A range that is not within its piece: a mistake of the caller.
+    /// A byte range is not within its piece, which is a bug in the caller.
     #[error("bytes {begin}+{len} are not within piece {piece}")]
     Range {
         /// The piece.
         piece: PieceIndex,
-        /// First byte.
+        /// Offset of the range in the piece.
         begin: u32,
-        /// Bytes.
+        /// Length of the range in bytes.
         len: usize,
     },
-    /// The cache was closed.
+    /// The cache is closed.
     #[error("the cache is closed")]
     Closed,
 }

@@ -1,8 +1,8 @@
-//! The data files of a torrent: sparse, laid out as the torrent lays them out, made on their first write.
+//! The data files of a torrent: sparse, and created on their first write.
 //!
-//! Every opening but of the user's own files walks down from the torrent's directory one component at a time and
-//! follows no symbolic link, so no name and no link planted there leads outside (see `place`). Pad files are not stored:
-//! they are zeros (BEP 47).
+//! Except for the user's own files, every open walks down from the torrent's directory one component at a time and
+//! follows no symbolic link, so neither a name nor a planted link leads outside (see `place`). Pad files are not
+//! stored, because they are zeros (BEP 47).
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{File, Metadata};
@@ -23,12 +23,12 @@ use crate::metainfo::{self, FileIndex, Layout, PieceIndex};
 use crate::sys::file as sys;
 use crate::util::lock;
 
-/// Open files at most, over all torrents.
+/// Limit on open files over all torrents; well below the usual descriptor limit of 1024.
 const MAX_OPEN: usize = 128;
-/// Bytes written at a time. For a whole piece of a MiB the kernel makes one huge folio of fresh memory, which was measured
-/// to take three times as long on a virtual machine, and keeps the file locked meanwhile.
+/// Length of a write in bytes. For a whole piece of 1 MiB the kernel allocates one huge folio, which took three times
+/// as long when measured on a virtual machine, and locks the file meanwhile.
 const WRITE_LEN: usize = 128 << 10;
-/// How often a read is tried again while its file changes.
+/// Number of attempts to read a file that changes during the read.
 const STEADY_TRIES: usize = 4;
 
 /// The open files of all torrents, by torrent and file.
@@ -55,7 +55,8 @@ impl Handles {
             handles.put(key, handle);
             if handles.len() > MAX_OPEN { handles.pop_lru() } else { None }
         };
-        drop(old); // closing is I/O: not under the lock
+        // Closing is I/O, so it must not happen under the lock.
+        drop(old);
     }
 
     /// Closes a torrent's files.
@@ -68,11 +69,11 @@ impl Handles {
     }
 }
 
-/// What tells whether a file was changed behind our back. All zeros: it is not there.
+/// Size and times of a file, to detect changes by others. All zeros if the file does not exist.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 pub(super) struct Stamp {
     pub size: u64,
-    /// Nanoseconds since 1970, as the next.
+    /// Modification time, and below the status change time, in nanoseconds since 1970.
     pub modified: i64,
     pub changed: i64,
 }
@@ -88,31 +89,32 @@ impl Stamp {
     }
 }
 
-/// How a read that must not wait ended.
+/// The result of a read that must not wait.
 pub(super) enum Cached {
     Read,
     WouldWait,
 }
 
+/// The data files of one torrent.
 pub(super) struct Files {
     pieces: Arc<Pieces>,
     pub root: Root,
     pub layout: Arc<Layout>,
-    /// Which file each was when it was last looked at; 0: not yet.
+    /// Inode of each file when it was last examined; 0 if it was not.
     inodes: Box<[AtomicU64]>,
-    /// Held while a file is given its length.
+    /// Held while a file is extended to its length.
     resizing: Mutex<()>,
-    /// What files that are only read looked like when they were last read: their owner may change them at any time.
+    /// Stamps of the user's own files at their last read. The user may change these files at any time.
     last_stamps: Mutex<HashMap<FileIndex, Stamp>>,
-    /// Files of a user's that may or may not be the torrent's, for of each piece of theirs another file is missing.
+    /// Existing files in a download directory of which no piece can be hashed, because other files are missing.
     pub undecided: Mutex<HashSet<FileIndex>>,
-    /// Makes every write fail with this `errno`, once it is not 0; and every read, if it is `EIO`.
+    /// Makes every write fail with this `errno`, unless it is 0, and every read if it is `EIO`.
     #[cfg(test)]
     pub injected_errno: std::sync::atomic::AtomicI32,
 }
 
 impl Files {
-    /// Checks that each path is a plain relative one.
+    /// Checks that every path is a plain relative one.
     pub fn new(pieces: Arc<Pieces>, root: Root, layout: Arc<Layout>) -> Result<Self, StoreError> {
         let is_plain = |part: &String| {
             let mut components = Path::new(part).components();
@@ -139,7 +141,7 @@ impl Files {
         &self.layout.files()[index.index()]
     }
 
-    /// Returns every file that is on the disk once its bytes are here.
+    /// Returns every file that exists on the disk once its bytes are written.
     pub fn stored(&self) -> impl Iterator<Item = (FileIndex, &metainfo::File)> {
         self.layout.indexed_files().filter(|(_, file)| file.is_stored())
     }
@@ -148,8 +150,8 @@ impl Files {
         self.root.path(self.file(file))
     }
 
-    /// Returns the parts of files that `len` bytes of the torrent from `start` on are made of: the file, the offset in
-    /// it, and the bytes in a buffer of length `len`.
+    /// Returns the parts of files that make up `len` bytes of the torrent from `start` on: the file, the offset in it,
+    /// and the bytes in a buffer of length `len`.
     fn extents(&self, start: u64, len: usize) -> impl Iterator<Item = (FileIndex, u64, Range<usize>)> {
         self.layout.extents(start..start + len as u64).scan(0, |end, (file, part)| {
             let begin = *end;
@@ -163,12 +165,12 @@ impl Files {
         self.stamp(file).size < self.file(file).len
     }
 
-    /// Returns the stored files that disk_copy any byte of a piece.
+    /// Returns the stored files that hold any byte of a piece.
     pub fn of_piece(&self, piece: PieceIndex) -> impl Iterator<Item = FileIndex> {
         self.layout.extents_of(piece).map(|(file, _)| file).filter(|file| self.file(*file).is_stored())
     }
 
-    /// Fills `out` with the torrent's bytes from `start` on, waiting for the disk.
+    /// Fills `out` with the torrent's bytes from `start` on. Waits for the disk.
     pub fn read(&self, handles: &Handles, start: u64, out: &mut [u8]) -> Result<(), DiskError> {
         for (file, at, part) in self.extents(start, out.len()) {
             let out = &mut out[part];
@@ -184,13 +186,13 @@ impl Files {
                 }
                 self.failed("read", file)(error)
             })?;
-            self.check_stamp(file, &handle).map_err(self.failed("look at", file))?;
+            self.check_stamp(file, &handle).map_err(self.failed("examine", file))?;
         }
         Ok(())
     }
 
-    /// Reads bytes that were all there at the same time: what is hashed here may be served later. Our own files nobody
-    /// else writes.
+    /// Reads bytes that all existed at the same time, because bytes hashed now may be served later. Only the user's own
+    /// files need that care: nothing else writes to ours.
     fn read_steadily(&self, file: &File, out: &mut [u8], at: u64) -> io::Result<()> {
         if !self.root.is_read_only() {
             return file.read_exact_at(out, at);
@@ -203,10 +205,10 @@ impl Files {
                 return Ok(());
             }
         }
-        Err(io::Error::other("it changes while it is read"))
+        Err(io::Error::other("it keeps changing while it is read"))
     }
 
-    /// As [`Self::read`], from what is in the page cache.
+    /// Fills `out` as [`Self::read`] does, but only from the page cache.
     pub fn read_cached(&self, handles: &Handles, start: u64, out: &mut [u8]) -> io::Result<Cached> {
         for (file, at, part) in self.extents(start, out.len()) {
             let out = &mut out[part];
@@ -214,7 +216,7 @@ impl Files {
                 out.fill(0);
                 continue;
             }
-            // Opening waits for the disk.
+            // Opening the file could wait for the disk.
             let Some(handle) = handles.get((self.pieces.id, file)) else { return Ok(Cached::WouldWait) };
             self.injected_fault(true)?;
             match sys::read_cached(&handle.file, out, at) {
@@ -231,7 +233,7 @@ impl Files {
         Ok(Cached::Read)
     }
 
-    /// Writes the torrent's bytes from `start` on. Bytes of pad files go nowhere.
+    /// Writes the torrent's bytes from `start` on. Bytes of pad files are discarded.
     pub fn write(&self, handles: &Handles, start: u64, bytes: &[u8]) -> Result<(), DiskError> {
         for (file, at, part) in self.extents(start, bytes.len()) {
             if !self.file(file).is_pad() {
@@ -248,22 +250,22 @@ impl Files {
         Ok(())
     }
 
-    /// What comes for a file that nothing was known of tells whether it was the torrent's: then it is there already.
+    /// Compares new bytes with those in an undecided file: equal bytes prove that the file is the torrent's.
     fn compare_undecided(&self, file: FileIndex, opened: &File, bytes: &[u8], at: u64) -> io::Result<()> {
         if !lock(&self.undecided).contains(&file) {
             return Ok(());
         }
-        let mut there = vec![0; bytes.len()];
-        opened.read_exact_at(&mut there, at)?;
-        if there != bytes {
-            return Err(io::Error::other("it is not the torrent's; move it away, or have it overwritten with --force"));
+        let mut existing = vec![0; bytes.len()];
+        opened.read_exact_at(&mut existing, at)?;
+        if existing != bytes {
+            return Err(io::Error::other("it is not the torrent's file; move it away, or overwrite it with --force"));
         }
         lock(&self.undecided).remove(&file);
         Ok(())
     }
 
-    /// Gives a range back to the filesystem. Blocks that it shares with its neighbours are zeroed within it but stay.
-    /// Only of what is ours: what the user has is not freed, whatever is in it.
+    /// Frees a range of a torrent in the cache on the filesystem. Blocks that are only partly in the range are zeroed
+    /// there but stay allocated. A user's files are never punched.
     pub fn punch(&self, handles: &Handles, range: Range<u64>) -> Result<(), DiskError> {
         if !self.root.is_own() {
             return Ok(());
@@ -281,11 +283,13 @@ impl Files {
         Ok(())
     }
 
-    /// Has the disk keep these files' content. Many files: has it keep the whole filesystem's.
+    /// Syncs files to the disk. If there are many, syncs the whole filesystem.
     pub fn sync(&self, handles: &Handles, files: impl ExactSizeIterator<Item = FileIndex>) -> Result<(), DiskError> {
         if files.len() > MAX_OPEN / 2 {
             let failed = || DiskError::new("sync", self.root.dir());
-            return File::open(self.root.dir()).and_then(|home| sys::sync_filesystem(&home)).map_err(failed());
+            return File::open(self.root.dir())
+                .and_then(|torrent_dir| sys::sync_filesystem(&torrent_dir))
+                .map_err(failed());
         }
         for file in files {
             match self.handle(handles, file, false) {
@@ -297,14 +301,14 @@ impl Files {
         Ok(())
     }
 
-    /// Starts the writing of dirty pages, so that a later sync is short. Only a hint: errors show up in that sync.
+    /// Starts writing dirty pages, so that a later sync is short. Errors show up in that sync.
     pub fn start_writeback(&self, handles: &Handles, file: FileIndex) {
         if let Some(handle) = handles.get((self.pieces.id, file)) {
             let _ = sys::start_writeback(&handle.file);
         }
     }
 
-    /// What the file looks like now.
+    /// Returns the stamp of a file as it is now.
     pub fn stamp(&self, file: FileIndex) -> Stamp {
         let path = self.path(file);
         let about = if self.root.is_read_only() { path.metadata() } else { path.symlink_metadata() };
@@ -322,7 +326,7 @@ impl Files {
         if let Some(handle) = handles.get(key) {
             if write {
                 let sized = handle.file.metadata().and_then(|about| self.resize(file, &handle.file, &about));
-                sized.map_err(self.failed("look at", file))?;
+                sized.map_err(self.failed("examine", file))?;
             }
             return Ok(handle);
         }
@@ -350,8 +354,8 @@ impl Files {
         Ok(handle)
     }
 
-    /// Gives a new file its whole length at once, as a hole. One that has lost some of it since was cut by somebody
-    /// else; what we had there must not come back as zeros.
+    /// Extends a new file to its whole length, as a hole. If a file has become shorter, something else truncated it,
+    /// and our pieces in it must not be read back as zeros.
     fn resize(&self, file: FileIndex, opened: &File, about: &Metadata) -> io::Result<()> {
         let len = self.file(file).len;
         if about.len() == len {
@@ -360,16 +364,17 @@ impl Files {
         let _turn = lock(&self.resizing);
         let now = opened.metadata()?.len();
         if now == len {
-            return Ok(()); // somebody else of us was first
+            // Another of our threads was first.
+            return Ok(());
         }
         if now > len && !self.root.is_own() {
-            return Err(io::Error::other("it is longer than the torrent says, so somebody else writes to it"));
+            return Err(io::Error::other("it is longer than the torrent says, so another program writes to it"));
         }
         self.mark_unverified(file);
         opened.set_len(len)
     }
 
-    /// A file that is not ours to write may have been changed by its owner since it was last read.
+    /// Marks the pieces of a user's own file as unverified if it changed since its last read.
     fn check_stamp(&self, file: FileIndex, handle: &Handle) -> io::Result<()> {
         if !self.root.is_read_only() {
             return Ok(());
@@ -382,7 +387,7 @@ impl Files {
         Ok(())
     }
 
-    /// Notes which file it is. Another one than before is a stranger's.
+    /// Records a file's inode. A different inode than before means that the file was replaced.
     fn check_inode(&self, file: FileIndex, about: &Metadata) {
         let before = self.inodes[file.index()].swap(about.ino(), SeqCst);
         if before != 0 && before != about.ino() {
@@ -390,13 +395,16 @@ impl Files {
         }
     }
 
-    /// Somebody else changed the file: whatever we have of it is to be hashed again before it is served.
+    /// Marks all pieces of a changed file as unverified, so that each is hashed before it is served.
     fn mark_unverified(&self, file: FileIndex) {
         let of_file = self.layout.pieces_of(file);
-        let doubted = of_file.filter(|piece| self.pieces.advance(*piece, State::Disk, State::Unverified)).count();
-        if doubted > 0 {
+        let unverified = of_file.filter(|piece| self.pieces.advance(*piece, State::Disk, State::Unverified)).count();
+        if unverified > 0 {
             let path = self.path(file);
-            tracing::warn!("{} was changed by somebody else: its pieces are checked again", path.display());
+            tracing::warn!(
+                "another program changed {}: its pieces are hashed again before they are served",
+                path.display()
+            );
         }
     }
 

@@ -1,4 +1,4 @@
-//! What the rest of the house copies of one torrent.
+//! The store's interface to one torrent.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -17,15 +17,15 @@ use super::torrent::{Save, Torrent};
 use crate::metainfo::{BlockIndex, PieceIndex, Verdict};
 use crate::util::lock;
 
-/// The pieces of one torrent. Closed, it has nothing and takes nothing.
+/// The pieces of one open torrent. Once closed, it returns no piece and accepts none.
 ///
-/// Dropped without [`Self::close`] its pieces stay on the disk, to be hashed before they are served again.
+/// If it is dropped without [`Self::close`], its pieces stay on the disk and are hashed before they are served again.
 pub struct TorrentStore {
     cache: Arc<Cache>,
     torrent: Arc<Torrent>,
 }
 
-/// The bytes of a piece whose hash was checked. Only [`TorrentStore::verify`] makes one (invariant 1).
+/// The bytes of a piece whose hash was checked. Only [`TorrentStore::verify`] creates one (invariant 1).
 pub struct VerifiedPiece {
     torrent: u32,
     piece: PieceIndex,
@@ -38,39 +38,25 @@ impl std::fmt::Debug for VerifiedPiece {
     }
 }
 
-impl VerifiedPiece {
-    /// Which piece.
-    pub fn piece(&self) -> PieceIndex {
-        self.piece
-    }
-
-    /// Its bytes.
-    pub fn bytes(&self) -> &Bytes {
-        &self.bytes
-    }
-}
-
-/// How a read went.
+/// The result of a read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Lookup {
-    /// All bytes asked for were copied.
+    /// All requested bytes were copied.
     Hit,
-    /// It is (probably) had, but the disk must be waited for.
+    /// The piece is probably present, but reading it could wait for the disk.
     WouldBlock,
-    /// The piece is not had. The output buffer's content is unspecified.
+    /// The piece is missing. The content of the output buffer is unspecified.
     Missing,
 }
 
-/// A piece's bytes are not the torrent's.
+/// The bytes of a piece are wrong.
 #[derive(Debug)]
 pub struct BadPiece {
-    /// Blocks proven wrong; empty where one hash covers the whole piece.
+    /// Blocks proven wrong; empty if one hash covers the whole piece.
     pub blocks: Vec<BlockIndex>,
-    /// The bytes, to find out who sent them.
-    pub bytes: Bytes,
 }
 
-/// Whether a read may wait for the disk.
+/// The tiers that a read may access.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum DiskAccess {
     /// Only memory and the page cache.
@@ -80,68 +66,71 @@ enum DiskAccess {
 }
 
 impl TorrentStore {
-    /// Takes up a torrent with what the cache's directory, or its own place, has of it. Blocking: reads its state, looks at
-    /// its files, and hashes them all if asked to or if there is data without a state. `evicted` may be called before this
-    /// returns.
+    /// Opens a torrent with the pieces that are already in the cache or in its own place. Blocking: reads the state,
+    /// examines the files, and hashes all pieces if asked to or if there is data without a state. `evicted` may be
+    /// called before this returns.
     pub fn open(cache: &Arc<Cache>, spec: TorrentSpec, evicted: EvictionSink) -> Result<Arc<Self>, StoreError> {
         let torrent = load::open(cache, spec, evicted)?;
         Ok(Arc::new(Self { cache: Arc::clone(cache), torrent }))
     }
 
-    /// Every piece that is had, in memory or on the disk.
+    /// Returns the pieces in memory or on the disk.
     pub fn have(&self) -> FixedBitSet {
-        let mut had = FixedBitSet::with_capacity(self.torrent.lengths.pieces() as usize);
-        had.extend(self.torrent.lengths.iter().filter(|piece| self.has(*piece)).map(PieceIndex::index));
-        had
+        let mut pieces = FixedBitSet::with_capacity(self.torrent.lengths.pieces() as usize);
+        pieces.extend(self.torrent.lengths.iter().filter(|piece| self.has(*piece)).map(PieceIndex::index));
+        pieces
     }
 
-    /// Whether a piece is had. Takes no lock.
+    /// Returns whether a piece is in memory or on the disk. Takes no lock.
     pub fn has(&self, piece: PieceIndex) -> bool {
         !self.is_closed() && self.torrent.pieces.word(piece).is_present()
     }
 
-    /// A piece from the memory tier. Never waits; counts as use.
+    /// Returns a piece from the memory tier. Never waits. Counts as a use.
     pub fn memory(&self, piece: PieceIndex) -> Option<Bytes> {
         let bytes = self.cache.memory.get((self.torrent.pieces.id, piece), true)?;
         self.torrent.pieces.touch(piece, &self.cache.clock);
         Some(bytes)
     }
 
-    /// Copies bytes of a piece, from `begin` on, out of memory or the page cache. Never waits for the disk; counts as
+    /// Copies bytes of a piece, from `begin` on, out of memory or the page cache. Never waits for the disk. Counts as a
     /// use. A range that is not within the piece is `Missing`.
     pub fn read_now(&self, piece: PieceIndex, begin: u32, out: &mut [u8]) -> Lookup {
         self.read_piece(piece, begin, out, DiskAccess::Cached, true).unwrap_or(Lookup::Missing)
     }
 
-    /// As [`Self::read_now`], waiting for the disk: `Hit` or `Missing`. A piece that the disk cannot give back is
-    /// evicted, and the fault reported. The error is only ever [`StoreError::Range`].
+    /// Copies bytes of a piece as [`Self::read_now`] does, but waits for the disk: the result is `Hit` or `Missing`. A
+    /// piece that the disk fails to return is evicted, and the fault is reported. The only error is
+    /// [`StoreError::Range`].
     pub fn read(&self, piece: PieceIndex, begin: u32, out: &mut [u8]) -> Result<Lookup, StoreError> {
         self.read_piece(piece, begin, out, DiskAccess::Blocking, true)
     }
 
-    /// As [`Self::read`], but counts as no use: what peers ask for must not decide what stays.
+    /// Copies bytes as [`Self::read`] does, but does not count as a use: requests from peers must not decide what
+    /// stays.
     pub fn peek(&self, piece: PieceIndex, begin: u32, out: &mut [u8]) -> Result<Lookup, StoreError> {
         self.read_piece(piece, begin, out, DiskAccess::Blocking, false)
     }
 
-    /// As [`Self::read_now`], but counts as no use.
+    /// Copies bytes as [`Self::read_now`] does, but does not count as a use.
     pub fn peek_now(&self, piece: PieceIndex, begin: u32, out: &mut [u8]) -> Lookup {
         self.read_piece(piece, begin, out, DiskAccess::Cached, false).unwrap_or(Lookup::Missing)
     }
 
-    /// Hashes a whole piece: not for an async thread.
+    /// Hashes a whole piece. Do not call it on an async thread.
     pub fn verify(&self, piece: PieceIndex, bytes: Bytes) -> Result<VerifiedPiece, BadPiece> {
         if bytes.len() != self.torrent.lengths.len_of(piece) as usize {
-            return Err(BadPiece { blocks: Vec::new(), bytes });
+            return Err(BadPiece { blocks: Vec::new() });
         }
         match self.torrent.hashes.check(piece, &bytes) {
             Verdict::Good => Ok(VerifiedPiece { torrent: self.torrent.pieces.id, piece, bytes }),
-            Verdict::Bad { blocks } => Err(BadPiece { blocks, bytes }),
+            Verdict::Bad { blocks } => Err(BadPiece { blocks }),
         }
     }
 
-    /// Takes a piece in: visible in memory, then its waiters wake, then it is written to the disk if that takes it.
-    /// Blocking. When it returns the piece may be gone again (no memory, and no disk): look with [`Self::has`].
+    /// Stores a piece: makes it visible in memory, wakes its waiters, and then writes it to the disk if that accepts
+    /// it. Blocking. Without room in memory and on the disk the piece may be gone when this returns; check with
+    /// [`Self::has`].
     pub fn put(&self, verified: VerifiedPiece) {
         let VerifiedPiece { torrent: id, piece, bytes } = verified;
         let (cache, torrent) = (&*self.cache, &*self.torrent);
@@ -150,14 +139,14 @@ impl TorrentStore {
         while id == pieces.id && !torrent.is_closed() {
             match pieces.word(piece).state() {
                 State::Memory | State::Disk => break,
-                // Better than what is there.
+                // The new bytes were verified, so they replace the unverified ones.
                 State::Unverified => cache.discard(torrent, piece),
                 State::Evicting => torrent.wait_until_evicted(piece),
                 State::Missing => {
                     let (inserted, lost) = cache.memory.insert_writing(pieces, piece, bytes.clone());
                     Cache::notify_lost(lost);
                     if !inserted {
-                        // Another put of the same piece is a step ahead.
+                        // Another put of the same piece has inserted it and is about to change its state.
                         std::thread::yield_now();
                         continue;
                     }
@@ -174,55 +163,58 @@ impl TorrentStore {
         }
     }
 
-    /// A future that is ready when the piece is had, or may be, or the torrent is closed. It registers at once, so a
-    /// look after this call misses nothing (invariant 3); after it is ready, look again. Dropping it unregisters.
+    /// Returns a future that is ready when the piece may be present or the torrent is closed; then look again. It
+    /// registers at once, so a look after this call misses nothing (invariant 3). Dropping it unregisters.
     pub fn wait(&self, piece: PieceIndex) -> impl Future<Output = ()> + Send + 'static + use<> {
         self.torrent.waiters.wait(piece, &|| self.has(piece))
     }
 
-    /// Replaces the pinned set: these pieces, and only these, are not evicted.
+    /// Replaces the set of pinned pieces, which are not evicted.
     pub fn pin(&self, ranges: Vec<Range<u32>>) {
         self.torrent.pieces.pin(ranges, &self.cache.clock);
     }
 
-    /// Bytes that background fetching may still add without evicting anything in use; 0 while the disk is at fault.
+    /// Returns the bytes that background fetching may add without evicting pieces of open torrents; 0 while the disk
+    /// has a fault.
     pub fn room(&self) -> u64 {
         self.cache.room(&self.torrent)
     }
 
-    /// The cache it is in.
+    /// Returns the cache that the torrent is in.
+    #[cfg(test)]
     pub fn cache(&self) -> &Arc<Cache> {
         &self.cache
     }
 
-    /// Whether it was closed, or its cache was.
+    /// Returns whether the torrent or its cache was closed.
     pub fn is_closed(&self) -> bool {
         self.torrent.is_closed()
     }
 
-    /// Has the disk keep the data and the state. Blocking.
+    /// Syncs the data and the state to the disk. Blocking.
+    #[cfg(any(test, feature = "internals"))]
     pub fn flush(&self) {
         self.cache.ok_or_report(self.torrent.save(&self.cache.handles, &self.cache.clock, Save::Synced));
     }
 
-    /// Whether every piece is in its files, checked: as opposed to in memory alone, or yet to be hashed.
+    /// Returns whether every piece is in its files and verified, not only in memory or still to be hashed.
     pub fn is_all_on_disk(&self) -> bool {
         let pieces = &self.torrent.pieces;
         !self.is_closed() && pieces.lengths.iter().all(|piece| pieces.word(piece).state() == State::Disk)
     }
 
-    /// Once it is closed nothing is to be left of it but its files: its state goes, and the files are not synced.
+    /// Makes closing remove the torrent's state, and not sync its files. Has no effect on a torrent in the cache.
     pub fn remove_state_on_close(&self) {
         self.torrent.remove_state.store(!self.torrent.evictable, SeqCst);
     }
 
-    /// Wakes all who wait and takes nothing more; syncs the data and says so in the state. Blocking.
+    /// Wakes all waiters, accepts no more pieces, syncs the data and records the clean close. Blocking.
     pub fn close(&self) {
         self.cache.close_torrent(&self.torrent);
     }
 
-    /// Hashes a piece that is on the disk again; `Some(false)`: it was not as it should be, and is had no more. `None`:
-    /// it is not on the disk, or moved on meanwhile. Blocking; counts as no use.
+    /// Hashes a piece on the disk again. Returns whether it is correct; a wrong one is dropped. Returns `None` if it is
+    /// not on the disk or was evicted meanwhile. Blocking. Does not count as a use.
     pub fn recheck(&self, piece: PieceIndex) -> Option<bool> {
         let (cache, torrent) = (&*self.cache, &*self.torrent);
         let word = torrent.pieces.word(piece);
@@ -231,13 +223,13 @@ impl TorrentStore {
         }
         let mut buffer = cache.buffer(torrent.lengths.len_of(piece) as usize);
         if !self.read_disk(piece, word, 0, &mut buffer) {
-            // Unreadable, and so given up; or it was evicted by then.
+            // It was unreadable and therefore dropped, or evicted meanwhile.
             return (!self.has(piece)).then_some(false);
         }
         if torrent.hashes.check(piece, &buffer) == Verdict::Good {
             let same = |now: Word| now.state() == State::Unverified && torrent.pieces.undisturbed(piece, word);
             if torrent.pieces.change(piece, State::Disk, same).is_some() {
-                torrent.set_changed();
+                torrent.mark_changed();
             }
             return Some(true);
         }
@@ -257,25 +249,25 @@ impl TorrentStore {
         count_use: bool,
     ) -> Result<Lookup, StoreError> {
         let (cache, pieces) = (&*self.cache, &self.torrent.pieces);
-        // First: a piece that is had is within the torrent, so its length can be asked for.
+        // Must come first: a present piece is one of this torrent's, so its length can be computed.
         if !self.has(piece) {
             return Ok(Lookup::Missing);
         }
         if u64::from(begin) + out.len() as u64 > self.torrent.lengths.len_of(piece).into() {
             return Err(StoreError::Range { piece, begin, len: out.len() });
         }
-        // Each turn begins because the piece has just moved on; it does not do that for ever.
+        // Each iteration means that the piece changed its state during the one before, which does not go on for ever.
         while !self.is_closed() {
             let word = pieces.word(piece);
             if let Some(bytes) = cache.memory.get((pieces.id, piece), count_use) {
-                // `begin + out.len()` is within the piece, and the tier copies whole pieces.
+                // `begin + out.len()` is within the piece, and the tier holds whole pieces.
                 out.copy_from_slice(&bytes[begin as usize..begin as usize + out.len()]);
                 return Ok(self.record_hit(piece, count_use));
             }
             match word.state() {
                 State::Missing | State::Evicting => return Ok(Lookup::Missing),
                 State::Memory => {
-                    // It was put, or went, between the two looks.
+                    // It was put or evicted between the two looks.
                     if pieces.word(piece) == word && access == DiskAccess::Cached {
                         return Ok(Lookup::WouldBlock);
                     }
@@ -290,7 +282,7 @@ impl TorrentStore {
                             return Ok(self.record_hit(piece, count_use));
                         }
                         Ok(Cached::Read) => {}
-                        // An error is for the read that may wait: it reports it.
+                        // The read that may wait will report the error.
                         Ok(Cached::WouldWait) | Err(_) => return Ok(Lookup::WouldBlock),
                     }
                 }
@@ -311,16 +303,16 @@ impl TorrentStore {
         Lookup::Hit
     }
 
-    /// Reads from the disk. False: the piece moved on, by itself or because it could not be read.
+    /// Reads bytes from the disk. Returns false if the piece was evicted meanwhile or could not be read.
     fn read_disk(&self, piece: PieceIndex, word: Word, begin: u32, out: &mut [u8]) -> bool {
         let start = self.torrent.lengths.offset_in(piece, begin);
         match self.torrent.files.read(&self.cache.handles, start, out) {
             Ok(()) => self.torrent.pieces.undisturbed(piece, word),
             Err(error) => {
                 if self.torrent.files.root.is_read_only() {
-                    tracing::warn!("{error}; piece {piece} is not served any more");
+                    tracing::warn!("{error}; piece {piece} is no longer served");
                 } else if error.is_gone() {
-                    tracing::warn!("{error}; fetching piece {piece} again");
+                    tracing::warn!("{error}; piece {piece} will be downloaded again");
                 } else {
                     self.cache.ok_or_report::<()>(Err(error));
                 }
@@ -330,7 +322,7 @@ impl TorrentStore {
         }
     }
 
-    /// Hashes an unproven piece: afterwards it is proven, or has left.
+    /// Hashes an unverified piece. Afterwards it is verified or evicted.
     fn verify_stored(&self, piece: PieceIndex) {
         let (cache, torrent) = (&*self.cache, &*self.torrent);
         let _turn = lock(&torrent.verifying);
@@ -343,14 +335,17 @@ impl TorrentStore {
             return;
         }
         if torrent.hashes.check(piece, &buffer) == Verdict::Good {
-            // Only if nobody evicted it meanwhile, and put it back.
+            // Unless the piece was evicted meanwhile, perhaps put again, and is another one now.
             let same = |now: Word| now.state() == State::Unverified && torrent.pieces.undisturbed(piece, word);
             if torrent.pieces.change(piece, State::Disk, same).is_some() {
-                torrent.set_changed();
+                torrent.mark_changed();
                 Cache::notify_lost(cache.memory.insert_copy(&torrent.pieces, piece, buffer.freeze()));
             }
         } else {
-            tracing::info!("piece {piece} of {} is not what it was", torrent.info_hash);
+            tracing::info!(
+                "piece {piece} of torrent {} has changed on the disk; it will be downloaded again",
+                torrent.info_hash
+            );
             cache.discard(torrent, piece);
         }
     }

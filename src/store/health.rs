@@ -1,4 +1,4 @@
-//! Whether the disk takes what is written: reported once when it does not, and tried again from time to time.
+//! Faults of the cache's disk: each is reported once, and writing is retried from time to time.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use crate::util::lock;
 
-/// Between two tries of a disk that failed.
+/// Time between attempts to write to a disk that failed. Long enough not to disturb it, short enough not to be noticed.
 const RETRY: Duration = Duration::from_secs(30);
 
-/// What failed, on which path.
+/// A failed disk operation.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {action} {}: {source}", path.display())]
 pub(super) struct DiskError {
@@ -25,38 +25,43 @@ impl DiskError {
         move |source| Self { action, path, source }
     }
 
-    /// No space, as opposed to a disk that fails.
+    /// Returns whether the disk is full, as opposed to failing.
     pub fn is_full(&self) -> bool {
         matches!(self.source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
     }
 
-    /// The file or its bytes are not there: somebody else removed them. No fault of the disk.
+    /// Returns whether the file or its bytes are missing: another program removed them, and the disk has no fault.
     pub fn is_gone(&self) -> bool {
         matches!(self.source.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof)
     }
 }
 
-/// What a writer may do now.
+/// The writes that the disk allows now.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum DiskState {
-    /// Write. After a fault: try.
+    /// Write. After a fault, this is an attempt.
     Working,
-    /// Only in place of something else.
+    /// Write only after freeing the same amount.
     Full,
-    /// Do not.
+    /// Do not write.
     Failing,
 }
 
+/// The present fault of a cache's disk, if there is one.
 #[derive(Default)]
 pub(super) struct Health {
     fault: Mutex<Option<Fault>>,
 }
 
+/// A fault that has not been resolved.
 struct Fault {
+    /// The error with advice, as logged.
     message: String,
-    /// The failure alone.
+    /// The error alone, without advice.
     cause: String,
+    /// Whether the disk is full, as opposed to failing.
     full: bool,
+    /// Time from which on the next write is an attempt.
     retry: Instant,
 }
 
@@ -78,19 +83,19 @@ impl Health {
         lock(&self.fault).as_ref().map(|fault| fault.message.clone())
     }
 
-    /// What failed, without what follows for a cache.
+    /// Returns the error alone, without the advice for a cache.
     pub fn cause(&self) -> Option<String> {
         lock(&self.fault).as_ref().map(|fault| fault.cause.clone())
     }
 
-    /// Notes a failure; the first since all was well is logged, if `log`.
+    /// Records a failure. With `log`, logs the first one of a fault.
     pub fn report_failure(&self, dir: &Path, error: &DiskError, now: Instant, log: bool) {
         let advice = if error.is_full() {
-            "free some space, or lower --cache-size, or choose another --cache-dir"
+            "free some space, lower --cache-size or choose another --cache-dir"
         } else {
-            "check the disk, or choose another --cache-dir"
+            "check the disk or choose another --cache-dir"
         };
-        let message = format!("cache {}: {error}; going on from memory and the swarm; {advice}", dir.display());
+        let message = format!("cache {}: {error}; continuing with memory and the swarm only; {advice}", dir.display());
         let mut fault = lock(&self.fault);
         if fault.is_none() && log {
             tracing::warn!("{message}");
@@ -98,15 +103,15 @@ impl Health {
         *fault = Some(Fault { message, cause: error.to_string(), full: error.is_full(), retry: now + RETRY });
     }
 
-    /// A write begun at `begun` succeeded that was no replacement of something else. Only a try that was due since the
-    /// fault says that all is well: a write that was under way when another failed says nothing.
+    /// Records a successful write that began at `begun` and replaced nothing. Only an attempt that began after the
+    /// retry time ends a fault: a write that was under way when another one failed proves nothing.
     pub fn report_success(&self, begun: Instant) {
         if lock(&self.fault).take_if(|fault| begun >= fault.retry).is_some() {
-            tracing::info!("the cache's disk takes data again");
+            tracing::info!("the disk of the cache accepts data again");
         }
     }
 
-    /// Makes the next try due.
+    /// Makes the next attempt due now.
     #[cfg(test)]
     pub fn retry_now(&self) {
         if let Some(fault) = &mut *lock(&self.fault) {
@@ -120,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_write_that_was_under_way_ends_no_fault() {
+    fn a_write_begun_before_a_fault_does_not_end_it() {
         let (health, before) = (Health::default(), Instant::now());
         let full = DiskError::new("write to", "/cache/film")(io::Error::from_raw_os_error(libc::ENOSPC));
         health.report_failure(Path::new("/cache"), &full, before, true);

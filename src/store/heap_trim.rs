@@ -1,32 +1,33 @@
-//! When memory that was freed goes back to the kernel.
+//! Decides when freed memory goes back to the kernel.
 //!
-//! What comes from peers goes through receive buffers, which are freed in the middle of the heap: there the allocator
-//! keeps them, and gives back only what is free at its end. So it is told to look for holes: from time to time while much
-//! comes, and once more when that is over, and the connections and readers are gone. A look takes about a millisecond.
+//! Data from peers passes through receive buffers, which are freed in the middle of the heap. The allocator keeps that
+//! memory and returns only what is free at the end of the heap. Therefore it is told to trim: regularly while much data
+//! arrives, and once after that, when connections and readers have gone. A trim takes about a millisecond.
 
-/// Less than this is not worth a look.
-const WORTH: u64 = 32 << 20;
-/// Rounds of the maintenance in which nothing more comes: it is over.
-const QUIET: u32 = 3;
+/// Bytes that must arrive between two trims; for less a trim is not worth its time.
+const MIN_BYTES: u64 = 32 << 20;
+/// Rounds of maintenance without new data after which a transfer counts as over.
+const QUIET_ROUNDS: u32 = 3;
 
-/// Counts rounds.
+/// Tracks the arrival of data over rounds of maintenance.
 #[derive(Default)]
 pub(super) struct HeapTrim {
-    /// Bytes that had come at the last round, and at the last look.
-    come: u64,
-    looked_at: u64,
-    /// Rounds since more came.
+    /// Total bytes at the last round.
+    total: u64,
+    /// Total bytes at the last trim.
+    trimmed_at: u64,
+    /// Rounds since data last arrived.
     quiet: u32,
 }
 
 impl HeapTrim {
-    /// One round; `come` is what has come in all. True: now is the time to look for holes.
-    pub fn is_due(&mut self, come: u64) -> bool {
-        self.quiet = if come == self.come { self.quiet.saturating_add(1) } else { 0 };
-        self.come = come;
-        let now = come - self.looked_at >= WORTH || self.quiet == QUIET;
+    /// Records a round and the total bytes that have arrived so far. Returns whether to trim now.
+    pub fn record_round(&mut self, total: u64) -> bool {
+        self.quiet = if total == self.total { self.quiet.saturating_add(1) } else { 0 };
+        self.total = total;
+        let now = total - self.trimmed_at >= MIN_BYTES || self.quiet == QUIET_ROUNDS;
         if now {
-            self.looked_at = come;
+            self.trimmed_at = total;
         }
         now
     }
@@ -37,12 +38,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_look_comes_while_much_comes_and_when_it_is_over() {
+    fn a_trim_is_due_while_data_arrives_and_when_that_ends() {
         let mut heap_trim = HeapTrim::default();
-        let mut looks = |come: &[u64]| come.iter().map(|come| heap_trim.is_due(*come)).collect::<Vec<_>>();
-        assert_eq!(looks(&[1, WORTH - 1, WORTH, WORTH + 1]), [false, false, true, false]);
-        assert_eq!(looks(&[WORTH * 2, WORTH * 3, WORTH * 3 + 1]), [true, true, false]);
-        assert_eq!(looks(&[WORTH * 3 + 1; 5]), [false, false, true, false, false]);
-        assert_eq!(looks(&[WORTH * 3 + 2; 5]), [false, false, false, true, false]);
+        let mut trims = |totals: &[u64]| totals.iter().map(|total| heap_trim.record_round(*total)).collect::<Vec<_>>();
+        assert_eq!(trims(&[1, MIN_BYTES - 1, MIN_BYTES, MIN_BYTES + 1]), [false, false, true, false]);
+        assert_eq!(trims(&[MIN_BYTES * 2, MIN_BYTES * 3, MIN_BYTES * 3 + 1]), [true, true, false]);
+        assert_eq!(trims(&[MIN_BYTES * 3 + 1; 5]), [false, false, true, false, false]);
+        assert_eq!(trims(&[MIN_BYTES * 3 + 2; 5]), [false, false, false, true, false]);
     }
 }

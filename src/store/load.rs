@@ -1,4 +1,4 @@
-//! Taking up a torrent: what its directory has, and how far that is believed.
+//! Opening a torrent: which pieces it already has, and which of them must be hashed first.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,8 +20,8 @@ use super::torrent::{Save, Torrent};
 use crate::metainfo::{File, Lengths, PieceIndex};
 use crate::util::lock;
 
-/// Takes up a torrent with what the directory has of it. Blocking: reads its state, looks at its files, and hashes
-/// them all if asked to or if there is data without a state. `evicted` may be called before this returns.
+/// Opens a torrent with the pieces that already exist. Blocking: reads the state, examines the files, and hashes all
+/// pieces if asked to or if there is data without a state. `evicted` may be called before this returns.
 pub(super) fn open(cache: &Cache, torrent: TorrentSpec, evicted: EvictionSink) -> Result<Arc<Torrent>, StoreError> {
     let info_hash = torrent.info_hash;
     let id = {
@@ -65,40 +65,42 @@ fn open_locked(cache: &Cache, spec: TorrentSpec, id: u32, evicted: EvictionSink)
     if spec.place.is_evictable() && cache.shared {
         return Err(StoreError::Shared(cache.dir.clone()));
     }
-    let home = spec.place.home(&cache.dir, &spec.info_hash);
-    if let Some(home) = &home {
-        make_dir(home)?;
+    let torrent_dir = spec.place.torrent_dir(&cache.dir, &spec.info_hash);
+    if let Some(torrent_dir) = &torrent_dir {
+        make_dir(torrent_dir)?;
     }
-    // Two processes in the same cache may not make the same files.
-    let lock_file = match (&spec.place, &home) {
-        (Place::Download { dir, .. }, Some(home)) => Some(take_lock(home).map_err(|error| match error {
-            StoreError::InUse { holder, .. } => StoreError::Busy { dir: dir.clone(), holder },
-            error => error,
-        })?),
+    // Two processes with the same cache must not write the same files.
+    let lock_file = match (&spec.place, &torrent_dir) {
+        (Place::Download { dir, .. }, Some(torrent_dir)) => {
+            Some(take_lock(torrent_dir).map_err(|error| match error {
+                StoreError::InUse { holder, .. } => StoreError::Busy { dir: dir.clone(), holder },
+                error => error,
+            })?)
+        }
         _ => None,
     };
-    let torrent = load(cache, spec, id, home, evicted)?;
+    let torrent = load(cache, spec, id, torrent_dir, evicted)?;
     *lock(&torrent.lock_file) = lock_file;
     Ok(torrent)
 }
 
-/// Reads a torrent's state and looks at its files; hashes all that is there if asked to, or if there is data of which
-/// no state tells. Files are looked at only where the state says that there are pieces.
+/// Reads a torrent's state and examines its files. Hashes all existing pieces if asked to, or if there is data without
+/// a state. Files without pieces in the state are not examined.
 ///
-/// Of a download all that is had is proven at once. Of the user's own files nothing is recorded: each piece is hashed
-/// now, or before its first byte is served.
+/// The pieces of a download are all verified at once. Of the user's own files nothing is recorded: each piece is hashed
+/// now, or before it is first served.
 fn load(
     cache: &Cache,
     spec: TorrentSpec,
     id: u32,
-    home: Option<PathBuf>,
+    torrent_dir: Option<PathBuf>,
     evicted: EvictionSink,
 ) -> Result<Torrent, StoreError> {
     let TorrentSpec { info_hash, layout, hashes, verify, place, progress } = spec;
     let lengths = *layout.lengths();
     let pieces = Arc::new(Pieces::new(id, lengths, evicted));
-    let files = Files::new(Arc::clone(&pieces), Root::new(&place, home.as_deref()), layout)?;
-    let saved = match home.as_ref().map(|home| home.join("state")) {
+    let files = Files::new(Arc::clone(&pieces), Root::new(&place, torrent_dir.as_deref()), layout)?;
+    let saved = match torrent_dir.as_ref().map(|torrent_dir| torrent_dir.join("state")) {
         Some(state) => match Saved::load(&state) {
             Ok(saved) => saved.filter(|saved| saved.info_hash == info_hash && saved.lengths == lengths),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
@@ -107,16 +109,15 @@ fn load(
         None => None,
     };
     let closed = saved.as_ref().is_some_and(|saved| saved.closed);
-    let torrent = Torrent::new(info_hash, hashes, pieces, files, home, closed);
-    let there = match &place {
+    let torrent = Torrent::new(info_hash, hashes, pieces, files, torrent_dir, closed);
+    let has_data = match &place {
         Place::Cache => fs::read_dir(torrent.files.root.data()).is_ok_and(|mut entries| entries.next().is_some()),
         Place::Download { dir, overwrite } => download::find_existing(&torrent, dir, *overwrite)?,
         Place::Seed(_) => true,
     };
     if let Some(saved) = &saved {
         let uses = saved.have.ones().zip(&saved.uses);
-        let pieces =
-            uses.filter_map(|(piece, count_use)| Some((lengths.piece(u32::try_from(piece).ok()?)?, count_use)));
+        let pieces = uses.filter_map(|(piece, used)| Some((lengths.piece(u32::try_from(piece).ok()?)?, used)));
         pieces.for_each(|(piece, used)| torrent.pieces.set_last_use(piece, *used));
         torrent.mark_last_use_saved();
     }
@@ -126,23 +127,23 @@ fn load(
         _ if verify => check_pieces(cache, &torrent, all, progress)?,
         (Place::Seed(_), _) => assume_present(&torrent, all),
         (_, Some(saved)) => restore(&torrent, saved),
-        (Place::Cache, None) if there => {
-            let home = torrent.files.root.dir().display();
-            tracing::warn!("{home}: no readable state beside the data; checking all pieces");
+        (Place::Cache, None) if has_data => {
+            let torrent_dir = torrent.files.root.dir().display();
+            tracing::warn!("the state in {torrent_dir} is missing or unreadable: hashing all pieces");
             check_pieces(cache, &torrent, all, progress)?;
         }
-        (_, None) if there => check_pieces(cache, &torrent, all, progress)?,
+        (_, None) if has_data => check_pieces(cache, &torrent, all, progress)?,
         _ => {}
     }
     if let Place::Download { overwrite, .. } = place {
-        let doubtful = |piece: &PieceIndex| torrent.pieces.word(*piece).state() == State::Unverified;
-        let mut doubted = FixedBitSet::with_capacity(lengths.pieces() as usize);
-        doubted.extend(lengths.iter().filter(doubtful).map(PieceIndex::index));
-        check_pieces(cache, &torrent, doubted, None)?;
+        let is_unverified = |piece: &PieceIndex| torrent.pieces.word(*piece).state() == State::Unverified;
+        let mut unverified = FixedBitSet::with_capacity(lengths.pieces() as usize);
+        unverified.extend(lengths.iter().filter(is_unverified).map(PieceIndex::index));
+        check_pieces(cache, &torrent, unverified, None)?;
         download::claim_files(&torrent, saved.as_ref(), overwrite)?;
         if saved.is_none() {
-            // From here on files may be made, and are known to be ours even if we are killed.
-            torrent.set_changed();
+            // From now on files may be created. The state file proves that they are ours, even after a kill.
+            torrent.mark_changed();
             let saved = torrent.save(&cache.handles, &cache.clock, Save::Hint);
             saved.map_err(|error| io_error(error.action, &error.path)(error.source))?;
         }
@@ -150,17 +151,17 @@ fn load(
     Ok(torrent)
 }
 
-/// Takes all that files are long enough for as had, to be hashed before it is served.
-fn assume_present(torrent: &Torrent, mut there: FixedBitSet) {
+/// Marks all pieces for which the files are long enough as present but unverified.
+fn assume_present(torrent: &Torrent, mut present: FixedBitSet) {
     for (index, file) in torrent.files.stored() {
-        remove_missing(&torrent.lengths, file, torrent.files.stamp(index), &mut there);
+        remove_missing(&torrent.lengths, file, torrent.files.stamp(index), &mut present);
     }
-    for piece in torrent.lengths.iter().filter(|piece| there.contains(piece.index())) {
+    for piece in torrent.lengths.iter().filter(|piece| present.contains(piece.index())) {
         torrent.pieces.advance(piece, State::Missing, State::Unverified);
     }
 }
 
-/// Takes over what a state file says, as far as the files look like it.
+/// Restores the pieces of a state file, as far as the files match it.
 fn restore(torrent: &Torrent, saved: &Saved) {
     let (closed, stamps) = (saved.closed, &saved.stamps);
     let (mut have, mut verified) = (saved.have.clone(), saved.verified.clone());
@@ -174,13 +175,16 @@ fn restore(torrent: &Torrent, saved: &Saved) {
             continue;
         }
         let stamp = torrent.files.stamp(index);
-        // Pieces had later than this look are had by their hash, so the stamp may stand for them.
+        // Pieces that arrive after this look are verified, so this stamp may vouch for them.
         changes.stamps[index.index()] = stamp;
         if stamps.get(index.index()) != Some(&stamp) {
             verified.remove_range(pieces.clone());
             if closed {
                 let path = torrent.files.path(index);
-                tracing::warn!("{} was changed by somebody else: its pieces are checked again", path.display());
+                tracing::warn!(
+                    "another program changed {}: its pieces are hashed again before they are served",
+                    path.display()
+                );
             }
         }
         remove_missing(&torrent.lengths, file, stamp, &mut have);
@@ -192,14 +196,14 @@ fn restore(torrent: &Torrent, saved: &Saved) {
     }
 }
 
-/// Takes out the pieces that need more of the file than there is.
+/// Removes the pieces that need bytes beyond the end of a file on the disk.
 fn remove_missing(lengths: &Lengths, file: &File, stamp: Stamp, pieces: &mut FixedBitSet) {
     if stamp.size < file.len {
         pieces.remove_range(lengths.pieces_in(&(file.offset + stamp.size..file.range().end)).indexes());
     }
 }
 
-/// Hashes those of these pieces of which all files are there, on all cores. What does not match is freed, if it is ours.
+/// Hashes the given pieces on all cores; pieces for which bytes are missing fail. A failed piece in the cache is freed.
 fn check_pieces(
     cache: &Cache,
     torrent: &Torrent,
@@ -209,15 +213,15 @@ fn check_pieces(
     if which.is_clear() || !torrent.files.root.data().exists() {
         return Ok(());
     }
-    torrent.mark_in_use().map_err(|error| io_error(error.action, &error.path)(error.source))?;
+    torrent.clear_closed_mark().map_err(|error| io_error(error.action, &error.path)(error.source))?;
     let lengths = &torrent.lengths;
-    let mut there = which.clone();
+    let mut present = which.clone();
     {
         let mut changes = lock(&torrent.file_changes);
         for (index, file) in torrent.files.stored() {
             let stamp = torrent.files.stamp(index);
             changes.stamps[index.index()] = stamp;
-            remove_missing(lengths, file, stamp, &mut there);
+            remove_missing(lengths, file, stamp, &mut present);
         }
     }
     let which: Vec<PieceIndex> = lengths.iter().filter(|piece| which.contains(piece.index())).collect();
@@ -228,7 +232,7 @@ fn check_pieces(
     let work = || {
         let mut buffer = cache.buffer(lengths.longest_piece() as usize);
         while let Some(piece) = which.get(next.fetch_add(1, Relaxed)) {
-            check_piece(cache, torrent, *piece, there.contains(piece.index()), &mut buffer);
+            check_piece(cache, torrent, *piece, present.contains(piece.index()), &mut buffer);
             let done = done.fetch_add(1, Relaxed) + 1;
             if let Some(progress) = &progress {
                 progress(done, which.len() as u32);
@@ -237,14 +241,14 @@ fn check_pieces(
     };
     let workers = thread::available_parallelism().map_or(1, usize::from).min(which.len());
     thread::scope(|scope| (0..workers).for_each(|_| drop(scope.spawn(work))));
-    torrent.set_changed();
+    torrent.mark_changed();
     Ok(())
 }
 
-fn check_piece(cache: &Cache, torrent: &Torrent, piece: PieceIndex, there: bool, buffer: &mut [u8]) {
+fn check_piece(cache: &Cache, torrent: &Torrent, piece: PieceIndex, is_present: bool, buffer: &mut [u8]) {
     let buffer = &mut buffer[..torrent.lengths.len_of(piece) as usize];
-    let good = there && cache.ok_or_report(torrent.check_on_disk(&cache.handles, piece, buffer)) == Some(true);
-    // Nobody else has the torrent yet.
+    let good = is_present && cache.ok_or_report(torrent.check_on_disk(&cache.handles, piece, buffer)) == Some(true);
+    // No other thread has the torrent yet.
     torrent.pieces.change(piece, if good { State::Disk } else { State::Missing }, |_| true);
     if !good {
         cache.ok_or_report(torrent.free(&cache.handles, piece));

@@ -1,5 +1,5 @@
-//! The memory tier: whole pieces, least recently used first out, bounded in bytes; those that are on the disk, too, make
-//! way for pieces under way. Its lock is never held across I/O.
+//! The memory tier: an LRU cache of whole pieces, bounded in bytes. Pieces that are also on the disk are dropped to
+//! make room for partial pieces. Its lock is never held across I/O.
 
 use std::sync::{Arc, Mutex};
 
@@ -10,17 +10,17 @@ use super::pieces::{Pieces, State};
 use crate::metainfo::PieceIndex;
 use crate::util::lock;
 
-/// What an entry costs beyond its bytes; it matters where pieces are tiny.
+/// Bytes that an entry costs beyond its data; they matter if pieces are tiny.
 const OVERHEAD: u64 = 256;
 
-/// What is known of the same piece on the disk.
+/// Whether the disk has a copy of a piece in memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum DiskCopy {
-    /// Somebody is writing it there: it stays until [`Memory::finish_write`].
+    /// It is being written. The entry stays until [`Memory::finish_write`].
     Writing,
-    /// It is not there: losing it here loses it ([`State::Memory`]).
+    /// It has none: dropping the entry loses the piece ([`State::Memory`]).
     Missing,
-    /// It is there too.
+    /// It has one.
     Present,
 }
 
@@ -38,7 +38,7 @@ impl Entry {
 
 type Key = (u32, PieceIndex);
 
-/// A piece that left memory and was nowhere else. Its owner is to be told, without locks.
+/// A piece that left memory and was nowhere else. Notify its owner, without holding a lock.
 pub(super) type Lost = (Arc<Pieces>, PieceIndex);
 
 pub(super) struct Memory {
@@ -49,7 +49,7 @@ pub(super) struct Memory {
 struct Inner {
     entries: LruCache<Key, Entry>,
     cost: u64,
-    /// How many entries are [`DiskCopy::Missing`].
+    /// Number of entries with [`DiskCopy::Missing`].
     memory_only: usize,
 }
 
@@ -66,7 +66,7 @@ impl Memory {
         lock(&self.inner).cost
     }
 
-    /// How many pieces are only here.
+    /// Returns the number of pieces that are only in memory.
     pub fn memory_only(&self) -> usize {
         lock(&self.inner).memory_only
     }
@@ -77,12 +77,12 @@ impl Memory {
         entry.map(|entry| entry.bytes.clone())
     }
 
-    /// Takes in a piece that the caller goes on to write. False: it is here already.
+    /// Inserts a piece that the caller will write to the disk. Returns false if it is already here.
     pub fn insert_writing(&self, pieces: &Arc<Pieces>, piece: PieceIndex, bytes: Bytes) -> (bool, Vec<Lost>) {
         self.insert(pieces, piece, bytes, DiskCopy::Writing)
     }
 
-    /// Takes in a piece that is on the disk. It may have been evicted from there just now: then it is not kept.
+    /// Inserts a piece that is on the disk, unless it was evicted from there just now.
     pub fn insert_copy(&self, pieces: &Arc<Pieces>, piece: PieceIndex, bytes: Bytes) -> Vec<Lost> {
         let (inserted, lost) = self.insert(pieces, piece, bytes, DiskCopy::Present);
         if inserted && pieces.word(piece).state() != State::Disk {
@@ -103,7 +103,7 @@ impl Memory {
         (true, inner.shrink(self.limit))
     }
 
-    /// The writing ended: the piece is on the disk now, or only here. Makes room.
+    /// Records the end of a write: the piece is on the disk, or only in memory. Enforces the limit.
     pub fn finish_write(&self, pieces: &Arc<Pieces>, piece: PieceIndex, on_disk: bool) -> Vec<Lost> {
         let mut inner = lock(&self.inner);
         let mut lost = Vec::new();
@@ -112,7 +112,7 @@ impl Memory {
                 entry.disk_copy = if on_disk { DiskCopy::Present } else { DiskCopy::Missing };
                 inner.memory_only += usize::from(!on_disk);
             }
-            // It was evicted from the disk before we came here (and may even be back); or its torrent was closed.
+            // It was evicted from the disk meanwhile (and may even be back), or its torrent was closed.
             _ if !on_disk && pieces.advance(piece, State::Memory, State::Missing) => {
                 lost.push((Arc::clone(pieces), piece));
             }
@@ -122,7 +122,7 @@ impl Memory {
         lost
     }
 
-    /// Up to `most` pieces that are only here; the caller is to write and [`Self::finish_write`] each.
+    /// Returns up to `most` pieces that are only in memory. The caller writes each and calls [`Self::finish_write`].
     pub fn claim_memory_only(&self, most: usize) -> Vec<(Arc<Pieces>, PieceIndex, Bytes)> {
         let mut inner = lock(&self.inner);
         let claim = |(key, entry): (&Key, &mut Entry)| {
@@ -140,8 +140,8 @@ impl Memory {
         claimed
     }
 
-    /// Drops so many bytes of what is on the disk, too, if there are. The newest piece stays, for its waiters have not
-    /// looked yet.
+    /// Drops `bytes` bytes of pieces that are also on the disk, or as many as there are. The newest piece stays,
+    /// because its waiters have not read it yet.
     pub fn evict_copies(&self, bytes: u64) {
         if bytes == 0 {
             return;
@@ -160,7 +160,7 @@ impl Memory {
         inner.pop(key);
     }
 
-    /// Forgets a torrent. Pieces that were only here are gone.
+    /// Removes a torrent's pieces. Those that were only in memory are lost.
     pub fn remove_torrent(&self, id: u32) {
         let mut inner = lock(&self.inner);
         let keys: Vec<Key> = inner.entries.iter().map(|(key, _)| *key).filter(|key| key.0 == id).collect();
@@ -178,23 +178,23 @@ impl Inner {
         Some(entry)
     }
 
-    /// Of those that fit, what was used longest ago; the newest piece never.
+    /// Returns the least recently used entry for which `fits` holds, but never the newest piece.
     fn oldest(&self, fits: impl Fn(&Key, &Entry) -> bool) -> Option<Key> {
         let oldest_first = self.entries.iter().rev().take(self.entries.len().saturating_sub(1));
         oldest_first.filter(|(key, entry)| fits(key, entry)).map(|(key, _)| *key).next()
     }
 
-    /// Drops what was used longest ago until the rest fits. What is only here and pinned goes last; what is being
-    /// written, and the newest piece (its waiters have not looked yet), never.
+    /// Drops the least recently used pieces until the rest fits the limit. Pinned pieces that are only in memory go
+    /// last. Pieces being written and the newest piece, whose waiters have not read it yet, always stay.
     fn shrink(&mut self, limit: u64) -> Vec<Lost> {
         let mut lost = Vec::new();
         while self.cost > limit {
-            let free = |entry: &Entry| entry.disk_copy != DiskCopy::Writing;
-            let precious =
+            let may_drop = |entry: &Entry| entry.disk_copy != DiskCopy::Writing;
+            let is_last_copy =
                 |key: &Key, entry: &Entry| entry.disk_copy == DiskCopy::Missing && entry.pieces.word(key.1).pinned();
             let victim = self
-                .oldest(|key, entry| free(entry) && !precious(key, entry))
-                .or_else(|| self.oldest(|_, entry| free(entry)));
+                .oldest(|key, entry| may_drop(entry) && !is_last_copy(key, entry))
+                .or_else(|| self.oldest(|_, entry| may_drop(entry)));
             let Some((key, entry)) = victim.and_then(|key| Some((key, self.pop(key)?))) else { break };
             if entry.disk_copy == DiskCopy::Missing && entry.pieces.advance(key.1, State::Memory, State::Missing) {
                 lost.push((entry.pieces, key.1));
@@ -210,7 +210,7 @@ mod tests {
     use crate::metainfo::Lengths;
 
     #[test]
-    fn what_is_on_the_disk_too_makes_way() {
+    fn pieces_that_are_also_on_the_disk_are_dropped_for_buffers() {
         let pieces = Arc::new(Pieces::new(0, Lengths::new(60, 10).unwrap(), Box::new(|_| {})));
         let memory = Memory::new(1 << 20);
         let piece = |n| pieces.lengths.piece(n).unwrap();
@@ -229,9 +229,9 @@ mod tests {
         memory.evict_copies(0);
         assert_eq!(kept(), [0, 1, 2, 3, 4, 5]);
         memory.evict_copies(10 + OVERHEAD + 1);
-        assert_eq!(kept(), [0, 1, 2, 5], "those that were used longest ago");
+        assert_eq!(kept(), [0, 1, 2, 5], "the least recently used are dropped");
         memory.evict_copies(1 << 20);
-        assert_eq!(kept(), [0, 1, 2], "the newest has yet to be looked at");
+        assert_eq!(kept(), [0, 1, 2], "the newest stays for its waiters");
         assert_eq!(memory.used(), 3 * (10 + OVERHEAD));
     }
 }

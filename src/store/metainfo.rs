@@ -1,7 +1,7 @@
-//! `.torrent` files that were fetched from peers, kept for the next mount of the same link.
+//! `.torrent` files that were fetched from peers, saved for the next mount of the same magnet link.
 //!
-//! One small file a torrent, beside the torrents' data and outside the cache's limit. What is read back is checked by
-//! the caller: it is as good as its info hash.
+//! They are small files, one per torrent, beside the torrents' data and outside the cache's limit. The caller checks
+//! the info hash of what it reads back.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -17,7 +17,7 @@ impl Cache {
         self.dir.join("metainfo").join(format!("{info_hash}.torrent"))
     }
 
-    /// Keeps a torrent file. Blocking.
+    /// Saves a torrent file. Blocking.
     pub fn keep_metainfo(&self, info_hash: &InfoHash, torrent: &[u8]) -> Result<(), StoreError> {
         let path = self.metainfo_path(info_hash);
         make_dir(&self.dir.join("metainfo"))?;
@@ -33,12 +33,12 @@ impl Cache {
         })
     }
 
-    /// Lets a kept torrent file go. Blocking.
+    /// Removes a saved torrent file. Blocking.
     pub(super) fn remove_metainfo(&self, info_hash: &InfoHash) {
         let _ = fs::remove_file(self.metainfo_path(info_hash));
     }
 
-    /// The torrent file that was kept, if there is one that can be read. Blocking.
+    /// Returns the saved torrent file, if there is a readable one. Blocking.
     pub fn metainfo(&self, info_hash: &InfoHash) -> Option<Vec<u8>> {
         let mut bytes = Vec::new();
         let file = File::open(self.metainfo_path(info_hash)).ok()?;
@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_kept_is_there_for_the_next_process() {
+    fn a_saved_torrent_is_there_for_the_next_process() {
         let dir = tempfile::tempdir().unwrap();
         let open = || Cache::open(CacheConfig { dir: dir.path().to_owned(), disk_limit: None, memory: 0 }).unwrap();
         let cache = open();

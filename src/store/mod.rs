@@ -1,26 +1,27 @@
-//! The piece cache: a memory tier and a disk tier, least recently used first out, shared by all torrents.
+//! The piece cache: a memory tier and a disk tier, both LRU, shared by all torrents.
 //!
-//! Owns the bytes of every piece that is had, and the truth of which those are. Knows no network and no FUSE; only a
-//! torrent's sizes, files and hashes.
+//! Owns the bytes of every piece we have, and is authoritative for which those are. It knows a torrent's layout and
+//! hashes, but neither the network nor FUSE.
 //!
-//! - **Only checked bytes come out** (invariant 1). The one way in is a [`VerifiedPiece`], which only
-//!   [`TorrentStore::verify`] makes. What is found on the disk at a start is believed only after a clean close and if
-//!   the files look untouched; else each piece is hashed before its first byte is served (see `torrent.rs`).
-//! - **A piece is in exactly one state** (invariant 2): one atomic word a piece, see `pieces.rs`.
-//! - **Visible, then woken** (invariant 3): [`TorrentStore::put`] shows the piece in memory, wakes those who wait, and
-//!   then writes. [`TorrentStore::wait`] registers first and looks then.
-//! - **A reader gets exact bytes or none.** Eviction changes the word, then punches; a reader of the disk looks at the
-//!   word again after it has read. Punching is over before the piece can be put again.
-//! - **No lock is held across I/O** by what a FUSE thread calls ([`TorrentStore::memory`], [`TorrentStore::read_now`],
-//!   [`TorrentStore::has`], [`TorrentStore::wait`]).
-//! - **Not everything lies in the cache.** A torrent may be downloaded to a directory of the user's, or be the user's own
-//!   files, which are only ever read ([`Place`]). Neither is counted or evicted.
-//! - **The limits.** Memory counts the pieces of the tier and all other buffers given out ([`Cache::buffer`]): for those,
-//!   pieces of the tier that are on the disk, too, make way. Beyond that it is for their holders to bound them. Disk counts the bytes of the pieces had (the filesystem may use up to a block more at each end of a
-//!   piece that is not aligned to it, and the state files). The limit is passed only by what is pinned.
-//! - **A disk that is full or fails** is no error of a read or a put: pieces stay in memory only, the fault is logged
-//!   once and shown in [`Usage::fault`], background room is 0, and writing is tried again every 30 s. What is pinned
-//!   takes, on a full disk, the place of what was used longest ago.
+//! - **Only verified bytes come out** (invariant 1). A piece enters only as a [`VerifiedPiece`], which only
+//!   [`TorrentStore::verify`] creates. Pieces found on the disk at start are trusted only after a clean close and if
+//!   the files look unchanged. Otherwise each is hashed before it is served (see `torrent.rs`).
+//! - **A piece is in exactly one state** (invariant 2): one atomic word per piece, see `pieces.rs`.
+//! - **Visible before woken** (invariant 3): [`TorrentStore::put`] makes the piece visible in memory, wakes its
+//!   waiters, and then writes it. [`TorrentStore::wait`] registers before it looks.
+//! - **A reader gets the exact bytes or none.** Eviction changes the word before it punches the hole. A reader of the
+//!   disk checks the word again after it has read. A piece cannot be put again before its hole is punched.
+//! - **No lock is held across I/O** in the functions that a FUSE thread calls ([`TorrentStore::memory`],
+//!   [`TorrentStore::read_now`], [`TorrentStore::has`], [`TorrentStore::wait`]).
+//! - **Files outside the cache**: a torrent may be downloaded to a user's directory, or be the user's own files, which
+//!   are only read ([`Place`]). Neither is counted or evicted.
+//! - **Limits.** The memory limit covers the pieces of the memory tier and all other buffers handed out
+//!   ([`Cache::buffer`]). For those buffers, pieces that are also on the disk are dropped from memory; beyond that, the
+//!   owners of the buffers bound them. The disk limit covers the bytes of pieces. (State files, and up to a filesystem
+//!   block at each end of an unaligned piece, come on top.) Only pinned pieces may exceed the limit.
+//! - **A full or failing disk** is not an error of a read or a put. Pieces then stay in memory only, the fault is
+//!   logged once and shown in [`Usage::fault`], there is no room for background fetching, and writing is retried every
+//!   30 s. On a full disk, pinned pieces replace the least recently used ones.
 
 mod buffer;
 mod cache;

@@ -1,9 +1,9 @@
-//! What is had of one torrent: one word a piece, read without a lock. Until the first piece comes there are no message, and
-//! every piece is missing: of a thousand torrents most are never read.
+//! The state of a torrent's pieces: one atomic word per piece, read without a lock. The words are allocated with the
+//! first piece; until then every piece is missing. Of a thousand torrents most are never read.
 //!
-//! A word copies the piece's [`State`], whether it is pinned, and a generation that grows each time the piece leaves the
-//! disk. A reader that took bytes from the disk looks at the word again afterwards: the same generation means that no
-//! hole was punched in between, even if the piece went and came back meanwhile.
+//! A word holds the piece's [`State`], whether it is pinned, and a generation that grows each time the piece leaves the
+//! disk. A reader of the disk checks the word again after it has read: an unchanged generation means that no hole was
+//! punched in between, even if the piece was evicted and put again.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst, fence};
@@ -13,32 +13,35 @@ use super::spec::EvictionSink;
 use crate::metainfo::{Lengths, PieceIndex};
 use crate::util::lock;
 
-/// Where a piece is. Exactly one of these (invariant 2).
+/// The state of a piece (invariant 2).
 ///
 /// ```text
-/// Missing ─put─▶ Memory ─written─▶ Disk ─evict─▶ Leaving ─punched─▶ Missing
+/// Missing ─put─▶ Memory ─written─▶ Disk ─evict─▶ Evicting ─punched─▶ Missing
 ///                  └─ no room in memory, disk failed ─▶ Missing
-/// (found at start, or its file was touched) Unverified ─hash matched─▶ Disk     Unverified ─hash differs, evict─▶ Leaving
+/// (found at start, or its file was touched) Unverified ─hash matched─▶ Disk     Unverified ─hash differs, evict─▶ Evicting
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum State {
-    /// Nowhere.
+    /// It is nowhere.
     Missing,
-    /// In the memory tier only.
+    /// It is in the memory tier only.
     Memory,
-    /// On the disk, checked; perhaps in memory too.
+    /// It is on the disk and verified, and perhaps in memory too.
     Disk,
-    /// On the disk as a state file or a stranger says; to be hashed before its first byte is served.
+    /// It is on the disk, but must be hashed before it is served.
     Unverified,
-    /// Not had any more, but its hole is not punched yet: it cannot be put until then.
+    /// It is evicted, but its hole is not punched yet. Until then it cannot be put.
     Evicting,
 }
 
+/// Bits of a word that hold the state.
 const STATE: u32 = 0b111;
+/// Bit of a word that marks a pinned piece.
 const PINNED: u32 = 0b1000;
+/// Lowest bit of the generation, which takes up the rest of a word.
 const GENERATION: u32 = 0b1_0000;
 
-/// A piece's word at one moment.
+/// The word of a piece at one moment.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Word(u32);
 
@@ -72,7 +75,7 @@ impl Word {
 }
 
 pub(super) struct Pieces {
-    /// Tells the torrents of one cache apart.
+    /// Number of the torrent, unique in its cache.
     pub id: u32,
     pub lengths: Lengths,
     table: OnceLock<Table>,
@@ -80,10 +83,10 @@ pub(super) struct Pieces {
     sink: EvictionSink,
 }
 
-/// By piece. An index of another torrent may be out of range: that piece is simply missing.
+/// Values by piece. The index of another torrent may be out of range; that piece counts as missing.
 struct Table {
-    message: Box<[AtomicU32]>,
-    /// When each was last used, by the cache's clock of uses.
+    words: Box<[AtomicU32]>,
+    /// Last use of each piece, by the cache's counter of uses.
     used: Box<[AtomicU64]>,
 }
 
@@ -92,34 +95,35 @@ impl Pieces {
         Self { id, lengths, table: OnceLock::new(), pins: Mutex::default(), sink }
     }
 
-    /// For a change. Whoever is told of that change (by a lock or a channel, as all are) finds the table from then on.
+    /// Returns the table, which it allocates for the first change. A thread that learns of the change, by a lock or a
+    /// channel, also sees the table.
     fn table(&self) -> &Table {
         self.table.get_or_init(|| Table {
-            message: self.lengths.iter().map(|_| AtomicU32::new(0)).collect(),
+            words: self.lengths.iter().map(|_| AtomicU32::new(0)).collect(),
             used: self.lengths.iter().map(|_| AtomicU64::new(0)).collect(),
         })
     }
 
     pub fn word(&self, piece: PieceIndex) -> Word {
-        let word = self.table.get().and_then(|table| table.message.get(piece.index()));
+        let word = self.table.get().and_then(|table| table.words.get(piece.index()));
         Word(word.map_or(0, |word| word.load(SeqCst)))
     }
 
-    /// Whether bytes read from the disk since `before` was seen are those of the piece.
+    /// Returns whether bytes that were read from the disk since `before` was loaded are those of the piece.
     pub fn undisturbed(&self, piece: PieceIndex, before: Word) -> bool {
         fence(SeqCst);
         let now = self.word(piece);
         now.state() == before.state() && now.generation() == before.generation()
     }
 
-    /// Moves the piece on if `ready` says so of its word, and returns the word it had.
+    /// Changes the state if `ready` accepts the current word. Returns the word before the change.
     pub fn change(&self, piece: PieceIndex, to: State, ready: impl Fn(Word) -> bool) -> Option<Word> {
-        let word = self.table().message.get(piece.index())?;
+        let word = self.table().words.get(piece.index())?;
         let next = |now| ready(Word(now)).then(|| Word(now).with(to).0);
         word.fetch_update(SeqCst, SeqCst, next).ok().map(Word)
     }
 
-    /// [`Self::change`] from one known state.
+    /// Changes the state if it is `from`. Returns whether it was.
     pub fn advance(&self, piece: PieceIndex, from: State, to: State) -> bool {
         self.change(piece, to, |word| word.state() == from).is_some()
     }
@@ -135,14 +139,15 @@ impl Pieces {
         }
     }
 
-    /// Notes a use. The clock moves only when another piece was used last, so a long read of one costs no writes.
+    /// Records a use. The counter only grows if another piece was used last, so a long read of one piece writes
+    /// nothing.
     pub fn touch(&self, piece: PieceIndex, clock: &AtomicU64) {
         if self.last_use(piece) != clock.load(Relaxed) {
             self.set_last_use(piece, clock.fetch_add(1, Relaxed) + 1);
         }
     }
 
-    /// Replaces the pinned set. Having been pinned counts as use up to now.
+    /// Replaces the set of pinned pieces. A piece that is unpinned counts as used now.
     pub fn pin(&self, ranges: Vec<Range<u32>>, clock: &AtomicU64) {
         let clip = |range: &Range<u32>| range.start..range.end.min(self.lengths.pieces());
         let ranges: Vec<_> = ranges.iter().map(clip).filter(|range| !range.is_empty()).collect();
@@ -150,34 +155,34 @@ impl Pieces {
         if *pins == ranges {
             return;
         }
-        let message = &self.table().message;
+        let words = &self.table().words;
         for piece in ranges.iter().cloned().flatten() {
-            message[piece as usize].fetch_or(PINNED, SeqCst);
+            words[piece as usize].fetch_or(PINNED, SeqCst);
         }
         for piece in pins.iter().cloned().flatten() {
             if !ranges.iter().any(|range| range.contains(&piece)) {
                 if let Some(piece) = self.lengths.piece(piece) {
                     self.touch(piece, clock);
                 }
-                message[piece as usize].fetch_and(!PINNED, SeqCst);
+                words[piece as usize].fetch_and(!PINNED, SeqCst);
             }
         }
         *pins = ranges;
     }
 
-    /// Tells the owner that a piece is had no more. Called without any lock held.
+    /// Notifies the owner that a piece is gone. Call it without holding a lock.
     pub fn notify_evicted(&self, piece: PieceIndex) {
         (self.sink)(piece);
     }
 }
 
 #[cfg(test)]
-#[allow(clippy::single_range_in_vec_init)] // a pinned set of one range is just that
+#[allow(clippy::single_range_in_vec_init, reason = "a pinned set may consist of one range")]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_word_keeps_its_parts_apart() {
+    fn the_parts_of_a_word_are_independent() {
         let pieces = Pieces::new(0, Lengths::new(50, 10).unwrap(), Box::new(|_| {}));
         let clock = AtomicU64::new(7);
         let piece = pieces.lengths.piece(3).unwrap();
@@ -189,14 +194,14 @@ mod tests {
         let before = pieces.word(piece);
         assert!(before.pinned() && before.is_present() && pieces.undisturbed(piece, before));
         pieces.pin(vec![0..1], &clock);
-        assert!(!pieces.word(piece).pinned() && pieces.undisturbed(piece, before), "pinning is no disturbance");
-        assert_eq!(pieces.last_use(piece), 9, "pinned until after piece 2 was");
+        assert!(!pieces.word(piece).pinned() && pieces.undisturbed(piece, before), "pinning does not disturb readers");
+        assert_eq!(pieces.last_use(piece), 9, "unpinned after piece 2");
         for (from, to) in
             [(State::Disk, State::Evicting), (State::Evicting, State::Missing), (State::Missing, State::Disk)]
         {
             assert!(pieces.advance(piece, from, to));
             assert!(!pieces.advance(piece, from, to));
         }
-        assert!(!pieces.undisturbed(piece, before), "it went and came back");
+        assert!(!pieces.undisturbed(piece, before), "it was evicted and put again");
     }
 }

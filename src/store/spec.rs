@@ -1,29 +1,29 @@
-//! What the store is told of a torrent.
+//! Parameters for opening a torrent.
 
 use std::sync::Arc;
 
 use super::place::Place;
 use crate::metainfo::{InfoHash, Layout, Metainfo, PieceHashes, PieceIndex};
 
-/// Called with each piece that is had no more, from whatever thread caused it, without a lock held. It must not block.
+/// Called with each piece that is gone, from the thread that caused it and without a lock held. It must not block.
 pub type EvictionSink = Box<dyn Fn(PieceIndex) + Send + Sync>;
 
-/// Called during a check of all pieces: how many are done, and of how many. First with 0, then once with each number.
+/// Called while pieces are hashed, with the number done and the total: first with 0, then once per piece.
 pub type Progress = Box<dyn Fn(u32, u32) + Send + Sync>;
 
-/// What the store must know of a torrent.
+/// A torrent to open.
 pub struct TorrentSpec {
-    /// Names its directory.
+    /// Info hash; the name of its directory in the cache.
     pub info_hash: InfoHash,
-    /// Its pieces and files.
+    /// Pieces and files.
     pub layout: Arc<Layout>,
-    /// What checks its pieces.
+    /// Hashes that verify the pieces.
     pub hashes: PieceHashes,
-    /// Check every piece on the disk before [`Cache::add`] returns.
+    /// Whether to hash every piece on the disk before [`TorrentStore::open`](super::TorrentStore::open) returns.
     pub verify: bool,
-    /// Where its files are.
+    /// Place of the files.
     pub place: Place,
-    /// Told of the progress of that check; also when it is done because the state file is lost.
+    /// Receives the progress of that hashing, which also happens if the state file is lost.
     pub progress: Option<Progress>,
 }
 

@@ -1,16 +1,16 @@
-//! The state file: what a torrent had when it was last seen.
+//! The state file: which pieces a torrent had when it was last saved.
 //!
 //! ```text
 //! 8  "tfstate1"
-//! 8  "closed\r\n", or anything else: not closed cleanly. Outside the checksum, so that it can be taken away in place
-//! 20 SHA-1 of all that follows
-//! 20 info hash   8 total   4 piece length   8 clock of uses   8 last use   8 bytes had
-//!    had: one bit a piece    proven: one bit a piece
-//! 4  a piece had, in order: clock of uses less last use, clipped
-//! 24 a file, or nothing at all: its stamp
+//! 8  "closed\r\n" after a clean close, else anything. Not part of the checksum, so that it can be cleared in place
+//! 20 SHA-1 of everything that follows
+//! 20 info hash   8 total   4 piece length   8 counter of uses   8 latest use   8 bytes of the pieces
+//!    present: one bit per piece    verified: one bit per piece
+//! 4  per present piece, in order: counter of uses minus last use, saturated
+//! 24 per file, or nothing at all: its stamp
 //! ```
 //!
-//! Integers are big-endian, bits most significant first. Whatever does not read exactly so is no state file.
+//! Integers are big-endian, bits most significant first. A file that deviates from this form is invalid.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -23,33 +23,38 @@ use sha1::{Digest, Sha1};
 use super::files::Stamp;
 use crate::metainfo::{InfoHash, Lengths};
 
+/// Identifies a state file and its version.
 const MAGIC: &[u8; 8] = b"tfstate1";
+/// Mark of a clean close.
 const CLOSED: &[u8; 8] = b"closed\r\n";
+/// Offset of that mark.
 const CLOSED_AT: u64 = 8;
+/// Offset of the checksum.
 const SUM_AT: usize = 16;
+/// Offset of the part that the checksum covers.
 const BODY_AT: usize = 36;
-/// A larger file is none of ours: the most pieces there can be, and some millions of files.
+/// Length limit of a state file in bytes: the largest number of pieces and some millions of files fit.
 const MAX_LEN: u64 = 256 << 20;
 
-/// What a state file says.
+/// The content of a state file.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Saved {
-    /// Written at a clean close, after everything was synced, and nothing was changed since.
+    /// Whether it was written at a clean close, after everything was synced, and nothing changed since.
     pub closed: bool,
     pub info_hash: InfoHash,
     pub lengths: Lengths,
-    /// The cache's clock of uses at the time.
+    /// The cache's counter of uses at that time.
     pub clock: u64,
-    /// The latest use of any piece.
+    /// Latest use of any piece.
     pub last_use: u64,
-    /// Bytes of the pieces had.
+    /// Bytes of the pieces.
     pub bytes: u64,
     pub have: FixedBitSet,
-    /// Of those had, the ones whose hash had been checked.
+    /// The pieces whose hash was checked.
     pub verified: FixedBitSet,
-    /// When each piece had was last used, in order.
+    /// Last use of each present piece, in order.
     pub uses: Vec<u64>,
-    /// Of each file, or empty.
+    /// Stamp of each file, or empty.
     pub stamps: Vec<Stamp>,
 }
 
@@ -69,7 +74,7 @@ fn take_bits(from: &[u8], len: usize) -> FixedBitSet {
     bits
 }
 
-/// Cuts integers and slices off the front.
+/// Reads integers and slices off the front.
 struct Cursor<'a>(&'a [u8]);
 
 impl<'a> Cursor<'a> {
@@ -145,7 +150,7 @@ impl Saved {
         Some(Self { closed, info_hash, lengths, clock, last_use, bytes: total, have, verified, uses, stamps })
     }
 
-    /// Reads a state file. `Ok(None)`: there is one, and it makes no sense.
+    /// Reads a state file. Returns `None` if its content is invalid.
     pub fn load(path: &Path) -> io::Result<Option<Self>> {
         let file = File::open(path)?;
         let mut bytes = Vec::new();
@@ -153,7 +158,7 @@ impl Saved {
         Ok(if bytes.len() as u64 > MAX_LEN { None } else { Self::decode(&bytes) })
     }
 
-    /// Replaces a state file in one step; `sync`: and has the disk keep it.
+    /// Replaces a state file atomically; with `sync`, waits until it is on the disk.
     pub fn save(&self, path: &Path, sync: bool) -> io::Result<()> {
         let new = path.with_extension("new");
         let mut file = File::create(&new)?;
@@ -166,9 +171,9 @@ impl Saved {
     }
 }
 
-/// Makes the disk know that the torrent is in use: what is had is a hint from now on, not to be believed unhashed.
-/// Done in place, so that it works on a full disk; where even that fails the file goes.
-pub(super) fn reopen(path: &Path) -> io::Result<()> {
+/// Marks a state file as not cleanly closed, on the disk: from now on its pieces must be hashed before they are served.
+/// Writes in place, which works on a full disk; if even that fails, removes the file.
+pub(super) fn clear_closed_mark(path: &Path) -> io::Result<()> {
     let in_place = || {
         let file = File::options().write(true).open(path)?;
         file.write_all_at(&[0; CLOSED.len()], CLOSED_AT)?;
@@ -185,7 +190,7 @@ fn sync_parent(path: &Path) -> io::Result<()> {
     path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
 }
 
-/// For `fuzz/` alone: a file with a right mark and checksum makes no sense, or reads the same once it is written.
+/// For `fuzz/` only: with a valid magic and checksum, any content is invalid or decodes to itself after encoding.
 #[cfg(fuzzing)]
 pub fn fuzz_state(bytes: &[u8]) {
     let mut bytes = bytes.to_vec();
@@ -204,10 +209,10 @@ mod tests {
 
     use super::*;
 
-    fn saved(pieces: u64, had: &[usize]) -> Saved {
+    fn saved(pieces: u64, have: &[usize]) -> Saved {
         let lengths = Lengths::new(pieces * 10 - 3, 10).unwrap();
         let mut bits = FixedBitSet::with_capacity(pieces as usize);
-        had.iter().for_each(|one| bits.insert(one % pieces as usize));
+        have.iter().for_each(|one| bits.insert(one % pieces as usize));
         Saved {
             closed: true,
             info_hash: InfoHash([7; 20]),
@@ -224,13 +229,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn reads_what_it_wrote(pieces in 1u64..200, had in prop::collection::vec(0usize..200, 0..50)) {
-            let saved = saved(pieces, &had);
+        fn a_state_decodes_to_itself(pieces in 1u64..200, have in prop::collection::vec(0usize..200, 0..50)) {
+            let saved = saved(pieces, &have);
             prop_assert_eq!(Saved::decode(&saved.encode()), Some(saved));
         }
 
         #[test]
-        fn damage_is_seen(at in 0usize..200, with in 1u8..=255, cut in 0usize..200) {
+        fn damage_is_detected(at in 0usize..200, with in 1u8..=255, cut in 0usize..200) {
             let whole = saved(77, &[1, 5, 9]);
             let mut bytes = whole.encode();
             let at = at % bytes.len();
@@ -244,9 +249,9 @@ mod tests {
         }
 
         #[test]
-        fn garbage_is_none(mut bytes in prop::collection::vec(any::<u8>(), 0..300), sign in any::<bool>()) {
+        fn random_bytes_are_invalid(mut bytes in prop::collection::vec(any::<u8>(), 0..300), sign in any::<bool>()) {
             if sign && bytes.len() >= BODY_AT {
-                // Even with a right checksum.
+                // Even with a valid checksum.
                 bytes[..8].copy_from_slice(MAGIC);
                 let sum = Sha1::digest(&bytes[BODY_AT..]);
                 bytes[SUM_AT..BODY_AT].copy_from_slice(&sum);
@@ -256,14 +261,14 @@ mod tests {
     }
 
     #[test]
-    fn the_clean_mark_is_taken_away_in_place() {
+    fn the_mark_of_a_clean_close_is_cleared_in_place() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state");
-        reopen(&path).unwrap();
+        clear_closed_mark(&path).unwrap();
         let saved = saved(9, &[1]);
         saved.save(&path, true).unwrap();
         assert_eq!(Saved::load(&path).unwrap(), Some(saved.clone()));
-        reopen(&path).unwrap();
+        clear_closed_mark(&path).unwrap();
         assert_eq!(Saved::load(&path).unwrap(), Some(Saved { closed: false, ..saved }));
     }
 }

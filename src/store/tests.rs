@@ -1,7 +1,6 @@
-//! The store as its users see it: tiers, eviction, a full disk, many threads; here, what all its tests share, too.
+//! Tests of the store's interface: tiers, eviction, a full disk, many threads. Also the helpers that all its tests share.
 
-// A pinned set of one range is just that.
-#![allow(clippy::single_range_in_vec_init)]
+#![allow(clippy::single_range_in_vec_init, reason = "a pinned set may consist of one range")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -33,7 +32,7 @@ struct Sample {
 }
 
 impl Sample {
-    /// Files of these sizes; every third is a pad of zeros.
+    /// A torrent with files of these sizes, every third of which is a pad.
     fn new(name: u8, piece_len: u64, sizes: &[u64]) -> Self {
         let total = sizes.iter().sum();
         let lengths = Lengths::new(total, piece_len).unwrap();
@@ -91,7 +90,7 @@ impl Sample {
         store.put(verified);
     }
 
-    /// Reads a whole piece; asserts that what comes is right.
+    /// Reads a whole piece and asserts that its bytes are right. Returns whether it is present.
     fn reads(&self, store: &TorrentStore, n: u32) -> bool {
         let mut out = vec![0xEE; self.content(n).len()];
         match store.read(self.piece(n), 0, &mut out).unwrap() {
@@ -165,7 +164,7 @@ fn a_piece_is_read_back_from_memory_and_from_the_disk() {
 }
 
 #[test]
-fn pieces_in_memory_make_way_for_those_under_way() {
+fn pieces_in_memory_are_dropped_for_partial_ones() {
     let dir = tempfile::tempdir().unwrap();
     let sample = Sample::one_file(1, 64 << 10, 12);
     let limit = 6 * (65 << 10);
@@ -173,18 +172,18 @@ fn pieces_in_memory_make_way_for_those_under_way() {
     let (store, evicted) = add(&cache, &sample);
     (0..12).for_each(|n| sample.put(&store, n));
     assert!(cache.usage().memory > 5 * (64 << 10));
-    let mut under_way = Vec::new();
+    let mut partial = Vec::new();
     for _ in 0..5 {
-        under_way.push(cache.buffer(64 << 10));
+        partial.push(cache.buffer(64 << 10));
         assert!(cache.usage().buffers <= limit, "{:?}", cache.usage());
     }
-    under_way.extend((0..5).map(|_| cache.buffer(64 << 10)));
-    assert_eq!(cache.usage().memory, (64 << 10) + 256, "the newest");
+    partial.extend((0..5).map(|_| cache.buffer(64 << 10)));
+    assert_eq!(cache.usage().memory, (64 << 10) + 256, "the newest stays");
     assert!(lock(&evicted).is_empty() && (0..12).all(|n| sample.reads(&store, n)));
 }
 
 #[test]
-fn what_is_in_the_page_cache_is_read_without_waiting() {
+fn bytes_in_the_page_cache_are_read_without_waiting() {
     let dir = tempfile::tempdir().unwrap();
     let sample = Sample::one_file(1, 1 << 16, 4);
     let cache = open(dir.path(), None, 0);
@@ -204,21 +203,21 @@ fn what_is_in_the_page_cache_is_read_without_waiting() {
 }
 
 #[test]
-fn wrong_bytes_do_not_get_in() {
+fn wrong_bytes_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let sample = Sample::one_file(1, 100, 3);
     let cache = open(dir.path(), None, 1000);
     let (store, _) = add(&cache, &sample);
     let mut bytes = sample.content(0).to_vec();
     bytes[3] ^= 1;
-    let bad = store.verify(sample.piece(0), bytes.clone().into()).err().unwrap();
-    assert_eq!((bad.blocks, &bad.bytes[..]), (vec![], &bytes[..]));
+    let bad = store.verify(sample.piece(0), bytes.into()).err().unwrap();
+    assert_eq!(bad.blocks, []);
     assert!(store.verify(sample.piece(0), sample.content(0)[1..].to_vec().into()).is_err());
     assert!(store.verify(sample.piece(0), sample.content(1).to_vec().into()).is_err());
 }
 
 #[test]
-fn the_least_recently_used_leaves_and_its_blocks_are_free() {
+fn the_least_recently_used_piece_is_evicted_and_its_blocks_are_freed() {
     let dir = tempfile::tempdir().unwrap();
     let sample = Sample::one_file(1, 64 << 10, 12);
     let cache = open(dir.path(), Some(4 * (64 << 10)), 0);
@@ -229,7 +228,7 @@ fn the_least_recently_used_leaves_and_its_blocks_are_free() {
     let mut out = [0; 8];
     assert_eq!(store.peek(sample.piece(1), 0, &mut out).unwrap(), Lookup::Hit);
     sample.put(&store, 4);
-    assert_eq!(*lock(&evicted), [1], "a peek is no use, a read is");
+    assert_eq!(*lock(&evicted), [1], "a read counts as a use, a peek does not");
     store.pin(vec![2..3, 5..6, 0..0, 9..u32::MAX]);
     sample.put(&store, 5);
     assert_eq!(*lock(&evicted), [1, 3], "the pinned one stays");
@@ -237,21 +236,21 @@ fn the_least_recently_used_leaves_and_its_blocks_are_free() {
     assert!([0, 2, 4, 5].into_iter().all(|n| sample.reads(&store, n)));
     let file = fs::File::open(sample.path(dir.path(), 0)).unwrap();
     file.sync_all().unwrap();
-    assert!(file.metadata().unwrap().blocks() * 512 <= 5 * (64 << 10), "holes give blocks back");
+    assert!(file.metadata().unwrap().blocks() * 512 <= 5 * (64 << 10), "holes free their blocks");
     assert_eq!(file.metadata().unwrap().len(), sample.lengths.total());
 
     store.pin((0..12).map(|n| n..n + 1).collect());
     (6..9).for_each(|n| sample.put(&store, n));
-    assert_eq!(have(&store), [0, 2, 4, 5, 6, 7, 8], "what is pinned may pass the limit");
+    assert_eq!(have(&store), [0, 2, 4, 5, 6, 7, 8], "pinned pieces may exceed the limit");
     store.pin(vec![8..9]);
     cache.maintain(Instant::now());
-    assert_eq!(have(&store).len(), 4, "but not for longer than it is pinned");
+    assert_eq!(have(&store).len(), 4, "but only while they are pinned");
     assert!(sample.reads(&store, 8));
     assert_eq!(cache.usage().disk, 4 * (64 << 10));
 }
 
 #[test]
-fn an_unaligned_hole_does_not_hurt_the_neighbours() {
+fn an_unaligned_hole_does_not_damage_the_neighbours() {
     let dir = tempfile::tempdir().unwrap();
     let sample = Sample::new(1, 5000, &[7000, 100, 50, 20_000, 1, 12_000]);
     let cache = open(dir.path(), None, 0);
@@ -265,13 +264,13 @@ fn an_unaligned_hole_does_not_hurt_the_neighbours() {
     }
 }
 
-/// The one torrent of a cache, from the inside.
+/// The only torrent of a cache.
 fn cache_torrent(cache: &Cache) -> Arc<torrent::Torrent> {
     cache.torrents().pop().unwrap()
 }
 
 #[test]
-fn no_path_leads_outside() {
+fn no_path_leaves_the_cache() {
     let dir = tempfile::tempdir().unwrap();
     let outside = tempfile::tempdir().unwrap();
     let cache = open(dir.path(), None, 1000);
@@ -295,7 +294,7 @@ fn no_path_leads_outside() {
 }
 
 #[test]
-fn torrents_not_in_use_count_and_go_first() {
+fn inactive_torrents_count_and_are_evicted_first() {
     let dir = tempfile::tempdir().unwrap();
     let [old, new, third] = [1, 2, 3].map(|name| Sample::one_file(name, 1000, 10));
     let cache = open(dir.path(), Some(20_000), 0);
@@ -309,7 +308,7 @@ fn torrents_not_in_use_count_and_go_first() {
     let cache = open(dir.path(), Some(20_000), 0);
     assert_eq!(cache.usage().disk, 16_000);
     let (store, evicted) = add(&cache, &third);
-    assert_eq!(store.room(), 20_000, "what is not in use is no hindrance");
+    assert_eq!(store.room(), 20_000, "an inactive torrent takes no room away");
     (0..5).for_each(|n| third.put(&store, n));
     assert_eq!(cache.usage().disk, 8_000 + 5_000);
     assert!(!dir.path().join(old.info_hash.to_string()).exists());
@@ -321,14 +320,14 @@ fn torrents_not_in_use_count_and_go_first() {
 }
 
 #[test]
-fn a_disk_that_fails_is_reported_and_tried_again() {
+fn a_failing_disk_is_reported_and_retried() {
     let dir = tempfile::tempdir().unwrap();
     let sample = Sample::one_file(1, 1000, 20);
     let cache = open(dir.path(), None, 3 * (1000 + 256));
     let (store, evicted) = add(&cache, &sample);
     sample.put(&store, 0);
-    let injected_errno = &cache_torrent(&cache);
-    injected_errno.files.injected_errno.store(libc::EROFS, SeqCst);
+    let torrent = &cache_torrent(&cache);
+    torrent.files.injected_errno.store(libc::EROFS, SeqCst);
     for n in 1..6 {
         sample.put(&store, n);
         assert!(sample.reads(&store, n));
@@ -336,25 +335,25 @@ fn a_disk_that_fails_is_reported_and_tried_again() {
     assert_eq!(store.room(), 0);
     assert!(cache.usage().fault.unwrap().contains("check the disk"));
     assert_eq!(have(&store), [0, 3, 4, 5]);
-    assert_eq!(*lock(&evicted), [1, 2], "what was only in memory");
+    assert_eq!(*lock(&evicted), [1, 2], "pieces that were only in memory");
     assert_eq!(cache.usage().disk, 1000);
     cache.maintain(Instant::now());
     assert_eq!(cache.memory.memory_only(), 3);
-    injected_errno.files.injected_errno.store(0, SeqCst);
+    torrent.files.injected_errno.store(0, SeqCst);
     cache.health.retry_now();
     cache.maintain(Instant::now());
     assert_eq!((cache.memory.memory_only(), cache.usage().fault, cache.usage().disk), (0, None, 4000));
     (6..12).for_each(|n| sample.put(&store, n));
     assert!([0, 3, 4, 5, 11].into_iter().all(|n| sample.reads(&store, n)));
 
-    injected_errno.files.injected_errno.store(libc::EIO, SeqCst);
-    assert!(!sample.reads(&store, 3), "a piece that cannot be read is fetched again");
+    torrent.files.injected_errno.store(libc::EIO, SeqCst);
+    assert!(!sample.reads(&store, 3), "a piece that cannot be read is missing");
     assert!(!store.has(sample.piece(3)) && cache.usage().fault.is_some());
     assert!(sample.reads(&store, 11), "from memory");
 }
 
 #[test]
-fn a_full_disk_gives_what_is_pinned_the_place_of_the_old() {
+fn on_a_full_disk_pinned_pieces_replace_old_ones() {
     let dir = tempfile::tempdir().unwrap();
     let process = std::process::Command::new("mount")
         .args(["-t", "tmpfs", "-o", "size=1m,mode=700", "tmpfs"])
@@ -378,11 +377,11 @@ fn a_full_disk_gives_what_is_pinned_the_place_of_the_old() {
     }
     assert!((10..17).contains(&n), "{n} pieces in 1 MiB");
     assert!(cache.usage().fault.unwrap().contains("free some space"));
-    assert!(lock(&evicted).is_empty(), "background evicts nothing");
+    assert!(lock(&evicted).is_empty(), "pieces that are not pinned evict nothing");
     let before = cache.usage().disk;
     store.pin(vec![n..n + 6]);
     (n..n + 6).for_each(|n| sample.put(&store, n));
-    assert!((n..n + 6).all(|n| sample.reads(&store, n)), "though memory copies but four");
+    assert!((n..n + 6).all(|n| sample.reads(&store, n)), "though only four fit in memory");
     assert!(lock(&evicted).contains(&0));
     assert!(cache.usage().disk <= before);
     cache.close();
@@ -412,7 +411,7 @@ fn a_torrent_of_many_small_files_opens_few_of_them() {
     let (store, _) = add(&cache, &sample);
     assert!(
         !dir.path().join(sample.info_hash.to_string()).join("data").exists(),
-        "nothing is made before it is written"
+        "no directory is created before the first write"
     );
     (0..5).for_each(|n| sample.put(&store, n));
     assert!((0..5).all(|n| sample.reads(&store, n)));
@@ -427,7 +426,7 @@ fn a_torrent_of_many_small_files_opens_few_of_them() {
 }
 
 #[tokio::test]
-async fn waiters_wake_when_the_piece_can_be_seen() {
+async fn waiters_wake_when_the_piece_is_visible() {
     let dir = tempfile::tempdir().unwrap();
     let sample = Sample::one_file(1, 1000, 10);
     let cache = open(dir.path(), None, 10_000);
@@ -456,7 +455,7 @@ async fn waiters_wake_when_the_piece_can_be_seen() {
 }
 
 #[test]
-fn readers_get_exact_bytes_or_none_while_pieces_come_and_go() {
+fn readers_get_exact_bytes_or_none_during_puts_and_evictions() {
     let dir = tempfile::tempdir().unwrap();
     let sample = &Sample::new(1, 20_000, &[130_000, 90_000, 20, 99_000]);
     let cache = open(dir.path(), Some(5 * 20_000), 2 * 20_000);
@@ -504,13 +503,13 @@ fn readers_get_exact_bytes_or_none_while_pieces_come_and_go() {
     cache.maintain(Instant::now());
     assert!(cache.usage().disk <= 5 * 20_000);
     let kept: u64 = have(store).into_iter().map(|n| sample.content(n as u32).len() as u64).sum();
-    assert_eq!(cache.usage().disk, kept, "the books agree with the pieces");
+    assert_eq!(cache.usage().disk, kept, "the ledger agrees with the pieces");
     assert_eq!(cache.usage().fault, None);
     assert!(have(store).into_iter().all(|n| sample.reads(store, n as u32)));
 }
 
 #[test]
-fn the_keeper_writes_down_what_is_had() {
+fn maintenance_saves_the_state() {
     let dir = tempfile::tempdir().unwrap();
     let sample = Sample::one_file(1, 1000, 4);
     let cache = Cache::open(CacheConfig { dir: dir.path().to_owned(), disk_limit: None, memory: 0 }).unwrap();

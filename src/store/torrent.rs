@@ -1,17 +1,19 @@
-//! One torrent's side of the cache: its pieces, its files, and when they may be believed after a restart.
+//! One open torrent of the cache: its pieces, its files, and its state file.
 //!
-//! # What is believed, and why
+//! # Which pieces are trusted after a restart
 //!
-//! A state file is *closed* when it was written at a clean close, after the data was synced. The first change of the
-//! data afterwards takes that mark away, on the disk, before the data changes ([`Torrent::change_data`]). So:
+//! A state file is *closed* if it was written at a clean close, after the data was synced. The first change of the data
+//! afterwards clears that mark on the disk before it changes the data ([`Torrent::change_data`]). Therefore:
 //!
-//! - closed, and a file's size and times are as recorded: its proven pieces are had. Nothing changed since the sync.
-//! - otherwise (killed, power lost, touched by somebody): the state is a hint. Its pieces are [`State::Unverified`] and
-//!   each is hashed when it is first read; what fails is missing. A hint may claim a piece that was evicted and punched
-//!   after it was written, or whose bytes never reached the disk: the hash says so, and no wrong byte is served.
+//! - If the state is closed, and a file's size and times are as recorded, its verified pieces are trusted: nothing has
+//!   changed since the sync.
+//! - Otherwise (a kill, a power failure, a change by another program) the state is only a hint. Its pieces are
+//!   [`State::Unverified`], and each is hashed when it is first read; if that fails it is missing. A hint may claim a
+//!   piece that was evicted and punched later, or whose bytes never reached the disk. The hash detects that, so no
+//!   wrong byte is served.
 //!
-//! That is why neither writing nor eviction waits for a sync, and why their order against the state file does not
-//! matter: a state that could be wrong is never trusted.
+//! Therefore neither writing nor eviction waits for a sync, and their order relative to the state file does not matter:
+//! a state that could be wrong is never trusted.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -31,10 +33,13 @@ use super::waiters::Waiters;
 use crate::metainfo::{FileIndex, InfoHash, Lengths, PieceHashes, PieceIndex};
 use crate::util::lock;
 
-/// Between two hints of the state, at least; and [`HINT_SHARE`] times what writing one took.
+/// Minimum time between two hints, to bound the writing. [`HINT_SHARE`] may extend it, so that writing hints takes at most
+/// 2 % of the time.
 const HINT_EVERY: Duration = Duration::from_secs(1);
+/// Minimum time between two hints, in durations of the last one.
 const HINT_SHARE: u32 = 50;
 
+/// A torrent of the cache. Closing is final.
 pub(super) struct Torrent {
     pub info_hash: InfoHash,
     pub lengths: Lengths,
@@ -42,50 +47,54 @@ pub(super) struct Torrent {
     pub pieces: Arc<Pieces>,
     pub files: Files,
     pub waiters: Arc<Waiters>,
-    /// Only one reader hashes unproven pieces at a time: the others then find them verified.
+    /// Held while an unverified piece is hashed: other readers of the piece wait, and then find it verified.
     pub verifying: Mutex<()>,
-    /// Where its state is kept; `None`: nowhere.
-    pub home: Option<PathBuf>,
-    /// Counted against the cache's limit, and dropped piece by piece to keep to it.
+    /// The directory of its state; `None` if there is none.
+    pub torrent_dir: Option<PathBuf>,
+    /// Whether its pieces count against the cache's limit and may be evicted.
     pub evictable: bool,
-    /// Nothing is to be known of it after it is closed.
+    /// Whether closing removes the state.
     pub remove_state: AtomicBool,
-    /// Keeps other processes from the same download.
+    /// Excludes other processes from the same download.
     pub lock_file: Mutex<Option<File>>,
+    /// The entries of the files in the next state file.
     pub file_changes: Mutex<FileChanges>,
-    /// Whoever changes the data reads; closing writes `true`.
+    /// Read-locked while data changes; closing write-locks it and sets it.
     closed: RwLock<bool>,
-    /// The state file bears the mark of a clean close.
+    /// Whether the state file has the mark of a clean close.
     clean: Mutex<bool>,
-    /// The latest use of any piece that the state file tells of, if it does.
+    /// Latest use of any piece, as recorded in the state file.
     saved_last_use: AtomicU64,
+    /// Whether the state file is out of date.
     changed: AtomicBool,
-    /// Told when a piece has left for good.
+    /// Signalled when an eviction is finished.
     evicted: (Mutex<()>, Condvar),
 }
 
-/// What the state file says of the files, and which of them changed.
+/// Changes to the files since the state file was written.
 #[derive(Default)]
 pub(super) struct FileChanges {
+    /// Stamp of each file when it was last examined.
     pub stamps: Vec<Stamp>,
-    /// Written or punched since the last sync.
+    /// Files written or punched since the last sync.
     unsynced: BTreeSet<FileIndex>,
-    /// Written since the last [`Torrent::start_writeback`].
+    /// Files written since the last [`Torrent::start_writeback`].
     dirty: BTreeSet<FileIndex>,
-    /// Changed in this session: their stamps are to be taken anew. Those of the others stay as they were, so that a
-    /// change by somebody else meanwhile shows.
+    /// Files changed in this session, whose stamps must be taken again. The other files keep their stamps, so that a
+    /// change by another program shows.
     touched: BTreeSet<FileIndex>,
+    /// Earliest time of the next hint.
     hint_due: Option<Instant>,
 }
 
-/// How a state file is written.
+/// How to write a state file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Save {
-    /// Not synced: for a process that is killed.
+    /// Not synced; it serves a process that is killed.
     Hint,
-    /// Data and state synced.
+    /// With data and state synced.
     Synced,
-    /// Data and state synced, and nothing will change any more.
+    /// With data and state synced, and no further changes.
     Closed,
 }
 
@@ -95,7 +104,7 @@ impl Torrent {
         hashes: PieceHashes,
         pieces: Arc<Pieces>,
         files: Files,
-        home: Option<PathBuf>,
+        torrent_dir: Option<PathBuf>,
         closed: bool,
     ) -> Self {
         Self {
@@ -113,7 +122,7 @@ impl Torrent {
                 ..FileChanges::default()
             }),
             files,
-            home,
+            torrent_dir,
             closed: RwLock::new(false),
             clean: Mutex::new(closed),
             saved_last_use: AtomicU64::new(0),
@@ -123,15 +132,16 @@ impl Torrent {
     }
 
     pub fn state_path(&self) -> Option<PathBuf> {
-        self.home.as_ref().map(|home| home.join("state"))
+        self.torrent_dir.as_ref().map(|torrent_dir| torrent_dir.join("state"))
     }
 
-    /// Takes no lock.
+    /// Returns whether it is closed. Takes no lock.
     pub fn is_closed(&self) -> bool {
         self.waiters.is_closed()
     }
 
-    /// Runs what changes the data of a piece: not after closing, and not before the state file is marked as in use.
+    /// Runs a change of a piece's data, after clearing the mark of a clean close. Returns false if the torrent is
+    /// closed.
     fn change_data(
         &self,
         piece: PieceIndex,
@@ -141,7 +151,7 @@ impl Torrent {
         if *closed {
             return Ok(false);
         }
-        self.mark_in_use()?;
+        self.clear_closed_mark()?;
         {
             let mut changes = lock(&self.file_changes);
             for file in self.files.of_piece(piece) {
@@ -155,31 +165,32 @@ impl Torrent {
         changed.map(|()| true)
     }
 
-    pub fn mark_in_use(&self) -> Result<(), DiskError> {
+    /// Clears the mark of a clean close in the state file, before the first change of the data.
+    pub fn clear_closed_mark(&self) -> Result<(), DiskError> {
         let mut clean = lock(&self.clean);
         if *clean {
             let Some(path) = self.state_path() else { return Ok(()) };
-            state::reopen(&path).map_err(DiskError::new("update", path))?;
+            state::clear_closed_mark(&path).map_err(DiskError::new("update", path))?;
             *clean = false;
         }
         Ok(())
     }
 
-    /// Writes a piece that is in memory to its files, and moves its word on. False: the torrent is closed.
+    /// Writes a piece from memory to its files, and updates its state. Returns false if the torrent is closed.
     pub fn write(&self, handles: &Handles, piece: PieceIndex, bytes: &[u8]) -> Result<bool, DiskError> {
         self.change_data(piece, || {
             let start = self.lengths.offset_of(piece);
             let written = self.files.write(handles, start, bytes);
             match &written {
                 Ok(()) => drop(self.pieces.advance(piece, State::Memory, State::Disk)),
-                // Part of it may have found room: give that back. The piece is not on the disk either way.
+                // Part of the piece may have been written: free that. The piece is not on the disk either way.
                 Err(_) => drop(self.files.punch(handles, self.lengths.range_of(piece))),
             }
             written
         })
     }
 
-    /// Ends what `State::Evicting` began: the piece goes from memory and from the disk, and its owner is told.
+    /// Finishes an eviction: removes the piece from memory and from the disk, and notifies the owner.
     pub fn finish_eviction(&self, handles: &Handles, memory: &Memory, piece: PieceIndex) -> Result<(), DiskError> {
         memory.remove((self.pieces.id, piece));
         let punched = self.free(handles, piece);
@@ -192,7 +203,7 @@ impl Torrent {
         punched.map(drop)
     }
 
-    /// Frees what is on the disk of a piece that is not had.
+    /// Frees the disk space of a missing piece.
     pub fn free(&self, handles: &Handles, piece: PieceIndex) -> Result<(), DiskError> {
         if !self.files.root.is_own() {
             return Ok(());
@@ -201,7 +212,7 @@ impl Torrent {
         self.change_data(piece, || self.files.punch(handles, range)).map(drop)
     }
 
-    /// Waits until the piece has left: a hole still to be punched would eat what is put now.
+    /// Waits until a piece's eviction is finished: otherwise the pending hole would destroy the new bytes.
     pub fn wait_until_evicted(&self, piece: PieceIndex) {
         let mut turn = lock(&self.evicted.0);
         while self.pieces.word(piece).state() == State::Evicting {
@@ -209,18 +220,18 @@ impl Torrent {
         }
     }
 
-    /// Reads a whole piece off the disk and checks its hash.
+    /// Reads a whole piece from the disk and checks its hash.
     pub fn check_on_disk(&self, handles: &Handles, piece: PieceIndex, buffer: &mut [u8]) -> Result<bool, DiskError> {
         self.files.read(handles, self.lengths.offset_of(piece), buffer)?;
         Ok(self.hashes.check(piece, buffer) == crate::metainfo::Verdict::Good)
     }
 
-    /// Notes something new to say in the state file.
-    pub fn set_changed(&self) {
+    /// Records that the state file is out of date.
+    pub fn mark_changed(&self) {
         self.changed.store(true, SeqCst);
     }
 
-    /// Writes the state as a hint if there is something new to say and the last was long enough ago.
+    /// Writes the state as a hint, if it is out of date and a hint is due.
     pub fn save_hint(&self, handles: &Handles, clock: &AtomicU64, now: Instant) -> Result<(), DiskError> {
         if !self.changed.load(SeqCst) || lock(&self.file_changes).hint_due.is_some_and(|due| now < due) {
             return Ok(());
@@ -231,19 +242,21 @@ impl Torrent {
         saved
     }
 
-    /// Writes the state file.
+    /// Writes the state file, unless it is up to date.
     pub fn save(&self, handles: &Handles, clock: &AtomicU64, how: Save) -> Result<(), DiskError> {
         let Some(path) = self.state_path() else { return Ok(()) };
         let mut clean = lock(&self.clean);
         let changed = self.changed.load(SeqCst);
         let same_uses = || !changed && self.last_use() == self.saved_last_use.load(Relaxed);
         if *clean && (how != Save::Closed || same_uses()) {
-            return Ok(()); // it says all there is to say, but perhaps for the order of uses
+            // It is up to date, except perhaps for the order of uses.
+            return Ok(());
         }
         if !*clean && !changed && self.bytes_on_disk() == 0 && !path.exists() {
-            return Ok(()); // there is nothing to say
+            // There is nothing to save.
+            return Ok(());
         }
-        // Before the pieces are looked at: what changes from here on is for the next time.
+        // Before the pieces are examined, so that a later change is saved the next time.
         self.changed.store(false, SeqCst);
         if how != Save::Hint {
             let unsynced = std::mem::take(&mut lock(&self.file_changes).unsynced);
@@ -262,7 +275,7 @@ impl Torrent {
     }
 
     fn snapshot(&self, clock: &AtomicU64, closed: bool) -> Saved {
-        // First: a look may find that a file is a stranger's, and then its pieces are not verified.
+        // Must come first: it may find that another program changed a file, whose pieces are then unverified.
         let stamps = if closed {
             let mut changes = lock(&self.file_changes);
             for file in std::mem::take(&mut changes.touched) {
@@ -290,29 +303,29 @@ impl Torrent {
         Saved { closed, info_hash, lengths, clock, last_use, bytes, have, verified, uses, stamps }
     }
 
-    /// Has the kernel begin to write what was put lately, so that closing is short.
+    /// Makes the kernel start writing recent changes, so that closing is short.
     pub fn start_writeback(&self, handles: &Handles) {
         let dirty = std::mem::take(&mut lock(&self.file_changes).dirty);
         dirty.into_iter().for_each(|file| self.files.start_writeback(handles, file));
     }
 
-    /// The latest use of any piece.
+    /// Returns the latest use of any piece.
     pub fn last_use(&self) -> u64 {
         self.lengths.iter().map(|piece| self.pieces.last_use(piece)).max().unwrap_or(0)
     }
 
-    /// The uses are as the state file has them.
+    /// Records that the state file has the present uses.
     pub fn mark_last_use_saved(&self) {
         self.saved_last_use.store(self.last_use(), Relaxed);
     }
 
-    /// Bytes of the pieces on the disk.
+    /// Returns the bytes of the pieces on the disk.
     pub fn bytes_on_disk(&self) -> u64 {
         let on_disk = |piece: &PieceIndex| matches!(self.pieces.word(*piece).state(), State::Disk | State::Unverified);
         self.lengths.iter().filter(on_disk).map(|piece| u64::from(self.lengths.len_of(piece))).sum()
     }
 
-    /// Nothing changes any more and all who wait go. False: it was closed before.
+    /// Wakes all waiters and forbids further changes. Returns false if it was closed before.
     pub fn begin_close(&self) -> bool {
         self.waiters.close();
         let mut closed = self.closed.write().unwrap_or_else(PoisonError::into_inner);

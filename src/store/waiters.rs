@@ -1,4 +1,4 @@
-//! Who waits for which piece.
+//! Waiting for pieces.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -9,7 +9,8 @@ use tokio::sync::Notify;
 use crate::metainfo::PieceIndex;
 use crate::util::lock;
 
-/// One [`Notify`] a waited piece, gone with the last waiter; so its size is bounded by the number of waiting reads.
+/// Waiting reads: one [`Notify`] per awaited piece, removed with its last waiter, so the number of waiting reads bounds
+/// the size.
 #[derive(Default)]
 pub(super) struct Waiters {
     waited: Mutex<HashMap<PieceIndex, Waited>>,
@@ -22,7 +23,7 @@ struct Waited {
     waiters: usize,
 }
 
-/// Takes a waiter off the list when its future is dropped, finished or not.
+/// A waiter's registration, removed when its future is dropped.
 struct Registered {
     waiters: Arc<Waiters>,
     piece: PieceIndex,
@@ -41,12 +42,12 @@ impl Drop for Registered {
 }
 
 impl Waiters {
-    /// Registers at once, not at the first poll; then looks with `had` (invariant 3). Ready when the piece was had at
-    /// that look, is put afterwards, or the torrent is closed.
+    /// Registers a waiter at once, not at the first poll, and then looks with `is_present` (invariant 3). The future is
+    /// ready if the piece was present at that look, is put afterwards, or the torrent is closed.
     pub fn wait(
         self: &Arc<Self>,
         piece: PieceIndex,
-        had: &dyn Fn() -> bool,
+        is_present: &dyn Fn() -> bool,
     ) -> impl Future<Output = ()> + Send + 'static + use<> {
         let (registered, notified) = {
             let mut waited = lock(&self.waited);
@@ -54,7 +55,7 @@ impl Waiters {
             entry.waiters += 1;
             (Registered { waiters: Arc::clone(self), piece }, Arc::clone(&entry.notify).notified_owned())
         };
-        let ready = self.is_closed() || had();
+        let ready = self.is_closed() || is_present();
         async move {
             let _registered = registered;
             if !ready {
@@ -63,20 +64,20 @@ impl Waiters {
         }
     }
 
-    /// Wakes all who wait for the piece. Call after it can be seen.
+    /// Wakes all waiters of a piece. Call it after the piece is visible.
     pub fn wake(&self, piece: PieceIndex) {
         if let Some(entry) = lock(&self.waited).get(&piece) {
             entry.notify.notify_waiters();
         }
     }
 
-    /// Wakes everybody, now and for ever.
+    /// Wakes all waiters, present and future.
     pub fn close(&self) {
         self.closed.store(true, SeqCst);
         lock(&self.waited).values().for_each(|entry| entry.notify.notify_waiters());
     }
 
-    /// Whether everybody was woken for ever.
+    /// Returns whether [`Self::close`] was called.
     pub fn is_closed(&self) -> bool {
         self.closed.load(SeqCst)
     }

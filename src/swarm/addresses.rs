@@ -1,8 +1,8 @@
 //! The address book: which addresses to dial and when, and which never again.
 //!
 //! A peer is an address *and port*: many peers share one IP address, and if one of them lies that says nothing about
-//! the others. A whole IP address is banned only after several distinct liars came from it, because a liar that connects
-//! to us comes from a new port each time.
+//! the others. A whole IP address is banned only after several distinct liars came from it, because a liar that
+//! connects to us comes from a new port each time.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};

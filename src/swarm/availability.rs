@@ -1,34 +1,34 @@
-//! How many peers have each piece, and the missing pieces in order of it.
+//! The number of peers that have each piece, and the missing pieces ordered by it.
 //!
-//! The *enrolled* pieces (those that background fetching may start) stand in one array, rarest first, random within
-//! one count. Counts move by one, and a piece moves to the neighbouring bucket by one swap: a `have` costs no scan.
-//! Peers that have everything are only counted, so a seed's coming and going costs nothing.
+//! The *enrolled* pieces (those that background fetching may start) are in one array, rarest first, in random order
+//! within one count. Counts change by one, and a piece moves to the neighbouring bucket by one swap: a `have` needs no
+//! scan. Seeds are only counted, so a seed that connects or leaves costs nothing.
 //!
-//! It *sleeps* while there is no peer, and then takes no memory: of a thousand torrents most have none.
+//! While there is no peer it *sleeps* and takes no memory: of a thousand torrents most have no peers.
 
 use rand::RngExt;
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
 
-/// `place` of a piece that is not enrolled.
+/// The `place` of a piece that is not enrolled.
 const ABSENT: u32 = u32::MAX;
 
 #[derive(Debug, Default)]
 pub(super) struct Availability {
-    /// Peers that have each piece, seeds left out. Empty while it sleeps, as all else is.
+    /// Number of peers that have each piece, not counting seeds. Empty while it sleeps, like everything else.
     counts: Vec<u16>,
     /// Enrolled pieces by ascending count.
     order: Vec<u32>,
-    /// Each piece's place in `order`, or `ABSENT`.
+    /// The index of each piece in `order`, or `ABSENT`.
     place: Vec<u32>,
-    /// `ends[c]`: where the bucket of count `c` ends in `order`; it begins where the one before ends.
+    /// `ends[c]` is the end of the bucket of count `c` in `order`; it begins where the one before ends.
     ends: Vec<u32>,
-    /// Peers that have every piece.
+    /// Number of peers that have every piece.
     seeds: u32,
 }
 
 impl Availability {
-    /// The first peer comes: nobody has anything yet, `pieces` of `total` are enrolled.
+    /// Returns the state when the first peer connects: `pieces` of `total` are enrolled, and no peer has any yet.
     pub(super) fn awake(total: u32, pieces: impl Iterator<Item = u32>, rng: &mut SmallRng) -> Self {
         let mut order: Vec<u32> = pieces.collect();
         order.shuffle(rng);
@@ -40,12 +40,12 @@ impl Availability {
         Self { counts: vec![0; total as usize], order, place, ends, seeds: 0 }
     }
 
-    /// Nothing is counted, no piece is enrolled, and none can be.
+    /// Returns whether it sleeps: nothing is counted, and no piece is or can be enrolled.
     pub(super) fn sleeps(&self) -> bool {
         self.counts.is_empty()
     }
 
-    /// Enrolled pieces, rarest first.
+    /// Returns the enrolled pieces, rarest first.
     pub(super) fn rarest(&self) -> &[u32] {
         &self.order
     }
@@ -54,7 +54,7 @@ impl Availability {
         self.place.get(piece as usize).is_some_and(|place| *place != ABSENT)
     }
 
-    /// Peers that have it, seeds left out.
+    /// Returns the number of peers that have a piece, not counting seeds.
     pub(super) fn of(&self, piece: u32) -> u16 {
         self.counts.get(piece as usize).copied().unwrap_or(0)
     }
@@ -71,7 +71,7 @@ impl Availability {
         self.seeds -= 1;
     }
 
-    /// One more peer has `piece`.
+    /// Records that one more peer has `piece`.
     pub(super) fn raise(&mut self, piece: u32, rng: &mut SmallRng) {
         let count = &mut self.counts[piece as usize];
         let from = usize::from(*count);
@@ -84,7 +84,7 @@ impl Availability {
         }
     }
 
-    /// One fewer.
+    /// Records that one peer fewer has `piece`.
     pub(super) fn lower(&mut self, piece: u32, rng: &mut SmallRng) {
         let count = &mut self.counts[piece as usize];
         let from = usize::from(*count);
@@ -96,7 +96,7 @@ impl Availability {
         }
     }
 
-    /// The piece may be started from now on.
+    /// Enrolls a piece.
     pub(super) fn enroll(&mut self, piece: u32, rng: &mut SmallRng) {
         debug_assert!(!self.is_enrolled(piece));
         if self.sleeps() {
@@ -106,7 +106,7 @@ impl Availability {
         self.reach(count);
         self.place[piece as usize] = self.order.len() as u32;
         self.order.push(piece);
-        // Every fuller bucket makes way by one: its first goes to its end.
+        // Each bucket with a higher count moves by one: its first piece goes to its end.
         for bucket in (count + 1..self.ends.len()).rev() {
             self.put(piece, self.ends[bucket - 1]);
             self.ends[bucket] += 1;
@@ -115,7 +115,7 @@ impl Availability {
         self.mix(piece, rng);
     }
 
-    /// These, and only these, may be started from now on. Counts stay.
+    /// Enrolls these pieces and no others. Counts stay.
     pub(super) fn enroll_only(&mut self, mut pieces: Vec<u32>, rng: &mut SmallRng) {
         if self.sleeps() {
             return;
@@ -132,7 +132,7 @@ impl Availability {
         self.order = pieces;
     }
 
-    /// The piece was started or had: it is no longer to be picked.
+    /// Removes a piece from the enrolled ones.
     pub(super) fn withdraw(&mut self, piece: u32) {
         debug_assert!(self.is_enrolled(piece));
         let count = usize::from(self.counts[piece as usize]);
@@ -144,7 +144,7 @@ impl Availability {
         self.place[piece as usize] = ABSENT;
     }
 
-    /// Makes sure that a bucket for `count` exists.
+    /// Creates the bucket for `count` if there is none.
     fn reach(&mut self, count: usize) {
         let end = self.order.len() as u32;
         while self.ends.len() <= count {
@@ -152,7 +152,7 @@ impl Availability {
         }
     }
 
-    /// Swaps `piece` with whatever stands at `at`.
+    /// Swaps `piece` with the piece at the index `at`.
     fn put(&mut self, piece: u32, at: u32) {
         let from = self.place[piece as usize];
         let other = self.order[at as usize];
@@ -161,7 +161,7 @@ impl Availability {
         self.place[piece as usize] = at;
     }
 
-    /// Gives `piece` a random place in its bucket, so that ties stay random.
+    /// Moves `piece` to a random index in its bucket, so that ties stay random.
     fn mix(&mut self, piece: u32, rng: &mut SmallRng) {
         let count = usize::from(self.counts[piece as usize]);
         let start = if count == 0 { 0 } else { self.ends[count - 1] };

@@ -1,24 +1,25 @@
-//! Who lied? What is kept of pieces that failed their hash, until the same piece is good.
+//! Finding liars: records of pieces that failed their hash, kept until the same piece is good.
 //!
-//! One contributor: it is the liar. Several: the failed attempt is kept block by block (who sent it, its digest), and
-//! compared with the good piece; who sent a block with another digest lied. An honest peer that shared a piece with a
-//! liar is never banned, for its digests agree. After a failure the piece is asked of one peer alone, so that the next
-//! attempt is either good or has one contributor, and it converges however many liars there are.
+//! If a failed piece has one contributor, that peer lied. If it has several, the sender and the digest of each block
+//! are kept and compared with the good piece: the sender of a block with another digest lied. An honest peer that
+//! shared a piece with a liar is never banned, because its digests match. After a failure the piece is requested from
+//! one peer only, so that the next attempt is either good or has one contributor, and the search ends however many
+//! liars there are.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::pieces::{Contributor, Partial, Slot};
 use crate::metainfo::BlockIndex;
 
-/// Failed attempts kept of one piece.
+/// Maximum number of failed attempts kept of one piece.
 const MAX_ATTEMPTS: usize = 4;
-/// Failed pieces kept.
+/// Maximum number of failed pieces kept.
 const MAX_PIECES: usize = 256;
 
 #[derive(Debug)]
 struct Attempt {
     contributors: Vec<Contributor>,
-    /// By block: who sent it (of `contributors`) and its digest.
+    /// The sender of each block, as an index into `contributors`, and the block's digest.
     blocks: Vec<(u16, u64)>,
 }
 
@@ -30,17 +31,17 @@ pub(super) struct Blame {
 }
 
 impl Blame {
-    /// The piece failed before.
+    /// Returns whether the last attempt at a piece failed.
     pub(super) fn suspects(&self, piece: u32) -> bool {
         self.failing.contains(&piece)
     }
 
-    /// No piece is suspect.
+    /// Returns whether no piece has failed since it was last good.
     pub(super) fn is_clear(&self) -> bool {
         self.failing.is_empty()
     }
 
-    /// The piece failed its hash. Those proven to have lied.
+    /// Records that a piece failed its hash. Returns the peers that are proven to have lied.
     pub(super) fn failed(
         &mut self,
         piece: u32,
@@ -74,7 +75,7 @@ impl Blame {
         distinct(liars)
     }
 
-    /// The piece is good, with these digests. Those whose blocks differed in a failed attempt.
+    /// Records that a piece is good and has these digests. Returns the peers whose blocks differed in a failed attempt.
     pub(super) fn good(&mut self, piece: u32, digests: &[u64]) -> Vec<Contributor> {
         self.failing.remove(&piece);
         let mut liars = Vec::new();

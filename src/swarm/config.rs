@@ -54,3 +54,26 @@ pub struct Config {
     /// How requests are scheduled.
     pub policy: Arc<Policy>,
 }
+
+impl Config {
+    /// Returns the settings of an ordinary torrent: everything is fetched, rarest pieces first, and served.
+    pub fn new(info_hash: InfoHash, lengths: Lengths, our_id: PeerId, seed: u64) -> Self {
+        Self {
+            info_hash,
+            lengths,
+            metadata: Bytes::new(),
+            seed,
+            our_id,
+            on_demand: false,
+            upload: true,
+            partial_seed: false,
+            pex: true,
+            super_seed: false,
+            max_peers: 50,
+            max_connecting: 20,
+            max_partial: 32 << 20,
+            order: PickOrder::default(),
+            policy: Arc::default(),
+        }
+    }
+}

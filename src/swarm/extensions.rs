@@ -17,6 +17,7 @@ use bytes::Bytes;
 use super::action::Action;
 use super::event::{NewPeer, PeerKey, PeerSource};
 use super::machine::Swarm;
+use super::peer::Peer;
 use super::peer::extensions::{HOLEPUNCH, METADATA, PEX, our_handshake};
 use super::peer::pex::may_share;
 use crate::wire::{ExtensionHandshake, Holepunch, Message, MetadataMessage, Pex, PexFlags, PunchError};
@@ -55,7 +56,7 @@ impl Swarm {
             peer.set_reqq(reqq);
         }
         if theirs.upload_only {
-            self.is_upload_only(now, key);
+            self.set_upload_only(now, key);
         }
     }
 
@@ -88,11 +89,8 @@ impl Swarm {
         if !self.config.pex {
             return;
         }
-        let is_due = |key: &PeerKey| {
-            let extensions = &self.peers[key].extensions;
-            extensions.pex != 0 && extensions.exchange.is_due(now)
-        };
-        let due: Vec<PeerKey> = self.peers.keys().copied().filter(is_due).collect();
+        let is_due = |peer: &Peer| peer.extensions.pex != 0 && peer.extensions.exchange.is_due(now);
+        let due: Vec<PeerKey> = self.peers.iter().filter(|(_, peer)| is_due(peer)).map(|(key, _)| *key).collect();
         if due.is_empty() {
             return;
         }

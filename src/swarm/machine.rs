@@ -1,4 +1,4 @@
-//! The machine: events in, actions out.
+//! The state of a swarm, and its cycle: an event comes in, timers run, derived state is updated, actions go out.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
@@ -36,33 +36,33 @@ pub struct Swarm {
     pub(super) introductions: Introductions,
     pub(super) blame: Blame,
     pub(super) choker: Choker,
-    /// Until the first copy is out.
+    /// Super-seeding, until the first copy is out.
     pub(super) super_seed: Option<SuperSeed>,
-    /// Peers that we do not choke.
+    /// Number of peers that we do not choke.
     pub(super) unchoked: usize,
     pub(super) readers: Readers,
-    /// Pieces that readers need, by deadline; those without a free block left out as they are found.
+    /// Pieces that readers need, by deadline. Those without a free block are removed when they are found.
     pub(super) urgent: Vec<Urgent>,
-    /// All of them, sorted by number: not for background fetching.
+    /// The same pieces sorted by number, which background fetching leaves alone.
     pub(super) needed: Vec<u32>,
-    /// Those that a read waits for, sorted by number.
+    /// The pieces of blocked reads, sorted by number.
     pub(super) blocked: Vec<u32>,
-    /// Readers or pieces changed, so `urgent` is to be made anew.
+    /// Readers or pieces have changed, so that `urgent` must be computed again.
     pub(super) stale: bool,
-    /// `Pieces::freed` when `urgent` was made.
+    /// `Pieces::freed` when `urgent` was computed.
     freed: u64,
-    /// What readers need, and what lies a little before them: `needed` is a part of it. Sorted.
+    /// Ranges of pieces that readers need, and the pieces just before their positions. Sorted; contains `needed`.
     pub(super) pins: Vec<Range<u32>>,
     pub(super) actions: VecDeque<Action>,
-    /// Nothing is fetched or given.
+    /// Nothing is fetched or served.
     pub(super) paused: bool,
-    /// Bytes that background fetching may still add.
+    /// Bytes that background fetching may still add to the store.
     pub(super) room: u64,
-    /// Connections allowed by what other torrents have.
+    /// Maximum number of connections that the other torrents leave to this one.
     pub(super) max_connections: usize,
-    /// What readers do: how long queues at peers may be follows from it.
+    /// The activity of readers, which decides how long the queues at peers may be.
     pub(super) phase: Phase,
-    /// Some peer may have work that it had not before.
+    /// There may be new work for some peer.
     pub(super) work: bool,
     next_tick: Instant,
     down: Meter,
@@ -70,16 +70,16 @@ pub struct Swarm {
     pub(super) downloaded: u64,
     uploaded: u64,
     pub(super) wasted: u64,
-    /// `Action::Completed` was sent or is not to be.
+    /// `Action::Completed` was sent, or must not be sent.
     pub(super) completed: bool,
 }
 
 impl Swarm {
-    /// A swarm that has the pieces `have`. Bits beyond the torrent are ignored.
+    /// Returns a swarm that has the pieces `have`. Bits beyond the torrent are ignored.
     pub fn new(config: Config, have: FixedBitSet, now: Instant) -> Self {
         let rng = SmallRng::seed_from_u64(config.seed);
         let mut config = config;
-        // Counts of peers are 16 bits wide.
+        // Peers are counted in 16 bits.
         config.max_peers = config.max_peers.min(usize::from(u16::MAX));
         let pieces = Pieces::new(config.lengths, &have);
         Self {
@@ -117,7 +117,7 @@ impl Swarm {
         }
     }
 
-    /// Something happened.
+    /// Handles an event.
     pub fn handle(&mut self, now: Instant, event: Event) {
         match event {
             Event::Tick => {}
@@ -164,53 +164,54 @@ impl Swarm {
         self.settle(now);
     }
 
-    /// What is to be done next, until `None`.
+    /// Returns the next thing to do, until `None`.
     pub fn poll(&mut self) -> Option<Action> {
         self.actions.pop_front()
     }
 
-    /// When `Event::Tick` is due, if nothing else happens before. `None`: never.
+    /// Returns when `Event::Tick` is due unless another event comes first; `None`: never.
     pub fn next_wakeup(&self) -> Option<Instant> {
         let idle = self.peers.is_empty() && self.addresses.dialing() == 0;
         if idle { self.addresses.next_due().map(|due| due.max(self.next_tick)) } else { Some(self.next_tick) }
     }
 
-    /// Every piece is had.
+    /// Returns whether we have every piece.
     pub fn complete(&self) -> bool {
         self.pieces.complete()
     }
 
-    /// Somebody reads, or did in the last few seconds.
+    /// Returns whether there was a read in the last few seconds.
     pub fn is_read(&self, now: Instant) -> bool {
         self.readers.is_active(now)
     }
 
-    /// A read waits.
+    /// Returns whether a read is blocked.
     pub fn is_blocked(&self) -> bool {
         self.readers.any_blocked()
     }
 
-    /// Connections, those being made included.
+    /// Returns the number of connections, including those being made.
     pub fn connections(&self) -> usize {
         self.peers.len() + self.addresses.dialing()
     }
 
-    /// Bytes that background fetching may still add, as it counts on: what `Event::Room` said, less what has come since.
+    /// Returns the bytes that background fetching may still add: those of the last `Event::Room`, less the pieces that
+    /// have arrived since.
     pub fn room(&self) -> u64 {
         self.room
     }
 
-    /// Bytes of the pieces under way.
+    /// Returns the bytes of unfinished pieces.
     pub fn partial_bytes(&self) -> u64 {
         self.pieces.partial_bytes()
     }
 
-    /// A handful of numbers for people.
+    /// Returns rates and counts, for people.
     pub fn stats(&self, now: Instant) -> Stats {
         Stats {
             peers: self.peers.len(),
             seeds: self.peers.values().filter(|peer| peer.is_seed()).count(),
-            have: self.pieces.had(),
+            have: self.pieces.have_count(),
             down_rate: self.down.rate(now) as u64,
             up_rate: self.up.rate(now) as u64,
             downloaded: self.downloaded,
@@ -224,7 +225,7 @@ impl Swarm {
         self.up.rate(now)
     }
 
-    /// A wanted block came: for the numbers.
+    /// Counts a wanted block that arrived.
     pub(super) fn count_download(&mut self, now: Instant, bytes: u32) {
         self.down.add(now, bytes.into());
         self.downloaded += u64::from(bytes);
@@ -243,7 +244,7 @@ impl Swarm {
         }
     }
 
-    /// What must not wait for an event.
+    /// Does the work that no event triggers, and sets the next time for it.
     fn tick(&mut self, now: Instant) {
         self.tick_connections(now);
         self.tick_exchange(now);
@@ -261,7 +262,7 @@ impl Swarm {
             };
     }
 
-    /// After every event: brings what is derived up to date and gives work to whoever has room for it.
+    /// Updates derived state after an event, and gives work to peers with room for it.
     pub(super) fn settle(&mut self, now: Instant) {
         if self.stale || self.freed != self.pieces.freed {
             self.refresh(now);
@@ -273,7 +274,7 @@ impl Swarm {
         self.dial_more(now);
     }
 
-    /// Makes the list of urgent pieces anew, and tells the pins if they changed.
+    /// Computes the urgent pieces again, and sends the pins if they have changed.
     pub(super) fn refresh(&mut self, now: Instant) {
         self.stale = false;
         self.freed = self.pieces.freed;
@@ -300,7 +301,7 @@ impl Swarm {
         };
     }
 
-    /// Checks every structure against the others. For tests; costs a walk over everything.
+    /// Checks every structure against the others, which costs a walk over everything. For tests.
     ///
     /// # Panics
     ///
@@ -324,12 +325,12 @@ impl Swarm {
         let mut asked = 0;
         for (key, peer) in &self.peers {
             peer.check();
-            let had = |piece: u32| peer.has(piece);
+            let has = |piece: u32| peer.has(piece);
             let all = 0..self.pieces.count();
-            assert_eq!(peer.has_count as usize, all.clone().filter(|piece| had(*piece)).count());
-            assert_eq!(peer.wanted as usize, all.filter(|piece| had(*piece) && !self.pieces.has(*piece)).count());
+            assert_eq!(peer.has_count as usize, all.clone().filter(|piece| has(*piece)).count());
+            assert_eq!(peer.wanted as usize, all.filter(|piece| has(*piece) && !self.pieces.has(*piece)).count());
             assert_eq!(matches!(peer.holding, Holding::All), peer.has_count == self.pieces.count());
-            assert_eq!(peer.we_interested, peer.wanted > 0, "interest is told");
+            assert_eq!(peer.we_interested, peer.wanted > 0, "interest was sent");
             let bytes: u64 = peer.asks.iter().map(|ask| u64::from(self.pieces.block_len(ask.id))).sum();
             assert_eq!(peer.pipeline.outstanding(), bytes);
             for ask in &peer.asks {

@@ -1,4 +1,4 @@
-//! What a peer says and asks. Everything in it is checked before it is believed.
+//! The core messages of peers (BEP 3, BEP 6). Every field is checked before it is used.
 
 use std::net::SocketAddr;
 use std::time::Instant;
@@ -12,9 +12,10 @@ use super::peer::{Holding, Peer};
 use crate::wire::{Message, Request, bitfield_from_wire};
 
 impl Swarm {
+    /// Handles a message.
     pub(super) fn message(&mut self, now: Instant, key: PeerKey, message: Message) {
         let Some(peer) = self.peers.get_mut(&key) else { return };
-        peer.last_heard = now;
+        peer.last_received = now;
         let opening = match message {
             Message::Extended { .. } | Message::KeepAlive | Message::Port(_) => peer.opening,
             _ => std::mem::take(&mut peer.opening),
@@ -33,7 +34,7 @@ impl Swarm {
                 let addr = SocketAddr::new(peer.addr.ip(), port);
                 self.actions.push_back(Action::AddDhtNode(addr));
             }
-            // Blocks come in through `block`.
+            // Blocks arrive through `block`.
             Message::Piece { .. } => {}
             Message::Choke => {
                 peer.choking_us = true;
@@ -53,7 +54,8 @@ impl Swarm {
                 self.fill_slots(now);
             }
             Message::Have(piece) => self.have(now, key, piece),
-            // A bitfield may come at any time, though BEP 3 puts it first: aria2 tells in one of what it got since.
+            // A bitfield may come at any time, although BEP 3 puts it first: aria2 sends one for the pieces that it got
+            // since.
             Message::HaveAll | Message::HaveNone if !opening => {
                 self.disconnect(
                     now,
@@ -62,24 +64,24 @@ impl Swarm {
                 );
             }
             Message::Bitfield(bytes) => match bitfield_from_wire(&bytes, self.pieces.count()) {
-                Ok(bits) => self.holds(now, key, bits),
+                Ok(bits) => self.have_many(now, key, bits),
                 Err(_) => self.disconnect(now, key, DisconnectReason::Protocol("a bitfield of the wrong length")),
             },
             Message::HaveAll => {
                 let mut bits = FixedBitSet::with_capacity(self.pieces.count() as usize);
                 bits.insert_range(..);
-                self.holds(now, key, bits);
+                self.have_many(now, key, bits);
             }
             Message::HaveNone => {}
             Message::Request(request) => self.requested(now, key, request),
             Message::Cancel(request) => self.request_cancelled(now, key, request),
             Message::Suggest(piece) if piece < self.pieces.count() => {
                 peer.suggest(piece);
-                peer.barren = None;
+                peer.exhausted_at = None;
             }
             Message::AllowedFast(piece) if piece < self.pieces.count() => {
                 peer.allow(piece);
-                peer.barren = None;
+                peer.exhausted_at = None;
                 self.refill(now, key);
             }
             Message::Suggest(_) | Message::AllowedFast(_) => {
@@ -89,6 +91,7 @@ impl Swarm {
         }
     }
 
+    /// Records that a peer has a piece.
     fn have(&mut self, now: Instant, key: PeerKey, piece: u32) {
         if piece >= self.pieces.count() {
             return self.disconnect(now, key, DisconnectReason::Protocol("a piece beyond the torrent"));
@@ -99,11 +102,11 @@ impl Swarm {
             return;
         }
         peer.has_count += 1;
-        peer.barren = None;
+        peer.exhausted_at = None;
         self.pieces.availability.raise(piece, &mut self.rng);
         if !self.pieces.has(piece) {
             peer.wanted += 1;
-            self.tell_interest(now, key);
+            self.update_interest(now, key);
         }
         self.super_seed_seen(now, key, piece);
         self.became_seed(now, key);
@@ -112,22 +115,22 @@ impl Swarm {
         }
     }
 
-    /// They have these, and what they said that they had before.
-    fn holds(&mut self, now: Instant, key: PeerKey, mut bits: FixedBitSet) {
+    /// Records that a peer has these pieces, in addition to those that it had before.
+    fn have_many(&mut self, now: Instant, key: PeerKey, mut bits: FixedBitSet) {
         let Some(peer) = self.peers.get_mut(&key) else { return };
         let Holding::Some(held) = &mut peer.holding else { return };
         bits.difference_with(held);
         if bits.is_clear() {
             return;
         }
-        peer.barren = None;
+        peer.exhausted_at = None;
         if bits.is_full() {
             peer.has_count = self.pieces.count();
-            peer.wanted = self.pieces.count() - self.pieces.had();
+            peer.wanted = self.pieces.count() - self.pieces.have_count();
             peer.holding = Holding::All;
             self.pieces.availability.seed_came();
-            self.tell_interest(now, key);
-            return self.leave_if_useless(now, key);
+            self.update_interest(now, key);
+            return self.disconnect_if_useless(now, key);
         }
         held.union_with(&bits);
         for piece in bits.ones() {
@@ -138,12 +141,12 @@ impl Swarm {
         if self.super_seed.is_some() {
             bits.ones().for_each(|piece| self.super_seed_seen(now, key, piece as u32));
         }
-        self.tell_interest(now, key);
+        self.update_interest(now, key);
         self.became_seed(now, key);
         self.refill(now, key);
     }
 
-    /// Counts a peer that now has everything as a seed.
+    /// Counts a peer as a seed if it now has everything.
     fn became_seed(&mut self, now: Instant, key: PeerKey) {
         let Some(peer) = self.peers.get_mut(&key) else { return };
         if peer.has_count < self.pieces.count() || peer.is_seed() {
@@ -154,27 +157,27 @@ impl Swarm {
             self.pieces.availability.lower(piece, &mut self.rng);
         }
         self.pieces.availability.seed_came();
-        self.leave_if_useless(now, key);
+        self.disconnect_if_useless(now, key);
     }
 
-    /// They will fetch nothing more, though they may not have everything (BEP 21).
-    pub(super) fn is_upload_only(&mut self, now: Instant, key: PeerKey) {
+    /// Records that a peer will fetch nothing more, although it may not have everything (BEP 21).
+    pub(super) fn set_upload_only(&mut self, now: Instant, key: PeerKey) {
         if let Some(peer) = self.peers.get_mut(&key) {
             peer.upload_only = true;
-            self.leave_if_useless(now, key);
+            self.disconnect_if_useless(now, key);
         }
     }
 
-    /// Two that have everything have nothing to say to each other.
-    pub(super) fn leave_if_useless(&mut self, now: Instant, key: PeerKey) {
-        let nothing_more = |peer: &Peer| peer.is_seed() || peer.upload_only;
-        if self.pieces.complete() && self.peers.get(&key).is_some_and(nothing_more) {
+    /// Closes the connection if neither side can want anything.
+    pub(super) fn disconnect_if_useless(&mut self, now: Instant, key: PeerKey) {
+        let wants_nothing = |peer: &Peer| peer.is_seed() || peer.upload_only;
+        if self.pieces.complete() && self.peers.get(&key).is_some_and(wants_nothing) {
             self.disconnect(now, key, DisconnectReason::Useless);
         }
     }
 
-    /// Says whether we want anything of them, if that changed.
-    pub(super) fn tell_interest(&mut self, now: Instant, key: PeerKey) {
+    /// Sends whether we want any piece of a peer, if that has changed.
+    pub(super) fn update_interest(&mut self, now: Instant, key: PeerKey) {
         let Some(peer) = self.peers.get_mut(&key) else { return };
         let interested = peer.wanted > 0;
         if interested != peer.we_interested {
@@ -183,6 +186,7 @@ impl Swarm {
         }
     }
 
+    /// Handles a peer's reject of a request.
     fn rejected(&mut self, now: Instant, key: PeerKey, request: Request) {
         let Some((id, _)) = self.pieces.block(request.piece, request.begin, request.length) else {
             return self.disconnect(now, key, DisconnectReason::Protocol("a reject of what we cannot have asked for"));
@@ -193,12 +197,12 @@ impl Swarm {
             if !peer.choking_us || peer.allowed.contains(&id.piece) {
                 peer.refuse(now, id.piece);
             }
-            peer.barren = None;
+            peer.exhausted_at = None;
             self.pieces.unask(id, key);
             self.abandon_solo(now, key, id.piece);
-        } else if peer.doubts.remove(&id).is_some() {
-            // Now it may be asked of them again.
-            peer.barren = None;
+        } else if peer.cancelled.remove(&id).is_some() {
+            // Now the block may be requested from it again.
+            peer.exhausted_at = None;
         }
         self.refill(now, key);
     }

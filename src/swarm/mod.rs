@@ -9,6 +9,37 @@
 //! After each [`Swarm::handle`] and [`Swarm::block`] the driver calls [`Swarm::poll`] until it returns `None`. A
 //! [`Resolver`], which fetches the metadata of a magnet link before there is a swarm, is driven in the same manner.
 //!
+//! ```
+//! use std::time::Instant;
+//!
+//! use fixedbitset::FixedBitSet;
+//! use torrentfs::metainfo::{InfoHash, Lengths};
+//! use torrentfs::swarm::{Action, Config, Direction, Event, NewPeer, PeerKey, PeerSource, Swarm};
+//! use torrentfs::wire::{Message, PeerId};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let now = Instant::now();
+//! let config = Config::new(InfoHash([1; 20]), Lengths::new(1 << 20, 1 << 18)?, PeerId(*b"-TF0100-ours00000000"), 7);
+//! let mut swarm = Swarm::new(config, FixedBitSet::new(), now);
+//!
+//! // A tracker returned an address: the swarm connects to it.
+//! let addr = "192.0.2.7:6881".parse()?;
+//! swarm.handle(now, Event::PeersFound { addrs: vec![addr], source: PeerSource::Tracker });
+//! assert_eq!(swarm.poll(), Some(Action::Connect(addr)));
+//!
+//! // The peer has everything and unchokes us: the swarm requests blocks.
+//! let peer = PeerKey(1);
+//! let id = PeerId(*b"-XX0100-theirs000000");
+//! swarm.handle(now, Event::Connected(NewPeer::new(peer, addr, Direction::Outgoing, id)));
+//! swarm.handle(now, Event::Message(peer, Message::HaveAll));
+//! swarm.handle(now, Event::Message(peer, Message::Unchoke));
+//! let actions: Vec<Action> = std::iter::from_fn(|| swarm.poll()).collect();
+//! assert!(actions.contains(&Action::Send(peer, Message::Interested)));
+//! assert!(actions.iter().any(|action| matches!(action, Action::Send(_, Message::Request(_)))));
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # Map
 //!
 //! Imports point down this list.

@@ -1,6 +1,6 @@
-//! What the user says while it runs: on demand or all, pause, which pieces first and which not at all.
+//! Changes that the user makes at run time: on demand, pause, priorities.
 //!
-//! All of it concerns the background alone: what a reader needs is fetched whatever was said of its pieces. Only a
+//! On demand and priorities concern background fetching only: pieces that a reader needs are fetched in any case. A
 //! paused swarm fetches nothing at all.
 
 use std::time::Instant;
@@ -12,13 +12,13 @@ use super::event::PeerKey;
 use super::machine::Swarm;
 
 impl Swarm {
-    /// Fetches only what readers need from now on, or all again. What is asked for already comes.
+    /// Fetches only what readers need from now on, or everything again. Requests that are under way stay.
     pub(super) fn set_on_demand(&mut self, on_demand: bool) {
         self.config.on_demand = on_demand;
         self.work = true;
     }
 
-    /// Lets everybody go and calls nobody, or begins again.
+    /// Disconnects every peer and dials none, or resumes.
     pub(super) fn pause(&mut self, now: Instant, paused: bool) {
         self.paused = paused;
         let keys: Vec<PeerKey> = self.peers.keys().copied().collect();
@@ -27,12 +27,12 @@ impl Swarm {
         }
     }
 
-    /// Nothing is fetched or given.
+    /// Returns whether the swarm is paused.
     pub fn is_paused(&self) -> bool {
         self.paused
     }
 
-    /// From now on the background leaves out the pieces in `skip`, and fetches those in `high` before the rest.
+    /// Makes background fetching skip the pieces in `skip`, and fetch those in `high` before the rest.
     pub(super) fn prioritize(&mut self, skip: FixedBitSet, high: &FixedBitSet) {
         self.pieces.prioritize(skip, high, &mut self.rng);
         self.work = true;

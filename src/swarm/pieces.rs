@@ -1,7 +1,7 @@
-//! Every piece's state, and the blocks of those under way.
+//! The state of every piece, and the blocks of unfinished pieces.
 //!
-//! A piece is in exactly one state. `Missing` pieces that are not to be skipped, and only they, are enrolled in the
-//! availability order, while there are peers; `Partial` and `Checking` ones, and only they, have an entry in `partials`.
+//! A piece is in exactly one state. While there are peers, exactly the `Missing` pieces that are not skipped are
+//! enrolled in the availability order. Exactly the `Partial` and `Checking` pieces have an entry in `partials`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -14,7 +14,7 @@ use super::event::PeerKey;
 use crate::metainfo::{BLOCK_LEN, Block, Lengths};
 use crate::wire::{PeerId, Request};
 
-/// One block, within the torrent by construction: from [`Pieces::block`] or a walk over a partial's slots.
+/// One block, within the torrent by construction: made by [`Pieces::block`] or from the slots of a partial piece.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) struct BlockId {
     pub(super) piece: u32,
@@ -23,28 +23,28 @@ pub(super) struct BlockId {
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum State {
-    /// Nothing of it is here.
+    /// No block is here or requested.
     Missing,
-    /// Some blocks are asked for or here.
+    /// Some blocks are requested or here.
     Partial,
-    /// All blocks are here; its hash is being computed.
+    /// All blocks are here, and its hash is being computed.
     Checking,
-    /// In the store.
+    /// The piece is in the store.
     Have,
 }
 
 /// One block of a partial piece.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Slot {
-    /// To be asked for.
+    /// Not requested.
     Free,
-    /// Asked of one peer, or of two.
+    /// Requested from one peer, or from two.
     Asked(PeerKey, Option<PeerKey>),
-    /// Here, from this one of the partial's contributors.
+    /// Here; the sender is an index into the contributors.
     Received(u16),
 }
 
-/// Who sent a block; outlives the connection, so that a liar is found after it has left.
+/// The sender of a block. Outlives the connection, so that a liar is found after it has left.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Contributor {
     pub(super) peer: PeerKey,
@@ -55,21 +55,21 @@ pub(super) struct Contributor {
 #[derive(Debug)]
 pub(super) struct Partial {
     pub(super) slots: Vec<Slot>,
-    /// Slots that are `Free`.
+    /// Number of slots that are `Free`.
     pub(super) free: u32,
-    /// Slots that are `Received`.
+    /// Number of slots that are `Received`.
     pub(super) received: u32,
     /// No slot before this one is `Free`.
     hint: u32,
     pub(super) contributors: Vec<Contributor>,
-    /// The peer that fetches it in the background; with `solo`, the only one that may.
+    /// The peer that fetches the piece in the background; with `solo`, the only one that may.
     pub(super) owner: Option<PeerKey>,
-    /// It failed its hash before: one peer alone is to deliver it, so that it is clear who lies.
+    /// The piece failed its hash before: only the owner may deliver it, so that a liar is identified.
     pub(super) solo: bool,
 }
 
 impl Partial {
-    /// The free blocks, lowest first.
+    /// Returns the free blocks, lowest first.
     pub(super) fn free_blocks(&self) -> impl Iterator<Item = u32> + '_ {
         let from = self.hint as usize;
         let slots = if self.free == 0 { &[] } else { &self.slots[from..] };
@@ -77,12 +77,12 @@ impl Partial {
     }
 }
 
-/// What became of a block that came.
+/// The outcome of a block that arrived.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Receipt {
-    /// Not wanted (any more).
+    /// The block is not wanted, or not any more.
     Useless,
-    /// Wanted. `others` were asked for it as well; with `full` the piece is now `Checking`.
+    /// The block is wanted. `others` were requested to send it, too; with `full` the piece is now `Checking`.
     Wanted { others: [Option<PeerKey>; 2], full: bool },
 }
 
@@ -94,24 +94,24 @@ pub(super) struct Pieces {
     /// Partial pieces with a free block.
     open: BTreeSet<u32>,
     pub(super) availability: Availability,
-    /// Not for background fetching.
+    /// Pieces that background fetching skips.
     skipped: FixedBitSet,
-    /// For it before all others.
+    /// Pieces that background fetching prefers.
     high: FixedBitSet,
-    /// Of them, those to be begun.
-    urged: BTreeSet<u32>,
+    /// Those of `high` that are missing.
+    preferred: BTreeSet<u32>,
     have: u32,
-    /// How many are missing and not to be skipped.
+    /// Number of pieces that are missing and not skipped.
     to_begin: u32,
     /// Bytes of the partial and checking pieces.
     partial_bytes: u64,
-    /// Counts the times that a block became free: a peer for which there was nothing need not look again before.
+    /// Incremented when a block becomes free: a peer for which there was nothing to fetch need not look again before.
     pub(super) freed: u64,
 }
 
 impl Pieces {
-    pub(super) fn new(lengths: Lengths, had: &FixedBitSet) -> Self {
-        let has = |piece: u32| had.contains(piece as usize);
+    pub(super) fn new(lengths: Lengths, have: &FixedBitSet) -> Self {
+        let has = |piece: u32| have.contains(piece as usize);
         let state: Vec<State> =
             (0..lengths.pieces()).map(|piece| if has(piece) { State::Have } else { State::Missing }).collect();
         let have = state.iter().filter(|state| **state == State::Have).count() as u32;
@@ -123,7 +123,7 @@ impl Pieces {
             state,
             skipped: FixedBitSet::new(),
             high: FixedBitSet::new(),
-            urged: BTreeSet::new(),
+            preferred: BTreeSet::new(),
             partials: BTreeMap::new(),
             open: BTreeSet::new(),
             partial_bytes: 0,
@@ -143,7 +143,7 @@ impl Pieces {
         self.state(piece) == State::Have
     }
 
-    pub(super) fn had(&self) -> u32 {
+    pub(super) fn have_count(&self) -> u32 {
         self.have
     }
 
@@ -151,7 +151,7 @@ impl Pieces {
         self.have == self.count()
     }
 
-    /// The pieces had, as a set.
+    /// Returns the pieces that we have.
     pub(super) fn bitfield(&self) -> FixedBitSet {
         let mut bits = FixedBitSet::with_capacity(self.state.len());
         for (piece, state) in self.state.iter().enumerate() {
@@ -168,12 +168,12 @@ impl Pieces {
         self.partials.get_mut(&piece)
     }
 
-    /// Partial and checking pieces.
+    /// Returns the partial and checking pieces.
     pub(super) fn partials(&self) -> impl Iterator<Item = (u32, &Partial)> {
         self.partials.iter().map(|(piece, partial)| (*piece, partial))
     }
 
-    /// Partial pieces with a free block.
+    /// Returns the partial pieces with a free block.
     pub(super) fn open(&self) -> &BTreeSet<u32> {
         &self.open
     }
@@ -182,17 +182,17 @@ impl Pieces {
         self.partial_bytes
     }
 
-    /// Bytes in this piece.
+    /// Returns the length of a piece in bytes.
     pub(super) fn len_of(&self, piece: u32) -> u32 {
         self.lengths.piece(piece).map_or(0, |piece| self.lengths.len_of(piece))
     }
 
-    /// Blocks in this piece.
+    /// Returns the number of blocks in a piece.
     pub(super) fn blocks_in(&self, piece: u32) -> u32 {
         self.lengths.piece(piece).map_or(0, |piece| self.lengths.blocks_in(piece))
     }
 
-    /// The block as asked for on the wire.
+    /// Returns the request for a block.
     pub(super) fn request(&self, id: BlockId) -> Request {
         let block = self.lengths.piece(id.piece).and_then(|piece| self.lengths.block_of(piece, id.block));
         debug_assert!(block.is_some(), "no such block: {id:?}");
@@ -201,24 +201,24 @@ impl Pieces {
         Request { piece: id.piece, begin, length }
     }
 
-    /// Bytes in this block.
+    /// Returns the length of a block in bytes.
     pub(super) fn block_len(&self, id: BlockId) -> u32 {
         self.request(id).length
     }
 
-    /// Checks a block from the wire.
+    /// Returns the block that a message names; `None` if there is no such block.
     pub(super) fn block(&self, piece: u32, begin: u32, length: u32) -> Option<(BlockId, Block)> {
         let block = self.lengths.block(piece, begin, length)?;
         Some((BlockId { piece, block: block.index.get() }, block))
     }
 
-    /// `Missing` → `Partial`.
+    /// Starts a piece: `Missing` → `Partial`.
     pub(super) fn begin(&mut self, piece: u32, owner: Option<PeerKey>, solo: bool) {
         debug_assert_eq!(self.state(piece), State::Missing);
         if self.availability.is_enrolled(piece) {
             self.availability.withdraw(piece);
         }
-        self.urged.remove(&piece);
+        self.preferred.remove(&piece);
         self.to_begin -= u32::from(self.is_to_begin(piece));
         self.state[piece as usize] = State::Partial;
         let blocks = self.blocks_in(piece);
@@ -236,7 +236,7 @@ impl Pieces {
         self.partial_bytes += u64::from(self.len_of(piece));
     }
 
-    /// `peer` is asked for a block that is free, or asked of one other peer.
+    /// Records that a block, which is free or requested from one other peer, is requested from `peer`.
     pub(super) fn ask(&mut self, id: BlockId, peer: PeerKey) {
         let Some(partial) = self.partials.get_mut(&id.piece) else { return };
         let slot = &mut partial.slots[id.block as usize];
@@ -256,7 +256,7 @@ impl Pieces {
         }
     }
 
-    /// `peer` will not send that block.
+    /// Records that a block is no longer requested from `peer`.
     pub(super) fn unask(&mut self, id: BlockId, peer: PeerKey) {
         let Some(partial) = self.partials.get_mut(&id.piece) else { return };
         let slot = &mut partial.slots[id.block as usize];
@@ -274,7 +274,7 @@ impl Pieces {
         };
     }
 
-    /// A block came from `from`.
+    /// Records that a block arrived.
     pub(super) fn receive(&mut self, id: BlockId, from: Contributor) -> Receipt {
         let Some(partial) = self.partials.get_mut(&id.piece) else { return Receipt::Useless };
         let slot = &mut partial.slots[id.block as usize];
@@ -296,7 +296,7 @@ impl Pieces {
             partial.contributors.push(from);
             partial.contributors.len() - 1
         });
-        // At most one contributor a block, and a piece has at most 8,192 blocks.
+        // A piece has at most 8,192 blocks, and each has at most one contributor.
         *slot = Slot::Received(index as u16);
         partial.received += 1;
         let full = partial.received as usize == partial.slots.len();
@@ -306,7 +306,7 @@ impl Pieces {
         Receipt::Wanted { others, full }
     }
 
-    /// Takes back every block received from whom `distrusted` says. How many bytes that were.
+    /// Frees every block received from a contributor for which `distrusted` is true. Returns how many bytes they had.
     pub(super) fn distrust(&mut self, distrusted: impl Fn(&Contributor) -> bool) -> u64 {
         let mut bytes = 0;
         for (piece, partial) in &mut self.partials {
@@ -328,7 +328,7 @@ impl Pieces {
         bytes
     }
 
-    /// `Checking` → `Have`. Its partial, for the question of who sent what.
+    /// Finishes a piece: `Checking` → `Have`. Returns its partial, which names the senders of its blocks.
     pub(super) fn finish(&mut self, piece: u32) -> Option<Partial> {
         debug_assert_eq!(self.state(piece), State::Checking);
         self.state[piece as usize] = State::Have;
@@ -336,14 +336,14 @@ impl Pieces {
         self.forget(piece)
     }
 
-    /// `Partial` or `Checking` → `Missing`. Whoever was asked for its blocks is for the caller to tell.
+    /// Abandons a piece: `Partial` or `Checking` → `Missing`. Cancelling requests is left to the caller.
     pub(super) fn abandon(&mut self, piece: u32, rng: &mut SmallRng) -> Option<Partial> {
         let partial = self.forget(piece)?;
         self.lose(piece, rng);
         Some(partial)
     }
 
-    /// `Have` → `Missing`. False if it was not had.
+    /// Drops a piece: `Have` → `Missing`. Returns false if we did not have it.
     pub(super) fn evict(&mut self, piece: u32, rng: &mut SmallRng) -> bool {
         if !self.has(piece) {
             return false;
@@ -353,7 +353,7 @@ impl Pieces {
         true
     }
 
-    /// It is missing, and may be begun unless it is to be skipped.
+    /// Makes a piece missing, and enrolls it unless it is skipped.
     fn lose(&mut self, piece: u32, rng: &mut SmallRng) {
         self.state[piece as usize] = State::Missing;
         self.freed += 1;
@@ -361,50 +361,50 @@ impl Pieces {
             self.to_begin += 1;
             self.availability.enroll(piece, rng);
             if self.high.contains(piece as usize) {
-                self.urged.insert(piece);
+                self.preferred.insert(piece);
             }
         }
     }
 
-    /// Missing, and not to be skipped: background fetching may begin it.
+    /// Returns whether background fetching may start a piece: it is missing and not skipped.
     pub(super) fn is_to_begin(&self, piece: u32) -> bool {
         self.state(piece) == State::Missing && !self.skipped.contains(piece as usize)
     }
 
-    /// How many of these there are.
+    /// Returns the number of pieces that background fetching may start.
     pub(super) fn to_begin(&self) -> u32 {
         self.to_begin
     }
 
-    /// The first peer comes: from now on it is counted who has what.
+    /// Starts to count which pieces peers have, because the first peer has connected.
     pub(super) fn wake(&mut self, rng: &mut SmallRng) {
         let missing = (0..self.count()).filter(|piece| self.is_to_begin(*piece));
         self.availability = Availability::awake(self.count(), missing, rng);
     }
 
-    /// The last has left.
+    /// Stops to count, because the last peer has left.
     pub(super) fn sleep(&mut self) {
         self.availability = Availability::default();
     }
 
-    /// Pieces to be begun before all others.
-    pub(super) fn urged(&self) -> &BTreeSet<u32> {
-        &self.urged
+    /// Returns the missing pieces that background fetching prefers.
+    pub(super) fn preferred(&self) -> &BTreeSet<u32> {
+        &self.preferred
     }
 
-    /// Pieces that background fetching leaves out.
+    /// Returns the pieces that background fetching skips.
     pub(super) fn skipped(&self) -> &FixedBitSet {
         &self.skipped
     }
 
-    /// Replaces what is known of the order in which pieces are wanted. Walks over all pieces.
+    /// Replaces the pieces to skip and those to prefer. Walks over all pieces.
     pub(super) fn prioritize(&mut self, skipped: FixedBitSet, high: &FixedBitSet, rng: &mut SmallRng) {
         self.skipped = skipped;
         self.high.clone_from(high);
         self.high.difference_with(&self.skipped);
         let enrolled: Vec<u32> = (0..self.count()).filter(|piece| self.is_to_begin(*piece)).collect();
         self.to_begin = enrolled.len() as u32;
-        self.urged = enrolled.iter().copied().filter(|piece| self.high.contains(*piece as usize)).collect();
+        self.preferred = enrolled.iter().copied().filter(|piece| self.high.contains(*piece as usize)).collect();
         self.availability.enroll_only(enrolled, rng);
         self.freed += 1;
     }
@@ -416,7 +416,7 @@ impl Pieces {
         Some(partial)
     }
 
-    /// Checks everything against a recount; for tests.
+    /// Checks everything against a recount. For tests.
     pub(super) fn check(&self) {
         let mut bytes = 0;
         for piece in 0..self.count() {
@@ -445,8 +445,8 @@ impl Pieces {
         }
         assert_eq!(self.partial_bytes, bytes);
         assert_eq!(self.to_begin as usize, (0..self.count()).filter(|piece| self.is_to_begin(*piece)).count());
-        let urged = |piece: &u32| self.is_to_begin(*piece) && self.high.contains(*piece as usize);
-        assert_eq!(self.urged, (0..self.count()).filter(urged).collect());
+        let preferred = |piece: &u32| self.is_to_begin(*piece) && self.high.contains(*piece as usize);
+        assert_eq!(self.preferred, (0..self.count()).filter(preferred).collect());
         assert_eq!(self.have as usize, self.state.iter().filter(|state| **state == State::Have).count());
     }
 }

@@ -15,7 +15,7 @@
 //!
 //! | constant | half | double |
 //! |---|---|---|
-//! | `filling_queue` | – | swarm flash crowd +7 %, crowd fill -6 % |
+//! | `filling_queue` | – | swarm flash crowd +7 % |
 //! | `reading_queue` | home seek p90 -7 %, far seek p50 -4 % | home seek p50 +9 %, home first +8 % |
 //! | `due_queue` | crowd 4MiB +47 %, crowd start +47 % | crowd first +21 %, far seek p90 +5 % |
 //! | `min_window` | crowd first -8 %, far first +6 % | crowd seek p90 +48 %, crowd first +32 % |
@@ -68,7 +68,7 @@ impl Need {
     }
 }
 
-/// What the swarm's readers are doing.
+/// The activity of the swarm's readers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Phase {
     /// Nobody has read for [`Policy::patience`].
@@ -158,7 +158,7 @@ impl Default for Policy {
     fn default() -> Self {
         const BLOCK: u64 = crate::metainfo::BLOCK_LEN as u64;
         Self {
-            filling_queue: Duration::from_millis(400),
+            filling_queue: Duration::from_millis(200),
             reading_queue: Duration::from_millis(50),
             due_queue: Duration::from_millis(250),
             min_window: 3 * BLOCK,

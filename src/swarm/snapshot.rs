@@ -1,5 +1,5 @@
-//! What a swarm looks like at one moment, for people: costs one walk over peers, blocked reads and what is under way,
-//! and is made only when somebody asks.
+//! The state of a swarm at one moment, for people. Made on request only, because it costs a walk over peers, blocked
+//! reads and unfinished pieces.
 
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -13,7 +13,7 @@ use super::pieces::{Partial, State};
 use super::stats::Stats;
 use crate::wire::PeerId;
 
-/// Pieces told of one blocked read.
+/// Maximum number of pieces listed for one blocked read.
 const MAX_AWAITED: usize = 64;
 
 /// A swarm at one moment.
@@ -23,34 +23,35 @@ pub struct Snapshot {
     pub stats: Stats,
     /// Fetch only what readers need.
     pub on_demand: bool,
-    /// Nothing is fetched or given.
+    /// Nothing is fetched or served.
     pub paused: bool,
     /// Others are served.
     pub serving: bool,
     /// Every connection, the oldest first.
     pub peers: Vec<PeerSnapshot>,
-    /// The pieces had.
+    /// The pieces that we have.
     pub have: FixedBitSet,
-    /// The pieces under way.
+    /// The unfinished pieces.
     pub partial: Vec<PartialSnapshot>,
-    /// Pieces that background fetching leaves out.
+    /// Pieces that background fetching skips.
     pub skipped: FixedBitSet,
-    /// Missing pieces that background fetching may begin, or goes on with: 0 when all that is wanted is had.
+    /// Number of pieces that background fetching may start or has started; 0 if we have every piece that is not
+    /// skipped.
     pub to_fetch: u32,
     /// Open files that have been read.
     pub readers: Vec<ReaderSnapshot>,
-    /// Blocked reads, the longest first.
+    /// Blocked reads, the one that waits longest first.
     pub waits: Vec<WaitSnapshot>,
 }
 
 /// One connection.
 #[derive(Clone, Debug)]
 pub struct PeerSnapshot {
-    /// Its name.
+    /// The connection.
     pub key: PeerKey,
     /// Its remote end.
     pub addr: SocketAddr,
-    /// Who opened it.
+    /// The side that opened it.
     pub direction: Direction,
     /// Where its address came from.
     pub source: PeerSource,
@@ -58,78 +59,78 @@ pub struct PeerSnapshot {
     pub id: PeerId,
     /// The client and its version as its extension handshake states them, made printable.
     pub client: Option<String>,
-    /// Pieces that they have.
+    /// Number of pieces that the peer has.
     pub has: u32,
-    /// They choke us.
+    /// The peer chokes us.
     pub choking_us: bool,
-    /// We want something of theirs.
+    /// We want pieces of the peer.
     pub we_interested: bool,
-    /// We choke them.
+    /// We choke the peer.
     pub we_choke: bool,
-    /// They want something of ours.
+    /// The peer wants pieces of ours.
     pub interested_in_us: bool,
-    /// They stopped answering.
+    /// The peer has stopped answering requests.
     pub snubbed: bool,
-    /// Blocks asked for and not yet here.
+    /// Number of blocks requested and not yet received.
     pub asked: usize,
-    /// Bytes a second from them.
+    /// Bytes per second received from the peer.
     pub down_rate: u64,
-    /// Bytes a second to them.
+    /// Bytes per second sent to the peer.
     pub up_rate: u64,
-    /// Wanted bytes from them.
+    /// Wanted bytes received from the peer.
     pub downloaded: u64,
-    /// Bytes to them.
+    /// Bytes sent to the peer.
     pub uploaded: u64,
-    /// For how long it has been connected.
+    /// Age of the connection.
     pub connected: Duration,
 }
 
-/// A piece under way.
+/// An unfinished piece.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PartialSnapshot {
     /// Its number.
     pub piece: u32,
-    /// Blocks that are here.
+    /// Number of blocks that are here.
     pub received: u32,
-    /// Blocks in it.
+    /// Number of blocks in the piece.
     pub blocks: u32,
 }
 
 /// An open file.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ReaderSnapshot {
-    /// Where it reads, and what it will need soon, counted in the torrent.
+    /// The bytes that it will need soon, as bytes of the torrent.
     pub window: Range<u64>,
 }
 
 /// A blocked read.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct WaitSnapshot {
-    /// What is read, counted in the torrent.
+    /// The bytes read, as bytes of the torrent.
     pub bytes: Range<u64>,
-    /// For how long it has been waiting.
+    /// How long it has been waiting.
     pub since: Duration,
-    /// The pieces that it lacks, the first ones of them.
+    /// The first of the missing pieces that it waits for.
     pub pieces: Vec<AwaitedPiece>,
 }
 
-/// A piece that a read waits for.
+/// A piece that a blocked read waits for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct AwaitedPiece {
     /// Its number.
     pub piece: u32,
-    /// Peers that have it.
+    /// Number of peers that have it.
     pub peers: u32,
-    /// Of them, those that would serve us now.
+    /// Number of those peers that would serve us now.
     pub serving: u32,
-    /// Blocks that are here.
+    /// Number of blocks that are here.
     pub received: u32,
-    /// Blocks in it.
+    /// Number of blocks in the piece.
     pub blocks: u32,
 }
 
 impl Swarm {
-    /// What it looks like now.
+    /// Returns the state of the swarm at this moment.
     pub fn snapshot(&self, now: Instant) -> Snapshot {
         let peers = self.peers.iter().map(|(key, peer)| PeerSnapshot {
             key: *key,
@@ -166,7 +167,7 @@ impl Swarm {
             peers: peers.collect(),
             have: self.pieces.bitfield(),
             skipped: self.pieces.skipped().clone(),
-            // As many as there are pieces at most.
+            // At most the number of pieces, which has 32 bits.
             to_fetch: self.pieces.to_begin() + partial.len() as u32,
             partial,
             readers: self.readers.windows().map(|window| ReaderSnapshot { window }).collect(),

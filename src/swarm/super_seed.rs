@@ -105,8 +105,8 @@ impl SuperSeed {
         availability.seeds() > 0 || (0..self.count()).all(|piece| availability.of(piece) > 0)
     }
 
-    /// Chooses a piece to offer to a peer, of those that it lacks the one that is rarest and least offered. `None` if it
-    /// has enough offers.
+    /// Chooses a piece to offer to a peer, of those that it lacks the one that is rarest and least offered. `None` if
+    /// it has enough offers.
     pub(super) fn next_offer(
         &mut self,
         rng: &mut SmallRng,

@@ -1,14 +1,15 @@
-//! What one peer asked of us: a bounded queue, of which a few blocks at a time are handed to the driver.
+//! The requests of one peer: a bounded queue, from which a few at a time are handed to the driver.
 
 use std::collections::VecDeque;
 
 use crate::wire::Request;
 
-/// Requests queued for one peer at most (what libtorrent allows by default).
+/// Maximum number of requests queued for one peer (libtorrent's default).
 pub(super) const MAX_QUEUE: usize = 512;
-/// Blocks handed to the driver and not yet sent, for one peer at most.
+/// Maximum number of blocks of one peer that the driver has and has not sent: a peer that reads slowly must not fill
+/// memory.
 const MAX_IN_FLIGHT: usize = 16;
-/// The longest block served, in bytes; some clients ask for more than 16 KiB.
+/// Maximum length of a block that we serve, in bytes; some clients request more than 16 KiB.
 pub(super) const MAX_LENGTH: u32 = 128 * 1024;
 
 #[derive(Debug, Default)]
@@ -18,7 +19,7 @@ pub(super) struct Uploads {
 }
 
 impl Uploads {
-    /// False if the queue is full. What is asked for twice is queued once.
+    /// Queues a request, once. Returns false if the queue is full.
     pub(super) fn push(&mut self, request: Request) -> bool {
         if self.queue.contains(&request) || self.in_flight.contains(&request) {
             return true;
@@ -30,7 +31,7 @@ impl Uploads {
         true
     }
 
-    /// The next one to hand to the driver, if it may have another.
+    /// Returns the next request to hand to the driver, if it may have another.
     pub(super) fn next(&mut self) -> Option<Request> {
         if self.in_flight.len() >= MAX_IN_FLIGHT {
             return None;
@@ -40,19 +41,19 @@ impl Uploads {
         Some(request)
     }
 
-    /// The driver answered. False if it was never given that one.
+    /// Records that the driver has answered. Returns false if it was not given that request.
     pub(super) fn done(&mut self, request: Request) -> bool {
         let at = self.in_flight.iter().position(|other| *other == request);
         at.map(|at| self.in_flight.swap_remove(at)).is_some()
     }
 
-    /// Whether it was queued, and now is not. What the driver has is sent.
+    /// Removes a request, and returns whether it was queued. A block that the driver has is sent all the same.
     pub(super) fn cancel(&mut self, request: Request) -> bool {
         let at = self.queue.iter().position(|other| *other == request);
         at.and_then(|at| self.queue.remove(at)).is_some()
     }
 
-    /// Empties the queue, but for what `keep` says.
+    /// Removes the requests for which `keep` is false, and returns them.
     pub(super) fn clear(&mut self, keep: impl Fn(&Request) -> bool) -> Vec<Request> {
         let (kept, gone) = self.queue.drain(..).partition(keep);
         self.queue = kept;
@@ -77,7 +78,7 @@ mod tests {
         assert!(uploads.push(request(3)), "already queued");
         let given: Vec<_> = std::iter::from_fn(|| uploads.next()).collect();
         assert_eq!(given.len(), MAX_IN_FLIGHT);
-        assert!(!uploads.cancel(given[0]), "the driver has it");
+        assert!(!uploads.cancel(given[0]), "the driver has it already");
         assert!(uploads.cancel(request(100)));
         assert!(uploads.done(given[0]) && !uploads.done(given[0]));
         assert_eq!(uploads.next(), Some(request(16)));

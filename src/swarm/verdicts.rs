@@ -1,4 +1,4 @@
-//! Checked and evicted pieces, and what follows: telling others, finding liars.
+//! Checked and evicted pieces, and the consequences: announcing them, banning liars.
 
 use std::net::SocketAddr;
 use std::time::Instant;
@@ -11,7 +11,7 @@ use crate::metainfo::BlockIndex;
 use crate::wire::{Message, PeerId};
 
 impl Swarm {
-    /// The driver checked a piece.
+    /// Handles the result of checking a piece.
     pub(super) fn checked(&mut self, now: Instant, piece: u32, good: bool, bad: &[BlockIndex], digests: Vec<u64>) {
         if piece >= self.pieces.count() || self.pieces.state(piece) != State::Checking {
             return;
@@ -26,7 +26,7 @@ impl Swarm {
         }
         self.pieces.finish(piece);
         self.room = self.room.saturating_sub(len);
-        self.tell_have(now, piece);
+        self.announce_have(now, piece);
         if self.blame.suspects(piece) {
             let liars = self.blame.good(piece, &digests);
             self.ban(now, &liars);
@@ -37,22 +37,23 @@ impl Swarm {
             }
             let peers: Vec<PeerKey> = self.peers.keys().copied().collect();
             for key in peers {
-                self.leave_if_useless(now, key);
+                self.disconnect_if_useless(now, key);
             }
         }
-        // Room for another partial piece.
+        // There is room for another partial piece.
         self.work = true;
     }
 
-    /// We have a piece. Everybody but seeds is told, those that have it too: how else would they know when we are one?
-    fn tell_have(&mut self, now: Instant, piece: u32) {
+    /// Announces that we have a piece to every peer but seeds; also to those that have it, so that they notice when we
+    /// become a seed.
+    fn announce_have(&mut self, now: Instant, piece: u32) {
         let peers: Vec<PeerKey> = self.peers.keys().copied().collect();
         for key in peers {
             let Some(peer) = self.peers.get_mut(&key) else { continue };
             let (has, seed) = (peer.has(piece), peer.is_seed());
             peer.wanted -= u32::from(has);
             if has {
-                self.tell_interest(now, key);
+                self.update_interest(now, key);
             }
             if !seed {
                 self.send(now, key, Message::Have(piece));
@@ -60,7 +61,7 @@ impl Swarm {
         }
     }
 
-    /// The store dropped a piece.
+    /// Handles a piece that the store dropped.
     pub(super) fn evicted(&mut self, now: Instant, piece: u32) {
         if piece >= self.pieces.count() || !self.pieces.evict(piece, &mut self.rng) {
             return;
@@ -70,14 +71,14 @@ impl Swarm {
         for key in peers {
             if let Some(peer) = self.peers.get_mut(&key) {
                 peer.wanted += 1;
-                self.tell_interest(now, key);
+                self.update_interest(now, key);
             }
         }
     }
 
-    /// Refuses liars, and takes back whatever else they sent that was not checked yet.
+    /// Bans liars, and drops everything else that they sent and that has not been checked.
     fn ban(&mut self, now: Instant, liars: &[Contributor]) {
-        // Anybody can take an honest peer's id: it counts together with where it came from.
+        // Anybody can copy the id of an honest peer, so it counts only together with the IP address.
         let same = |liar: &Contributor, addr: SocketAddr, id: PeerId| {
             addr == liar.addr || id == liar.id && addr.ip() == liar.addr.ip()
         };

@@ -7,9 +7,9 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{DEFAULT_PORT, StartError};
 
-/// Length of the kernel's queue of connections to accept: a second's worth at a thousand requests per second.
+/// Length of the kernel's queue of connections to accept. In a longer burst, the kernel drops connection attempts.
 const BACKLOG: i32 = 1024;
-/// Receive buffer of a UDP socket in bytes, for bursts of some ten thousand announces. The kernel may allow less.
+/// Receive buffer of a UDP socket in bytes, for bursts of some thousand announces. The kernel may allow less.
 const RECEIVE_BUFFER: usize = 4 << 20;
 /// Attempts to find a port that is free for both TCP and UDP.
 const TRIES: usize = 20;

@@ -8,7 +8,7 @@ use super::response::PeerFormat;
 use super::table::{Announce, Event};
 use crate::metainfo::InfoHash;
 
-/// Number of peers in a response if the client names none, the value that BEP 3 gives as typical.
+/// Number of peers in a response if the client asks for no number, as in other trackers.
 pub(super) const DEFAULT_WANT: usize = 50;
 /// Largest number of torrents in one scrape, the limit of BEP 15, which applies here to HTTP as well.
 pub(super) const MAX_SCRAPE: usize = 74;

@@ -191,7 +191,7 @@ impl Connections {
         // Cannot fail after `room`, since only the accept loop takes permits.
         let Ok(permit) = self.permits.clone().try_acquire_owned() else { return };
         self.tasks.spawn(async move {
-            let io = TokioIo::new(StallGuard { stream: Box::pin(stream), stalled: None });
+            let io = TokioIo::new(WriteTimeout { stream: Box::pin(stream), stalled: None });
             let served = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEADER_TIMEOUT)
@@ -207,12 +207,12 @@ impl Connections {
 }
 
 /// A stream whose writes fail with a time-out if the other end accepts nothing for [`STALL_TIMEOUT`].
-struct StallGuard<S> {
+struct WriteTimeout<S> {
     stream: Pin<Box<S>>,
     stalled: Option<Pin<Box<Sleep>>>,
 }
 
-impl<S> StallGuard<S> {
+impl<S> WriteTimeout<S> {
     /// Returns a write's result, or an error if writes have been pending for too long.
     fn check<T>(&mut self, cx: &mut Context<'_>, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if result.is_ready() {
@@ -227,7 +227,7 @@ impl<S> StallGuard<S> {
     }
 }
 
-impl<S: AsyncRead> AsyncRead for StallGuard<S> {
+impl<S: AsyncRead> AsyncRead for WriteTimeout<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         // No limit here: hyper limits the time for headers and the handlers that for bodies. In between, a client that
         // waits for a long response has nothing to send.
@@ -235,7 +235,7 @@ impl<S: AsyncRead> AsyncRead for StallGuard<S> {
     }
 }
 
-impl<S: AsyncWrite> AsyncWrite for StallGuard<S> {
+impl<S: AsyncWrite> AsyncWrite for WriteTimeout<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let result = self.stream.as_mut().poll_write(cx, bytes);
         self.check(cx, result)

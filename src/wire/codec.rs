@@ -24,6 +24,7 @@ const MAX_UNKNOWN_LEN: u32 = 1 << 20;
 /// Length of the length prefix, in bytes.
 const PREFIX_LEN: usize = 4;
 
+/// Kinds of messages on the wire.
 mod id {
     pub const CHOKE: u8 = 0;
     pub const UNCHOKE: u8 = 1;

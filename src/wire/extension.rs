@@ -10,6 +10,7 @@ use serde_bytes::ByteBuf;
 
 use super::error::WireError;
 use crate::metainfo::bencode::{self, Field, Limits, Shape, dict};
+use crate::util::printable_name;
 
 /// Limit on a peer's extensions; further ones are ignored. Clients have about ten.
 const MAX_EXTENSIONS: usize = 64;
@@ -117,7 +118,7 @@ impl ExtensionHandshake {
             .ok_or_else(|| bencode::BencodeError::Kind("the extension handshake is not a dictionary".into()))?;
         Ok(Self {
             extensions: raw.extensions.ok().map(|Extensions(map)| map).unwrap_or_default(),
-            client: raw.client.ok().map(|name| client_name(&name)).filter(|name| !name.is_empty()),
+            client: raw.client.ok().map(|name| printable_name(&name, MAX_CLIENT_LEN)).filter(|name| !name.is_empty()),
             port: number(raw.port).filter(|port| *port != 0),
             request_queue: number(raw.request_queue),
             your_ip: raw.your_ip.ok().and_then(|octets| ip(&octets)),
@@ -133,12 +134,6 @@ fn number<T: TryFrom<i64>>(field: Field<i64>) -> Option<T> {
 
 fn ip(octets: &[u8]) -> Option<IpAddr> {
     <[u8; 4]>::try_from(octets).map(IpAddr::from).or_else(|_| <[u8; 16]>::try_from(octets).map(IpAddr::from)).ok()
-}
-
-fn client_name(raw: &[u8]) -> String {
-    // Cut before the conversion too: a character has at most 4 bytes.
-    let raw = &raw[..raw.len().min(4 * MAX_CLIENT_LEN)];
-    String::from_utf8_lossy(raw).chars().filter(|c| !c.is_control()).take(MAX_CLIENT_LEN).collect()
 }
 
 #[cfg(test)]

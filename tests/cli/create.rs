@@ -15,8 +15,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::support::*;
 use proptest::prelude::*;
+use torrentfs::internals::payload::{self, Found, Walk};
 use torrentfs::metainfo::{FileKind, Metainfo, NewTorrent};
-use torrentfs::payload::{self, Found, Walk};
 
 /// Returns the command in a directory.
 fn torrentfs(dir: &Path, args: &[&str]) -> Command {
@@ -242,10 +242,10 @@ fn the_output_path_is_respected_and_nothing_is_overwritten() {
              magnet link: magnet:?xt=urn:btih:{hash}&dn=tree\n"
         )
     );
-    assert_eq!(String::from_utf8_lossy(&made.stderr), "left out: 1 hidden (--hidden takes them)\n");
+    assert_eq!(String::from_utf8_lossy(&made.stderr), "left out: 1 hidden (use --hidden to include them)\n");
     let before = fs::read(dir.join("tree.torrent")).unwrap();
     let line = failure(&output(dir, &["create", "tree", "-q", "-c", "another"]), 1);
-    assert_eq!(line, "cannot write tree.torrent: it is there already; --force replaces it");
+    assert_eq!(line, "cannot write tree.torrent: it exists already; use --force to overwrite it");
     assert_eq!(fs::read(dir.join("tree.torrent")).unwrap(), before);
     assert!(output(dir, &["create", "tree", "-q", "-c", "another", "--force"]).status.success());
     assert_ne!(fs::read(dir.join("tree.torrent")).unwrap(), before);

@@ -136,7 +136,7 @@ fn only_the_chosen_output_is_written() {
     assert_eq!(fs::read(&torrent).unwrap(), before);
     assert_eq!(read(&dir.join("new.torrent")).comment.as_deref(), Some("x"));
     let (code, line) = failure(dir, &["f.torrent", "--comment", "y", "-o", "new.torrent"]);
-    assert_eq!((code, line.as_str()), (1, "cannot write new.torrent: it is there already; --force replaces it"));
+    assert_eq!((code, line.as_str()), (1, "cannot write new.torrent: it exists already; use --force to overwrite it"));
     assert_eq!(read(&dir.join("new.torrent")).comment.as_deref(), Some("x"));
     with(&["f.torrent", "--output", "new.torrent", "--force"]);
 

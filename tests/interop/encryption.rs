@@ -6,9 +6,9 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::support::*;
+use torrentfs::internals::net::{Config, Encryption};
+use torrentfs::internals::session::ReadError;
 use torrentfs::metainfo::FileIndex;
-use torrentfs::net::{Config, Encryption};
-use torrentfs::session::ReadError;
 
 const LEN: usize = 8 << 20;
 const LIMIT: Duration = Duration::from_secs(60);

@@ -109,7 +109,7 @@ fn five_leechers_of_four_programs_complete_after_the_seeder_has_left() {
         copies.iter().any(|copy| has_content(copy, &data)) || in_mount()
     });
     assert_eq!(seeder.interrupt(), Some(0));
-    assert!(seeder.output().contains(" given"), "{}", seeder.output());
+    assert!(seeder.output().contains(" uploaded"), "{}", seeder.output());
     for copy in &copies {
         wait_until(&format!("{} is complete", copy.display()), LIMIT, || has_content(copy, &data));
     }
@@ -216,8 +216,8 @@ fn incomplete_files_are_reported_and_seeded_only_on_request() {
     );
     let empty = lab.path("empty");
     fs::create_dir(&empty).unwrap();
-    assert!(refused(&[], &empty).contains("is not there"));
-    assert!(refused(&["--partial"], &empty).contains("nothing"));
+    assert!(refused(&[], &empty).contains("is missing"));
+    assert!(refused(&["--partial"], &empty).contains("no valid data"));
 
     // Without a check the size decides, but a damaged piece is never sent: it has to come from another peer.
     for args in [&["--partial"][..], &["--no-check"]] {

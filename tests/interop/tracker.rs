@@ -14,9 +14,9 @@ use std::time::Duration;
 use crate::support::tracker::{TrackerServer, publish};
 use crate::support::*;
 use tokio::sync::mpsc;
-use torrentfs::discovery::{Announce, Announcer, Scrape, TrackerClient, Transferred};
+use torrentfs::internals::discovery::{Announce, Announcer, Scrape, TrackerClient, Transferred};
+use torrentfs::internals::route::Route;
 use torrentfs::metainfo::{InfoHash, Metainfo};
-use torrentfs::route::Route;
 use torrentfs::wire::PeerId;
 
 const LONG: Duration = Duration::from_secs(60);

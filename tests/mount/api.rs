@@ -11,7 +11,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
-use torrentfs::web::socket;
+use torrentfs::internals::web::socket;
 
 use crate::support::*;
 
@@ -101,7 +101,7 @@ pub fn send(socket: &Path, method: &str, path: &str, body: &str) -> Answer {
 
 // ---- the API's description
 pub fn operations() -> Vec<(String, String)> {
-    let document: Value = serde_json::from_str(&torrentfs::web::openapi()).unwrap();
+    let document: Value = serde_json::from_str(&torrentfs::internals::web::openapi()).unwrap();
     let paths = document["paths"].as_object().unwrap();
     let all = paths.iter().flat_map(|(path, item)| {
         item.as_object().unwrap().keys().map(|method| (method.to_uppercase(), path.clone())).collect::<Vec<_>>()

@@ -13,7 +13,7 @@ use serde_json::Value;
 #[test]
 fn the_api_description_is_unchanged() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/openapi.json");
-    let now = torrentfs::web::openapi() + "\n";
+    let now = torrentfs::internals::web::openapi() + "\n";
     if std::env::var_os("TORRENTFS_BLESS").is_some() {
         fs::write(&path, &now).unwrap();
     }
@@ -109,7 +109,7 @@ fn a_path_that_is_no_mount_is_reported_in_one_line() {
         let output = torrentfs(&["status", path]);
         assert_eq!(output.status.code(), Some(4), "{output:?}");
         let line = String::from_utf8(output.stderr).unwrap();
-        assert!(line.starts_with("torrentfs: cannot ask ") && line.lines().count() == 1, "{line}");
+        assert!(line.starts_with("torrentfs: cannot find mount ") && line.lines().count() == 1, "{line}");
     }
 }
 
@@ -185,7 +185,7 @@ fn every_route_is_described_and_no_other_exists() {
         }
     }
     let document = send(&socket, "GET", "/openapi.json", "");
-    assert_eq!(document.text(), torrentfs::web::openapi());
+    assert_eq!(document.text(), torrentfs::internals::web::openapi());
     let map = send(&socket, "GET", &format!("/torrents/{}/pieces?cells=10", lab.info_hash()), "");
     assert_matches_schema("PieceMap", &map.body);
     let cells = map.json()["cells"].as_array().unwrap().clone();
@@ -227,7 +227,7 @@ fn commands_change_a_running_mount() {
     // Priorities: the film is not fetched in the background, but can be read.
     assert_eq!(stdout_of(&["priority", &dir, "show/film.mkv", "skip"]), "1 file: skip\n");
     assert_eq!(stdout_of(&["priority", &dir, text(&mounted.path("show/extra")), "high"]), "1 file: high\n");
-    assert_eq!(stdout_of(&["set", &dir, "--on-demand", "off", "--torrent", "show"]), "show: all of it is fetched\n");
+    assert_eq!(stdout_of(&["set", &dir, "--on-demand", "off", "--torrent", "show"]), "show: fetched completely\n");
     let partly =
         wait_for_status(&mounted, "all but the skipped file is complete", |torrent| torrent["state"] == "idle");
     assert_eq!(number(&partly["have"]), 1 << 20, "{partly}");
@@ -260,7 +260,7 @@ fn commands_change_a_running_mount() {
     let file = fs::File::options().write(true).open(&stored).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&file, b"spoiled!", 1 << 20).unwrap();
     let output = torrentfs(&["verify", &dir, "show"]);
-    assert_eq!(output.stdout, b"show: 1 piece was not as it should be; it is fetched again\n", "{output:?}");
+    assert_eq!(output.stdout, b"show: 1 piece was damaged, and is fetched again\n", "{output:?}");
     assert_eq!(output.status.code(), Some(6));
     let checked = torrent(&mounted);
     assert_eq!(checked["verification"]["running"], false);
@@ -268,7 +268,7 @@ fn commands_change_a_running_mount() {
     wait_for_status(&mounted, "the piece is fetched again", |torrent| torrent["state"] == "seeding");
     wait_until("the piece is on disk", LONG, || fs::read(&stored).unwrap() == film);
     assert!(stdout_of(&["verify", &dir, "show", "--no-wait"]).starts_with("show: checking, "));
-    assert_eq!(stdout_of(&["verify", &dir]), "show: all that is here is as it should be\n");
+    assert_eq!(stdout_of(&["verify", &dir]), "show: all fetched data is correct\n");
     assert_eq!(stdout_of(&["verify", &dir, "-q"]), "");
 
     // An invalid command is reported and changes nothing.
@@ -300,7 +300,7 @@ fn torrents_are_added_and_removed_by_command() {
     let mounted = lab.mount("a", &torrent_file, &["--metadata-timeout", "1s", "--peer", &seeder.addr]);
     let (dir, file) = (text(&mounted.dir).to_owned(), lab.path("one.torrent"));
     assert_eq!(stdout_of(&["add", &dir, text(&file)]), "added one.bin\n");
-    assert_eq!(stdout_of(&["add", &dir, text(&file)]), "one.bin was there already\n");
+    assert_eq!(stdout_of(&["add", &dir, text(&file)]), "one.bin was already there\n");
     assert_eq!(fs::metadata(mounted.path("one.bin")).unwrap().len(), 100_000);
     assert_eq!(status(&mounted)["torrents"].as_array().unwrap().len(), 2);
     assert_eq!(stdout_of(&["remove", &dir, "one.bin", "--delete"]), "removed one.bin\n");

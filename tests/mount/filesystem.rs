@@ -10,8 +10,8 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::Ordering;
 
-use torrentfs::fs::unmount::attribute;
-use torrentfs::fs::{MountError, MountOptions, Mounted, mountinfo};
+use torrentfs::internals::fs::unmount::attribute;
+use torrentfs::internals::fs::{MountError, MountOptions, Mounted, mountinfo};
 
 use crate::fixture::*;
 

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
-use torrentfs::fs::{Content, MountOptions, Mounted, ReadError, Reader, UnmountError, mountinfo};
+use torrentfs::internals::fs::{Content, MountOptions, Mounted, ReadError, Reader, UnmountError, mountinfo};
 use torrentfs::metainfo::{self, FileIndex, FileKind, InfoHash, Layout, Lengths, Metainfo, PieceHashes};
 
 /// Time limit of waits. Only a hang reaches it.

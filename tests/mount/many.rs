@@ -16,10 +16,10 @@ use std::time::{Duration, Instant};
 use crate::support::*;
 use percent_encoding::percent_decode;
 use sha1::{Digest, Sha1};
+use torrentfs::internals::net::Limits;
+use torrentfs::internals::session::{Session, SessionConfig, Torrent, TorrentOptions};
+use torrentfs::internals::store::{Cache, CacheConfig};
 use torrentfs::metainfo::{InfoHash, Metainfo};
-use torrentfs::net::Limits;
-use torrentfs::session::{Session, SessionConfig, Torrent, TorrentOptions};
-use torrentfs::store::{Cache, CacheConfig};
 
 /// Time limit of waits. Only a hang reaches it.
 const LONG: Duration = Duration::from_secs(60);
@@ -354,7 +354,7 @@ fn several_sources_are_mounted() {
     // One invalid source is an error, and so is a directory that would be mounted over.
     for (sources, at, why) in [
         (&["one.torrent", "bad.torrent"][..], "mnt2", "bad.torrent"),
-        (&["one.torrent", "torrents"], "torrents", "mount somewhere else"),
+        (&["one.torrent", "torrents"], "torrents", "use another mountpoint"),
     ] {
         let refused = mount(sources, at);
         let stderr = String::from_utf8_lossy(&refused.stderr);

@@ -9,8 +9,8 @@ use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
 
-use torrentfs::fs::unmount::attribute;
-use torrentfs::fs::{MountOptions, Mounted, UnmountError, mountinfo, unmount_path};
+use torrentfs::internals::fs::unmount::attribute;
+use torrentfs::internals::fs::{MountOptions, Mounted, UnmountError, mountinfo, unmount_path};
 
 use crate::fixture::*;
 

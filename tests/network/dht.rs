@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use crate::support::{Process, can_run, free_port};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
-use torrentfs::discovery::{Dht, DhtConfig, DhtSearch};
+use torrentfs::internals::discovery::{Dht, DhtConfig, DhtSearch};
+use torrentfs::internals::route::Bind;
 use torrentfs::metainfo::InfoHash;
-use torrentfs::route::Bind;
 
 const HASH: InfoHash = InfoHash([0x42; 20]);
 /// Time limit of a search. Generous, because the machine may be busy.

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use crate::support::{Process, can_run, free_port};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
-use torrentfs::discovery::{Lsd, LsdTorrent};
+use torrentfs::internals::discovery::{Lsd, LsdTorrent};
+use torrentfs::internals::route::Bind;
 use torrentfs::metainfo::InfoHash;
-use torrentfs::route::Bind;
 
 /// Time limit of a discovery. Generous, because the machine may be busy.
 const LIMIT: Duration = Duration::from_secs(60);

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::support;
 use tokio::time::timeout;
-use torrentfs::portmap::{Mapping, PortMapConfig, PortMapStatus, PortMapper};
+use torrentfs::internals::portmap::{Mapping, PortMapConfig, PortMapStatus, PortMapper};
 
 const LONG: Duration = Duration::from_secs(30);
 const PORT: NonZeroU16 = NonZeroU16::new(6881).unwrap();

@@ -4,9 +4,9 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::support::*;
+use torrentfs::internals::net::Config;
+use torrentfs::internals::route::Route;
 use torrentfs::metainfo::FileIndex;
-use torrentfs::net::Config;
-use torrentfs::route::Route;
 
 const LEN: usize = 8 << 20;
 

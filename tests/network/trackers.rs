@@ -14,10 +14,10 @@ use std::time::Duration;
 use crate::support::*;
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
-use torrentfs::discovery::{Announce, AnnounceError, Announcer, Scrape, TrackerClient, Transferred};
-use torrentfs::http::{Purpose, RequestError};
+use torrentfs::internals::discovery::{Announce, AnnounceError, Announcer, Scrape, TrackerClient, Transferred};
+use torrentfs::internals::http::{Purpose, RequestError};
+use torrentfs::internals::route::{Bind, Route};
 use torrentfs::metainfo::{InfoHash, Metainfo};
-use torrentfs::route::{Bind, Route};
 use torrentfs::wire::PeerId;
 
 const LONG: Duration = Duration::from_secs(30);

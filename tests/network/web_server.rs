@@ -13,10 +13,10 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::timeout;
-use torrentfs::http::HttpClient;
+use torrentfs::internals::http::HttpClient;
+use torrentfs::internals::net::{Connection, Incoming, Limits};
+use torrentfs::internals::webseed::WebSeed;
 use torrentfs::metainfo::{FileKind, Metainfo, NewFile, NewTorrent, hash_pieces};
-use torrentfs::net::{Connection, Incoming, Limits};
-use torrentfs::webseed::WebSeed;
 use torrentfs::wire::{Message, Request};
 
 use crate::support;

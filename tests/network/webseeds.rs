@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 
 use crate::support::{Process, can_run, free_port, sh, wait_until};
 use crate::web_server::*;
-use torrentfs::http::HttpClient;
+use torrentfs::internals::http::HttpClient;
+use torrentfs::internals::net::Limits;
+use torrentfs::internals::webseed::WebSeed;
 use torrentfs::metainfo::{FileKind, Layout, Metainfo};
-use torrentfs::net::Limits;
-use torrentfs::webseed::WebSeed;
 use torrentfs::wire::{Message, Request};
 
 const MANY: [(&str, usize); 7] = [

@@ -338,7 +338,7 @@ fn failures_have_the_exit_codes_of_mount_and_leave_nothing() {
     for (code, expected, line) in [
         (1, "frob", format!("-o frob=1 {film} $BASE/mnt")),
         (1, "cache_size", format!("-o cache_sise=1GiB {film} $BASE/mnt")),
-        (1, "no user", format!("-o setuid=nonesuch {film} $BASE/mnt")),
+        (1, "does not exist", format!("-o setuid=nonesuch {film} $BASE/mnt")),
         (1, "foreground", format!("-o foreground {film} $BASE/mnt")),
         (1, "remount", format!("-o remount {film} $BASE/mnt")),
         (32, "No such file", format!("{film} $BASE/nowhere")),
@@ -471,7 +471,7 @@ fn without_the_user_root_serves_and_says_so() {
     let mounted = stage.run(&format!("mount -t torrentfs -o {ALONE} $BASE/film.bin.torrent $BASE/mnt"));
     let message = String::from_utf8(mounted.stderr).unwrap();
     assert!(
-        mounted.status.success() && message.lines().count() == 1 && message.contains("there is no user torrentfs"),
+        mounted.status.success() && message.lines().count() == 1 && message.contains("user torrentfs does not exist"),
         "{message}"
     );
     let (server, _) = stage.processes("$BASE/mnt");

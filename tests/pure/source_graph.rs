@@ -284,6 +284,13 @@ impl Crate {
                     module.read_use(&mut tree, Vec::new(), reexport);
                     at = end;
                 }
+                // `pub(in crate::a)` restricts the visibility and imports nothing.
+                (Some("pub"), _)
+                    if tokens.get(at + 1).is_some_and(|token| token.is('('))
+                        && matches!(word(2), Some("in" | "crate" | "super" | "self")) =>
+                {
+                    at = closing(tokens, at + 1);
+                }
                 (Some("macro_rules"), _) => {
                     module.items.extend(tokens.get(at + 2).and_then(Token::word).map(str::to_owned));
                     at += 3;

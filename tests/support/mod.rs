@@ -20,11 +20,11 @@ use std::sync::{LazyLock, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
+use torrentfs::internals::net;
+use torrentfs::internals::route::{Bind, Route};
+use torrentfs::internals::session::{Session, SessionConfig, Torrent, TorrentOptions};
+use torrentfs::internals::store::{Cache, CacheConfig};
 use torrentfs::metainfo::{InfoHash, Metainfo};
-use torrentfs::net;
-use torrentfs::route::{Bind, Route};
-use torrentfs::session::{Session, SessionConfig, Torrent, TorrentOptions};
-use torrentfs::store::{Cache, CacheConfig};
 
 /// Waits until no other test of this binary holds the lock. Tests that start programs take it, because several at a time
 /// would exceed their time limits on a small machine.

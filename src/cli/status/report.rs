@@ -111,6 +111,6 @@ fn tracker_line(tracker: &TrackerStatus) -> String {
         }
     };
     let warning = tracker.warning.as_ref().map_or(String::new(), |warning| format!(", warning: {warning}"));
-    let next = tracker.next_announce.map_or(String::new(), |next| format!(", next announce in {}", duration(next)));
+    let next = tracker.next_announce.map_or(String::new(), |next| format!(", next in {}", duration(next)));
     format!("tracker {}: {state}{warning}{next}", tracker.url)
 }

@@ -53,10 +53,7 @@ pub(in crate::cli) fn reads(reads: &ReadStatus) -> String {
     let ReadStatus { memory, disk, missed, hit_rate } = reads;
     match hit_rate {
         Some(rate) => {
-            format!(
-                "{:.0} % without waiting ({memory} from memory, {disk} from disk), {missed} waited",
-                (rate * 100.0).floor()
-            )
+            format!("{:.0} % from cache ({memory} memory, {disk} disk), {missed} waited", (rate * 100.0).floor())
         }
         None => "none yet".into(),
     }

@@ -46,8 +46,10 @@ impl TokenBucket {
 
 /// Addresses counted at a time. Bounds the memory that a flood can use.
 const MAX_SOURCES: usize = 1024;
-/// Queries answered per address, and the period in which they are counted.
-const QUERIES: (u32, Duration) = (60, Duration::from_secs(10));
+/// Queries answered per address and period: more than an honest node sends.
+const MAX_QUERIES: u32 = 60;
+/// Period in which the queries of an address are counted.
+const QUERY_PERIOD: Duration = Duration::from_secs(10);
 
 /// Counts the queries from each address.
 #[derive(Debug, Default)]
@@ -56,7 +58,7 @@ pub(super) struct QueryLimiter(HashMap<IpAddr, (Instant, u32)>);
 impl QueryLimiter {
     /// Counts a query from `ip` and returns whether to answer it.
     pub fn allow(&mut self, now: Instant, ip: IpAddr) -> bool {
-        let is_over = |since: Instant| now.saturating_duration_since(since) >= QUERIES.1;
+        let is_over = |since: Instant| now.saturating_duration_since(since) >= QUERY_PERIOD;
         let ip = address::subscriber(ip);
         if !self.0.contains_key(&ip) && self.0.len() >= MAX_SOURCES {
             self.0.retain(|_, (since, _)| !is_over(*since));
@@ -71,7 +73,7 @@ impl QueryLimiter {
             (*since, *count) = (now, 0);
         }
         *count = count.saturating_add(1);
-        *count <= QUERIES.0
+        *count <= MAX_QUERIES
     }
 }
 
@@ -94,9 +96,9 @@ mod tests {
     fn an_address_with_too_many_queries_is_ignored_for_a_while() {
         let (mut limiter, now) = (QueryLimiter::default(), Instant::now());
         let ip = IpAddr::from([8, 8, 8, 8]);
-        assert_eq!((0..200).filter(|_| limiter.allow(now, ip)).count(), QUERIES.0 as usize);
+        assert_eq!((0..200).filter(|_| limiter.allow(now, ip)).count(), MAX_QUERIES as usize);
         assert!(limiter.allow(now, IpAddr::from([8, 8, 8, 9])));
-        assert!(limiter.allow(now + QUERIES.1, ip));
+        assert!(limiter.allow(now + QUERY_PERIOD, ip));
         for n in 0..5000_u32 {
             limiter.allow(now, IpAddr::from(n.to_be_bytes()));
             assert!(limiter.0.len() <= MAX_SOURCES);

@@ -29,23 +29,24 @@ mod krpc;
 mod limits;
 mod lookup;
 mod node;
+mod shared;
 mod state;
 mod store;
 mod table;
 mod task;
 
-use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex};
 
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
+pub use shared::{DhtConfig, DhtStatus};
+
 use crate::metainfo::InfoHash;
-use crate::route::Bind;
 use crate::util::lock;
+use shared::{MAX_QUEUED_NODES, NewSearch, Shared};
 
 /// Well-known bootstrap nodes, for [`DhtConfig::bootstrap`].
 pub const DHT_BOOTSTRAP: [&str; 4] = [
@@ -54,33 +55,6 @@ pub const DHT_BOOTSTRAP: [&str; 4] = [
     "router.bittorrent.com:6881",
     "router.utorrent.com:6881",
 ];
-
-/// Nodes from torrents and peers that wait until the task takes them. More are dropped; a few suffice to join.
-const MAX_QUEUED_NODES: usize = 256;
-
-/// Configuration of the DHT node.
-#[derive(Clone, Debug, Default)]
-pub struct DhtConfig {
-    /// UDP port; if it is 0 or taken, any free port is used.
-    pub port: u16,
-    /// Address or interface of the socket.
-    pub bind: Bind,
-    /// Bootstrap nodes as `host:port`; see [`DHT_BOOTSTRAP`]. Host names are resolved in the background.
-    pub bootstrap: Vec<String>,
-    /// Directory of the file that keeps nodes between runs.
-    pub state_dir: Option<PathBuf>,
-}
-
-/// The current state of the DHT node.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct DhtStatus {
-    /// Good nodes over IPv4: those that answer our queries.
-    pub nodes_v4: usize,
-    /// Good nodes over IPv6.
-    pub nodes_v6: usize,
-    /// Number of torrents being searched for.
-    pub searches: usize,
-}
 
 /// The session's DHT node. Dropping it ends its task and every search; [`Dht::stop`] waits for the end.
 #[derive(Debug)]
@@ -96,31 +70,6 @@ pub struct Dht {
 pub struct DhtSearch {
     wanted: Arc<Mutex<bool>>,
     shared: Arc<Shared>,
-}
-
-#[derive(Debug, Default)]
-struct Shared {
-    wake: Notify,
-    inbox: Mutex<Inbox>,
-    status: Mutex<DhtStatus>,
-}
-
-/// Calls that the task has not handled yet.
-#[derive(Debug, Default)]
-struct Inbox {
-    searches: Vec<NewSearch>,
-    /// Has at most `MAX_QUEUED_NODES` entries, as has `hosts`.
-    nodes: VecDeque<SocketAddr>,
-    hosts: VecDeque<String>,
-}
-
-#[derive(Debug)]
-struct NewSearch {
-    info_hash: InfoHash,
-    announce: Option<u16>,
-    peers: mpsc::Sender<Vec<SocketAddr>>,
-    /// Set when more peers are wanted; dropped together with the search.
-    wanted: Weak<Mutex<bool>>,
 }
 
 impl Dht {

@@ -17,11 +17,14 @@ use crate::metainfo::InfoHash;
 
 /// Time after which an unanswered query has failed.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// Our queries per second, and the burst.
-const QUERIES: (f64, f64) = (100.0, 100.0);
-/// Bytes of our replies per second, and the burst. Together with the size of a reply, this bounds our use in an
-/// amplification attack.
-const ANSWERS: (f64, f64) = (20_000.0, 60_000.0);
+/// Our queries per second: fast enough for many lookups, harmless for a home router.
+const QUERY_RATE: f64 = 100.0;
+/// Our queries at once after a pause: one second's worth.
+const QUERY_BURST: f64 = 100.0;
+/// Bytes of our replies per second. Together with the size of a reply, this bounds our use in an amplification attack.
+const REPLY_RATE: f64 = 20_000.0;
+/// Bytes of our replies at once after a pause: three seconds' worth.
+const REPLY_BURST: f64 = 60_000.0;
 /// Datagrams waiting for the socket. More are dropped, as the network may drop any.
 const MAX_OUTBOX: usize = 256;
 /// Node addresses without an id that are kept: bootstrap nodes, a torrent's `nodes`, nodes of peers.
@@ -32,8 +35,10 @@ const MAX_FOUND: usize = 500;
 const MAX_ROUNDS: usize = 16;
 /// Interval of rounds for a torrent with peers. Other nodes expire our announce after half an hour.
 const ROUND_INTERVAL: Duration = Duration::from_secs(15 * 60);
-/// Wait after a first round without peers, and the maximum to which it doubles.
-const RETRY: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(5 * 60));
+/// Wait after a first round without peers; it doubles with each further one.
+const FIRST_RETRY: Duration = Duration::from_secs(2);
+/// Longest wait between rounds without peers of a single torrent.
+const MAX_RETRY: Duration = Duration::from_secs(5 * 60);
 /// Minimum average time between rounds without peers, over all torrents.
 const EMPTY_ROUND_SPACING: Duration = Duration::from_secs(1);
 /// Longest wait between rounds while no node answers.
@@ -122,8 +127,8 @@ impl Node {
             searches: HashMap::new(),
             next_search: 0,
             contacts: VecDeque::new(),
-            queries: TokenBucket::new(now, QUERIES.0, QUERIES.1),
-            answers: TokenBucket::new(now, ANSWERS.0, ANSWERS.1),
+            queries: TokenBucket::new(now, QUERY_RATE, QUERY_BURST),
+            answers: TokenBucket::new(now, REPLY_RATE, REPLY_BURST),
             limiter: QueryLimiter::default(),
             maintenance: now,
             outbox: VecDeque::new(),
@@ -134,7 +139,7 @@ impl Node {
     }
 
     fn add_search(&mut self, now: Instant, torrent: Option<Torrent>) -> SearchId {
-        let round = || Round { lookup: None, started: now, next: now, retry: RETRY.0, isolated: false };
+        let round = || Round { lookup: None, started: now, next: now, retry: FIRST_RETRY, isolated: false };
         let id = SearchId(self.next_search);
         self.next_search += 1;
         self.searches.insert(id, Search { torrent, rounds: [round(), round()] });
@@ -478,8 +483,7 @@ impl Node {
 
     fn end_round(&mut self, now: Instant, id: SearchId, family: Family) {
         let good = self.good(now, family);
-        let max_wait = RETRY
-            .1
+        let max_wait = MAX_RETRY
             .max(EMPTY_ROUND_SPACING * u32::try_from(self.searches.len()).unwrap_or(u32::MAX))
             .min(ROUND_INTERVAL);
         let Some(search) = self.searches.get_mut(&id) else { return };
@@ -491,7 +495,7 @@ impl Node {
             None => good >= K,
         };
         if succeeded {
-            (round.next, round.retry) = (now + ROUND_INTERVAL, RETRY.0);
+            (round.next, round.retry) = (now + ROUND_INTERVAL, FIRST_RETRY);
         } else {
             let limit = if round.isolated { ISOLATED_RETRY } else { max_wait };
             (round.next, round.retry) = (now + round.retry.min(limit), (round.retry * 2).min(max_wait));

@@ -17,8 +17,10 @@ use tokio::time::{sleep_until, timeout};
 use super::address::Family;
 use super::krpc::MAX_DATAGRAM;
 use super::node::{Node, SearchId};
-use super::{DhtConfig, DhtStatus, NewSearch, Shared, lock, state};
+use super::shared::{DhtConfig, DhtStatus, NewSearch, Shared};
+use super::state;
 use crate::route::Bind;
+use crate::util::lock;
 
 /// Peers per torrent that wait until the session takes them. More are dropped; a later round finds them again.
 const MAX_PENDING: usize = 500;
@@ -28,8 +30,10 @@ const DNS_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_LOOKUPS: usize = 16;
 /// Addresses used per host name.
 const MAX_ADDRESSES: usize = 8;
-/// Wait before the bootstrap nodes are asked again while no node answers, and the maximum to which it doubles.
-const BOOTSTRAP_RETRY: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
+/// Wait before the bootstrap nodes are asked again while no node answers; it doubles each time.
+const FIRST_BOOTSTRAP_RETRY: Duration = Duration::from_secs(5);
+/// Longest wait before the bootstrap nodes are asked again, so that we join within a minute of having a network.
+const MAX_BOOTSTRAP_RETRY: Duration = Duration::from_secs(60);
 /// Time without any node after which a warning is logged.
 const NO_NODES_WARNING: Duration = Duration::from_secs(30);
 /// Interval at which nodes are saved.
@@ -159,7 +163,7 @@ impl Task {
             names: JoinSet::new(),
             bootstrap: config.bootstrap,
             bootstrap_at: now,
-            bootstrap_wait: BOOTSTRAP_RETRY.0,
+            bootstrap_wait: FIRST_BOOTSTRAP_RETRY,
             started: now,
             warned: false,
             file: config.state_dir.map(|dir| dir.join("dht.nodes")),
@@ -251,7 +255,7 @@ impl Task {
             return;
         }
         self.bootstrap_at = now + self.bootstrap_wait;
-        self.bootstrap_wait = (self.bootstrap_wait * 2).min(BOOTSTRAP_RETRY.1);
+        self.bootstrap_wait = (self.bootstrap_wait * 2).min(MAX_BOOTSTRAP_RETRY);
         if self.has_no_nodes(now) {
             for name in self.bootstrap.clone() {
                 match name.parse() {
@@ -260,7 +264,7 @@ impl Task {
                 }
             }
         } else {
-            self.bootstrap_wait = BOOTSTRAP_RETRY.0;
+            self.bootstrap_wait = FIRST_BOOTSTRAP_RETRY;
         }
     }
 

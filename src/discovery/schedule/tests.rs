@@ -174,7 +174,7 @@ fn failures_back_off_and_recover() {
         assert_eq!(scheduled.event, Some(Event::Started));
         assert_eq!(clocked.answer(&scheduled, fail()), (n == 0).then_some(StatusChange::Failed));
         let pause = clocked.idle_time().unwrap();
-        let ideal = (BACK_OFF.0 * (1 << n.min(10))).min(BACK_OFF.1);
+        let ideal = (FIRST_BACK_OFF * (1 << n.min(10))).min(MAX_BACK_OFF);
         assert!(pause >= ideal.mul_f64(0.8) && pause <= ideal.mul_f64(1.2), "{pause:?} {ideal:?}");
         assert!(n > 6 || pause > last);
         last = pause;
@@ -192,8 +192,8 @@ fn failures_back_off_and_recover() {
 fn a_tracker_says_when_to_retry() {
     for (retry, expected) in [
         (Retry::After(300 * SECOND), Some(300 * SECOND)),
-        (Retry::After(SECOND), Some(RETRY_IN.0)),
-        (Retry::After(Duration::MAX), Some(RETRY_IN.1)),
+        (Retry::After(SECOND), Some(MIN_RETRY_IN)),
+        (Retry::After(Duration::MAX), Some(MAX_RETRY_IN)),
         (Retry::Never, None),
     ] {
         let mut clocked = Clocked::new(&tiers(&[&["a"]]), 1);

@@ -1,8 +1,8 @@
 //! The task that owns one torrent's [`Swarm`], and does for it everything that is I/O.
 //!
 //! One loop: wait for any input, pass everything that is there to the swarm, carry out its actions, send each peer its
-//! messages. The task never waits on a peer or a disk: it only tries to put messages into outboxes, and hashing and disk
-//! work go to the blocking pool. It knows no protocol and makes no scheduling decision.
+//! messages. The task never waits on a peer or a disk: it only tries to put messages into outboxes, and hashing and
+//! disk work go to the blocking pool. It knows no protocol and makes no scheduling decision.
 //!
 //! | file | owns |
 //! |---|---|

@@ -1,4 +1,4 @@
-//! The store against a naive model of it, step by step at random.
+//! Random steps on the store and on a naive model of it, with the same results.
 
 use super::*;
 
@@ -27,13 +27,13 @@ fn open_or_create_dir() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// The store, naively: pieces in the order of their last use.
+/// A naive store: the last use of each present piece.
 #[derive(Default)]
 struct Model {
     clock: u64,
     have: BTreeMap<u32, u64>,
     pinned: BTreeSet<u32>,
-    /// What the last written state says, less what was evicted since: a state may be written again in between.
+    /// Pieces of the last saved state that were not evicted since. (The store may save its state more often.)
     hint: BTreeMap<u32, u64>,
 }
 
@@ -59,7 +59,7 @@ impl Model {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
 
-    /// No memory tier: what is had is exactly what the naive model has, through restarts and crashes.
+    /// Without a memory tier, the store has exactly the pieces of the naive model, through restarts and crashes.
     #[test]
     fn the_disk_tier_is_an_lru_of_pieces(steps in prop::collection::vec(open_or_create_dir(), 1..80), limit in 4u64..30) {
         let dir = tempfile::tempdir().unwrap();
@@ -82,7 +82,7 @@ proptest! {
                     if fits || pinned {
                         model.use_piece(n);
                     } else {
-                        // It stays in memory, alone, until another one comes: not the disk tier's.
+                        // It stays in memory until the next piece arrives, which is not the disk tier's concern.
                         cache.memory.remove((cache_torrent(&cache).pieces.id, sample.piece(n)));
                         cache_torrent(&cache).pieces.advance(sample.piece(n), pieces::State::Memory, pieces::State::Missing);
                     }
@@ -130,7 +130,7 @@ proptest! {
                     drop(cache);
                     cache = open(dir.path(), Some(limit), 0);
                     (store, evicted) = add(&cache, &sample);
-                    // What the state claims, as far as it is still (or again) true.
+                    // The pieces that the state claims, which may have been evicted since.
                     let claimed: BTreeSet<u32> = have(&store).into_iter().map(|n| n as u32).collect();
                     model.pinned.clear();
                     let before = std::mem::take(&mut model.have);
@@ -154,7 +154,7 @@ proptest! {
             prop_assert_eq!(&*lock(&evicted), &expected);
             prop_assert_eq!(cache.usage().disk, model.have.keys().map(|n| len_of(*n)).sum::<u64>());
             let memory = cache.usage().memory;
-            prop_assert!(memory <= 700 + 256, "{} bytes in a tier of none but the newest piece", memory);
+            prop_assert!(memory <= 700 + 256, "{} bytes in a tier that holds only the newest piece", memory);
         }
         for n in 0..pieces {
             prop_assert_eq!(sample.reads(&store, n), model.have.contains_key(&n));

@@ -1,15 +1,15 @@
-//! Torrents that do not lie in the cache: downloads, and the user's own files.
+//! Torrents whose files are outside the cache: downloads, and the user's own files.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 
 use super::*;
 
-/// Of a file: mode, two times in seconds and nanoseconds, content.
-type Picture = BTreeMap<PathBuf, (u32, i64, i64, i64, i64, Vec<u8>)>;
+/// Per file: mode, modification and status change time in seconds and nanoseconds, content.
+type Snapshot = BTreeMap<PathBuf, (u32, i64, i64, i64, i64, Vec<u8>)>;
 
-/// Everything below a directory: what it is, when it was changed, what is in it.
-fn picture(root: &Path) -> Picture {
+/// Records everything below a directory, to detect changes.
+fn snapshot(root: &Path) -> Snapshot {
     let (mut found, mut left) = (BTreeMap::new(), vec![root.to_owned()]);
     while let Some(path) = left.pop() {
         let about = path.symlink_metadata().unwrap();
@@ -23,7 +23,7 @@ fn picture(root: &Path) -> Picture {
     found
 }
 
-fn beside(dir: &Path) -> Arc<Cache> {
+fn shared(dir: &Path) -> Arc<Cache> {
     Cache::open_shared(dir.to_owned(), 0).unwrap()
 }
 
@@ -35,8 +35,8 @@ fn download(dir: &Path, overwrite: bool) -> Place {
     Place::Download { dir: dir.to_owned(), overwrite }
 }
 
-/// The sample's files, in `root` in place of its first component.
-fn lay_out(sample: &Sample, root: &Path) {
+/// Writes the sample's files, with `root` in place of their first path component.
+fn write_files(sample: &Sample, root: &Path) {
     for file in sample.files.iter().filter(|file| file.is_stored()) {
         let path = root.join(file.relative_path().strip_prefix("name").unwrap());
         fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -53,12 +53,12 @@ fn the_users_files_are_only_read() {
     let (home, mine) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let root = mine.path().join("by another name");
     let sample = Sample::new(1, 50, &[170, 90, 30, 100, 0, 17]);
-    lay_out(&sample, &root);
-    // Names that we use ourselves elsewhere.
+    write_files(&sample, &root);
+    // Names that the cache uses elsewhere.
     for name in ["state", "lock", "data"] {
         fs::write(root.join(name), "mine").unwrap();
     }
-    // One file has a piece that is wrong, one has lost its end, one is longer than it should be.
+    // One file has a wrong piece, one is truncated, one is too long.
     let path = |file: usize| root.join(sample.files[file].relative_path().strip_prefix("name").unwrap());
     fs::File::options().write(true).open(path(0)).unwrap().write_all_at(b"?", 120).unwrap();
     fs::File::options().write(true).open(path(3)).unwrap().set_len(60).unwrap();
@@ -66,12 +66,12 @@ fn the_users_files_are_only_read() {
     for (dir, mode) in [(root.join("dir0"), 0o555), (root.join("dir1"), 0o555), (root.clone(), 0o555)] {
         fs::set_permissions(dir, fs::Permissions::from_mode(mode)).unwrap();
     }
-    let before = picture(mine.path());
+    let before = snapshot(mine.path());
 
     for verify in [true, false] {
-        let cache = beside(home.path());
+        let cache = shared(home.path());
         let store = add_at(&cache, &sample, Place::Seed(root.clone()), verify).unwrap();
-        // 170 + 90 + a pad of 30, then 60 of 100 bytes.
+        // 170 + 90 bytes, a pad of 30, then 60 of 100 bytes.
         let good: Vec<u32> = vec![0, 1, 3, 4, 5, 6, 8];
         if verify {
             assert_eq!(have(&store), [0, 1, 3, 4, 5, 6, 8]);
@@ -80,7 +80,7 @@ fn the_users_files_are_only_read() {
             assert_eq!(sample.reads(&store, n), good.contains(&n), "piece {n}");
         }
         assert_eq!(have(&store), [0, 1, 3, 4, 5, 6, 8]);
-        // Nobody fetches what is missing; if somebody did, it would not come here.
+        // A missing piece is not fetched; if it were, it would not be written.
         sample.put(&store, 2);
         store.flush();
         cache.maintain(Instant::now());
@@ -88,33 +88,33 @@ fn the_users_files_are_only_read() {
         store.close();
         cache.close();
     }
-    assert!(before == picture(mine.path()), "something was changed");
-    assert_eq!(fs::read_dir(home.path()).unwrap().count(), 0, "nothing is kept of it");
+    assert!(before == snapshot(mine.path()), "the files were changed");
+    assert_eq!(fs::read_dir(home.path()).unwrap().count(), 0, "no state is stored");
 }
 
 #[test]
-fn a_file_that_its_owner_changes_is_hashed_again() {
+fn a_file_that_its_user_changes_is_hashed_again() {
     let (home, mine) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let sample = Sample::one_file(2, 4096, 4);
     let root = mine.path().join("file");
     fs::write(&root, &sample.bytes).unwrap();
     let single = Sample { files: vec![File { path: vec!["name".into()], ..sample.files[0].clone() }], ..sample };
-    let cache = beside(home.path());
+    let cache = shared(home.path());
     let store = add_at(&cache, &single, Place::Seed(root.clone()), true).unwrap();
     assert!(store.is_all_on_disk() && single.reads(&store, 1));
     let file = fs::File::options().write(true).open(&root).unwrap();
     let mut out = vec![0; 4096];
-    wait_for_another_time(&root);
+    wait_for_clock_tick(&root);
     file.write_all_at(b"edited", 5000).unwrap();
-    // Never wrong bytes, from the page cache or with access.
+    // Neither the page cache nor the disk returns wrong bytes.
     assert_ne!(store.peek_now(single.piece(1), 0, &mut out), Lookup::Hit);
     assert!(!single.reads(&store, 1) && single.reads(&store, 0) && single.reads(&store, 3));
     assert_eq!(have(&store), [0, 2, 3]);
-    // Put in its place, as editors do.
+    // Replaced by another file, as editors do.
     fs::write(mine.path().join("new"), vec![7; 4096]).unwrap();
     fs::rename(mine.path().join("new"), &root).unwrap();
     cache.handles.close(store_id(&cache));
-    // The last piece that was proven may be in memory yet, as it was.
+    // The last verified piece may still be in memory.
     assert!((0..4).filter(|n| single.reads(&store, *n)).count() <= 1);
     assert_eq!(fs::read(&root).unwrap(), vec![7; 4096]);
 }
@@ -123,8 +123,8 @@ fn store_id(cache: &Cache) -> u32 {
     cache.torrents()[0].pieces.id
 }
 
-/// Until a write is given another time than the last: coarse clocks tick every few milliseconds.
-fn wait_for_another_time(path: &Path) {
+/// Waits until a write would get a later time than the last one: file times advance every few milliseconds.
+fn wait_for_clock_tick(path: &Path) {
     let probe = path.with_extension("probe");
     let before = path.metadata().unwrap().modified().unwrap();
     loop {
@@ -136,18 +136,18 @@ fn wait_for_another_time(path: &Path) {
 }
 
 #[test]
-fn a_download_leaves_its_files_and_goes_on_where_it_was() {
+fn a_download_keeps_its_files_and_resumes() {
     let (home, users) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let sample = Sample::new(3, 50, &[170, 90, 30, 100, 0, 17]);
     fs::write(users.path().join("other"), "mine").unwrap();
     let place = || download(users.path(), false);
     let begin = |pieces: &[u32]| {
-        let cache = beside(home.path());
+        let cache = shared(home.path());
         let store = add_at(&cache, &sample, place(), false).unwrap();
         pieces.iter().for_each(|n| sample.put(&store, *n));
         (cache, store)
     };
-    // Ended in order; then killed, and a piece comes to harm.
+    // A clean close, then a kill, after which a piece is damaged.
     let (cache, store) = begin(&[0, 2, 7]);
     cache.close();
     drop((cache, store));
@@ -158,7 +158,7 @@ fn a_download_leaves_its_files_and_goes_on_where_it_was() {
     let path = |file: usize| users.path().join(sample.files[file].relative_path());
     fs::File::options().write(true).open(path(0)).unwrap().write_all_at(b"?", 120).unwrap();
     let (cache, store) = begin(&[]);
-    assert_eq!(have(&store), [0, 1, 7], "proven before anything else");
+    assert_eq!(have(&store), [0, 1, 7], "verified before anything else");
     (2..9).for_each(|n| sample.put(&store, n));
     assert!(store.is_all_on_disk() && cache.usage().disk == 0);
     store.remove_state_on_close();
@@ -172,23 +172,23 @@ fn a_download_leaves_its_files_and_goes_on_where_it_was() {
     let left: BTreeSet<_> = fs::read_dir(users.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left, BTreeSet::from(["name".into(), "other".into()]));
     assert_eq!(fs::read_dir(home.path().join("downloads")).unwrap().count(), 0);
-    // Once more: all is checked, for nothing was kept.
+    // Opened again, every piece is hashed, because no state was kept.
     let (_cache, store) = begin(&[]);
     assert!(store.is_all_on_disk());
 }
 
 #[test]
-fn what_is_not_the_torrents_is_left_alone() {
+fn files_that_are_not_the_torrents_are_preserved() {
     let sample = Sample::new(4, 50, &[170, 90]);
     let home = tempfile::tempdir().unwrap();
     let attempt = |prepare: &dyn Fn(&Path), overwrite: bool| {
         let users = tempfile::tempdir().unwrap();
         prepare(&users.path().join("name"));
-        let before = picture(users.path());
-        let cache = beside(home.path());
+        let before = snapshot(users.path());
+        let cache = shared(home.path());
         let added = add_at(&cache, &sample, download(users.path(), overwrite), false);
         if !overwrite {
-            assert!(picture(users.path()) == before, "changed");
+            assert!(snapshot(users.path()) == before, "changed");
         }
         let outcome = added.map(|store| {
             (0..sample.lengths.pieces()).for_each(|n| sample.put(&store, n));
@@ -208,15 +208,15 @@ fn what_is_not_the_torrents_is_left_alone() {
             fs::write(first(root), &content).unwrap();
         }
     };
-    // A shorter one, one of the right size, one that begins like ours but is longer.
+    // A shorter file, one of the right size, and one that starts like the torrent's but is longer.
     let longer = [&sample.bytes[..170], b"and mine"].concat();
     for content in [b"mine".to_vec(), vec![9; 170], longer] {
         let refused = attempt(&write(content.clone()), false).unwrap_err();
         assert!(matches!(&refused, StoreError::Foreign { .. }), "{refused}");
         assert!(refused.to_string().contains("--force"), "{refused}");
-        assert!(attempt(&write(content), true).unwrap(), "asked for");
+        assert!(attempt(&write(content), true).unwrap(), "requested");
     }
-    // A piece of ours, empty or a hole: it can be used.
+    // A file with a piece of the torrent's, an empty one and a hole can be used.
     let partly = [&sample.bytes[..60], &[0; 110]].concat();
     for content in [partly, Vec::new()] {
         assert!(attempt(&write(content), false).unwrap());
@@ -226,7 +226,7 @@ fn what_is_not_the_torrents_is_left_alone() {
         fs::File::options().write(true).open(first(root)).unwrap().set_len(170).unwrap();
     };
     assert!(attempt(&hole, false).unwrap());
-    // What is not ours to remove, even if asked to.
+    // Some things must not be replaced even on request.
     for overwrite in [false, true] {
         let directory = |root: &Path| fs::create_dir_all(first(root)).unwrap();
         let file = |root: &Path| fs::write(root, "mine").unwrap();
@@ -241,36 +241,36 @@ fn what_is_not_the_torrents_is_left_alone() {
 }
 
 #[test]
-fn a_file_that_somebody_put_there_between_two_runs_is_found() {
+fn a_file_that_appears_between_two_runs_is_detected() {
     let (home, users) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let sample = Sample::new(5, 50, &[150, 90]);
-    let cache = beside(home.path());
+    let cache = shared(home.path());
     let store = add_at(&cache, &sample, download(users.path(), false), false).unwrap();
     sample.put(&store, 0);
     cache.close();
     drop((cache, store));
-    // The second file had not been begun.
+    // No byte of the second file had been written.
     let second = users.path().join(sample.files[1].relative_path());
     fs::create_dir_all(second.parent().unwrap()).unwrap();
     fs::write(&second, "notes").unwrap();
-    let cache = beside(home.path());
+    let cache = shared(home.path());
     let refused = add_at(&cache, &sample, download(users.path(), false), false);
     assert!(matches!(refused, Err(StoreError::Foreign { .. })));
     assert_eq!(fs::read(&second).unwrap(), b"notes");
     cache.close();
-    // The same with one that had: it is another one now.
+    // The same for a file that had been written and was replaced.
     fs::remove_file(&second).unwrap();
     let first = users.path().join(sample.files[0].relative_path());
     fs::remove_file(&first).unwrap();
     fs::write(&first, vec![3; 150]).unwrap();
-    let cache = beside(home.path());
+    let cache = shared(home.path());
     let refused = add_at(&cache, &sample, download(users.path(), false), false);
     assert!(matches!(refused, Err(StoreError::Foreign { .. })));
     assert_eq!(fs::read(&first).unwrap(), vec![3; 150]);
 }
 
 #[test]
-fn a_file_that_cannot_be_hashed_alone_is_compared_with_what_comes() {
+fn a_file_that_cannot_be_hashed_is_compared_with_new_bytes() {
     let (home, users) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     // Two files in one piece.
     let sample = Sample::new(9, 100, &[40, 60]);
@@ -278,7 +278,7 @@ fn a_file_that_cannot_be_hashed_alone_is_compared_with_what_comes() {
     fs::create_dir_all(first.parent().unwrap()).unwrap();
     for (content, is_ours) in [(sample.bytes[..40].to_vec(), true), (vec![9; 40], false)] {
         fs::write(&first, &content).unwrap();
-        let cache = beside(home.path());
+        let cache = shared(home.path());
         let store = add_at(&cache, &sample, download(users.path(), false), false).unwrap();
         assert_eq!(have(&store), [0; 0]);
         sample.put(&store, 0);
@@ -288,14 +288,14 @@ fn a_file_that_cannot_be_hashed_alone_is_compared_with_what_comes() {
         store.close();
         let _ = fs::remove_file(users.path().join(sample.files[1].relative_path()));
     }
-    // Of another size it is another file.
+    // A file of another size cannot be the torrent's.
     fs::write(&first, [9; 39]).unwrap();
-    let refused = add_at(&beside(home.path()), &sample, download(users.path(), false), false);
+    let refused = add_at(&shared(home.path()), &sample, download(users.path(), false), false);
     assert!(matches!(refused, Err(StoreError::Foreign { .. })));
 }
 
 #[test]
-fn downloads_do_not_count_and_nothing_of_them_is_evicted() {
+fn downloads_do_not_count_and_are_not_evicted() {
     let (home, users) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let cache = open(home.path(), Some(300), 0);
     let (kept, cached) = (Sample::one_file(6, 100, 10), Sample::one_file(7, 100, 10));
@@ -315,12 +315,12 @@ fn downloads_do_not_count_and_nothing_of_them_is_evicted() {
 }
 
 #[test]
-fn two_processes_do_not_make_the_same_files_and_a_cache_beside_keeps_none() {
+fn two_processes_cannot_write_the_same_files_and_a_shared_cache_stores_none() {
     let (home, users, elsewhere) =
         (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let sample = Sample::one_file(8, 100, 2);
     let owner = open(home.path(), None, 0);
-    let (one, two) = (beside(home.path()), beside(home.path()));
+    let (one, two) = (shared(home.path()), shared(home.path()));
     let first = add_at(&one, &sample, download(users.path(), false), false).unwrap();
     for cache in [&two, &owner] {
         let busy = add_at(cache, &sample, download(users.path(), false), false);
@@ -329,15 +329,15 @@ fn two_processes_do_not_make_the_same_files_and_a_cache_beside_keeps_none() {
     assert!(add_at(&two, &sample, download(elsewhere.path(), false), false).is_ok(), "in another directory");
     first.close();
     drop(first);
-    let three = beside(home.path());
+    let three = shared(home.path());
     assert!(add_at(&three, &sample, download(users.path(), false), false).is_ok());
-    let refused = add_at(&beside(home.path()), &sample, Place::Cache, false);
+    let refused = add_at(&shared(home.path()), &sample, Place::Cache, false);
     assert!(matches!(refused, Err(StoreError::Shared(_))));
-    assert!(add_at(&owner, &sample, Place::Cache, false).is_ok(), "the cache's own is another matter");
+    assert!(add_at(&owner, &sample, Place::Cache, false).is_ok(), "the cache's own copy is independent");
 }
 
 #[test]
-fn what_has_no_bytes_is_made_too() {
+fn files_without_content_are_created_too() {
     use crate::metainfo::{File, FileKind};
     let users = tempfile::tempdir().unwrap();
     let file = |path: &[&str], len: u64, kind: FileKind| File {
@@ -365,7 +365,7 @@ fn what_has_no_bytes_is_made_too() {
         assert_eq!(root.join("run").metadata().unwrap().mode() & 0o100, 0o100);
         assert!(!root.join(".pad").exists());
     }
-    // In the way.
+    // Other files with these names.
     fs::write(root.join("a/empty"), "mine").unwrap();
     assert!(matches!(extra(false).check(), Err(StoreError::Foreign { .. })));
     assert!(extra(false).create().is_err());
@@ -378,7 +378,7 @@ fn what_has_no_bytes_is_made_too() {
     fs::remove_file(root.join("b/link")).unwrap();
     fs::create_dir(root.join("b/link")).unwrap();
     assert!(matches!(extra(true).check(), Err(StoreError::InTheWay { .. })));
-    // There is no filesystem with so much room, and enough for a few bytes.
+    // A few bytes fit, and 2^60 fit no filesystem.
     assert_eq!(space_missing(users.path(), &files).unwrap(), None);
     let huge = [file(&["t", "huge"], 1 << 60, plain)];
     assert!(space_missing(users.path(), &huge).unwrap().is_some());

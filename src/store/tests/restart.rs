@@ -1,9 +1,9 @@
-//! What survives: a clean end, a crash, others' changes, another process.
+//! Restarts after a clean close, after a crash, after changes by other programs; a second process.
 
 use super::*;
 
 #[test]
-fn a_clean_close_is_believed_and_a_crash_is_checked() {
+fn a_clean_close_is_trusted_and_a_crash_is_verified() {
     let dir = tempfile::tempdir().unwrap();
     let sample = Sample::new(1, 4096, &[10_000, 30_000, 480, 12_345]);
     let clean_close = |cache: &Cache| cache.close();
@@ -22,19 +22,20 @@ fn a_clean_close_is_believed_and_a_crash_is_checked() {
         assert_eq!(have(&store), [1, 3, 5, 7]);
         assert_eq!(cache_torrent(&cache).pieces.word(sample.piece(1)).state(), pieces::State::Disk);
         assert!([1, 3, 5, 7].into_iter().all(|n| sample.reads(&store, n)));
-        // The first change takes the mark of the clean close away at once.
+        // The first change clears the mark of the clean close at once.
         assert!(state::Saved::load(&sample.state(dir.path())).unwrap().unwrap().closed);
         sample.put(&store, 2);
         assert!(!state::Saved::load(&sample.state(dir.path())).unwrap().unwrap().closed);
         cache.maintain(Instant::now());
         sample.put(&store, 4);
-    } // killed: no close
+        // Dropped without a close, as after a kill.
+    }
     let path = sample.path(dir.path(), 1);
-    // Piece 5 lies in file 1 from 20480 - 10000 on; this goes past every check but the hash.
-    fs::File::options().write(true).open(&path).unwrap().write_all_at(b"spoilt", 10_500).unwrap();
+    // Piece 5 starts at offset 20480 - 10000 of file 1. Only the hash can detect this change.
+    fs::File::options().write(true).open(&path).unwrap().write_all_at(b"damage", 10_500).unwrap();
     let cache = open(dir.path(), None, 0);
     let (store, evicted) = add(&cache, &sample);
-    assert_eq!(have(&store), [1, 2, 3, 5, 7], "all but what was put after the last hint");
+    assert_eq!(have(&store), [1, 2, 3, 5, 7], "all but the piece that was put after the last hint");
     let mut out = [0; 4];
     assert_eq!(store.read_now(sample.piece(1), 0, &mut out), Lookup::WouldBlock, "it must be hashed first");
     assert!([1, 2, 3, 7].into_iter().all(|n| sample.reads(&store, n)));
@@ -45,11 +46,11 @@ fn a_clean_close_is_believed_and_a_crash_is_checked() {
     let cache = open(dir.path(), None, 0);
     let (_store, _) = add(&cache, &sample);
     let states = [1, 2, 3, 7].map(|n| cache_torrent(&cache).pieces.word(sample.piece(n)).state());
-    assert_eq!(states, [pieces::State::Disk; 4], "proven, and cleanly closed since");
+    assert_eq!(states, [pieces::State::Disk; 4], "verified, and cleanly closed since");
 }
 
 #[test]
-fn a_claim_that_a_crash_made_false_is_never_served() {
+fn a_piece_that_is_wrong_after_a_crash_is_never_served() {
     let dir = tempfile::tempdir().unwrap();
     let sample = Sample::one_file(1, 8192, 6);
     {
@@ -57,7 +58,8 @@ fn a_claim_that_a_crash_made_false_is_never_served() {
         let (store, _) = add(&cache, &sample);
         (0..3).for_each(|n| sample.put(&store, n));
         cache.maintain(Instant::now());
-        (3..5).for_each(|n| sample.put(&store, n)); // evicts 0 and 1, and no hint says so
+        // Evicts 0 and 1, which no hint records.
+        (3..5).for_each(|n| sample.put(&store, n));
     }
     let cache = open(dir.path(), Some(3 * 8192), 0);
     let (store, evicted) = add(&cache, &sample);
@@ -68,7 +70,7 @@ fn a_claim_that_a_crash_made_false_is_never_served() {
 }
 
 #[test]
-fn changes_by_others_are_found() {
+fn changes_by_other_programs_are_detected() {
     let dir = tempfile::tempdir().unwrap();
     let sample = Sample::new(1, 1000, &[4000, 4000]);
     let close = |cache: Arc<Cache>| cache.close();
@@ -76,7 +78,7 @@ fn changes_by_others_are_found() {
     let (store, _) = add(&cache, &sample);
     (0..8).for_each(|n| sample.put(&store, n));
     drop(store);
-    // A drop without a close is a crash; close the next one.
+    // The torrent was dropped without a close, as in a crash; close the next one.
     close(cache);
     let cache = open(dir.path(), None, 0);
     let (store, _) = add(&cache, &sample);
@@ -92,7 +94,7 @@ fn changes_by_others_are_found() {
     assert_eq!(have(&store), [0, 1, 2, 3, 4, 5], "nothing beyond the end of the file");
     assert_eq!([0, 1, 2, 3, 4, 5].map(|n| sample.reads(&store, n)), [true, false, true, true, true, true]);
 
-    // And while it runs: what is not there cannot be read, and comes again.
+    // The same while the torrent is open: truncated pieces are missing and can be put again.
     fs::File::options().write(true).open(sample.path(dir.path(), 0)).unwrap().set_len(500).unwrap();
     assert!(!sample.reads(&store, 2) && !store.has(sample.piece(2)));
     sample.put(&store, 2);
@@ -105,13 +107,14 @@ fn changes_by_others_are_found() {
     assert_eq!([0, 1, 4].map(|n| sample.reads(&store, n)), [false, false, true]);
     fs::remove_dir_all(dir.path().join(sample.info_hash.to_string())).unwrap();
     for n in 0..8 {
-        sample.reads(&store, n); // asserts the bytes
+        // Asserts that no wrong bytes are read.
+        sample.reads(&store, n);
     }
     close(cache);
 }
 
 #[test]
-fn without_a_state_or_when_asked_every_piece_is_checked() {
+fn without_a_state_or_on_request_every_piece_is_hashed() {
     let dir = tempfile::tempdir().unwrap();
     let sample = Sample::new(1, 1000, &[4000, 0, 100, 3900]);
     {
@@ -120,16 +123,16 @@ fn without_a_state_or_when_asked_every_piece_is_checked() {
         [0, 1, 2, 4, 5, 7].into_iter().for_each(|n| sample.put(&store, n));
         cache.close();
     }
-    let spoil = || {
+    let corrupt = || {
         let file = fs::File::options().write(true).open(sample.path(dir.path(), 0)).unwrap();
-        file.write_all_at(b"spoilt", 1100).unwrap();
+        file.write_all_at(b"damage", 1100).unwrap();
     };
-    for garbage in [Some(&b""[..]), Some(b"tfstate1 and more of no use"), Some(&[0xFF; 3000]), None] {
+    for garbage in [Some(&b""[..]), Some(b"tfstate1 and nothing valid"), Some(&[0xFF; 3000]), None] {
         match garbage {
             Some(bytes) => fs::write(sample.state(dir.path()), bytes).unwrap(),
             None => fs::remove_file(sample.state(dir.path())).unwrap(),
         }
-        spoil();
+        corrupt();
         let cache = open(dir.path(), None, 0);
         assert!(cache.usage().disk > 0, "data without a state counts");
         let (store, _) = add(&cache, &sample);
@@ -138,7 +141,7 @@ fn without_a_state_or_when_asked_every_piece_is_checked() {
         assert!([0, 2, 4, 5, 7].into_iter().all(|n| sample.reads(&store, n)));
         cache.close();
     }
-    spoil();
+    corrupt();
     let cache = open(dir.path(), None, 0);
     let seen = Arc::new(Mutex::new(BTreeSet::new()));
     let progress = Arc::clone(&seen);
@@ -166,5 +169,5 @@ fn two_processes_do_not_share_a_directory() {
     let (_store, _) = add(&cache, &sample);
     cache.close();
     assert!(matches!(TorrentStore::open(&cache, sample.spec(), Box::new(|_| {})), Err(StoreError::Closed)));
-    assert!(again().is_ok(), "closed, it lets go of the directory");
+    assert!(again().is_ok(), "a closed cache releases the directory");
 }

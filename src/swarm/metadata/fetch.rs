@@ -162,8 +162,8 @@ impl MetadataFetch {
         }
     }
 
-    /// Starts attempts for the lengths that most peers claim. An attempt that no peer serves, or that takes too long, is
-    /// replaced.
+    /// Starts attempts for the lengths that most peers claim. An attempt that no peer serves, or that takes too long,
+    /// is replaced.
     fn choose(&mut self, now: Instant) {
         let mut claims: BTreeMap<u32, usize> = BTreeMap::new();
         for peer in self.peers.values().filter(|peer| peer.is_able(now)) {

@@ -1,4 +1,5 @@
-//! One connection's protocol state: who chokes whom, what they have, what we asked of them, what they asked of us.
+//! The protocol state of one connection: choking and interest, the pieces of the peer, the requests of both sides, its
+//! extensions.
 
 pub(super) mod extensions;
 pub(super) mod holepunch;
@@ -24,16 +25,16 @@ use crate::wire::{PeerId, PexFlags};
 
 use extensions::Extensions;
 
-/// Requests that a peer is assumed to queue when it does not say (BEP 10 `reqq`; libtorrent's default).
+/// Number of requests that a peer is assumed to queue if it does not state it (BEP 10 `reqq`; libtorrent's default).
 const REQQ: usize = 250;
-/// The most that we have outstanding at one peer, whatever it says.
+/// Maximum number of requests outstanding at one peer, whatever it states.
 const MAX_REQQ: usize = 2_000;
-/// The most pieces remembered of each kind of hint (suggested, allowed fast, refused).
+/// Maximum number of pieces remembered of each kind (suggested, allowed fast, rejected).
 const MAX_HINTS: usize = 64;
-/// The most cancelled requests remembered.
-const MAX_DOUBTS: usize = 4_000;
+/// Maximum number of cancelled requests remembered.
+const MAX_CANCELLED: usize = 4_000;
 
-/// What a peer has.
+/// The pieces of a peer.
 #[derive(Debug)]
 pub(super) enum Holding {
     All,
@@ -45,7 +46,7 @@ pub(super) enum Holding {
 pub(super) struct Ask {
     pub(super) id: BlockId,
     pub(super) sent: Instant,
-    /// It went into an empty pipeline: its delay is the base latency.
+    /// It was sent to an empty pipeline, so that its delay is the base latency.
     pub(super) fresh: bool,
 }
 
@@ -62,43 +63,43 @@ pub(super) struct Peer {
     encrypted: bool,
     pub(super) extensions: Extensions,
     pub(super) holding: Holding,
-    /// How many pieces they have (all of a seed's).
+    /// Number of pieces that the peer has.
     pub(super) has_count: u32,
-    /// Of them, those that we lack.
+    /// Number of those pieces that we lack.
     pub(super) wanted: u32,
-    /// They may still send a bitfield (BEP 3: first or never).
+    /// The peer has not sent a core message yet: have-all and have-none may only come first (BEP 6).
     pub(super) opening: bool,
 
     pub(super) choking_us: bool,
-    /// When they choked us last.
+    /// When the peer last choked us.
     pub(super) choked: Instant,
     pub(super) we_interested: bool,
     pub(super) we_choke: bool,
     pub(super) interested_in_us: bool,
-    /// They said that they will fetch nothing more (BEP 21).
+    /// The peer will fetch nothing more (BEP 21).
     pub(super) upload_only: bool,
 
-    /// Our requests in the order sent.
+    /// Our requests, in the order sent.
     pub(super) asks: VecDeque<Ask>,
-    /// Requests cancelled or choked away whose answer may still come, and since when.
-    pub(super) doubts: BTreeMap<BlockId, Instant>,
+    /// Requests that were cancelled or voided by a choke and may still be answered, and since when.
+    pub(super) cancelled: BTreeMap<BlockId, Instant>,
     pub(super) pipeline: Pipeline,
     reqq: usize,
-    /// The piece that it fetches in the background.
+    /// The piece that the peer fetches in the background.
     pub(super) current: Option<u32>,
-    /// `Pieces::freed` when there was nothing to fetch from it.
-    pub(super) barren: Option<u64>,
-    /// Pieces that they let us request while choked (BEP 6).
+    /// `Pieces::freed` when the peer last had nothing to fetch.
+    pub(super) exhausted_at: Option<u64>,
+    /// Pieces that we may request while choked (BEP 6).
     pub(super) allowed: Vec<u32>,
-    /// Pieces that we let them request while choked.
+    /// Pieces that the peer may request while choked (BEP 6).
     pub(super) granted: Vec<u32>,
-    /// Pieces that they suggest (BEP 6).
+    /// Pieces that the peer suggests (BEP 6).
     pub(super) suggested: VecDeque<u32>,
-    /// Pieces that they rejected, and when.
+    /// Pieces of rejected requests, and when they were rejected.
     refused: VecDeque<(u32, Instant)>,
-    /// They rejected so much that nothing is asked before this.
+    /// Nothing is requested before this, because the peer has rejected too many requests.
     paused: Option<Instant>,
-    /// Blocks that we never asked for.
+    /// Number of blocks that we never requested.
     pub(super) unsolicited: u32,
 
     pub(super) uploads: Uploads,
@@ -108,9 +109,9 @@ pub(super) struct Peer {
     pub(super) downloaded: u64,
     pub(super) uploaded: u64,
     pub(super) connected: Instant,
-    pub(super) last_heard: Instant,
+    pub(super) last_received: Instant,
     pub(super) last_sent: Instant,
-    /// When a block came last, or when the first request of a busy spell went out.
+    /// When the last block arrived, or the first request was sent to an empty pipeline, whichever is later.
     pub(super) last_progress: Instant,
 }
 
@@ -137,11 +138,11 @@ impl Peer {
             interested_in_us: false,
             upload_only: false,
             asks: VecDeque::new(),
-            doubts: BTreeMap::new(),
+            cancelled: BTreeMap::new(),
             pipeline: Pipeline::new(now, policy),
             reqq: REQQ,
             current: None,
-            barren: None,
+            exhausted_at: None,
             allowed: Vec::new(),
             granted: Vec::new(),
             suggested: VecDeque::new(),
@@ -154,7 +155,7 @@ impl Peer {
             downloaded: 0,
             uploaded: 0,
             connected: now,
-            last_heard: now,
+            last_received: now,
             last_sent: now,
             last_progress: now,
         }
@@ -204,39 +205,40 @@ impl Peer {
         self.reqq = (reqq as usize).clamp(1, MAX_REQQ);
     }
 
-    /// Blocks that may be asked of it at all, whatever the piece.
+    /// Returns whether any block may be requested from the peer.
     pub(super) fn may_ask(&self, now: Instant) -> bool {
         (!self.choking_us || !self.allowed.is_empty()) && self.paused.is_none_or(|until| now >= until)
     }
 
-    /// It has the piece, would serve it now and did not just refuse it.
+    /// Returns whether the peer has a piece, would serve it now and has not just rejected it.
     pub(super) fn serves(&self, now: Instant, piece: u32) -> bool {
         self.has(piece)
             && (!self.choking_us || self.allowed.contains(&piece))
             && !self.refused.iter().any(|(refused, when)| *refused == piece && now < *when + self.policy().patience / 2)
     }
 
-    /// The answer to an earlier request of this block may still come: not to be asked again.
-    pub(super) fn in_doubt(&self, now: Instant, id: BlockId) -> bool {
-        !self.doubts.is_empty() && self.doubts.get(&id).is_some_and(|since| now < *since + self.policy().patience)
+    /// Returns whether a cancelled request for this block may still be answered, so that it must not be requested
+    /// again.
+    pub(super) fn may_still_answer(&self, now: Instant, id: BlockId) -> bool {
+        !self.cancelled.is_empty() && self.cancelled.get(&id).is_some_and(|since| now < *since + self.policy().patience)
     }
 
-    /// No answer to a cancelled request can still be on its way ahead of a new one.
+    /// Returns whether no answer to a cancelled request can arrive before that to a new one.
     pub(super) fn is_clean(&self, now: Instant) -> bool {
-        !self.doubts.values().any(|since| now < *since + self.policy().patience / 5)
+        !self.cancelled.values().any(|since| now < *since + self.policy().patience / 5)
     }
 
-    pub(super) fn doubt(&mut self, now: Instant, id: BlockId) {
-        if self.doubts.len() >= MAX_DOUBTS {
+    pub(super) fn record_cancel(&mut self, now: Instant, id: BlockId) {
+        if self.cancelled.len() >= MAX_CANCELLED {
             let grace = self.policy().patience;
-            self.doubts.retain(|_, since| now < *since + grace);
+            self.cancelled.retain(|_, since| now < *since + grace);
         }
-        if self.doubts.len() < MAX_DOUBTS {
-            self.doubts.insert(id, now);
+        if self.cancelled.len() < MAX_CANCELLED {
+            self.cancelled.insert(id, now);
         }
     }
 
-    /// As many requests are outstanding as they queue.
+    /// Returns whether as many requests are outstanding as the peer queues.
     pub(super) fn is_full(&self) -> bool {
         self.asks.len() >= self.reqq
     }
@@ -269,26 +271,26 @@ impl Peer {
     /// Returns the bytes of cancelled requests whose blocks may still come. With the fast extension each is answered by
     /// its block or a reject.
     fn stray_bytes(&self, now: Instant) -> f64 {
-        if self.doubts.is_empty() {
+        if self.cancelled.is_empty() {
             return 0.0;
         }
         let grace = if self.fast { self.policy().patience } else { self.policy().patience / 5 };
-        let strays = self.doubts.values().filter(|since| now < **since + grace).count();
+        let strays = self.cancelled.values().filter(|since| now < **since + grace).count();
         strays as f64 * f64::from(BLOCK_LEN)
     }
 
-    /// Enough of the pipeline has run empty for another batch.
+    /// Returns whether enough of the pipeline is empty for another batch of requests.
     pub(super) fn wants_refill(&self, now: Instant, phase: Phase) -> bool {
         self.may_ask(now) && self.asks.len() <= self.reqq * 3 / 4 && self.pipeline.wants_refill(now, phase)
     }
 
-    /// Takes the request for this block out of those outstanding; answers come mostly in order.
+    /// Removes the outstanding request for a block. Fast, because answers mostly come in order.
     pub(super) fn take_ask(&mut self, id: BlockId) -> Option<Ask> {
         let at = self.asks.iter().position(|ask| ask.id == id)?;
         self.asks.remove(at)
     }
 
-    /// They rejected a request for this piece.
+    /// Records that the peer rejected a request for a piece.
     pub(super) fn refuse(&mut self, now: Instant, piece: u32) {
         let pause = self.policy().patience / 2;
         self.refused.retain(|(_, when)| now < *when + pause);
@@ -317,23 +319,23 @@ impl Peer {
         }
     }
 
-    /// What was refused may be asked again after a while.
+    /// Lets pieces be requested again whose rejects are old enough.
     pub(super) fn end_pause(&mut self, now: Instant) {
         let pause = self.policy().patience / 2;
         let over = |when: Instant| now >= when + pause;
         if self.paused.is_some_and(|until| now >= until) || self.refused.front().is_some_and(|(_, when)| over(*when)) {
             self.paused = None;
             self.refused.retain(|(_, when)| !over(*when));
-            self.barren = None;
+            self.exhausted_at = None;
         }
     }
 
-    /// Cancelled requests that were never answered may be asked again after a while.
-    pub(super) fn forget_doubts(&mut self, now: Instant) {
-        let (before, grace) = (self.doubts.len(), self.policy().patience);
-        self.doubts.retain(|_, since| now < *since + grace);
-        if self.doubts.len() != before {
-            self.barren = None;
+    /// Lets blocks be requested again whose cancelled requests were not answered for long enough.
+    pub(super) fn forget_cancels(&mut self, now: Instant) {
+        let (before, grace) = (self.cancelled.len(), self.policy().patience);
+        self.cancelled.retain(|_, since| now < *since + grace);
+        if self.cancelled.len() != before {
+            self.exhausted_at = None;
         }
     }
 }
@@ -341,7 +343,7 @@ impl Peer {
 impl Peer {
     pub(super) fn check(&self) {
         self.uploads.check();
-        assert!(self.asks.len() <= MAX_REQQ && self.doubts.len() <= MAX_DOUBTS);
+        assert!(self.asks.len() <= MAX_REQQ && self.cancelled.len() <= MAX_CANCELLED);
         assert!(
             self.allowed.len() <= MAX_HINTS && self.suggested.len() <= MAX_HINTS && self.refused.len() <= MAX_HINTS
         );

@@ -36,7 +36,7 @@ impl Swarm {
             return;
         }
         // The pieces that a peer allows while it chokes us are for our first ones: many peers get the same few.
-        if peer.choking_us && self.pieces.had() >= self.config.policy.random_first {
+        if peer.choking_us && self.pieces.have_count() >= self.config.policy.random_first {
             return;
         }
         if self.config.policy.queue_allowance(Need::Background, self.phase).is_none() {
@@ -48,7 +48,7 @@ impl Swarm {
             let (Some(partial), Some(peer)) = (self.pieces.partial(piece), self.peers.get_mut(&key)) else { break };
             let most = (room / f64::from(BLOCK_LEN)).ceil() as usize;
             let ids = partial.free_blocks().map(|block| BlockId { piece, block });
-            let ids: Vec<BlockId> = ids.filter(|id| !peer.in_doubt(now, *id)).take(most).collect();
+            let ids: Vec<BlockId> = ids.filter(|id| !peer.may_still_answer(now, *id)).take(most).collect();
             if ids.len() < most {
                 peer.current = None;
             }
@@ -68,7 +68,7 @@ impl Swarm {
     /// Returns a partial piece with a block that this peer may be asked for, begun now if necessary.
     fn next_piece(&mut self, now: Instant, key: PeerKey) -> Option<u32> {
         let peer = self.peers.get(&key)?;
-        if peer.wanted == 0 || peer.barren == Some(self.pieces.freed) {
+        if peer.wanted == 0 || peer.exhausted_at == Some(self.pieces.freed) {
             return None;
         }
         if let Some(piece) = peer.current.filter(|piece| self.is_for(now, key, *piece)) {
@@ -106,7 +106,7 @@ impl Swarm {
             Found::NotNow => None,
             Found::Nothing => {
                 let freed = self.pieces.freed;
-                self.peers.get_mut(&key)?.barren = Some(freed);
+                self.peers.get_mut(&key)?.exhausted_at = Some(freed);
                 None
             }
         }
@@ -129,8 +129,8 @@ impl Swarm {
             && self.needed.binary_search(&piece).is_err()
             && (!partial.solo || partial.owner == Some(key))
             && peer.serves(now, piece)
-            && (peer.doubts.is_empty()
-                || partial.free_blocks().any(|block| !peer.in_doubt(now, BlockId { piece, block })))
+            && (peer.cancelled.is_empty()
+                || partial.free_blocks().any(|block| !peer.may_still_answer(now, BlockId { piece, block })))
     }
 
     /// Finds a missing piece to begin with this peer.
@@ -165,15 +165,15 @@ impl Swarm {
             return missing.iter().filter(fits).min().map_or(Found::Nothing, |piece| Found::Piece(*piece));
         }
         let from = self.rng.random_range(0..self.pieces.count());
-        let (first, last) = (self.pieces.urged().range(from..), self.pieces.urged().range(..from));
-        let urged = first.chain(last).take(RAREST_TRIED).filter(fits);
-        if let Some(piece) = urged.min_by_key(|piece| self.pieces.availability.of(**piece)) {
+        let (first, last) = (self.pieces.preferred().range(from..), self.pieces.preferred().range(..from));
+        let preferred = first.chain(last).take(RAREST_TRIED).filter(fits);
+        if let Some(piece) = preferred.min_by_key(|piece| self.pieces.availability.of(**piece)) {
             return Found::Piece(*piece);
         }
         let from = self.rng.random_range(0..missing.len());
         let (before, after) = missing.split_at(from);
         let random_first = self.config.policy.random_first as usize;
-        let begun = self.pieces.had() as usize + self.pieces.partials().take(random_first).count();
+        let begun = self.pieces.have_count() as usize + self.pieces.partials().take(random_first).count();
         let tried = if begun < random_first { 0 } else { RAREST_TRIED };
         let rarest = missing.iter().take(tried).find(fits);
         let found = rarest.or_else(|| after.iter().chain(before).take(ANY_TRIED).find(fits));
@@ -205,7 +205,7 @@ impl Swarm {
             for (slot, block) in partial.slots.iter().zip(0..) {
                 let id = BlockId { piece, block };
                 let once = matches!(slot, Slot::Asked(other, None) if later(other));
-                if once && ids.len() < most && !peer.in_doubt(now, id) {
+                if once && ids.len() < most && !peer.may_still_answer(now, id) {
                     ids.push(id);
                 }
             }

@@ -10,6 +10,7 @@
 #![allow(dead_code)]
 
 pub mod link;
+pub mod overlay;
 pub mod sweep;
 pub mod workload;
 

@@ -1,4 +1,4 @@
-//! What programs do with a mount, over links like those of homes: start, play, jump, seek, copy. Every result is a number
+//! Workloads of programs on a mount, over links like those of homes: start, play, jump, seek, copy. Every result is a number
 //! in virtual time that depends on the seed alone.
 
 use std::ops::Range;
