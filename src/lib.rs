@@ -91,25 +91,25 @@
 //!
 //! | module | owns | knows nothing of | imports |
 //! |---|---|---|---|
-//! | `cli` | arguments to calls, errors to words; one file a subcommand | how anything works | control, discovery, fs, http, library, metainfo, net, payload, route, session, store, sys, tracker, web |
+//! | `cli` | the command line: one file a subcommand; arguments to calls, errors to messages | how anything works | control, discovery, fs, http, library, metainfo, net, payload, route, session, store, sys, tracker, web |
 //! | `web` | everything served over HTTP: API, status page, files, metrics; and the client of the API | FUSE, peer connections | control, metainfo, session, sys |
 //! | `control` | the status that a running mount reports, and the orders it accepts | HTTP, FUSE, peer connections | discovery, library, metainfo, net, session, swarm, wire |
-//! | `library` | the torrents of a mount, as they come and go; watched directories | the command line | discovery, fs, metainfo, payload, session, store, sys, util |
-//! | `fs` | the tree of inodes, the answering of reads, the FUSE mount | peers, trackers | metainfo, session, sys |
+//! | `library` | the torrents of a mount: added, removed, picked up from watched directories | the command line | discovery, fs, metainfo, payload, session, store, sys, util |
+//! | `fs` | the tree of inodes, the answers to reads, the FUSE mount | peers, trackers | metainfo, session, sys |
 //! | `session` | torrents at work: sockets, disk and timers for each torrent's `Swarm` | the peer protocol | discovery, http, metainfo, net, portmap, route, store, swarm, util, webseed, wire |
-//! | `webseed` | HTTP servers as peers that have everything (BEP 19, 17) | picking, choking | http, metainfo, net, util, wire |
-//! | `net` | connections, the listener, rate limits: dumb pipes of messages | picking, choking | metainfo, route, util, wire |
-//! | `discovery` | trackers, the DHT, local discovery: they yield peer addresses | everything else | http, metainfo, route, util, wire |
+//! | `webseed` | HTTP servers as peers that have everything (BEP 17, 19) | scheduling, choking | http, metainfo, net, util, wire |
+//! | `net` | peer connections over TCP and uTP: dialing, the listener, encryption, rate limits | scheduling, choking | metainfo, route, util, wire |
+//! | `discovery` | finders of peers: trackers, the DHT, local discovery | everything but addresses | http, metainfo, route, util, wire |
 //! | `portmap` | our port at the home router (UPnP, NAT-PMP, PCP) | everything else | util |
 //! | `tracker` | a BitTorrent tracker over HTTP and UDP: keeps and returns the peers of each swarm | everything else | metainfo, sys, util, wire |
-//! | `http` | bounded HTTP requests: limits, redirects, access to the local network, masked URLs | what an answer means | metainfo, route, util |
-//! | `route` | by which way everything leaves: proxy, address, interface | everything else | nothing |
-//! | `store` | the LRU piece cache: memory tier, disk tier, what survives a restart; files that lie with the user | the network, FUSE | metainfo, sys, util |
+//! | `http` | bounded HTTP requests: limits, redirects, access to the local network, masked URLs | the meaning of a response | metainfo, route, util |
+//! | `route` | the way out of the machine: proxy, local address, interface | everything else | nothing |
+//! | `store` | the LRU piece cache: a tier in memory, a tier on disk, the state that survives a restart; files of the user | the network, FUSE | metainfo, sys, util |
 //! | [`swarm`] | sans-io: the peer protocol with its extensions, scheduling of requests, choker | tokio, sockets, files, the clock | metainfo, util, wire |
-//! | [`wire`] | sans-io: handshake and message codecs | as above | metainfo, util |
-//! | `payload` | a user's own files: walked and hashed for new torrents, checked against old ones | torrents at work | metainfo, sys |
-//! | [`metainfo`] | bencode guard, `.torrent`, piece ↔ file layout | as above | nothing |
-//! | `sys` | system calls that the standard library has not: the only `unsafe` code | everything else | nothing |
+//! | [`wire`] | sans-io: codecs of handshakes and messages | tokio, sockets, files, the clock | metainfo, util |
+//! | `payload` | files of the user: walked and hashed for new torrents, checked against existing ones | running torrents | metainfo, sys |
+//! | [`metainfo`] | bencode, `.torrent` files, magnet links, the layout of pieces and files | tokio, sockets, files, the clock | nothing |
+//! | `sys` | system calls that the standard library lacks; the only `unsafe` code | everything else | nothing |
 //! | `util` | locks, classes of addresses, text for display, timers that fire together | everything else | nothing |
 //!
 //! `README.md` is for users of the program, `CONTRIBUTING.md` for those who change it. Beside `src/`: `mount-helper/` (the

@@ -72,7 +72,7 @@ fn read(source: &OsStr) -> io::Result<New> {
     if path.exists() || !(named.contains(':') || named.parse::<InfoHash>().is_ok()) {
         // If it does not exist, the system's error says so.
         std::fs::File::open(path)?;
-        return Err(io::Error::other("it is not a file; directories can only be given to `torrentfs mount`"));
+        return Err(io::Error::other("it is not a file; give a directory to `torrentfs mount`"));
     }
     Ok(New::Named(NewTorrent { source: named.into_owned() }))
 }

@@ -1,4 +1,4 @@
-//! What every torrent of a session uses: settings, sockets, finders of peers, shared limits.
+//! The parts of a session that every torrent uses: settings, sockets, finders of peers, shared limits.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use super::config::SessionConfig;
 use super::registry::Registry;
 use super::shares::Shares;
 
-/// What the torrents and resolvers of a session have in common.
+/// The parts of a session that its torrents and resolvers share.
 pub(super) struct Context {
     pub(super) config: SessionConfig,
     pub(super) peer_id: PeerId,

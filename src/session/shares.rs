@@ -67,7 +67,7 @@ impl Shares {
     }
 }
 
-/// What one torrent uses; given back when it is dropped.
+/// The share of one torrent: what it uses of the common limits. Dropping it returns them.
 #[derive(Debug)]
 pub(super) struct Share {
     shares: Arc<Shares>,
@@ -76,7 +76,7 @@ pub(super) struct Share {
     reading: bool,
 }
 
-/// What a torrent may use now.
+/// The limits of one torrent at this moment.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Allowed {
     /// Maximum number of connections, including those that it has.

@@ -190,7 +190,7 @@ impl Swarm {
     pub(super) fn tick_connections(&mut self, now: Instant) {
         let since = |then: Instant| now.saturating_duration_since(then);
         let silent: Vec<PeerKey> =
-            self.peers.iter().filter(|(_, peer)| since(peer.last_heard) >= IDLE).map(|(key, _)| *key).collect();
+            self.peers.iter().filter(|(_, peer)| since(peer.last_received) >= IDLE).map(|(key, _)| *key).collect();
         for key in silent {
             self.disconnect(now, key, DisconnectReason::Idle);
         }

@@ -15,7 +15,7 @@ impl Swarm {
     /// Handles a message.
     pub(super) fn message(&mut self, now: Instant, key: PeerKey, message: Message) {
         let Some(peer) = self.peers.get_mut(&key) else { return };
-        peer.last_heard = now;
+        peer.last_received = now;
         let opening = match message {
             Message::Extended { .. } | Message::KeepAlive | Message::Port(_) => peer.opening,
             _ => std::mem::take(&mut peer.opening),
@@ -77,11 +77,11 @@ impl Swarm {
             Message::Cancel(request) => self.request_cancelled(now, key, request),
             Message::Suggest(piece) if piece < self.pieces.count() => {
                 peer.suggest(piece);
-                peer.barren = None;
+                peer.exhausted_at = None;
             }
             Message::AllowedFast(piece) if piece < self.pieces.count() => {
                 peer.allow(piece);
-                peer.barren = None;
+                peer.exhausted_at = None;
                 self.refill(now, key);
             }
             Message::Suggest(_) | Message::AllowedFast(_) => {
@@ -102,7 +102,7 @@ impl Swarm {
             return;
         }
         peer.has_count += 1;
-        peer.barren = None;
+        peer.exhausted_at = None;
         self.pieces.availability.raise(piece, &mut self.rng);
         if !self.pieces.has(piece) {
             peer.wanted += 1;
@@ -123,7 +123,7 @@ impl Swarm {
         if bits.is_clear() {
             return;
         }
-        peer.barren = None;
+        peer.exhausted_at = None;
         if bits.is_full() {
             peer.has_count = self.pieces.count();
             peer.wanted = self.pieces.count() - self.pieces.have_count();
@@ -197,12 +197,12 @@ impl Swarm {
             if !peer.choking_us || peer.allowed.contains(&id.piece) {
                 peer.refuse(now, id.piece);
             }
-            peer.barren = None;
+            peer.exhausted_at = None;
             self.pieces.unask(id, key);
             self.abandon_solo(now, key, id.piece);
-        } else if peer.doubts.remove(&id).is_some() {
+        } else if peer.cancelled.remove(&id).is_some() {
             // Now the block may be requested from it again.
-            peer.barren = None;
+            peer.exhausted_at = None;
         }
         self.refill(now, key);
     }

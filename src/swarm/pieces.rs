@@ -99,7 +99,7 @@ pub(super) struct Pieces {
     /// Pieces that background fetching prefers.
     high: FixedBitSet,
     /// Those of `high` that are missing.
-    urged: BTreeSet<u32>,
+    preferred: BTreeSet<u32>,
     have: u32,
     /// Number of pieces that are missing and not skipped.
     to_begin: u32,
@@ -123,7 +123,7 @@ impl Pieces {
             state,
             skipped: FixedBitSet::new(),
             high: FixedBitSet::new(),
-            urged: BTreeSet::new(),
+            preferred: BTreeSet::new(),
             partials: BTreeMap::new(),
             open: BTreeSet::new(),
             partial_bytes: 0,
@@ -218,7 +218,7 @@ impl Pieces {
         if self.availability.is_enrolled(piece) {
             self.availability.withdraw(piece);
         }
-        self.urged.remove(&piece);
+        self.preferred.remove(&piece);
         self.to_begin -= u32::from(self.is_to_begin(piece));
         self.state[piece as usize] = State::Partial;
         let blocks = self.blocks_in(piece);
@@ -361,7 +361,7 @@ impl Pieces {
             self.to_begin += 1;
             self.availability.enroll(piece, rng);
             if self.high.contains(piece as usize) {
-                self.urged.insert(piece);
+                self.preferred.insert(piece);
             }
         }
     }
@@ -388,8 +388,8 @@ impl Pieces {
     }
 
     /// Returns the missing pieces that background fetching prefers.
-    pub(super) fn urged(&self) -> &BTreeSet<u32> {
-        &self.urged
+    pub(super) fn preferred(&self) -> &BTreeSet<u32> {
+        &self.preferred
     }
 
     /// Returns the pieces that background fetching skips.
@@ -404,7 +404,7 @@ impl Pieces {
         self.high.difference_with(&self.skipped);
         let enrolled: Vec<u32> = (0..self.count()).filter(|piece| self.is_to_begin(*piece)).collect();
         self.to_begin = enrolled.len() as u32;
-        self.urged = enrolled.iter().copied().filter(|piece| self.high.contains(*piece as usize)).collect();
+        self.preferred = enrolled.iter().copied().filter(|piece| self.high.contains(*piece as usize)).collect();
         self.availability.enroll_only(enrolled, rng);
         self.freed += 1;
     }
@@ -445,8 +445,8 @@ impl Pieces {
         }
         assert_eq!(self.partial_bytes, bytes);
         assert_eq!(self.to_begin as usize, (0..self.count()).filter(|piece| self.is_to_begin(*piece)).count());
-        let urged = |piece: &u32| self.is_to_begin(*piece) && self.high.contains(*piece as usize);
-        assert_eq!(self.urged, (0..self.count()).filter(urged).collect());
+        let preferred = |piece: &u32| self.is_to_begin(*piece) && self.high.contains(*piece as usize);
+        assert_eq!(self.preferred, (0..self.count()).filter(preferred).collect());
         assert_eq!(self.have as usize, self.state.iter().filter(|state| **state == State::Have).count());
     }
 }

@@ -37,7 +37,7 @@ impl Need {
     }
 }
 
-/// What the swarm's readers are doing.
+/// The activity of the swarm's readers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Phase {
     /// Nobody has read for [`Policy::reader_timeout`].

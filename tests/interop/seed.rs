@@ -217,7 +217,7 @@ fn incomplete_files_are_reported_and_seeded_only_on_request() {
     let empty = lab.path("empty");
     fs::create_dir(&empty).unwrap();
     assert!(refused(&[], &empty).contains("is missing"));
-    assert!(refused(&["--partial"], &empty).contains("nothing"));
+    assert!(refused(&["--partial"], &empty).contains("no valid data"));
 
     // Without a check the size decides, but a damaged piece is never sent: it has to come from another peer.
     for args in [&["--partial"][..], &["--no-check"]] {

@@ -32,7 +32,7 @@ const MAX_REQQ: usize = 2_000;
 /// Maximum number of pieces remembered of each kind (suggested, allowed fast, rejected).
 const MAX_HINTS: usize = 64;
 /// Maximum number of cancelled requests remembered.
-const MAX_DOUBTS: usize = 4_000;
+const MAX_CANCELLED: usize = 4_000;
 
 /// The pieces of a peer.
 #[derive(Debug)]
@@ -82,13 +82,13 @@ pub(super) struct Peer {
     /// Our requests, in the order sent.
     pub(super) asks: VecDeque<Ask>,
     /// Requests that were cancelled or voided by a choke and may still be answered, and since when.
-    pub(super) doubts: BTreeMap<BlockId, Instant>,
+    pub(super) cancelled: BTreeMap<BlockId, Instant>,
     pub(super) pipeline: Pipeline,
     reqq: usize,
     /// The piece that the peer fetches in the background.
     pub(super) current: Option<u32>,
     /// `Pieces::freed` when the peer last had nothing to fetch.
-    pub(super) barren: Option<u64>,
+    pub(super) exhausted_at: Option<u64>,
     /// Pieces that we may request while choked (BEP 6).
     pub(super) allowed: Vec<u32>,
     /// Pieces that the peer may request while choked (BEP 6).
@@ -109,7 +109,7 @@ pub(super) struct Peer {
     pub(super) downloaded: u64,
     pub(super) uploaded: u64,
     pub(super) connected: Instant,
-    pub(super) last_heard: Instant,
+    pub(super) last_received: Instant,
     pub(super) last_sent: Instant,
     /// When the last block arrived, or the first request was sent to an empty pipeline, whichever is later.
     pub(super) last_progress: Instant,
@@ -138,11 +138,11 @@ impl Peer {
             interested_in_us: false,
             upload_only: false,
             asks: VecDeque::new(),
-            doubts: BTreeMap::new(),
+            cancelled: BTreeMap::new(),
             pipeline: Pipeline::new(now, policy),
             reqq: REQQ,
             current: None,
-            barren: None,
+            exhausted_at: None,
             allowed: Vec::new(),
             granted: Vec::new(),
             suggested: VecDeque::new(),
@@ -155,7 +155,7 @@ impl Peer {
             downloaded: 0,
             uploaded: 0,
             connected: now,
-            last_heard: now,
+            last_received: now,
             last_sent: now,
             last_progress: now,
         }
@@ -219,22 +219,23 @@ impl Peer {
 
     /// Returns whether a cancelled request for this block may still be answered, so that it must not be requested
     /// again.
-    pub(super) fn in_doubt(&self, now: Instant, id: BlockId) -> bool {
-        !self.doubts.is_empty() && self.doubts.get(&id).is_some_and(|since| now < *since + self.policy().cancel_grace)
+    pub(super) fn may_still_answer(&self, now: Instant, id: BlockId) -> bool {
+        !self.cancelled.is_empty()
+            && self.cancelled.get(&id).is_some_and(|since| now < *since + self.policy().cancel_grace)
     }
 
     /// Returns whether no answer to a cancelled request can arrive before that to a new one.
     pub(super) fn is_clean(&self, now: Instant) -> bool {
-        !self.doubts.values().any(|since| now < *since + self.policy().stray_grace)
+        !self.cancelled.values().any(|since| now < *since + self.policy().stray_grace)
     }
 
-    pub(super) fn doubt(&mut self, now: Instant, id: BlockId) {
-        if self.doubts.len() >= MAX_DOUBTS {
+    pub(super) fn record_cancel(&mut self, now: Instant, id: BlockId) {
+        if self.cancelled.len() >= MAX_CANCELLED {
             let grace = self.policy().cancel_grace;
-            self.doubts.retain(|_, since| now < *since + grace);
+            self.cancelled.retain(|_, since| now < *since + grace);
         }
-        if self.doubts.len() < MAX_DOUBTS {
-            self.doubts.insert(id, now);
+        if self.cancelled.len() < MAX_CANCELLED {
+            self.cancelled.insert(id, now);
         }
     }
 
@@ -314,16 +315,16 @@ impl Peer {
         if self.paused.is_some_and(|until| now >= until) || self.refused.front().is_some_and(|(_, when)| over(*when)) {
             self.paused = None;
             self.refused.retain(|(_, when)| !over(*when));
-            self.barren = None;
+            self.exhausted_at = None;
         }
     }
 
     /// Lets blocks be requested again whose cancelled requests were not answered for long enough.
-    pub(super) fn forget_doubts(&mut self, now: Instant) {
-        let (before, grace) = (self.doubts.len(), self.policy().cancel_grace);
-        self.doubts.retain(|_, since| now < *since + grace);
-        if self.doubts.len() != before {
-            self.barren = None;
+    pub(super) fn forget_cancels(&mut self, now: Instant) {
+        let (before, grace) = (self.cancelled.len(), self.policy().cancel_grace);
+        self.cancelled.retain(|_, since| now < *since + grace);
+        if self.cancelled.len() != before {
+            self.exhausted_at = None;
         }
     }
 }
@@ -331,7 +332,7 @@ impl Peer {
 impl Peer {
     pub(super) fn check(&self) {
         self.uploads.check();
-        assert!(self.asks.len() <= MAX_REQQ && self.doubts.len() <= MAX_DOUBTS);
+        assert!(self.asks.len() <= MAX_REQQ && self.cancelled.len() <= MAX_CANCELLED);
         assert!(
             self.allowed.len() <= MAX_HINTS && self.suggested.len() <= MAX_HINTS && self.refused.len() <= MAX_HINTS
         );

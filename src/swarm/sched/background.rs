@@ -48,7 +48,7 @@ impl Swarm {
             let (Some(partial), Some(peer)) = (self.pieces.partial(piece), self.peers.get_mut(&key)) else { break };
             let most = (room / f64::from(BLOCK_LEN)).ceil() as usize;
             let ids = partial.free_blocks().map(|block| BlockId { piece, block });
-            let ids: Vec<BlockId> = ids.filter(|id| !peer.in_doubt(now, *id)).take(most).collect();
+            let ids: Vec<BlockId> = ids.filter(|id| !peer.may_still_answer(now, *id)).take(most).collect();
             if ids.len() < most {
                 peer.current = None;
             }
@@ -68,7 +68,7 @@ impl Swarm {
     /// Returns a partial piece with a block that this peer may be asked for, begun now if necessary.
     fn next_piece(&mut self, now: Instant, key: PeerKey) -> Option<u32> {
         let peer = self.peers.get(&key)?;
-        if peer.wanted == 0 || peer.barren == Some(self.pieces.freed) {
+        if peer.wanted == 0 || peer.exhausted_at == Some(self.pieces.freed) {
             return None;
         }
         if let Some(piece) = peer.current.filter(|piece| self.is_for(now, key, *piece)) {
@@ -106,7 +106,7 @@ impl Swarm {
             Found::NotNow => None,
             Found::Nothing => {
                 let freed = self.pieces.freed;
-                self.peers.get_mut(&key)?.barren = Some(freed);
+                self.peers.get_mut(&key)?.exhausted_at = Some(freed);
                 None
             }
         }
@@ -129,8 +129,8 @@ impl Swarm {
             && self.needed.binary_search(&piece).is_err()
             && (!partial.solo || partial.owner == Some(key))
             && peer.serves(now, piece)
-            && (peer.doubts.is_empty()
-                || partial.free_blocks().any(|block| !peer.in_doubt(now, BlockId { piece, block })))
+            && (peer.cancelled.is_empty()
+                || partial.free_blocks().any(|block| !peer.may_still_answer(now, BlockId { piece, block })))
     }
 
     /// Finds a missing piece to begin with this peer.
@@ -159,9 +159,9 @@ impl Swarm {
             return missing.iter().filter(fits).min().map_or(Found::Nothing, |piece| Found::Piece(*piece));
         }
         let from = self.rng.random_range(0..self.pieces.count());
-        let (first, last) = (self.pieces.urged().range(from..), self.pieces.urged().range(..from));
-        let urged = first.chain(last).take(RAREST_TRIED).filter(fits);
-        if let Some(piece) = urged.min_by_key(|piece| self.pieces.availability.of(**piece)) {
+        let (first, last) = (self.pieces.preferred().range(from..), self.pieces.preferred().range(..from));
+        let preferred = first.chain(last).take(RAREST_TRIED).filter(fits);
+        if let Some(piece) = preferred.min_by_key(|piece| self.pieces.availability.of(**piece)) {
             return Found::Piece(*piece);
         }
         let from = self.rng.random_range(0..missing.len());
@@ -199,7 +199,7 @@ impl Swarm {
             for (slot, block) in partial.slots.iter().zip(0..) {
                 let id = BlockId { piece, block };
                 let once = matches!(slot, Slot::Asked(other, None) if later(other));
-                if once && ids.len() < most && !peer.in_doubt(now, id) {
+                if once && ids.len() < most && !peer.may_still_answer(now, id) {
                     ids.push(id);
                 }
             }

@@ -29,14 +29,14 @@ impl Swarm {
             self.disconnect(now, key, DisconnectReason::Protocol("a block that we cannot have asked for"));
             return None;
         };
-        peer.last_heard = now;
+        peer.last_received = now;
         peer.opening = false;
         if let Some(ask) = peer.take_ask(id) {
             let delay = now.saturating_duration_since(ask.sent);
             peer.pipeline.arrived(now, length, delay, ask.fresh, self.phase);
-        } else if peer.doubts.remove(&id).is_some() {
+        } else if peer.cancelled.remove(&id).is_some() {
             peer.pipeline.strayed(length);
-            peer.barren = None;
+            peer.exhausted_at = None;
         } else {
             peer.unsolicited += 1;
             self.wasted += u64::from(length);
@@ -94,7 +94,7 @@ impl Swarm {
             return false;
         }
         peer.pipeline.dropped(now, self.pieces.block_len(id));
-        peer.doubt(now, id);
+        peer.record_cancel(now, id);
         self.pieces.unask(id, key);
         true
     }
@@ -231,7 +231,7 @@ impl Swarm {
         }
         for peer in self.peers.values_mut() {
             peer.end_pause(now);
-            peer.forget_doubts(now);
+            peer.forget_cancels(now);
         }
         self.hedge_late_blocks(now);
     }

@@ -134,7 +134,8 @@ impl Swarm {
         let mut left = partial.free;
         for block in partial.free_blocks() {
             let id = BlockId { piece, block };
-            let sure = |at: &&usize| self.peers.get(&candidates[**at].key).is_some_and(|peer| !peer.in_doubt(now, id));
+            let sure =
+                |at: &&usize| self.peers.get(&candidates[**at].key).is_some_and(|peer| !peer.may_still_answer(now, id));
             let best = able.iter().filter(sure).min_by(|a, b| candidates[**a].eta.total_cmp(&candidates[**b].eta));
             let Some(candidate) = best.map(|at| &mut candidates[*at]) else { continue };
             candidate.eta += candidate.block;
@@ -213,10 +214,9 @@ impl Swarm {
             let sooner = |candidate: &&mut Candidate| {
                 candidate.key != key
                     && policy.hedge_advantage * candidate.eta < eta
-                    && self
-                        .peers
-                        .get(&candidate.key)
-                        .is_some_and(|peer| peer.serves(now, id.piece) && !peer.in_doubt(now, id) && !peer.is_full())
+                    && self.peers.get(&candidate.key).is_some_and(|peer| {
+                        peer.serves(now, id.piece) && !peer.may_still_answer(now, id) && !peer.is_full()
+                    })
             };
             if let Some(candidate) = candidates.iter_mut().filter(sooner).min_by(|a, b| a.eta.total_cmp(&b.eta)) {
                 candidate.eta += candidate.block;
