@@ -364,7 +364,7 @@ fn log_result(path: &Path, added: Result<Added, AddError>) {
     let file = path.display();
     match added {
         Ok(Added { name, already: false, .. }) => tracing::info!("{file}: added as {name}"),
-        Ok(Added { name, .. }) => tracing::warn!("{file}: the same torrent as {name}, which is mounted; shown once"),
+        Ok(Added { name, .. }) => tracing::warn!("{file} is the same torrent as {name}, and is mounted once"),
         Err(error) if is_temporary(&error) => tracing::warn!("{file}: {error}; it is tried again"),
         Err(error) => tracing::warn!("{file}: {error}; left out"),
     }

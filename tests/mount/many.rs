@@ -363,7 +363,7 @@ fn several_sources_are_mounted() {
     let mounted = mount(&["one.torrent", "two.torrent", "torrents", "one.torrent"], "mnt2");
     assert!(mounted.status.success(), "{mounted:?}");
     assert_eq!(listing(Path::new(&path("mnt2"))), ["in.bin", "one.bin", "two.bin"]);
-    assert_eq!(fs::read_to_string(path("cache2/torrentfs.log")).unwrap().matches("shown once").count(), 1);
+    assert_eq!(fs::read_to_string(path("cache2/torrentfs.log")).unwrap().matches("mounted once").count(), 1);
     assert!(run(TORRENTFS, &["unmount", &path("mnt2")]).status.success());
 }
 

@@ -239,8 +239,8 @@ pub fn text_of(svg: &str) -> String {
     text.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
 }
 
-/// Removes from a screen's text all that varies from run to run: numbers, their units, rates, bars, maps of pieces and
-/// flags of peers. What is left are the words, which must not go stale.
+/// Removes from a screen's text all that varies from run to run: command lines, numbers, their units, rates, bars, maps
+/// of pieces, flags of peers, and lines that say the same again. What is left are the words, which must not go stale.
 pub fn mask(text: &str) -> String {
     let varies = |token: &&str| {
         let units = ["B", "KiB", "MiB", "GiB", "B/s", "KiB/s", "MiB/s", "GiB/s", "%", "-", "s"];
@@ -257,5 +257,12 @@ pub fn mask(text: &str) -> String {
         let line = line.replace('─', " ");
         line.split_whitespace().filter(|token| !varies(token)).collect::<Vec<_>>().join(" ")
     };
-    text.lines().map(masked).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("\n")
+    let mut lines: Vec<String> = Vec::new();
+    for line in text.lines().filter(|line| !line.starts_with("$ ")).map(masked) {
+        let line = line.replace(" and more", "");
+        if !line.is_empty() && !lines.contains(&line) {
+            lines.push(line);
+        }
+    }
+    lines.join("\n")
 }
