@@ -1,4 +1,4 @@
-//! What every torrent of a session uses: settings, sockets, finders of peers, shared limits.
+//! The resources that every torrent of a session uses: settings, sockets, finders of peers, shared limits.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use super::config::SessionConfig;
 use super::registry::Registry;
 use super::shares::Shares;
 
-/// What the torrents and resolvers of a session have in common.
+/// The resources that the torrents and resolvers of a session have in common.
 pub(super) struct Context {
     pub(super) config: SessionConfig,
     pub(super) peer_id: PeerId,

@@ -67,7 +67,7 @@ impl Shares {
     }
 }
 
-/// What one torrent uses; given back when it is dropped.
+/// One torrent's usage; given back when it is dropped.
 #[derive(Debug)]
 pub(super) struct Share {
     shares: Arc<Shares>,
@@ -76,7 +76,7 @@ pub(super) struct Share {
     reading: bool,
 }
 
-/// What a torrent may use now.
+/// A torrent's current limits.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Allowed {
     /// Maximum number of connections, including those that it has.
