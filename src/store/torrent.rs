@@ -57,7 +57,7 @@ pub(super) struct Torrent {
     pub remove_state: AtomicBool,
     /// Excludes other processes from the same download.
     pub lock_file: Mutex<Option<File>>,
-    /// The entries of the files in the next state file.
+    /// Changes to the files, for the next state file.
     pub file_changes: Mutex<FileChanges>,
     /// Read-locked while data changes; closing write-locks it and sets it.
     closed: RwLock<bool>,

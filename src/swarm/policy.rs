@@ -9,9 +9,9 @@
 //! What half and twice of each constant change, over the simulated links of `tests/pure/simulation/workload.rs`: the
 //! results that change most, and by more than 3 %. Results are times, except `copy` and `fill`, which are shares of the
 //! links' rate; `hostile` has silent peers and a liar. Constants that changed nothing were removed or follow from another:
-//! `patience`, `near_distance` and `blocked_tick` each replace several, and `patience` stays as the only timeout, though no
-//! result shows it. The rows are of two or three seeds, and not each of every profile; results over `unsteady` vary by a
-//! fifth from seed to seed. `cargo bench --bench policy` repeats the sweep.
+//! `silence_timeout`, `near_distance` and `blocked_tick` each replace several, and `silence_timeout` stays as the only timeout,
+//! though no result shows it. The rows are of two or three seeds, and not each of every profile; results over `unsteady`
+//! vary by a fifth from seed to seed. `cargo bench --bench policy` repeats the sweep.
 //!
 //! | constant | half | double |
 //! |---|---|---|
@@ -28,7 +28,7 @@
 //! | `probe_interval` | unsteady seek p50 +8 % | unsteady jump +26 % |
 //! | `probe_latencies` | unsteady seek p90 -29 % | unsteady jump +31 %, unsteady seek p90 -26 % |
 //! | `hedge_advantage` | hostile first -19 %, unsteady first +11 % | hostile first +12 % |
-//! | `patience` | – | – |
+//! | `silence_timeout` | – | – |
 //! | `near_distance` | small jump +7 % | far seek p90 +4 %, small jump -4 % |
 //! | `blocked_moment` | unsteady jump +26 %, far seek p90 +4 % | unsteady seek p50 +16 %, far first +11 % |
 //! | `random_first` | unsteady jump +30 % | unsteady seek p50 +12 % |
@@ -71,7 +71,7 @@ impl Need {
 /// The activity of the swarm's readers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Phase {
-    /// Nobody has read for [`Policy::patience`].
+    /// Nobody has read for [`Policy::silence_timeout`].
     Filling,
     /// A reader is active.
     Reading,
@@ -117,13 +117,13 @@ pub struct Policy {
     /// How many times sooner a second peer must deliver a block of a blocked read before it is asked as well. Where all
     /// peers are late alike, asking twice would only halve what they deliver.
     pub hedge_advantage: f64,
-    /// Time after which nothing more is expected of a peer or a reader: an answer to a cancelled request does not come any
+    /// Time of silence after which nothing more is expected of a peer or a reader: an answer to a cancelled request does not come any
     /// more, and a torrent does not count as being read. A peer that is silent for twice as long is snubbed: asked for one
     /// block at a time. After half of it a rejected piece is requested from that peer again. A fifth of it is the time for
     /// answers that may well not come: from a peer that choked us, for a cancelled block without the fast extension, and
     /// for a suspect piece that one peer must deliver alone; and for as long, reads that a handle has sought away from come
     /// last. Ten seconds outlast a pause of a player and of most lines.
-    pub patience: Duration,
+    pub silence_timeout: Duration,
 
     /// Bytes around a reader's position within which a read is no seek, because the kernel reads ahead and out of order in
     /// several threads. Half of them are the least read-ahead, and a piece within a quarter is the next to be due.
@@ -173,7 +173,7 @@ impl Default for Policy {
             probe_latencies: 300.0,
 
             hedge_advantage: 2.0,
-            patience: Duration::from_secs(10),
+            silence_timeout: Duration::from_secs(10),
 
             near_distance: 2 << 20,
             blocked_moment: Duration::from_millis(300),

@@ -214,23 +214,27 @@ impl Peer {
     pub(super) fn serves(&self, now: Instant, piece: u32) -> bool {
         self.has(piece)
             && (!self.choking_us || self.allowed.contains(&piece))
-            && !self.refused.iter().any(|(refused, when)| *refused == piece && now < *when + self.policy().patience / 2)
+            && !self
+                .refused
+                .iter()
+                .any(|(refused, when)| *refused == piece && now < *when + self.policy().silence_timeout / 2)
     }
 
     /// Returns whether a cancelled request for this block may still be answered, so that it must not be requested
     /// again.
     pub(super) fn may_still_answer(&self, now: Instant, id: BlockId) -> bool {
-        !self.cancelled.is_empty() && self.cancelled.get(&id).is_some_and(|since| now < *since + self.policy().patience)
+        !self.cancelled.is_empty()
+            && self.cancelled.get(&id).is_some_and(|since| now < *since + self.policy().silence_timeout)
     }
 
     /// Returns whether no answer to a cancelled request can arrive before that to a new one.
     pub(super) fn is_clean(&self, now: Instant) -> bool {
-        !self.cancelled.values().any(|since| now < *since + self.policy().patience / 5)
+        !self.cancelled.values().any(|since| now < *since + self.policy().silence_timeout / 5)
     }
 
     pub(super) fn record_cancel(&mut self, now: Instant, id: BlockId) {
         if self.cancelled.len() >= MAX_CANCELLED {
-            let grace = self.policy().patience;
+            let grace = self.policy().silence_timeout;
             self.cancelled.retain(|_, since| now < *since + grace);
         }
         if self.cancelled.len() < MAX_CANCELLED {
@@ -274,7 +278,7 @@ impl Peer {
         if self.cancelled.is_empty() {
             return 0.0;
         }
-        let grace = if self.fast { self.policy().patience } else { self.policy().patience / 5 };
+        let grace = if self.fast { self.policy().silence_timeout } else { self.policy().silence_timeout / 5 };
         let strays = self.cancelled.values().filter(|since| now < **since + grace).count();
         strays as f64 * f64::from(BLOCK_LEN)
     }
@@ -292,7 +296,7 @@ impl Peer {
 
     /// Records that the peer rejected a request for a piece.
     pub(super) fn refuse(&mut self, now: Instant, piece: u32) {
-        let pause = self.policy().patience / 2;
+        let pause = self.policy().silence_timeout / 2;
         self.refused.retain(|(_, when)| now < *when + pause);
         if !self.refused.iter().any(|(refused, _)| *refused == piece) {
             self.refused.push_back((piece, now));
@@ -321,7 +325,7 @@ impl Peer {
 
     /// Lets pieces be requested again whose rejects are old enough.
     pub(super) fn end_pause(&mut self, now: Instant) {
-        let pause = self.policy().patience / 2;
+        let pause = self.policy().silence_timeout / 2;
         let over = |when: Instant| now >= when + pause;
         if self.paused.is_some_and(|until| now >= until) || self.refused.front().is_some_and(|(_, when)| over(*when)) {
             self.paused = None;
@@ -332,7 +336,7 @@ impl Peer {
 
     /// Lets blocks be requested again whose cancelled requests were not answered for long enough.
     pub(super) fn forget_cancels(&mut self, now: Instant) {
-        let (before, grace) = (self.cancelled.len(), self.policy().patience);
+        let (before, grace) = (self.cancelled.len(), self.policy().silence_timeout);
         self.cancelled.retain(|_, since| now < *since + grace);
         if self.cancelled.len() != before {
             self.exhausted_at = None;

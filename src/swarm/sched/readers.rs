@@ -115,7 +115,7 @@ impl Readers {
     pub(in crate::swarm) fn read(&mut self, now: Instant, id: ReaderId, bytes: &Range<u64>) -> bool {
         self.last_read = Some(now);
         let (first, budget) = (self.first_window(), self.budget);
-        let Policy { near_distance, patience, .. } = *self.policy;
+        let Policy { near_distance, silence_timeout, .. } = *self.policy;
         let Some(reader) = self.readers.get_mut(&id) else { return false };
         let (start, end) = (bytes.start.max(reader.file.start), bytes.end.min(reader.file.end));
         if start >= end {
@@ -137,7 +137,7 @@ impl Readers {
         }
         if reader.position - reader.grown_at >= reader.window / 4 {
             // As long as the reader consumes it while it counts as active, twice; a slow one may have a third of all.
-            let ahead = (reader.consumed.rate(now) * 2.0 * patience.as_secs_f64()) as u64;
+            let ahead = (reader.consumed.rate(now) * 2.0 * silence_timeout.as_secs_f64()) as u64;
             let most = ahead.max(budget / 3).min(budget).max(first);
             reader.window = (reader.window * 2).min(most);
             reader.grown_at = reader.position;
@@ -174,7 +174,7 @@ impl Readers {
 
     /// Returns whether a read is blocked, or one happened a moment ago.
     pub(in crate::swarm) fn is_active(&self, now: Instant) -> bool {
-        let timeout = self.policy.patience;
+        let timeout = self.policy.silence_timeout;
         self.any_blocked() || self.last_read.is_some_and(|at| now.saturating_duration_since(at) < timeout)
     }
 
@@ -249,7 +249,8 @@ impl Readers {
         for run in wants.chunk_by(|a, b| a.reader == b.reader && b.bytes.start <= a.bytes.end.saturating_add(near)) {
             let since = run.iter().map(|want| want.since).min().unwrap_or(now);
             let rate = self.read_rate(now, self.readers.get(&run[0].reader));
-            let abandoned = now < since + self.policy.patience / 5 && !run.iter().any(|want| self.is_waited_for(want));
+            let abandoned =
+                now < since + self.policy.silence_timeout / 5 && !run.iter().any(|want| self.is_waited_for(want));
             let mut need = if abandoned { Need::Abandoned } else { Need::Due };
             for want in run {
                 let pieces = self.lengths.pieces_in(&want.bytes).take(MAX_PIECES);
@@ -376,7 +377,7 @@ mod tests {
         expected.extend([(1, Need::Abandoned), (2, Need::Abandoned)]);
         assert_eq!(needs(&readers, Duration::ZERO), expected);
         assert_eq!(
-            needs(&readers, readers.policy.patience / 5)[..3],
+            needs(&readers, readers.policy.silence_timeout / 5)[..3],
             [(1, Need::Due), (200, Need::Due), (2, Need::Blocked)],
             "only for a while"
         );

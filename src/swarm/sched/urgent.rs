@@ -83,7 +83,7 @@ impl Swarm {
             let mut eta = peer.eta(now, peer.pipeline.outstanding() as f64 + len);
             if peer.pipeline.snubbed {
                 // It may well stay silent for as long as it took to be snubbed.
-                eta += 2.0 * self.config.policy.patience.as_secs_f64();
+                eta += 2.0 * self.config.policy.silence_timeout.as_secs_f64();
             }
             Candidate { key: *key, room: 0.0, eta, block }
         })
@@ -183,7 +183,7 @@ impl Swarm {
         if self.needed.is_empty() {
             return;
         }
-        let Policy { hedge_advantage, patience, .. } = *self.config.policy;
+        let Policy { hedge_advantage, silence_timeout, .. } = *self.config.policy;
         let (mut owed, mut stuck) = (Vec::new(), Vec::new());
         for (key, peer) in &self.peers {
             let mut ahead = 0.0;
@@ -194,7 +194,7 @@ impl Swarm {
                 }
                 let Some(partial) = self.pieces.partial(ask.id.piece) else { continue };
                 if partial.solo {
-                    stuck.extend((now >= ask.sent + patience / 5).then_some((*key, ask.id.piece)));
+                    stuck.extend((now >= ask.sent + silence_timeout / 5).then_some((*key, ask.id.piece)));
                 } else if partial.free == 0
                     && matches!(partial.slots[ask.id.block as usize], Slot::Asked(_, None))
                     && self.blocked.binary_search(&ask.id.piece).is_ok()

@@ -72,7 +72,7 @@ fields!(
     probe_interval,
     probe_latencies,
     hedge_advantage,
-    patience,
+    silence_timeout,
     near_distance,
     blocked_moment,
     random_first,
