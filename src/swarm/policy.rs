@@ -159,7 +159,7 @@ impl Default for Policy {
         const BLOCK: u64 = crate::metainfo::BLOCK_LEN as u64;
         Self {
             filling_queue: Duration::from_millis(200),
-            reading_queue: Duration::from_millis(50),
+            reading_queue: Duration::from_millis(25),
             due_queue: Duration::from_millis(250),
             min_window: 3 * BLOCK,
             rate_headroom: 1.25,
