@@ -6,7 +6,7 @@
 //!
 //! # The sweep
 //!
-//! What half and twice of each constant change, over the simulated links of `tests/pure/simulation/workload.rs`: the
+//! The effect of halving and doubling each constant, over the simulated links of `tests/pure/simulation/workload.rs`: the
 //! results that change most, and by more than 3 %. Results are times, except `copy` and `fill`, which are shares of the
 //! links' rate; `hostile` has silent peers and a liar. Constants that changed nothing were removed or follow from another:
 //! `silence_timeout`, `near_distance` and `blocked_tick` each replace several, and `silence_timeout` stays as the only timeout,
