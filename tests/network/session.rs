@@ -1,9 +1,12 @@
 //! A torrent in this process: readers, the driver, the store and peers on loopback, without a mount.
 
+use std::io::SeekFrom;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncSeekExt};
 
 use crate::support::fake::{self, Behaviour};
 use torrentfs::internals::net::{self, PortChoice};
@@ -120,4 +123,33 @@ async fn the_first_read_returns_as_soon_as_its_piece_is_here() {
     let end = data.len() as u64 - 100;
     assert!(*lab.open().read(end, 100).await.unwrap() == data[data.len() - 100..]);
     lab.session.remove(&lab.torrent).await;
+}
+
+#[tokio::test]
+async fn a_file_is_a_stream_that_seeks() {
+    let (data, metainfo) = sample();
+    let dir = tempfile::tempdir().unwrap();
+    let peer = fake::peer("127.0.0.1", &metainfo, &data, Behaviour::Honest);
+    let lab = start(dir.path(), &metainfo, Duration::from_secs(60), &[&peer]).await;
+    let mut stream = lab.open().into_stream();
+    let mut some = vec![0; 3 * 65_536 + 17];
+    stream.seek(SeekFrom::Start(u64::from(PIECE) - 5)).await.unwrap();
+    stream.read_exact(&mut some).await.unwrap();
+    assert!(some[..] == data[PIECE as usize - 5..][..some.len()], "over the edge of a piece");
+    assert_eq!(stream.seek(SeekFrom::Current(-17)).await.unwrap(), u64::from(PIECE) - 5 + 3 * 65_536);
+    stream.read_exact(&mut some[..17]).await.unwrap();
+    assert!(some[..17] == data[PIECE as usize - 5 + 3 * 65_536..][..17], "back into what was read");
+    assert!(stream.seek(SeekFrom::Current(i64::MIN)).await.is_err(), "before the start");
+    stream.seek(SeekFrom::End(-100)).await.unwrap();
+    let mut end = Vec::new();
+    stream.read_to_end(&mut end).await.unwrap();
+    assert!(end[..] == data[data.len() - 100..]);
+    stream.seek(SeekFrom::End(1)).await.unwrap();
+    assert_eq!(stream.read(&mut some).await.unwrap(), 0, "behind the end");
+    lab.session.remove(&lab.torrent).await;
+
+    let lab = start(&dir.path().join("alone"), &metainfo, Duration::from_secs(60), &[]).await;
+    let mut stream = lab.open().into_stream();
+    let (read, ()) = tokio::join!(stream.read(&mut some), lab.session.remove(&lab.torrent));
+    assert!(read.is_err(), "the torrent has ended");
 }
