@@ -258,18 +258,27 @@ impl Peer {
     /// something, and may come all at once at the end of the time that it takes. A peer that lets that time pass has
     /// stalled: nothing is known about it but that it may stay silent for as long again.
     pub(super) fn eta(&self, now: Instant, bytes: f64) -> f64 {
+        self.etas(now)(bytes)
+    }
+
+    /// Returns [`eta`](Self::eta) as a function, for many numbers of bytes: cancelled requests are counted only once.
+    pub(super) fn etas(&self, now: Instant) -> impl Fn(f64) -> f64 {
         let strays = self.stray_bytes(now);
-        let (owed, bytes) = (self.pipeline.outstanding() as f64 + strays, bytes + strays);
+        let owed = self.pipeline.outstanding() as f64 + strays;
         let silence = match self.asks.is_empty() {
             true => 0.0,
             false => now.saturating_duration_since(self.last_progress).as_secs_f64(),
         };
-        let eta = self.pipeline.eta(bytes);
-        if silence > self.pipeline.eta(owed) {
-            return eta + silence;
+        let stalled = silence > self.pipeline.eta(owed);
+        move |bytes| {
+            let bytes = bytes + strays;
+            let eta = self.pipeline.eta(bytes);
+            if stalled {
+                return eta + silence;
+            }
+            let least = if bytes > owed { self.pipeline.eta(bytes - owed) } else { 0.0 };
+            (eta - silence).max(least)
         }
-        let least = if bytes > owed { self.pipeline.eta(bytes - owed) } else { 0.0 };
-        (eta - silence).max(least)
     }
 
     /// Returns the bytes of cancelled requests whose blocks may still come. With the fast extension each is answered by

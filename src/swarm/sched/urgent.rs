@@ -186,7 +186,10 @@ impl Swarm {
         let Policy { hedge_advantage, silence_timeout, .. } = *self.config.policy;
         let (mut owed, mut stuck) = (Vec::new(), Vec::new());
         for (key, peer) in &self.peers {
-            let mut ahead = 0.0;
+            if peer.asks.is_empty() {
+                continue;
+            }
+            let (etas, mut ahead) = (peer.etas(now), 0.0);
             for ask in &peer.asks {
                 ahead += f64::from(BLOCK_LEN);
                 if self.needed.binary_search(&ask.id.piece).is_err() {
@@ -199,7 +202,7 @@ impl Swarm {
                     && matches!(partial.slots[ask.id.block as usize], Slot::Asked(_, None))
                     && self.blocked.binary_search(&ask.id.piece).is_ok()
                 {
-                    owed.push(Owed { key: *key, id: ask.id, eta: peer.eta(now, ahead) });
+                    owed.push(Owed { key: *key, id: ask.id, eta: etas(ahead) });
                 }
             }
         }
