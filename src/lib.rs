@@ -192,8 +192,8 @@ pub use net::{Blocklist, Config as NetConfig, Encryption, Limits, PortChoice, Ra
 pub use route::{Bind, Proxy, Route};
 pub use session::{
     CheckProgress, FileStream, MetadataError, MetadataProgress, PeerReport, PeerSource, PortMapping, Priority,
-    ReadCounts, ReadError, Reader, Report, SeedLimits, Session, SessionConfig, SessionError, Torrent, TorrentOptions,
-    Verification,
+    ReadCounts, ReadError, Reader, Report, SeedLimits, Session, SessionConfig, SessionError, Span, Torrent,
+    TorrentOptions, Verification,
 };
 pub use store::{Cache, CacheConfig, Place, StoreError, Usage};
 

@@ -59,7 +59,7 @@ pub use config::{PortMapping, SessionConfig, TorrentOptions};
 pub use error::SessionError;
 pub use magnet::MetadataError;
 pub use priorities::Priority;
-pub use reader::{ReadError, Reader};
+pub use reader::{ReadError, Reader, Span};
 pub use reads::ReadCounts;
 pub use report::{PeerReport, Report};
 pub use seeding::SeedLimits;

@@ -2,8 +2,8 @@
 //!
 //! Torrents that are being read come first. Some connections are reserved for them; when all are taken, each other
 //! torrent closes one connection per second. Each torrent that is being read gets an equal part of the memory for
-//! unfinished pieces, and the others get the rest. While a reader waits for blocks that are on their way, no other
-//! torrent starts a piece in the background.
+//! unfinished pieces, and the others get the rest. While a reader waits for blocks that are on their way, the swarms of the
+//! torrents that nobody reads yield: what that means is up to their policy.
 //!
 //! So the memory of a session is: all pieces, finished or not, have `CacheConfig::memory` together; only if that is
 //! less than [`MAX_PARTIAL`], or if more than a few torrents are being read ([`MIN_PARTIAL`]), unfinished pieces may
@@ -32,7 +32,7 @@ const MIN_PEERS: usize = 4;
 pub(super) const MAX_PARTIAL: u64 = 32 << 20;
 /// Bytes of unfinished pieces that a torrent being read may always have.
 const MIN_PARTIAL: u64 = 2 << 20;
-/// How long a blocked reader suppresses background fetching in other torrents.
+/// How long a report that a reader waits holds: it is repeated every second, and must not lapse between two reports.
 const WAITING: Duration = Duration::from_secs(2);
 
 /// The counts of a session.
@@ -87,6 +87,8 @@ pub(super) struct Allowed {
     pub(super) partial: u64,
     /// The part of these that background fetching may use.
     pub(super) background: u64,
+    /// A reader of another torrent waits for blocks that are on their way, and nobody reads this one.
+    pub(super) yielding: bool,
 }
 
 impl Share {
@@ -139,10 +141,9 @@ impl Share {
         }
         let shed = !self.reading && all >= CONNECTIONS && self.connections > MIN_PEERS;
         let most = (memory / reading as u64).clamp(MIN_PARTIAL, MAX_PARTIAL);
-        let held_back = !self.reading && waiting.load(Relaxed) > self.shares.since(now);
+        let yielding = !self.reading && waiting.load(Relaxed) > self.shares.since(now);
         let free = memory.saturating_sub(partial.load(Relaxed));
-        let background = if held_back { 0 } else { self.partial + free };
-        Allowed { peers, shed, partial: most, background }
+        Allowed { peers, shed, partial: most, background: self.partial + free, yielding }
     }
 }
 
@@ -164,12 +165,13 @@ mod tests {
         let mut only = Share::new(shares);
         for reading in [false, true] {
             only.set(MAX_PEERS, MAX_PARTIAL, reading);
-            let expected = Allowed { peers: MAX_PEERS, shed: false, partial: MAX_PARTIAL, background: MAX_PARTIAL };
+            let (partial, background) = (MAX_PARTIAL, MAX_PARTIAL);
+            let expected = Allowed { peers: MAX_PEERS, shed: false, partial, background, yielding: false };
             assert_eq!(only.allowed(now), expected);
         }
         // Its own readers do not suppress it.
         only.set_waiting(now);
-        assert_eq!(only.allowed(now).background, MAX_PARTIAL);
+        assert!(!only.allowed(now).yielding);
     }
 
     #[test]
@@ -198,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_shared_and_background_fetching_waits_for_readers() {
+    fn memory_is_shared_and_torrents_yield_to_readers() {
         let (shares, now) = (Arc::new(Shares::new(MEMORY)), Instant::now());
         let mut all: Vec<Share> = (0..10).map(|_| Share::new(shares.clone())).collect();
         all.iter_mut().for_each(|share| share.set(1, 0, true));
@@ -207,7 +209,7 @@ mod tests {
         assert_eq!(all[0].allowed(now).partial, MAX_PARTIAL);
         assert_eq!(all[0].allowed(now).background, (5 << 20) + MEMORY - (40 << 20));
         all[9].set_waiting(now);
-        assert_eq!((all[0].allowed(now).background, all[8].allowed(now).background > 0), (0, true));
-        assert!(all[0].allowed(now + WAITING * 2).background > 0);
+        assert!(all[0].allowed(now).yielding && !all[8].allowed(now).yielding);
+        assert!(!all[0].allowed(now + WAITING * 2).yielding);
     }
 }

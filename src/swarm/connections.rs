@@ -15,8 +15,6 @@ const KEEP_ALIVE: Duration = Duration::from_secs(100);
 const IDLE: Duration = Duration::from_secs(180);
 /// Age below which two connections to the same peer may have been opened at the same time, one by each side.
 const CROSSED: Duration = Duration::from_secs(30);
-/// How long a peer may be useless to both sides once every connection slot is taken.
-const USELESS_LIMIT: Duration = Duration::from_secs(60);
 /// Number of pieces that a peer may request while choked (BEP 6).
 const ALLOWED_FAST: u8 = 10;
 
@@ -161,7 +159,7 @@ impl Swarm {
         if self.paused || self.pieces.complete() && !self.config.upload {
             return;
         }
-        while self.addresses.dialing() < self.config.max_connecting
+        while self.addresses.dialing() < self.config.policy.dial_limit as usize
             && self.connections() < self.config.max_peers.min(self.max_connections)
         {
             let Some(addr) = self.addresses.next_to_dial(now, !self.pieces.complete()) else { return };
@@ -200,10 +198,10 @@ impl Swarm {
             self.send(now, key, Message::KeepAlive);
         }
         if self.peers.len() >= self.config.max_peers && self.addresses.next_due().is_some_and(|due| due <= now) {
-            let useless = self
-                .peers
-                .iter()
-                .find(|(_, peer)| peer.wanted == 0 && !peer.interested_in_us && since(peer.connected) >= USELESS_LIMIT);
+            let useless_timeout = self.config.policy.useless_timeout();
+            let useless = self.peers.iter().find(|(_, peer)| {
+                peer.wanted == 0 && !peer.interested_in_us && since(peer.connected) >= useless_timeout
+            });
             if let Some(key) = useless.map(|(key, _)| *key) {
                 self.disconnect(now, key, DisconnectReason::Crowded);
             }

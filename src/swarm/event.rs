@@ -159,6 +159,8 @@ pub enum Event {
         shed: bool,
         /// [`Config::max_partial`](super::Config::max_partial) from now on.
         max_partial: u64,
+        /// A read of another torrent is blocked on blocks that are on their way, so nothing is fetched in the background.
+        yielding: bool,
     },
     /// A file was opened.
     Open {

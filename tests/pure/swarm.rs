@@ -1,7 +1,9 @@
 //! Properties of the scheduling, measured in simulated swarms.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use crate::simulation::swarms::first_copy;
 use crate::simulation::{Nature, World, seed};
 use fixedbitset::FixedBitSet;
 use rand::RngExt;
@@ -365,33 +367,12 @@ fn a_paused_swarm_fetches_nothing_and_one_on_demand_only_what_is_read() {
     world.run_until(Duration::from_secs(60), |world| world.nodes[node].completed.is_some());
 }
 
-/// Simulates a first seeder and leechers with the same bandwidth. Returns the copies that the seeder sent until the leechers
-/// together had every piece, those until all were complete, and the time for the latter divided by that of one copy.
-fn first_copy(seed: u64, super_seed: bool) -> (f64, f64, f64) {
-    let (rate, size) = (MIB as f64, 16 * MIB);
-    let mut world = World::new(seed, lengths(size, 128 * KIB), millis(10));
-    let first = world.add(rate, |_| true, |config| config.super_seed = super_seed);
-    for _ in 0..12 {
-        world.add(rate, |_| false, |_| {});
-    }
-    world.introduce();
-    let pieces = (size / (128 * KIB)) as u32;
-    let spread =
-        |world: &World| (0..pieces).all(|piece| world.nodes[1..].iter().any(|node| node.stored.contains(&piece)));
-    world.run_until(Duration::from_secs(1_000), spread);
-    let sent = |world: &World| world.nodes[first].swarm.stats(world.clock()).uploaded as f64 / size as f64;
-    let once = sent(&world);
-    let all = |world: &World| world.nodes[1..].iter().all(|node| node.completed.is_some());
-    let end = world.run_until(Duration::from_secs(1_000), all);
-    (once, sent(&world), end.as_secs_f64() / 16.0)
-}
-
 #[test]
 fn super_seeding_sends_hardly_more_than_one_copy() {
     let first = seed(5);
     for seed in first..first + 3 {
-        let (once, _, plain) = first_copy(seed, false);
-        let (super_once, _, super_time) = first_copy(seed, true);
+        let (once, plain) = first_copy(&Arc::default(), seed, false);
+        let (super_once, super_time) = first_copy(&Arc::default(), seed, true);
         println!("seed {seed}: {once:.2} copies in {plain:.2}, super-seeding {super_once:.2} in {super_time:.2}");
         assert!(super_once <= 1.15, "seed {seed}: {super_once:.2} copies sent before the leechers had one");
         assert!(super_time <= 2.0 * plain, "seed {seed}: {super_time:.2} and {plain:.2}");

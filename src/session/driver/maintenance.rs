@@ -96,9 +96,9 @@ impl Driver {
         }
         let allowed = self.share.allowed(now);
         if allowed != self.allowed || allowed.shed {
-            let Allowed { peers, shed, partial, .. } = allowed;
+            let Allowed { peers, shed, partial, yielding, .. } = allowed;
             self.allowed = allowed;
-            self.dispatch(Event::Share { peers, shed, max_partial: partial });
+            self.dispatch(Event::Share { peers, shed, max_partial: partial, yielding });
         }
     }
 

@@ -36,9 +36,6 @@ const DONE: usize = 64;
 /// Maximum number of commands waiting for the task: some for each read of a busy file server.
 const COMMANDS: usize = 4096;
 
-/// Maximum number of connections of one torrent being made.
-const MAX_CONNECTING: usize = 16;
-
 /// Opens the torrent's part of the cache and starts its task.
 pub(crate) async fn start(
     context: &Context,
@@ -90,7 +87,6 @@ pub(crate) async fn start(
         pex: context.config.pex && !metainfo.private,
         super_seed: options.super_seed,
         max_peers: MAX_PEERS,
-        max_connecting: MAX_CONNECTING,
         max_partial: MAX_PARTIAL,
         order: swarm::PickOrder::RarestFirst,
         policy: Arc::default(),
