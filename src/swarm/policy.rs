@@ -6,12 +6,12 @@
 //!
 //! # The sweep
 //!
-//! The effect of halving and doubling each constant over the simulated links of `tests/pure/simulation/workload.rs` and the
-//! whole swarms of `swarms.rs` beside it: the three results that change most, if by more than 3 % and more than they vary from seed to seed. Each is the mean of four
-//! seeds over all profiles. Results are times, except `copy` and `fill`, which are shares of the links' rate, and
-//! `super-seed copies`; `hostile` has
-//! silent peers and a liar. A constant without an effect was removed or made to follow from another: `silence_timeout`,
-//! `near_distance` and `blocked_tick` each replace several. `cargo bench --bench policy -- 4` repeats the sweep.
+//! The effect of halving and doubling each constant over the simulated links of `tests/pure/simulation/workload.rs` and
+//! the whole swarms of `swarms.rs` beside it: the three results that change most, if by more than 3 % and more than they
+//! vary from seed to seed. Each is the mean of four seeds. Results are times, except `copy` and `fill`, which are shares
+//! of the links' rate, and `super-seed copies`; `hostile` has silent peers and a liar. A constant without an effect was
+//! removed or made to follow from another: `silence_timeout`, `near_distance` and `blocked_tick` each replace several.
+//! `cargo bench --bench policy -- 4` repeats the sweep.
 //!
 //! | constant | half | double |
 //! |---|---|---|
