@@ -213,7 +213,7 @@ async fn transmit<K: Copy>(
                 }
                 in_time(socket.write_all(&mut pending)).await?;
             }
-            () = socket.keep_alive_requested() => {
+            () = socket.keep_alive_due() => {
                 wire::encode(&Message::KeepAlive, &mut pending);
                 in_time(socket.write_all(&mut pending)).await?;
             }
@@ -423,6 +423,40 @@ mod tests {
             }
             drop(sending.await.unwrap().unwrap());
         }
+    }
+
+    /// The other end is a socket with the library's defaults, as in other programs that use it: it hangs up on a peer
+    /// that is silent for ten seconds.
+    #[tokio::test]
+    async fn an_idle_utp_connection_lasts() {
+        let bind = crate::route::Bind::Address(Ipv4Addr::LOCALHOST.into());
+        let ours = utp::Utp::bind(0, &bind).unwrap();
+        let ours = ours.endpoints().next().unwrap().clone();
+        let theirs = librqbit_utp::UtpSocketUdp::new_udp((Ipv4Addr::LOCALHOST, 0).into());
+        let theirs = theirs.await.unwrap();
+        let addr = theirs.bind_addr();
+        let (called, caller) = tokio::join!(utp::connect(&ours, addr), theirs.accept());
+        let stream = Stream::new(Socket::Utp(called.unwrap()), None, BytesMut::new());
+        let peer = Handshaken { stream, addr, theirs: Handshake::new(InfoHash([7; 20]), PeerId([2; 20])) };
+        let (events, mut inbox) = mpsc::channel(1);
+        let connection = Connection::start(peer, PIECES, Arc::new(Limits::new(0, 0)), (), events);
+        connection.outbox().send(vec![Message::Interested]).unwrap();
+        let mut peer = caller.unwrap();
+        let mut next = async |peer: &mut librqbit_utp::UtpStream, message| {
+            peer.write_all(&encoded(&[message])).await.unwrap();
+            match timeout(Duration::from_secs(5), inbox.recv()).await {
+                Ok(Some(((), Incoming::Messages(messages)))) => messages,
+                other => panic!("{other:?}"),
+            }
+        };
+        // What was received last starts the timers of both ends.
+        assert_eq!(next(&mut peer, Message::Have(1)).await, [Message::Have(1)]);
+        tokio::time::sleep(utp::KEEP_ALIVE * 3).await;
+        assert_eq!(next(&mut peer, Message::Have(2)).await, [Message::Have(2)]);
+        let silence = [Message::Interested, Message::KeepAlive, Message::KeepAlive];
+        let mut received = vec![0; encoded(&silence).len()];
+        peer.read_exact(&mut received).await.unwrap();
+        assert_eq!(received, encoded(&silence));
     }
 
     #[tokio::test]

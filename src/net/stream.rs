@@ -6,7 +6,7 @@
 //! `librqbit-utp` may announce a closed receive window and not notice that the reader has emptied the buffer since. It
 //! compares the free space with its initial segment size but closes the window by the segment size that it discovered.
 //! Both ends then wait for seconds. Any write makes it check again. Therefore a reader that may have emptied a full
-//! buffer, and gets no more data, requests a keep-alive from the writing half ([`WriteHalf::keep_alive_requested`]).
+//! buffer, and gets no more data, requests a keep-alive from the writing half ([`WriteHalf::keep_alive_due`]).
 
 use std::fmt;
 use std::io;
@@ -214,11 +214,11 @@ pub(super) struct WriteHalf {
 }
 
 impl WriteHalf {
-    /// Waits until the reading half requests a keep-alive.
-    pub(super) async fn keep_alive_requested(&self) {
+    /// Waits until the reading half requests a keep-alive, or nothing was sent for [`utp::KEEP_ALIVE`] while this waits.
+    pub(super) async fn keep_alive_due(&self) {
         match &self.socket {
             WriteSocket::Tcp(_) => std::future::pending().await,
-            WriteSocket::Utp(_, keep_alive) => keep_alive.notified().await,
+            WriteSocket::Utp(_, keep_alive) => drop(timeout(utp::KEEP_ALIVE, keep_alive.notified()).await),
         }
     }
 
