@@ -21,8 +21,10 @@ pub(super) struct Context {
     pub(super) trackers: TrackerClient,
     pub(super) dht: Option<Arc<Dht>>,
     pub(super) lsd: Option<Lsd>,
-    /// The port at which others can reach us.
+    /// The port at which others can reach us; 0: they cannot.
     pub(super) announced: AnnouncedPort,
+    /// The port that trackers are told. Many refuse 0, so through a proxy it is one at which nobody answers.
+    pub(super) tracker_port: AnnouncedPort,
     pub(super) registry: Arc<Registry>,
     pub(super) dialer: Arc<Dialer>,
     /// Connections and memory, divided among the torrents.

@@ -71,6 +71,9 @@ use context::Context;
 use registry::Registry;
 use shares::Shares;
 
+/// Ports that trackers accept: neither reserved for the system nor customary for file sharing, which some refuse.
+const PLAUSIBLE_PORTS: std::ops::RangeInclusive<u16> = 49_152..=64_999;
+
 /// All torrents of one process.
 pub struct Session {
     context: Context,
@@ -129,6 +132,12 @@ impl Session {
         let registry = Arc::new(Registry::new(peer_id, dht.is_some()));
         let listener = Listener::start(sockets, &config.net, registry.clone());
         let announced = AnnouncedPort::from(port);
+        let tracker_port = match (direct, config.net.port) {
+            (true, _) => announced.clone(),
+            // The user may have the proxy's machine forward it.
+            (false, PortChoice::Exactly(port)) if port != 0 => port.into(),
+            (false, _) => rand::random_range(PLAUSIBLE_PORTS).into(),
+        };
         if let Some(mapper) = &mapper {
             tokio::spawn(follow_mapping(mapper.status(), port, announced.clone()));
         }
@@ -140,6 +149,7 @@ impl Session {
             dht,
             lsd,
             announced,
+            tracker_port,
             registry,
             dialer: Arc::new(dialer),
             shares: Arc::new(Shares::new(config.cache.usage().memory_limit)),

@@ -68,7 +68,7 @@ impl Sources {
         finders: Finders,
     ) -> Self {
         let Context { peer_id, port, key, .. } = *context;
-        let announce = Announce { info_hash, peer_id, port: context.announced.clone(), tiers, key };
+        let announce = Announce { info_hash, peer_id, port: context.tracker_port.clone(), tiers, key };
         let dht = context.dht.as_ref().filter(|_| !private).map(|dht| {
             // Without a port nobody can connect to us, and there is nothing to announce.
             dht.search(info_hash, (port != 0).then_some(port), finders.dht)
