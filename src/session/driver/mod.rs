@@ -204,6 +204,11 @@ impl Driver {
     fn perform(&mut self, action: Action) {
         match action {
             Action::Connect(addr) => self.dial(addr),
+            Action::FindPeers => {
+                // Trackers are told whether something is missing, and seeds get no seeds.
+                self.update_transferred();
+                self.sources.want_peers(true);
+            }
             Action::Send(key, message) => {
                 tracing::trace!(peer = key.0, ?message, "sending");
                 if let Some(peer) = self.peers.get_mut(&key) {
