@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use librqbit_utp::{UtpStream, UtpStreamReadHalf, UtpStreamWriteHalf};
+use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -219,6 +220,22 @@ impl WriteHalf {
         match &self.socket {
             WriteSocket::Tcp(_) => std::future::pending().await,
             WriteSocket::Utp(_, keep_alive) => drop(timeout(utp::KEEP_ALIVE, keep_alive.notified()).await),
+        }
+    }
+
+    /// Has TCP end the connection if the peer's machine acknowledges nothing for this long; `None`: for minutes, as usual.
+    pub(super) fn limit_acknowledgement(&self, limit: Option<Duration>) {
+        if let WriteSocket::Tcp(socket) = &self.socket {
+            let _ = SockRef::from(socket.as_ref()).set_tcp_user_timeout(limit);
+        }
+    }
+
+    /// Waits until a uTP peer has acknowledged everything. TCP does not tell; see
+    /// [`limit_acknowledgement`](Self::limit_acknowledgement).
+    pub(super) async fn acknowledged(&mut self) -> io::Result<()> {
+        match &mut self.socket {
+            WriteSocket::Tcp(_) => Ok(()),
+            WriteSocket::Utp(socket, _) => socket.flush().await,
         }
     }
 

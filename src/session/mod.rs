@@ -17,9 +17,11 @@
 //! | `torrent` | the handle to a torrent |
 //! | `sources` | finders of peers |
 //! | `context`, `registry`, `shares` | what all torrents have in common |
+//! | `awake` | the clock, which stands still while the process sleeps |
 //! | `verify`, `seeding`, `priorities`, `reads`, `report`, `block_times` | one aspect of a torrent each |
 //! | `config`, `error` | settings and errors |
 
+mod awake;
 mod block_times;
 mod config;
 mod context;
@@ -67,6 +69,7 @@ pub use stream::FileStream;
 pub use torrent::Torrent;
 pub use verify::{CheckProgress, Verification};
 
+use awake::{AwakeClock, Heartbeat};
 use context::Context;
 use registry::Registry;
 use shares::Shares;
@@ -79,6 +82,7 @@ pub struct Session {
     context: Context,
     mapper: Option<PortMapper>,
     _listener: Listener,
+    _heartbeat: Heartbeat,
 }
 
 impl Session {
@@ -141,6 +145,7 @@ impl Session {
         if let Some(mapper) = &mapper {
             tokio::spawn(follow_mapping(mapper.status(), port, announced.clone()));
         }
+        let (clock, heartbeat) = AwakeClock::start();
         let context = Context {
             peer_id,
             port,
@@ -151,11 +156,12 @@ impl Session {
             announced,
             tracker_port,
             registry,
+            clock,
             dialer: Arc::new(dialer),
             shares: Arc::new(Shares::new(config.cache.usage().memory_limit)),
             config,
         };
-        Ok(Self { context, mapper, _listener: listener })
+        Ok(Self { context, mapper, _listener: listener, _heartbeat: heartbeat })
     }
 
     /// Returns the HTTP client of the session, which uses its proxy, address or interface.
