@@ -96,7 +96,7 @@
 //! | `control` | the status that a running mount reports, and the orders it accepts | HTTP, FUSE, peer connections | discovery, library, metainfo, net, session, swarm, wire |
 //! | `library` | the torrents of a mount: added, removed, picked up from watched directories | the command line | discovery, fs, metainfo, payload, session, store, sys, util |
 //! | `fs` | the tree of inodes, the answers to reads, the FUSE mount | peers, trackers | metainfo, session, sys |
-//! | `session` | torrents at work: sockets, disk and timers for each torrent's `Swarm` | the peer protocol | discovery, http, metainfo, net, portmap, route, store, swarm, util, webseed, wire |
+//! | `session` | torrents at work: sockets, disk and timers for each torrent's `Swarm` | the peer protocol | discovery, http, metainfo, net, portmap, route, store, swarm, sys, util, webseed, wire |
 //! | `webseed` | HTTP servers as peers that have everything (BEP 17, 19) | scheduling, choking | http, metainfo, net, util, wire |
 //! | `net` | peer connections over TCP and uTP: dialing, the listener, encryption, rate limits | scheduling, choking | metainfo, route, util, wire |
 //! | `discovery` | finders of peers: trackers, the DHT, local discovery | everything but addresses | http, metainfo, route, util, wire |

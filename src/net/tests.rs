@@ -245,25 +245,40 @@ async fn messages_sent_with_the_handshake_are_received() {
     assert_eq!(messages, [Message::Interested]);
 }
 
+/// Dials from this address and completes the handshake.
+async fn calls_from(ip: IpAddr, to: SocketAddr) {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind((ip, 0).into()).unwrap();
+    let answered = tokio::time::timeout(Duration::from_secs(5), async {
+        let mut stream = socket.connect(to).await.unwrap();
+        stream.write_all(&handshake(1).encode()).await.unwrap();
+        let mut answer = [0; 68];
+        stream.read_exact(&mut answer).await.unwrap();
+        Handshake::decode(&answer).unwrap()
+    });
+    assert_eq!(answered.await.expect("the caller is kept out"), handshake(2));
+}
+
 #[tokio::test]
-async fn silent_connections_of_one_network_do_not_take_every_slot() {
+async fn silent_callers_keep_nobody_out() {
     let acceptor = acceptor(Encryption::Prefer, &[Transport::Tcp]);
     let mut silent = Vec::new();
-    for _ in 0..40 {
-        silent.push(TcpStream::connect(acceptor.addr).await.unwrap());
+    for network in 0..20_u8 {
+        for host in 1..=20_u8 {
+            let socket = tokio::net::TcpSocket::new_v4().unwrap();
+            socket.bind(SocketAddr::from(([127, 9, network, host], 0))).unwrap();
+            silent.push(socket.connect(acceptor.addr).await.unwrap());
+        }
     }
-    // The later connections are closed at once.
-    let mut last = silent.pop().unwrap();
-    let closed = tokio::time::timeout(Duration::from_secs(5), last.read(&mut [0; 1])).await.unwrap();
+    // From one of their networks, and from another.
+    calls_from([127, 9, 3, 200].into(), acceptor.addr).await;
+    calls_from([127, 1, 1, 1].into(), acceptor.addr).await;
+    // The oldest gave way, the newest may still speak.
+    let closed = tokio::time::timeout(Duration::from_secs(5), silent[0].read(&mut [0; 1])).await.unwrap();
     assert!(matches!(closed, Ok(0) | Err(_)));
-    // A peer from another network is accepted.
-    let socket = tokio::net::TcpSocket::new_v4().unwrap();
-    socket.bind("127.1.1.1:0".parse().unwrap()).unwrap();
-    let mut other = socket.connect(acceptor.addr).await.unwrap();
-    other.write_all(&handshake(1).encode()).await.unwrap();
-    let mut answer = [0; 68];
-    tokio::time::timeout(Duration::from_secs(5), other.read_exact(&mut answer)).await.unwrap().unwrap();
-    assert_eq!(Handshake::decode(&answer).unwrap(), handshake(2));
+    let newest = silent.last_mut().unwrap();
+    newest.write_all(&handshake(1).encode()).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(5), newest.read_exact(&mut [0; 68])).await.unwrap().unwrap();
 }
 
 #[tokio::test]

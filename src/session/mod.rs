@@ -17,9 +17,11 @@
 //! | `torrent` | the handle to a torrent |
 //! | `sources` | finders of peers |
 //! | `context`, `registry`, `shares` | what all torrents have in common |
+//! | `awake` | the clock, which stands still while the process sleeps |
 //! | `verify`, `seeding`, `priorities`, `reads`, `report`, `block_times` | one aspect of a torrent each |
 //! | `config`, `error` | settings and errors |
 
+mod awake;
 mod block_times;
 mod config;
 mod context;
@@ -67,15 +69,20 @@ pub use stream::FileStream;
 pub use torrent::Torrent;
 pub use verify::{CheckProgress, Verification};
 
+use awake::{AwakeClock, Heartbeat};
 use context::Context;
 use registry::Registry;
 use shares::Shares;
+
+/// Ports that trackers accept: neither reserved for the system nor customary for file sharing, which some refuse.
+const PLAUSIBLE_PORTS: std::ops::RangeInclusive<u16> = 49_152..=64_999;
 
 /// All torrents of one process.
 pub struct Session {
     context: Context,
     mapper: Option<PortMapper>,
     _listener: Listener,
+    _heartbeat: Heartbeat,
 }
 
 impl Session {
@@ -129,9 +136,16 @@ impl Session {
         let registry = Arc::new(Registry::new(peer_id, dht.is_some()));
         let listener = Listener::start(sockets, &config.net, registry.clone());
         let announced = AnnouncedPort::from(port);
+        let tracker_port = match (direct, config.net.port) {
+            (true, _) => announced.clone(),
+            // The user may have the proxy's machine forward it.
+            (false, PortChoice::Exactly(port)) if port != 0 => port.into(),
+            (false, _) => rand::random_range(PLAUSIBLE_PORTS).into(),
+        };
         if let Some(mapper) = &mapper {
             tokio::spawn(follow_mapping(mapper.status(), port, announced.clone()));
         }
+        let (clock, heartbeat) = AwakeClock::start();
         let context = Context {
             peer_id,
             port,
@@ -140,12 +154,14 @@ impl Session {
             dht,
             lsd,
             announced,
+            tracker_port,
             registry,
+            clock,
             dialer: Arc::new(dialer),
             shares: Arc::new(Shares::new(config.cache.usage().memory_limit)),
             config,
         };
-        Ok(Self { context, mapper, _listener: listener })
+        Ok(Self { context, mapper, _listener: listener, _heartbeat: heartbeat })
     }
 
     /// Returns the HTTP client of the session, which uses its proxy, address or interface.

@@ -4,11 +4,10 @@ use std::ops::Range;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use tokio::sync::OnceCell;
-use tokio::time::Instant;
 
 use crate::metainfo::{FileIndex, Lengths, PieceIndex};
 use crate::store::{Lookup, TorrentStore};
@@ -189,9 +188,11 @@ impl Reader {
     async fn wait_for(&self, piece: PieceIndex, bytes: &Range<u64>, want: &Want<'_>) -> Result<(), ReadError> {
         let store = &self.torrent.store;
         let mut closed = self.torrent.closed.clone();
+        // The time that the process slept does not count.
+        let clock = &self.torrent.clock;
         let limit = self.torrent.read_timeout;
         let repeated = self.just_timed_out(piece);
-        let mut deadline = limit.map(|limit| if repeated { Instant::now() } else { Instant::now() + limit });
+        let mut deadline = limit.map(|limit| if repeated { clock.now() } else { clock.now() + limit });
         loop {
             // Register first, look afterwards: a piece that arrives in between is not missed (invariant 3).
             let mut arrived = pin!(store.wait(piece));
@@ -200,7 +201,7 @@ impl Reader {
             }
             let expired = async {
                 match deadline {
-                    Some(deadline) => tokio::time::sleep_until(deadline).await,
+                    Some(deadline) => clock.sleep_until(deadline).await,
                     None => std::future::pending().await,
                 }
             };
@@ -209,15 +210,15 @@ impl Reader {
                     // If it was evicted again before this task ran, the swarm has to fetch it once more.
                     if !store.has(piece) {
                         want.send().await;
-                        deadline = limit.map(|limit| Instant::now() + limit);
+                        deadline = limit.map(|limit| clock.now() + limit);
                     }
                 }
                 () = async { drop(closed.wait_for(|closed| *closed).await) } => return Err(ReadError::Closed),
                 () = expired => {
                     let limit = limit.unwrap_or_default();
                     let last_block = self.torrent.block_times.last(self.lengths().pieces_in(bytes));
-                    let next = last_block.map(|at| Instant::from_std(at) + limit);
-                    if next.is_none_or(|next| next <= Instant::now()) {
+                    let next = last_block.map(|at| at + limit);
+                    if next.is_none_or(|next| next <= clock.now()) {
                         if !repeated {
                             lock(&self.timed_out).push((piece, Instant::now()));
                         }

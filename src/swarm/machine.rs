@@ -67,6 +67,8 @@ pub struct Swarm {
     /// There may be new work for some peer.
     pub(super) work: bool,
     next_tick: Instant,
+    /// When a blocked read without a peer next has addresses dialed.
+    pub(super) next_search: Instant,
     down: Meter,
     up: Meter,
     pub(super) downloaded: u64,
@@ -109,6 +111,7 @@ impl Swarm {
             phase: Phase::Filling,
             work: false,
             next_tick: now,
+            next_search: now,
             down: Meter::new(now),
             up: Meter::new(now),
             downloaded: 0,
@@ -279,6 +282,7 @@ impl Swarm {
         if std::mem::take(&mut self.work) {
             self.refill_all(now);
         }
+        self.find_peers_for_readers(now);
         self.dial_more(now);
     }
 

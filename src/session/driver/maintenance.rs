@@ -28,7 +28,7 @@ pub(super) fn bytes_left(store: &TorrentStore, metainfo: &Metainfo) -> u64 {
 impl Driver {
     /// Does what is due at this time.
     pub(super) fn tick(&mut self) {
-        let now = Instant::now();
+        let now = self.now();
         self.dispatch(Event::Tick);
         if now < self.maintenance_due {
             return;
@@ -51,7 +51,7 @@ impl Driver {
 
     /// Publishes the statistics, and the totals for the next announce.
     pub(super) fn update_transferred(&mut self) {
-        let stats = self.swarm.stats(Instant::now());
+        let stats = self.swarm.stats(self.now());
         self.transferred.uploaded.store(stats.uploaded, Ordering::Relaxed);
         self.transferred.downloaded.store(stats.downloaded, Ordering::Relaxed);
         if stats.have != self.stats.borrow().have {
@@ -74,7 +74,7 @@ impl Driver {
 
     /// Tells the other torrents how much this one uses, and keeps the short interval while there is anything to do.
     pub(super) fn update_share(&mut self) {
-        let now = Instant::now();
+        let now = self.now();
         let (connections, partial, is_read) =
             (self.swarm.connections(), self.swarm.partial_bytes(), self.swarm.is_read(now));
         if is_read && !self.share.is_read() {

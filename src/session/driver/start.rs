@@ -3,7 +3,6 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Instant;
 
 use tokio::sync::{mpsc, watch};
 
@@ -91,8 +90,9 @@ pub(crate) async fn start(
         order: swarm::PickOrder::RarestFirst,
         policy: Arc::default(),
     };
+    let clock = context.clock.clone();
     transferred.left.store(bytes_left(&store, &metainfo), Ordering::Relaxed);
-    let swarm = Swarm::new(config, have, Instant::now());
+    let swarm = Swarm::new(config, have, clock.now());
     let sources = Sources::start(
         context,
         metainfo.info_hash,
@@ -136,16 +136,17 @@ pub(crate) async fn start(
         inbox: inbox_tx,
         done: done_tx,
         stats: stats_tx,
-        maintenance_due: Instant::now(),
+        maintenance_due: clock.now(),
         maintenance_interval: INTERVAL,
-        allowed: share.allowed(Instant::now()),
+        allowed: share.allowed(clock.now()),
         share,
+        clock: clock.clone(),
     };
     driver.peers_found(options.peers, PeerSource::Manual);
     driver.peers_found(options.found, PeerSource::Magnet);
     // The swarm dials their placeholder addresses as it dials peers, and waits after failures alike.
     driver.peers_found(web_seeds.iter().map(WebSeed::addr).collect(), PeerSource::WebSeed);
-    let inputs = Inputs { inbox, done, commands, incoming, found, evicted };
+    let inputs = Inputs { inbox, done, commands, incoming, found, evicted, sleeps: clock.sleeps() };
     tokio::spawn(async move {
         driver.run(inputs, closed_tx).await;
     });
@@ -158,6 +159,7 @@ pub(crate) async fn start(
         web_seeds,
         closed,
         read_timeout: context.config.read_timeout,
+        clock,
         runtime: tokio::runtime::Handle::current(),
         next_id: AtomicU64::new(0),
         stopping: AtomicBool::new(false),
