@@ -258,12 +258,27 @@ pub fn block_signals() -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Waits until one of two descriptors is readable or closed at its other end. Returns for each whether it is.
-pub fn poll_readable(two: [BorrowedFd<'_>; 2]) -> io::Result<[bool; 2]> {
-    let mut polls = two.map(|fd| libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 });
+/// An event to wait for with [`poll`].
+#[derive(Clone, Copy, Debug)]
+pub enum Awaited<'fd> {
+    /// The descriptor is readable, or closed at its other end (`POLLIN`).
+    Readable(BorrowedFd<'fd>),
+    /// The file of `/proc` has changed since it was last polled (`POLLPRI`).
+    Changed(BorrowedFd<'fd>),
+}
+
+/// Waits until one of the events has happened. Returns for each whether it has.
+pub fn poll<const N: usize>(events: [Awaited<'_>; N]) -> io::Result<[bool; N]> {
+    let mut polls = events.map(|event| {
+        let (fd, events) = match event {
+            Awaited::Readable(fd) => (fd, libc::POLLIN),
+            Awaited::Changed(fd) => (fd, libc::POLLPRI),
+        };
+        libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 }
+    });
     loop {
-        // SAFETY: `polls` is two valid `pollfd` that outlive the call.
-        match check(unsafe { libc::poll(polls.as_mut_ptr(), 2, -1) }) {
+        // SAFETY: `polls` is `N` valid `pollfd` that outlive the call.
+        match check(unsafe { libc::poll(polls.as_mut_ptr(), N as libc::nfds_t, -1) }) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
             Ok(_) => return Ok(polls.map(|poll| poll.revents != 0)),
