@@ -38,7 +38,7 @@ pub trait Reader: Send + Sync + 'static {
     fn read(&self, offset: u64, len: u32) -> impl Future<Output = Result<Bytes, ReadError>> + Send;
 }
 
-/// An error of a read. Programs get EIO; the text is for the log.
+/// An error of a read. Programs get its [`errno`](Self::errno); the text is for the log.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     /// The torrent could not provide the bytes.
@@ -47,6 +47,9 @@ pub enum ReadError {
     /// The torrent or the mount is closing.
     #[error("the filesystem is shutting down")]
     Closed,
+    /// A signal ends the program that reads.
+    #[error("the program that reads is to end")]
+    Interrupted,
     /// A reader returned another length than requested; the kernel would fill the gap with zeros.
     #[error("the reader returned {got} bytes instead of {wanted}")]
     Length {
@@ -55,6 +58,16 @@ pub enum ReadError {
         /// Bytes returned.
         got: usize,
     },
+}
+
+impl ReadError {
+    /// Returns the value of `errno` that programs get.
+    pub fn errno(&self) -> i32 {
+        match self {
+            Self::Interrupted => libc::EINTR,
+            Self::Torrent(_) | Self::Closed | Self::Length { .. } => libc::EIO,
+        }
+    }
 }
 
 impl Content for Torrent {

@@ -63,6 +63,14 @@ pub fn trim_heap() {
     }
 }
 
+/// Returns whether there is a process or thread with this ID in our PID namespace, dead but not reaped ones included.
+pub fn exists(pid: u32) -> bool {
+    let Ok(pid @ 1..) = libc::pid_t::try_from(pid) else { return false };
+    // SAFETY: the call takes integers; signal 0 only checks whether the process exists.
+    let result = check(unsafe { libc::kill(pid, 0) });
+    result.map_or_else(|error| error.raw_os_error() != Some(libc::ESRCH), |_| true)
+}
+
 /// A process held by descriptor: its ID cannot be reused for another process while this value exists.
 #[derive(Debug)]
 pub struct Process(OwnedFd);
