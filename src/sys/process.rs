@@ -71,6 +71,14 @@ pub fn exists(pid: u32) -> bool {
     result.map_or_else(|error| error.raw_os_error() != Some(libc::ESRCH), |_| true)
 }
 
+/// Makes a system call by number, with integers as arguments, to test whether it is refused. None may point to memory.
+#[cfg(test)]
+pub fn raw_call(number: libc::c_long, arguments: [libc::c_long; 4]) -> io::Result<libc::c_long> {
+    let [a, b, c, d] = arguments;
+    // SAFETY: null pointers and the small integers of the tests are no addresses of our memory.
+    check(unsafe { libc::syscall(number, a, b, c, d) })
+}
+
 /// A process held by descriptor: its ID cannot be reused for another process while this value exists.
 #[derive(Debug)]
 pub struct Process(OwnedFd);
