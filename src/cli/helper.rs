@@ -28,12 +28,13 @@ Options of -o:
   allow_other, umask=027, cache_size=5GiB or on_demand. When root mounts, also:
 
   setuid=USER  user who serves the mount, without any privilege [default:
-               torrentfs, if that user exists]
+               torrentfs, or else root without capabilities]
 
 Mounts of the system:
   When root mounts, the process that talks to the network runs as an
-  unprivileged user. A small process of root remains to unmount when that
-  process ends, even if it is killed. A .torrent file may be readable by root
+  unprivileged user, and may make only the system calls it needs: it can run
+  no program. A small process of root remains to unmount when that process
+  ends, even if it is killed. A .torrent file may be readable by root
   alone; the file of blocklist=FILE must be readable by the user.
 
   All users can read the files, which belong to root unless uid=, gid= or umask=

@@ -40,6 +40,7 @@ mod settings;
 mod show;
 mod sources;
 mod status;
+mod syscalls;
 mod system_mount;
 mod text;
 mod top;

@@ -45,8 +45,15 @@ Torrents:
   their announces are spread over time. If one SOURCE is invalid, nothing is
   mounted.
 
+  inotify reports no torrents that come and go, because FUSE has no message for
+  that. File managers show them when they list the directory again (F5). The
+  modification time of MOUNTPOINT tells programs that poll it.
+
 Reads:
-  A read that receives no data for --read-timeout fails with an I/O error.
+  A read that receives no data for --read-timeout fails with an I/O error. A
+  program that waits can be killed. With O_DIRECT this does not work if the
+  mount's process cannot see the program: in another container, or with /proc
+  mounted with hidepid.
 
   File sizes are always the full sizes, also in du, whether or not the data has
   been fetched. Extended attributes of every file and of the mountpoint show the

@@ -42,7 +42,7 @@ pub trait Reader: Send + Sync + 'static {
     fn wait(&self, span: &Self::Span) -> impl Future<Output = Result<Bytes, ReadError>> + Send;
 }
 
-/// An error of a read. Programs get EIO; the text is for the log.
+/// An error of a read. Programs get its [`errno`](Self::errno); the text is for the log.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     /// The torrent could not provide the bytes.
@@ -51,6 +51,19 @@ pub enum ReadError {
     /// The torrent or the mount is closing.
     #[error("the filesystem is shutting down")]
     Closed,
+    /// A signal ends the program that reads.
+    #[error("the program that reads is to end")]
+    Interrupted,
+}
+
+impl ReadError {
+    /// Returns the value of `errno` that programs get.
+    pub fn errno(&self) -> i32 {
+        match self {
+            Self::Interrupted => libc::EINTR,
+            Self::Torrent(_) | Self::Closed => libc::EIO,
+        }
+    }
 }
 
 impl Content for Torrent {

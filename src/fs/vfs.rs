@@ -234,9 +234,19 @@ impl<C: Content> Vfs<C> {
             .unwrap_or(self.view.mounted)
     }
 
-    /// Returns the inode with this name in a directory.
+    /// Returns the inode with this name in a directory. The kernel asks for `.` and `..` when it has only the number of an
+    /// inode, as in a file handle; `.` exists in every kind of inode.
     pub fn lookup(&self, directory: u64, name: &str) -> Result<u64, Error> {
+        if (name == "." || name == "..") && !self.is_shown(directory) {
+            return Err(Error::NoEntry);
+        }
+        if name == "." {
+            return Ok(directory);
+        }
         self.check_directory(directory)?;
+        if name == ".." {
+            return self.tree.parent(directory).ok_or(Error::NoEntry);
+        }
         self.tree.lookup(directory, name).ok_or(Error::NoEntry)
     }
 

@@ -171,6 +171,34 @@ fn unmounting_by_path_ends_the_process_despite_open_files() {
 }
 
 #[test]
+fn a_lazy_unmount_ends_the_process_and_its_waiting_reads() {
+    if !can_mount() || !is_root() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let mut server = start_server(directory.path());
+    let file = File::open(directory.path().join("t/small.txt")).unwrap();
+    let blocked: Vec<_> = (0..5).map(|n| read_in_background(directory.path().join(format!("t/wait/{n}")))).collect();
+    // An end of another mount is none of this one.
+    let other = tempfile::tempdir().unwrap();
+    succeed("mount", &[&"-t", &"tmpfs", &"none", &other.path()]);
+    succeed("umount", &[&"-l", &other.path()]);
+    // Nor does it end while it is mounted in a second place.
+    succeed("mount", &[&"--bind", &directory.path(), &other.path()]);
+    succeed("umount", &[&"-l", &directory.path()]);
+    assert_eq!(fs::read(other.path().join("t/small.txt")).unwrap(), b"hello\n");
+    assert!(blocked.iter().all(|read| read.try_recv().is_err()));
+
+    succeed("umount", &[&"-l", &other.path()]);
+    for read in blocked {
+        assert!(read.recv_timeout(LONG).expect("a read still waits").is_err());
+    }
+    assert!(server.wait().success(), "the server did not end in order");
+    assert!(matches!(unmount_path(directory.path()), Err(UnmountError::NotMounted(_))));
+    drop(file);
+}
+
+#[test]
 fn a_stopped_process_does_not_block_unmounting() {
     if !can_mount() || !is_root() {
         return;
