@@ -7,6 +7,7 @@ use crate::net::Dialer;
 use crate::wire::PeerId;
 
 use super::config::SessionConfig;
+use super::queue::Queue;
 use super::registry::Registry;
 use super::shares::Shares;
 
@@ -27,4 +28,6 @@ pub(super) struct Context {
     pub(super) dialer: Arc<Dialer>,
     /// Connections and memory, divided among the torrents.
     pub(super) shares: Arc<Shares>,
+    /// The turns of background fetching.
+    pub(super) queue: Arc<Queue>,
 }

@@ -36,6 +36,7 @@ use crate::swarm::{Action, Direction, Event, PeerKey, PeerSource, Stats, Swarm};
 use crate::webseed::WebSeed;
 use crate::wire::{Handshake, Message, Request};
 
+use super::queue::Place;
 use super::seeding::Seeding;
 use super::shares::{Allowed, Share};
 use super::sources::{Found, Sources};
@@ -117,12 +118,17 @@ pub(super) struct Driver {
     maintenance_interval: Duration,
     share: Share,
     allowed: Allowed,
+    /// The torrent's place in the queue for background fetching.
+    place: Place,
+    /// The cache has room for another piece.
+    has_room: bool,
 }
 
 impl Driver {
     async fn run(&mut self, mut inputs: Inputs, closed: watch::Sender<bool>) {
         let mut stop = false;
         while !stop {
+            self.update_turn();
             self.flush();
             self.update_share();
             let wakeup = self.swarm.next_wakeup().map_or(self.maintenance_due, |at| at.min(self.maintenance_due));
@@ -142,6 +148,7 @@ impl Driver {
                 }
                 Some(peer) = inputs.incoming.recv() => self.connected(*peer, Direction::Incoming),
                 Some((peer, incoming)) = inputs.inbox.recv() => self.incoming(peer, incoming),
+                () = self.place.changed() => {}
                 () = tokio::time::sleep_until(wakeup.into()) => {}
             }
             for _ in 0..MAX_INPUTS_PER_TURN {

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use tokio::sync::{mpsc, watch};
 
@@ -144,6 +144,8 @@ pub(crate) async fn start(
         maintenance_interval: INTERVAL,
         allowed: share.allowed(Instant::now()),
         share,
+        place: context.queue.enter(options.since.unwrap_or_else(SystemTime::now)),
+        has_room: true,
     };
     driver.peers_found(options.peers, PeerSource::Manual);
     driver.peers_found(options.found, PeerSource::Magnet);
