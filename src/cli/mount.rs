@@ -45,6 +45,12 @@ Torrents:
   their announces are spread over time. If one SOURCE is invalid, nothing is
   mounted.
 
+  In the background, --active-downloads torrents are fetched at a time: first
+  those with files of high priority, then the oldest (by the time of their file
+  in a directory, else by the time when they were added). The others are queued.
+  Reads and uploads of a queued torrent do not wait. A torrent without peers, or
+  whose peers send nothing for a minute, does not hold up the others.
+
 Reads:
   A read that receives no data for --read-timeout fails with an I/O error.
 

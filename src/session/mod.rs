@@ -60,6 +60,7 @@ pub use config::{PortMapping, SessionConfig, TorrentOptions};
 pub use error::SessionError;
 pub use magnet::MetadataError;
 pub use priorities::Priority;
+pub use queue::ACTIVE_DOWNLOADS;
 pub use reader::{ReadError, Reader};
 pub use reads::ReadCounts;
 pub use report::{PeerReport, Report};

@@ -18,7 +18,7 @@ use crate::swarm::BackgroundNeed;
 use crate::util::lock;
 
 /// Number of torrents that download in the background at a time, if the user does not say: as many as Transmission's.
-pub(super) const ACTIVE_DOWNLOADS: usize = 5;
+pub const ACTIVE_DOWNLOADS: usize = 5;
 /// How long a torrent in its turn may be without a connection before it no longer counts: finding and dialing peers
 /// takes a few seconds.
 const UNCONNECTED: Duration = Duration::from_secs(15);

@@ -34,7 +34,7 @@ fn torrent_of(name: &str, len: usize, piece_len: usize, pieces: &[u8], announce:
     [b"d", announce.as_bytes(), b"4:infod", info.as_bytes(), pieces, b"ee"].concat()
 }
 
-fn torrent(name: &str, data: &[u8], announce: Option<&str>) -> Vec<u8> {
+pub(crate) fn torrent(name: &str, data: &[u8], announce: Option<&str>) -> Vec<u8> {
     let pieces: Vec<u8> = data.chunks(PIECE_LEN).flat_map(Sha1::digest).collect();
     torrent_of(name, data.len(), PIECE_LEN, &pieces, announce)
 }
@@ -44,7 +44,7 @@ fn hash(torrent: &[u8]) -> InfoHash {
 }
 
 /// A session in this process that seeds complete torrents.
-struct Seeder {
+pub(crate) struct Seeder {
     runtime: tokio::runtime::Runtime,
     session: Session,
     torrents: Vec<Arc<Torrent>>,
@@ -53,7 +53,7 @@ struct Seeder {
 
 impl Seeder {
     /// Starts a seeder that uploads at most `rate` bytes a second; 0 means unlimited.
-    fn start(files: &[(&str, &[u8])], rate: u64) -> Self {
+    pub(crate) fn start(files: &[(&str, &[u8])], rate: u64) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let dir = tempfile::tempdir().unwrap();
         let _in = runtime.enter();
@@ -73,7 +73,7 @@ impl Seeder {
         Self { runtime, session, torrents, _dir: dir }
     }
 
-    fn addr(&self) -> SocketAddr {
+    pub(crate) fn addr(&self) -> SocketAddr {
         SocketAddr::from(([127, 0, 0, 1], self.session.port()))
     }
 }
@@ -106,13 +106,13 @@ fn wait_for_listing(mounted: &Mounted, expected: &[&str]) {
 }
 
 /// A directory of torrents that a mount watches.
-struct WatchedDirectory {
+pub(crate) struct WatchedDirectory {
     base: tempfile::TempDir,
-    dir: PathBuf,
+    pub(crate) dir: PathBuf,
 }
 
 impl WatchedDirectory {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let base = tempfile::tempdir().unwrap();
         let dir = base.path().join("torrents");
         fs::create_dir(&dir).unwrap();
@@ -120,7 +120,7 @@ impl WatchedDirectory {
     }
 
     /// Adds a file atomically, as a browser does.
-    fn put(&self, name: &str, content: &[u8]) {
+    pub(crate) fn put(&self, name: &str, content: &[u8]) {
         let new = self.base.path().join("new");
         fs::write(&new, content).unwrap();
         fs::rename(new, self.dir.join(name)).unwrap();
@@ -130,7 +130,7 @@ impl WatchedDirectory {
         fs::remove_file(self.dir.join(name)).unwrap();
     }
 
-    fn mount(&self, extra: &[&str]) -> Mounted {
+    pub(crate) fn mount(&self, extra: &[&str]) -> Mounted {
         Mounted::start(self.base.path(), &self.dir, &[&["--bind", "127.0.0.1", "--no-lsd"][..], extra].concat())
     }
 }
