@@ -48,14 +48,14 @@ pub(crate) struct Seeder {
     runtime: tokio::runtime::Runtime,
     session: Session,
     torrents: Vec<Arc<Torrent>>,
-    _dir: tempfile::TempDir,
+    _dir: TestDir,
 }
 
 impl Seeder {
     /// Starts a seeder that uploads at most `rate` bytes a second; 0 means unlimited.
     pub(crate) fn start(files: &[(&str, &[u8])], rate: u64) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let dir = tempfile::tempdir().unwrap();
+        let dir = TestDir::new();
         let _in = runtime.enter();
         let cache = Cache::open(CacheConfig { dir: dir.path().into(), disk_limit: None, memory: 16 << 20 }).unwrap();
         let limits = Arc::new(Limits::new(0, rate));
@@ -107,13 +107,13 @@ fn wait_for_listing(mounted: &Mounted, expected: &[&str]) {
 
 /// A directory of torrents that a mount watches.
 pub(crate) struct WatchedDirectory {
-    base: tempfile::TempDir,
+    base: TestDir,
     pub(crate) dir: PathBuf,
 }
 
 impl WatchedDirectory {
     pub(crate) fn new() -> Self {
-        let base = tempfile::tempdir().unwrap();
+        let base = TestDir::new();
         let dir = base.path().join("torrents");
         fs::create_dir(&dir).unwrap();
         Self { base, dir }
@@ -132,12 +132,6 @@ impl WatchedDirectory {
 
     pub(crate) fn mount(&self, extra: &[&str]) -> Mounted {
         Mounted::start(self.base.path(), &self.dir, &[&["--bind", "127.0.0.1", "--no-lsd"][..], extra].concat())
-    }
-}
-
-impl Drop for WatchedDirectory {
-    fn drop(&mut self) {
-        detach(&self.base.path().join("mnt"));
     }
 }
 

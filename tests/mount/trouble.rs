@@ -221,10 +221,7 @@ fn ctrl_c_ends_a_blocked_reader_at_once() {
     let _turn = turn();
     let lab = Lab::new();
     let mount = mount_without_peers(&lab, &[]);
-    // A shell starts its background jobs with SIGINT ignored, and the test may be in one.
-    let mut cat = Command::new("env");
-    cat.args(["--default-signal=INT", "cat"]).arg(mount.path("film.bin")).stdout(Stdio::null());
-    let mut cat = Process::start(&mut cat);
+    let mut cat = Process::start(Command::new("cat").arg(mount.path("film.bin")).stdout(Stdio::null()));
     std::thread::sleep(Duration::from_millis(500));
     cat.signal("INT");
     assert!(cat.wait(Duration::from_secs(2)).is_some(), "cat did not end");
