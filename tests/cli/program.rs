@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use crate::support::*;
 use torrentfs::metainfo::{FileKind, Metainfo};
 
-/// Time limit of operations that take milliseconds.
-const LONG: Duration = Duration::from_secs(10);
+/// Time limit of operations that take milliseconds. Only a hang reaches it, however busy the machine is.
+const LONG: Duration = Duration::from_secs(60);
 /// Most memory that the program may use for a torrent of a few KiB.
 const MEMORY_KIB: u64 = 64 << 10;
 
@@ -231,7 +231,7 @@ fn the_demo_ends_on_ctrl_c_before_it_is_mounted() {
     assert!(text.contains("sample library"), "{text}");
     demo.signal("INT");
     // The file that is being written is completed first, which is slow in a debug build.
-    let status = demo.wait(6 * LONG);
+    let status = demo.wait(LONG);
     assert!(status.is_some_and(|status| status.success()), "{status:?}");
     assert_eq!(fs::read_dir(home.path()).unwrap().count(), 0);
 }

@@ -474,7 +474,9 @@ fn ten_of_a_thousand_torrents_are_read() {
     readers.into_iter().for_each(|reader| reader.join().unwrap());
     let read = begun.elapsed();
     let announced = tracker.announces.lock().unwrap().clone();
-    assert!(announced.len() < 900, "{} announces within {read:?} are not spread out", announced.len());
+    // Ten a second, a first burst, and those of the torrents that are read.
+    let most = 100.0 + 10.0 * read.as_secs_f64();
+    assert!((announced.len() as f64) < most, "{} announces within {read:?} are not spread out", announced.len());
 
     let pid = mounted.process.0.id();
     let (_, before) = usage(pid);

@@ -81,8 +81,8 @@ async fn a_slow_peer_keeps_a_read_alive_and_a_read_without_peers_times_out() {
     let (data, metainfo) = sample();
     let dir = tempfile::tempdir().unwrap();
     let peer = fake::peer("127.0.0.1", &metainfo, &data, Behaviour::Slow);
-    let lab = start(&dir.path().join("slow"), &metainfo, Duration::from_millis(1_200), &[&peer]).await;
-    // 16 blocks of 150 ms: twice the limit.
+    let lab = start(&dir.path().join("slow"), &metainfo, Duration::from_secs(2), &[&peer]).await;
+    // 16 blocks of 150 ms: longer than the limit.
     assert!(*lab.open().read(5, 100).await.unwrap() == data[5..105]);
     lab.session.remove(&lab.torrent).await;
 

@@ -27,6 +27,9 @@ use torrentfs::internals::session::{Session, SessionConfig, Torrent, TorrentOpti
 use torrentfs::internals::store::{Cache, CacheConfig};
 use torrentfs::metainfo::{InfoHash, Metainfo};
 
+/// Time limit of whatever a program does at once. Only a hang reaches it, however busy the machine is.
+const LONG: Duration = Duration::from_secs(120);
+
 /// Waits until no other test of this binary holds the lock. Tests that start programs take it, because several at a time
 /// would exceed their time limits on a small machine.
 pub fn turn() -> MutexGuard<'static, ()> {
@@ -203,9 +206,9 @@ impl Lab {
                 .stderr(Stdio::null()),
         ));
         let addr = ("127.0.0.1", self.tracker_port);
-        wait_until("the tracker answers", Duration::from_secs(10), || TcpStream::connect(addr).is_ok());
+        wait_until("the tracker answers", LONG, || TcpStream::connect(addr).is_ok());
         // It loads its list in the background, and until then refuses announces.
-        wait_until("the tracker knows the torrent", Duration::from_secs(10), || {
+        wait_until("the tracker knows the torrent", LONG, || {
             self.scrape_reply(info_hash).is_some_and(|reply| !reply.contains("failure"))
         });
     }
@@ -348,7 +351,7 @@ impl Mounted {
                 .stderr(output),
         );
         let mut mounted = Self { process, dir, cache, log };
-        wait_until(&format!("the mount answers; {}", mounted.log()), Duration::from_secs(30), || {
+        wait_until(&format!("the mount answers; {}", mounted.log()), LONG, || {
             assert!(mounted.process.0.try_wait().unwrap().is_none(), "ended: {}", mounted.log());
             mounts(&mounted.log) > before
         });
@@ -375,7 +378,7 @@ impl Mounted {
     /// Interrupts the process as Ctrl-C does. It must exit with success and leave nothing mounted.
     pub fn stop(mut self) {
         self.process.signal("INT");
-        let status = self.process.wait(Duration::from_secs(15)).expect("the mount ends");
+        let status = self.process.wait(LONG).expect("the mount ends");
         assert!(status.success(), "{status}: {}", self.log());
         assert!(!self.is_mounted(), "left mounted");
     }
