@@ -41,9 +41,9 @@ Torrents:
   A single-file torrent appears as that file, any other torrent as a directory.
   Torrents of the same name all get the first eight digits of their info hash:
   film [c12fe1c0].mkv. A torrent that is named twice is mounted once. All
-  torrents share the cache, the port, the rate limits and 500 connections, and
-  their announces are spread over time. If one SOURCE is invalid, nothing is
-  mounted.
+  torrents share the cache, the port, the rate limits and 500 connections. They
+  announce ten times a second at most, after the first twenty; a torrent that is
+  read does not wait. If one SOURCE is invalid, nothing is mounted.
 
   In the background, --active-downloads torrents are fetched at a time: first
   those with files of high priority, then the oldest (by the time of their file
