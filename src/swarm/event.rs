@@ -117,6 +117,8 @@ pub enum Event {
     Serve(bool),
     /// Fetch only what readers need from now on, or everything.
     OnDemand(bool),
+    /// Begin pieces in the background from now on (true), or finish those that are begun and wait for the torrent's turn.
+    Turn(bool),
     /// Stop fetching and serving, or resume.
     Pause(bool),
     /// How background fetching treats pieces from now on; pieces in neither set are ordinary. Readers get what they

@@ -56,6 +56,8 @@ pub struct Swarm {
     pub(super) actions: VecDeque<Action>,
     /// Nothing is fetched or served.
     pub(super) paused: bool,
+    /// Background fetching begins no piece, because other torrents come first.
+    pub(super) queued: bool,
     /// Bytes that background fetching may still add to the store.
     pub(super) room: u64,
     /// Maximum number of connections that the other torrents leave to this one.
@@ -105,6 +107,7 @@ impl Swarm {
             pins: Vec::new(),
             actions: VecDeque::new(),
             paused: false,
+            queued: false,
             room: u64::MAX,
             max_connections: usize::MAX,
             yielding: false,
@@ -136,6 +139,7 @@ impl Swarm {
             Event::Message(peer, message) => self.message(now, peer, message),
             Event::Serve(serve) => self.serve(now, serve),
             Event::OnDemand(on_demand) => self.set_on_demand(on_demand),
+            Event::Turn(turn) => self.set_turn(turn),
             Event::Pause(paused) => self.pause(now, paused),
             Event::Priorities { skip, high } => self.prioritize(skip, &high),
             Event::Uploaded { peer, request, sent } => self.uploaded(now, peer, request, sent),
@@ -215,6 +219,11 @@ impl Swarm {
     /// Returns the bytes of unfinished pieces.
     pub fn partial_bytes(&self) -> u64 {
         self.pieces.partial_bytes()
+    }
+
+    /// Returns the wanted bytes received so far.
+    pub fn downloaded(&self) -> u64 {
+        self.downloaded
     }
 
     /// Returns rates and counts, for people.

@@ -18,6 +18,8 @@ use bytes::Bytes;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use torrentfs::internals::fs::{Content, MountOptions, Mounted, ReadError, Reader, UnmountError, mountinfo};
+
+use crate::support::signals;
 use torrentfs::metainfo::{self, FileIndex, FileKind, InfoHash, Layout, Lengths, Metainfo, PieceHashes};
 
 /// Time limit of waits. Only a hang reaches it.
@@ -283,6 +285,7 @@ impl Running {
     }
 
     pub fn start(command: &mut Command) -> Self {
+        signals::use_defaults();
         Self(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
     }
 

@@ -8,7 +8,7 @@ use crate::simulation::{Nature, World, seed};
 use fixedbitset::FixedBitSet;
 use rand::RngExt;
 use torrentfs::metainfo::Lengths;
-use torrentfs::swarm::{DisconnectReason, Event, PickOrder};
+use torrentfs::swarm::{BackgroundNeed, DisconnectReason, Event, PickOrder, ReaderId};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -365,6 +365,41 @@ fn a_paused_swarm_fetches_nothing_and_one_on_demand_only_what_is_read() {
 
     world.event(node, Event::OnDemand(false));
     world.run_until(Duration::from_secs(60), |world| world.nodes[node].completed.is_some());
+}
+
+#[test]
+fn a_queued_swarm_begins_no_piece_but_serves_and_answers_reads() {
+    let mut world = World::new(seed(14), lengths(8 * MIB, 64 * KIB), millis(5));
+    let seeder = world.add_seed(1e6);
+    let node = world.add(1e6, |piece| piece < 8, |_| {});
+    let leecher = world.add(1e6, |_| false, |_| {});
+    world.check = true;
+    assert_eq!(world.nodes[node].swarm.background_need(), BackgroundNeed::Normal);
+    world.event(node, Event::Turn(false));
+    world.introduce_to(node, &[seeder, leecher]);
+    let leecher_is_served = |world: &World| (0..8).all(|piece| world.nodes[leecher].stored.contains(&piece));
+    world.run_until(Duration::from_secs(60), leecher_is_served);
+    assert_eq!(world.nodes[node].received, 0, "fetched before its turn");
+
+    world.open(node, 1, 0..8 * MIB);
+    let took = world.read_now(node, 1, 7 * MIB..7 * MIB + 1, Duration::from_secs(2));
+    assert!(took < millis(500), "a read waited {took:?}");
+    world.event(node, Event::Close(ReaderId(1)));
+    world.event(node, Event::Turn(true));
+    world.run(Duration::from_secs(2));
+    world.event(node, Event::Turn(false));
+    let snapshot = world.nodes[node].swarm.snapshot(world.clock());
+    assert!(snapshot.queued && !snapshot.partial.is_empty(), "{snapshot:?}");
+    world.run(Duration::from_secs(10));
+    let snapshot = world.nodes[node].swarm.snapshot(world.clock());
+    assert!(
+        snapshot.partial.is_empty() && snapshot.to_fetch > 0,
+        "what was begun is finished, and no more: {snapshot:?}"
+    );
+
+    world.event(node, Event::Turn(true));
+    world.run_until(Duration::from_secs(60), |world| world.nodes[node].completed.is_some());
+    assert_eq!(world.nodes[node].swarm.background_need(), BackgroundNeed::Nothing);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::SystemTime;
 
 use tokio::sync::{mpsc, watch};
 
@@ -141,6 +142,8 @@ pub(crate) async fn start(
         allowed: share.allowed(clock.now()),
         share,
         clock: clock.clone(),
+        place: context.queue.enter(options.since.unwrap_or_else(SystemTime::now)),
+        has_room: true,
     };
     driver.peers_found(options.peers, PeerSource::Manual);
     driver.peers_found(options.found, PeerSource::Magnet);
