@@ -6,6 +6,7 @@ mod support;
 mod create_alike;
 mod encryption;
 mod get;
+mod leftovers;
 mod magnet;
 mod peers;
 mod seed;
