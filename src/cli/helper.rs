@@ -16,7 +16,7 @@ use super::mount_args::MountArgs;
 use super::settings::Settings;
 use super::{end_mounts, serve, sources, system_mount};
 use crate::fs::{daemon, mountinfo};
-use crate::sys::process::tune_allocator;
+use crate::sys::process::{ignore_file_size_signal, tune_allocator};
 
 const DESCRIPTION: &str = "\
 mount(8) runs this program for `mount -t torrentfs`, and for lines of /etc/fstab
@@ -142,6 +142,7 @@ pub(super) fn definition() -> clap::Command {
 /// Runs `mount.torrentfs` with the arguments of this process, and returns its exit status.
 pub fn run() -> ExitCode {
     tune_allocator();
+    ignore_file_size_signal();
     if std::env::args_os().skip(1).eq([END_ALL]) {
         return report(end_mounts::run().map_err(|failure| (SYSTEM, failure)));
     }

@@ -5,6 +5,7 @@ mod support;
 
 mod api;
 mod control;
+mod disk;
 mod filesystem;
 mod fixture;
 mod http;
