@@ -61,7 +61,7 @@ pub use magnet::MetadataError;
 pub use priorities::Priority;
 pub use reader::{ReadError, Reader};
 pub use reads::ReadCounts;
-pub use report::{PeerReport, Report};
+pub use report::{PeerReport, Report, WebSeedReport};
 pub use seeding::SeedLimits;
 pub use stream::FileStream;
 pub use torrent::Torrent;

@@ -103,6 +103,56 @@ fn wrong_bytes_are_never_shown() {
     drop(honest);
     let mount = lab.mount("liar-alone", &torrent, &["--read-timeout", "3s"]);
     assert!(read_at(&mount.path("a tree/film.bin"), 0, 100).is_err());
-    wait_until("the liar is logged", LIMIT, || mount.log().contains("web seed banned"));
+    wait_until("the liar is logged", LIMIT, || mount.log().contains("does not have the torrent's hash"));
     mount.stop();
+}
+
+#[test]
+fn a_changed_file_does_not_affect_its_neighbours() {
+    if !can_run(&["nginx", "mktorrent"]) {
+        return;
+    }
+    let _turn = turn();
+    let lab = Lab::new();
+    let (root, torrents) = (lab.path("www"), lab.path("torrents"));
+    fs::create_dir(&root).unwrap();
+    fs::create_dir(&torrents).unwrap();
+    let (_nginx, url) = nginx(&lab.path("nginx"), &root);
+    // Ten pieces each, and files whose ends share a piece.
+    let (whole, shared) = (10 << 15, 333_333);
+    let (other, appended) = (noise(whole, 8), noise(1000, 8));
+    let cases = [
+        ("other", whole, other.clone()),
+        ("other and shorter", whole, other[..100_000].to_vec()),
+        ("cut", whole, noise(whole, 2)[..100_000].to_vec()),
+        ("empty", whole, Vec::new()),
+        ("appended", shared, [noise(shared, 2), appended].concat()),
+    ];
+    for (name, len, changed) in cases {
+        let tree = root.join(name);
+        fs::create_dir(&tree).unwrap();
+        for (file, seed) in [("a", 1), ("b", 2), ("c", 3)] {
+            fs::write(tree.join(file), noise(len, seed)).unwrap();
+        }
+        let torrent = torrents.join("t.torrent");
+        let _ = fs::remove_file(&torrent);
+        let mut command = Command::new("mktorrent");
+        command.args(["-l", "15", "-w", &url, "-o"]).arg(&torrent).arg(&tree);
+        assert!(command.stdout(Stdio::null()).status().unwrap().success());
+        fs::write(tree.join("b"), changed).unwrap();
+        sh(&format!("chmod -R a+rX '{}'", root.display()));
+        // In the background, too, where the order of the pieces is random.
+        for (round, mode) in [&["--on-demand"] as &[_], &[]].into_iter().enumerate() {
+            let mount = lab.mount(&format!("{name} {round}"), &torrent, &[mode, &["--read-timeout", "8s"]].concat());
+            // A read of the changed file that waits does not delay the others.
+            let changed = mount.path(&format!("{name}/b"));
+            let reader = std::thread::spawn(move || read_at(&changed, 0, len));
+            for (file, seed) in [("a", 1), ("c", 3)] {
+                assert!(mount.read(&format!("{name}/{file}")) == noise(len, seed), "{name}, {file}: {}", mount.log());
+            }
+            let read = reader.join().unwrap();
+            assert_eq!(read.is_ok_and(|data| data == noise(len, 2)), name == "appended", "{name}: {}", mount.log());
+            mount.stop();
+        }
+    }
 }

@@ -337,7 +337,11 @@ impl Overlay {
                     let arrives = self.now + LATENCY;
                     self.at(arrives, other, Next::Gone(theirs));
                 }
-                Action::Ban(_) | Action::AddDhtNode(_) | Action::Pin(_) | Action::Drop(_) => {}
+                Action::Ban(_)
+                | Action::AddDhtNode(_)
+                | Action::RefuseWebSeed(..)
+                | Action::Pin(_)
+                | Action::Drop(_) => {}
                 Action::Upload(..) | Action::Check { .. } | Action::Completed => panic!("no block is requested here"),
             }
         }
