@@ -101,7 +101,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Mended<S> {
 }
 
 /// For a fuzz target: a head in pieces is corrected like a whole one, and a corrected one stays as it is.
-#[cfg(any(test, fuzzing))]
+#[cfg_attr(not(any(test, fuzzing)), allow(dead_code, reason = "for tests and a fuzz target"))]
 pub(super) fn check_correction(bytes: &[u8], chunk: usize) {
     if bytes.len() > MAX_HEAD {
         return;
