@@ -8,6 +8,7 @@ mod control;
 mod disk;
 mod filesystem;
 mod fixture;
+mod hostile_http;
 mod http;
 mod many;
 mod process;
