@@ -58,6 +58,8 @@ pub struct Swarm {
     pub(super) paused: bool,
     /// Bytes that background fetching may still add to the store.
     pub(super) room: u64,
+    /// A peer could begin a piece, but there is no room for a single one.
+    pub(super) starved: bool,
     /// Maximum number of connections that the other torrents leave to this one.
     pub(super) max_connections: usize,
     /// The activity of readers, which decides how long the queues at peers may be.
@@ -102,6 +104,7 @@ impl Swarm {
             actions: VecDeque::new(),
             paused: false,
             room: u64::MAX,
+            starved: false,
             max_connections: usize::MAX,
             phase: Phase::Filling,
             work: false,
@@ -133,6 +136,7 @@ impl Swarm {
             Event::Pause(paused) => self.pause(now, paused),
             Event::Priorities { skip, high } => self.prioritize(skip, &high),
             Event::Uploaded { peer, request, sent } => self.uploaded(now, peer, request, sent),
+            Event::ExtensionsSent { peer, count } => self.extensions_sent(now, peer, count),
             Event::Checked { piece, good, bad_blocks, digests } => {
                 self.checked(now, piece.get(), good, &bad_blocks, digests);
             }
@@ -201,6 +205,12 @@ impl Swarm {
         self.room
     }
 
+    /// Returns whether, since the last call, a peer could have begun a piece but for the room, of which there is less than
+    /// one piece.
+    pub fn take_starved(&mut self) -> bool {
+        std::mem::take(&mut self.starved)
+    }
+
     /// Returns the bytes of unfinished pieces.
     pub fn partial_bytes(&self) -> u64 {
         self.pieces.partial_bytes()
@@ -240,6 +250,7 @@ impl Swarm {
     pub(super) fn send(&mut self, now: Instant, key: PeerKey, message: Message) {
         if let Some(peer) = self.peers.get_mut(&key) {
             peer.last_sent = now;
+            peer.extensions.unsent += usize::from(matches!(message, Message::Extended { .. }));
             self.actions.push_back(Action::Send(key, message));
         }
     }

@@ -9,6 +9,7 @@ mod discovery;
 mod extension_peer;
 mod holepunch;
 mod lsd;
+mod neighbours;
 mod pex;
 mod portmap;
 mod proxy;

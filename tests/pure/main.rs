@@ -2,6 +2,7 @@
 
 mod extensions;
 mod layers;
+mod peers;
 mod policy;
 mod simulation;
 mod source_graph;

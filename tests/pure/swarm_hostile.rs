@@ -231,6 +231,7 @@ impl Driver {
                     assert!(pins.windows(2).all(|pins| pins[0].end < pins[1].start), "{pins:?}");
                 }
                 Action::Send(..) | Action::Ban(_) | Action::Drop(_) | Action::AddDhtNode(_) => {}
+                Action::Hold(_) | Action::Release(_) => {}
             }
         }
         assert!(self.uploads.len() <= 6 * 16 && self.calls.len() <= 8);

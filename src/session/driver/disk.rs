@@ -1,5 +1,7 @@
 //! Work in the blocking pool: hashing and storing pieces, reading blocks for uploads.
 
+use std::time::Instant;
+
 use bytes::Bytes;
 use sha1::{Digest, Sha1};
 
@@ -46,6 +48,10 @@ impl Driver {
         // If the disk fails and the memory is full it may have been evicted already.
         if good && !self.store.has(piece) {
             self.dispatch(Event::Evicted(piece));
+        }
+        let now = Instant::now();
+        if self.share.piece_done(now) {
+            self.update_allowed(now);
         }
         self.update_room();
     }

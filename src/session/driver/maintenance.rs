@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::Driver;
 use crate::metainfo::Metainfo;
-use crate::session::shares::Allowed;
+use crate::session::shares::{Allowed, Demand};
 use crate::store::TorrentStore;
 use crate::swarm::Event;
 
@@ -94,7 +94,8 @@ impl Driver {
         if self.swarm.is_blocked() && self.stats.borrow().down_rate > 0 {
             self.share.set_waiting(now);
         }
-        let allowed = self.share.allowed(now);
+        let demand = Demand { starved: self.swarm.take_starved(), receives: self.stats.borrow().down_rate > 0 };
+        let allowed = self.share.allowed(now, demand);
         if allowed != self.allowed || allowed.shed {
             let Allowed { peers, shed, partial, .. } = allowed;
             self.allowed = allowed;
