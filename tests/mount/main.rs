@@ -8,6 +8,7 @@ mod control;
 mod filesystem;
 mod fixture;
 mod http;
+mod large_pieces;
 mod many;
 mod process;
 mod tools;
