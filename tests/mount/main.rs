@@ -10,6 +10,7 @@ mod filesystem;
 mod fixture;
 mod hostile_http;
 mod http;
+mod large_pieces;
 mod many;
 mod process;
 mod queue;

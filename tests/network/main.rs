@@ -10,6 +10,7 @@ mod extension_peer;
 mod holepunch;
 mod interrupted;
 mod lsd;
+mod neighbours;
 mod pex;
 mod portmap;
 mod proxy;

@@ -67,8 +67,8 @@ pub(super) struct Peer {
     pub(super) has_count: u32,
     /// Number of those pieces that we lack.
     pub(super) wanted: u32,
-    /// The peer has not sent a core message yet: have-all and have-none may only come first (BEP 6).
-    pub(super) opening: bool,
+    /// How often the peer has stated that it lacks a piece that it had before.
+    pub(super) losses: u32,
 
     pub(super) choking_us: bool,
     /// When the peer last choked us.
@@ -130,7 +130,7 @@ impl Peer {
             holding: Holding::Some(FixedBitSet::with_capacity(pieces as usize)),
             has_count: 0,
             wanted: 0,
-            opening: true,
+            losses: 0,
             choking_us: true,
             choked: now,
             we_interested: false,

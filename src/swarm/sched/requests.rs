@@ -29,7 +29,6 @@ impl Swarm {
             return None;
         };
         peer.last_received = now;
-        peer.opening = false;
         if let Some(ask) = peer.take_ask(id) {
             let delay = now.saturating_duration_since(ask.sent);
             peer.pipeline.arrived(now, length, delay, ask.fresh, self.phase);

@@ -497,6 +497,7 @@ impl World {
                 }
                 Action::Drop(piece) => drop(self.nodes[node].buffers.remove(&piece.get())),
                 Action::AddDhtNode(_) | Action::FindPeers | Action::RefuseWebSeed(..) => {}
+                Action::Hold(_) | Action::Release(_) => {}
                 Action::Pin(pins) => self.nodes[node].pins = pins,
                 Action::Completed => {
                     assert!(self.nodes[node].completed.is_none(), "completed twice");
