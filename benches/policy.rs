@@ -1,16 +1,25 @@
 //! Halves and doubles each constant of the scheduling policy over simulated links, and prints what changes: the table in
 //! the documentation of `swarm/policy.rs`. `cargo bench --bench policy -- SEEDS` takes some minutes; more seeds mean less
-//! noise.
+//! noise. `cargo bench --bench policy -- results SEEDS` prints the median of every result under the default policy, to
+//! compare before and after a change of the scheduler.
 
 #[path = "../tests/pure/simulation/mod.rs"]
 mod simulation;
 
-use simulation::sweep::{row, sweep};
+use simulation::sweep::{row, sample, sweep};
 use simulation::workload::PROFILES;
+use torrentfs::swarm::Policy;
 
 fn main() {
     // Cargo adds `--bench`.
     let seeds = std::env::args().find_map(|argument| argument.parse().ok()).unwrap_or(3);
+    if std::env::args().any(|argument| argument == "results") {
+        for mut sample in sample(&Policy::default(), &PROFILES, seeds) {
+            sample.values.sort_by(f64::total_cmp);
+            println!("{} {} {:.3}", sample.profile, sample.result, sample.values[sample.values.len() / 2]);
+        }
+        return;
+    }
     for (name, half, double) in sweep(|_| true, &PROFILES, seeds) {
         println!("{}", row(name, &half, &double));
     }

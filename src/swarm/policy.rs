@@ -116,12 +116,13 @@ pub struct Policy {
     /// How many times sooner a second peer must deliver a block of a blocked read before it is asked as well. Where all
     /// peers are late alike, asking twice would only halve what they deliver.
     pub hedge_advantage: f64,
-    /// Time of silence after which nothing more is expected of a peer or a reader: an answer to a cancelled request does not come any
-    /// more, and a torrent does not count as being read. A peer that is silent for twice as long is snubbed: asked for one
-    /// block at a time. After half of it a rejected piece is requested from that peer again. A fifth of it is the time for
-    /// answers that may well not come: from a peer that choked us, for a cancelled block without the fast extension, and
-    /// for a suspect piece that one peer must deliver alone; and for as long, reads that a handle has sought away from come
-    /// last. Ten seconds outlast a pause of a player and of most lines.
+    /// Time of silence after which nothing more is expected of a peer or a reader: a torrent does not count as being read,
+    /// and a read that its handle has sought away from does not come last any more. A peer that is silent for twice as long
+    /// is asked for one block at a time. While a read is blocked, a tenth is enough for that; and if there is no other peer,
+    /// after a fortieth one request is repeated, which may be lost. A fifth is the longest time for answers that may well
+    /// not come: from a peer that choked us, for a cancelled request, for one that was passed over and that no read is
+    /// blocked on. Half is the longest pause after rejects of a piece; the first is a hundredth. Ten seconds outlast a pause
+    /// of a player and of most lines.
     pub silence_timeout: Duration,
 
     /// Bytes around a reader's position within which a read is no seek, because the kernel reads ahead and out of order in

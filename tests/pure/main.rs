@@ -5,6 +5,7 @@ mod layers;
 mod policy;
 mod simulation;
 mod source_graph;
+mod stalls;
 mod swarm;
 mod swarm_hostile;
 mod torrents;
