@@ -9,5 +9,6 @@ mod get;
 mod magnet;
 mod peers;
 mod seed;
+mod stalls;
 mod tracker;
 mod utp;

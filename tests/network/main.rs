@@ -13,6 +13,7 @@ mod pex;
 mod portmap;
 mod proxy;
 mod session;
+mod stalls;
 mod trackers;
 mod web_server;
 mod webseeds;
