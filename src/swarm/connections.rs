@@ -133,8 +133,8 @@ impl Swarm {
     /// Forgets a connection that is gone.
     pub(super) fn remove(&mut self, now: Instant, key: PeerKey) {
         let Some(peer) = self.peers.remove(&key) else { return };
-        for ask in &peer.asks {
-            self.pieces.unask(ask.id, key);
+        for ask in peer.asks.iter() {
+            self.pieces.unask(ask.id);
         }
         match &peer.holding {
             Holding::All => self.pieces.availability.seed_left(),

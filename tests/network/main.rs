@@ -15,6 +15,7 @@ mod pex;
 mod portmap;
 mod proxy;
 mod session;
+mod stalls;
 mod tls;
 mod trackers;
 mod web_server;

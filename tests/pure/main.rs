@@ -7,6 +7,7 @@ mod peers;
 mod policy;
 mod simulation;
 mod source_graph;
+mod stalls;
 mod swarm;
 mod swarm_hostile;
 mod torrents;
