@@ -108,7 +108,12 @@ pub fn start_writeback(file: &File) -> io::Result<()> {
 /// one beyond the file's first page. Only the first call after an error reports it.
 pub fn check_writeback(file: &File) -> io::Result<()> {
     // SAFETY: the call takes integers; the descriptor is open.
-    check(unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 1, libc::SYNC_FILE_RANGE_WAIT_BEFORE) }).map(drop)
+    let checked = check(unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 1, libc::SYNC_FILE_RANGE_WAIT_BEFORE) });
+    match checked {
+        // Anything else is about the call, which some filesystems lack.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EIO | libc::ENOSPC | libc::EDQUOT)) => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// Waits until everything written to the file's filesystem is on the disk (`syncfs(2)`).
