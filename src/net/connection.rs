@@ -442,7 +442,7 @@ mod tests {
             assert!(before < BLOCKS, "the buffers took all");
             let mut blocks = 0;
             while blocks < BLOCKS {
-                let next = timeout(Duration::from_secs(4), inbox.recv()).await;
+                let next = timeout(Duration::from_secs(30), inbox.recv()).await;
                 let Ok(Some(((), Incoming::Messages(batch)))) = next else {
                     panic!("{blocks} of {BLOCKS} blocks behind {ahead} bytes, then {next:?}")
                 };

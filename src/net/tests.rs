@@ -17,6 +17,8 @@ use crate::metainfo::InfoHash;
 use crate::route::{Bind, Proxy, Route};
 use crate::wire::{Handshake, Message, PeerId};
 
+/// Time limit of whatever happens at once. Only a hang reaches it.
+const LONG: Duration = Duration::from_secs(60);
 const HERE: InfoHash = InfoHash([7; 20]);
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
@@ -198,7 +200,7 @@ async fn utp_wins_if_tcp_connects_but_stays_silent() {
     // The next time, uTP is tried first, without waiting for TCP to fail.
     let begin = Instant::now();
     assert_eq!(dialer.connect(addr, &handshake(1)).await.unwrap().stream.transport(), Transport::Utp);
-    assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
     drop(silent);
 }
 
@@ -251,7 +253,7 @@ async fn messages_sent_with_the_handshake_are_received() {
 async fn calls_from(ip: IpAddr, to: SocketAddr) {
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.bind((ip, 0).into()).unwrap();
-    let answered = tokio::time::timeout(Duration::from_secs(5), async {
+    let answered = tokio::time::timeout(LONG, async {
         let mut stream = socket.connect(to).await.unwrap();
         stream.write_all(&handshake(1).encode()).await.unwrap();
         let mut answer = [0; 68];
@@ -276,11 +278,11 @@ async fn silent_callers_keep_nobody_out() {
     calls_from([127, 9, 3, 200].into(), acceptor.addr).await;
     calls_from([127, 1, 1, 1].into(), acceptor.addr).await;
     // The oldest gave way, the newest may still speak.
-    let closed = tokio::time::timeout(Duration::from_secs(5), silent[0].read(&mut [0; 1])).await.unwrap();
+    let closed = tokio::time::timeout(LONG, silent[0].read(&mut [0; 1])).await.unwrap();
     assert!(matches!(closed, Ok(0) | Err(_)));
     let newest = silent.last_mut().unwrap();
     newest.write_all(&handshake(1).encode()).await.unwrap();
-    tokio::time::timeout(Duration::from_secs(5), newest.read_exact(&mut [0; 68])).await.unwrap().unwrap();
+    tokio::time::timeout(LONG, newest.read_exact(&mut [0; 68])).await.unwrap().unwrap();
 }
 
 #[tokio::test]
@@ -324,13 +326,13 @@ async fn random_traffic_does_not_disturb_the_listener() {
     let mut bytes = [0; 2_000];
     rng.fill(&mut bytes[..]);
     tcp.write_all(&bytes).await.unwrap();
-    let closed = tokio::time::timeout(Duration::from_secs(5), tcp.read_to_end(&mut Vec::new())).await;
+    let closed = tokio::time::timeout(LONG, tcp.read_to_end(&mut Vec::new())).await;
     assert!(closed.is_ok(), "still listening");
     let dialer = dialer(Encryption::Prefer);
     assert!(dialer.connect(acceptor.addr, &handshake(1)).await.is_ok());
     let endpoint = dialer.utp.as_ref().unwrap().endpoint_for(acceptor.addr).unwrap();
     // The SYN packets among them occupied slots, which are freed when their senders do not answer.
-    let end = Instant::now() + Duration::from_secs(20);
+    let end = Instant::now() + LONG;
     while utp::connect(endpoint, acceptor.addr).await.is_err() {
         assert!(Instant::now() < end, "no slot for an honest peer");
     }

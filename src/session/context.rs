@@ -8,6 +8,7 @@ use crate::wire::PeerId;
 
 use super::awake::AwakeClock;
 use super::config::SessionConfig;
+use super::queue::Queue;
 use super::registry::Registry;
 use super::shares::Shares;
 
@@ -32,4 +33,6 @@ pub(super) struct Context {
     pub(super) dialer: Arc<Dialer>,
     /// Connections and memory, divided among the torrents.
     pub(super) shares: Arc<Shares>,
+    /// The turns of background fetching.
+    pub(super) queue: Arc<Queue>,
 }

@@ -68,7 +68,7 @@ pub(super) async fn resolve(
     let mut driver = ResolverDriver {
         context,
         info_hash,
-        resolver: Resolver::new(ResolverConfig { info_hash, our_id, pex }),
+        resolver: Resolver::new(ResolverConfig { info_hash, our_id, pex, policy: Arc::default() }),
         peers: HashMap::new(),
         next_peer: 0,
         inbox: inbox_tx,

@@ -16,7 +16,7 @@
 //! | `reader`, `stream` | an open file: reads, and how they wait |
 //! | `torrent` | the handle to a torrent |
 //! | `sources` | finders of peers |
-//! | `context`, `registry`, `shares` | what all torrents have in common |
+//! | `context`, `registry`, `shares`, `queue` | what all torrents have in common |
 //! | `awake` | the clock, which stands still while the process sleeps |
 //! | `verify`, `seeding`, `priorities`, `reads`, `report`, `block_times` | one aspect of a torrent each |
 //! | `config`, `error` | settings and errors |
@@ -29,6 +29,7 @@ mod driver;
 mod error;
 mod magnet;
 mod priorities;
+mod queue;
 mod reader;
 mod reads;
 mod registry;
@@ -61,7 +62,8 @@ pub use config::{PortMapping, SessionConfig, TorrentOptions};
 pub use error::SessionError;
 pub use magnet::MetadataError;
 pub use priorities::Priority;
-pub use reader::{ReadError, Reader};
+pub use queue::ACTIVE_DOWNLOADS;
+pub use reader::{ReadError, Reader, Span};
 pub use reads::ReadCounts;
 pub use report::{PeerReport, Report};
 pub use seeding::SeedLimits;
@@ -71,6 +73,7 @@ pub use verify::{CheckProgress, Verification};
 
 use awake::{AwakeClock, Heartbeat};
 use context::Context;
+use queue::Queue;
 use registry::Registry;
 use shares::Shares;
 
@@ -158,6 +161,7 @@ impl Session {
             registry,
             clock,
             dialer: Arc::new(dialer),
+            queue: Arc::new(Queue::new(config.active_downloads)),
             shares: Arc::new(Shares::new(config.cache.usage().memory_limit)),
             config,
         };
@@ -182,6 +186,16 @@ impl Session {
     /// Returns the rate limits, which may be changed at any time.
     pub fn limits(&self) -> &Arc<Limits> {
         &self.context.config.limits
+    }
+
+    /// Returns the maximum number of torrents that download in the background at a time; `None`: no limit.
+    pub fn active_downloads(&self) -> Option<usize> {
+        self.context.queue.limit()
+    }
+
+    /// Changes the maximum number of torrents that download in the background at a time; `None`: no limit.
+    pub fn set_active_downloads(&self, limit: Option<usize>) {
+        self.context.queue.set_limit(limit);
     }
 
     /// Adds a torrent: opens its part of the cache and starts its task. The torrent ends when it is removed, or when its

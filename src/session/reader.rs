@@ -39,6 +39,29 @@ pub enum ReadError {
     Closed,
 }
 
+/// A part of a file, within the file by construction: reads past its end are cut off here and nowhere else.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Span(Range<u64>);
+
+impl Span {
+    /// Returns the part of `file`, given as bytes of the torrent, from `offset` bytes after its start on.
+    fn new(file: &Range<u64>, offset: u64, len: u32) -> Self {
+        let start = file.start.saturating_add(offset).min(file.end);
+        Self(start..start.saturating_add(u64::from(len)).min(file.end))
+    }
+
+    /// Returns the length in bytes: less than requested only at the end of the file.
+    pub fn len(&self) -> u32 {
+        // No longer than the length that it was made with.
+        (self.0.end - self.0.start) as u32
+    }
+
+    /// Returns whether it starts at or behind the end of the file.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
 /// One open file. Readers of one torrent are independent: each has its own window.
 pub struct Reader {
     torrent: Arc<Torrent>,
@@ -82,34 +105,45 @@ impl Reader {
         self.file.end - self.file.start
     }
 
-    /// Answers from memory or the page cache, or not at all; never waits. Bytes beyond the end of the file are left
-    /// out.
-    pub fn read_now(&self, offset: u64, len: u32) -> Option<Bytes> {
-        let bytes = self.clip(offset, len);
-        self.report_position(&bytes);
+    /// Returns the part of the file that a read at `offset` covers.
+    pub fn span(&self, offset: u64, len: u32) -> Span {
+        Span::new(&self.file, offset, len)
+    }
+
+    /// Reads at most `len` bytes at `offset`: less only at the end of the file. Waits until they are here.
+    pub async fn read(&self, offset: u64, len: u32) -> Result<Bytes, ReadError> {
+        let span = self.span(offset, len);
+        match self.read_now(&span) {
+            Some(bytes) => Ok(bytes),
+            None => self.wait(&span).await,
+        }
+    }
+
+    /// Answers from memory or the page cache, or not at all; never waits.
+    pub fn read_now(&self, Span(bytes): &Span) -> Option<Bytes> {
+        self.report_position(bytes);
         let mut from_disk = false;
-        let data = self.gather_now(&bytes, &mut from_disk)?;
+        let data = self.gather_now(bytes, &mut from_disk)?;
         let Reads { memory, disk, .. } = &self.torrent.reads;
         Reads::count(if from_disk { disk } else { memory });
         Some(data)
     }
 
     /// Waits until every piece that the read touches is here. Fails if none of their blocks arrives within the time
-    /// limit. Bytes beyond the end of the file are left out.
-    pub async fn read(&self, offset: u64, len: u32) -> Result<Bytes, ReadError> {
-        let bytes = self.clip(offset, len);
+    /// limit.
+    pub async fn wait(&self, Span(bytes): &Span) -> Result<Bytes, ReadError> {
         let Reads { disk, missed, .. } = &self.torrent.reads;
-        let here = self.lengths().pieces_in(&bytes).all(|piece| self.torrent.store.has(piece));
+        let here = self.lengths().pieces_in(bytes).all(|piece| self.torrent.store.has(piece));
         Reads::count(if here { disk } else { missed });
         let mut waited = !here;
-        let want = Want::start(self, &bytes).await;
+        let want = Want::start(self, bytes).await;
         loop {
-            for piece in self.lengths().pieces_in(&bytes) {
-                self.wait_for(piece, &bytes, &want).await?;
+            for piece in self.lengths().pieces_in(bytes) {
+                self.wait_for(piece, bytes, &want).await?;
             }
             // Pieces that have just arrived are in memory.
             if std::mem::take(&mut waited)
-                && let Some(data) = self.gather_now(&bytes, &mut false)
+                && let Some(data) = self.gather_now(bytes, &mut false)
             {
                 return Ok(data);
             }
@@ -214,12 +248,6 @@ impl Reader {
         }
     }
 
-    /// Returns a range of the file as bytes of the torrent.
-    fn clip(&self, offset: u64, len: u32) -> Range<u64> {
-        let start = self.file.start.saturating_add(offset).min(self.file.end);
-        start..start.saturating_add(u64::from(len)).min(self.file.end)
-    }
-
     fn lengths(&self) -> &Lengths {
         self.torrent.metainfo.layout.lengths()
     }
@@ -294,4 +322,18 @@ fn gather(
         }
     }
     Some(whole.freeze())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Span;
+
+    #[test]
+    fn a_span_ends_where_the_file_does() {
+        let span = |offset, len| Span::new(&(100..106), offset, len);
+        assert_eq!(span(0, 4), Span(100..104));
+        assert_eq!(span(4, 4), Span(104..106));
+        assert_eq!([0, 4, 6, u64::MAX].map(|offset| span(offset, 4).len()), [4, 2, 0, 0]);
+        assert!(span(6, 4).is_empty() && span(0, 0).is_empty() && !span(5, u32::MAX).is_empty());
+    }
 }

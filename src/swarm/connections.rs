@@ -16,11 +16,8 @@ const KEEP_ALIVE: Duration = Duration::from_secs(100);
 const IDLE: Duration = Duration::from_secs(180);
 /// Age below which two connections to the same peer may have been opened at the same time, one by each side.
 const CROSSED: Duration = Duration::from_secs(30);
-/// How long a peer may be useless to both sides once every connection slot is taken.
-const USELESS_LIMIT: Duration = Duration::from_secs(60);
-/// Time after which a peer that owes blocks and sends none is no peer that a blocked read can rely on.
-const STALLED: Duration = Duration::from_secs(2);
-/// Interval at which a blocked read without a peer has addresses dialed and others searched for.
+/// Interval at which a blocked read without a peer has addresses dialed and others searched for: short for a reader, long
+/// for the hosts that are dialed.
 const SEARCH_INTERVAL: Duration = Duration::from_millis(500);
 /// Number of pieces that a peer may request while choked (BEP 6).
 const ALLOWED_FAST: u8 = 10;
@@ -171,8 +168,10 @@ impl Swarm {
         if self.blocked.is_empty() || now < self.next_search || self.paused {
             return;
         }
+        // A peer that owes blocks and sends none is no peer that a read can rely on.
+        let timeout = self.config.policy.doubt_timeout();
         let stalled =
-            |peer: &Peer| !peer.asks.is_empty() && now.saturating_duration_since(peer.last_progress) >= STALLED;
+            |peer: &Peer| !peer.asks.is_empty() && now.saturating_duration_since(peer.last_progress) >= timeout;
         let serving: Vec<&Peer> = self.peers.values().filter(|peer| !stalled(peer)).collect();
         let is_served = |piece: &u32| serving.iter().any(|peer| peer.serves(now, *piece));
         if self.blocked.iter().all(|piece| self.pieces.state(*piece) == State::Checking || is_served(piece)) {
@@ -189,7 +188,7 @@ impl Swarm {
         if self.paused || self.pieces.complete() && !self.config.upload {
             return;
         }
-        while self.addresses.dialing() < self.config.max_connecting
+        while self.addresses.dialing() < self.config.policy.dial_limit as usize
             && self.connections() < self.config.max_peers.min(self.max_connections)
         {
             let Some(addr) = self.addresses.next_to_dial(now, !self.pieces.complete()) else { return };
@@ -228,10 +227,10 @@ impl Swarm {
             self.send(now, key, Message::KeepAlive);
         }
         if self.peers.len() >= self.config.max_peers && self.addresses.next_due().is_some_and(|due| due <= now) {
-            let useless = self
-                .peers
-                .iter()
-                .find(|(_, peer)| peer.wanted == 0 && !peer.interested_in_us && since(peer.connected) >= USELESS_LIMIT);
+            let useless_timeout = self.config.policy.useless_timeout();
+            let useless = self.peers.iter().find(|(_, peer)| {
+                peer.wanted == 0 && !peer.interested_in_us && since(peer.connected) >= useless_timeout
+            });
             if let Some(key) = useless.map(|(key, _)| *key) {
                 self.disconnect(now, key, DisconnectReason::Crowded);
             }

@@ -21,7 +21,7 @@ fn microsocks(port: u16) -> Process {
             .stdout(Stdio::null())
             .stderr(Stdio::null()),
     );
-    wait_until("the proxy listens", Duration::from_secs(10), || {
+    wait_until("the proxy listens", Duration::from_secs(60), || {
         std::net::TcpStream::connect(("127.0.0.1", port)).is_ok()
     });
     process

@@ -176,7 +176,6 @@ fn config() -> Config {
         pex: true,
         super_seed: false,
         max_peers: 5,
-        max_connecting: 3,
         max_partial: TOTAL,
         order: PickOrder::RarestFirst,
         policy: Arc::default(),

@@ -37,6 +37,7 @@ use crate::webseed::WebSeed;
 use crate::wire::{Handshake, Message, Request};
 
 use super::awake::AwakeClock;
+use super::queue::Place;
 use super::registry::{Call, IncomingConnections};
 use super::seeding::Seeding;
 use super::shares::{Allowed, Share};
@@ -122,12 +123,17 @@ pub(super) struct Driver {
     share: Share,
     allowed: Allowed,
     clock: Arc<AwakeClock>,
+    /// The torrent's place in the queue for background fetching.
+    place: Place,
+    /// The cache has room for another piece.
+    has_room: bool,
 }
 
 impl Driver {
     async fn run(&mut self, mut inputs: Inputs, closed: watch::Sender<bool>) {
         let mut stop = false;
         while !stop {
+            self.update_turn();
             self.flush();
             self.update_share();
             let wakeup = self.swarm.next_wakeup().map_or(self.maintenance_due, |at| at.min(self.maintenance_due));
@@ -157,6 +163,7 @@ impl Driver {
                 Some((peer, incoming)) = inputs.inbox.recv() => self.incoming(peer, incoming),
                 // The clock ends only after this task.
                 Ok(()) = inputs.sleeps.changed() => self.woke(),
+                () = self.place.changed() => {}
                 () = clock.sleep_until(wakeup) => {}
             }
             for _ in 0..MAX_INPUTS_PER_TURN {

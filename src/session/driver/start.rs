@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::SystemTime;
 
 use tokio::sync::{mpsc, watch};
 
@@ -34,9 +35,6 @@ const DONE: usize = 64;
 
 /// Maximum number of commands waiting for the task: some for each read of a busy file server.
 const COMMANDS: usize = 4096;
-
-/// Maximum number of connections of one torrent being made.
-const MAX_CONNECTING: usize = 16;
 
 /// Opens the torrent's part of the cache and starts its task.
 pub(crate) async fn start(
@@ -89,7 +87,6 @@ pub(crate) async fn start(
         pex: context.config.pex && !metainfo.private,
         super_seed: options.super_seed,
         max_peers: MAX_PEERS,
-        max_connecting: MAX_CONNECTING,
         max_partial: MAX_PARTIAL,
         order: swarm::PickOrder::RarestFirst,
         policy: Arc::default(),
@@ -145,6 +142,8 @@ pub(crate) async fn start(
         allowed: share.allowed(clock.now()),
         share,
         clock: clock.clone(),
+        place: context.queue.enter(options.since.unwrap_or_else(SystemTime::now)),
+        has_room: true,
     };
     driver.peers_found(options.peers, PeerSource::Manual);
     driver.peers_found(options.found, PeerSource::Magnet);
