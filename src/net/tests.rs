@@ -46,6 +46,8 @@ impl Host for Torrents {
     fn accept(&self, peer: Handshaken) {
         let _ = self.0.send(peer);
     }
+
+    fn refuse(&self, _: InfoHash, _: SocketAddr) {}
 }
 
 /// The accepting end.

@@ -136,6 +136,7 @@ impl Swarm {
             Event::PeersFound { addrs, source } => {
                 addrs.into_iter().for_each(|addr| self.addresses.found(now, addr, source));
             }
+            Event::Refused(addr) => self.addresses.refused(now, addr),
             Event::ConnectFailed(addr) => self.connect_failed(now, addr),
             Event::Connected(peer) => self.connected(now, &peer),
             Event::Disconnected(peer) => self.remove(now, peer),

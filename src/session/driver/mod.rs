@@ -38,6 +38,7 @@ use crate::wire::{Handshake, Message, Request};
 
 use super::awake::AwakeClock;
 use super::queue::Place;
+use super::registry::{Call, IncomingConnections};
 use super::seeding::Seeding;
 use super::shares::{Allowed, Share};
 use super::sources::{Found, Sources};
@@ -68,7 +69,7 @@ struct Inputs {
     inbox: mpsc::Receiver<(PeerKey, Incoming)>,
     done: mpsc::Receiver<Done>,
     commands: mpsc::Receiver<Command>,
-    incoming: mpsc::Receiver<Box<Handshaken>>,
+    incoming: IncomingConnections,
     found: Found,
     /// Unbounded, because the store must not wait while it evicts; holds each piece at most once between two turns.
     evicted: mpsc::UnboundedReceiver<PieceIndex>,
@@ -158,7 +159,14 @@ impl Driver {
                     self.update_allowed(self.now());
                     self.peers_found(addrs, source);
                 }
-                Some(peer) = inputs.incoming.recv() => self.connected(*peer, Direction::Incoming),
+                Some(call) = inputs.incoming.recv() => match call {
+                    Call::Connected(peer) => self.connected(*peer, Direction::Incoming),
+                    Call::Refused(addr) => {
+                        // Its address may be known elsewhere.
+                        self.sources.want_peers(false);
+                        self.dispatch(Event::Refused(addr));
+                    }
+                },
                 Some((peer, incoming)) = inputs.inbox.recv() => self.incoming(peer, incoming),
                 // The clock ends only after this task.
                 Ok(()) = inputs.sleeps.changed() => self.woke(),

@@ -12,12 +12,12 @@ use super::partial::Partials;
 use super::{Driver, Inputs};
 use crate::discovery::Transferred;
 use crate::metainfo::Metainfo;
-use crate::net::Handshaken;
 use crate::session::block_times::BlockTimes;
 use crate::session::config::TorrentOptions;
 use crate::session::context::Context;
 use crate::session::error::SessionError;
 use crate::session::reads::Reads;
+use crate::session::registry::IncomingConnections;
 use crate::session::seeding::Seeding;
 use crate::session::shares::{Demand, MAX_PARTIAL, MAX_PEERS, Share};
 use crate::session::sources::{Finders, Sources};
@@ -41,7 +41,7 @@ pub(crate) async fn start(
     context: &Context,
     metainfo: Arc<Metainfo>,
     options: TorrentOptions,
-    incoming: mpsc::Receiver<Box<Handshaken>>,
+    incoming: IncomingConnections,
 ) -> Result<Arc<Torrent>, SessionError> {
     let (evicted_tx, evicted) = mpsc::unbounded_channel();
     let lengths = *metainfo.layout.lengths();
