@@ -13,6 +13,7 @@ mod config;
 mod create;
 mod demo;
 mod edit;
+mod end_mounts;
 mod engine;
 mod failure;
 mod flags;

@@ -223,8 +223,8 @@ impl<C: Content> Filesystem for Fuse<C> {
     ) {
         let handle = self.handles.read().unwrap_or_else(PoisonError::into_inner).get(&fh.0).cloned();
         let Some(file) = handle else { return reply.error(Errno::EBADF) };
-        let len = file.handle.clip(offset, size);
-        if let Some(bytes) = file.handle.read_now(offset, len) {
+        let span = file.handle.span(offset, size);
+        if let Some(bytes) = file.handle.read_now(&span) {
             return reply.data(&bytes);
         }
         let mut shutdown = self.shutdown.subscribe();
@@ -234,7 +234,7 @@ impl<C: Content> Filesystem for Fuse<C> {
                 biased;
                 // An error means that the server is gone, which also ends the read.
                 _ = shutdown.wait_for(|is_down| *is_down) => Err(ReadError::Closed),
-                result = file.handle.read(offset, len) => result,
+                result = file.handle.wait(&span) => result,
                 () = callers.interrupted(caller, is_direct) => Err(ReadError::Interrupted),
             };
             match result {
@@ -245,12 +245,12 @@ impl<C: Content> Filesystem for Fuse<C> {
                 Err(error) => {
                     match &error {
                         ReadError::Closed | ReadError::Interrupted => {
-                            debug!(%ino, offset, len, "read cancelled: {error}")
+                            debug!(%ino, offset, size, "read cancelled: {error}")
                         }
                         _ if file.failed.swap(true, Ordering::Relaxed) => {
-                            debug!(%ino, offset, len, "read failed: {error}")
+                            debug!(%ino, offset, size, "read failed: {error}")
                         }
-                        _ => warn!(%ino, offset, len, "read failed: {error}"),
+                        _ => warn!(%ino, offset, size, "read failed: {error}"),
                     }
                     reply.error(Errno::from_i32(error.errno()));
                 }

@@ -7,6 +7,7 @@ use utoipa::ToSchema;
 
 use super::json::json;
 use crate::control::{Refusal, RefusalKind};
+use crate::util::is_hidden;
 
 /// Seconds after which a client may try again when there was too much to do.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("5");
@@ -22,9 +23,9 @@ pub struct Problem {
 }
 
 impl Problem {
-    /// Makes an error response. Control characters in `message` are replaced by spaces, so that it stays one line.
+    /// Makes an error response. Hidden characters in `message` are replaced by spaces, so that it stays one line.
     pub fn new(status: StatusCode, message: impl std::fmt::Display) -> Self {
-        let message = message.to_string().replace(|c: char| c.is_control(), " ");
+        let message = message.to_string().replace(is_hidden, " ");
         Self { status, message }
     }
 
