@@ -14,7 +14,7 @@ use super::flags::{HELP_TEMPLATE, Options};
 use super::log::Verbosity;
 use super::mount_args::MountArgs;
 use super::settings::Settings;
-use super::{serve, sources, system_mount};
+use super::{end_mounts, serve, sources, system_mount};
 use crate::fs::{daemon, mountinfo};
 use crate::sys::process::tune_allocator;
 
@@ -43,6 +43,9 @@ Mounts of the system:
   exactly cache_dir=DIR. The list of mounts shows the source without passkeys.
 
   Other users mount through fusermount3, as `torrentfs mount` does.
+
+  An NFS server can export a mount. As it is on no disk, its line in
+  /etc/exports needs an fsid: /mnt/film *(ro,fsid=1)
 
 /etc/fstab:
   /srv/film.torrent  /mnt/film  torrentfs  noauto,user,on_demand  0 0
@@ -73,6 +76,9 @@ Examples:
   mount -t torrentfs -o cache_size=5GiB,setuid=tv /srv/film.torrent /mnt/film
   mount -t torrentfs -o download_limit=2MiB /srv/torrents /mnt/all
   umount /mnt/film";
+
+/// The only argument with which the scripts of the package end every mount of this program, before it is removed.
+const END_ALL: &str = "--end-all";
 
 /// Exit code of mount(8): wrong usage, or not permitted.
 const USAGE: u8 = 1;
@@ -139,6 +145,9 @@ pub(super) fn definition() -> clap::Command {
 /// Runs `mount.torrentfs` with the arguments of this process, and returns its exit status.
 pub fn run() -> ExitCode {
     tune_allocator();
+    if std::env::args_os().skip(1).eq([END_ALL]) {
+        return report(end_mounts::run().map_err(|failure| (SYSTEM, failure)));
+    }
     let args = match HelperArgs::try_parse() {
         Ok(args) => args,
         Err(error) => {
@@ -149,7 +158,12 @@ pub fn run() -> ExitCode {
     };
     // The mount must not keep pipes and locks of its caller open. This fails on kernels before 5.9, which is harmless.
     let _ = daemon::close_inherited();
-    match perform(args) {
+    report(perform(args))
+}
+
+/// Prints a failure, and returns the exit status.
+fn report(outcome: Result<(), (u8, Failure)>) -> ExitCode {
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err((code, failure)) => {
             eprintln!("mount.torrentfs: {failure}");
