@@ -164,6 +164,10 @@ impl Swarm {
             peer.up.add(now, length);
             peer.uploaded += length;
             self.count_upload(now, length);
+            let len = self.pieces.len_of(request.piece);
+            if self.super_seed.as_mut().is_some_and(|state| state.sent(key, request.piece, request.length, len)) {
+                self.super_seed_seen(now, key, request.piece);
+            }
         } else if peer.fast {
             self.send(now, key, Message::Reject(request));
         }

@@ -207,3 +207,30 @@ fn a_request_beyond_the_queue_ends_the_connection() {
     }
     assert!(matches!(ended, Some(DisconnectReason::Protocol(_))), "{ended:?}");
 }
+
+/// As rqbit, which does not announce a piece to a peer that has it.
+#[test]
+fn a_super_seed_goes_on_when_a_peer_does_not_announce_what_it_got() {
+    let mut lab = Lab::new(true, |config| config.super_seed = true);
+    let peer = lab.connect(1, true);
+    let (mut offered, mut served) = (Vec::new(), 0);
+    let mut actions = lab.actions();
+    actions.extend(lab.says(peer, Message::Interested));
+    while served < PIECES {
+        for action in std::mem::take(&mut actions) {
+            if let Action::Send(_, Message::Have(piece)) = action {
+                offered.push(piece);
+            }
+        }
+        assert!(!offered.is_empty(), "no piece is offered after {served}");
+        let piece = offered.remove(0);
+        served += 1;
+        for begin in (0..PIECE).step_by(16_384) {
+            let request = Request { piece, begin, length: 16_384 };
+            lab.event(Event::Message(peer, Message::Request(request)));
+            assert!(lab.actions().contains(&Action::Upload(peer, request)));
+            lab.event(Event::Uploaded { peer, request, sent: true });
+            actions.extend(lab.actions());
+        }
+    }
+}
