@@ -11,6 +11,7 @@ mod hostile_http;
 mod http;
 mod many;
 mod process;
+mod queue;
 mod tools;
 mod trouble;
 mod waiting;

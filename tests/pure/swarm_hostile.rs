@@ -176,7 +176,6 @@ fn config() -> Config {
         pex: true,
         super_seed: false,
         max_peers: 5,
-        max_connecting: 3,
         max_partial: TOTAL,
         order: PickOrder::RarestFirst,
         policy: Arc::default(),
@@ -234,6 +233,7 @@ impl Driver {
                 | Action::Ban(_)
                 | Action::Drop(_)
                 | Action::AddDhtNode(_)
+                | Action::FindPeers
                 | Action::RefuseWebSeed(..) => {}
             }
         }
