@@ -250,9 +250,14 @@ impl Peer {
         self.asks.queued(now) >= self.reqq
     }
 
-    /// Records that the peer answered a request.
-    pub(super) fn has_answered(&mut self, now: Instant) {
+    /// Records that the peer sent a block.
+    pub(super) fn has_sent_block(&mut self, now: Instant) {
         self.last_progress = now;
+        self.has_answered(now);
+    }
+
+    /// Records that the peer answered a request, with a block or a reject.
+    pub(super) fn has_answered(&mut self, now: Instant) {
         self.last_answer = Some(now);
         self.doubt = None;
         self.asked_anew = Duration::ZERO;

@@ -50,7 +50,7 @@ impl Swarm {
                 return None;
             }
         };
-        peer.has_answered(now);
+        peer.has_sent_block(now);
         peer.has_served(piece);
         let contributor = peer.contributor(key);
         let foreign = self.pieces.partial(piece).is_some_and(|partial| partial.solo && partial.owner != Some(key));
@@ -149,9 +149,12 @@ impl Swarm {
     /// Handles the end of a choke: a request from before it would have been answered or rejected by now.
     pub(in crate::swarm) fn unchoked_us(&mut self, now: Instant, key: PeerKey) {
         let Some(peer) = self.peers.get_mut(&key) else { return };
-        peer.last_progress = now;
         let before = peer.asks.iter().filter(|ask| ask.sent <= peer.choked && !peer.allows(ask.id.piece));
         let forgotten: Vec<BlockId> = before.map(|ask| ask.id).collect();
+        if !forgotten.is_empty() {
+            // Its silence was the choke.
+            peer.last_progress = now;
+        }
         for id in forgotten {
             self.lose(now, key, id);
         }
