@@ -7,6 +7,7 @@ mod create_alike;
 mod encryption;
 mod get;
 mod magnet;
+mod matrix;
 mod peers;
 mod seed;
 mod tracker;
