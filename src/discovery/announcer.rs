@@ -30,6 +30,7 @@ const SCRAPE_PAUSE: Duration = Duration::from_secs(5 * 60);
 #[derive(Debug)]
 pub struct Announcer {
     shared: Arc<Shared>,
+    excess_trackers: usize,
     requester: Requester,
     /// Time and results of the last scrape.
     scraped: tokio::sync::Mutex<Option<(Instant, Vec<Scraped>)>>,
@@ -69,6 +70,7 @@ impl Announcer {
         let client = client.into();
         let mut schedule = Schedule::new(&announce.tiers, rand::random());
         schedule.disable(|url| client.unreachable(url));
+        let excess_trackers = schedule.excess();
         let shared = Arc::new(Shared::default());
         shared.publish(&schedule);
         let (stop, stopped) = oneshot::channel();
@@ -78,11 +80,18 @@ impl Announcer {
             shared: shared.clone(),
             requester: requester.clone(),
             in_flight: JoinSet::new(),
+            announced_as_seed: false,
             pending: Vec::new(),
             slot: None,
         };
         let task = tokio::spawn(task.run(peers, stopped));
-        Self { shared, requester, scraped: Default::default(), running: Mutex::new(Some((stop, task))) }
+        Self {
+            shared,
+            excess_trackers,
+            requester,
+            scraped: Default::default(),
+            running: Mutex::new(Some((stop, task))),
+        }
     }
 
     /// Announces completion, once, to the trackers that counted us as incomplete. Do not call it for a torrent that was
@@ -92,8 +101,9 @@ impl Announcer {
         self.shared.wake.notify_one();
     }
 
-    /// Asks for more peers before the announce interval is over, as early as the trackers allow. If `urgent`, the
-    /// announce does not wait for its slot among other torrents. May be called often.
+    /// Asks for more peers before the announce interval is over, as early as the trackers allow. If `urgent`, because
+    /// somebody waits, also from trackers that state no minimum interval, and without waiting for a slot among other
+    /// torrents. May be called often.
     pub fn want_peers(&self, urgent: bool) {
         self.shared.urgent.store(urgent, Ordering::Relaxed);
         self.shared.want_peers.store(true, Ordering::Release);
@@ -112,7 +122,12 @@ impl Announcer {
         }
     }
 
-    /// Returns the trackers in the scheduled in which they are asked.
+    /// Returns how many trackers are not used, because the torrent has too many.
+    pub fn excess_trackers(&self) -> usize {
+        self.excess_trackers
+    }
+
+    /// Returns the trackers in the order in which they are asked.
     pub fn status(&self) -> Vec<TrackerStatus> {
         lock(&self.shared.status).clone()
     }
@@ -190,6 +205,8 @@ struct Task {
     shared: Arc<Shared>,
     requester: Requester,
     in_flight: JoinSet<(ScheduledAnnounce, Result<Reply, AnnounceError>)>,
+    /// The last announces said that nothing is missing.
+    announced_as_seed: bool,
     /// Addresses that the session has not taken yet.
     pending: Vec<SocketAddr>,
     /// Time of the slot for the announces that are due.
@@ -241,7 +258,12 @@ impl Task {
             self.schedule.completed();
         }
         if self.shared.want_peers.swap(false, Ordering::Acquire) {
-            self.schedule.want_peers(Instant::now().into_std());
+            // Pieces of a complete torrent that turned out bad.
+            if self.announced_as_seed && self.requester.transferred.left.load(Ordering::Relaxed) > 0 {
+                self.announced_as_seed = false;
+                self.schedule.incomplete();
+            }
+            self.schedule.want_peers(Instant::now().into_std(), self.shared.urgent.load(Ordering::Relaxed));
         }
     }
 
@@ -259,12 +281,16 @@ impl Task {
             Some(StatusChange::Failed) => tracing::warn!(%tracker, "announce failed: {summary}"),
             Some(StatusChange::Recovered) => tracing::info!(%tracker, "announce succeeds again: {summary}"),
             Some(StatusChange::Warned(warning)) => tracing::warn!(%tracker, "tracker warns: {warning}"),
+            Some(StatusChange::Ignored(ignored)) => {
+                tracing::info!(%tracker, "announced: {summary}; ignored in the tracker's reply: {ignored}");
+            }
             None => tracing::debug!(%tracker, event = ?scheduled.event, "announced: {summary}"),
         }
     }
 
     fn start(&mut self, scheduled: ScheduledAnnounce) {
         let requester = self.requester.clone();
+        self.announced_as_seed = requester.transferred.left.load(Ordering::Relaxed) == 0;
         self.in_flight.spawn(async move {
             let outcome = requester.announce(&scheduled).await;
             (scheduled, outcome)

@@ -37,7 +37,8 @@ const MIN_RETRY_IN: Duration = Duration::from_secs(60);
 const MAX_RETRY_IN: Duration = Duration::from_secs(24 * 3600);
 /// How long a tracker may take to answer before the next one is asked as well.
 const FALLBACK_DELAY: Duration = Duration::from_secs(3);
-/// Minimum time between two rounds when more peers are wanted.
+/// Minimum time between two rounds when more peers are wanted, and between two announces to a tracker that states no
+/// minimum while a read is blocked without peers.
 const WANT_PAUSE: Duration = Duration::from_secs(15);
 
 /// The state of one tracker.
@@ -77,6 +78,8 @@ pub(super) enum StatusChange {
     Recovered,
     /// The reply has a warning that the previous one did not have.
     Warned(String),
+    /// Parts of the reply could not be used; reported once in the life of the torrent.
+    Ignored(String),
 }
 
 /// The earliest time at which something may happen.
@@ -107,10 +110,16 @@ struct Tracker {
     tier: usize,
     last: Option<Result<Answer, AnnounceError>>,
     tracker_id: Option<Vec<u8>>,
+    /// It was reported that parts of its replies cannot be used.
+    odd: bool,
     /// Consecutive failures.
     failures: u32,
     /// Earliest next announce: after the `min interval` of a reply, or after the back-off of a failure.
     when: When,
+    /// The same while a read is blocked: sooner if the tracker states no `min interval`.
+    urgent_when: When,
+    /// A `started` event has yet to be announced, because the tracker counts us as a seed that we no longer are.
+    restarted: bool,
     in_flight: bool,
     /// The tracker has answered, so it counts us as a peer.
     registered: bool,
@@ -131,6 +140,8 @@ pub(super) struct Schedule {
     trackers: Vec<Tracker>,
     /// Indexes into `trackers` per tier, in the order of asking.
     tiers: Vec<Vec<usize>>,
+    /// Number of trackers that are not used.
+    excess: usize,
     round: Round,
     /// A tracker has answered in the current or last round.
     answered: bool,
@@ -144,26 +155,33 @@ impl Schedule {
     pub fn new(tiers: &[Vec<String>], seed: u64) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let mut trackers: Vec<Tracker> = Vec::new();
-        let mut tier_order = Vec::new();
+        let (mut tier_order, mut excess) = (Vec::new(), 0);
         for (tier, urls) in tiers.iter().enumerate() {
             let first = trackers.len();
             for url in urls.iter().map(|url| url.trim()) {
-                if trackers.len() < MAX_TRACKERS && trackers.iter().all(|known| known.url.as_str() != url) {
-                    trackers.push(Tracker::new(TrackerUrl::new(url), tier));
+                match trackers.iter().any(|known| known.url.as_str() == url) {
+                    true => {}
+                    false if trackers.len() < MAX_TRACKERS => trackers.push(Tracker::new(TrackerUrl::new(url), tier)),
+                    false => excess += 1,
                 }
             }
             let mut members: Vec<usize> = (first..trackers.len()).collect();
             members.shuffle(&mut rng);
             tier_order.push(members);
         }
-        Self { trackers, tiers: tier_order, round: Round::Next(When::Any), answered: false, ended: None, rng }
+        Self { trackers, tiers: tier_order, excess, round: Round::Next(When::Any), answered: false, ended: None, rng }
+    }
+
+    /// Returns how many trackers are not used, because there are too many.
+    pub fn excess(&self) -> usize {
+        self.excess
     }
 
     /// Disables the trackers for which `error` returns an error. Call it before the first round.
     pub fn disable(&mut self, error: impl Fn(&TrackerUrl) -> Option<AnnounceError>) {
         for tracker in &mut self.trackers {
             if let Some(error) = error(&tracker.url) {
-                tracker.when = When::Never;
+                (tracker.when, tracker.urgent_when) = (When::Never, When::Never);
                 tracker.last = Some(Err(error));
             }
         }
@@ -220,7 +238,7 @@ impl Schedule {
         tracker.in_flight = false;
         match outcome {
             Ok(reply) => {
-                let change = tracker.change_on_answer(&reply.answer);
+                let change = tracker.change_on_answer(&reply);
                 let interval = reply.interval.unwrap_or(DEFAULT_INTERVAL).clamp(INTERVAL_FLOOR, INTERVAL_CEILING);
                 let least = reply
                     .min_interval
@@ -228,9 +246,12 @@ impl Schedule {
                     .clamp(INTERVAL_FLOOR, INTERVAL_CEILING)
                     .min(interval);
                 tracker.when = When::At(now + least);
+                let least = if reply.min_interval.is_some() { least } else { least.min(WANT_PAUSE) };
+                tracker.urgent_when = When::At(now + least);
                 tracker.failures = 0;
                 tracker.registered = true;
                 tracker.completed_pending &= event != Some(Event::Completed);
+                tracker.restarted &= event != Some(Event::Started);
                 tracker.tracker_id = reply.tracker_id.or(tracker.tracker_id.take());
                 tracker.last = Some(Ok(reply.answer));
                 let (tier, asked) = (tracker.tier, tracker.asked);
@@ -256,6 +277,7 @@ impl Schedule {
                     }
                     _ => When::At(now + back_off(tracker.failures, &mut self.rng)),
                 };
+                tracker.urgent_when = tracker.when;
                 // This tracker never counted us. Its first successful announce will have the right number of missing
                 // bytes.
                 tracker.completed_pending &= tracker.registered;
@@ -287,8 +309,24 @@ impl Schedule {
         self.trackers.iter().any(|tracker| tracker.completed_pending && (tracker.registered || tracker.in_flight))
     }
 
-    /// Advances the next round to the earliest time at which a tracker may be asked, because more peers are wanted.
-    pub fn want_peers(&mut self, now: Instant) {
+    /// Marks the torrent as incomplete again. Each tracker that counts us as a seed gets a `started` event in the next
+    /// round, which need not wait for its interval: it has given us leechers only.
+    pub fn incomplete(&mut self) {
+        for tracker in self.trackers.iter_mut().filter(|tracker| tracker.registered) {
+            (tracker.restarted, tracker.completed_pending) = (true, false);
+            if tracker.failures == 0 {
+                (tracker.when, tracker.urgent_when) = (When::Any, When::Any);
+            }
+        }
+        self.ended = None;
+    }
+
+    /// Advances the next round to the earliest time at which a tracker may be asked, because more peers are wanted. If it
+    /// is `urgent`, because a read is blocked without them, a tracker is asked again as soon as it does not forbid it.
+    pub fn want_peers(&mut self, now: Instant, urgent: bool) {
+        if urgent {
+            self.trackers.iter_mut().for_each(|tracker| tracker.when = tracker.urgent_when);
+        }
         let Round::Next(next) = self.round else { return };
         let Some(allowed) = self.first_allowed(now) else { return };
         let paused = self.ended.map_or(now, |ended| ended + WANT_PAUSE);
@@ -361,7 +399,7 @@ impl Schedule {
     fn start_announce(&mut self, index: usize) -> ScheduledAnnounce {
         let tracker = &mut self.trackers[index];
         tracker.in_flight = true;
-        let event = match (tracker.registered, tracker.completed_pending) {
+        let event = match (tracker.registered && !tracker.restarted, tracker.completed_pending) {
             (false, _) => Some(Event::Started),
             (true, true) => Some(Event::Completed),
             (true, false) => None,
@@ -377,8 +415,11 @@ impl Tracker {
             url,
             tier,
             when: if error.is_some() { When::Never } else { When::Any },
+            urgent_when: if error.is_some() { When::Never } else { When::Any },
+            restarted: false,
             last: error.map(Err),
             tracker_id: None,
+            odd: false,
             failures: 0,
             in_flight: false,
             registered: false,
@@ -404,14 +445,17 @@ impl Tracker {
         if due { when.from(now) } else { None }
     }
 
-    fn change_on_answer(&self, answer: &Answer) -> Option<StatusChange> {
+    fn change_on_answer(&mut self, reply: &Reply) -> Option<StatusChange> {
         let warned = match &self.last {
             Some(Ok(last)) => last.warning.as_ref(),
             _ => None,
         };
-        match (&answer.warning, self.failures) {
+        match (&reply.answer.warning, &reply.ignored) {
             (Some(warning), _) if Some(warning) != warned => Some(StatusChange::Warned(warning.clone())),
-            (_, 1..) => Some(StatusChange::Recovered),
+            _ if self.failures > 0 => Some(StatusChange::Recovered),
+            (_, Some(ignored)) if !std::mem::replace(&mut self.odd, true) => {
+                Some(StatusChange::Ignored(ignored.clone()))
+            }
             _ => None,
         }
     }

@@ -13,12 +13,13 @@ use crate::metainfo::{FileIndex, Metainfo, PieceIndex};
 use crate::store::TorrentStore;
 use crate::swarm::{Event, Stats};
 use crate::util::lock;
-use crate::webseed::WebSeed;
+use crate::webseed::{SkippedSeed, WebSeed};
 
+use super::awake::AwakeClock;
 use super::block_times::BlockTimes;
 use super::priorities::{Priority, piece_priorities};
 use super::reads::{ReadCounts, Reads};
-use super::report::Report;
+use super::report::{Report, WebSeedReport};
 use super::sources::tracker_fault;
 use super::verify::{Verification, Verifier};
 
@@ -44,6 +45,8 @@ pub struct Torrent {
     /// Set when the task ends: blocked reads fail at once.
     pub(super) closed: watch::Receiver<bool>,
     pub(super) read_timeout: Option<Duration>,
+    /// The clock of read limits.
+    pub(super) clock: Arc<AwakeClock>,
     pub(super) runtime: tokio::runtime::Handle,
     pub(super) next_id: AtomicU64,
     pub(super) stopping: AtomicBool,
@@ -67,7 +70,7 @@ impl Torrent {
     }
 
     /// Returns the torrent's part of the cache.
-    pub(crate) fn store(&self) -> &TorrentStore {
+    pub(crate) fn store(&self) -> &Arc<TorrentStore> {
         &self.store
     }
 
@@ -100,6 +103,19 @@ impl Torrent {
     /// Returns our own address as reported by a tracker (BEP 24), if any reported it.
     pub fn external_ip(&self) -> Option<IpAddr> {
         self.announcer.external_ip()
+    }
+
+    /// Returns how many trackers of the torrent's list are not used, because it has too many.
+    pub fn excess_trackers(&self) -> usize {
+        self.announcer.excess_trackers()
+    }
+
+    /// Returns the web seeds in the torrent's list, first those that can be used.
+    pub fn web_seeds(&self) -> Vec<WebSeedReport> {
+        let used = self.web_seeds.iter().map(|seed| WebSeedReport { url: seed.url().to_string(), fault: seed.fault() });
+        let skipped = WebSeed::skipped(&self.metainfo).into_iter();
+        let skipped = skipped.map(|SkippedSeed { url, error }| WebSeedReport { url, fault: Some(error.to_string()) });
+        used.chain(skipped).collect()
     }
 
     /// Returns the torrent's state at this moment; `None` if it has ended.

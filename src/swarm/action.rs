@@ -31,6 +31,8 @@ pub enum DisconnectReason {
 pub enum Action {
     /// Open a connection; answer with `Connected` or `ConnectFailed`.
     Connect(SocketAddr),
+    /// Search for more peers now: a read is blocked on a piece that no peer serves. Repeated while it is.
+    FindPeers,
     /// Send one message.
     Send(PeerKey, Message),
     /// Close the connection; no `Disconnected` follows.
@@ -42,6 +44,9 @@ pub enum Action {
     /// Refuse connections with this address and port for the rest of the session; port 0 stands for every port.
     /// Existing connections are closed by the `Disconnect`s that follow.
     Ban(SocketAddr),
+    /// A piece from a web seed failed its hash: do not offer it again from there. A web seed is not banned, because its
+    /// other files may be right.
+    RefuseWebSeed(SocketAddr, PieceIndex),
     /// Offer this address to our DHT node, if there is one.
     AddDhtNode(SocketAddr),
     /// Read `request` from the store, send it as `Piece` and answer `Uploaded` when it has left the socket.

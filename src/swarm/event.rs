@@ -105,6 +105,9 @@ pub enum Event {
         /// Where they came from. Of an address found more than once, the first source is kept.
         source: PeerSource,
     },
+    /// A peer called us in a way that we refuse: dial it, and any other known address of its host. Port 0: the port is not
+    /// known.
+    Refused(SocketAddr),
     /// `Action::Connect` failed (refused, timed out, wrong info hash).
     ConnectFailed(SocketAddr),
     /// A connection was made, by whichever side.
@@ -117,6 +120,8 @@ pub enum Event {
     Serve(bool),
     /// Fetch only what readers need from now on, or everything.
     OnDemand(bool),
+    /// Begin pieces in the background from now on (true), or finish those that are begun and wait for the torrent's turn.
+    Turn(bool),
     /// Stop fetching and serving, or resume.
     Pause(bool),
     /// How background fetching treats pieces from now on; pieces in neither set are ordinary. Readers get what they
@@ -166,6 +171,8 @@ pub enum Event {
         shed: bool,
         /// [`Config::max_partial`](super::Config::max_partial) from now on.
         max_partial: u64,
+        /// A read of another torrent is blocked on blocks that are on their way, so nothing is fetched in the background.
+        yielding: bool,
     },
     /// A file was opened.
     Open {

@@ -1,6 +1,6 @@
 //! The state of a swarm, and its cycle: an event comes in, timers run, derived state is updated, actions go out.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 use std::time::Instant;
 
@@ -16,7 +16,7 @@ use super::config::Config;
 use super::event::{Event, PeerKey};
 use super::peer::holepunch::Introductions;
 use super::peer::{Holding, Peer};
-use super::pieces::{Pieces, Slot};
+use super::pieces::{BlockId, Pieces, Slot};
 use super::policy::Phase;
 use super::rate::Meter;
 use super::sched::readers::{Readers, Urgent};
@@ -56,17 +56,23 @@ pub struct Swarm {
     pub(super) actions: VecDeque<Action>,
     /// Nothing is fetched or served.
     pub(super) paused: bool,
+    /// Background fetching begins no piece, because other torrents come first.
+    pub(super) queued: bool,
     /// Bytes that background fetching may still add to the store.
     pub(super) room: u64,
     /// A peer could begin a piece, but there is no room for a single one.
     pub(super) starved: bool,
     /// Maximum number of connections that the other torrents leave to this one.
     pub(super) max_connections: usize,
+    /// A read of another torrent is blocked on blocks that are on their way.
+    yielding: bool,
     /// The activity of readers, which decides how long the queues at peers may be.
     pub(super) phase: Phase,
     /// There may be new work for some peer.
     pub(super) work: bool,
     next_tick: Instant,
+    /// When a blocked read without a peer next has addresses dialed.
+    pub(super) next_search: Instant,
     down: Meter,
     up: Meter,
     pub(super) downloaded: u64,
@@ -90,9 +96,9 @@ impl Swarm {
             addresses: Addresses::default(),
             introductions: Introductions::new(now),
             blame: Blame::default(),
-            choker: Choker::new(now),
+            choker: Choker::new(now, config.policy.clone()),
             super_seed: (config.super_seed && config.upload && pieces.complete())
-                .then(|| SuperSeed::new(pieces.count())),
+                .then(|| SuperSeed::new(pieces.count(), config.policy.clone())),
             unchoked: 0,
             readers: Readers::new(config.lengths, config.max_partial, config.policy.clone()),
             urgent: Vec::new(),
@@ -103,12 +109,15 @@ impl Swarm {
             pins: Vec::new(),
             actions: VecDeque::new(),
             paused: false,
+            queued: false,
             room: u64::MAX,
             starved: false,
             max_connections: usize::MAX,
+            yielding: false,
             phase: Phase::Filling,
             work: false,
             next_tick: now,
+            next_search: now,
             down: Meter::new(now),
             up: Meter::new(now),
             downloaded: 0,
@@ -127,12 +136,14 @@ impl Swarm {
             Event::PeersFound { addrs, source } => {
                 addrs.into_iter().for_each(|addr| self.addresses.found(now, addr, source));
             }
+            Event::Refused(addr) => self.addresses.refused(now, addr),
             Event::ConnectFailed(addr) => self.connect_failed(now, addr),
             Event::Connected(peer) => self.connected(now, &peer),
             Event::Disconnected(peer) => self.remove(now, peer),
             Event::Message(peer, message) => self.message(now, peer, message),
             Event::Serve(serve) => self.serve(now, serve),
             Event::OnDemand(on_demand) => self.set_on_demand(on_demand),
+            Event::Turn(turn) => self.set_turn(turn),
             Event::Pause(paused) => self.pause(now, paused),
             Event::Priorities { skip, high } => self.prioritize(skip, &high),
             Event::Uploaded { peer, request, sent } => self.uploaded(now, peer, request, sent),
@@ -145,7 +156,12 @@ impl Swarm {
                 self.work |= bytes > self.room;
                 self.room = bytes;
             }
-            Event::Share { peers, shed, max_partial } => self.share(now, peers, shed, max_partial),
+            Event::Share { peers, shed, max_partial, yielding } => {
+                self.share(now, peers, shed, max_partial);
+                self.work |= self.yielding && !yielding;
+                self.yielding = yielding;
+                self.set_phase(now);
+            }
             Event::Open { reader, bytes } => self.readers.open(now, reader, bytes),
             Event::Read { reader, bytes } => {
                 self.readers.read(now, reader, &bytes);
@@ -216,6 +232,11 @@ impl Swarm {
         self.pieces.partial_bytes()
     }
 
+    /// Returns the wanted bytes received so far.
+    pub fn downloaded(&self) -> u64 {
+        self.downloaded
+    }
+
     /// Returns rates and counts, for people.
     pub fn stats(&self, now: Instant) -> Stats {
         Stats {
@@ -264,12 +285,12 @@ impl Swarm {
         self.tick_requests(now);
         self.work = true;
         let busy = self.peers.values().any(|peer| !peer.asks.is_empty());
-        let blocked_tick = self.config.policy.blocked_tick;
+        let policy = &self.config.policy;
         self.next_tick = now
             + match (self.readers.any_blocked(), busy) {
-                (true, _) if !self.peers.is_empty() => blocked_tick,
-                (_, true) => 8 * blocked_tick,
-                _ => 40 * blocked_tick,
+                (true, _) if !self.peers.is_empty() => policy.blocked_tick,
+                (_, true) => policy.busy_tick(),
+                _ => policy.idle_tick(),
             };
     }
 
@@ -282,6 +303,7 @@ impl Swarm {
         if std::mem::take(&mut self.work) {
             self.refill_all(now);
         }
+        self.find_peers_for_readers(now);
         self.dial_more(now);
     }
 
@@ -308,6 +330,7 @@ impl Swarm {
     pub(super) fn set_phase(&mut self, now: Instant) {
         self.phase = match self.readers.phase(now) {
             Phase::Filling if !self.urgent.is_empty() => Phase::Reading,
+            Phase::Filling if self.yielding => Phase::Yielding,
             phase => phase,
         };
     }
@@ -333,7 +356,7 @@ impl Swarm {
         );
         assert_eq!(self.unchoked, self.peers.values().filter(|peer| !peer.we_choke).count());
         assert!(self.peers.len() <= self.config.max_peers);
-        let mut asked = 0;
+        let mut asked = BTreeMap::new();
         for (key, peer) in &self.peers {
             peer.check();
             let has = |piece: u32| peer.has(piece);
@@ -344,22 +367,20 @@ impl Swarm {
             assert_eq!(peer.we_interested, peer.wanted > 0, "interest was sent");
             let bytes: u64 = peer.asks.iter().map(|ask| u64::from(self.pieces.block_len(ask.id))).sum();
             assert_eq!(peer.pipeline.outstanding(), bytes);
-            for ask in &peer.asks {
+            for ask in peer.asks.iter() {
                 let slot = self.pieces.partial(ask.id.piece).map(|partial| partial.slots[ask.id.block as usize]);
-                assert!(
-                    matches!(slot, Some(Slot::Asked(a, b)) if a == *key || b == Some(*key)),
-                    "{key:?} was asked for {:?}, which is {slot:?}",
-                    ask.id
-                );
+                let is_asked = matches!(slot, Some(Slot::Asked(_)));
+                assert!(is_asked, "{key:?} was asked for {:?}, which is {slot:?}", ask.id);
+                *asked.entry(ask.id).or_insert(0_u16) += 1;
             }
-            asked += peer.asks.len();
+            let distinct: BTreeSet<BlockId> = peer.asks.iter().map(|ask| ask.id).collect();
+            assert_eq!(distinct.len(), peer.asks.len(), "asked twice");
         }
-        let slots = self.pieces.partials().flat_map(|(_, partial)| &partial.slots);
-        let askers = slots.map(|slot| match slot {
-            Slot::Asked(_, None) => 1,
-            Slot::Asked(_, Some(_)) => 2,
-            Slot::Free | Slot::Received(_) => 0,
-        });
-        assert_eq!(asked, askers.sum::<usize>());
+        for (piece, partial) in self.pieces.partials() {
+            for (slot, block) in partial.slots.iter().zip(0..) {
+                let peers = if let Slot::Asked(peers) = slot { *peers } else { 0 };
+                assert_eq!(asked.get(&BlockId { piece, block }).copied().unwrap_or(0), peers);
+            }
+        }
     }
 }

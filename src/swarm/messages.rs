@@ -8,6 +8,7 @@ use fixedbitset::FixedBitSet;
 use super::action::{Action, DisconnectReason};
 use super::event::PeerKey;
 use super::machine::Swarm;
+use super::peer::requests::Answer;
 use super::peer::{Holding, Peer};
 use crate::wire::{Message, Request, bitfield_from_wire};
 
@@ -40,7 +41,9 @@ impl Swarm {
                 self.choked(now, key);
             }
             Message::Unchoke => {
-                peer.choking_us = false;
+                if std::mem::replace(&mut peer.choking_us, false) {
+                    self.unchoked_us(now, key);
+                }
                 self.refill(now, key);
             }
             Message::Interested => {
@@ -222,17 +225,26 @@ impl Swarm {
             return self.disconnect(now, key, DisconnectReason::Protocol("a reject of what we cannot have asked for"));
         };
         let Some(peer) = self.peers.get_mut(&key) else { return };
-        if peer.take_ask(id).is_some() {
-            peer.pipeline.dropped(now, request.length);
-            if !peer.choking_us || peer.allowed.contains(&id.piece) {
-                peer.refuse(now, id.piece);
+        match peer.asks.rejected(id) {
+            Answer::Owed(_) => {
+                peer.has_answered(now);
+                peer.pipeline.dropped(now, request.length);
+                if !peer.has_choked(id.piece) {
+                    peer.refuse(now, id.piece);
+                }
+                peer.exhausted_at = None;
+                let is_sending = peer.asks.iter().any(|ask| ask.id.piece == id.piece);
+                self.pieces.unask(id);
+                if !is_sending {
+                    self.abandon_solo(now, key, id.piece);
+                }
             }
-            peer.exhausted_at = None;
-            self.pieces.unask(id, key);
-            self.abandon_solo(now, key, id.piece);
-        } else if peer.cancelled.remove(&id).is_some() {
-            // Now the block may be requested from it again.
-            peer.exhausted_at = None;
+            Answer::Withdrawn => {
+                // Now the block may be requested from it again.
+                peer.has_answered(now);
+                peer.exhausted_at = None;
+            }
+            Answer::Unknown => {}
         }
         self.refill(now, key);
     }

@@ -3,12 +3,15 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod both_ways;
 mod create_alike;
 mod encryption;
 mod get;
+mod leftovers;
 mod magnet;
 mod matrix;
 mod peers;
 mod seed;
+mod stalls;
 mod tracker;
 mod utp;

@@ -5,12 +5,15 @@ mod support;
 
 mod api;
 mod control;
+mod disk;
 mod filesystem;
 mod fixture;
+mod hostile_http;
 mod http;
 mod large_pieces;
 mod many;
 mod process;
+mod queue;
 mod tools;
 mod trouble;
 mod waiting;

@@ -2,7 +2,7 @@
 
 use crate::cli::text::status::{MAX_PEERS, blocked, peers, reads};
 use crate::cli::text::{clip, count, duration, rate, share, size};
-use crate::control::status::{CacheStatus, State, Status, TorrentStatus, TrackerState, TrackerStatus};
+use crate::control::status::{CacheStatus, State, Status, TorrentStatus, TrackerState, TrackerStatus, WebSeedStatus};
 
 /// Largest number of waiting reads shown per torrent. More would hide the rest.
 const MAX_BLOCKED: usize = 5;
@@ -26,6 +26,7 @@ pub(super) fn mount(status: &Status, columns: usize) -> String {
     let dht = status.dht_nodes.map_or("no DHT".into(), |nodes| count(nodes, "DHT node"));
     let port = if status.port == 0 { "no incoming connections".into() } else { format!("port {}", status.port) };
     line(&format!("  {} uploaded, {} downloaded, {port}, {dht}", size(total.uploaded), size(total.downloaded)));
+    queue(status).iter().for_each(|text| line(text));
     cache(&status.cache).iter().for_each(|text| line(text));
     for torrent in &status.torrents {
         line("");
@@ -36,6 +37,14 @@ pub(super) fn mount(status: &Status, columns: usize) -> String {
         line(&format!("  total: {} of {} ({})", size(total.have), size(total.size), share(total.have, total.size)));
     }
     out
+}
+
+/// Returns the line about the queue, if torrents wait in it.
+fn queue(status: &Status) -> Option<String> {
+    let total = &status.total;
+    let limit = status.limits.active_downloads.map_or(String::new(), |limit| format!(" (limit {limit})"));
+    (total.queued > 0)
+        .then(|| format!("  {} fetching{limit}, {} queued", count(total.fetching, "torrent"), total.queued))
 }
 
 /// Returns the lines about the cache.
@@ -90,6 +99,12 @@ fn torrent_lines(torrent: &TorrentStatus, columns: usize) -> Vec<String> {
         lines.push(format!("    ... and waiting reads in {} more places", blocked.len() - MAX_BLOCKED));
     }
     lines.extend(torrent.trackers.iter().map(|tracker| format!("    {}", tracker_line(tracker))));
+    if torrent.excess_trackers > 0 {
+        lines.push(format!("    ... and {} more trackers, which are too many to use", torrent.excess_trackers));
+    }
+    // Those that work are among the peers.
+    let fault = |seed: &WebSeedStatus| Some(format!("    web seed {}: {}", seed.url, seed.error.as_ref()?));
+    lines.extend(torrent.web_seeds.iter().filter_map(fault));
     if !torrent.peers.is_empty() {
         lines.extend(peers(&torrent.peers, torrent.pieces).lines(columns, "    "));
     }

@@ -17,7 +17,7 @@ use tokio::time::{sleep_until, timeout};
 use super::address::Family;
 use super::krpc::MAX_DATAGRAM;
 use super::node::{Node, SearchId};
-use super::shared::{DhtConfig, DhtStatus, NewSearch, Shared};
+use super::shared::{DhtConfig, DhtStatus, NewSearch, Shared, Wanted};
 use super::state;
 use crate::route::Bind;
 use crate::util::lock;
@@ -31,9 +31,10 @@ const MAX_LOOKUPS: usize = 16;
 /// Addresses used per host name.
 const MAX_ADDRESSES: usize = 8;
 /// Wait before the bootstrap nodes are asked again while no node answers; it doubles each time.
-const FIRST_BOOTSTRAP_RETRY: Duration = Duration::from_secs(5);
-/// Longest wait before the bootstrap nodes are asked again, so that we join within a minute of having a network.
-const MAX_BOOTSTRAP_RETRY: Duration = Duration::from_secs(60);
+const FIRST_BOOTSTRAP_RETRY: Duration = Duration::from_secs(2);
+/// Longest wait before the bootstrap nodes are asked again, so that we join within seconds of having a network, or of the
+/// start of a node that is the only one. Four datagrams in that time burden nobody.
+const MAX_BOOTSTRAP_RETRY: Duration = Duration::from_secs(10);
 /// Time without any node after which a warning is logged.
 const NO_NODES_WARNING: Duration = Duration::from_secs(30);
 /// Interval at which nodes are saved.
@@ -125,7 +126,7 @@ async fn receive(socket: &Option<UdpSocket>, buffer: &mut [u8]) -> (usize, Socke
 /// The receiver of a search's peers.
 struct Subscriber {
     peers: mpsc::Sender<Vec<SocketAddr>>,
-    wanted: Weak<Mutex<bool>>,
+    wanted: Weak<Mutex<Wanted>>,
     pending: Vec<SocketAddr>,
 }
 
@@ -242,8 +243,10 @@ impl Task {
         self.searches.retain(|id, search| {
             let wanted = search.wanted.upgrade().filter(|_| !search.peers.is_closed());
             match &wanted {
-                Some(wanted) if std::mem::take(&mut *lock(wanted)) => self.node.want_peers(*id),
-                Some(_) => {}
+                Some(wanted) => match std::mem::take(&mut *lock(wanted)) {
+                    Wanted::No => {}
+                    wanted => self.node.want_peers(*id, wanted == Wanted::Now),
+                },
                 None => self.node.remove_search(*id),
             }
             wanted.is_some()

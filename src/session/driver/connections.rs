@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::time::Instant;
 
 use super::{Done, Driver, Peer};
 use crate::net::{Connection, Handshaken, Incoming, OutboxFull, Transport};
@@ -61,7 +60,7 @@ impl Driver {
             }
             return;
         }
-        self.update_allowed(Instant::now());
+        self.update_allowed(self.now());
         let key = PeerKey(self.next_peer);
         self.next_peer += 1;
         let (ours, theirs) = (self.handshake.reserved, peer.theirs.reserved);
@@ -143,7 +142,7 @@ impl Driver {
     fn message(&mut self, key: PeerKey, message: Message) {
         if let Message::Piece { piece, begin, data } = message {
             tracing::trace!(peer = key.0, piece, begin, "block received");
-            let now = Instant::now();
+            let now = self.now();
             // A block is no longer than 128 KiB.
             if let Some(block) = self.swarm.block(now, key, piece, begin, data.len() as u32) {
                 self.partials.insert(now, block, &data);
@@ -178,21 +177,32 @@ impl Driver {
         self.flush();
     }
 
+    /// Looks for connections that died while the process slept, and for more peers: our own address may have changed.
+    pub(super) fn woke(&mut self) {
+        self.peers.values().for_each(|peer| peer.connection.probe());
+        if !self.swarm.complete() && !self.swarm.is_paused() {
+            self.sources.want_peers(self.swarm.is_read(self.now()));
+        }
+        self.dispatch(Event::Tick);
+    }
+
     fn lost(&mut self, key: PeerKey, why: &str) {
         if let Some(peer) = self.peers.remove(&key) {
             tracing::debug!(?key, addr = %peer.addr, "connection lost: {why}");
             self.dispatch(Event::Disconnected(key));
+            // A web seed ends its connection to offer fewer pieces, so it is used again at once.
+            if let Some(seed) = self.web_seeds.get(&peer.addr).cloned() {
+                self.connect_web_seed(&seed);
+                self.act();
+            }
         }
     }
 
     /// Closes a connection as the swarm decided.
     pub(super) fn disconnect(&mut self, key: PeerKey, reason: DisconnectReason) {
         let Some(peer) = self.peers.remove(&key) else { return };
-        match (reason, self.web_seeds.get(&peer.addr)) {
-            (DisconnectReason::Liar, Some(seed)) => {
-                tracing::warn!(seed = %seed.url(), "web seed banned: it sent data that failed its hash");
-            }
-            (DisconnectReason::Liar, None) => {
+        match reason {
+            DisconnectReason::Liar => {
                 tracing::warn!(addr = %peer.addr, "peer banned: it sent data that failed its hash");
             }
             _ => tracing::debug!(?key, addr = %peer.addr, ?reason, "peer disconnected"),

@@ -1,7 +1,5 @@
 //! Work in the blocking pool: hashing and storing pieces, reading blocks for uploads.
 
-use std::time::Instant;
-
 use bytes::Bytes;
 use sha1::{Digest, Sha1};
 
@@ -49,7 +47,7 @@ impl Driver {
         if good && !self.store.has(piece) {
             self.dispatch(Event::Evicted(piece));
         }
-        let now = Instant::now();
+        let now = self.clock.now();
         if self.share.piece_done(now) {
             self.update_allowed(now);
         }

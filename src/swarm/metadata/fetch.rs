@@ -8,14 +8,16 @@
 //! Bounded: the length, the number of attempts at a time and their bytes, the requests to a peer at a time.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 
+use super::FetchAction;
 use super::probe::Probes;
-use super::{FetchAction, LOST, PAUSE};
 use crate::metainfo::InfoHash;
 use crate::swarm::event::PeerKey;
+use crate::swarm::policy::Policy;
 use crate::wire::METADATA_PIECE_LEN;
 
 /// Maximum length of metadata, in bytes: enough for more than a million pieces.
@@ -24,12 +26,6 @@ const MAX_METADATA: u32 = 32 << 20;
 const MAX_ATTEMPTS: usize = 3;
 /// Length in bytes above which there is one attempt at a time, so that liars cannot fill memory. Few torrents have more.
 const LARGE: u32 = 4 << 20;
-/// Maximum number of pieces requested from one peer at a time: bridges the round trip without overloading a peer.
-const PIPELINE: usize = 4;
-/// How long a piece may take before it is requested from another peer, too.
-const LATE: Duration = Duration::from_secs(3);
-/// How long an attempt may take before it is replaced by one of another claimed length.
-const ATTEMPT_LIMIT: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 struct Peer {
@@ -75,6 +71,7 @@ impl Attempt {
 #[derive(Debug)]
 pub(super) struct MetadataFetch {
     info_hash: InfoHash,
+    policy: Arc<Policy>,
     peers: BTreeMap<PeerKey, Peer>,
     /// Peers that have not stated a length.
     probes: Probes,
@@ -83,11 +80,12 @@ pub(super) struct MetadataFetch {
 }
 
 impl MetadataFetch {
-    pub(super) fn new(info_hash: InfoHash) -> Self {
+    pub(super) fn new(info_hash: InfoHash, policy: Arc<Policy>) -> Self {
         Self {
             info_hash,
             peers: BTreeMap::new(),
-            probes: Probes::new(info_hash),
+            probes: Probes::new(info_hash, policy.clone()),
+            policy,
             attempts: BTreeMap::new(),
             actions: VecDeque::new(),
         }
@@ -132,7 +130,7 @@ impl MetadataFetch {
         let whole = self.probes.rejected(now, key, piece);
         if let Some(peer) = self.peers.get_mut(&key) {
             peer.asked.retain(|(asked, _)| *asked != piece);
-            peer.paused = Some(now + PAUSE);
+            peer.paused = Some(now + self.policy.silence_timeout);
             let size = peer.size;
             self.end_turn(now, size, key);
         }
@@ -176,7 +174,7 @@ impl MetadataFetch {
         let len = begin.map(|begin| (size - begin).min(METADATA_PIECE_LEN) as usize);
         // Data that was not requested may be an answer to an earlier attempt.
         if asked == peer.asked.len() || total.is_some_and(|total| total != size) || len != Some(data.len()) {
-            peer.paused = Some(now + PAUSE);
+            peer.paused = Some(now + self.policy.silence_timeout);
             self.end_turn(now, size, key);
             self.request(now);
             return None;
@@ -219,6 +217,7 @@ impl MetadataFetch {
     /// Starts attempts for the lengths that most peers claim. An attempt that no peer serves, or that takes too long,
     /// is replaced.
     fn choose(&mut self, now: Instant) {
+        let useless_timeout = self.policy.useless_timeout();
         let mut claims: BTreeMap<u32, usize> = BTreeMap::new();
         for peer in self.peers.values().filter(|peer| peer.is_able(now)) {
             *claims.entry(peer.size).or_default() += 1;
@@ -234,13 +233,14 @@ impl MetadataFetch {
             if crowded || self.attempts.len() == MAX_ATTEMPTS {
                 let spent = |(size, attempt): &(&u32, &Attempt)| {
                     (**size > LARGE || !crowded)
-                        && (!claims.contains_key(size) || now.saturating_duration_since(attempt.begun) > ATTEMPT_LIMIT)
+                        && (!claims.contains_key(size)
+                            || now.saturating_duration_since(attempt.begun) > useless_timeout)
                 };
                 let Some(spent) = self.attempts.iter().find(spent).map(|(size, _)| *size) else { continue };
                 self.attempts.remove(&spent);
                 for peer in self.peers.values_mut().filter(|peer| peer.size == spent) {
                     peer.asked.clear();
-                    peer.paused = Some(now + ATTEMPT_LIMIT);
+                    peer.paused = Some(now + useless_timeout);
                 }
             }
             self.attempts.insert(size, Attempt::new(now, size, false));
@@ -282,12 +282,14 @@ impl MetadataFetch {
 
     /// Requests the missing pieces.
     fn request(&mut self, now: Instant) {
-        let lost = |peer: &Peer| peer.asked.iter().any(|(_, at)| now.saturating_duration_since(*at) > LOST);
+        let (lost_after, late_after) = (self.policy.snub_timeout(), self.policy.metadata_late);
+        let pipeline = self.policy.metadata_pipeline as usize;
+        let lost = |peer: &Peer| peer.asked.iter().any(|(_, at)| now.saturating_duration_since(*at) > lost_after);
         let silent: Vec<PeerKey> = self.peers.iter().filter(|(_, peer)| lost(peer)).map(|(key, _)| *key).collect();
         for key in silent {
             if let Some(peer) = self.peers.get_mut(&key) {
                 peer.asked.clear();
-                peer.paused = Some(now + PAUSE);
+                peer.paused = Some(now + self.policy.silence_timeout);
                 let size = peer.size;
                 self.end_turn(now, size, key);
             }
@@ -308,12 +310,12 @@ impl MetadataFetch {
                 if requests
                     .map(|(_, at)| now.saturating_duration_since(*at))
                     .min()
-                    .is_some_and(|youngest| youngest < LATE)
+                    .is_some_and(|youngest| youngest < late_after)
                 {
                     continue;
                 }
                 let free =
-                    |peer: &Peer| peer.asked.len() < PIPELINE && !peer.asked.iter().any(|(asked, _)| *asked == piece);
+                    |peer: &Peer| peer.asked.len() < pipeline && !peer.asked.iter().any(|(asked, _)| *asked == piece);
                 let choice = self
                     .peers
                     .iter_mut()
@@ -332,6 +334,7 @@ impl MetadataFetch {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::time::Duration;
 
     fn metadata(len: usize) -> Bytes {
         (0..len).map(|n| (n * 7 + n / 251) as u8).collect::<Vec<u8>>().into()
@@ -351,7 +354,7 @@ mod tests {
     /// Runs peers of these manners until the metadata is complete or the time is over; returns it and the banned peers.
     fn run(len: usize, manners: &[Manner], seconds: u32) -> (Option<Bytes>, Vec<usize>) {
         let truth = metadata(len);
-        let mut fetch = MetadataFetch::new(InfoHash::of(&truth));
+        let mut fetch = MetadataFetch::new(InfoHash::of(&truth), Arc::default());
         let mut now = Instant::now();
         let mut banned = Vec::new();
         let claim = |manner: Manner| len + if manner == Manner::Longer { 5 } else { 0 };
@@ -409,16 +412,16 @@ mod tests {
 
     #[test]
     fn pieces_are_requested_from_all_peers_at_once_and_a_few_from_each() {
-        let mut fetch = MetadataFetch::new(InfoHash([0; 20]));
+        let mut fetch = MetadataFetch::new(InfoHash([0; 20]), Arc::default());
         let now = Instant::now();
         for n in 0..2 {
             fetch.offered(now, PeerKey(n), Some(40 * METADATA_PIECE_LEN));
         }
         let asked: Vec<FetchAction> = std::iter::from_fn(|| fetch.poll()).collect();
-        assert_eq!(asked.len(), 2 * PIPELINE);
+        assert_eq!(asked.len(), 2 * Policy::default().metadata_pipeline as usize);
         for n in 0..2 {
             let of = asked.iter().filter(|ask| matches!(ask, FetchAction::Request(key, _) if key.0 == n));
-            assert_eq!(of.count(), PIPELINE);
+            assert_eq!(of.count(), Policy::default().metadata_pipeline as usize);
         }
         assert_eq!(fetch.progress(), (0, 40));
     }
@@ -429,7 +432,7 @@ mod tests {
         for claim in [None, Some(0), Some(MAX_METADATA + 1)] {
             for total in [None, Some(0), Some(30_000)] {
                 let (now, key) = (Instant::now(), PeerKey(7));
-                let mut fetch = MetadataFetch::new(InfoHash::of(&truth));
+                let mut fetch = MetadataFetch::new(InfoHash::of(&truth), Arc::default());
                 fetch.offered(now, key, claim);
                 let (mut got, mut requests) = (None, 0);
                 while let Some(FetchAction::Request(_, piece)) = fetch.poll() {
@@ -447,7 +450,7 @@ mod tests {
     fn a_wrong_length_in_the_handshake_is_corrected_once() {
         let truth = metadata(30_000);
         let (now, key) = (Instant::now(), PeerKey(7));
-        let mut fetch = MetadataFetch::new(InfoHash::of(&truth));
+        let mut fetch = MetadataFetch::new(InfoHash::of(&truth), Arc::default());
         fetch.offered(now, key, Some(20_000));
         let mut got = None;
         while let Some(FetchAction::Request(_, piece)) = fetch.poll() {
@@ -457,7 +460,7 @@ mod tests {
         }
         assert_eq!(got, Some(truth));
         // A peer that changes its mind all the time is paused.
-        let mut fetch = MetadataFetch::new(InfoHash([0; 20]));
+        let mut fetch = MetadataFetch::new(InfoHash([0; 20]), Arc::default());
         fetch.offered(now, key, Some(20_000));
         let mut answers = 0;
         while let Some(FetchAction::Request(_, piece)) = fetch.poll() {
@@ -469,7 +472,7 @@ mod tests {
 
     #[test]
     fn large_lengths_are_tried_one_at_a_time() {
-        let mut fetch = MetadataFetch::new(InfoHash([0; 20]));
+        let mut fetch = MetadataFetch::new(InfoHash([0; 20]), Arc::default());
         let now = Instant::now();
         for n in 0..8 {
             fetch.offered(now, PeerKey(n), Some(MAX_METADATA - n as u32));
@@ -483,7 +486,7 @@ mod tests {
     fn attempts_that_lead_nowhere_are_replaced() {
         use Manner::{Honest, Silent};
         let truth = metadata(1000);
-        let mut fetch = MetadataFetch::new(InfoHash::of(&truth));
+        let mut fetch = MetadataFetch::new(InfoHash::of(&truth), Arc::default());
         let mut now = Instant::now();
         for n in 0..2 * MAX_ATTEMPTS as u64 {
             fetch.offered(now, PeerKey(n), Some(2000 + n as u32));
@@ -509,7 +512,7 @@ mod tests {
             steps in proptest::collection::vec((0u64..4, 0u32..6, 0usize..40_000, 0u8..5), 0..60),
         ) {
             let truth = metadata(20_000);
-            let mut fetch = MetadataFetch::new(InfoHash::of(&truth));
+            let mut fetch = MetadataFetch::new(InfoHash::of(&truth), Arc::default());
             let mut now = Instant::now();
             for (key, piece, len, kind) in steps {
                 now += Duration::from_millis(len as u64);

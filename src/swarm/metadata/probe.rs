@@ -5,13 +5,15 @@
 //! one peer at a time goes on: piece after piece, until one is short or refused. Then the hash decides.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
 
-use super::{FetchAction, LOST, PAUSE};
+use super::FetchAction;
 use crate::metainfo::InfoHash;
 use crate::swarm::event::PeerKey;
+use crate::swarm::policy::Policy;
 use crate::wire::METADATA_PIECE_LEN;
 
 /// Maximum length of metadata fetched in this way, in bytes: enough for every torrent but a few, and little memory.
@@ -35,8 +37,8 @@ impl Peer {
     }
 
     /// Starts over, after a pause.
-    fn pause(&mut self, now: Instant) {
-        *self = Self { paused: Some(now + PAUSE), ..Self::default() };
+    fn pause(&mut self, until: Instant) {
+        *self = Self { paused: Some(until), ..Self::default() };
     }
 }
 
@@ -44,6 +46,7 @@ impl Peer {
 #[derive(Debug)]
 pub(super) struct Probes {
     info_hash: InfoHash,
+    policy: Arc<Policy>,
     peers: BTreeMap<PeerKey, Peer>,
     /// The peer that is asked for more than the first piece.
     turn: Option<PeerKey>,
@@ -52,8 +55,8 @@ pub(super) struct Probes {
 }
 
 impl Probes {
-    pub(super) fn new(info_hash: InfoHash) -> Self {
-        Self { info_hash, peers: BTreeMap::new(), turn: None, liars: Vec::new() }
+    pub(super) fn new(info_hash: InfoHash, policy: Arc<Policy>) -> Self {
+        Self { info_hash, policy, peers: BTreeMap::new(), turn: None, liars: Vec::new() }
     }
 
     pub(super) fn contains(&self, key: PeerKey) -> bool {
@@ -100,7 +103,7 @@ impl Probes {
 
     fn pause(&mut self, now: Instant, key: PeerKey) {
         if let Some(peer) = self.peers.get_mut(&key) {
-            peer.pause(now);
+            peer.pause(now + self.policy.silence_timeout);
         }
         self.end_turn(key);
     }
@@ -113,7 +116,8 @@ impl Probes {
 
     /// Returns the metadata if a peer has sent all of it and is silent since it was asked for more.
     pub(super) fn silent(&mut self, now: Instant) -> Option<Bytes> {
-        let lost = |peer: &Peer| peer.asked.is_some_and(|(_, at)| now.saturating_duration_since(at) > LOST);
+        let lost_after = self.policy.snub_timeout();
+        let lost = |peer: &Peer| peer.asked.is_some_and(|(_, at)| now.saturating_duration_since(at) > lost_after);
         let silent: Vec<PeerKey> = self.peers.iter().filter(|(_, peer)| lost(peer)).map(|(key, _)| *key).collect();
         let mut whole = None;
         for key in silent {
@@ -169,7 +173,7 @@ mod tests {
     /// Runs peers of these manners for some time. Returns the metadata and the banned peers.
     fn run(len: usize, manners: &[Manner], seconds: u32) -> (Option<Bytes>, Vec<usize>) {
         let truth = metadata(len);
-        let mut probes = Probes::new(InfoHash::of(&truth));
+        let mut probes = Probes::new(InfoHash::of(&truth), Arc::default());
         let (mut now, mut banned) = (Instant::now(), Vec::new());
         (0..manners.len()).for_each(|n| probes.add(PeerKey(n as u64)));
         for _ in 0..seconds * 10 {
@@ -232,14 +236,14 @@ mod tests {
     #[test]
     fn a_peer_that_gets_the_metadata_later_is_asked_again() {
         let truth = metadata(3 * PIECE + 5);
-        let mut probes = Probes::new(InfoHash::of(&truth));
+        let mut probes = Probes::new(InfoHash::of(&truth), Arc::default());
         let (mut now, key) = (Instant::now(), PeerKey(1));
         probes.add(key);
         assert_eq!(probes.tick(now), [FetchAction::Request(key, 0)]);
         assert_eq!(probes.tick(now), []);
         assert_eq!(probes.rejected(now, key, 0), None);
         assert_eq!(probes.tick(now), []);
-        now += PAUSE;
+        now += Policy::default().silence_timeout;
         for piece in 0..3 {
             assert_eq!(probes.tick(now), [FetchAction::Request(key, piece)]);
             let begin = piece as usize * PIECE;

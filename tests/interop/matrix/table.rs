@@ -71,7 +71,7 @@ fn markdown(rows: &[Row]) -> String {
     let titles: Vec<&str> = Way::ALL.iter().map(|way| way.title()).collect();
     let mut text = format!("| | {} |\n|---|{}\n", titles.join(" | "), "---|".repeat(titles.len()));
     rows.iter().for_each(|row| text.push_str(&row.markdown()));
-    text.push_str("\nIt cannot be tested where it is not there:\n\n");
+    text.push_str("\nWhere an arrow is missing:\n\n");
     rows.iter().filter_map(Row::reasons).for_each(|line| text.push_str(&line));
     text
 }

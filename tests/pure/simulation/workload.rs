@@ -16,7 +16,7 @@ const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 /// Bytes of one read of a program.
 const CHUNK: u64 = 64 * KIB;
-/// Bytes that the kernel reads ahead of a sequential reader.
+/// Bytes that the kernel reads ahead by default.
 const READ_AHEAD: u64 = 128 * KIB;
 /// Longer than any read may take.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -173,7 +173,6 @@ impl Profile {
                 config.policy = policy;
                 config.on_demand = on_demand;
                 config.max_partial = 32 * MIB;
-                config.max_connecting = 16;
             },
         );
         world.introduce_to(client, &seeds);
@@ -183,27 +182,33 @@ impl Profile {
 }
 
 /// One file handle as the kernel uses it: reads beyond the first of a sequence are read ahead.
-struct Handle {
+pub struct Handle {
     client: usize,
     size: u64,
     /// Where the last read ended, and up to where the kernel has asked.
     position: u64,
     asked: u64,
+    /// Bytes that the kernel reads ahead of a sequential reader.
+    read_ahead: u64,
 }
 
 impl Handle {
-    fn new(world: &World, client: usize) -> Self {
-        Self { client, size: world.lengths.total(), position: u64::MAX, asked: 0 }
+    pub fn new(world: &World, client: usize) -> Self {
+        Self::with_read_ahead(world, client, READ_AHEAD)
+    }
+
+    pub fn with_read_ahead(world: &World, client: usize, read_ahead: u64) -> Self {
+        Self { client, size: world.lengths.total(), position: u64::MAX, asked: 0, read_ahead }
     }
 
     /// Reads and waits. Returns the bytes read.
-    fn read(&mut self, world: &mut World, at: u64) -> u64 {
+    pub fn read(&mut self, world: &mut World, at: u64) -> u64 {
         let bytes = at..(at + CHUNK).min(self.size);
         if at != self.position {
             self.asked = at;
             self.ask(world, bytes.end);
         } else {
-            self.ask(world, (bytes.end + READ_AHEAD).min(self.size));
+            self.ask(world, (bytes.end + self.read_ahead).min(self.size));
         }
         let here = |world: &World, bytes: &Range<u64>| {
             world.lengths.pieces_in(bytes).all(|piece| world.nodes[self.client].stored.contains(&piece.get()))
@@ -233,23 +238,6 @@ pub fn measure(profile: &Profile, policy: &Policy, seed: u64) -> Results {
     results.push(("copy", copy(profile, policy, seed)));
     results.push(("fill", fill(profile, policy, seed)));
     results
-}
-
-/// Fifteen leechers fetch from each other and from one seed, each able to send 500 kB/s: the time until all are complete,
-/// in copies that the seed could send in that time.
-pub fn flash_crowd(policy: &Policy, seed: u64) -> f64 {
-    let (rate, size) = (500e3, 8 * MIB);
-    let lengths = Lengths::new(size, 128 * KIB).expect("sizes of a torrent");
-    let mut world = World::new(seed, lengths, Duration::from_millis(10));
-    let policy = Arc::new(policy.clone());
-    world.add_seed(rate);
-    for _ in 0..15 {
-        let policy = policy.clone();
-        world.add(rate, |_| false, |config| config.policy = policy);
-    }
-    world.introduce();
-    let done = |world: &World| world.nodes[1..].iter().all(|node| node.completed.is_some());
-    world.run_until(Duration::from_secs(300), done).as_secs_f64() * rate / size as f64
 }
 
 /// A player of 1.5 MB/s with a buffer of 10 s starts once it has 2 s of media, plays, and jumps. `play` is the time that

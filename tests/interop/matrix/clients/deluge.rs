@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use super::{Client, Job, NO_BOOTSTRAP, NO_SUPER_SEED, UTP_NOT_ALONE, has, wait_until_listening};
+use super::{Client, Job, NO_BOOTSTRAP, SUPER_SEED_BY_HAND, UTP_NOT_ALONE, has, wait_until_listening};
 use crate::matrix::{Role, Way};
 use crate::support::{Process, free_port};
 
@@ -21,7 +21,7 @@ impl Client for Deluge {
         match (way, role) {
             (Way::Utp, _) => Some(UTP_NOT_ALONE),
             (Way::Dht, _) => Some(NO_BOOTSTRAP),
-            (Way::SuperSeed, Role::Seed) => Some(NO_SUPER_SEED),
+            (Way::SuperSeed, Role::Seed) => Some(SUPER_SEED_BY_HAND),
             _ => None,
         }
     }

@@ -25,6 +25,7 @@ const NO_UTP: &str = "it has no uTP";
 const UTP_NOT_ALONE: &str = "it cannot be told to use uTP alone";
 const NO_BOOTSTRAP: &str = "it cannot be told a DHT node to start from";
 const NO_SUPER_SEED: &str = "it cannot super-seed";
+const SUPER_SEED_BY_HAND: &str = "it super-seeds only what is told so in its interface";
 const NO_LOOPBACK: &str = "it does not connect to loopback addresses";
 
 /// A BitTorrent client that we test against.

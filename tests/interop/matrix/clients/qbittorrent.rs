@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use super::{Client, Job, NO_BOOTSTRAP, has};
+use super::{Client, Job, NO_BOOTSTRAP, SUPER_SEED_BY_HAND, has};
 use crate::matrix::{Role, Way};
 use crate::support::{Process, free_port};
 
@@ -20,7 +20,7 @@ impl Client for Qbittorrent {
     fn cannot(&self, way: Way, role: Role) -> Option<&'static str> {
         match (way, role) {
             (Way::Dht, _) => Some(NO_BOOTSTRAP),
-            (Way::SuperSeed, Role::Seed) => Some("it super-seeds only what is told so in its interface"),
+            (Way::SuperSeed, Role::Seed) => Some(SUPER_SEED_BY_HAND),
             _ => None,
         }
     }

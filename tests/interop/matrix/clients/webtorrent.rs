@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use super::{Client, Job, NO_SUPER_SEED, NO_UTP, file, has};
+use super::{Client, Job, NO_SUPER_SEED, file, has};
 use crate::matrix::{Role, Way};
 use crate::support::Process;
 
@@ -19,7 +19,7 @@ impl Client for Webtorrent {
 
     fn cannot(&self, way: Way, role: Role) -> Option<&'static str> {
         match (way, role) {
-            (Way::Utp, _) => Some(NO_UTP),
+            (Way::Utp, _) => Some("its uTP is an optional native module"),
             // Version 1.9.7 closes most of the connections on which the other side starts with encryption.
             (Way::Mse, _) => Some("it mostly fails to answer an encrypted handshake"),
             (Way::SuperSeed, Role::Seed) => Some(NO_SUPER_SEED),
