@@ -242,7 +242,7 @@ impl Peer {
     pub(super) fn cancelled_until(&self, now: Instant, id: BlockId) -> Instant {
         let before = self.asks.iter().take_while(|ask| ask.id != id).count() + self.asks.withdrawn(now);
         let eta = self.pipeline.eta((before + 1) as f64 * f64::from(BLOCK_LEN));
-        now + Duration::from_secs_f64(eta.min(self.policy().silence_timeout.as_secs_f64() / 5.0))
+        now + Duration::from_secs_f64(eta.min(self.policy().doubt_timeout().as_secs_f64()))
     }
 
     /// Returns whether as many requests are outstanding as the peer queues.
@@ -295,7 +295,7 @@ impl Peer {
     /// Expects nothing of a peer for as long as it has been silent, or for twice as long as the last time.
     pub(super) fn doubt(&mut self, now: Instant, silence: Duration) {
         let before = self.doubt.map_or(Duration::ZERO, |(_, silence)| 2 * silence);
-        let most = 2 * self.policy().silence_timeout;
+        let most = self.policy().snub_timeout();
         self.doubt = Some((now, silence.max(before).min(most)));
         self.pipeline.snub();
     }
@@ -356,14 +356,14 @@ impl Peer {
 
     /// Records that the peer rejected a request for a piece. It may lack the piece, or have too many requests of ours.
     pub(super) fn refuse(&mut self, now: Instant, piece: u32) {
-        let longest = self.policy().silence_timeout / 2;
+        let (first, longest) = (self.policy().first_reject_pause(), self.policy().reject_pause());
         match self.refused.iter_mut().find(|refused| refused.piece == piece) {
             // The rejects of one batch count once.
             Some(refused) if now < refused.since + refused.pause => {}
             Some(refused) => {
                 *refused = Refused { since: now, pause: longest.min(2 * refused.pause), over: false, ..*refused };
             }
-            None => self.refused.push_back(Refused { piece, since: now, pause: longest / 50, over: false }),
+            None => self.refused.push_back(Refused { piece, since: now, pause: first, over: false }),
         }
         if self.refused.len() > MAX_HINTS
             && let Some(oldest) = self.refused.pop_front()

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::metainfo::BLOCK_LEN;
 use crate::swarm::pieces::{BlockId, State};
-use crate::swarm::policy::{Need, Phase, Policy};
+use crate::swarm::policy::{Need, Phase};
 use crate::swarm::sched::readers::Urgent;
 use crate::swarm::{PeerKey, Swarm};
 
@@ -186,7 +186,7 @@ impl Swarm {
         if self.blame.is_clear() {
             return;
         }
-        let Policy { hedge_advantage, silence_timeout, .. } = *self.config.policy;
+        let policy = self.config.policy.clone();
         let (mut stuck, mut silent) = (Vec::new(), Vec::new());
         for (piece, partial) in self.pieces.partials().filter(|(_, partial)| partial.solo) {
             if self.needed.binary_search(&piece).is_err() || self.pieces.state(piece) != State::Partial {
@@ -196,13 +196,13 @@ impl Swarm {
             let Some((owner, peer)) = partial.owner.and_then(|key| Some((key, self.peers.get(&key)?))) else {
                 continue;
             };
-            let limit = silence_timeout / if is_blocked { 10 } else { 5 };
+            let limit = if is_blocked { policy.dead_timeout() } else { policy.doubt_timeout() };
             let best = self.soonest_alone(now, piece).filter(|(key, _)| *key != owner);
             let free = f64::from(partial.free) * f64::from(BLOCK_LEN);
             let eta = peer.eta(now, peer.pipeline.outstanding() as f64 + free);
             if peer.is_silent(now, limit) {
                 silent.push(owner);
-            } else if best.is_some_and(|(_, other)| is_blocked && hedge_advantage * other < eta)
+            } else if best.is_some_and(|(_, other)| is_blocked && policy.hedge_advantage * other < eta)
                 || !peer.may_ask(now)
                 || !peer.serves(now, piece)
             {
@@ -227,8 +227,7 @@ impl Swarm {
         if self.blocked.is_empty() {
             return;
         }
-        let Policy { hedge_advantage, silence_timeout, .. } = *self.config.policy;
-        let moment = silence_timeout / 10;
+        let (hedge_advantage, moment) = (self.config.policy.hedge_advantage, self.config.policy.dead_timeout());
         let mut owed: BTreeMap<BlockId, Owed> = BTreeMap::new();
         for peer in self.peers.values().filter(|peer| !peer.asks.is_empty()) {
             let (etas, silence) = (peer.etas(now), peer.silence(now));
