@@ -44,6 +44,9 @@ Mounts of the system:
 
   Other users mount through fusermount3, as `torrentfs mount` does.
 
+  An NFS server can export a mount. As it is on no disk, its line in
+  /etc/exports needs an fsid: /mnt/film *(ro,fsid=1)
+
 /etc/fstab:
   /srv/film.torrent  /mnt/film  torrentfs  noauto,user,on_demand  0 0
   magnet:?xt=...  /mnt/talk  torrentfs  nofail,_netdev,x-systemd.automount  0 0

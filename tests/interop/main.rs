@@ -11,5 +11,6 @@ mod leftovers;
 mod magnet;
 mod peers;
 mod seed;
+mod stalls;
 mod tracker;
 mod utp;
