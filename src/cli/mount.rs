@@ -46,8 +46,9 @@ Torrents:
   read does not wait. If one SOURCE is invalid, nothing is mounted.
 
   In the background, --active-downloads torrents are fetched at a time: first
-  those with files of high priority, then the oldest (by the time of their file
-  in a directory, else by the time when they were added). The others are queued.
+  those with files of high priority, then those that are read, then the oldest
+  (by the time of their file in a directory, else by the time when they were
+  added). The others are queued.
   Reads and uploads of a queued torrent do not wait. A torrent without peers, or
   whose peers send nothing for a minute, does not hold up the others.
 

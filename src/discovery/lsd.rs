@@ -117,7 +117,7 @@ pub struct Lsd {
 pub struct LsdTorrent {
     /// More peers are wanted now.
     wanted: Arc<AtomicBool>,
-    /// Weak, because it has the channels, which close with the task.
+    /// Expires when the [`Lsd`] is dropped, which closes the torrent's channel.
     shared: Weak<Shared>,
 }
 

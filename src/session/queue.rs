@@ -1,6 +1,6 @@
 //! Which torrents download in the background: a limited number at a time, so that they complete one after another.
 //!
-//! Those with files of high priority come first, then the oldest. Only background fetching takes turns: what readers
+//! Those with files of high priority come first, then those that are being read, then the oldest. Only background fetching takes turns: what readers
 //! need is fetched at once, and what is here is served. A torrent has no turn while there is nothing for it to fetch:
 //! it is complete, paused, on demand, or the cache is full.
 //!
@@ -42,13 +42,15 @@ struct Places {
     turns: BTreeSet<u64>,
 }
 
-/// Order in the queue. Of torrents added at the same time, the one with the lower number comes first.
-type Rank = (Reverse<BackgroundNeed>, SystemTime, u64);
+/// Order in the queue: what the torrent needs, whether it is being read, when it was added. Of torrents added at the same
+/// time, the one with the lower number comes first.
+type Rank = (Reverse<(BackgroundNeed, bool)>, SystemTime, u64);
 
 #[derive(Debug)]
 struct Entry {
     since: SystemTime,
     need: BackgroundNeed,
+    read: bool,
     /// It has its turn, but does not count.
     stalled: bool,
     turn: watch::Sender<bool>,
@@ -84,12 +86,15 @@ impl Queue {
         let id = places.count;
         places.count += 1;
         let (sender, turn) = watch::channel(false);
-        places.entries.insert(id, Entry { since, need: BackgroundNeed::Nothing, stalled: false, turn: sender });
+        places
+            .entries
+            .insert(id, Entry { since, need: BackgroundNeed::Nothing, read: false, stalled: false, turn: sender });
         Place {
             queue: self.clone(),
             id,
             turn,
             need: BackgroundNeed::Nothing,
+            read: false,
             stalled: false,
             received: 0,
             progress: Instant::now(),
@@ -99,12 +104,12 @@ impl Queue {
 
 impl Places {
     /// Records the state of a torrent, and gives the turns anew.
-    fn set(&mut self, id: u64, need: BackgroundNeed, stalled: bool) {
+    fn set(&mut self, id: u64, need: BackgroundNeed, read: bool, stalled: bool) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
-        self.order.remove(&(Reverse(entry.need), entry.since, id));
-        (entry.need, entry.stalled) = (need, stalled);
+        self.order.remove(&(Reverse((entry.need, entry.read)), entry.since, id));
+        (entry.need, entry.read, entry.stalled) = (need, read, stalled);
         if need > BackgroundNeed::Nothing {
-            self.order.insert((Reverse(need), entry.since, id));
+            self.order.insert((Reverse((need, read)), entry.since, id));
         }
         match self.limit {
             Some(_) => self.assign(),
@@ -144,6 +149,8 @@ impl Places {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Activity {
     pub(super) need: BackgroundNeed,
+    /// Somebody reads it.
+    pub(super) read: bool,
     /// Wanted bytes received so far.
     pub(super) received: u64,
     pub(super) peers: usize,
@@ -158,6 +165,7 @@ pub(super) struct Place {
     id: u64,
     turn: watch::Receiver<bool>,
     need: BackgroundNeed,
+    read: bool,
     stalled: bool,
     received: u64,
     /// When the last block arrived, or the turn began.
@@ -167,7 +175,7 @@ pub(super) struct Place {
 impl Place {
     /// Records the state of the torrent. Returns whether it has its turn.
     pub(super) fn update(&mut self, now: Instant, activity: Activity) -> bool {
-        let Activity { need, received, peers, held_back } = activity;
+        let Activity { need, read, received, peers, held_back } = activity;
         let turn = *self.turn.borrow_and_update();
         let moved = std::mem::replace(&mut self.received, received) != received;
         let mut stalled = self.stalled && turn && !moved && need > BackgroundNeed::Nothing;
@@ -177,11 +185,11 @@ impl Place {
             let limit = if peers == 0 { UNCONNECTED } else { UNSERVED };
             stalled |= now.saturating_duration_since(self.progress) >= limit;
         }
-        if (need, stalled) == (self.need, self.stalled) {
+        if (need, read, stalled) == (self.need, self.read, self.stalled) {
             return turn;
         }
-        (self.need, self.stalled) = (need, stalled);
-        lock(&self.queue.0).set(self.id, need, stalled);
+        (self.need, self.read, self.stalled) = (need, read, stalled);
+        lock(&self.queue.0).set(self.id, need, read, stalled);
         *self.turn.borrow_and_update()
     }
 
@@ -206,7 +214,7 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         let mut places = lock(&self.queue.0);
-        places.set(self.id, BackgroundNeed::Nothing, false);
+        places.set(self.id, BackgroundNeed::Nothing, false, false);
         places.entries.remove(&self.id);
     }
 }
@@ -227,7 +235,7 @@ mod tests {
         /// Returns torrents of these ages in minutes, all with peers and something to fetch.
         fn new(limit: usize, ages: &[u64]) -> Self {
             let queue = Arc::new(Queue::new(Some(limit)));
-            let activity = Activity { need: Normal, received: 0, peers: 1, held_back: false };
+            let activity = Activity { need: Normal, read: false, received: 0, peers: 1, held_back: false };
             let at = |minutes: &u64| SystemTime::UNIX_EPOCH + Duration::from_secs(60 * (1000 - minutes));
             let torrents = ages.iter().map(|age| (queue.enter(at(age)), activity)).collect();
             let mut lab = Self { queue, now: Instant::now(), torrents };
@@ -284,6 +292,9 @@ mod tests {
         assert_eq!(lab.turns(), [0, 1]);
         lab.torrents[3].1.need = High;
         assert_eq!(lab.turns(), [0, 3], "high priority comes before age");
+        lab.torrents[2].1.read = true;
+        assert_eq!(lab.turns(), [2, 3], "so does a reader");
+        lab.torrents[2].1.read = false;
         lab.torrents.remove(0);
         assert_eq!(lab.turns(), [0, 2]);
         lab.queue.set_limit(Some(1));

@@ -80,6 +80,7 @@ impl Driver {
             now,
             Activity {
                 need: if self.has_room { self.swarm.background_need() } else { BackgroundNeed::Nothing },
+                read: self.swarm.is_read(now),
                 received: self.swarm.downloaded(),
                 peers: self.peers.len(),
                 held_back: self.allowed.background == 0,
