@@ -42,7 +42,7 @@ pub(super) fn run() -> Result<(), Failure> {
     Ok(())
 }
 
-/// What tells the processes of this program from others.
+/// The facts that tell the processes of this program from others.
 #[derive(Debug)]
 struct About {
     /// The file that it runs. An upgrade may have replaced it.

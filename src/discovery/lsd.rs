@@ -180,7 +180,7 @@ impl LsdTorrent {
 }
 
 impl Torrent {
-    /// Returns when the torrent is to be announced.
+    /// Returns when the torrent must be announced.
     fn due(&self, now: Instant) -> Instant {
         let wanted = self.wanted.upgrade().is_some_and(|wanted| wanted.load(Ordering::Relaxed));
         self.announced.map_or(now, |at| at + if wanted { WANTED_INTERVAL } else { INTERVAL })

@@ -31,7 +31,7 @@ pub(super) struct Reply {
     /// Sent back as `trackerid` in later announces.
     pub tracker_id: Option<Vec<u8>>,
     pub answer: Answer,
-    /// What was wrong with the reply, in one line.
+    /// The faults of the reply, in one line.
     pub ignored: Option<String>,
 }
 

@@ -543,7 +543,7 @@ mod tests {
                 other => panic!("{other:?}"),
             }
         };
-        // What was received last starts the timers of both ends.
+        // The last message received starts the timers of both ends.
         assert_eq!(next(&mut peer, Message::Have(1)).await, [Message::Have(1)]);
         tokio::time::sleep(utp::KEEP_ALIVE * 3).await;
         assert_eq!(next(&mut peer, Message::Have(2)).await, [Message::Have(2)]);

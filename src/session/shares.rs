@@ -129,7 +129,7 @@ pub(super) struct Share {
     queued: bool,
 }
 
-/// What a torrent needs at this moment.
+/// The needs of a torrent at this moment.
 #[derive(Clone, Copy, Default, Debug)]
 pub(super) struct Demand {
     /// It could begin a piece if it had room for it.
@@ -236,7 +236,7 @@ impl Share {
         let shed = !self.reading && all >= crowded && self.connections > MIN_PEERS;
         let most = (memory / reading as u64).clamp(MIN_PARTIAL, MAX_PARTIAL);
         let yielding = !self.reading && waiting.load(Relaxed) > self.shares.since(now);
-        // What the others leave of the memory. They may have exceeded it.
+        // The memory that the others leave, which may have exceeded the limit.
         let left = (memory + self.partial).saturating_sub(partial.load(Relaxed));
         let background = self.background(now, left, demand);
         Allowed { peers, shed, partial: most, background, yielding }

@@ -100,7 +100,7 @@ pub(super) struct Files {
     pieces: Arc<Pieces>,
     pub root: Root,
     pub layout: Arc<Layout>,
-    /// What each file must look like.
+    /// The expected state of each file.
     stamps: Stamps,
     /// Existing files in a download directory of which no piece can be hashed, because other files are missing.
     pub undecided: Mutex<HashSet<FileIndex>>,

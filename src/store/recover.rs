@@ -16,7 +16,7 @@ use crate::sys::file as sys;
 /// The bytes of each piece that are data on the disk, not holes. Pads count as data.
 pub(super) struct DataOnDisk(Vec<u32>);
 
-/// What is on the disk of a piece.
+/// How much of a piece is on the disk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Extent {
     /// All of it.

@@ -72,7 +72,7 @@ pub(super) enum Check {
     Changed,
 }
 
-/// What a file must look like.
+/// The expected state of a file.
 #[derive(Default)]
 struct Expected {
     /// `None` until the file is first examined.

@@ -56,7 +56,7 @@ impl Uploads {
         self.held
     }
 
-    /// Returns whether the peer is to be held, or not any more, if that has changed.
+    /// Returns whether the peer must be held, or need not be any more, if that has changed.
     pub(super) fn hold_change(&mut self) -> Option<bool> {
         let hold = if self.held { self.queue.len() > RESUME } else { self.queue.len() >= MAX_QUEUE };
         (std::mem::replace(&mut self.held, hold) != hold).then_some(hold)

@@ -160,7 +160,7 @@ pub fn open_regular(path: &Path, options: &mut OpenOptions) -> io::Result<File> 
     let opened = options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY).open(path);
     let file = opened.map_err(|error| match error.raw_os_error() {
         Some(libc::ELOOP) => io::Error::other("it is a symbolic link"),
-        // What a FIFO without a reader or a socket says.
+        // The error of a FIFO without a reader, or of a socket.
         Some(libc::ENXIO) => not_regular(),
         _ => error,
     })?;

@@ -77,7 +77,7 @@ fn client(addr: IpAddr) -> Client {
     })
 }
 
-/// What the connections of a listener share.
+/// The state that all connections of a listener share.
 #[derive(Debug)]
 pub(super) struct Listener {
     table: Mutex<Table>,

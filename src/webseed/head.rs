@@ -17,7 +17,7 @@ const COMPRESSIONS: [&str; 8] = ["gzip", "x-gzip", "deflate", "compress", "x-com
 /// Endings of files that are compressed themselves: servers name their compression as if they had added it.
 const COMPRESSED_FILES: [&str; 10] = [".gz", ".tgz", ".svgz", ".z", ".bz2", ".tbz2", ".br", ".zst", ".xz", ".txz"];
 
-/// What a head says.
+/// The content of a head.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Head {
     status: StatusCode,

@@ -97,7 +97,7 @@ pub(super) struct Server {
 /// State that outlives a connection.
 #[derive(Default)]
 struct State {
-    /// What the server does not have, as bytes of the torrent.
+    /// The parts that the server does not have, as bytes of the torrent.
     missing: Missing,
     /// The URL from which a file came last, if it is not the first to try: a redirect target, or another spelling.
     urls: HashMap<FileIndex, Url>,

@@ -16,7 +16,7 @@ fn interrupt(program: &mut Command, file: &Path, len: u64) {
     let mut process = Process::start(program.stdout(Stdio::null()).stderr(Stdio::null()));
     wait_until(&format!("{program:?} writes"), LIMIT, || {
         assert!(process.0.try_wait().unwrap().is_none(), "{program:?} ended");
-        // What is only reserved has no data yet.
+        // Space that is only reserved has no data yet.
         let data = run("sh", &["-c", &format!("tr -d '\\0' < '{}' | wc -c", file.display())]).stdout;
         String::from_utf8_lossy(&data).trim().parse::<u64>().is_ok_and(|data| data > len / 4)
     });

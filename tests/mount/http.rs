@@ -296,7 +296,7 @@ fn slow_and_blocked_clients_lock_nobody_out() {
     assert_eq!(status(&mounted)["torrents"].as_array().unwrap().len(), 1);
     assert_eq!(fs::read(mounted.path("show/extra/notes & <more>.txt")).unwrap(), notes);
 
-    // What was let go leaves nothing behind: a reader is served again.
+    // Closed connections leave nothing behind: a reader is served again.
     drop((slow_head, slow_body, uploads, idle, blocked, adds));
     wait_until("the file is served again", LONG, || web.send_to("GET", notes_path, &[]).status == 200);
     mounted.stop();

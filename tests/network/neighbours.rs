@@ -121,7 +121,7 @@ fn messages(mut stream: TcpStream, pieces: u32) -> impl Iterator<Item = Message>
     })
 }
 
-/// What a hostile peer sends after the handshakes, for as long as the connection lasts. It reads nothing.
+/// The bytes that a hostile peer sends after the handshakes, for as long as the connection lasts. It reads nothing.
 #[derive(Clone, Copy, Debug)]
 enum Attack {
     /// Metadata of 32 MiB; each piece is padded to the longest message.

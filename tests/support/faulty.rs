@@ -86,7 +86,7 @@ impl Faulty {
         let (mut decoder, mut buffer, mut chunk) = (Decoder::new(lengths.pieces()), BytesMut::new(), [0; 16_384]);
         let mut asked = 0;
         loop {
-            // Whatever has come by now, or what comes next if there is nothing to do.
+            // All that has come by now, or what comes next if there is nothing to do.
             stream.set_read_timeout(Some(if queue.is_empty() { CHOKE } else { Duration::from_millis(1) }))?;
             match stream.read(&mut chunk) {
                 Ok(0) => return Ok(()),

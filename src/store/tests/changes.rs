@@ -118,7 +118,7 @@ fn bytes_that_another_program_writes_are_never_served() {
             assert!(left.iter().all(|n| right.contains(n)), "{name}: {right:?}");
             assert!(right == left || !reopen, "{name}: {right:?}");
             assert!(lock(&evicted).iter().all(|n| damaged.contains(n)), "{name}");
-            // What is fetched again is there for good, also for the next process.
+            // A piece that was fetched again stays, also for the next process.
             for n in all.iter().filter(|n| !right.contains(n)) {
                 sample.put(&store, *n);
             }

@@ -70,7 +70,7 @@ struct Connection {
     in_flight: Vec<Request>,
 }
 
-/// What a script does by itself.
+/// An action that a script takes by itself.
 #[derive(Clone, Copy, Debug)]
 pub enum Turn {
     Hello(PeerKey),
