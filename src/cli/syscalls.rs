@@ -221,7 +221,8 @@ const LEGACY: &[libc::c_long] = &[];
 
 /// Refuses this thread, and all threads that it starts, every system call that a server does not need. It cannot be undone.
 ///
-/// Does nothing on processors other than x86-64 and aarch64, and if the kernel lacks seccomp.
+/// Does nothing on processors other than x86-64 and aarch64. Prints a warning and does nothing if the kernel or an outer
+/// sandbox refuses: a mount without this restriction is better than none.
 pub(super) fn restrict() -> io::Result<()> {
     let Ok(arch) = TargetArch::try_from(std::env::consts::ARCH) else { return Ok(()) };
     if arch == TargetArch::riscv64 {
@@ -231,10 +232,11 @@ pub(super) fn restrict() -> io::Result<()> {
     for program in [clone3(arch), allowed(arch)] {
         let program = program.map_err(io::Error::other)?;
         match apply_filter(&program) {
-            // The kernel was built without seccomp, or emulates another one.
+            // The kernel was built without seccomp or emulates another one, or an outer sandbox refuses the call.
             Err(seccompiler::Error::Prctl(error) | seccompiler::Error::Seccomp(error))
-                if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS)) =>
+                if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS | libc::EPERM)) =>
             {
+                eprintln!("mount.torrentfs: the system calls of the server stay unrestricted: seccomp: {error}");
                 return Ok(());
             }
             other => other.map_err(io::Error::other)?,

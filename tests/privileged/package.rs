@@ -223,7 +223,10 @@ fn the_units_work_under_systemd() {
     // Not in /tmp, because the service has a private one.
     machine.sh("dpkg --install $BASE/torrentfs.deb && mkdir /mnt/film && cp $BASE/film.bin.torrent /srv/film.torrent");
     let env = format!("SOURCE=/srv/film.torrent\nMOUNTPOINT=/mnt/film\nOPTIONS={ALONE},read_timeout=1s\n");
-    machine.sh(&format!("printf \"{env}\" > /etc/torrentfs/film.env; systemctl start torrentfs@film"));
+    machine.sh(&format!(
+        "printf \"{env}\" > /etc/torrentfs/film.env
+         systemctl start torrentfs@film || {{ journalctl --unit torrentfs@film --no-pager >&2; false; }}"
+    ));
     let pid = || machine.sh("systemctl show --property=MainPID --value torrentfs@film").trim().to_owned();
     let is_mounted = || machine.run("findmnt --types fuse.torrentfs /mnt/film").status.success();
     // The mount is visible outside of the sandbox, for every user.
@@ -243,6 +246,16 @@ fn the_units_work_under_systemd() {
     wait_until("the service restarts", LIMIT, || is_mounted() && pid() != first && pid() != "0");
     wait_until("the mount answers", LIMIT, || machine.run("test -f /mnt/film/film.bin").status.success());
     machine.sh("systemctl stop torrentfs@film");
+    assert!(!is_mounted());
+    // The sandbox of the unit lets the server restrict itself.
+    let log = machine.sh("journalctl --unit torrentfs@film --output cat");
+    assert!(!log.contains("unrestricted"), "{log}");
+    // A lazy unmount ends the service, although a file is open. The service sees the mounts of the system if these are
+    // shared, as they are on a booted machine.
+    machine.sh("mount --make-rshared /; systemctl start torrentfs@film\n\
+         exec 3< /mnt/film/film.bin; sleep 1000 > /dev/null 2>&1 & umount -l /mnt/film");
+    wait_until("the service ends", LIMIT, || !machine.run("systemctl is-active torrentfs@film").status.success());
+    machine.sh("pkill --exact sleep; systemctl reset-failed");
     assert!(!is_mounted());
 
     let units = "/usr/share/doc/torrentfs/examples/mnt-film.mount";
