@@ -252,7 +252,7 @@ fn the_units_work_under_systemd() {
     assert!(!log.contains("unrestricted"), "{log}");
     // A lazy unmount ends the service, although a file is open. The service sees the mounts of the system if these are
     // shared, as they are on a booted machine.
-    machine.sh("mount --make-rshared /; systemctl start torrentfs@film\n\
+    machine.sh("mount --make-rshared /; systemctl start torrentfs@film
          exec 3< /mnt/film/film.bin; sleep 1000 > /dev/null 2>&1 & umount -l /mnt/film");
     wait_until("the service ends", LIMIT, || !machine.run("systemctl is-active torrentfs@film").status.success());
     machine.sh("pkill --exact sleep; systemctl reset-failed");
