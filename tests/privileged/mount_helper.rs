@@ -20,20 +20,7 @@ const ALONE: &str = "no_dht,no_lsd,no_port_mapping,port=0";
 /// User id of `torrentfs` in the namespace.
 const SERVER: u32 = 987;
 
-/// Sets up the namespace: overlays with our program in `/sbin` and the user in `/etc`, an empty `/var/cache`, and a FUSE
-/// device that everybody may open, as on most machines.
-const SETUP: &str = r"
-set -e
-mount -t tmpfs stage $STAGE; cd $STAGE; mkdir sbin sbin.work etc etc.work
-sbin=$(realpath /sbin)
-mount -t overlay -o lowerdir=$sbin,upperdir=$STAGE/sbin,workdir=$STAGE/sbin.work overlay $sbin
-ln -s $HELPER $sbin/mount.torrentfs; ln -s mount.torrentfs $sbin/mount.fuse.torrentfs
-mount -t overlay -o lowerdir=/etc,upperdir=$STAGE/etc,workdir=$STAGE/etc.work overlay /etc
-rm -rf /etc/torrentfs; sed -i /^torrentfs:/d /etc/passwd /etc/group
-echo torrentfs:x:987:987::/nonexistent:/usr/sbin/nologin >> /etc/passwd; echo torrentfs:x:987: >> /etc/group
-mount -t tmpfs cache /var/cache
-mknod -m 666 fuse c 10 229; mount --bind fuse /dev/fuse
-echo ready; exec cat > /dev/null";
+const SETUP: &str = include_str!("../support/stage.sh");
 
 /// A mount namespace with our helper. Its mounts end with it.
 struct Stage {
@@ -143,13 +130,6 @@ fn assert_powerless(pid: u32) {
     }
     // 2: by a filter.
     assert_eq!((of["NoNewPrivs"].as_str(), of["Seccomp"].as_str()), ("1", "2"));
-}
-
-/// Returns group and session of a process: fields 5 and 6 of its `stat`. Field 2, the name, may contain anything.
-fn group_and_session(pid: u32) -> (u32, u32) {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    let fields: Vec<&str> = text.rsplit(')').next().unwrap().split_whitespace().collect();
-    (fields[2].parse().unwrap(), fields[3].parse().unwrap())
 }
 
 /// Returns whether a process runs. A zombie has no executable.
@@ -617,22 +597,4 @@ fn a_service_is_attached_from_outside() {
     open.signal("KILL");
     open.wait(LIMIT);
     stage.wait_until_clear();
-}
-
-#[test]
-fn the_units_are_valid_and_the_service_is_sandboxed() {
-    if !can_run(&["systemd-analyze"]) {
-        return;
-    }
-    let units = Path::new(env!("CARGO_MANIFEST_DIR")).join("mount-helper");
-    let unit = units.join("torrentfs@.service");
-    let output = run("systemd-analyze", &["security", "--offline=true", "--threshold=30", unit.to_str().unwrap()]);
-    let message = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "an exposure level above 3.0: {}", message.lines().last().unwrap_or_default());
-    // The unit's program and user exist only where the package is installed: see `package.rs`.
-    for example in ["mnt-film.mount", "mnt-film.automount"] {
-        let file = units.join("examples").join(example);
-        let output = run("systemd-analyze", &["verify", file.to_str().unwrap()]);
-        assert!(output.status.success(), "{output:?}");
-    }
 }

@@ -314,3 +314,21 @@ fn the_rpm_has_the_same_files() {
     }
     assert_eq!(query("--queryformat '%{VERSION} %{LICENSE}'").trim(), concat!(env!("CARGO_PKG_VERSION"), " MIT"));
 }
+
+#[test]
+fn the_units_are_valid_and_the_service_is_sandboxed() {
+    if !can_run(&["systemd-analyze"]) {
+        return;
+    }
+    let units = Path::new(env!("CARGO_MANIFEST_DIR")).join("mount-helper");
+    let unit = units.join("torrentfs@.service");
+    let output = run("systemd-analyze", &["security", "--offline=true", "--threshold=30", unit.to_str().unwrap()]);
+    let message = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "an exposure level above 3.0: {}", message.lines().last().unwrap_or_default());
+    // The unit's program and user exist only where the package is installed: see `package.rs`.
+    for example in ["mnt-film.mount", "mnt-film.automount"] {
+        let file = units.join("examples").join(example);
+        let output = run("systemd-analyze", &["verify", file.to_str().unwrap()]);
+        assert!(output.status.success(), "{output:?}");
+    }
+}
