@@ -20,20 +20,7 @@ const ALONE: &str = "no_dht,no_lsd,no_port_mapping,port=0";
 /// User id of `torrentfs` in the namespace.
 const SERVER: u32 = 987;
 
-/// Sets up the namespace: overlays with our program in `/sbin` and the user in `/etc`, an empty `/var/cache`, and a FUSE
-/// device that everybody may open, as on most machines.
-const SETUP: &str = r"
-set -e
-mount -t tmpfs stage $STAGE; cd $STAGE; mkdir sbin sbin.work etc etc.work
-sbin=$(realpath /sbin)
-mount -t overlay -o lowerdir=$sbin,upperdir=$STAGE/sbin,workdir=$STAGE/sbin.work overlay $sbin
-ln -s $HELPER $sbin/mount.torrentfs; ln -s mount.torrentfs $sbin/mount.fuse.torrentfs
-mount -t overlay -o lowerdir=/etc,upperdir=$STAGE/etc,workdir=$STAGE/etc.work overlay /etc
-rm -rf /etc/torrentfs; sed -i /^torrentfs:/d /etc/passwd /etc/group
-echo torrentfs:x:987:987::/nonexistent:/usr/sbin/nologin >> /etc/passwd; echo torrentfs:x:987: >> /etc/group
-mount -t tmpfs cache /var/cache
-mknod -m 666 fuse c 10 229; mount --bind fuse /dev/fuse
-echo ready; exec cat > /dev/null";
+const SETUP: &str = include_str!("../support/stage.sh");
 
 /// A mount namespace with our helper. Its mounts end with it.
 struct Stage {
@@ -143,13 +130,6 @@ fn assert_powerless(pid: u32) {
     }
     // 2: by a filter.
     assert_eq!((of["NoNewPrivs"].as_str(), of["Seccomp"].as_str()), ("1", "2"));
-}
-
-/// Returns group and session of a process: fields 5 and 6 of its `stat`. Field 2, the name, may contain anything.
-fn group_and_session(pid: u32) -> (u32, u32) {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    let fields: Vec<&str> = text.rsplit(')').next().unwrap().split_whitespace().collect();
-    (fields[2].parse().unwrap(), fields[3].parse().unwrap())
 }
 
 /// Returns whether a process runs. A zombie has no executable.
@@ -520,7 +500,7 @@ fn file_handles_stay_valid_when_caches_are_dropped() {
     let seeder = lab.libtorrent("seed", 2, 0, &lab.path("payload"), &torrent);
     let stage = Stage::new(lab.dir.path());
     stage.sh("mkdir $BASE/mnt");
-    fs::write(lab.path("handles.py"), HANDLES).unwrap();
+    fs::write(lab.path("handles.py"), include_str!("../support/handles.py")).unwrap();
     let mount = format!("mount -t torrentfs -o {ALONE},peer={} {} $BASE/mnt", seeder.addr, torrent.display());
     stage.sh(&mount);
     let handles = stage.sh("/usr/bin/python3 $BASE/handles.py make $BASE/mnt $BASE/payload");
@@ -532,58 +512,6 @@ fn file_handles_stay_valid_when_caches_are_dropped() {
     stage.sh("umount $BASE/mnt");
     stage.wait_until_clear();
 }
-
-/// Prints a handle of each file and directory, and opens such handles again, after the kernel has dropped its caches.
-/// Compares content, listing and the path by which the kernel finds a directory.
-const HANDLES: &str = r#"
-import ctypes, os, sys
-libc = ctypes.CDLL(None, use_errno=True)
-class Handle(ctypes.Structure):
-    _fields_ = [("bytes", ctypes.c_uint), ("type", ctypes.c_int), ("data", ctypes.c_ubyte * 128)]
-what, mount, payload = sys.argv[1:]
-names = ["show", "show/film.bin", "show/extra", "show/extra/deep", "show/extra/deep/notes.txt"]
-def check(result):
-    if result < 0: raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    return result
-def make(name):
-    handle, mount_id = Handle(bytes=128), ctypes.c_int()
-    path = os.path.join(mount, name).encode()
-    check(libc.name_to_handle_at(-100, path, ctypes.byref(handle), ctypes.byref(mount_id), 0))
-    return bytes(handle)
-def opened(handle, root):
-    handle = Handle.from_buffer_copy(handle)
-    return check(libc.open_by_handle_at(root, ctypes.byref(handle), os.O_RDONLY))
-def drop_caches():
-    with open("/proc/sys/vm/drop_caches", "w") as file: file.write("3")
-if what == "make":
-    handles = [make(name) for name in names]
-    inodes = [os.stat(os.path.join(mount, name)).st_ino for name in names]
-    lines = [f"{handle.hex()} {inode}" for handle, inode in zip(handles, inodes)]
-    print(*lines, sep=chr(10))
-else:
-    lines = sys.stdin.read().splitlines()
-root = os.open(mount, os.O_RDONLY)
-for name, line in zip(names, lines):
-    handle, inode = line.split()
-    drop_caches()
-    file = opened(bytes.fromhex(handle), root)
-    assert os.fstat(file).st_ino == int(inode), name
-    source = os.path.join(payload, name)
-    if os.path.isdir(source):
-        assert os.listdir(file) == os.listdir(os.path.join(mount, name)), name
-        assert os.readlink(f"/proc/self/fd/{file}") == os.path.join(mount, name), name
-    else:
-        assert os.read(file, 1 << 20) == open(source, "rb").read(), name
-    os.close(file)
-# Torrents and files that do not exist.
-first = bytes.fromhex(lines[1].split()[0])
-for forged in [bytes(12), bytes([255] * 12), bytes(Handle.from_buffer_copy(first).data)[:8]]:
-    handle = Handle.from_buffer_copy(first)
-    handle.data[0:len(forged)] = [byte ^ 0x55 for byte in forged]
-    try: opened(bytes(handle), root)
-    except OSError as error: assert error.errno == 116, error
-    else: raise AssertionError("a forged handle was opened")
-"#;
 
 #[test]
 fn a_mount_is_made_in_another_namespace() {
@@ -669,22 +597,4 @@ fn a_service_is_attached_from_outside() {
     open.signal("KILL");
     open.wait(LIMIT);
     stage.wait_until_clear();
-}
-
-#[test]
-fn the_units_are_valid_and_the_service_is_sandboxed() {
-    if !can_run(&["systemd-analyze"]) {
-        return;
-    }
-    let units = Path::new(env!("CARGO_MANIFEST_DIR")).join("mount-helper");
-    let unit = units.join("torrentfs@.service");
-    let output = run("systemd-analyze", &["security", "--offline=true", "--threshold=30", unit.to_str().unwrap()]);
-    let message = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "an exposure level above 3.0: {}", message.lines().last().unwrap_or_default());
-    // The unit's program and user exist only where the package is installed: see `package.rs`.
-    for example in ["mnt-film.mount", "mnt-film.automount"] {
-        let file = units.join("examples").join(example);
-        let output = run("systemd-analyze", &["verify", file.to_str().unwrap()]);
-        assert!(output.status.success(), "{output:?}");
-    }
 }

@@ -252,7 +252,7 @@ fn the_units_work_under_systemd() {
     assert!(!log.contains("unrestricted"), "{log}");
     // A lazy unmount ends the service, although a file is open. The service sees the mounts of the system if these are
     // shared, as they are on a booted machine.
-    machine.sh("mount --make-rshared /; systemctl start torrentfs@film\n\
+    machine.sh("mount --make-rshared /; systemctl start torrentfs@film
          exec 3< /mnt/film/film.bin; sleep 1000 > /dev/null 2>&1 & umount -l /mnt/film");
     wait_until("the service ends", LIMIT, || !machine.run("systemctl is-active torrentfs@film").status.success());
     machine.sh("pkill --exact sleep; systemctl reset-failed");
@@ -313,4 +313,22 @@ fn the_rpm_has_the_same_files() {
         assert!(scripts.contains(part), "{part}: {scripts}");
     }
     assert_eq!(query("--queryformat '%{VERSION} %{LICENSE}'").trim(), concat!(env!("CARGO_PKG_VERSION"), " MIT"));
+}
+
+#[test]
+fn the_units_are_valid_and_the_service_is_sandboxed() {
+    if !can_run(&["systemd-analyze"]) {
+        return;
+    }
+    let units = Path::new(env!("CARGO_MANIFEST_DIR")).join("mount-helper");
+    let unit = units.join("torrentfs@.service");
+    let output = run("systemd-analyze", &["security", "--offline=true", "--threshold=30", unit.to_str().unwrap()]);
+    let message = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "an exposure level above 3.0: {}", message.lines().last().unwrap_or_default());
+    // The unit's program and user exist only where the package is installed: see `package.rs`.
+    for example in ["mnt-film.mount", "mnt-film.automount"] {
+        let file = units.join("examples").join(example);
+        let output = run("systemd-analyze", &["verify", file.to_str().unwrap()]);
+        assert!(output.status.success(), "{output:?}");
+    }
 }

@@ -497,3 +497,10 @@ pub fn drain(mut from: impl Read) -> String {
     let _ = from.read_to_string(&mut text);
     text
 }
+
+/// Returns group and session of a process: fields 5 and 6 of its `stat`. Field 2, the name, may contain anything.
+pub fn group_and_session(pid: u32) -> (u32, u32) {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<&str> = text.rsplit(')').next().unwrap().split_whitespace().collect();
+    (fields[2].parse().unwrap(), fields[3].parse().unwrap())
+}
