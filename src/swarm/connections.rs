@@ -169,10 +169,7 @@ impl Swarm {
             return;
         }
         // A peer that owes blocks and sends none is no peer that a read can rely on.
-        let timeout = self.config.policy.doubt_timeout();
-        let stalled =
-            |peer: &Peer| !peer.asks.is_empty() && now.saturating_duration_since(peer.last_progress) >= timeout;
-        let serving: Vec<&Peer> = self.peers.values().filter(|peer| !stalled(peer)).collect();
+        let serving: Vec<&Peer> = self.peers.values().filter(|peer| !peer.has_stopped(now)).collect();
         let is_served = |piece: &u32| serving.iter().any(|peer| peer.serves(now, *piece));
         if self.blocked.iter().all(|piece| self.pieces.state(*piece) == State::Checking || is_served(piece)) {
             return;
@@ -216,8 +213,9 @@ impl Swarm {
     /// Sends the keep-alives that are due, and closes connections that are silent or take a slot without being useful.
     pub(super) fn tick_connections(&mut self, now: Instant) {
         let since = |then: Instant| now.saturating_duration_since(then);
-        let silent: Vec<PeerKey> =
-            self.peers.iter().filter(|(_, peer)| since(peer.last_received) >= IDLE).map(|(key, _)| *key).collect();
+        // A peer that is held is not read; if it is dead, what we send it is not taken either.
+        let silent = |peer: &Peer| since(peer.last_received) >= IDLE && !peer.uploads.is_held();
+        let silent: Vec<PeerKey> = self.peers.iter().filter(|(_, peer)| silent(peer)).map(|(key, _)| *key).collect();
         for key in silent {
             self.disconnect(now, key, DisconnectReason::Idle);
         }

@@ -60,6 +60,8 @@ pub struct Swarm {
     pub(super) queued: bool,
     /// Bytes that background fetching may still add to the store.
     pub(super) room: u64,
+    /// A peer could begin a piece, but there is no room for a single one.
+    pub(super) starved: bool,
     /// Maximum number of connections that the other torrents leave to this one.
     pub(super) max_connections: usize,
     /// A read of another torrent is blocked on blocks that are on their way.
@@ -109,6 +111,7 @@ impl Swarm {
             paused: false,
             queued: false,
             room: u64::MAX,
+            starved: false,
             max_connections: usize::MAX,
             yielding: false,
             phase: Phase::Filling,
@@ -133,6 +136,7 @@ impl Swarm {
             Event::PeersFound { addrs, source } => {
                 addrs.into_iter().for_each(|addr| self.addresses.found(now, addr, source));
             }
+            Event::Refused(addr) => self.addresses.refused(now, addr),
             Event::ConnectFailed(addr) => self.connect_failed(now, addr),
             Event::Connected(peer) => self.connected(now, &peer),
             Event::Disconnected(peer) => self.remove(now, peer),
@@ -143,6 +147,7 @@ impl Swarm {
             Event::Pause(paused) => self.pause(now, paused),
             Event::Priorities { skip, high } => self.prioritize(skip, &high),
             Event::Uploaded { peer, request, sent } => self.uploaded(now, peer, request, sent),
+            Event::ExtensionsSent { peer, count } => self.extensions_sent(now, peer, count),
             Event::Checked { piece, good, bad_blocks, digests } => {
                 self.checked(now, piece.get(), good, &bad_blocks, digests);
             }
@@ -216,6 +221,12 @@ impl Swarm {
         self.room
     }
 
+    /// Returns whether, since the last call, a peer could have begun a piece but for the room, of which there is less than
+    /// one piece.
+    pub fn take_starved(&mut self) -> bool {
+        std::mem::take(&mut self.starved)
+    }
+
     /// Returns the bytes of unfinished pieces.
     pub fn partial_bytes(&self) -> u64 {
         self.pieces.partial_bytes()
@@ -260,6 +271,7 @@ impl Swarm {
     pub(super) fn send(&mut self, now: Instant, key: PeerKey, message: Message) {
         if let Some(peer) = self.peers.get_mut(&key) {
             peer.last_sent = now;
+            peer.extensions.unsent += usize::from(matches!(message, Message::Extended { .. }));
             self.actions.push_back(Action::Send(key, message));
         }
     }

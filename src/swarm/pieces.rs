@@ -11,7 +11,7 @@ use rand::rngs::SmallRng;
 
 use super::availability::Availability;
 use super::event::PeerKey;
-use crate::metainfo::{BLOCK_LEN, Block, Lengths};
+use crate::metainfo::{Block, Lengths};
 use crate::wire::{PeerId, Request};
 
 /// One block, within the torrent by construction: made by [`Pieces::block`] or from the slots of a partial piece.
@@ -317,7 +317,8 @@ impl Pieces {
                     partial.free += 1;
                     partial.received -= 1;
                     partial.hint = partial.hint.min(block);
-                    bytes += u64::from(BLOCK_LEN);
+                    let block = self.lengths.piece(*piece).and_then(|piece| self.lengths.block_of(piece, block));
+                    bytes += block.map_or(0, |block| u64::from(self.lengths.block_len(block)));
                     self.open.insert(*piece);
                     self.freed += 1;
                 }
@@ -446,5 +447,29 @@ impl Pieces {
         let preferred = |piece: &u32| self.is_to_begin(*piece) && self.high.contains(*piece as usize);
         assert_eq!(self.preferred, (0..self.count()).filter(preferred).collect());
         assert_eq!(self.have as usize, self.state.iter().filter(|state| **state == State::Have).count());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn distrusted_blocks_count_with_their_lengths() {
+        // Two pieces: two and a half blocks, and one byte.
+        let mut pieces = Pieces::new(Lengths::new(40_961, 40_960).unwrap(), &FixedBitSet::with_capacity(2));
+        let by = |n: u8| Contributor {
+            peer: PeerKey(n.into()),
+            addr: SocketAddr::from(([127, 0, 0, n], 1)),
+            id: PeerId([n; 20]),
+        };
+        pieces.begin(0, None, false);
+        for (block, from) in [(0, 1), (2, 2)] {
+            pieces.receive(BlockId { piece: 0, block }, by(from), true);
+        }
+        assert_eq!(pieces.distrust(|from| *from == by(2)), 8192);
+        assert_eq!(pieces.distrust(|from| *from == by(2)), 0);
+        pieces.check();
+        assert_eq!(pieces.distrust(|_| true), 16_384);
     }
 }

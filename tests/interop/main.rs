@@ -7,6 +7,7 @@ mod both_ways;
 mod create_alike;
 mod encryption;
 mod get;
+mod leftovers;
 mod magnet;
 mod peers;
 mod seed;

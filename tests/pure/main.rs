@@ -3,6 +3,7 @@
 mod dialing;
 mod extensions;
 mod layers;
+mod peers;
 mod policy;
 mod simulation;
 mod source_graph;

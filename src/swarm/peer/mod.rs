@@ -69,8 +69,8 @@ pub(super) struct Peer {
     pub(super) has_count: u32,
     /// Number of those pieces that we lack.
     pub(super) wanted: u32,
-    /// The peer has not sent a core message yet: have-all and have-none may only come first (BEP 6).
-    pub(super) opening: bool,
+    /// How often the peer has stated that it lacks a piece that it had before.
+    pub(super) losses: u32,
 
     pub(super) choking_us: bool,
     /// When the peer last choked us.
@@ -138,7 +138,7 @@ impl Peer {
             holding: Holding::Some(FixedBitSet::with_capacity(pieces as usize)),
             has_count: 0,
             wanted: 0,
-            opening: true,
+            losses: 0,
             choking_us: true,
             choked: now,
             we_interested: false,
@@ -290,6 +290,12 @@ impl Peer {
     /// as long.
     pub(super) fn is_late(&self, now: Instant, limit: Duration) -> bool {
         self.is_overdue(now) && self.silence(now) >= self.asked_anew + limit
+    }
+
+    /// Returns whether the peer owed or owes us blocks and sends none, so that a read cannot rely on it.
+    pub(super) fn has_stopped(&self, now: Instant) -> bool {
+        let limit = self.policy().blocked_silence();
+        self.doubt.is_some_and(|(_, silence)| silence >= limit) || self.silence(now) >= self.policy().doubt_timeout()
     }
 
     /// Expects nothing of a peer for as long as it has been silent, or for twice as long as the last time.

@@ -132,16 +132,23 @@ impl Swarm {
                 || partial.free_blocks().any(|block| !peer.asks.may_still_answer(now, BlockId { piece, block })))
     }
 
+    /// Returns whether no piece may be begun because of the bytes that partial pieces take. The first one always may, if
+    /// there is room for it, however long it is.
+    fn is_limited(&self) -> bool {
+        let len = self.config.lengths.full_pieces(1);
+        let partial = self.pieces.partial_bytes();
+        // Half of the partial pieces are left to readers.
+        let limit = if self.needed.is_empty() { self.config.max_partial } else { self.config.max_partial / 2 };
+        partial > 0 && partial + len > limit || partial + len > self.room
+    }
+
     /// Finds a missing piece to begin with this peer.
     fn new_piece(&mut self, now: Instant, key: PeerKey) -> Found {
         if self.queued {
             return Found::NotNow;
         }
-        let len = self.config.lengths.full_pieces(1);
-        let partial = self.pieces.partial_bytes();
-        // Half of the partial pieces are left to readers.
-        let limit = if self.needed.is_empty() { self.config.max_partial } else { self.config.max_partial / 2 };
-        if partial > 0 && partial + len > limit || partial + len > self.room {
+        if self.is_limited() {
+            self.starved |= self.pieces.partial_bytes() == 0;
             return Found::NotNow;
         }
         let Some(peer) = self.peers.get_mut(&key) else { return Found::NotNow };
@@ -186,10 +193,13 @@ impl Swarm {
         }
     }
 
-    /// Once every missing block is requested, asks an idle peer for blocks that another would deliver later.
+    /// Once every missing block is requested, or every one of the only piece that there is memory for, asks an idle peer for
+    /// blocks that another would deliver later.
     fn end_game(&mut self, now: Instant, key: PeerKey) {
         let Some(peer) = self.peers.get(&key) else { return };
-        let over = self.pieces.availability.rarest().is_empty() && self.pieces.open().is_empty();
+        let last = self.pieces.availability.rarest().is_empty();
+        let only = || self.pieces.partials().take(2).count() == 1 && self.is_limited();
+        let over = self.pieces.open().is_empty() && (last || only());
         if !over || !peer.asks.is_empty() || peer.wanted == 0 || peer.pipeline.snubbed {
             return;
         }
