@@ -117,7 +117,8 @@ pub struct Lsd {
 pub struct LsdTorrent {
     /// More peers are wanted now.
     wanted: Arc<AtomicBool>,
-    shared: Arc<Shared>,
+    /// Weak, because it has the channels, which close with the task.
+    shared: Weak<Shared>,
 }
 
 #[derive(Debug, Default)]
@@ -162,7 +163,7 @@ impl Lsd {
         let torrent = Torrent { info_hash, port, peers, wanted: Arc::downgrade(&wanted), announced: None };
         self.shared.torrents().push(torrent);
         self.shared.wake.notify_one();
-        LsdTorrent { wanted, shared: self.shared.clone() }
+        LsdTorrent { wanted, shared: Arc::downgrade(&self.shared) }
     }
 }
 
@@ -170,8 +171,10 @@ impl LsdTorrent {
     /// Announces the torrent again, though at most once a minute: others that have it then connect to us. May be called
     /// often.
     pub fn want_peers(&self) {
-        if !self.wanted.swap(true, Ordering::Relaxed) {
-            self.shared.wake.notify_one();
+        if !self.wanted.swap(true, Ordering::Relaxed)
+            && let Some(shared) = self.shared.upgrade()
+        {
+            shared.wake.notify_one();
         }
     }
 }

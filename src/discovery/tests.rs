@@ -432,19 +432,39 @@ impl std::io::Write for Lines {
     }
 }
 
-#[tokio::test]
-async fn a_failure_is_one_log_line_without_secrets() {
+impl Lines {
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+}
+
+/// Collects the log lines of this thread, from a level on, until the guard is dropped.
+fn log(level: tracing::Level) -> (Lines, tracing::subscriber::DefaultGuard) {
     let lines = Lines::default();
     let writer = lines.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::WARN)
-        .with_ansi(false)
-        .with_writer(move || writer.clone())
-        .finish();
-    let _guard = tracing::subscriber::set_default(subscriber);
+    let subscriber =
+        tracing_subscriber::fmt().with_max_level(level).with_ansi(false).with_writer(move || writer.clone()).finish();
+    (lines, tracing::subscriber::set_default(subscriber))
+}
+
+#[tokio::test]
+async fn ignored_parts_of_a_reply_are_one_log_line() {
+    let (lines, _guard) = log(tracing::Level::INFO);
+    let server = Server::start(Behaviour::Body([ONE_PEER, b"6:peers60:"].concat())).await;
+    let (announcer, _peers, _) = spawn(vec![vec![server.url()]], FOREVER);
+    outcome(&announcer).await.unwrap();
+    let log = lines.text();
+    assert_eq!(log.lines().count(), 1, "{log}");
+    assert!(log.contains("INFO") && log.contains("1 peers; ignored in the tracker's reply: bytes after"), "{log}");
+    assert!(!log.contains("secret"), "{log}");
+}
+
+#[tokio::test]
+async fn a_failure_is_one_log_line_without_secrets() {
+    let (lines, _guard) = log(tracing::Level::WARN);
     let error = error_of(Behaviour::Body(b"d14:failure reason8:no\n\x1b[31me".to_vec())).await;
     assert!(matches!(error, AnnounceError::Refused { .. }), "{error:?}");
-    let log = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+    let log = lines.text();
     assert_eq!(log.lines().count(), 1, "{log}");
     assert!(log.contains("announce failed: refused: no [31m") && !log.contains("secret"), "{log}");
 }

@@ -140,7 +140,8 @@ impl Cache {
             pool: Arc::new(BufferPool::new(memory)),
             handles: Handles::new(),
             health: Health::default(),
-            clock: AtomicU64::new(clock.saturating_add(1)),
+            // Pieces that no state knows count as used at `clock + 1`; all of them, so that is not the time of the last use.
+            clock: AtomicU64::new(clock.saturating_add(2)),
             shared: lock_file.is_none(),
             ledger: Mutex::new(ledger),
             inactive_lock: Mutex::default(),

@@ -112,3 +112,62 @@ impl Swarm {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use fixedbitset::FixedBitSet;
+
+    use super::*;
+    use crate::metainfo::{InfoHash, Lengths, PieceIndex};
+    use crate::swarm::{Config, Direction, Event, NewPeer};
+
+    /// Lets the only peer send pieces that all fail their hash. Returns what the swarm does about it.
+    fn consequences(addr: SocketAddr, source: PeerSource) -> (Vec<Action>, PieceIndex) {
+        let (mut now, key) = (Instant::now(), PeerKey(1));
+        let lengths = Lengths::new(65_536, 16_384).unwrap();
+        let config = Config::new(InfoHash([1; 20]), lengths, PeerId([2; 20]), 1);
+        let mut swarm = Swarm::new(config, FixedBitSet::new(), now);
+        swarm.handle(now, Event::PeersFound { addrs: vec![addr], source });
+        swarm.handle(now, Event::Room(u64::MAX));
+        swarm.handle(now, Event::Connected(NewPeer::new(key, addr, Direction::Outgoing, PeerId([3; 20]))));
+        swarm.handle(now, Event::Message(key, Message::HaveAll));
+        swarm.handle(now, Event::Message(key, Message::Unchoke));
+        for _ in 0..100 {
+            while let Some(action) = swarm.poll() {
+                match action {
+                    Action::Send(_, Message::Request(request)) => {
+                        swarm.block(now, key, request.piece, request.begin, request.length);
+                    }
+                    Action::Check { piece, .. } => {
+                        let (good, bad_blocks, digests) = (false, Vec::new(), vec![7]);
+                        swarm.handle(now, Event::Checked { piece, good, bad_blocks, digests });
+                        return (std::iter::from_fn(|| swarm.poll()).collect(), piece);
+                    }
+                    _ => {}
+                }
+            }
+            now += Duration::from_millis(100);
+            swarm.handle(now, Event::Tick);
+        }
+        panic!("no piece was requested");
+    }
+
+    #[test]
+    fn a_peer_that_sends_a_bad_piece_is_banned() {
+        let addr = SocketAddr::from(([10, 0, 0, 1], 5));
+        let (actions, _) = consequences(addr, PeerSource::Tracker);
+        assert!(actions.contains(&Action::Ban(addr)), "{actions:?}");
+        assert!(actions.contains(&Action::Disconnect(PeerKey(1), DisconnectReason::Liar)), "{actions:?}");
+    }
+
+    #[test]
+    fn of_a_web_seed_only_the_bad_piece_is_refused() {
+        let addr = SocketAddr::from(([240, 0, 0, 1], 80));
+        let (actions, piece) = consequences(addr, PeerSource::WebSeed);
+        assert!(actions.contains(&Action::RefuseWebSeed(addr, piece)), "{actions:?}");
+        let lost = |action: &Action| matches!(action, Action::Ban(_) | Action::Disconnect(..));
+        assert!(!actions.iter().any(lost), "{actions:?}");
+    }
+}

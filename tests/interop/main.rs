@@ -9,6 +9,7 @@ mod encryption;
 mod get;
 mod leftovers;
 mod magnet;
+mod matrix;
 mod peers;
 mod seed;
 mod stalls;

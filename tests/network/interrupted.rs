@@ -80,8 +80,13 @@ async fn a_bad_piece_of_a_complete_torrent_comes_again_at_once() {
     thread::spawn(move || tracker(listener, seed.addr));
     let dir = tempfile::tempdir().unwrap();
     for complete_from_the_start in [false, true] {
-        let cache = CacheConfig { dir: dir.path().into(), disk_limit: None, memory: 0 };
-        let config = SessionConfig { net: local(), ..SessionConfig::new(Cache::open(cache).unwrap()) };
+        let mut cache = None;
+        wait("the session before has left the cache", || {
+            cache = Cache::open(CacheConfig { dir: dir.path().into(), disk_limit: None, memory: 0 }).ok();
+            cache.is_some()
+        })
+        .await;
+        let config = SessionConfig { net: local(), ..SessionConfig::new(cache.unwrap()) };
         let session = Session::start(config).unwrap();
         let torrent = session.add(metainfo.clone(), TorrentOptions::default()).await.unwrap();
         wait("the torrent is complete and the tracker was told", || {
@@ -94,6 +99,8 @@ async fn a_bad_piece_of_a_complete_torrent_comes_again_at_once() {
             // Nobody was needed, and nobody is known.
             assert_eq!(torrent.stats().downloaded, 0);
         }
+        // Until everything is on the disk, for longer than the resolution of a file's time.
+        tokio::time::sleep(Duration::from_secs(3)).await;
         let path = dir.path().join(metainfo.info_hash.to_string()).join("data/film.bin");
         let cached = OpenOptions::new().read(true).write(true).open(path).unwrap();
         let at = 5 * u64::from(PIECE) + 7;

@@ -1,10 +1,11 @@
 #!/usr/bin/python3
-"""A libtorrent peer (Debian package python3-libtorrent).
+"""A libtorrent peer (Debian package python3-libtorrent, or libtorrent from PyPI).
 
 usage: peer.py seed|leech IP PORT RATE DIR TORRENT|MAGNET [SETTING=VALUE|peer=IP:PORT]...
 
 Listens on IP alone. `seed` assumes that DIR is complete and prints READY; `leech` checks DIR, prints READY, downloads into it
-and prints DONE once it is complete. RATE is in bytes/s, 0 for unlimited. Settings are libtorrent's, and it connects to peers.
+and prints DONE once it is complete. RATE is in bytes/s, 0 for unlimited. Settings are libtorrent's, and `super_seed=1`. It
+connects to the peers.
 """
 import sys
 import time
@@ -20,11 +21,15 @@ settings = {
     "upload_rate_limit": int(rate), "alert_mask": 0,
 }
 peers = []
+super_seed = False
 for setting in sys.argv[7:]:
     key, _, value = setting.partition("=")
     if key == "peer":
         host, _, number = value.rpartition(":")
         peers.append((host, int(number)))
+        continue
+    if key == "super_seed":
+        super_seed = bool(int(value))
         continue
     kind = type(settings.get(key, lt.default_settings()[key]))
     settings[key] = value if kind is str else kind(int(value))
@@ -42,6 +47,8 @@ params.save_path = save
 params.flags &= ~(lt.torrent_flags.auto_managed | lt.torrent_flags.paused)
 if role == "seed":
     params.flags |= lt.torrent_flags.seed_mode
+    if super_seed:
+        params.flags |= lt.torrent_flags.super_seeding
 handle = session.add_torrent(params)
 states = lt.torrent_status.states
 while handle.status().state in (states.checking_files, states.checking_resume_data):

@@ -19,7 +19,7 @@ impl Transfer {
         Self::start_at(command, base, "0", args, paths)
     }
 
-    /// Does the same at a port.
+    /// Does the same at a port. With `--dht-bootstrap` it uses the DHT.
     pub fn start_at(command: &str, base: &Path, port: &str, args: &[&str], paths: &[&Path]) -> Self {
         fs::create_dir_all(base).unwrap();
         let log = base.join(format!("{command}.txt"));
@@ -27,7 +27,7 @@ impl Transfer {
         let process = Process::start(
             Command::new(TORRENTFS)
                 .arg(command)
-                .args(ALONE)
+                .args(ALONE.iter().filter(|flag| **flag != "--no-dht" || !args.contains(&"--dht-bootstrap")))
                 .args(["--port", port, "--cache-dir"])
                 .arg(base.join("cache"))
                 .args(args)

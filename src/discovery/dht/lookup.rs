@@ -114,6 +114,12 @@ impl Lookup {
         self.candidates.iter().filter(|candidate| matches!(candidate.state, State::Answered(_))).count()
     }
 
+    /// Returns the addresses of the nodes that have answered.
+    pub fn answered_by(&self) -> impl Iterator<Item = SocketAddr> {
+        let answered = |candidate: &&Candidate| matches!(candidate.state, State::Answered(_));
+        self.candidates.iter().filter(answered).map(|candidate| candidate.addr)
+    }
+
     /// Returns whether there is no node left to ask or to wait for.
     pub fn is_done(&self) -> bool {
         let may_ask = self.asked < MAX_ASKED;

@@ -504,6 +504,12 @@ impl Node {
             (round.next, round.retry) = (now + round.retry.min(limit), (round.retry * 2).min(max_wait));
         }
         let Some(torrent) = &search.torrent else { return };
+        // In a network of a few nodes, which are clients with an interest in few torrents, a node may have the torrent
+        // itself. libtorrent does not say so: it announces when it starts, and if it knew no node then, a quarter of an
+        // hour later. Its peer port is that of its node.
+        if torrent.found.is_empty() && lookup.answers() < K {
+            self.found.extend(lookup.answered_by().map(|addr| (id, addr)));
+        }
         if let Some(port) = torrent.announce {
             let info_hash = torrent.info_hash;
             for (contact, token) in lookup.tokens() {

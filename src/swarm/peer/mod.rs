@@ -294,7 +294,7 @@ impl Peer {
 
     /// Returns whether the peer owed or owes us blocks and sends none, so that a read cannot rely on it.
     pub(super) fn has_stopped(&self, now: Instant) -> bool {
-        let limit = self.policy().blocked_silence();
+        let limit = self.policy().dead_timeout();
         self.doubt.is_some_and(|(_, silence)| silence >= limit) || self.silence(now) >= self.policy().doubt_timeout()
     }
 

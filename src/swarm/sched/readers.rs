@@ -257,7 +257,7 @@ impl Readers {
             let since = run.iter().map(|want| want.since).min().unwrap_or(now);
             let rate = self.read_rate(now, self.readers.get(&run[0].reader));
             // In case that a thread of the program waits there after all, and another thread sought.
-            let is_recent = |want: &Want| want.left.is_some_and(|left| now < left + self.policy.silence_timeout);
+            let is_recent = |want: &Want| want.left.is_some_and(|left| now < left + self.policy.abandoned_moment());
             let abandoned = run.iter().all(|want| !self.is_waited_for(want) && is_recent(want));
             let mut need = if abandoned { Need::Abandoned } else { Need::Due };
             for want in run {
@@ -385,7 +385,7 @@ mod tests {
         expected.extend([(1, Need::Abandoned), (2, Need::Abandoned)]);
         assert_eq!(needs(&readers, Duration::ZERO), expected);
         assert_eq!(
-            needs(&readers, readers.policy.silence_timeout)[..3],
+            needs(&readers, readers.policy.abandoned_moment())[..3],
             [(1, Need::Due), (200, Need::Due), (2, Need::Blocked)],
             "only for a while"
         );

@@ -243,12 +243,12 @@ impl Swarm {
     /// Gives up what silent and choking peers were asked for and what was passed over, and hedges blocked reads.
     pub(in crate::swarm) fn tick_requests(&mut self, now: Instant) {
         self.set_phase(now);
-        let policy = &*self.config.policy;
-        let limit = if self.readers.any_blocked() { policy.blocked_silence() } else { policy.snub_timeout() };
+        let policy = self.config.policy.clone();
         let is_blocked = |id: BlockId| self.blocked.binary_search(&id.piece).is_ok();
         let (mut silent, mut choking, mut dropped) = (Vec::new(), Vec::new(), Vec::new());
         let alone = self.peers.values().filter(|peer| peer.may_ask(now)).nth(1).is_none();
         for (key, peer) in self.peers.iter().filter(|(_, peer)| !peer.asks.is_empty()) {
+            let limit = if self.readers.any_blocked() { policy.dead_timeout() } else { policy.snub_timeout() };
             if peer.is_silent(now, limit) || peer.silence(now) >= policy.snub_timeout() {
                 silent.push(*key);
             } else if alone && self.readers.any_blocked() && peer.is_late(now, policy.repeat_timeout()) {
@@ -259,7 +259,7 @@ impl Swarm {
                 choking.push(*key);
             }
             // Some peers answer a little out of order.
-            let latency = peer.pipeline.latency().max(self.config.policy.blocked_tick);
+            let latency = peer.pipeline.latency().max(policy.blocked_tick);
             let grace = |id| if is_blocked(id) { latency } else { latency.max(policy.doubt_timeout()) };
             dropped.extend(peer.asks.passed_over(now, grace).into_iter().map(|id| (*key, id)));
         }

@@ -186,8 +186,7 @@ impl Swarm {
         if self.blame.is_clear() {
             return;
         }
-        let policy = &*self.config.policy;
-        let hedge_advantage = policy.hedge_advantage;
+        let policy = self.config.policy.clone();
         let (mut stuck, mut silent) = (Vec::new(), Vec::new());
         for (piece, partial) in self.pieces.partials().filter(|(_, partial)| partial.solo) {
             if self.needed.binary_search(&piece).is_err() || self.pieces.state(piece) != State::Partial {
@@ -197,13 +196,13 @@ impl Swarm {
             let Some((owner, peer)) = partial.owner.and_then(|key| Some((key, self.peers.get(&key)?))) else {
                 continue;
             };
-            let limit = if is_blocked { policy.blocked_silence() } else { policy.doubt_timeout() };
+            let limit = if is_blocked { policy.dead_timeout() } else { policy.doubt_timeout() };
             let best = self.soonest_alone(now, piece).filter(|(key, _)| *key != owner);
             let free = f64::from(partial.free) * f64::from(BLOCK_LEN);
             let eta = peer.eta(now, peer.pipeline.outstanding() as f64 + free);
             if peer.is_silent(now, limit) {
                 silent.push(owner);
-            } else if best.is_some_and(|(_, other)| is_blocked && hedge_advantage * other < eta)
+            } else if best.is_some_and(|(_, other)| is_blocked && policy.hedge_advantage * other < eta)
                 || !peer.may_ask(now)
                 || !peer.serves(now, piece)
             {
@@ -228,8 +227,7 @@ impl Swarm {
         if self.blocked.is_empty() {
             return;
         }
-        let hedge_advantage = self.config.policy.hedge_advantage;
-        let moment = self.config.policy.blocked_silence();
+        let (hedge_advantage, moment) = (self.config.policy.hedge_advantage, self.config.policy.dead_timeout());
         let mut owed: BTreeMap<BlockId, Owed> = BTreeMap::new();
         for peer in self.peers.values().filter(|peer| !peer.asks.is_empty()) {
             let (etas, silence) = (peer.etas(now), peer.silence(now));

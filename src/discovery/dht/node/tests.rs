@@ -140,6 +140,22 @@ fn two_nodes_find_each_other() {
 }
 
 #[test]
+fn a_lone_node_that_has_announced_nothing_is_tried_as_a_peer() {
+    let mut net = Net::new();
+    net.join(v4(0), None);
+    net.join(v4(1), Some(v4(0)));
+    net.search(v4(1), HASH, Some(1));
+    assert!(net.run(Duration::from_secs(5), |net| net.found(v4(1)).contains(&v4(0))));
+    // In a larger network, peers announce themselves to others.
+    let mut net = Net::new();
+    net.join(v4(0), None);
+    (1..20).for_each(|n| net.join(v4(n), Some(v4(0))));
+    net.run(Duration::from_secs(60), |_| false);
+    net.search(v4(1), HASH, None);
+    assert!(!net.run(Duration::from_secs(60), |net| !net.found(v4(1)).is_empty()));
+}
+
+#[test]
 fn a_peer_is_reported_once_a_round_and_rounds_start_once_a_minute() {
     let mut net = Net::new();
     net.join(v4(0), None);
@@ -232,7 +248,7 @@ fn implausible_addresses_are_not_contacted() {
     assert!(answered >= 2);
     node.poll(now);
     assert_eq!(node.outgoing(), None);
-    assert!(node.found().is_empty());
+    assert!(node.found().iter().all(|(_, peer)| *peer == v4(1)));
     assert_eq!(node.good(now, Family::V4), 1);
     // A reflected datagram of our own is not answered.
     let echo = krpc::encode_query(b"aa", &own, &Query::Ping);
