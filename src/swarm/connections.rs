@@ -169,10 +169,7 @@ impl Swarm {
             return;
         }
         // A peer that owes blocks and sends none is no peer that a read can rely on.
-        let timeout = self.config.policy.doubt_timeout();
-        let stalled =
-            |peer: &Peer| !peer.asks.is_empty() && now.saturating_duration_since(peer.last_progress) >= timeout;
-        let serving: Vec<&Peer> = self.peers.values().filter(|peer| !stalled(peer)).collect();
+        let serving: Vec<&Peer> = self.peers.values().filter(|peer| !peer.has_stopped(now)).collect();
         let is_served = |piece: &u32| serving.iter().any(|peer| peer.serves(now, *piece));
         if self.blocked.iter().all(|piece| self.pieces.state(*piece) == State::Checking || is_served(piece)) {
             return;

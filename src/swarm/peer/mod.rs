@@ -292,6 +292,12 @@ impl Peer {
         self.is_overdue(now) && self.silence(now) >= self.asked_anew + limit
     }
 
+    /// Returns whether the peer owed or owes us blocks and sends none, so that a read cannot rely on it.
+    pub(super) fn has_stopped(&self, now: Instant) -> bool {
+        let limit = self.policy().dead_timeout();
+        self.doubt.is_some_and(|(_, silence)| silence >= limit) || self.silence(now) >= self.policy().doubt_timeout()
+    }
+
     /// Expects nothing of a peer for as long as it has been silent, or for twice as long as the last time.
     pub(super) fn doubt(&mut self, now: Instant, silence: Duration) {
         let before = self.doubt.map_or(Duration::ZERO, |(_, silence)| 2 * silence);
