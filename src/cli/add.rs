@@ -10,7 +10,8 @@ use super::failure::Failure;
 use super::running_mount;
 use super::runtime::runtime;
 use crate::control::orders::{AddedTorrent, NewTorrent};
-use crate::metainfo::{InfoHash, MAX_TORRENT_LEN};
+use crate::metainfo::InfoHash;
+use crate::web::MAX_UPLOAD;
 use crate::web::client::New;
 
 const DESCRIPTION: &str = "\
@@ -65,7 +66,10 @@ fn read(source: &OsStr) -> io::Result<New> {
     let path = Path::new(source);
     if path.is_file() {
         let mut bytes = Vec::new();
-        std::fs::File::open(path)?.take(MAX_TORRENT_LEN as u64 + 1).read_to_end(&mut bytes)?;
+        std::fs::File::open(path)?.take(MAX_UPLOAD as u64 + 1).read_to_end(&mut bytes)?;
+        if bytes.len() > MAX_UPLOAD {
+            return Err(io::Error::other("it is longer than 16 MiB, and so can only be mounted, not added"));
+        }
         return Ok(New::File(bytes));
     }
     let named = source.to_string_lossy();

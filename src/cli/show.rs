@@ -16,7 +16,7 @@ use super::sources;
 use super::text::{self, count};
 use crate::discovery::{TrackerClient, fetch_torrent};
 use crate::library::{Source, read_torrent};
-use crate::metainfo::{File, FileKind, Magnet, Metainfo};
+use crate::metainfo::{File, FileKind, MAX_TORRENT_LEN, Magnet, Metainfo};
 use crate::route::Route;
 
 const DESCRIPTION: &str = "\
@@ -74,7 +74,7 @@ pub(super) fn run(args: &ShowArgs) -> Result<(), Failure> {
         Source::Directory(_) => return Ok(()),
         Source::Url(url) => {
             let client = TrackerClient::new(Route::default()).map_err(|error| Failure::new(Exit::Failure, error))?;
-            let bytes = runtime()?.block_on(fetch_torrent(client.http(), &url));
+            let bytes = runtime()?.block_on(fetch_torrent(client.http(), &url, MAX_TORRENT_LEN));
             show_torrent(&parse(&bytes.map_err(|error| failed(&error))?)?, args.json)?
         }
     };

@@ -5,7 +5,6 @@ use std::time::Duration;
 use reqwest::Url;
 
 use crate::http::{HttpClient, HttpLimits, Purpose, RequestError};
-use crate::metainfo::MAX_TORRENT_LEN;
 use crate::util::printable;
 
 /// The reason why a URL yields no `.torrent` file. One line each, without the URL, which may hold a secret.
@@ -26,10 +25,10 @@ pub enum FetchError {
 }
 
 /// Downloads the file at a URL that the user gave, over `client`'s route. The request takes at most one minute and the
-/// body has at most [`MAX_TORRENT_LEN`] bytes; its content is not checked.
-pub async fn fetch_torrent(client: &HttpClient, url: &str) -> Result<Vec<u8>, FetchError> {
+/// body has at most `max_len` bytes; its content is not checked.
+pub async fn fetch_torrent(client: &HttpClient, url: &str, max_len: usize) -> Result<Vec<u8>, FetchError> {
     let url = Url::parse(url).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
-    let limits = HttpLimits { total: Duration::from_secs(60), body: MAX_TORRENT_LEN, ..HttpLimits::default() };
+    let limits = HttpLimits { total: Duration::from_secs(60), body: max_len, ..HttpLimits::default() };
     let client = client.limited(limits).map_err(FetchError::Http)?;
     let (status, body) = client.get(url.ok_or(FetchError::NotAUrl)?, Purpose::User).await.map_err(FetchError::Http)?;
     if !status.is_success() {

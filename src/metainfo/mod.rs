@@ -32,6 +32,7 @@ mod layout;
 mod lengths;
 mod magnet;
 mod names;
+mod original;
 mod torrent;
 
 pub use create::{CreateError, DraftError, NewFile, NewTorrent, hash_pieces, is_name, link_target, piece_len_for};
@@ -43,4 +44,5 @@ pub use lengths::{
     BLOCK_LEN, Block, BlockIndex, Lengths, LengthsError, MAX_PIECE_LEN, MAX_PIECES, PieceIndex, PieceRange,
 };
 pub use magnet::{Magnet, MagnetError};
+pub use original::OriginalPaths;
 pub use torrent::{MAX_DATE, MAX_TORRENT_LEN, Metainfo};

@@ -219,7 +219,7 @@ impl ResolverDriver<'_> {
             Incoming::Messages(messages) => {
                 messages.into_iter().find_map(|message| self.dispatch(ResolverEvent::Message(key, message)))
             }
-            Incoming::Sent(_) => None,
+            Incoming::Sent(_) | Incoming::ExtensionsSent(_) => None,
             Incoming::Closed(why) => {
                 tracing::debug!(?key, "connection lost: {why}");
                 self.peers.remove(&key);

@@ -132,6 +132,13 @@ pub enum Event {
         /// Fetched before all others.
         high: FixedBitSet,
     },
+    /// Extension messages have left the socket. Each `Send` of one is reported once.
+    ExtensionsSent {
+        /// The receiver.
+        peer: PeerKey,
+        /// Their number.
+        count: usize,
+    },
     /// The answer to `Action::Upload`.
     Uploaded {
         /// The receiver.

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use super::action::{Action, DisconnectReason};
-use super::event::PeerKey;
+use super::event::{PeerKey, PeerSource};
 use super::machine::Swarm;
 use super::pieces::{Contributor, State};
 use crate::metainfo::BlockIndex;
@@ -22,14 +22,14 @@ impl Swarm {
             self.wasted += len;
             let Some(partial) = self.pieces.abandon(piece, &mut self.rng) else { return };
             let liars = self.blame.failed(piece, &partial, bad, digests);
-            return self.ban(now, &liars);
+            return self.condemn(now, piece, liars);
         }
         self.pieces.finish(piece);
         self.room = self.room.saturating_sub(len);
         self.announce_have(now, piece);
         if self.blame.suspects(piece) {
             let liars = self.blame.good(piece, &digests);
-            self.ban(now, &liars);
+            self.condemn(now, piece, liars);
         }
         if self.pieces.complete() {
             if !std::mem::replace(&mut self.completed, true) {
@@ -74,6 +74,17 @@ impl Swarm {
                 self.update_interest(now, key);
             }
         }
+    }
+
+    /// Draws the consequences for those who sent a bad piece.
+    fn condemn(&mut self, now: Instant, piece: u32, liars: Vec<Contributor>) {
+        let is_web_seed = |liar: &Contributor| self.addresses.source(liar.addr) == PeerSource::WebSeed;
+        let (web_seeds, liars): (Vec<_>, Vec<_>) = liars.into_iter().partition(is_web_seed);
+        if let Some(piece) = self.pieces.lengths.piece(piece) {
+            let refuse = |liar: Contributor| Action::RefuseWebSeed(liar.addr, piece);
+            self.actions.extend(web_seeds.into_iter().map(refuse));
+        }
+        self.ban(now, &liars);
     }
 
     /// Bans liars, and drops everything else that they sent and that has not been checked.

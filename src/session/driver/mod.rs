@@ -20,7 +20,7 @@ mod partial;
 mod report;
 pub(super) mod start;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -86,6 +86,10 @@ struct Peer {
     /// Messages of this turn, sent together at its end. Those for which the outbox has no room wait here for a later
     /// turn.
     outgoing: Vec<Message>,
+    /// The swarm takes no message of this peer now.
+    held: bool,
+    /// Messages that had come before the connection was held. A few batches at most.
+    backlog: VecDeque<Message>,
 }
 
 pub(super) struct Driver {
@@ -106,6 +110,8 @@ pub(super) struct Driver {
     transferred: Arc<Transferred>,
     peers: HashMap<PeerKey, Peer>,
     next_peer: u64,
+    /// Peers that are no longer held and have a backlog.
+    released: Vec<PeerKey>,
     /// By the addresses that stand for them.
     web_seeds: HashMap<SocketAddr, WebSeed>,
     seeding: Seeding,
@@ -134,6 +140,7 @@ impl Driver {
         let mut stop = false;
         while !stop {
             self.update_turn();
+            self.handle_backlogs();
             self.flush();
             self.update_share();
             let wakeup = self.swarm.next_wakeup().map_or(self.maintenance_due, |at| at.min(self.maintenance_due));
@@ -238,8 +245,15 @@ impl Driver {
                 }
             }
             Action::Disconnect(key, reason) => self.disconnect(key, reason),
+            Action::Hold(key) => self.hold(key),
+            Action::Release(key) => self.release(key),
             Action::Ban(addr) => {
                 self.banned.insert(addr);
+            }
+            Action::RefuseWebSeed(addr, piece) => {
+                if let Some(seed) = self.web_seeds.get(&addr) {
+                    seed.mark_bad(piece);
+                }
             }
             Action::AddDhtNode(addr) => {
                 if let Some(dht) = &self.dht {
