@@ -170,8 +170,7 @@ impl Swarm {
         }
         // A peer that owes blocks and sends none is no peer that a read can rely on.
         let timeout = self.config.policy.doubt_timeout();
-        let stalled =
-            |peer: &Peer| !peer.asks.is_empty() && now.saturating_duration_since(peer.last_progress) >= timeout;
+        let stalled = |peer: &Peer| peer.is_in_doubt() || peer.silence(now) >= timeout;
         let serving: Vec<&Peer> = self.peers.values().filter(|peer| !stalled(peer)).collect();
         let is_served = |piece: &u32| serving.iter().any(|peer| peer.serves(now, *piece));
         if self.blocked.iter().all(|piece| self.pieces.state(*piece) == State::Checking || is_served(piece)) {
