@@ -18,8 +18,12 @@ impl Client for Rtorrent {
         has("rtorrent")
     }
 
-    fn cannot(&self, way: Way, _: Role) -> Option<&'static str> {
-        (way == Way::Utp).then_some(NO_UTP)
+    fn cannot(&self, way: Way, role: Role) -> Option<&'static str> {
+        match (way, role) {
+            (Way::Utp, _) => Some(NO_UTP),
+            (Way::SuperSeed, Role::Seed) => Some("its initial seeding to a single peer stops"),
+            _ => None,
+        }
     }
 
     fn start(&self, job: &Job) -> Process {
@@ -46,9 +50,6 @@ impl Client for Rtorrent {
         );
         if let Some(node) = job.dht {
             config.push_str(&format!("schedule2 = node, 1, 5, \"dht.add_node={node}\"\n"));
-        }
-        if job.way == Way::SuperSeed && job.role == Role::Seed {
-            config.push_str("protocol.connection.seed.set = initial_seed\n");
         }
         let config = job.write("rtorrent.rc", config);
         job.spawn(
