@@ -56,7 +56,7 @@ Examples:
 #[derive(Args, Clone, Debug)]
 #[command(before_help = DESCRIPTION, after_help = SECTIONS, args_override_self = true)]
 pub(super) struct GetArgs {
-    /// .torrent files, http(s) URLs of such files, magnet links, or info hashes
+    /// .torrent or .magnet files, http(s) URLs of such files, magnet links, or info hashes
     #[arg(value_name = "SOURCE", required = true)]
     sources: Vec<OsString>,
 

@@ -205,7 +205,8 @@ async fn seed(
             error => error.into(),
         })?;
         let have = torrent.store().have();
-        if have.is_clear() {
+        // A torrent of empty files has no data.
+        if have.is_clear() && layout.lengths().pieces() > 0 {
             return Err(Failure::new(Exit::Failure, format!("{} has no valid data of the torrent", root.display())));
         }
         if !quiet {

@@ -8,9 +8,9 @@ use reqwest::header::{self, HeaderMap};
 use reqwest::{Client, ClientBuilder, Response, StatusCode, Url, redirect};
 use tokio::sync::OnceCell;
 
-use super::RequestError;
 use super::reach::{self, Purpose};
 use super::resolve::{self, GlobalOnly, LocalName};
+use super::{Elsewhere, RequestError};
 use crate::metainfo::bencode::Limits;
 use crate::route::{Bind, Route};
 use crate::util::{is_local, printable};
@@ -117,9 +117,19 @@ impl HttpClient {
     /// Fetches `url` and returns the final status and the body. The body is returned for every status, because trackers
     /// put their reasons there.
     pub async fn get(&self, url: Url, purpose: Purpose) -> Result<(StatusCode, Vec<u8>), RequestError> {
+        self.get_with(url, purpose, &HeaderMap::new()).await
+    }
+
+    /// Fetches `url` as [`get`](Self::get) does, with additional headers.
+    pub async fn get_with(
+        &self,
+        url: Url,
+        purpose: Purpose,
+        headers: &HeaderMap,
+    ) -> Result<(StatusCode, Vec<u8>), RequestError> {
         let total = self.inner.limits.total;
         let fetch = async {
-            let response = self.follow(url, purpose, &HeaderMap::new()).await?;
+            let response = self.follow(url, purpose, headers).await?;
             self.body(response).await
         };
         tokio::time::timeout(total, fetch).await.map_err(|_| RequestError::Timeout(total))?
@@ -162,7 +172,7 @@ impl HttpClient {
         let tls = match url.scheme() {
             "http" => false,
             "https" => true,
-            _ => return Err(RequestError::Redirect("to a URL that is not HTTP")),
+            _ => return Err(RequestError::NotHttp(Elsewhere(url.to_string()))),
         };
         let may_reach_local = !from_global && reach::may_reach_local(url, purpose);
         let names_local_host = reach::names_local_host(url);

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use super::source::Source;
 use crate::discovery::{FetchError, fetch_torrent};
-use crate::metainfo::{Magnet, Metainfo, MetainfoError};
+use crate::metainfo::{Document, Magnet, Metainfo};
 use crate::session::{MetadataError, MetadataProgress, Session, SessionError};
 use crate::store::Cache;
 
@@ -21,9 +21,6 @@ pub enum AddError {
     /// The URL cannot be fetched.
     #[error(transparent)]
     Fetch(#[from] FetchError),
-    /// The metainfo is malformed or not supported.
-    #[error(transparent)]
-    Metainfo(#[from] MetainfoError),
     /// The metadata cannot be fetched from peers.
     #[error(transparent)]
     Metadata(MetadataError),
@@ -65,10 +62,10 @@ impl Resolver<'_> {
     ) -> Result<(Metainfo, Vec<SocketAddr>), AddError> {
         match source {
             Source::Torrent(metainfo) => Ok((*metainfo, Vec::new())),
-            Source::Url(url) => {
-                let bytes = fetch_torrent(self.session.http(), &url).await?;
-                Ok((Metainfo::parse(&bytes)?, Vec::new()))
-            }
+            Source::Url(url) => match fetch_torrent(self.session.http(), &url).await? {
+                Document::Torrent(metainfo) => Ok((*metainfo, Vec::new())),
+                Document::Magnet(magnet) => self.resolve_magnet(&magnet, progress).await,
+            },
             Source::Magnet(magnet) => self.resolve_magnet(&magnet, progress).await,
             Source::Directory(_) => Err(AddError::Directory),
         }

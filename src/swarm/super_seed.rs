@@ -115,7 +115,8 @@ impl SuperSeed {
         has: impl Fn(u32) -> bool,
     ) -> Option<u32> {
         let count = self.count();
-        let offers = self.peers.get_mut(&key).filter(|offers| offers.open.len() < OFFERS)?;
+        // A torrent of empty files has no pieces.
+        let offers = self.peers.get_mut(&key).filter(|offers| count > 0 && offers.open.len() < OFFERS)?;
         // From a random piece on, so that peers do not get equally rare pieces in the same order.
         let start = rng.random_range(0..count);
         let lacks = |piece: &u32| !has(*piece) && !offers.all.contains(*piece as usize);
