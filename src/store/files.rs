@@ -4,6 +4,7 @@
 //! follows no symbolic link, so neither a name nor a planted link leads outside (see `place`). Pad files are not
 //! stored, because they are zeros (BEP 47).
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::fs::{File, Metadata};
 use std::io;
@@ -11,7 +12,7 @@ use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use lru::LruCache;
 
@@ -19,6 +20,7 @@ use super::error::StoreError;
 use super::health::DiskError;
 use super::pieces::{Pieces, State};
 use super::place::Root;
+use super::substitute;
 use crate::metainfo::{self, FileIndex, Layout, PieceIndex};
 use crate::sys::file as sys;
 use crate::util::lock;
@@ -106,6 +108,10 @@ pub(super) struct Files {
     resizing: Mutex<()>,
     /// Stamps of the user's own files at their last read. The user may change these files at any time.
     last_stamps: Mutex<HashMap<FileIndex, Stamp>>,
+    /// Files that are under another name, because the filesystem refuses their own. Holds them with that path.
+    renamed: Mutex<HashMap<FileIndex, metainfo::File>>,
+    /// The other paths of the files of a download.
+    portable: OnceLock<HashMap<FileIndex, Vec<String>>>,
     /// Existing files in a download directory of which no piece can be hashed, because other files are missing.
     pub undecided: Mutex<HashSet<FileIndex>>,
     /// Makes every write fail with this `errno`, unless it is 0, and every read if it is `EIO`.
@@ -131,6 +137,8 @@ impl Files {
             layout,
             resizing: Mutex::default(),
             last_stamps: Mutex::default(),
+            renamed: Mutex::default(),
+            portable: OnceLock::new(),
             undecided: Mutex::default(),
             #[cfg(test)]
             injected_errno: Default::default(),
@@ -147,7 +155,65 @@ impl Files {
     }
 
     pub fn path(&self, file: FileIndex) -> PathBuf {
-        self.root.path(self.file(file))
+        self.root.path(&self.placed(file))
+    }
+
+    /// Returns a file with the path that it has on the disk, as far as that is known.
+    fn placed(&self, file: FileIndex) -> Cow<'_, metainfo::File> {
+        match lock(&self.renamed).get(&file) {
+            Some(renamed) => Cow::Owned(renamed.clone()),
+            None => Cow::Borrowed(self.file(file)),
+        }
+    }
+
+    /// Returns a file with the other path that it has if its own is refused.
+    fn substitute(&self, index: FileIndex) -> Option<metainfo::File> {
+        let file = self.file(index);
+        match &self.root {
+            Root::ReadOnly(_) => None,
+            Root::Own(_) => Some(substitute::in_cache(file, index)),
+            Root::Users(_) => {
+                let portable = self.portable.get_or_init(|| substitute::in_download(self.layout.files()));
+                portable.get(&index).map(|path| metainfo::File { path: path.clone(), ..file.clone() })
+            }
+        }
+    }
+
+    /// Finds out whether a file is on the disk under its other name. Returns it with the path that it has or will have.
+    pub fn locate(&self, file: FileIndex) -> Cow<'_, metainfo::File> {
+        let own = self.placed(file);
+        let refused = match self.root.path(&own).symlink_metadata() {
+            Ok(_) => return own,
+            Err(error) => substitute::is_refused(&error, true),
+        };
+        let exists = |other: &metainfo::File| self.root.path(other).symlink_metadata().is_ok();
+        match self.substitute(file).filter(|other| refused && exists(other)) {
+            Some(other) => {
+                lock(&self.renamed).insert(file, other.clone());
+                Cow::Owned(other)
+            }
+            None => own,
+        }
+    }
+
+    /// Opens a file under its own name, or under the other one if the filesystem refuses that.
+    pub fn open(&self, file: FileIndex, create: bool) -> io::Result<File> {
+        let own = self.locate(file);
+        let error = match self.root.open(&own, create) {
+            Err(error) if create && substitute::is_refused(&error, true) => error,
+            opened => return opened,
+        };
+        let Some(other) = self.substitute(file).filter(|other| other.path != own.path) else { return Err(error) };
+        // The error about its own name says more than that about one which we made up.
+        let Ok(opened) = self.root.open(&other, true) else { return Err(error) };
+        let (from, to) = (substitute::shown(&own.path), substitute::shown(&other.path));
+        if self.root.is_own() {
+            tracing::info!("the cache stores {from} as {to}, because its filesystem refuses the name: {error}");
+        } else {
+            tracing::warn!("{from} is saved as {to}, because the filesystem refuses the name: {error}");
+        }
+        lock(&self.renamed).insert(file, other);
+        Ok(opened)
     }
 
     /// Returns the parts of files that make up `len` bytes of the torrent from `start` on: the file, the offset in it,
@@ -310,7 +376,7 @@ impl Files {
 
     /// Returns the stamp of a file as it is now.
     pub fn stamp(&self, file: FileIndex) -> Stamp {
-        let path = self.path(file);
+        let path = self.root.path(&self.locate(file));
         let about = if self.root.is_read_only() { path.metadata() } else { path.symlink_metadata() };
         match about {
             Ok(about) if about.is_file() => {
@@ -330,7 +396,7 @@ impl Files {
             }
             return Ok(handle);
         }
-        let opened = self.root.open(self.file(file), write).and_then(|opened| {
+        let opened = self.open(file, write).and_then(|opened| {
             let about = opened.metadata()?;
             if !about.is_file() {
                 return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
