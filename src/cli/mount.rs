@@ -246,6 +246,9 @@ pub(super) fn run(args: MountArgs, verbosity: Verbosity) -> Result<(), Failure> 
     if args.foreground {
         return serve::in_foreground(&args, sources, verbosity, Attacher::ThisProcess);
     }
-    println!("{}", serve::in_background(&args, sources, verbosity)?);
+    let message = serve::in_background(&args, sources, verbosity)?;
+    if !verbosity.is_quiet() {
+        println!("{message}");
+    }
     Ok(())
 }

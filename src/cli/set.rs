@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{ArgGroup, Args};
 
 use super::failure::Failure;
 use super::flags::values::{Limit, rate_limit};
@@ -26,13 +26,13 @@ Examples:
 /// Change the rate limits of a running mount, or whether it fetches everything
 #[derive(Args, Clone, Debug, PartialEq)]
 #[command(before_help = DESCRIPTION, after_help = SECTIONS)]
+#[command(group(ArgGroup::new("change").args(["download_limit", "upload_limit", "on_demand"]).required(true).multiple(true)))]
 pub(super) struct SetArgs {
     /// Mountpoint, or a path below it
     mountpoint: PathBuf,
 
     /// Maximum download rate of the mount
     #[arg(long, value_name = "RATE", value_parser = rate_limit)]
-    #[arg(required_unless_present_any = ["upload_limit", "on_demand"])]
     download_limit: Option<Limit<u64>>,
 
     /// Maximum upload rate of the mount
