@@ -19,7 +19,7 @@ use super::files::Stamp;
 use super::pieces::State;
 use super::place::open_or_create_dir;
 use super::state::Saved;
-use super::substitute::{in_download, is_refused};
+use super::substitute::{in_download, is_refused, shown};
 use super::torrent::Torrent;
 use crate::metainfo::{self, FileIndex, FileKind, PieceIndex};
 use crate::sys::file as sys;
@@ -178,8 +178,14 @@ impl ExtraFiles<'_> {
             let mut at = |relative: &Path| with(file, &self.dir.join(relative), relative);
             match at(&file.relative_path()) {
                 Err(StoreError::Io { source, .. }) if is_refused(&source, false) => {
-                    let other = others.get_or_init(|| in_download(self.files)).get(&index);
-                    at(&other.map_or_else(|| file.relative_path(), |path| path.iter().collect()))?;
+                    let Some(path) = others.get_or_init(|| in_download(self.files)).get(&index) else {
+                        return Err(io_error("create", &self.dir.join(file.relative_path()))(source));
+                    };
+                    at(&path.iter().collect::<PathBuf>())?;
+                    if !file.is_stored() {
+                        let (from, to) = (shown(&file.path), shown(path));
+                        tracing::warn!("{from} is saved as {to}, because the filesystem refuses the name: {source}");
+                    }
                 }
                 done => done?,
             }

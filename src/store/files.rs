@@ -207,12 +207,15 @@ impl Files {
         // The error about its own name says more than that about one which we made up.
         let Ok(opened) = self.root.open(&other, true) else { return Err(error) };
         let (from, to) = (substitute::shown(&own.path), substitute::shown(&other.path));
+        if lock(&self.renamed).insert(file, other).is_some() {
+            // Another of our threads was first.
+            return Ok(opened);
+        }
         if self.root.is_own() {
             tracing::info!("the cache stores {from} as {to}, because its filesystem refuses the name: {error}");
         } else {
             tracing::warn!("{from} is saved as {to}, because the filesystem refuses the name: {error}");
         }
-        lock(&self.renamed).insert(file, other);
         Ok(opened)
     }
 
