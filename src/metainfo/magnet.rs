@@ -117,8 +117,9 @@ impl Magnet {
                     Ok(found) => hash = hash.or(found),
                     Err(error) => fault = error,
                 },
-                "tr" => add(&mut trackers, value),
-                "ws" => add(&mut web_seeds, value),
+                // Some links have pieces of web pages here.
+                "tr" if is_url(value) => add(&mut trackers, value),
+                "ws" if is_url(value) => add(&mut web_seeds, value),
                 "x.pe" => add(&mut peers, value),
                 _ => {}
             }
@@ -189,6 +190,12 @@ impl Metainfo {
 
 fn starts_with(text: &str, prefix: &str) -> bool {
     strip_prefix(text, prefix).is_some()
+}
+
+/// Returns whether a value begins as a URL does.
+fn is_url(value: &str) -> bool {
+    let is_scheme = |scheme: &str| !scheme.is_empty() && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    value.split_once("://").is_some_and(|(scheme, rest)| is_scheme(scheme) && !rest.is_empty())
 }
 
 /// Removes a prefix, in upper or lower case.
@@ -325,7 +332,10 @@ mod tests {
         // "фильм" in CP1251.
         let link = format!("magnet:?xt=urn:btih:{HEX}&dn=%F4%E8%EB%FC%EC");
         assert_eq!(Magnet::parse(&link).unwrap().name.as_deref(), Some("фильм"));
-        assert_eq!(Magnet::parse(&format!("magnet:?xt=urn:btih:{HEX}&tr=%25&ws=%ff&x.pe=%2")).unwrap().trackers, ["%"]);
+        let garbage = Magnet::parse(&format!(
+            "magnet:?xt=urn:btih:{HEX}&tr=%25&ws=%ff&x.pe=%2&tr=%3C!DOCTYPE%20html%3E&tr=http://&tr=a b://c&tr=udp://t:1"
+        ));
+        assert_eq!(garbage.unwrap().trackers, ["udp://t:1"]);
     }
 
     #[test]
