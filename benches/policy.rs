@@ -1,6 +1,6 @@
 //! Halves and doubles each constant of the scheduling policy over simulated links, and prints what changes: the table in
-//! the documentation of `swarm/policy.rs`. `cargo bench --bench policy -- SEEDS` takes some minutes; more seeds mean less
-//! noise.
+//! the documentation of `swarm/policy.rs`. `cargo bench --bench policy -- SEEDS [CONSTANT]…` takes some minutes; more seeds
+//! mean less noise.
 
 #[path = "../tests/pure/simulation/mod.rs"]
 mod simulation;
@@ -10,8 +10,11 @@ use simulation::workload::PROFILES;
 
 fn main() {
     // Cargo adds `--bench`.
-    let seeds = std::env::args().find_map(|argument| argument.parse().ok()).unwrap_or(3);
-    for (name, half, double) in sweep(|_| true, &PROFILES, seeds) {
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    let seeds = arguments.iter().find_map(|argument| argument.parse().ok()).unwrap_or(3);
+    let names: Vec<&String> = arguments.iter().filter(|argument| argument.parse::<u64>().is_err()).collect();
+    let chosen = |name: &str| names.is_empty() || names.iter().any(|chosen| *chosen == name);
+    for (name, half, double) in sweep(chosen, &PROFILES, seeds) {
         println!("{}", row(name, &half, &double));
     }
 }

@@ -32,7 +32,6 @@ fn config(lengths: Lengths) -> Config {
         pex: true,
         super_seed: false,
         max_peers: 100,
-        max_connecting: 20,
         max_partial: 64 * MIB,
         order: PickOrder::RarestFirst,
         policy: Arc::default(),

@@ -1,19 +1,23 @@
 #!/usr/bin/env bash
-# Builds the .deb and the .rpm, into target/package. Needs cargo-deb and cargo-generate-rpm.
+# Builds the .deb and the .rpm, into target/package, or package in $CARGO_TARGET_DIR. Needs cargo-deb and
+# cargo-generate-rpm.
 #   mount-helper/package.sh            a release build
 #   mount-helper/package.sh --debug    the debug build, for tests; not compressed
 set -euo pipefail
+# As cargo takes it: relative to the directory of the call.
+target=$(realpath --canonicalize-missing "${CARGO_TARGET_DIR:-$(dirname "$0")/../target}")
+export CARGO_TARGET_DIR=$target
 cd "$(dirname "$0")/.."
 
 profile=release flags=(--release) fast=() payload=()
 [ "${1:-}" = --debug ] && profile=debug flags=() fast=(--fast) payload=(--payload-compress none)
 cargo build --locked --bins "${flags[@]}"
 
-package=$PWD/target/package made=$PWD/target/package/made
+package=$target/package made=$target/package/release/made
 rm -rf "$package"
-mkdir -p "$package/release" "$made"
+mkdir -p "$made"
 for program in torrentfs mount-torrentfs; do
-    strip --strip-all -o "$package/release/$program" "target/$profile/$program"
+    strip --strip-all -o "$package/release/$program" "$target/$profile/$program"
 done
 "$package/release/torrentfs" man "$made"
 gzip --best --no-name "$made"/*.[18]
@@ -21,6 +25,7 @@ for shell in bash zsh fish; do
     "$package/release/torrentfs" completions "$shell" > "$made/torrentfs.$shell"
 done
 
+# cargo-deb and cargo-generate-rpm look for target/release of Cargo.toml there.
 export CARGO_TARGET_DIR=$package
 cargo deb --quiet --no-build --no-strip "${fast[@]}" --output "$package/torrentfs.deb"
 cargo generate-rpm "${payload[@]}" --output "$package/torrentfs.rpm"

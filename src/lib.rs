@@ -91,12 +91,12 @@
 //!
 //! | module | owns | knows nothing of | imports |
 //! |---|---|---|---|
-//! | `cli` | the command line: one file a subcommand; arguments to calls, errors to messages | how anything works | control, discovery, fs, http, library, metainfo, net, payload, route, session, store, sys, tracker, web |
-//! | `web` | everything served over HTTP: API, status page, files, metrics; and the client of the API | FUSE, peer connections | control, metainfo, session, sys |
+//! | `cli` | the command line: one file a subcommand; arguments to calls, errors to messages | how anything works | control, discovery, fs, http, library, metainfo, net, payload, route, session, store, sys, tracker, util, web |
+//! | `web` | everything served over HTTP: API, status page, files, metrics; and the client of the API | FUSE, peer connections | control, metainfo, session, sys, util |
 //! | `control` | the status that a running mount reports, and the orders it accepts | HTTP, FUSE, peer connections | discovery, library, metainfo, net, session, swarm, wire |
 //! | `library` | the torrents of a mount: added, removed, picked up from watched directories | the command line | discovery, fs, metainfo, payload, session, store, sys, util |
 //! | `fs` | the tree of inodes, the answers to reads, the FUSE mount | peers, trackers | metainfo, session, sys |
-//! | `session` | torrents at work: sockets, disk and timers for each torrent's `Swarm` | the peer protocol | discovery, http, metainfo, net, portmap, route, store, swarm, util, webseed, wire |
+//! | `session` | torrents at work: sockets, disk and timers for each torrent's `Swarm` | the peer protocol | discovery, http, metainfo, net, portmap, route, store, swarm, sys, util, webseed, wire |
 //! | `webseed` | HTTP servers as peers that have everything (BEP 17, 19) | scheduling, choking | http, metainfo, net, util, wire |
 //! | `net` | peer connections over TCP and uTP: dialing, the listener, encryption, rate limits | scheduling, choking | metainfo, route, util, wire |
 //! | `discovery` | finders of peers: trackers, the DHT, local discovery | everything but addresses | http, metainfo, route, util, wire |
@@ -192,8 +192,8 @@ pub use net::{Blocklist, Config as NetConfig, Encryption, Limits, PortChoice, Ra
 pub use route::{Bind, Proxy, Route};
 pub use session::{
     CheckProgress, FileStream, MetadataError, MetadataProgress, PeerReport, PeerSource, PortMapping, Priority,
-    ReadCounts, ReadError, Reader, Report, SeedLimits, Session, SessionConfig, SessionError, Torrent, TorrentOptions,
-    Verification,
+    ReadCounts, ReadError, Reader, Report, SeedLimits, Session, SessionConfig, SessionError, Span, Torrent,
+    TorrentOptions, Verification,
 };
 pub use store::{Cache, CacheConfig, Place, StoreError, Usage};
 

@@ -41,7 +41,7 @@ const DESCRIPTION: &str = "\
 The demo makes a sample library of music, video and text, makes a torrent of it,
 starts a tracker and two seeders with a limited rate, and mounts the torrent.
 All connections stay on this machine. Ctrl-C unmounts, stops everything and
-removes the files.
+removes the files, and the MOUNTPOINT if the demo made it.
 
 While it runs, read the mounted files, or watch it from another terminal with
 `torrentfs top`.";
@@ -60,7 +60,7 @@ Examples:
 #[derive(Args, Clone, Debug, PartialEq)]
 #[command(before_help = DESCRIPTION, after_help = SECTIONS, args_override_self = true)]
 pub(super) struct DemoArgs {
-    /// Directory to mount on [default: a new temporary directory]
+    /// Directory to mount on, created if it does not exist [default: a new temporary directory]
     pub(super) mountpoint: Option<PathBuf>,
 
     /// Maximum upload rate of each seeder
@@ -96,7 +96,7 @@ async fn demonstrate(args: &DemoArgs, dir: &Path) -> Result<(), Failure> {
         Some(mountpoint) => mountpoint.clone(),
         None => dir.join("mnt"),
     };
-    fs::create_dir_all(&mountpoint).map_err(|error| failed("create the mountpoint", error))?;
+    let _made = MadeDirs::create(&mountpoint).map_err(|error| failed("create the mountpoint", error))?;
     let mount_args = MountArgs {
         sources: vec![torrent_file.into()],
         mountpoint,
@@ -345,5 +345,55 @@ impl Drop for TempDir {
         if let Err(error) = fs::remove_dir_all(&self.0) {
             tracing::warn!("cannot remove {}: {error}", self.0.display());
         }
+    }
+}
+
+/// Directories that did not exist before, removed when dropped, unless they are in use by then.
+struct MadeDirs(Vec<PathBuf>);
+
+impl MadeDirs {
+    /// Creates a directory and those above it, as far as they do not exist.
+    fn create(dir: &Path) -> io::Result<Self> {
+        // The working directory may have changed by the end.
+        let dir = std::path::absolute(dir)?;
+        let missing = dir.ancestors().take_while(|dir| !dir.exists());
+        let made = Self(missing.map(Path::to_owned).collect());
+        fs::create_dir_all(dir)?;
+        Ok(made)
+    }
+}
+
+impl Drop for MadeDirs {
+    fn drop(&mut self) {
+        for dir in &self.0 {
+            if let Err(error) = fs::remove_dir(dir) {
+                tracing::warn!("cannot remove {}: {error}", dir.display());
+                return;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_directories_that_were_made_are_removed() {
+        let base = tempfile::tempdir().unwrap();
+        let (old, new) = (base.path().join("old"), base.path().join("old/a/b"));
+        fs::create_dir(&old).unwrap();
+        let made = MadeDirs::create(&new).unwrap();
+        assert!(new.is_dir());
+        drop(made);
+        assert!(!old.join("a").exists() && old.is_dir());
+
+        drop(MadeDirs::create(&old).unwrap());
+        assert!(old.is_dir(), "it existed before");
+
+        let made = MadeDirs::create(&new).unwrap();
+        fs::write(old.join("a/notes"), b"mine").unwrap();
+        drop(made);
+        assert!(!new.exists() && old.join("a/notes").exists(), "another program has used it");
     }
 }

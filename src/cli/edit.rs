@@ -14,6 +14,7 @@ use super::sources;
 use super::text::{self, shown};
 use crate::library::Named;
 use crate::metainfo::{Edit, Metainfo};
+use crate::util::is_hidden;
 
 const DESCRIPTION: &str = "\
 Each FILE is replaced atomically, and only if something changes. The `info`
@@ -312,8 +313,7 @@ fn changes(before: &Edit, old: &Metainfo, after: &Edit, new: &Metainfo) -> Vec<S
     let urls = |name: &str, old: &[Vec<u8>], new: &[Vec<u8>]| {
         let only = |these: &[Vec<u8>], those: &[Vec<u8>], sign: char| -> Vec<String> {
             let only = these.iter().filter(|url| !those.contains(url));
-            only.map(|url| format!("{sign}{}", String::from_utf8_lossy(url).replace(char::is_control, "\u{fffd}")))
-                .collect()
+            only.map(|url| format!("{sign}{}", String::from_utf8_lossy(url).replace(is_hidden, "\u{fffd}"))).collect()
         };
         let mut all = only(old, new, '-');
         all.extend(only(new, old, '+'));

@@ -5,6 +5,7 @@ use std::process::{ExitCode, Termination};
 
 use crate::session::SessionError;
 use crate::store::StoreError;
+use crate::util::is_hidden;
 
 /// The program's exit status. Scripts depend on these numbers: they never change, and `torrentfs help` lists them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -50,9 +51,10 @@ pub(super) struct Failure {
 }
 
 impl Failure {
-    /// Keeps the message on one line: control characters, which a file name or a server may contain, become spaces.
+    /// Keeps the message on one line: control and other hidden characters, which a file name or a server may contain,
+    /// become spaces.
     pub(super) fn new(exit: Exit, message: impl fmt::Display) -> Self {
-        let message = message.to_string().replace(char::is_control, " ");
+        let message = message.to_string().replace(is_hidden, " ");
         Self { exit, message }
     }
 

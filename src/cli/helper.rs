@@ -14,7 +14,7 @@ use super::flags::{HELP_TEMPLATE, Options};
 use super::log::Verbosity;
 use super::mount_args::MountArgs;
 use super::settings::Settings;
-use super::{serve, sources, system_mount};
+use super::{end_mounts, serve, sources, system_mount};
 use crate::fs::{daemon, mountinfo};
 use crate::sys::process::tune_allocator;
 
@@ -28,12 +28,13 @@ Options of -o:
   allow_other, umask=027, cache_size=5GiB or on_demand. When root mounts, also:
 
   setuid=USER  user who serves the mount, without any privilege [default:
-               torrentfs, if that user exists]
+               torrentfs, or else root without capabilities]
 
 Mounts of the system:
   When root mounts, the process that talks to the network runs as an
-  unprivileged user. A small process of root remains to unmount when that
-  process ends, even if it is killed. A .torrent file may be readable by root
+  unprivileged user, and may make only the system calls it needs: it can run
+  no program. A small process of root remains to unmount when that process
+  ends, even if it is killed. A .torrent file may be readable by root
   alone; the file of blocklist=FILE must be readable by the user.
 
   All users can read the files, which belong to root unless uid=, gid= or umask=
@@ -72,6 +73,9 @@ Examples:
   mount -t torrentfs -o cache_size=5GiB,setuid=tv /srv/film.torrent /mnt/film
   mount -t torrentfs -o download_limit=2MiB /srv/torrents /mnt/all
   umount /mnt/film";
+
+/// The only argument with which the scripts of the package end every mount of this program, before it is removed.
+const END_ALL: &str = "--end-all";
 
 /// Exit code of mount(8): wrong usage, or not permitted.
 const USAGE: u8 = 1;
@@ -138,6 +142,9 @@ pub(super) fn definition() -> clap::Command {
 /// Runs `mount.torrentfs` with the arguments of this process, and returns its exit status.
 pub fn run() -> ExitCode {
     tune_allocator();
+    if std::env::args_os().skip(1).eq([END_ALL]) {
+        return report(end_mounts::run().map_err(|failure| (SYSTEM, failure)));
+    }
     let args = match HelperArgs::try_parse() {
         Ok(args) => args,
         Err(error) => {
@@ -148,7 +155,12 @@ pub fn run() -> ExitCode {
     };
     // The mount must not keep pipes and locks of its caller open. This fails on kernels before 5.9, which is harmless.
     let _ = daemon::close_inherited();
-    match perform(args) {
+    report(perform(args))
+}
+
+/// Prints a failure, and returns the exit status.
+fn report(outcome: Result<(), (u8, Failure)>) -> ExitCode {
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err((code, failure)) => {
             eprintln!("mount.torrentfs: {failure}");

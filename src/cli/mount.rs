@@ -41,12 +41,25 @@ Torrents:
   A single-file torrent appears as that file, any other torrent as a directory.
   Torrents of the same name all get the first eight digits of their info hash:
   film [c12fe1c0].mkv. A torrent that is named twice is mounted once. All
-  torrents share the cache, the port, the rate limits and 500 connections, and
-  their announces are spread over time. If one SOURCE is invalid, nothing is
-  mounted.
+  torrents share the cache, the port, the rate limits and 500 connections. They
+  announce ten times a second at most, after the first twenty; a torrent that is
+  read does not wait. If one SOURCE is invalid, nothing is mounted.
+
+  In the background, --active-downloads torrents are fetched at a time: first
+  those with files of high priority, then the oldest (by the time of their file
+  in a directory, else by the time when they were added). The others are queued.
+  Reads and uploads of a queued torrent do not wait. A torrent without peers, or
+  whose peers send nothing for a minute, does not hold up the others.
+
+  inotify reports no torrents that come and go, because FUSE has no message for
+  that. File managers show them when they list the directory again (F5). The
+  modification time of MOUNTPOINT tells programs that poll it.
 
 Reads:
-  A read that receives no data for --read-timeout fails with an I/O error.
+  A read that receives no data for --read-timeout fails with an I/O error. A
+  program that waits can be killed. With O_DIRECT this does not work if the
+  mount's process cannot see the program: in another container, or with /proc
+  mounted with hidepid.
 
   File sizes are always the full sizes, also in du, whether or not the data has
   been fetched. Extended attributes of every file and of the mountpoint show the

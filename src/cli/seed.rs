@@ -62,7 +62,7 @@ const USAGE: &str = "torrentfs seed [OPTIONS] <TORRENT> <PATH> [<TORRENT> <PATH>
 /// Seed existing files, without copying them
 #[derive(Args, Clone, Debug)]
 #[command(before_help = DESCRIPTION, after_help = SECTIONS, args_override_self = true, override_usage = USAGE)]
-#[command(mut_arg("no_upload", |arg| arg.hide(true)))]
+#[command(mut_arg("no_upload", |arg| arg.hide(true)), mut_arg("active_downloads", |arg| arg.hide(true)))]
 pub(super) struct SeedArgs {
     /// .torrent file, URL, magnet link or info hash, and the path of its data; may be repeated
     #[arg(value_names = ["TORRENT", "PATH"], num_args = 2.., required_unless_present = "create")]

@@ -8,6 +8,7 @@ use bytesize::ByteSize;
 use super::progress::Progress;
 use super::text::count;
 use crate::session::{SeedLimits, Torrent};
+use crate::util::is_hidden;
 
 /// How often limits are checked, and the line on a terminal is updated.
 const UPDATE_INTERVAL: Duration = Duration::from_secs(1);
@@ -64,7 +65,7 @@ impl Seeding {
         let size: u64 = self.torrents.iter().map(|torrent| torrent.metainfo().layout.lengths().total()).sum();
         let uploaded = self.uploaded();
         let name = match self.torrents.as_slice() {
-            [torrent] => torrent.metainfo().name.replace(char::is_control, " "),
+            [torrent] => torrent.metainfo().name.replace(is_hidden, " "),
             several => count(several.len(), "torrent"),
         };
         format!(

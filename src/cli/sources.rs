@@ -5,7 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -72,9 +72,9 @@ pub(super) async fn add_all(
             let name = magnet.name.clone().unwrap_or_else(|| magnet.info_hash.to_string());
             shown_metadata.push((name, shown_progress));
         }
-        let (library, named) = (library.clone(), shown(named));
+        let (library, named, since) = (library.clone(), shown(named), SystemTime::now());
         adding.spawn(async move {
-            let added = library.add_with_progress(&source, &progress).await;
+            let added = library.add_with_progress(&source, since, &progress).await;
             (named, added)
         });
     }

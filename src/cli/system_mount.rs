@@ -1,7 +1,8 @@
 //! Mounts of the system: root mounts, and an unprivileged user serves.
 //!
 //! There are three processes: this one, which exits when the mount answers; the [`keeper`], which stays root and unmounts at
-//! the end; and the server, which drops its privileges before it reads any data from outside, even the torrent.
+//! the end; and the server, which drops its privileges and restricts its system calls before it reads any data from outside,
+//! even the torrent.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -15,7 +16,7 @@ use super::cache_dir::{CacheDir, name_of};
 use super::failure::{Exit, Failure};
 use super::log::Verbosity;
 use super::mount_args::MountArgs;
-use super::{serve, sources};
+use super::{serve, sources, syscalls};
 use crate::fs::daemon::{self, Account, Notifier, Side};
 use crate::fs::keeper::{self, Keeper, KeeperClient};
 use crate::fs::{Attacher, MountOptions};
@@ -92,6 +93,7 @@ pub(super) fn serve_service(mut args: MountArgs, verbosity: Verbosity) -> Result
     if let (CacheDir::Shared(_), Some(dir)) = (&args.cache_dir, dir) {
         args.cache_dir = CacheDir::Exclusive(dir);
     }
+    restrict()?;
     let sources = sources::read(&args, sources::open(&args)?)?;
     serve::in_foreground(&args, sources, verbosity, Attacher::External(Box::new(serve::notify_ready)))
 }
@@ -147,9 +149,10 @@ fn serve(
             }
             // The working directory of root may be inaccessible to the user.
             let left = std::env::set_current_dir("/");
-            let dropped = left.and_then(|()| account.map_or(Ok(()), daemon::become_user));
+            let dropped = left.and_then(|()| account.map_or_else(daemon::drop_capabilities, daemon::become_user));
             dropped.map_err(resource("drop the privileges of root".to_owned()))
         })
+        .and_then(|()| restrict())
         // From here on this process has no privileges to abuse.
         .and_then(|()| sources::read(args, sources));
     let ended = match sources {
@@ -160,6 +163,12 @@ fn serve(
         }
     };
     ended.map_or_else(|failure| failure.exit as u8, |()| 0)
+}
+
+/// Restricts the system calls of this process to those that a server needs.
+fn restrict() -> Result<(), Failure> {
+    syscalls::restrict()
+        .map_err(|error| Failure::new(Exit::Resource, format!("cannot restrict the system calls: {error}")))
 }
 
 /// Returns the account that serves; `None`: root itself, because the default user does not exist. A named user must exist.
@@ -177,7 +186,7 @@ fn server(name: Option<&str>) -> Result<Option<Account>, Failure> {
             let account = account(USER)?;
             if account.is_none() {
                 eprintln!(
-                    "mount.torrentfs: user {USER} does not exist, so root itself serves the mount; set another user with setuid=USER"
+                    "mount.torrentfs: user {USER} does not exist, so root itself serves the mount, without capabilities; set another user with setuid=USER"
                 );
             }
             Ok(account)

@@ -9,8 +9,8 @@ use crate::fs::unmount_path;
 
 const DESCRIPTION: &str = "\
 The process that serves the mount announces its end to the trackers (for 2
-seconds at most), saves its state and exits. Cached pieces stay. umount(8),
-`fusermount3 -u` and SIGTERM have the same effect.";
+seconds at most), saves its state and exits. Cached pieces stay. umount(8), also
+with -l, `fusermount3 -u` and SIGTERM have the same effect.";
 
 const EXAMPLES: &str = "\
 Examples:

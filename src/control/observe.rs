@@ -26,6 +26,7 @@ pub(crate) async fn mount(mount: &Mount, since: Instant, http: Option<SocketAddr
         torrents.push(torrent(&mounted).await);
     }
     let sum = |of: fn(&TorrentStatus) -> u64| torrents.iter().map(of).fold(0, u64::saturating_add);
+    let count = |state| torrents.iter().filter(|t| t.state == state).count();
     let (have, downloaded, uploaded) = (sum(|t| t.have), sum(|t| t.downloaded), sum(|t| t.uploaded));
     let total = status::Totals {
         size: sum(|t| t.size),
@@ -37,6 +38,8 @@ pub(crate) async fn mount(mount: &Mount, since: Instant, http: Option<SocketAddr
         ratio: ratio(uploaded, downloaded, have),
         peers: torrents.iter().map(|t| t.peers.len()).sum(),
         blocked_reads: torrents.iter().map(|t| t.blocked_reads.len()).sum(),
+        fetching: count(status::State::Fetching),
+        queued: count(status::State::Queued),
     };
     let (session, cache) = (mount.library.session(), mount.library.cache());
     let usage = cache.usage();
@@ -69,11 +72,15 @@ pub(crate) async fn mount(mount: &Mount, since: Instant, http: Option<SocketAddr
     }
 }
 
-/// Returns the rate limits of a session.
+/// Returns the limits of a session.
 pub(crate) fn limits(session: &session::Session) -> status::RateLimits {
     let rate = |rate: u64| Some(rate).filter(|rate| *rate > 0);
     let limits = session.limits();
-    status::RateLimits { download: rate(limits.down.rate()), upload: rate(limits.up.rate()) }
+    status::RateLimits {
+        download: rate(limits.down.rate()),
+        upload: rate(limits.up.rate()),
+        active_downloads: session.active_downloads(),
+    }
 }
 
 /// Returns the share ratio: uploaded bytes over downloaded bytes, or over `size` if nothing was downloaded.
@@ -157,6 +164,7 @@ fn state(report: Option<&Report>, checking: bool, left: u64, piece: u64) -> stat
         _ if peers.iter().any(|peer| peer.swarm.asked > 0) => status::State::Fetching,
         swarm if swarm.on_demand => status::State::OnDemand,
         swarm if swarm.to_fetch == 0 || full => status::State::Idle,
+        swarm if swarm.queued => status::State::Queued,
         _ => status::State::Fetching,
     }
 }

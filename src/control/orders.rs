@@ -1,4 +1,4 @@
-//! Orders: everything that changes the state of a mount. They add and remove torrents, set rate limits and priorities,
+//! Orders: everything that changes the state of a mount. They add and remove torrents, set limits and priorities,
 //! pause and resume, and switch between fetching on demand and fetching everything.
 //!
 //! Each order is a small type. An unknown field is an error.
@@ -14,7 +14,7 @@ use crate::library::{AddError, RemoveError, Source};
 use crate::metainfo::{Document, InfoHash, Magnet, unquote};
 use crate::session::Session;
 
-/// Changes to the rate limits. Omitted fields stay as they are.
+/// Changes to the limits. Omitted fields stay as they are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct LimitChanges {
@@ -24,10 +24,13 @@ pub struct LimitChanges {
     /// Maximum upload rate in bytes per second; 0 or `null` for no limit.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "present")]
     pub upload: Option<Option<u64>>,
+    /// Maximum number of torrents that download in the background at the same time; 0 or `null` for no limit.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "present")]
+    pub active_downloads: Option<Option<usize>>,
 }
 
 /// Distinguishes `null` from an omitted field.
-fn present<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Option<u64>>, D::Error> {
+fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(value: D) -> Result<Option<Option<T>>, D::Error> {
     Option::deserialize(value).map(Some)
 }
 
@@ -93,9 +96,9 @@ pub struct FilesChanged {
 /// Highest rate limit in bytes per second, 1 TiB/s: more than any link, and small enough that sums do not overflow.
 const MAX_RATE: u64 = 1 << 40;
 
-/// Changes the rate limits, and returns the new ones.
+/// Changes the limits, and returns the new ones.
 pub(crate) fn set_limits(session: &Session, changes: LimitChanges) -> Result<RateLimits, Refusal> {
-    let LimitChanges { download, upload } = changes;
+    let LimitChanges { download, upload, active_downloads } = changes;
     let limits = session.limits();
     let requested = [(download, &limits.down), (upload, &limits.up)];
     if requested.iter().any(|(rate, _)| rate.flatten().is_some_and(|rate| rate > MAX_RATE)) {
@@ -105,6 +108,9 @@ pub(crate) fn set_limits(session: &Session, changes: LimitChanges) -> Result<Rat
         if let Some(rate) = rate {
             limit.set(rate.unwrap_or(0));
         }
+    }
+    if let Some(limit) = active_downloads {
+        session.set_active_downloads(limit.filter(|limit| *limit > 0));
     }
     Ok(observe::limits(session))
 }

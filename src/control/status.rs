@@ -24,7 +24,7 @@ pub struct Status {
     pub http: Option<String>,
     /// Good nodes in the DHT routing table; `null` without DHT.
     pub dht_nodes: Option<usize>,
-    /// Rate limits.
+    /// Limits.
     pub limits: RateLimits,
     /// Totals over all torrents.
     pub total: Totals,
@@ -34,13 +34,16 @@ pub struct Status {
     pub torrents: Vec<TorrentStatus>,
 }
 
-/// Rate limits, for all torrents together.
+/// Limits, for all torrents together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RateLimits {
     /// Maximum download rate; `null` for no limit.
     pub download: Option<u64>,
     /// Maximum upload rate; `null` for no limit.
     pub upload: Option<u64>,
+    /// Maximum number of torrents that download in the background at the same time; `null` for no limit.
+    #[serde(default)]
+    pub active_downloads: Option<usize>,
 }
 
 /// Totals over all torrents.
@@ -64,6 +67,12 @@ pub struct Totals {
     pub peers: usize,
     /// Reads that wait for data from peers.
     pub blocked_reads: usize,
+    /// Torrents that are being fetched.
+    #[serde(default)]
+    pub fetching: usize,
+    /// Torrents that wait for their turn to be fetched in the background.
+    #[serde(default)]
+    pub queued: usize,
 }
 
 /// Status of the piece cache, which all torrents share.
@@ -107,6 +116,8 @@ pub enum State {
     Checking,
     /// Pieces are being fetched, or would be if a peer had them.
     Fetching,
+    /// Older torrents are fetched first. Reads and uploads do not wait.
+    Queued,
     /// The torrent is complete and is uploaded to peers.
     Seeding,
     /// There is nothing to do: the torrent is complete and not uploaded, or everything wanted, or everything that fits

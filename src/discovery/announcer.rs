@@ -78,6 +78,7 @@ impl Announcer {
             shared: shared.clone(),
             requester: requester.clone(),
             in_flight: JoinSet::new(),
+            announced_as_seed: false,
             pending: Vec::new(),
             slot: None,
         };
@@ -92,8 +93,9 @@ impl Announcer {
         self.shared.wake.notify_one();
     }
 
-    /// Asks for more peers before the announce interval is over, as early as the trackers allow. If `urgent`, the
-    /// announce does not wait for its slot among other torrents. May be called often.
+    /// Asks for more peers before the announce interval is over, as early as the trackers allow. If `urgent`, because
+    /// somebody waits, also from trackers that state no minimum interval, and without waiting for a slot among other
+    /// torrents. May be called often.
     pub fn want_peers(&self, urgent: bool) {
         self.shared.urgent.store(urgent, Ordering::Relaxed);
         self.shared.want_peers.store(true, Ordering::Release);
@@ -190,6 +192,8 @@ struct Task {
     shared: Arc<Shared>,
     requester: Requester,
     in_flight: JoinSet<(ScheduledAnnounce, Result<Reply, AnnounceError>)>,
+    /// The last announces said that nothing is missing.
+    announced_as_seed: bool,
     /// Addresses that the session has not taken yet.
     pending: Vec<SocketAddr>,
     /// Time of the slot for the announces that are due.
@@ -241,7 +245,12 @@ impl Task {
             self.schedule.completed();
         }
         if self.shared.want_peers.swap(false, Ordering::Acquire) {
-            self.schedule.want_peers(Instant::now().into_std());
+            // Pieces of a complete torrent that turned out bad.
+            if self.announced_as_seed && self.requester.transferred.left.load(Ordering::Relaxed) > 0 {
+                self.announced_as_seed = false;
+                self.schedule.incomplete();
+            }
+            self.schedule.want_peers(Instant::now().into_std(), self.shared.urgent.load(Ordering::Relaxed));
         }
     }
 
@@ -265,6 +274,7 @@ impl Task {
 
     fn start(&mut self, scheduled: ScheduledAnnounce) {
         let requester = self.requester.clone();
+        self.announced_as_seed = requester.transferred.left.load(Ordering::Relaxed) == 0;
         self.in_flight.spawn(async move {
             let outcome = requester.announce(&scheduled).await;
             (scheduled, outcome)

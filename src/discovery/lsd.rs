@@ -16,6 +16,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
@@ -42,6 +43,8 @@ const MAX_HASHES: usize = 24;
 const MAX_HASHES_READ: usize = 32;
 /// Interval at which a torrent is announced (BEP 14).
 const INTERVAL: Duration = Duration::from_secs(5 * 60);
+/// Minimum interval for a torrent with a blocked read and no peer for it, the shortest that BEP 14 permits.
+const WANTED_INTERVAL: Duration = Duration::from_secs(60);
 /// Delay before the first datagram, so that torrents added together share it.
 const FIRST_DELAY: Duration = Duration::from_millis(50);
 /// Time between two datagrams, which bounds the multicast traffic of many torrents.
@@ -112,7 +115,9 @@ pub struct Lsd {
 /// A registered torrent. Dropping it ends its announces and its search.
 #[derive(Debug)]
 pub struct LsdTorrent {
-    _alive: Arc<()>,
+    /// More peers are wanted now.
+    wanted: Arc<AtomicBool>,
+    shared: Arc<Shared>,
 }
 
 #[derive(Debug, Default)]
@@ -126,8 +131,8 @@ struct Torrent {
     info_hash: InfoHash,
     port: u16,
     peers: mpsc::Sender<Vec<SocketAddr>>,
-    /// Expires when the [`LsdTorrent`] is dropped.
-    alive: Weak<()>,
+    /// Whether more peers are wanted now; expires when the [`LsdTorrent`] is dropped.
+    wanted: Weak<AtomicBool>,
     announced: Option<Instant>,
 }
 
@@ -135,7 +140,7 @@ impl Shared {
     /// Locks the list and removes the torrents that were dropped.
     fn torrents(&self) -> MutexGuard<'_, Vec<Torrent>> {
         let mut torrents = lock(&self.torrents);
-        torrents.retain(|torrent| torrent.alive.strong_count() > 0 && !torrent.peers.is_closed());
+        torrents.retain(|torrent| torrent.wanted.strong_count() > 0 && !torrent.peers.is_closed());
         torrents
     }
 }
@@ -153,11 +158,29 @@ impl Lsd {
     /// Announces a torrent whose peers connect to `port`, and sends the addresses of other peers to `peers`, one at a
     /// time. An address is dropped while the channel is full.
     pub fn register(&self, info_hash: InfoHash, port: u16, peers: mpsc::Sender<Vec<SocketAddr>>) -> LsdTorrent {
-        let alive = Arc::new(());
-        let torrent = Torrent { info_hash, port, peers, alive: Arc::downgrade(&alive), announced: None };
+        let wanted = Arc::default();
+        let torrent = Torrent { info_hash, port, peers, wanted: Arc::downgrade(&wanted), announced: None };
         self.shared.torrents().push(torrent);
         self.shared.wake.notify_one();
-        LsdTorrent { _alive: alive }
+        LsdTorrent { wanted, shared: self.shared.clone() }
+    }
+}
+
+impl LsdTorrent {
+    /// Announces the torrent again, though at most once a minute: others that have it then connect to us. May be called
+    /// often.
+    pub fn want_peers(&self) {
+        if !self.wanted.swap(true, Ordering::Relaxed) {
+            self.shared.wake.notify_one();
+        }
+    }
+}
+
+impl Torrent {
+    /// Returns when the torrent is to be announced.
+    fn due(&self, now: Instant) -> Instant {
+        let wanted = self.wanted.upgrade().is_some_and(|wanted| wanted.load(Ordering::Relaxed));
+        self.announced.map_or(now, |at| at + if wanted { WANTED_INTERVAL } else { INTERVAL })
     }
 }
 
@@ -291,7 +314,7 @@ impl Task {
     /// Sends one due datagram to each group and returns the time of the next.
     fn announce(&mut self, now: Instant) -> Instant {
         let mut torrents = self.shared.torrents();
-        let due = |torrent: &Torrent| torrent.announced.map_or(now, |at| at + INTERVAL);
+        let due = |torrent: &Torrent| torrent.due(now);
         let Some(first) = torrents.iter().map(due).min() else { return now + INTERVAL };
         if first > now || self.next > now {
             return first.max(self.next);
@@ -303,6 +326,9 @@ impl Task {
         for torrent in torrents.iter_mut().filter(|torrent| torrent.port == port && due(torrent) <= now) {
             if hashes.len() < MAX_HASHES {
                 torrent.announced = Some(now);
+                if let Some(wanted) = torrent.wanted.upgrade() {
+                    wanted.store(false, Ordering::Relaxed);
+                }
                 hashes.push(torrent.info_hash);
             }
         }

@@ -37,7 +37,8 @@ const MIN_RETRY_IN: Duration = Duration::from_secs(60);
 const MAX_RETRY_IN: Duration = Duration::from_secs(24 * 3600);
 /// How long a tracker may take to answer before the next one is asked as well.
 const FALLBACK_DELAY: Duration = Duration::from_secs(3);
-/// Minimum time between two rounds when more peers are wanted.
+/// Minimum time between two rounds when more peers are wanted, and between two announces to a tracker that states no
+/// minimum while a read is blocked without peers.
 const WANT_PAUSE: Duration = Duration::from_secs(15);
 
 /// The state of one tracker.
@@ -111,6 +112,10 @@ struct Tracker {
     failures: u32,
     /// Earliest next announce: after the `min interval` of a reply, or after the back-off of a failure.
     when: When,
+    /// The same while a read is blocked: sooner if the tracker states no `min interval`.
+    urgent_when: When,
+    /// A `started` event has yet to be announced, because the tracker counts us as a seed that we no longer are.
+    restarted: bool,
     in_flight: bool,
     /// The tracker has answered, so it counts us as a peer.
     registered: bool,
@@ -163,7 +168,7 @@ impl Schedule {
     pub fn disable(&mut self, error: impl Fn(&TrackerUrl) -> Option<AnnounceError>) {
         for tracker in &mut self.trackers {
             if let Some(error) = error(&tracker.url) {
-                tracker.when = When::Never;
+                (tracker.when, tracker.urgent_when) = (When::Never, When::Never);
                 tracker.last = Some(Err(error));
             }
         }
@@ -228,9 +233,12 @@ impl Schedule {
                     .clamp(INTERVAL_FLOOR, INTERVAL_CEILING)
                     .min(interval);
                 tracker.when = When::At(now + least);
+                let least = if reply.min_interval.is_some() { least } else { least.min(WANT_PAUSE) };
+                tracker.urgent_when = When::At(now + least);
                 tracker.failures = 0;
                 tracker.registered = true;
                 tracker.completed_pending &= event != Some(Event::Completed);
+                tracker.restarted &= event != Some(Event::Started);
                 tracker.tracker_id = reply.tracker_id.or(tracker.tracker_id.take());
                 tracker.last = Some(Ok(reply.answer));
                 let (tier, asked) = (tracker.tier, tracker.asked);
@@ -256,6 +264,7 @@ impl Schedule {
                     }
                     _ => When::At(now + back_off(tracker.failures, &mut self.rng)),
                 };
+                tracker.urgent_when = tracker.when;
                 // This tracker never counted us. Its first successful announce will have the right number of missing
                 // bytes.
                 tracker.completed_pending &= tracker.registered;
@@ -287,8 +296,24 @@ impl Schedule {
         self.trackers.iter().any(|tracker| tracker.completed_pending && (tracker.registered || tracker.in_flight))
     }
 
-    /// Advances the next round to the earliest time at which a tracker may be asked, because more peers are wanted.
-    pub fn want_peers(&mut self, now: Instant) {
+    /// Marks the torrent as incomplete again. Each tracker that counts us as a seed gets a `started` event in the next
+    /// round, which need not wait for its interval: it has given us leechers only.
+    pub fn incomplete(&mut self) {
+        for tracker in self.trackers.iter_mut().filter(|tracker| tracker.registered) {
+            (tracker.restarted, tracker.completed_pending) = (true, false);
+            if tracker.failures == 0 {
+                (tracker.when, tracker.urgent_when) = (When::Any, When::Any);
+            }
+        }
+        self.ended = None;
+    }
+
+    /// Advances the next round to the earliest time at which a tracker may be asked, because more peers are wanted. If it
+    /// is `urgent`, because a read is blocked without them, a tracker is asked again as soon as it does not forbid it.
+    pub fn want_peers(&mut self, now: Instant, urgent: bool) {
+        if urgent {
+            self.trackers.iter_mut().for_each(|tracker| tracker.when = tracker.urgent_when);
+        }
         let Round::Next(next) = self.round else { return };
         let Some(allowed) = self.first_allowed(now) else { return };
         let paused = self.ended.map_or(now, |ended| ended + WANT_PAUSE);
@@ -361,7 +386,7 @@ impl Schedule {
     fn start_announce(&mut self, index: usize) -> ScheduledAnnounce {
         let tracker = &mut self.trackers[index];
         tracker.in_flight = true;
-        let event = match (tracker.registered, tracker.completed_pending) {
+        let event = match (tracker.registered && !tracker.restarted, tracker.completed_pending) {
             (false, _) => Some(Event::Started),
             (true, true) => Some(Event::Completed),
             (true, false) => None,
@@ -377,6 +402,8 @@ impl Tracker {
             url,
             tier,
             when: if error.is_some() { When::Never } else { When::Any },
+            urgent_when: if error.is_some() { When::Never } else { When::Any },
+            restarted: false,
             last: error.map(Err),
             tracker_id: None,
             failures: 0,

@@ -215,6 +215,11 @@ impl Attached {
         &self.0.path
     }
 
+    /// Returns the device number of the filesystem, major and minor.
+    pub(super) fn device(&self) -> (u32, u32) {
+        self.0.device
+    }
+
     /// Checks that the mount answers through the kernel, and sets the kernel's read-ahead. Call this once it is served.
     pub(super) fn check(&self, options: &MountOptions) -> Result<(), MountError> {
         let path = self.0.path.clone();

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::metainfo::{FileIndex, Metainfo};
-use crate::session::{self, Torrent};
+use crate::session::{self, Span, Torrent};
 
 /// A torrent, as the filesystem sees it.
 pub trait Content: Send + Sync + 'static {
@@ -25,20 +25,24 @@ pub trait Content: Send + Sync + 'static {
     fn have_count(&self, pieces: Range<u32>) -> u32;
 }
 
-/// An open file handle. Offsets are bytes from the start of the file. The filesystem reads only within the file:
-/// `offset + len` is at most its length, and `len` is not 0.
-///
-/// A reader returns exactly `len` bytes, and only from pieces whose hash was checked.
+/// An open file handle. It returns exactly the bytes of a span, and only from pieces whose hash was checked: the kernel
+/// would fill a gap with zeros.
 pub trait Reader: Send + Sync + 'static {
+    /// A part of the file, within the file by construction.
+    type Span: Send + Sync + 'static;
+
+    /// Returns the part of the file that a read covers, `offset` in bytes from its start. It ends where the file does.
+    fn span(&self, offset: u64, len: u32) -> Self::Span;
+
     /// Returns the bytes if they are in memory or on a local disk. Runs on a FUSE thread, so it never waits for the
     /// network.
-    fn read_now(&self, offset: u64, len: u32) -> Option<Bytes>;
+    fn read_now(&self, span: &Self::Span) -> Option<Bytes>;
 
     /// Waits for the bytes, up to the reader's own deadline. Dropping the future cancels the read.
-    fn read(&self, offset: u64, len: u32) -> impl Future<Output = Result<Bytes, ReadError>> + Send;
+    fn wait(&self, span: &Self::Span) -> impl Future<Output = Result<Bytes, ReadError>> + Send;
 }
 
-/// An error of a read. Programs get EIO; the text is for the log.
+/// An error of a read. Programs get its [`errno`](Self::errno); the text is for the log.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     /// The torrent could not provide the bytes.
@@ -47,14 +51,19 @@ pub enum ReadError {
     /// The torrent or the mount is closing.
     #[error("the filesystem is shutting down")]
     Closed,
-    /// A reader returned another length than requested; the kernel would fill the gap with zeros.
-    #[error("the reader returned {got} bytes instead of {wanted}")]
-    Length {
-        /// Bytes requested.
-        wanted: u32,
-        /// Bytes returned.
-        got: usize,
-    },
+    /// A signal ends the program that reads.
+    #[error("the program that reads is to end")]
+    Interrupted,
+}
+
+impl ReadError {
+    /// Returns the value of `errno` that programs get.
+    pub fn errno(&self) -> i32 {
+        match self {
+            Self::Interrupted => libc::EINTR,
+            Self::Torrent(_) | Self::Closed => libc::EIO,
+        }
+    }
 }
 
 impl Content for Torrent {
@@ -75,12 +84,18 @@ impl Content for Torrent {
 }
 
 impl Reader for session::Reader {
-    fn read_now(&self, offset: u64, len: u32) -> Option<Bytes> {
-        session::Reader::read_now(self, offset, len)
+    type Span = Span;
+
+    fn span(&self, offset: u64, len: u32) -> Span {
+        session::Reader::span(self, offset, len)
     }
 
-    async fn read(&self, offset: u64, len: u32) -> Result<Bytes, ReadError> {
-        session::Reader::read(self, offset, len).await.map_err(|error| match error {
+    fn read_now(&self, span: &Span) -> Option<Bytes> {
+        session::Reader::read_now(self, span)
+    }
+
+    async fn wait(&self, span: &Span) -> Result<Bytes, ReadError> {
+        session::Reader::wait(self, span).await.map_err(|error| match error {
             session::ReadError::Closed => ReadError::Closed,
             error => ReadError::Torrent(error),
         })

@@ -5,8 +5,11 @@
 //!   requests, plus one read per blocked thread.
 //! - Every reply is sent: by the task, at the [`Reader`](super::Reader)'s deadline, at shutdown, or as EIO by fuser's
 //!   `Drop` if the task dies.
-//! - `FUSE_INTERRUPT` needs no handling (fuser answers ENOSYS): a signal kills a program that waits for a cached page
-//!   at once. This does not hold with `FOPEN_DIRECT_IO`, so that flag is never set.
+//! - `FUSE_INTERRUPT` is not handled (fuser answers ENOSYS): a signal kills a program that waits for a cached page at
+//!   once. This does not hold for programs that open a file with `O_DIRECT`: see [`callers`](super::callers). Nor with
+//!   `FOPEN_DIRECT_IO`, so that flag is never set.
+//! - A file handle (`name_to_handle_at`, NFS) stays valid when the kernel drops its caches, and over a new mount: inode
+//!   numbers are derived from the info hash, and the kernel finds an inode again by looking up `.` and `..` in it.
 //! - The kernel caches attributes, names and pages for long, because the files of a torrent never change.
 
 use std::collections::HashMap;
@@ -27,6 +30,7 @@ use tokio::runtime;
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
+use super::callers::Callers;
 use super::content::{Content, ReadError};
 use super::mounted_torrents::MountedTorrents;
 use super::tree::{Kind, ROOT};
@@ -51,6 +55,7 @@ pub struct Fuse<C: Content> {
     shutdown: watch::Sender<bool>,
     handles: RwLock<HashMap<u64, Arc<OpenFile<C::Reader>>>>,
     next_handle: AtomicU64,
+    callers: Arc<Callers>,
     /// Whether the kernel can open directories without a request.
     kernel_opens_directories: bool,
 }
@@ -73,6 +78,7 @@ impl<C: Content> Fuse<C> {
             shutdown,
             handles: RwLock::default(),
             next_handle: AtomicU64::new(1),
+            callers: Arc::default(),
             kernel_opens_directories: false,
         }
     }
@@ -143,6 +149,7 @@ impl<C: Content> Filesystem for Fuse<C> {
             InitFlags::FUSE_NO_OPENDIR_SUPPORT,
             InitFlags::FUSE_PARALLEL_DIROPS,
             InitFlags::FUSE_CACHE_SYMLINKS,
+            InitFlags::FUSE_EXPORT_SUPPORT,
         ] {
             if let Err(lacking) = config.add_capabilities(capability) {
                 debug!("the kernel does not support {lacking:?}");
@@ -205,28 +212,30 @@ impl<C: Content> Filesystem for Fuse<C> {
 
     fn read(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         size: u32,
-        _: OpenFlags,
+        flags: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
         let handle = self.handles.read().unwrap_or_else(PoisonError::into_inner).get(&fh.0).cloned();
         let Some(file) = handle else { return reply.error(Errno::EBADF) };
-        let len = file.handle.clip(offset, size);
-        if let Some(bytes) = file.handle.read_now(offset, len) {
+        let span = file.handle.span(offset, size);
+        if let Some(bytes) = file.handle.read_now(&span) {
             return reply.data(&bytes);
         }
         let mut shutdown = self.shutdown.subscribe();
+        let (callers, caller, is_direct) = (self.callers.clone(), request.pid(), flags.0 & libc::O_DIRECT != 0);
         self.runtime.spawn(async move {
             let result = tokio::select! {
                 biased;
                 // An error means that the server is gone, which also ends the read.
                 _ = shutdown.wait_for(|is_down| *is_down) => Err(ReadError::Closed),
-                result = file.handle.read(offset, len) => result,
+                result = file.handle.wait(&span) => result,
+                () = callers.interrupted(caller, is_direct) => Err(ReadError::Interrupted),
             };
             match result {
                 Ok(bytes) => {
@@ -234,14 +243,16 @@ impl<C: Content> Filesystem for Fuse<C> {
                     reply.data(&bytes);
                 }
                 Err(error) => {
-                    match error {
-                        ReadError::Closed => debug!(%ino, offset, len, "read cancelled: {error}"),
-                        _ if file.failed.swap(true, Ordering::Relaxed) => {
-                            debug!(%ino, offset, len, "read failed: {error}")
+                    match &error {
+                        ReadError::Closed | ReadError::Interrupted => {
+                            debug!(%ino, offset, size, "read cancelled: {error}")
                         }
-                        _ => warn!(%ino, offset, len, "read failed: {error}"),
+                        _ if file.failed.swap(true, Ordering::Relaxed) => {
+                            debug!(%ino, offset, size, "read failed: {error}")
+                        }
+                        _ => warn!(%ino, offset, size, "read failed: {error}"),
                     }
-                    reply.error(Errno::EIO);
+                    reply.error(Errno::from_i32(error.errno()));
                 }
             }
             // Dropped only after the reply, because the shutdown waits for it.

@@ -12,6 +12,8 @@
 //! | `d` | detaches the mount |
 //! | end of file | detaches the mount if it is still there, reaps the server, ends |
 //!
+//! When the mount has left the list of mounts, the keeper ends the server with SIGTERM.
+//!
 //! A service manager can take the part of the keeper: [`attach_for`] attaches for a process that has opened the device
 //! and waits.
 //!
@@ -34,9 +36,10 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use super::attach::{Attached, MountError, MountOptions, prepare};
+use super::mountinfo::MountTable;
 use super::unmount::UnmountError;
 use crate::sys::privileges::{self, KILL, READ_SEARCH, SYS_ADMIN};
-use crate::sys::process::Process;
+use crate::sys::process::{Awaited, Process};
 use crate::sys::{mount, process};
 
 /// Time limit for an answer of the keeper; longer than all the waits that it consists of.
@@ -94,7 +97,8 @@ pub struct RunningKeeper {
     options: MountOptions,
     /// A signalfd of SIGINT, SIGTERM and SIGHUP.
     signals: File,
-    attached: Option<Attached>,
+    /// The mount, and the list of mounts that it is in.
+    attached: Option<(Attached, MountTable)>,
 }
 
 impl RunningKeeper {
@@ -103,7 +107,7 @@ impl RunningKeeper {
         // A server that has ended already is noticed below.
         let _ = answer(&self.keeper.socket, Ok(self.path.as_os_str().as_bytes()));
         while self.handle_next().is_ok() {}
-        if let Some(attached) = self.attached {
+        if let Some((attached, _)) = self.attached {
             // No process is left to report an error to.
             let _: Result<(), UnmountError> = attached.detach();
         }
@@ -115,16 +119,39 @@ impl RunningKeeper {
         }
     }
 
-    /// Makes the server end: detaches its mount, or sends it SIGTERM. Either way it still contacts its trackers.
+    /// Makes the server end: detaches its mount, and sends it SIGTERM. It still contacts its trackers.
     fn end_server(&self) -> io::Result<()> {
-        let detached = self.attached.as_ref().is_some_and(|attached| attached.detach().is_ok());
-        if detached { Ok(()) } else { self.keeper.server.terminate() }
+        if let Some((attached, _)) = &self.attached {
+            // An error changes nothing: the server asks for this once more.
+            let _: Result<(), UnmountError> = attached.detach();
+        }
+        self.keeper.server.terminate()
     }
 
-    /// Waits for a signal or a request, and handles it. An error means that the server has ended.
+    /// Attaches the mount. Also returns the list that it is in, and the descriptor of the FUSE device.
+    fn attach(&self) -> Result<(Attached, MountTable, OwnedFd), MountError> {
+        // Opened before, so that no change is missed.
+        let table = MountTable::open().map_err(|source| MountError::Mount { path: self.path.clone(), source })?;
+        let (attached, device) = Attached::new(&self.path, &self.options)?;
+        Ok((attached, table, device))
+    }
+
+    /// Waits for a signal, a request, or the end of the mount, and handles it. An error means that the server has ended.
     fn handle_next(&mut self) -> io::Result<()> {
         let mut socket = &self.keeper.socket;
-        let [has_signal, has_request] = process::poll_readable([self.signals.as_fd(), socket.as_fd()])?;
+        let events = [Awaited::Readable(self.signals.as_fd()), Awaited::Readable(socket.as_fd())];
+        let (has_signal, has_request) = match &self.attached {
+            Some((attached, table)) => {
+                let [has_signal, has_request, has_change] =
+                    process::poll([events[0], events[1], Awaited::Changed(table.as_fd())])?;
+                // After `umount -l` the kernel keeps the connection while files are open.
+                if has_change && !table.contains(attached.device())? {
+                    self.end_server()?;
+                }
+                (has_signal, has_request)
+            }
+            None => process::poll(events).map(|[has_signal, has_request]| (has_signal, has_request))?,
+        };
         if has_signal {
             // A `signalfd_siginfo`, which starts with the signal number.
             let mut info = [0; 128];
@@ -141,19 +168,19 @@ impl RunningKeeper {
         let mut request = [0];
         socket.read_exact(&mut request)?;
         let result = match (request[0], &self.attached) {
-            (b'a', None) => match Attached::new(&self.path, &self.options) {
-                Ok((attached, device)) => {
-                    self.attached = Some(attached);
+            (b'a', None) => match self.attach() {
+                Ok((attached, table, device)) => {
+                    self.attached = Some((attached, table));
                     answer(socket, Ok(b""))?;
                     return mount::send_descriptor(socket, device.as_fd());
                 }
                 Err(error) => Err(error.to_string()),
             },
-            (b'c', Some(attached)) => attached
+            (b'c', Some((attached, _))) => attached
                 .check(&self.options)
                 .map_err(|error| error.to_string())
                 .and_then(|()| process::new_session().map_err(|error| error.to_string())),
-            (b'd', Some(attached)) => attached.detach().map_err(|error| error.to_string()),
+            (b'd', Some((attached, _))) => attached.detach().map_err(|error| error.to_string()),
             _ => Err("the keeper got an invalid request".to_owned()),
         };
         answer(socket, result.as_ref().map(|()| &b""[..]).map_err(String::as_bytes))

@@ -7,6 +7,7 @@
 //! | `names` | the name of each torrent in the root directory; pure |
 //! | [`vfs`] | attributes, extended attributes and open files; independent of FUSE, so tests need no mount |
 //! | [`mounted_torrents`] | adding and removing torrents while they are mounted, and invalidating the kernel's caches |
+//! | `callers` | programs that are to end while a read of theirs waits |
 //! | [`fuse`] | the thin layer from FUSE requests to [`vfs`]: hits are answered at once, misses become tasks |
 //! | [`mountinfo`] | reading the kernel's list of mounts |
 //! | [`attach`] | checking a mount point, attaching a mount to the kernel, detaching it |
@@ -25,6 +26,7 @@
 //! The filesystem knows nothing of peers, of blocks on the wire, or of where bytes are stored: [`Content`] hides that.
 
 pub mod attach;
+mod callers;
 pub mod content;
 pub mod fuse;
 pub mod keeper;
@@ -46,7 +48,7 @@ pub use unmount::{UnmountError, unmount_path};
 
 /// Process control for a daemon that serves a mount after the command has ended.
 pub mod daemon {
-    pub use crate::sys::privileges::{Account, account, become_user, enter_mount_namespace};
+    pub use crate::sys::privileges::{Account, account, become_user, drop_capabilities, enter_mount_namespace};
     pub use crate::sys::process::{Notifier, Side, Waiter, close_inherited, fork_daemon, user};
 
     /// Whether this process runs as root.

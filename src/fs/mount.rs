@@ -3,6 +3,10 @@
 //! A mount ends by [`Mounted::unmount`], by dropping [`Mounted`], or by a foreign `umount`, which [`Mounted::ended`]
 //! reports. Open files do not delay the end: the connection is aborted where the kernel allows it, and ends with the
 //! process in any case.
+//!
+//! After a lazy unmount (`umount -l`) the kernel keeps the connection for as long as a file is open in the mount, so its
+//! end says nothing. The list of mounts does: a filesystem that is mounted nowhere any more has ended. The process that
+//! attached the mount watches the list of its namespace.
 
 use std::fs::File;
 use std::io;
@@ -23,7 +27,7 @@ use super::content::Content;
 use super::fuse::Fuse;
 use super::keeper::KeeperClient;
 use super::mounted_torrents::MountedTorrents;
-use super::mountinfo;
+use super::mountinfo::{self, MountTable};
 use super::unmount::UnmountError;
 use crate::sys;
 
@@ -87,6 +91,18 @@ impl Attachment {
         }
     }
 
+    /// Returns the device number of the filesystem if this process has to watch for its end. A keeper does that itself;
+    /// another process has ended, and the mount may be invisible here.
+    fn watched_device(&self) -> Option<(u32, u32)> {
+        match self {
+            Self::ThisProcess(attached) => Some(attached.device()),
+            Self::Keeper(_) => None,
+            Self::External { device, .. } => {
+                device.filter(|device| MountTable::open().and_then(|table| table.contains(*device)).unwrap_or(false))
+            }
+        }
+    }
+
     fn check(&self, options: &MountOptions) -> Result<(), MountError> {
         match self {
             Self::ThisProcess(attached) => attached.check(options),
@@ -129,7 +145,10 @@ fn device_number(device: &File) -> Option<(u32, u32)> {
 pub struct Mounted {
     attachment: Attachment,
     shutdown: watch::Sender<bool>,
+    /// Turns true when the kernel has closed the connection.
     ended: watch::Receiver<bool>,
+    /// Turns true when the filesystem has left the list of mounts.
+    detached: watch::Receiver<bool>,
 }
 
 impl Mounted {
@@ -158,7 +177,7 @@ impl Mounted {
     ) -> Result<Self, MountError> {
         let (attachment, device) = Attachment::new(attacher, mountpoint, options)?;
         let (shutdown, _) = watch::channel(false);
-        let fuse = Fuse::new(torrents.clone(), runtime, shutdown.clone());
+        let fuse = Fuse::new(torrents.clone(), runtime.clone(), shutdown.clone());
         let ended = match spawn_session(fuse, &torrents, device, options) {
             Ok(ended) => ended,
             Err(source) => {
@@ -168,7 +187,9 @@ impl Mounted {
                 return Err(MountError::Session { path: attachment.path().to_owned(), source });
             }
         };
-        let mounted = Self { attachment, shutdown, ended };
+        // Opened only now, so that the mount is in it if it is in this namespace at all.
+        let detached = watch_table(&attachment, &runtime, ended.clone());
+        let mounted = Self { attachment, shutdown, ended, detached };
         mounted.attachment.check(options)?;
         info!("mounted on {}", mounted.path().display());
         Ok(mounted)
@@ -194,10 +215,15 @@ impl Mounted {
         *self.ended.borrow()
     }
 
-    /// Waits until the kernel has closed the connection, by whatever process it was unmounted.
+    /// Waits until the mount has ended, by whatever process: the kernel has closed the connection, or the filesystem is
+    /// mounted nowhere any more.
     pub async fn ended(&self) {
-        // An error means that the serving thread has ended, which is the same.
-        let _ = self.ended.clone().wait_for(|ended| *ended).await;
+        let (mut ended, mut detached) = (self.ended.clone(), self.detached.clone());
+        // An error of the first means that the serving thread has ended, which is the same.
+        tokio::select! {
+            _ = ended.wait_for(|ended| *ended) => {}
+            Ok(_) = detached.wait_for(|detached| *detached) => {}
+        }
     }
 
     /// Ends the mount: waiting reads get EIO, open files become unusable, the mount point is free. Takes two seconds at
@@ -232,6 +258,28 @@ impl Drop for Mounted {
             warn!("{error}");
         }
     }
+}
+
+/// Watches the list of mounts. The receiver turns true when the filesystem has left it. It closes without that if the
+/// connection ends first, or if another process watches because the mount is in its namespace.
+fn watch_table(
+    attachment: &Attachment,
+    runtime: &runtime::Handle,
+    mut ended: watch::Receiver<bool>,
+) -> watch::Receiver<bool> {
+    let (detached, watched) = watch::channel(false);
+    let Some(device) = attachment.watched_device() else { return watched };
+    runtime.spawn(async move {
+        let left = async { MountTable::open()?.left(device).await };
+        tokio::select! {
+            left = left => match left {
+                Ok(()) => drop(detached.send_replace(true)),
+                Err(error) => warn!("cannot watch the list of mounts, so `umount -l` would not be noticed: {error}"),
+            },
+            _ = ended.wait_for(|ended| *ended) => {}
+        }
+    });
+    watched
 }
 
 /// Starts threads that answer the kernel. The receiver turns true when they have ended.

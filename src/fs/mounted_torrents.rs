@@ -5,6 +5,10 @@
 //! holding a lock of our own, and never on a FUSE thread. Requests that began before the change have finished once the
 //! kernel's lock was taken, and their cached results are dropped then; later requests see the change.
 //!
+//! Programs that watch the root with inotify get no event of a change, because FUSE has no message that raises one.
+//! `FUSE_NOTIFY_DELETE` only tells those that watch the removed file itself, and marks its inode as deleted, which would
+//! outlast the torrent's return to the root. Programs that poll see the new modification time of the root.
+//!
 //! Reads of open files never take the lock of this module, so a change does not delay them.
 
 use std::ffi::OsStr;

@@ -3,13 +3,25 @@
 //! Reading the list touches none of the mounted filesystems, so a dead or hanging mount cannot block it.
 
 use std::ffi::OsString;
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::io::Interest;
+use tokio::time::sleep;
+
+use crate::sys;
 
 /// The filesystem type of our mounts.
 pub const FSTYPE: &str = "fuse.torrentfs";
+
+/// The file with the list.
+const MOUNTINFO: &str = "/proc/self/mountinfo";
+/// Shortest time between two readings of the list. A container that starts changes it dozens of times at once.
+const READ_INTERVAL: Duration = Duration::from_millis(50);
 
 /// One mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,8 +56,47 @@ impl Mount {
 
 /// Returns every mount in the namespace of this process.
 pub fn mounts() -> io::Result<Vec<Mount>> {
-    let text = fs::read("/proc/self/mountinfo")?;
-    Ok(text.split(|byte| *byte == b'\n').filter_map(parse).collect())
+    Ok(parse_all(&fs::read(MOUNTINFO)?))
+}
+
+fn parse_all(text: &[u8]) -> Vec<Mount> {
+    text.split(|byte| *byte == b'\n').filter_map(parse).collect()
+}
+
+/// The list, kept open. The kernel reports its changes as exceptional conditions of the file.
+#[derive(Debug)]
+pub struct MountTable(File);
+
+impl MountTable {
+    /// Opens the list of the namespace that this process is in now.
+    pub fn open() -> io::Result<Self> {
+        File::open(MOUNTINFO).map(Self)
+    }
+
+    /// Whether a filesystem is mounted anywhere in the namespace, once or more often.
+    pub fn contains(&self, device: (u32, u32)) -> io::Result<bool> {
+        let (mut file, mut text) = (&self.0, Vec::new());
+        file.seek(SeekFrom::Start(0))?;
+        file.read_to_end(&mut text)?;
+        Ok(parse_all(&text).iter().any(|mount| mount.device == device))
+    }
+
+    /// Waits until a filesystem is mounted nowhere in the namespace any more. Needs a tokio runtime.
+    pub async fn left(&self, device: (u32, u32)) -> io::Result<()> {
+        // A change after the descriptor was opened is reported even if nobody waits yet.
+        let changes = sys::file::exceptions(OwnedFd::from(self.0.try_clone()?))?;
+        while self.contains(device)? {
+            changes.ready(Interest::PRIORITY).await?.clear_ready();
+            sleep(READ_INTERVAL).await;
+        }
+        Ok(())
+    }
+}
+
+impl AsFd for MountTable {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
 }
 
 /// Returns the topmost mount at exactly this path, which is the one that programs see there.

@@ -41,7 +41,7 @@ pub enum UnmountError {
         source: io::Error,
     },
     /// No filesystem is mounted there.
-    #[error("{} is not a mount point; `findmnt -t fuse.torrentfs` lists the torrentfs mounts", .0.display())]
+    #[error("{} is not a mount point, or not any more; `findmnt -t fuse.torrentfs` lists the torrentfs mounts", .0.display())]
     NotMounted(PathBuf),
     /// Another filesystem is mounted there.
     #[error("{} is not a torrentfs mount but one of type {fstype}; use umount instead", path.display())]

@@ -1,6 +1,6 @@
 //! The filesystem without FUSE: attributes, extended attributes and open files.
 //!
-//! Everything here except [`Handle::read`] answers at once. Extended attributes report progress:
+//! Everything here except [`Handle::wait`] answers at once. Extended attributes report progress:
 //!
 //! | attribute | of | value |
 //! |---|---|---|
@@ -134,7 +134,6 @@ pub struct Statistics {
 #[derive(Debug)]
 pub struct Handle<R> {
     reader: R,
-    len: u64,
     /// Declared last, so dropped after the reader: the torrent may be stopped once the last receiver is gone.
     _open: watch::Receiver<()>,
 }
@@ -235,9 +234,19 @@ impl<C: Content> Vfs<C> {
             .unwrap_or(self.view.mounted)
     }
 
-    /// Returns the inode with this name in a directory.
+    /// Returns the inode with this name in a directory. The kernel asks for `.` and `..` when it has only the number of an
+    /// inode, as in a file handle; `.` exists in every kind of inode.
     pub fn lookup(&self, directory: u64, name: &str) -> Result<u64, Error> {
+        if (name == "." || name == "..") && !self.is_shown(directory) {
+            return Err(Error::NoEntry);
+        }
+        if name == "." {
+            return Ok(directory);
+        }
         self.check_directory(directory)?;
+        if name == ".." {
+            return self.tree.parent(directory).ok_or(Error::NoEntry);
+        }
         self.tree.lookup(directory, name).ok_or(Error::NoEntry)
     }
 
@@ -270,13 +279,13 @@ impl<C: Content> Vfs<C> {
             return Err(Error::ReadOnly);
         }
         match (self.tree.kind(ino), self.item(ino)) {
-            (Some(Kind::File { index, len, .. }), Some(item)) => {
+            (Some(Kind::File { index, .. }), Some(item)) => {
                 if !self.is_shown(ino) {
                     return Err(Error::NoEntry);
                 }
                 let open = item.handles.subscribe();
                 let reader = item.content.open(*index).ok_or(Error::NoEntry)?;
-                Ok(Handle { reader, len: *len, _open: open })
+                Ok(Handle { reader, _open: open })
             }
             (Some(Kind::Directory { .. }), _) => Err(Error::IsDirectory),
             (Some(_), _) => Err(Error::Invalid),
@@ -412,24 +421,19 @@ fn have_bytes<C: Content>(content: &C, bytes: &Range<u64>) -> u64 {
 }
 
 impl<R: Reader> Handle<R> {
-    /// Returns the length of a read at an offset: less than `len` only at the end of the file.
-    pub fn clip(&self, offset: u64, len: u32) -> u32 {
-        self.len.saturating_sub(offset).min(u64::from(len)) as u32
+    /// Returns the part of the file that a read covers.
+    pub fn span(&self, offset: u64, len: u32) -> R::Span {
+        self.reader.span(offset, len)
     }
 
-    /// Reads bytes that are available now. `len` must come from [`clip`](Self::clip).
-    pub fn read_now(&self, offset: u64, len: u32) -> Option<Bytes> {
-        if len == 0 {
-            return Some(Bytes::new());
-        }
-        // A wrong length is left to `read`, which reports it as an error.
-        self.reader.read_now(offset, len).filter(|bytes| bytes.len() == len as usize)
+    /// Reads bytes that are available now.
+    pub fn read_now(&self, span: &R::Span) -> Option<Bytes> {
+        self.reader.read_now(span)
     }
 
-    /// Reads bytes, waiting for them. `len` must come from [`clip`](Self::clip).
-    pub async fn read(&self, offset: u64, len: u32) -> Result<Bytes, ReadError> {
-        let bytes = self.reader.read(offset, len).await?;
-        if bytes.len() == len as usize { Ok(bytes) } else { Err(ReadError::Length { wanted: len, got: bytes.len() }) }
+    /// Reads bytes, waiting for them.
+    pub async fn wait(&self, span: &R::Span) -> Result<Bytes, ReadError> {
+        self.reader.wait(span).await
     }
 }
 

@@ -12,7 +12,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch as channel;
 
@@ -141,13 +141,15 @@ impl Library {
 
     /// Adds the torrent of a source, and fetches its metadata if necessary. The files are visible once this returns.
     pub async fn add(&self, source: &Source) -> Result<Added, AddError> {
-        self.add_with_progress(source, &channel::channel(MetadataProgress::default()).0).await
+        self.add_with_progress(source, SystemTime::now(), &channel::channel(MetadataProgress::default()).0).await
     }
 
-    /// Adds like [`add`](Self::add), and reports the progress of fetching metadata.
+    /// Adds like [`add`](Self::add) a torrent that the user named at `since`, and reports the progress of fetching
+    /// metadata.
     pub async fn add_with_progress(
         &self,
         source: &Source,
+        since: SystemTime,
         progress: &channel::Sender<MetadataProgress>,
     ) -> Result<Added, AddError> {
         // A torrent that is here needs no metadata.
@@ -157,7 +159,7 @@ impl Library {
             return Ok(added);
         }
         let (metainfo, peers) = self.resolve(source.clone(), progress).await?;
-        self.insert(metainfo, peers, Origin::Request).await
+        self.insert(metainfo, peers, Origin::Request, since).await
     }
 
     /// Removes a torrent, given by its name in the root, its info hash, or the first digits of that. No program finds
@@ -234,15 +236,17 @@ impl Library {
         resolver.resolve(source, progress).await
     }
 
-    /// Adds a torrent whose metainfo is known. Dropping the future does not cancel it.
+    /// Adds a torrent whose metainfo is known, which the user has had since `since`. Dropping the future does not cancel
+    /// it.
     pub(super) async fn insert(
         &self,
         metainfo: Metainfo,
         peers: Vec<SocketAddr>,
         origin: Origin,
+        since: SystemTime,
     ) -> Result<Added, AddError> {
         let inner = self.0.clone();
-        let inserted = tokio::spawn(async move { inner.insert(metainfo, peers, origin).await });
+        let inserted = tokio::spawn(async move { inner.insert(metainfo, peers, origin, since).await });
         inserted.await.unwrap_or(Err(AddError::Session(SessionError::Ending)))
     }
 
@@ -290,6 +294,7 @@ impl Inner {
         metainfo: Metainfo,
         peers: Vec<SocketAddr>,
         origin: Origin,
+        since: SystemTime,
     ) -> Result<Added, AddError> {
         let info_hash = metainfo.info_hash;
         let mut changes = self.changes.subscribe();
@@ -321,7 +326,7 @@ impl Inner {
         };
         let started = match removed {
             Some(torrent) => Ok(torrent),
-            None => self.start(metainfo, peers).await,
+            None => self.start(metainfo, peers, since).await,
         };
         let torrent = match started {
             Ok(torrent) => torrent,
@@ -343,9 +348,15 @@ impl Inner {
         Ok(Added { info_hash, name, already: false })
     }
 
-    async fn start(&self, metainfo: Metainfo, peers: Vec<SocketAddr>) -> Result<Arc<Torrent>, AddError> {
+    async fn start(
+        &self,
+        metainfo: Metainfo,
+        peers: Vec<SocketAddr>,
+        since: SystemTime,
+    ) -> Result<Arc<Torrent>, AddError> {
         let options = TorrentOptions {
             on_demand: self.options.on_demand,
+            since: Some(since),
             peers: self.options.peers.clone(),
             found: peers,
             verify: self.options.verify,

@@ -186,12 +186,12 @@ impl Directory {
                 rescan = earlier(rescan, MAGNET_MIN_AGE - age);
                 continue;
             }
-            due.push((name, stamp, since, age));
+            due.push((name, stamp, since, modified, age));
         }
         let (dir, names) = (self.dir.clone(), due.iter().map(|(name, ..)| name.clone()).collect());
         let sources = spawn_blocking(move || read_all(&dir, names)).await.unwrap_or_default();
         let mut replaced = Vec::new();
-        for ((name, stamp, since, age), source) in due.into_iter().zip(sources) {
+        for ((name, stamp, since, modified, age), source) in due.into_iter().zip(sources) {
             let path = self.dir.join(&name);
             let (reported, torrent) = match source {
                 // A link under another name than `.magnet`, which may be half written.
@@ -199,7 +199,7 @@ impl Directory {
                     rescan = earlier(rescan, MAGNET_MIN_AGE - age);
                     continue;
                 }
-                Ok(source) => (false, self.start_adding(&path, source, &maybe_renamed)),
+                Ok(source) => (false, self.start_adding(&path, source, modified, &maybe_renamed)),
                 // The file was deleted meanwhile.
                 Err(SourceError::Io(error)) if error.kind() == io::ErrorKind::NotFound => continue,
                 Err(_) if since.elapsed().max(age) < MALFORMED_GRACE => {
@@ -271,7 +271,13 @@ impl Directory {
     }
 
     /// Starts to add the torrent of a file.
-    fn start_adding(&self, path: &Path, source: Source, maybe_renamed: &HashSet<InfoHash>) -> Option<NamedTorrent> {
+    fn start_adding(
+        &self,
+        path: &Path,
+        source: Source,
+        modified: SystemTime,
+        maybe_renamed: &HashSet<InfoHash>,
+    ) -> Option<NamedTorrent> {
         let (library, path, origin) = (self.library.clone(), path.to_owned(), Origin::File(path.to_owned()));
         match source {
             Source::Torrent(metainfo) => {
@@ -279,7 +285,7 @@ impl Directory {
                 let renamed = maybe_renamed.contains(&info_hash);
                 let (attempt, attempted) = oneshot::channel();
                 let task = tokio::spawn(async move {
-                    add_torrent(&library, &path, &metainfo, origin, renamed, attempt, &adds).await;
+                    add_torrent(&library, &path, &metainfo, (origin, modified), renamed, attempt, &adds).await;
                 });
                 Some(NamedTorrent { info_hash, attempted: Some(attempted), task })
             }
@@ -287,7 +293,7 @@ impl Directory {
                 let info_hash = magnet.info_hash;
                 let lookups = self.lookups.clone();
                 let task = tokio::spawn(async move {
-                    add_magnet(&library, &path, magnet, origin, &lookups).await;
+                    add_magnet(&library, &path, magnet, (origin, modified), &lookups).await;
                 });
                 Some(NamedTorrent { info_hash, attempted: None, task })
             }
@@ -302,7 +308,7 @@ async fn add_torrent(
     library: &Library,
     path: &Path,
     metainfo: &Metainfo,
-    origin: Origin,
+    (origin, since): (Origin, SystemTime),
     renamed: bool,
     attempt: oneshot::Sender<()>,
     adds: &Semaphore,
@@ -311,7 +317,7 @@ async fn add_torrent(
     loop {
         // Cannot fail: the semaphore is never closed.
         let permit = adds.acquire().await;
-        let added = library.insert(metainfo.clone(), Vec::new(), origin.clone()).await;
+        let added = library.insert(metainfo.clone(), Vec::new(), origin.clone(), since).await;
         drop(permit);
         let retry = added.as_ref().is_err_and(is_temporary);
         let is_known =
@@ -329,7 +335,13 @@ async fn add_torrent(
 }
 
 /// Resolves a magnet link and adds its torrent, retrying until that succeeds or cannot succeed.
-async fn add_magnet(library: &Library, path: &Path, magnet: Magnet, origin: Origin, lookups: &Semaphore) {
+async fn add_magnet(
+    library: &Library,
+    path: &Path,
+    magnet: Magnet,
+    (origin, since): (Origin, SystemTime),
+    lookups: &Semaphore,
+) {
     let limit = library.metadata_timeout().unwrap_or(LOOKUP_TIMEOUT);
     let mut reported = false;
     loop {
@@ -342,7 +354,7 @@ async fn add_magnet(library: &Library, path: &Path, magnet: Magnet, origin: Orig
         };
         drop(permit);
         let why = match resolved {
-            Ok(Ok((metainfo, peers))) => match library.insert(metainfo, peers, origin.clone()).await {
+            Ok(Ok((metainfo, peers))) => match library.insert(metainfo, peers, origin.clone(), since).await {
                 Err(error) if is_temporary(&error) => error.to_string(),
                 added => return log_result(path, added),
             },

@@ -6,21 +6,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::Config;
-use super::accept_limit::AcceptLimit;
+use super::blocklist::Blocklist;
+use super::half_open::HalfOpen;
 use super::handshake::{Encryption, Handshaken, respond};
 use super::listen::Sockets;
 use super::stream::Socket;
 use super::utp::Endpoint;
 use crate::metainfo::InfoHash;
 use crate::wire::Handshake;
-
-/// Connections per socket whose handshake is in progress: enough for a busy swarm, bounded against floods. More wait in
-/// the system's queue. Each socket has its own limit, so that a flood of forged uTP connections leaves TCP open.
-const MAX_HALF_OPEN: usize = 64;
 
 /// Pause after a failure to accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(500);
@@ -44,14 +40,13 @@ pub struct Listener {
 impl Listener {
     /// Starts to accept connections on `sockets`.
     pub fn start(sockets: Sockets, config: &Config, host: Arc<impl Host>) -> Self {
-        let limit = Arc::new(AcceptLimit::new(config.blocklist.clone()));
-        let encryption = config.encryption;
+        let accept_all = |acceptor| accept_all(acceptor, config.encryption, config.blocklist.clone(), host.clone());
         let mut tasks = JoinSet::new();
         for tcp in sockets.tcp {
-            tasks.spawn(accept_all(Acceptor::Tcp(tcp), encryption, limit.clone(), host.clone()));
+            tasks.spawn(accept_all(Acceptor::Tcp(tcp)));
         }
         for endpoint in sockets.utp.iter().flat_map(|utp| utp.endpoints()) {
-            tasks.spawn(accept_all(Acceptor::Utp(endpoint.clone()), encryption, limit.clone(), host.clone()));
+            tasks.spawn(accept_all(Acceptor::Utp(endpoint.clone())));
         }
         Self { _tasks: tasks }
     }
@@ -85,15 +80,14 @@ async fn accept_tcp(listener: &TcpListener) -> io::Result<(Socket, SocketAddr)> 
     Ok((Socket::Tcp(stream), addr))
 }
 
-async fn accept_all(acceptor: Acceptor, encryption: Encryption, limit: Arc<AcceptLimit>, host: Arc<impl Host>) {
-    let half_open = Arc::new(Semaphore::new(MAX_HALF_OPEN));
+async fn accept_all(acceptor: Acceptor, encryption: Encryption, blocklist: Arc<Blocklist>, host: Arc<impl Host>) {
+    // Each socket has its own bounds, so that a flood of forged uTP connections leaves TCP open.
+    let half_open = Arc::new(HalfOpen::default());
     let mut handshakes = JoinSet::new();
     let mut failing = false;
     loop {
-        // The semaphore is never closed.
-        let Ok(permit) = half_open.clone().acquire_owned().await else { return };
-        while handshakes.try_join_next().is_some() {}
         let Some(accepted) = acceptor.accept().await else { return };
+        while handshakes.try_join_next().is_some() {}
         let (socket, addr) = match accepted {
             Ok(connection) => connection,
             Err(error) => {
@@ -106,19 +100,22 @@ async fn accept_all(acceptor: Acceptor, encryption: Encryption, limit: Arc<Accep
             }
         };
         failing = false;
-        let slot = match limit.admit(addr.ip()) {
-            Ok(slot) => slot,
-            Err(why) => {
-                tracing::debug!(%addr, "incoming connection dropped: {why}");
-                continue;
-            }
-        };
+        if blocklist.blocks(addr.ip()) {
+            tracing::debug!(%addr, "incoming connection dropped: its address is on the blocklist");
+            continue;
+        }
+        let mut slot = half_open.admit(addr.ip());
         let host = host.clone();
         handshakes.spawn(async move {
-            let _held = (permit, slot);
-            match respond(socket, addr, encryption, |matches| host.find(matches)).await {
-                Ok(peer) => host.accept(peer),
-                Err(error) => tracing::debug!(%addr, "incoming connection dropped: {error}"),
+            let exchange = respond(socket, addr, encryption, |matches| host.find(matches));
+            tokio::select! {
+                outcome = exchange => match outcome {
+                    Ok(peer) => host.accept(peer),
+                    Err(error) => tracing::debug!(%addr, "incoming connection dropped: {error}"),
+                },
+                () = slot.gives_way() => {
+                    tracing::debug!(%addr, "incoming connection dropped: newer ones wait for its slot");
+                }
             }
         });
     }

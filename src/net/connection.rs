@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::AbortHandle;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::wire::{self, Decoder, Message, Request, WireError};
 
@@ -42,6 +42,9 @@ const IDLE_LIMIT: Duration = Duration::from_secs(240);
 /// Time after which a peer that accepts no data is considered gone.
 const WRITE_LIMIT: Duration = Duration::from_secs(60);
 
+/// Time within which a peer must acknowledge a probe. Several round trips, and several losses on a good line.
+const PROBE_LIMIT: Duration = Duration::from_secs(4);
+
 /// An event of a connection.
 #[derive(Debug)]
 pub enum Incoming {
@@ -57,6 +60,7 @@ pub enum Incoming {
 #[derive(Debug)]
 pub struct Connection {
     outbox: Outbox,
+    probe: Arc<Notify>,
     tasks: Vec<AbortHandle>,
 }
 
@@ -87,6 +91,7 @@ impl Connection {
         let (read, write) = peer.stream.into_split();
         let (outbox, queue) = mpsc::channel(OUTBOX_CAPACITY);
         let decoder = Decoder::new(pieces);
+        let probe = Arc::new(Notify::new());
         let reading = tokio::spawn({
             let (limits, inbox) = (limits.clone(), inbox.clone());
             async move {
@@ -95,19 +100,26 @@ impl Connection {
                 let _ = inbox.send((key, Incoming::Closed(why))).await;
             }
         });
+        let probes = probe.clone();
         let writing = tokio::spawn(async move {
-            if let Err(error) = transmit(write, queue, &limits, key, &inbox).await {
+            if let Err(error) = transmit(write, queue, &probes, &limits, key, &inbox).await {
                 let _ = inbox.send((key, Incoming::Closed(error.to_string()))).await;
             }
         });
-        Self { outbox: Outbox(outbox), tasks: vec![reading.abort_handle(), writing.abort_handle()] }
+        Self { outbox: Outbox(outbox), probe, tasks: vec![reading.abort_handle(), writing.abort_handle()] }
     }
 
     /// Creates a connection without a socket. `spawn` starts a task that receives the messages to the peer and acts as
     /// the peer. The task is aborted when the connection is dropped.
     pub fn without_socket(spawn: impl FnOnce(mpsc::Receiver<Vec<Message>>) -> AbortHandle) -> Self {
         let (outbox, queue) = mpsc::channel(OUTBOX_CAPACITY);
-        Self { outbox: Outbox(outbox), tasks: vec![spawn(queue)] }
+        Self { outbox: Outbox(outbox), probe: Arc::default(), tasks: vec![spawn(queue)] }
+    }
+
+    /// Sends a keep-alive. If the peer's machine does not acknowledge it within some seconds, the connection is closed:
+    /// it died while we slept.
+    pub fn probe(&self) {
+        self.probe.notify_one();
     }
 
     /// Returns the queue of messages to this peer.
@@ -193,6 +205,7 @@ fn make_room(buffer: &mut BytesMut, want: usize) {
 async fn transmit<K: Copy>(
     mut socket: WriteHalf,
     mut queue: mpsc::Receiver<Vec<Message>>,
+    probes: &Notify,
     limits: &Limits,
     key: K,
     inbox: &mpsc::Sender<(K, Incoming)>,
@@ -201,6 +214,8 @@ async fn transmit<K: Copy>(
     // number.
     let mut blocks: VecDeque<(Request, Bytes)> = VecDeque::new();
     let mut pending = BytesMut::new();
+    // While a probe of a TCP connection is under way: when it ends.
+    let mut probe_ends = None;
     loop {
         let next_len = blocks.front().map_or(0, |(_, data)| data.len());
         tokio::select! {
@@ -213,9 +228,21 @@ async fn transmit<K: Copy>(
                 }
                 in_time(socket.write_all(&mut pending)).await?;
             }
-            () = socket.keep_alive_requested() => {
+            () = socket.keep_alive_due() => {
                 wire::encode(&Message::KeepAlive, &mut pending);
                 in_time(socket.write_all(&mut pending)).await?;
+            }
+            () = probes.notified() => {
+                wire::encode(&Message::KeepAlive, &mut pending);
+                socket.limit_acknowledgement(Some(PROBE_LIMIT));
+                probe_ends = Some(Instant::now() + PROBE_LIMIT * 2);
+                in_time(socket.write_all(&mut pending)).await?;
+                let acknowledged = timeout(PROBE_LIMIT, socket.acknowledged()).await;
+                acknowledged.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the peer does not answer any more"))??;
+            }
+            () = sleep_until(probe_ends.unwrap_or_else(Instant::now)), if probe_ends.is_some() => {
+                socket.limit_acknowledgement(None);
+                probe_ends = None;
             }
             () = limits.up.take(next_len), if !blocks.is_empty() => {
                 if let Some((request, data)) = blocks.pop_front() {
@@ -415,7 +442,7 @@ mod tests {
             assert!(before < BLOCKS, "the buffers took all");
             let mut blocks = 0;
             while blocks < BLOCKS {
-                let next = timeout(Duration::from_secs(4), inbox.recv()).await;
+                let next = timeout(Duration::from_secs(30), inbox.recv()).await;
                 let Ok(Some(((), Incoming::Messages(batch)))) = next else {
                     panic!("{blocks} of {BLOCKS} blocks behind {ahead} bytes, then {next:?}")
                 };
@@ -423,6 +450,73 @@ mod tests {
             }
             drop(sending.await.unwrap().unwrap());
         }
+    }
+
+    /// The other end is a socket with the library's defaults, as in other programs that use it: it hangs up on a peer
+    /// that is silent for ten seconds.
+    #[tokio::test]
+    async fn an_idle_utp_connection_lasts() {
+        let bind = crate::route::Bind::Address(Ipv4Addr::LOCALHOST.into());
+        let ours = utp::Utp::bind(0, &bind).unwrap();
+        let ours = ours.endpoints().next().unwrap().clone();
+        let theirs = librqbit_utp::UtpSocketUdp::new_udp((Ipv4Addr::LOCALHOST, 0).into());
+        let theirs = theirs.await.unwrap();
+        let addr = theirs.bind_addr();
+        let (called, caller) = tokio::join!(utp::connect(&ours, addr), theirs.accept());
+        let stream = Stream::new(Socket::Utp(called.unwrap()), None, BytesMut::new());
+        let peer = Handshaken { stream, addr, theirs: Handshake::new(InfoHash([7; 20]), PeerId([2; 20])) };
+        let (events, mut inbox) = mpsc::channel(1);
+        let connection = Connection::start(peer, PIECES, Arc::new(Limits::new(0, 0)), (), events);
+        connection.outbox().send(vec![Message::Interested]).unwrap();
+        let mut peer = caller.unwrap();
+        let mut next = async |peer: &mut librqbit_utp::UtpStream, message| {
+            peer.write_all(&encoded(&[message])).await.unwrap();
+            match timeout(Duration::from_secs(5), inbox.recv()).await {
+                Ok(Some(((), Incoming::Messages(messages)))) => messages,
+                other => panic!("{other:?}"),
+            }
+        };
+        // What was received last starts the timers of both ends.
+        assert_eq!(next(&mut peer, Message::Have(1)).await, [Message::Have(1)]);
+        tokio::time::sleep(utp::KEEP_ALIVE * 3).await;
+        assert_eq!(next(&mut peer, Message::Have(2)).await, [Message::Have(2)]);
+        let silence = [Message::Interested, Message::KeepAlive, Message::KeepAlive];
+        let mut received = vec![0; encoded(&silence).len()];
+        peer.read_exact(&mut received).await.unwrap();
+        assert_eq!(received, encoded(&silence));
+    }
+
+    /// A peer behind a relay of datagrams, which a router that forgets the flow resembles.
+    #[tokio::test]
+    async fn a_probe_closes_a_dead_utp_connection_and_leaves_a_live_one() {
+        use tokio::net::UdpSocket;
+        let bind = crate::route::Bind::Address(Ipv4Addr::LOCALHOST.into());
+        let (ours, theirs) = (utp::Utp::bind(0, &bind).unwrap(), utp::Utp::bind(0, &bind).unwrap());
+        let (ours, theirs) = (ours.endpoints().next().unwrap().clone(), theirs.endpoints().next().unwrap().clone());
+        let (near, far) =
+            (UdpSocket::bind("127.0.0.1:0").await.unwrap(), UdpSocket::bind("127.0.0.1:0").await.unwrap());
+        let (addr, caller, callee) = (near.local_addr().unwrap(), ours.bind_addr(), theirs.bind_addr());
+        let relay = tokio::spawn(async move {
+            let (mut one, mut other) = ([0; 2048], [0; 2048]);
+            loop {
+                tokio::select! {
+                    Ok((n, _)) = near.recv_from(&mut one) => far.send_to(&one[..n], callee).await.unwrap(),
+                    Ok((n, _)) = far.recv_from(&mut other) => near.send_to(&other[..n], caller).await.unwrap(),
+                };
+            }
+        });
+        let (called, _peer) = tokio::join!(utp::connect(&ours, addr), theirs.accept());
+        let stream = Stream::new(Socket::Utp(called.unwrap()), None, BytesMut::new());
+        let peer = Handshaken { stream, addr, theirs: Handshake::new(InfoHash([7; 20]), PeerId([2; 20])) };
+        let (events, mut inbox) = mpsc::channel(1);
+        let connection = Connection::start(peer, PIECES, Arc::new(Limits::new(0, 0)), (), events);
+        connection.outbox().send(vec![Message::Interested]).unwrap();
+        connection.probe();
+        assert!(timeout(PROBE_LIMIT * 3 / 2, inbox.recv()).await.is_err(), "it is alive");
+        relay.abort();
+        connection.probe();
+        let closed = timeout(PROBE_LIMIT * 3 / 2, inbox.recv()).await;
+        assert!(matches!(closed, Ok(Some(((), Incoming::Closed(_))))), "{closed:?}");
     }
 
     #[tokio::test]

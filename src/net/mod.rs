@@ -7,11 +7,11 @@
 //! means: picking and choking happen elsewhere.
 
 mod accept;
-mod accept_limit;
 mod blocklist;
 mod config;
 mod connection;
 mod dial;
+mod half_open;
 mod handshake;
 mod limit;
 mod listen;

@@ -6,7 +6,7 @@
 //! `librqbit-utp` may announce a closed receive window and not notice that the reader has emptied the buffer since. It
 //! compares the free space with its initial segment size but closes the window by the segment size that it discovered.
 //! Both ends then wait for seconds. Any write makes it check again. Therefore a reader that may have emptied a full
-//! buffer, and gets no more data, requests a keep-alive from the writing half ([`WriteHalf::keep_alive_requested`]).
+//! buffer, and gets no more data, requests a keep-alive from the writing half ([`WriteHalf::keep_alive_due`]).
 
 use std::fmt;
 use std::io;
@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use librqbit_utp::{UtpStream, UtpStreamReadHalf, UtpStreamWriteHalf};
+use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -214,11 +215,27 @@ pub(super) struct WriteHalf {
 }
 
 impl WriteHalf {
-    /// Waits until the reading half requests a keep-alive.
-    pub(super) async fn keep_alive_requested(&self) {
+    /// Waits until the reading half requests a keep-alive, or nothing was sent for [`utp::KEEP_ALIVE`] while this waits.
+    pub(super) async fn keep_alive_due(&self) {
         match &self.socket {
             WriteSocket::Tcp(_) => std::future::pending().await,
-            WriteSocket::Utp(_, keep_alive) => keep_alive.notified().await,
+            WriteSocket::Utp(_, keep_alive) => drop(timeout(utp::KEEP_ALIVE, keep_alive.notified()).await),
+        }
+    }
+
+    /// Has TCP end the connection if the peer's machine acknowledges nothing for this long; `None`: for minutes, as usual.
+    pub(super) fn limit_acknowledgement(&self, limit: Option<Duration>) {
+        if let WriteSocket::Tcp(socket) = &self.socket {
+            let _ = SockRef::from(socket.as_ref()).set_tcp_user_timeout(limit);
+        }
+    }
+
+    /// Waits until a uTP peer has acknowledged everything. TCP does not tell; see
+    /// [`limit_acknowledgement`](Self::limit_acknowledgement).
+    pub(super) async fn acknowledged(&mut self) -> io::Result<()> {
+        match &mut self.socket {
+            WriteSocket::Tcp(_) => Ok(()),
+            WriteSocket::Utp(socket, _) => socket.flush().await,
         }
     }
 

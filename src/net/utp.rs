@@ -34,8 +34,13 @@ const KERNEL_BUFFER: usize = 4 << 20;
 /// Time to wait for the answer to each SYN packet. The round trip to a usable peer takes less than a second.
 const SYN_TIMEOUTS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(2)];
 
-/// Time after which a peer that owes an acknowledgement is considered gone.
+/// Time after which a peer that sends nothing is considered gone. The library counts from the last data received, also
+/// while neither side has anything to send, and stops when the peer acknowledges data of ours, such as a keep-alive.
 const SILENCE_LIMIT: Duration = Duration::from_secs(20);
+
+/// Time after which a connection on which we sent nothing gets a keep-alive. Routers forget a UDP flow after 30 s, and
+/// other programs with the same library hang up after 10 s without data.
+pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(8);
 
 /// Pause after an error of the UDP socket, so that a lasting error does not cause a busy loop.
 const RECEIVE_PAUSE: Duration = Duration::from_millis(20);

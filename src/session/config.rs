@@ -2,8 +2,9 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use super::queue::ACTIVE_DOWNLOADS;
 use super::seeding::SeedLimits;
 use super::verify::CheckProgress;
 use crate::net::{self, Limits};
@@ -19,6 +20,8 @@ pub struct SessionConfig {
     pub limits: Arc<Limits>,
     /// Serve others.
     pub upload: bool,
+    /// Maximum number of torrents that download in the background at a time; `None`: no limit.
+    pub active_downloads: Option<usize>,
     /// Until when complete torrents are served.
     pub seed: SeedLimits,
     /// Exchange addresses with peers (BEP 11), except for private torrents.
@@ -42,6 +45,7 @@ impl SessionConfig {
             net: net::Config::default(),
             limits: Arc::new(Limits::new(0, 0)),
             upload: true,
+            active_downloads: Some(ACTIVE_DOWNLOADS),
             seed: SeedLimits::default(),
             pex: true,
             dht: None,
@@ -66,6 +70,8 @@ pub struct PortMapping {
 pub struct TorrentOptions {
     /// Fetch only what readers need.
     pub on_demand: bool,
+    /// When the user added the torrent; `None`: now. The oldest torrents are downloaded first.
+    pub since: Option<SystemTime>,
     /// Peers named by the user.
     pub peers: Vec<SocketAddr>,
     /// Peers found while the metadata was fetched.

@@ -6,7 +6,9 @@ use crate::discovery::{AnnouncedPort, Dht, Lsd, TrackerClient};
 use crate::net::Dialer;
 use crate::wire::PeerId;
 
+use super::awake::AwakeClock;
 use super::config::SessionConfig;
+use super::queue::Queue;
 use super::registry::Registry;
 use super::shares::Shares;
 
@@ -21,10 +23,16 @@ pub(super) struct Context {
     pub(super) trackers: TrackerClient,
     pub(super) dht: Option<Arc<Dht>>,
     pub(super) lsd: Option<Lsd>,
-    /// The port at which others can reach us.
+    /// The port at which others can reach us; 0: they cannot.
     pub(super) announced: AnnouncedPort,
+    /// The port that trackers are told. Many refuse 0, so through a proxy it is one at which nobody answers.
+    pub(super) tracker_port: AnnouncedPort,
     pub(super) registry: Arc<Registry>,
+    /// The clock of every limit for readers and peers.
+    pub(super) clock: Arc<AwakeClock>,
     pub(super) dialer: Arc<Dialer>,
     /// Connections and memory, divided among the torrents.
     pub(super) shares: Arc<Shares>,
+    /// The turns of background fetching.
+    pub(super) queue: Arc<Queue>,
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
@@ -67,15 +67,20 @@ pub(super) async fn resolve(
     let mut driver = ResolverDriver {
         context,
         info_hash,
-        resolver: Resolver::new(ResolverConfig { info_hash, our_id, pex }),
+        resolver: Resolver::new(ResolverConfig { info_hash, our_id, pex, policy: Arc::default() }),
         peers: HashMap::new(),
         next_peer: 0,
         inbox: inbox_tx,
         dialed: dialed_tx,
     };
     let inputs = Inputs { inbox, dialed, incoming, found };
-    let done = tokio::time::timeout(limit, driver.run(peers, inputs, progress)).await;
-    let info = done.map_err(|_| {
+    // The time that the process sleeps does not count.
+    let expired = context.clock.sleep_until(context.clock.now() + limit);
+    let done = tokio::select! {
+        info = driver.run(peers, inputs, progress) => Some(info),
+        () = expired => None,
+    };
+    let info = done.ok_or_else(|| {
         let why = describe(&driver.resolver.progress(), tracker_fault(&sources.announcer));
         MetadataError::TimedOut { limit, why }
     })?;
@@ -150,7 +155,7 @@ impl ResolverDriver<'_> {
 
     /// Passes an event to the resolver and carries out its actions. Returns the metadata if it is complete.
     fn dispatch(&mut self, event: ResolverEvent) -> Option<Bytes> {
-        self.resolver.handle(Instant::now(), event);
+        self.resolver.handle(self.context.clock.now(), event);
         while let Some(action) = self.resolver.poll() {
             match action {
                 ResolverAction::Connect(addr) => self.dial(addr),

@@ -16,10 +16,12 @@
 //! | `reader`, `stream` | an open file: reads, and how they wait |
 //! | `torrent` | the handle to a torrent |
 //! | `sources` | finders of peers |
-//! | `context`, `registry`, `shares` | what all torrents have in common |
+//! | `context`, `registry`, `shares`, `queue` | what all torrents have in common |
+//! | `awake` | the clock, which stands still while the process sleeps |
 //! | `verify`, `seeding`, `priorities`, `reads`, `report`, `block_times` | one aspect of a torrent each |
 //! | `config`, `error` | settings and errors |
 
+mod awake;
 mod block_times;
 mod config;
 mod context;
@@ -27,6 +29,7 @@ mod driver;
 mod error;
 mod magnet;
 mod priorities;
+mod queue;
 mod reader;
 mod reads;
 mod registry;
@@ -59,7 +62,8 @@ pub use config::{PortMapping, SessionConfig, TorrentOptions};
 pub use error::SessionError;
 pub use magnet::MetadataError;
 pub use priorities::Priority;
-pub use reader::{ReadError, Reader};
+pub use queue::ACTIVE_DOWNLOADS;
+pub use reader::{ReadError, Reader, Span};
 pub use reads::ReadCounts;
 pub use report::{PeerReport, Report};
 pub use seeding::SeedLimits;
@@ -67,15 +71,21 @@ pub use stream::FileStream;
 pub use torrent::Torrent;
 pub use verify::{CheckProgress, Verification};
 
+use awake::{AwakeClock, Heartbeat};
 use context::Context;
+use queue::Queue;
 use registry::Registry;
 use shares::Shares;
+
+/// Ports that trackers accept: neither reserved for the system nor customary for file sharing, which some refuse.
+const PLAUSIBLE_PORTS: std::ops::RangeInclusive<u16> = 49_152..=64_999;
 
 /// All torrents of one process.
 pub struct Session {
     context: Context,
     mapper: Option<PortMapper>,
     _listener: Listener,
+    _heartbeat: Heartbeat,
 }
 
 impl Session {
@@ -129,9 +139,16 @@ impl Session {
         let registry = Arc::new(Registry::new(peer_id, dht.is_some()));
         let listener = Listener::start(sockets, &config.net, registry.clone());
         let announced = AnnouncedPort::from(port);
+        let tracker_port = match (direct, config.net.port) {
+            (true, _) => announced.clone(),
+            // The user may have the proxy's machine forward it.
+            (false, PortChoice::Exactly(port)) if port != 0 => port.into(),
+            (false, _) => rand::random_range(PLAUSIBLE_PORTS).into(),
+        };
         if let Some(mapper) = &mapper {
             tokio::spawn(follow_mapping(mapper.status(), port, announced.clone()));
         }
+        let (clock, heartbeat) = AwakeClock::start();
         let context = Context {
             peer_id,
             port,
@@ -140,12 +157,15 @@ impl Session {
             dht,
             lsd,
             announced,
+            tracker_port,
             registry,
+            clock,
             dialer: Arc::new(dialer),
+            queue: Arc::new(Queue::new(config.active_downloads)),
             shares: Arc::new(Shares::new(config.cache.usage().memory_limit)),
             config,
         };
-        Ok(Self { context, mapper, _listener: listener })
+        Ok(Self { context, mapper, _listener: listener, _heartbeat: heartbeat })
     }
 
     /// Returns the HTTP client of the session, which uses its proxy, address or interface.
@@ -166,6 +186,16 @@ impl Session {
     /// Returns the rate limits, which may be changed at any time.
     pub fn limits(&self) -> &Arc<Limits> {
         &self.context.config.limits
+    }
+
+    /// Returns the maximum number of torrents that download in the background at a time; `None`: no limit.
+    pub fn active_downloads(&self) -> Option<usize> {
+        self.context.queue.limit()
+    }
+
+    /// Changes the maximum number of torrents that download in the background at a time; `None`: no limit.
+    pub fn set_active_downloads(&self, limit: Option<usize>) {
+        self.context.queue.set_limit(limit);
     }
 
     /// Adds a torrent: opens its part of the cache and starts its task. The torrent ends when it is removed, or when its

@@ -4,11 +4,10 @@ use std::ops::Range;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use tokio::sync::OnceCell;
-use tokio::time::Instant;
 
 use crate::metainfo::{FileIndex, Lengths, PieceIndex};
 use crate::store::{Lookup, TorrentStore};
@@ -38,6 +37,29 @@ pub enum ReadError {
     /// The torrent is being removed or the program ends.
     #[error("the torrent is closed")]
     Closed,
+}
+
+/// A part of a file, within the file by construction: reads past its end are cut off here and nowhere else.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Span(Range<u64>);
+
+impl Span {
+    /// Returns the part of `file`, given as bytes of the torrent, from `offset` bytes after its start on.
+    fn new(file: &Range<u64>, offset: u64, len: u32) -> Self {
+        let start = file.start.saturating_add(offset).min(file.end);
+        Self(start..start.saturating_add(u64::from(len)).min(file.end))
+    }
+
+    /// Returns the length in bytes: less than requested only at the end of the file.
+    pub fn len(&self) -> u32 {
+        // No longer than the length that it was made with.
+        (self.0.end - self.0.start) as u32
+    }
+
+    /// Returns whether it starts at or behind the end of the file.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
 }
 
 /// One open file. Readers of one torrent are independent: each has its own window.
@@ -83,34 +105,45 @@ impl Reader {
         self.file.end - self.file.start
     }
 
-    /// Answers from memory or the page cache, or not at all; never waits. Bytes beyond the end of the file are left
-    /// out.
-    pub fn read_now(&self, offset: u64, len: u32) -> Option<Bytes> {
-        let bytes = self.clip(offset, len);
-        self.report_position(&bytes);
+    /// Returns the part of the file that a read at `offset` covers.
+    pub fn span(&self, offset: u64, len: u32) -> Span {
+        Span::new(&self.file, offset, len)
+    }
+
+    /// Reads at most `len` bytes at `offset`: less only at the end of the file. Waits until they are here.
+    pub async fn read(&self, offset: u64, len: u32) -> Result<Bytes, ReadError> {
+        let span = self.span(offset, len);
+        match self.read_now(&span) {
+            Some(bytes) => Ok(bytes),
+            None => self.wait(&span).await,
+        }
+    }
+
+    /// Answers from memory or the page cache, or not at all; never waits.
+    pub fn read_now(&self, Span(bytes): &Span) -> Option<Bytes> {
+        self.report_position(bytes);
         let mut from_disk = false;
-        let data = self.gather_now(&bytes, &mut from_disk)?;
+        let data = self.gather_now(bytes, &mut from_disk)?;
         let Reads { memory, disk, .. } = &self.torrent.reads;
         Reads::count(if from_disk { disk } else { memory });
         Some(data)
     }
 
     /// Waits until every piece that the read touches is here. Fails if none of their blocks arrives within the time
-    /// limit. Bytes beyond the end of the file are left out.
-    pub async fn read(&self, offset: u64, len: u32) -> Result<Bytes, ReadError> {
-        let bytes = self.clip(offset, len);
+    /// limit.
+    pub async fn wait(&self, Span(bytes): &Span) -> Result<Bytes, ReadError> {
         let Reads { disk, missed, .. } = &self.torrent.reads;
-        let here = self.lengths().pieces_in(&bytes).all(|piece| self.torrent.store.has(piece));
+        let here = self.lengths().pieces_in(bytes).all(|piece| self.torrent.store.has(piece));
         Reads::count(if here { disk } else { missed });
         let mut waited = !here;
-        let want = Want::start(self, &bytes).await;
+        let want = Want::start(self, bytes).await;
         loop {
-            for piece in self.lengths().pieces_in(&bytes) {
-                self.wait_for(piece, &bytes, &want).await?;
+            for piece in self.lengths().pieces_in(bytes) {
+                self.wait_for(piece, bytes, &want).await?;
             }
             // Pieces that have just arrived are in memory.
             if std::mem::take(&mut waited)
-                && let Some(data) = self.gather_now(&bytes, &mut false)
+                && let Some(data) = self.gather_now(bytes, &mut false)
             {
                 return Ok(data);
             }
@@ -155,9 +188,11 @@ impl Reader {
     async fn wait_for(&self, piece: PieceIndex, bytes: &Range<u64>, want: &Want<'_>) -> Result<(), ReadError> {
         let store = &self.torrent.store;
         let mut closed = self.torrent.closed.clone();
+        // The time that the process slept does not count.
+        let clock = &self.torrent.clock;
         let limit = self.torrent.read_timeout;
         let repeated = self.just_timed_out(piece);
-        let mut deadline = limit.map(|limit| if repeated { Instant::now() } else { Instant::now() + limit });
+        let mut deadline = limit.map(|limit| if repeated { clock.now() } else { clock.now() + limit });
         loop {
             // Register first, look afterwards: a piece that arrives in between is not missed (invariant 3).
             let mut arrived = pin!(store.wait(piece));
@@ -166,7 +201,7 @@ impl Reader {
             }
             let expired = async {
                 match deadline {
-                    Some(deadline) => tokio::time::sleep_until(deadline).await,
+                    Some(deadline) => clock.sleep_until(deadline).await,
                     None => std::future::pending().await,
                 }
             };
@@ -175,15 +210,15 @@ impl Reader {
                     // If it was evicted again before this task ran, the swarm has to fetch it once more.
                     if !store.has(piece) {
                         want.send().await;
-                        deadline = limit.map(|limit| Instant::now() + limit);
+                        deadline = limit.map(|limit| clock.now() + limit);
                     }
                 }
                 () = async { drop(closed.wait_for(|closed| *closed).await) } => return Err(ReadError::Closed),
                 () = expired => {
                     let limit = limit.unwrap_or_default();
                     let last_block = self.torrent.block_times.last(self.lengths().pieces_in(bytes));
-                    let next = last_block.map(|at| Instant::from_std(at) + limit);
-                    if next.is_none_or(|next| next <= Instant::now()) {
+                    let next = last_block.map(|at| at + limit);
+                    if next.is_none_or(|next| next <= clock.now()) {
                         if !repeated {
                             lock(&self.timed_out).push((piece, Instant::now()));
                         }
@@ -211,12 +246,6 @@ impl Reader {
         {
             self.torrent.try_send(Event::Read { reader: self.id, bytes: bytes.clone() });
         }
-    }
-
-    /// Returns a range of the file as bytes of the torrent.
-    fn clip(&self, offset: u64, len: u32) -> Range<u64> {
-        let start = self.file.start.saturating_add(offset).min(self.file.end);
-        start..start.saturating_add(u64::from(len)).min(self.file.end)
     }
 
     fn lengths(&self) -> &Lengths {
@@ -293,4 +322,18 @@ fn gather(
         }
     }
     Some(whole.freeze())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Span;
+
+    #[test]
+    fn a_span_ends_where_the_file_does() {
+        let span = |offset, len| Span::new(&(100..106), offset, len);
+        assert_eq!(span(0, 4), Span(100..104));
+        assert_eq!(span(4, 4), Span(104..106));
+        assert_eq!([0, 4, 6, u64::MAX].map(|offset| span(offset, 4).len()), [4, 2, 0, 0]);
+        assert!(span(6, 4).is_empty() && span(0, 0).is_empty() && !span(5, u32::MAX).is_empty());
+    }
 }

@@ -1,9 +1,10 @@
 //! How the torrents of a session share connections, memory for unfinished pieces, and bandwidth.
 //!
 //! Torrents that are being read come first. Some connections are reserved for them; when all are taken, each other
-//! torrent closes one connection per second. Each torrent that is being read gets an equal part of the memory for
-//! unfinished pieces, and the others get the rest. While a reader waits for blocks that are on their way, no other
-//! torrent starts a piece in the background.
+//! torrent closes one connection per second. Others are reserved from torrents that wait for their turn to download. Each
+//! torrent that is being read gets an equal part of the memory for unfinished pieces, and the others get the rest. While a
+//! reader waits for blocks that are on their way, the swarms of the torrents that nobody reads yield: what that means is up
+//! to their policy.
 //!
 //! So the memory of a session is: all pieces, finished or not, have `CacheConfig::memory` together; only if that is
 //! less than [`MAX_PARTIAL`], or if more than a few torrents are being read ([`MIN_PARTIAL`]), unfinished pieces may
@@ -24,6 +25,9 @@ use crate::util::align_to_tick;
 const CONNECTIONS: usize = 500;
 /// Connections reserved for torrents that are being read.
 const RESERVED: usize = 100;
+/// Connections that torrents waiting for their turn leave to those that download or seed: they need peers only to
+/// serve them, and for the first blocks of a read.
+const RESERVED_FROM_QUEUED: usize = 200;
 /// Maximum number of connections of one torrent: enough to find fast peers.
 pub(super) const MAX_PEERS: usize = 100;
 /// Connections that no torrent has to close for another, and that a torrent being read may always have.
@@ -32,7 +36,7 @@ const MIN_PEERS: usize = 4;
 pub(super) const MAX_PARTIAL: u64 = 32 << 20;
 /// Bytes of unfinished pieces that a torrent being read may always have.
 const MIN_PARTIAL: u64 = 2 << 20;
-/// How long a blocked reader suppresses background fetching in other torrents.
+/// How long a report that a reader waits holds: it is repeated every second, and must not lapse between two reports.
 const WAITING: Duration = Duration::from_secs(2);
 
 /// The counts of a session.
@@ -74,6 +78,7 @@ pub(super) struct Share {
     connections: usize,
     partial: u64,
     reading: bool,
+    queued: bool,
 }
 
 /// The limits of one torrent at this moment.
@@ -87,15 +92,18 @@ pub(super) struct Allowed {
     pub(super) partial: u64,
     /// The part of these that background fetching may use.
     pub(super) background: u64,
+    /// A reader of another torrent waits for blocks that are on their way, and nobody reads this one.
+    pub(super) yielding: bool,
 }
 
 impl Share {
     pub(super) fn new(shares: Arc<Shares>) -> Self {
-        Self { shares, connections: 0, partial: 0, reading: false }
+        Self { shares, connections: 0, partial: 0, reading: false, queued: false }
     }
 
-    /// Records what the torrent uses now.
-    pub(super) fn set(&mut self, connections: usize, partial: u64, reading: bool) {
+    /// Records what the torrent uses now, and whether it is being read or waits for its turn to download.
+    pub(super) fn set(&mut self, connections: usize, partial: u64, reading: bool, queued: bool) {
+        self.queued = queued;
         // Wrapping arithmetic keeps the sums exact in any order of updates.
         if connections != self.connections {
             self.shares.connections.fetch_add(connections.wrapping_sub(self.connections), Relaxed);
@@ -132,23 +140,27 @@ impl Share {
     pub(super) fn allowed(&self, now: Instant) -> Allowed {
         let Shares { memory, connections, partial, reading, waiting, .. } = &*self.shares;
         let (all, reading) = (connections.load(Relaxed), reading.load(Relaxed).max(1));
-        let limit = if self.reading { CONNECTIONS } else { CONNECTIONS - RESERVED };
+        let limit = match (self.reading, self.queued) {
+            (true, _) => CONNECTIONS,
+            (false, false) => CONNECTIONS - RESERVED,
+            (false, true) => CONNECTIONS - RESERVED - RESERVED_FROM_QUEUED,
+        };
         let mut peers = (self.connections + limit.saturating_sub(all)).min(MAX_PEERS);
         if self.reading {
             peers = peers.min((CONNECTIONS / reading).max(MIN_PEERS)).max(MIN_PEERS);
         }
-        let shed = !self.reading && all >= CONNECTIONS && self.connections > MIN_PEERS;
+        let crowded = if self.queued { CONNECTIONS - RESERVED } else { CONNECTIONS };
+        let shed = !self.reading && all >= crowded && self.connections > MIN_PEERS;
         let most = (memory / reading as u64).clamp(MIN_PARTIAL, MAX_PARTIAL);
-        let held_back = !self.reading && waiting.load(Relaxed) > self.shares.since(now);
+        let yielding = !self.reading && waiting.load(Relaxed) > self.shares.since(now);
         let free = memory.saturating_sub(partial.load(Relaxed));
-        let background = if held_back { 0 } else { self.partial + free };
-        Allowed { peers, shed, partial: most, background }
+        Allowed { peers, shed, partial: most, background: self.partial + free, yielding }
     }
 }
 
 impl Drop for Share {
     fn drop(&mut self) {
-        self.set(0, 0, false);
+        self.set(0, 0, false, false);
     }
 }
 
@@ -163,13 +175,14 @@ mod tests {
         let (shares, now) = (Arc::new(Shares::new(1 << 20)), Instant::now());
         let mut only = Share::new(shares);
         for reading in [false, true] {
-            only.set(MAX_PEERS, MAX_PARTIAL, reading);
-            let expected = Allowed { peers: MAX_PEERS, shed: false, partial: MAX_PARTIAL, background: MAX_PARTIAL };
+            only.set(MAX_PEERS, MAX_PARTIAL, reading, false);
+            let (partial, background) = (MAX_PARTIAL, MAX_PARTIAL);
+            let expected = Allowed { peers: MAX_PEERS, shed: false, partial, background, yielding: false };
             assert_eq!(only.allowed(now), expected);
         }
         // Its own readers do not suppress it.
         only.set_waiting(now);
-        assert_eq!(only.allowed(now).background, MAX_PARTIAL);
+        assert!(!only.allowed(now).yielding);
     }
 
     #[test]
@@ -177,18 +190,18 @@ mod tests {
         let (shares, now) = (Arc::new(Shares::new(MEMORY)), Instant::now());
         let mut idle: Vec<Share> = (0..5).map(|_| Share::new(shares.clone())).collect();
         for share in &mut idle {
-            share.set(share.allowed(now).peers, 0, false);
+            share.set(share.allowed(now).peers, 0, false, false);
         }
         assert_eq!(idle.iter().map(|share| share.connections).sum::<usize>(), CONNECTIONS - RESERVED);
         let mut read = Share::new(shares.clone());
-        read.set(0, 0, true);
+        read.set(0, 0, true, false);
         let places = read.allowed(now).peers;
         assert_eq!(places, RESERVED);
         assert!(!idle[0].allowed(now).shed);
-        read.set(places, 0, true);
+        read.set(places, 0, true, false);
         // Now all are taken: another torrent being read gets its first few, and the idle ones have to close some.
         let mut second = Share::new(shares.clone());
-        second.set(0, 0, true);
+        second.set(0, 0, true, false);
         assert_eq!(second.allowed(now).peers, MIN_PEERS);
         assert!(idle[0].allowed(now).shed && !idle[4].allowed(now).shed && !read.allowed(now).shed);
         drop(idle);
@@ -198,16 +211,36 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_shared_and_background_fetching_waits_for_readers() {
+    fn torrents_that_wait_for_their_turn_leave_connections_to_those_that_download() {
+        let (shares, now) = (Arc::new(Shares::new(MEMORY)), Instant::now());
+        let mut queued: Vec<Share> = (0..50).map(|_| Share::new(shares.clone())).collect();
+        for share in &mut queued {
+            share.set(0, 0, false, true);
+            share.set(share.allowed(now).peers, 0, false, true);
+        }
+        let free = CONNECTIONS - RESERVED - queued.iter().map(|share| share.connections).sum::<usize>();
+        assert_eq!(free, RESERVED_FROM_QUEUED);
+        let mut active = Share::new(shares.clone());
+        assert_eq!(active.allowed(now).peers, MAX_PEERS);
+        active.set(free - 1, 0, false, false);
+        assert!(!queued[0].allowed(now).shed);
+        active.set(free, 0, false, false);
+        assert!(queued[0].allowed(now).shed && !active.allowed(now).shed);
+        queued[0].set(MAX_PEERS, 0, true, true);
+        assert!(!queued[0].allowed(now).shed, "a reader comes first");
+    }
+
+    #[test]
+    fn memory_is_shared_and_torrents_yield_to_readers() {
         let (shares, now) = (Arc::new(Shares::new(MEMORY)), Instant::now());
         let mut all: Vec<Share> = (0..10).map(|_| Share::new(shares.clone())).collect();
-        all.iter_mut().for_each(|share| share.set(1, 0, true));
+        all.iter_mut().for_each(|share| share.set(1, 0, true, false));
         assert_eq!(all[0].allowed(now).partial, MEMORY / 10);
-        all.iter_mut().take(8).for_each(|share| share.set(1, 5 << 20, false));
+        all.iter_mut().take(8).for_each(|share| share.set(1, 5 << 20, false, false));
         assert_eq!(all[0].allowed(now).partial, MAX_PARTIAL);
         assert_eq!(all[0].allowed(now).background, (5 << 20) + MEMORY - (40 << 20));
         all[9].set_waiting(now);
-        assert_eq!((all[0].allowed(now).background, all[8].allowed(now).background > 0), (0, true));
-        assert!(all[0].allowed(now + WAITING * 2).background > 0);
+        assert!(all[0].allowed(now).yielding && !all[8].allowed(now).yielding);
+        assert!(!all[0].allowed(now + WAITING * 2).yielding);
     }
 }

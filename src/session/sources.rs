@@ -53,7 +53,7 @@ impl Found {
 pub(super) struct Sources {
     pub(super) announcer: Arc<Announcer>,
     dht: Option<DhtSearch>,
-    _lsd: Option<LsdTorrent>,
+    lsd: Option<LsdTorrent>,
 }
 
 impl Sources {
@@ -68,7 +68,7 @@ impl Sources {
         finders: Finders,
     ) -> Self {
         let Context { peer_id, port, key, .. } = *context;
-        let announce = Announce { info_hash, peer_id, port: context.announced.clone(), tiers, key };
+        let announce = Announce { info_hash, peer_id, port: context.tracker_port.clone(), tiers, key };
         let dht = context.dht.as_ref().filter(|_| !private).map(|dht| {
             // Without a port nobody can connect to us, and there is nothing to announce.
             dht.search(info_hash, (port != 0).then_some(port), finders.dht)
@@ -76,14 +76,17 @@ impl Sources {
         let lsd = context.lsd.as_ref().filter(|_| !private && port != 0);
         let lsd = lsd.map(|lsd| lsd.register(info_hash, port, finders.lsd));
         let announcer = Arc::new(Announcer::spawn(announce, transferred, context.trackers.clone(), finders.trackers));
-        Self { announcer, dht, _lsd: lsd }
+        Self { announcer, dht, lsd }
     }
 
     /// Asks for more peers, because there are few; `urgent` if somebody reads. May be called often.
     pub(super) fn want_peers(&self, urgent: bool) {
         self.announcer.want_peers(urgent);
         if let Some(dht) = &self.dht {
-            dht.want_peers();
+            dht.want_peers(urgent);
+        }
+        if let Some(lsd) = self.lsd.as_ref().filter(|_| urgent) {
+            lsd.want_peers();
         }
     }
 

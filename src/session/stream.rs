@@ -52,12 +52,13 @@ impl FileStream {
             let read = match &mut self.in_progress {
                 Some(read) => read,
                 None => {
-                    if let Some(bytes) = self.reader.read_now(self.position, CHUNK) {
+                    let span = self.reader.span(self.position, CHUNK);
+                    if let Some(bytes) = self.reader.read_now(&span) {
                         self.ready = bytes;
                         break;
                     }
-                    let (reader, position) = (self.reader.clone(), self.position);
-                    self.in_progress.insert(Box::pin(async move { reader.read(position, CHUNK).await }))
+                    let reader = self.reader.clone();
+                    self.in_progress.insert(Box::pin(async move { reader.wait(&span).await }))
                 }
             };
             let outcome = ready!(read.as_mut().poll(cx));

@@ -15,6 +15,7 @@ use crate::swarm::{Event, Stats};
 use crate::util::lock;
 use crate::webseed::WebSeed;
 
+use super::awake::AwakeClock;
 use super::block_times::BlockTimes;
 use super::priorities::{Priority, piece_priorities};
 use super::reads::{ReadCounts, Reads};
@@ -44,6 +45,8 @@ pub struct Torrent {
     /// Set when the task ends: blocked reads fail at once.
     pub(super) closed: watch::Receiver<bool>,
     pub(super) read_timeout: Option<Duration>,
+    /// The clock of read limits.
+    pub(super) clock: Arc<AwakeClock>,
     pub(super) runtime: tokio::runtime::Handle,
     pub(super) next_id: AtomicU64,
     pub(super) stopping: AtomicBool,

@@ -31,6 +31,8 @@ pub enum DisconnectReason {
 pub enum Action {
     /// Open a connection; answer with `Connected` or `ConnectFailed`.
     Connect(SocketAddr),
+    /// Search for more peers now: a read is blocked on a piece that no peer serves. Repeated while it is.
+    FindPeers,
     /// Send one message.
     Send(PeerKey, Message),
     /// Close the connection; no `Disconnected` follows.

@@ -22,6 +22,14 @@ const FIRST_RETRY: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_secs(10);
 /// Maximum wait after a failure.
 const MAX_RETRY: Duration = Duration::from_secs(30 * 60);
+/// Number of addresses that are dialed before their time at once while a blocked read has no peer: as many as are dialed
+/// at a time.
+const HURRIED: usize = 16;
+/// Time between two such dials of an address, multiplied by its failures up to `MAX_HURRIED`: a peer may be back at any
+/// moment, and one packet a second disturbs nobody.
+const HURRIED_RETRY: Duration = Duration::from_secs(1);
+/// Maximum time between two such dials, in terms of `HURRIED_RETRY`.
+const MAX_HURRIED: u32 = 5;
 /// Number of consecutive failures after which an address may be replaced by a new one.
 const HOPELESS: u32 = 3;
 /// Number of distinct liars at one IP address after which the whole address is banned.
@@ -42,6 +50,8 @@ struct Entry {
     state: State,
     /// When it may be dialed.
     after: Instant,
+    /// When it was last dialed.
+    dialed: Option<Instant>,
     /// Consecutive failures.
     failures: u32,
     /// It had every piece when last seen: useless while we lack nothing.
@@ -87,8 +97,27 @@ impl Addresses {
             self.due.remove(&replaced);
             self.entries.remove(&replaced.1);
         }
-        self.entries.insert(addr, Entry { state: State::Idle, after: now, failures: 0, seed: false, source });
+        let entry = Entry { state: State::Idle, after: now, dialed: None, failures: 0, seed: false, source };
+        self.entries.insert(addr, entry);
         self.due.insert((now, addr));
+    }
+
+    /// Brings forward the dialing of addresses that wait after a failure, the most promising first, because a blocked
+    /// read has no peer to wait for.
+    pub(super) fn hurry(&mut self, now: Instant) {
+        let mut waiting: Vec<(u32, Instant, SocketAddr)> = Vec::new();
+        for (after, addr) in self.due.iter().rev().take_while(|(after, _)| *after > now) {
+            let Some(entry) = self.entries.get(addr) else { continue };
+            let wait = HURRIED_RETRY * entry.failures.clamp(1, MAX_HURRIED);
+            if entry.dialed.is_none_or(|dialed| dialed + wait <= now) {
+                waiting.push((entry.failures, *after, *addr));
+            }
+        }
+        waiting.sort_unstable();
+        for (_, after, addr) in waiting.into_iter().take(HURRIED) {
+            self.due.remove(&(after, addr));
+            self.set_idle(addr, now);
+        }
     }
 
     /// Returns the source of an address that was dialed. One that is not in the book was dialed for a rendezvous.
@@ -105,7 +134,8 @@ impl Addresses {
         let in_lan = |(_, addr): &&(Instant, SocketAddr)| is_lan(addr.ip());
         let place = if in_lan(&&first) { first } else { ready.find(in_lan).copied().unwrap_or(first) };
         self.due.remove(&place);
-        self.entries.get_mut(&place.1)?.state = State::Dialing;
+        let entry = self.entries.get_mut(&place.1)?;
+        (entry.state, entry.dialed) = (State::Dialing, Some(now));
         self.dialing += 1;
         Some(place.1)
     }
@@ -151,6 +181,16 @@ impl Addresses {
         entry.seed = seed;
         let wait = if useful { FIRST_RETRY * 2 } else { (RETRY * (1 << entry.failures.min(10))).min(MAX_RETRY) };
         self.set_idle(addr, now + wait);
+    }
+
+    /// Records the address at which a peer that connected to us, and is gone, can be dialed.
+    pub(super) fn left(&mut self, now: Instant, addr: SocketAddr, useful: bool, seed: bool) {
+        if self.entries.contains_key(&addr) {
+            return;
+        }
+        self.found(now, addr, PeerSource::Incoming);
+        self.connected(addr);
+        self.disconnected(now, addr, useful, seed);
     }
 
     /// Makes an address wait until `after`, or removes it if its IP address was banned meanwhile.
@@ -242,6 +282,44 @@ mod tests {
         }
         assert_eq!(waits[..4], [1, 10, 20, 40]);
         assert_eq!(waits[11], 1_800);
+        book.check();
+    }
+
+    #[test]
+    fn a_blocked_read_cuts_waits_short_and_still_spares_each_address() {
+        let start = Instant::now();
+        let mut book = Addresses::default();
+        (1..=39).for_each(|port| book.found(start, addr(port), PeerSource::Dht));
+        let dial = |book: &mut Addresses, now| -> Vec<u16> {
+            let dialed: Vec<SocketAddr> = std::iter::from_fn(|| book.next_to_dial(now, true)).collect();
+            dialed.iter().for_each(|addr| book.failed(now, *addr));
+            dialed.iter().map(SocketAddr::port).collect()
+        };
+        (0..8).for_each(|round| assert_eq!(dial(&mut book, start + MAX_RETRY * round).len(), 39));
+        let (now, second) = (start + MAX_RETRY * 7 + Duration::from_secs(10), Duration::from_secs(1));
+        book.found(now, addr(40), PeerSource::Dht);
+        assert_eq!(dial(&mut book, now), [40]);
+        let hurried = |book: &mut Addresses, now| {
+            book.hurry(now);
+            book.check();
+            dial(book, now)
+        };
+        let first = hurried(&mut book, now + second / 2);
+        assert!(first.len() == HURRIED && !first.contains(&40), "{first:?}");
+        let times: Vec<u32> = (2..60).filter(|n| hurried(&mut book, now + second * *n / 2).contains(&40)).collect();
+        assert_eq!(times, [1, 3, 6, 10, 15, 20, 25].map(|seconds| 2 * seconds), "in half seconds");
+    }
+
+    #[test]
+    fn a_peer_that_called_us_is_dialed_when_it_is_gone() {
+        let now = Instant::now();
+        let mut book = Addresses::default();
+        book.left(now, addr(1), true, false);
+        book.check();
+        assert_eq!(book.next_to_dial(now, true), None);
+        assert_eq!(book.next_to_dial(now + FIRST_RETRY * 2, true), Some(addr(1)));
+        book.left(now, addr(1), true, false);
+        assert_eq!(book.dialing(), 1, "known already");
         book.check();
     }
 

@@ -6,15 +6,15 @@
 //! a few peers with a good share each keep tit for tat worth their while, and no bandwidth is left unused. Among peers
 //! with equal claims those in our own network come first, because serving them costs no uplink bandwidth.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 
 use super::event::PeerKey;
+use super::policy::Policy;
 
-/// Minimum number of ordinary slots.
-const MIN_SLOTS: usize = 4;
 /// Maximum number of ordinary slots.
 const MAX_SLOTS: usize = 50;
 /// Interval at which the ordinary slots are assigned (BEP 3).
@@ -38,6 +38,7 @@ pub(super) struct Candidate {
 
 #[derive(Debug)]
 pub(super) struct Choker {
+    policy: Arc<Policy>,
     next_round: Instant,
     next_optimistic: Instant,
     /// The peer in the optimistic slot.
@@ -46,16 +47,16 @@ pub(super) struct Choker {
     slots: usize,
 }
 
-/// Returns the number of ordinary slots at an upload rate in bytes per second: each slot gets at least 30 KB/s times
-/// their number. With more slots each peer would wait longer for a whole piece to pass on (in the simulation, a flash
-/// crowd takes a fifth longer with 4 KB/s).
-fn slots(up_rate: f64) -> usize {
-    ((up_rate / 30e3).sqrt() as usize).clamp(MIN_SLOTS, MAX_SLOTS)
+/// Returns the number of ordinary slots at an upload rate in bytes per second.
+fn slots(policy: &Policy, up_rate: f64) -> usize {
+    let slots = (up_rate / policy.slot_rate.max(1) as f64).sqrt() as usize;
+    slots.max(policy.upload_slots as usize).min(MAX_SLOTS)
 }
 
 impl Choker {
-    pub(super) fn new(now: Instant) -> Self {
-        Self { next_round: now + ROUND, next_optimistic: now, optimistic: None, slots: MIN_SLOTS }
+    pub(super) fn new(now: Instant, policy: Arc<Policy>) -> Self {
+        let slots = slots(&policy, 0.0);
+        Self { policy, next_round: now + ROUND, next_optimistic: now, optimistic: None, slots }
     }
 
     /// Returns whether the slots have to be assigned again.
@@ -78,7 +79,7 @@ impl Choker {
         peers: usize,
     ) -> Vec<PeerKey> {
         self.next_round = now + ROUND;
-        self.slots = slots(up_rate);
+        self.slots = slots(&self.policy, up_rate);
         let mut ranked: Vec<&Candidate> = candidates.iter().filter(|candidate| !candidate.snubbed).collect();
         ranked.sort_by(|a, b| b.in_lan.cmp(&a.in_lan).then(b.rate.total_cmp(&a.rate)));
         let mut served: Vec<PeerKey> = ranked.iter().take(self.slots).map(|candidate| candidate.key).collect();
@@ -106,22 +107,24 @@ mod tests {
     #[test]
     fn the_fastest_are_served_and_one_other() {
         let now = Instant::now();
-        let (mut choker, mut rng) = (Choker::new(now), SmallRng::seed_from_u64(1));
+        let (mut choker, mut rng) = (Choker::new(now, Arc::default()), SmallRng::seed_from_u64(1));
         assert!(!choker.is_due(now) && choker.is_due(now + ROUND));
+        let ordinary = choker.slots;
         let candidates: Vec<Candidate> = (0..10u32)
             .map(|n| Candidate { key: PeerKey(n.into()), in_lan: n == 0, rate: n.into(), snubbed: n == 9 })
             .collect();
         let served = choker.assign(now, &mut rng, 0.0, &candidates, candidates.len());
-        assert_eq!(served[..MIN_SLOTS], [0, 8, 7, 6].map(PeerKey));
+        assert_eq!(served[..ordinary], [0, 8, 7, 6].map(PeerKey));
         assert_eq!(served.len(), choker.all_slots());
         let again = choker.assign(now + ROUND, &mut rng, 0.0, &candidates, candidates.len());
         assert_eq!(served, again, "the optimistic slot stays for three rounds");
         let moved = choker.assign(now + OPTIMISTIC_ROUND, &mut rng, 0.0, &candidates, candidates.len());
-        assert_ne!(served[MIN_SLOTS], moved[MIN_SLOTS]);
+        assert_ne!(served[ordinary], moved[ordinary]);
     }
 
     #[test]
     fn slots_grow_with_the_square_root_of_the_rate() {
-        assert_eq!([0.0, 3e6, 12e6, 1e12].map(slots), [MIN_SLOTS, 10, 20, MAX_SLOTS]);
+        let policy = Policy::default();
+        assert_eq!([0.0, 3e6, 12e6, 1e12].map(|rate| slots(&policy, rate)), [4, 10, 20, MAX_SLOTS]);
     }
 }

@@ -45,8 +45,6 @@ pub struct Config {
     pub super_seed: bool,
     /// Maximum number of connections.
     pub max_peers: usize,
-    /// Maximum number of connections being made.
-    pub max_connecting: usize,
     /// Maximum bytes of partial and checking pieces; what a blocked read waits for may exceed it by a few pieces.
     pub max_partial: u64,
     /// The order in which background fetching starts pieces.
@@ -70,7 +68,6 @@ impl Config {
             pex: true,
             super_seed: false,
             max_peers: 50,
-            max_connecting: 20,
             max_partial: 32 << 20,
             order: PickOrder::default(),
             policy: Arc::default(),

@@ -7,6 +7,7 @@ use super::action::{Action, DisconnectReason};
 use super::event::{Direction, NewPeer, PeerKey, PeerSource};
 use super::machine::Swarm;
 use super::peer::{Holding, Peer};
+use super::pieces::State;
 use crate::wire::{Message, PeerId, allowed_fast_set, bitfield_to_wire};
 
 /// How long we may send nothing before a keep-alive is due (BEP 3: peers hang up after two minutes).
@@ -15,8 +16,9 @@ const KEEP_ALIVE: Duration = Duration::from_secs(100);
 const IDLE: Duration = Duration::from_secs(180);
 /// Age below which two connections to the same peer may have been opened at the same time, one by each side.
 const CROSSED: Duration = Duration::from_secs(30);
-/// How long a peer may be useless to both sides once every connection slot is taken.
-const USELESS_LIMIT: Duration = Duration::from_secs(60);
+/// Interval at which a blocked read without a peer has addresses dialed and others searched for: short for a reader, long
+/// for the hosts that are dialed.
+const SEARCH_INTERVAL: Duration = Duration::from_millis(500);
 /// Number of pieces that a peer may request while choked (BEP 6).
 const ALLOWED_FAST: u8 = 10;
 
@@ -148,11 +150,36 @@ impl Swarm {
         self.introductions.forget(key);
         self.unchoked -= usize::from(!peer.we_choke);
         let useful = peer.pipeline.rate_is_known();
-        if peer.direction == Direction::Outgoing {
-            self.addresses.disconnected(now, peer.addr, useful, peer.is_seed());
+        match (peer.direction, peer.dial_addr()) {
+            (Direction::Outgoing, _) => self.addresses.disconnected(now, peer.addr, useful, peer.is_seed()),
+            // It may have been the only connection, and the peer may not call again.
+            (Direction::Incoming, Some(addr)) if !self.addresses.is_banned_id(addr.ip(), peer.id) => {
+                self.addresses.left(now, addr, useful, peer.is_seed());
+            }
+            (Direction::Incoming, _) => {}
         }
         self.fill_slots(now);
         self.work = true;
+    }
+
+    /// If a read is blocked on a piece that no peer serves: dials addresses although they wait after a failure, and has
+    /// more of them searched for.
+    pub(super) fn find_peers_for_readers(&mut self, now: Instant) {
+        if self.blocked.is_empty() || now < self.next_search || self.paused {
+            return;
+        }
+        // A peer that owes blocks and sends none is no peer that a read can rely on.
+        let timeout = self.config.policy.doubt_timeout();
+        let stalled =
+            |peer: &Peer| !peer.asks.is_empty() && now.saturating_duration_since(peer.last_progress) >= timeout;
+        let serving: Vec<&Peer> = self.peers.values().filter(|peer| !stalled(peer)).collect();
+        let is_served = |piece: &u32| serving.iter().any(|peer| peer.serves(now, *piece));
+        if self.blocked.iter().all(|piece| self.pieces.state(*piece) == State::Checking || is_served(piece)) {
+            return;
+        }
+        self.next_search = now + SEARCH_INTERVAL;
+        self.addresses.hurry(now);
+        self.actions.push_back(Action::FindPeers);
     }
 
     /// Dials as many addresses as there are free connection slots.
@@ -161,7 +188,7 @@ impl Swarm {
         if self.paused || self.pieces.complete() && !self.config.upload {
             return;
         }
-        while self.addresses.dialing() < self.config.max_connecting
+        while self.addresses.dialing() < self.config.policy.dial_limit as usize
             && self.connections() < self.config.max_peers.min(self.max_connections)
         {
             let Some(addr) = self.addresses.next_to_dial(now, !self.pieces.complete()) else { return };
@@ -200,10 +227,10 @@ impl Swarm {
             self.send(now, key, Message::KeepAlive);
         }
         if self.peers.len() >= self.config.max_peers && self.addresses.next_due().is_some_and(|due| due <= now) {
-            let useless = self
-                .peers
-                .iter()
-                .find(|(_, peer)| peer.wanted == 0 && !peer.interested_in_us && since(peer.connected) >= USELESS_LIMIT);
+            let useless_timeout = self.config.policy.useless_timeout();
+            let useless = self.peers.iter().find(|(_, peer)| {
+                peer.wanted == 0 && !peer.interested_in_us && since(peer.connected) >= useless_timeout
+            });
             if let Some(key) = useless.map(|(key, _)| *key) {
                 self.disconnect(now, key, DisconnectReason::Crowded);
             }

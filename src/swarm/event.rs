@@ -117,6 +117,8 @@ pub enum Event {
     Serve(bool),
     /// Fetch only what readers need from now on, or everything.
     OnDemand(bool),
+    /// Begin pieces in the background from now on (true), or finish those that are begun and wait for the torrent's turn.
+    Turn(bool),
     /// Stop fetching and serving, or resume.
     Pause(bool),
     /// How background fetching treats pieces from now on; pieces in neither set are ordinary. Readers get what they
@@ -159,6 +161,8 @@ pub enum Event {
         shed: bool,
         /// [`Config::max_partial`](super::Config::max_partial) from now on.
         max_partial: u64,
+        /// A read of another torrent is blocked on blocks that are on their way, so nothing is fetched in the background.
+        yielding: bool,
     },
     /// A file was opened.
     Open {

@@ -56,15 +56,21 @@ pub struct Swarm {
     pub(super) actions: VecDeque<Action>,
     /// Nothing is fetched or served.
     pub(super) paused: bool,
+    /// Background fetching begins no piece, because other torrents come first.
+    pub(super) queued: bool,
     /// Bytes that background fetching may still add to the store.
     pub(super) room: u64,
     /// Maximum number of connections that the other torrents leave to this one.
     pub(super) max_connections: usize,
+    /// A read of another torrent is blocked on blocks that are on their way.
+    yielding: bool,
     /// The activity of readers, which decides how long the queues at peers may be.
     pub(super) phase: Phase,
     /// There may be new work for some peer.
     pub(super) work: bool,
     next_tick: Instant,
+    /// When a blocked read without a peer next has addresses dialed.
+    pub(super) next_search: Instant,
     down: Meter,
     up: Meter,
     pub(super) downloaded: u64,
@@ -88,9 +94,9 @@ impl Swarm {
             addresses: Addresses::default(),
             introductions: Introductions::new(now),
             blame: Blame::default(),
-            choker: Choker::new(now),
+            choker: Choker::new(now, config.policy.clone()),
             super_seed: (config.super_seed && config.upload && pieces.complete())
-                .then(|| SuperSeed::new(pieces.count())),
+                .then(|| SuperSeed::new(pieces.count(), config.policy.clone())),
             unchoked: 0,
             readers: Readers::new(config.lengths, config.max_partial, config.policy.clone()),
             urgent: Vec::new(),
@@ -101,11 +107,14 @@ impl Swarm {
             pins: Vec::new(),
             actions: VecDeque::new(),
             paused: false,
+            queued: false,
             room: u64::MAX,
             max_connections: usize::MAX,
+            yielding: false,
             phase: Phase::Filling,
             work: false,
             next_tick: now,
+            next_search: now,
             down: Meter::new(now),
             up: Meter::new(now),
             downloaded: 0,
@@ -130,6 +139,7 @@ impl Swarm {
             Event::Message(peer, message) => self.message(now, peer, message),
             Event::Serve(serve) => self.serve(now, serve),
             Event::OnDemand(on_demand) => self.set_on_demand(on_demand),
+            Event::Turn(turn) => self.set_turn(turn),
             Event::Pause(paused) => self.pause(now, paused),
             Event::Priorities { skip, high } => self.prioritize(skip, &high),
             Event::Uploaded { peer, request, sent } => self.uploaded(now, peer, request, sent),
@@ -141,7 +151,12 @@ impl Swarm {
                 self.work |= bytes > self.room;
                 self.room = bytes;
             }
-            Event::Share { peers, shed, max_partial } => self.share(now, peers, shed, max_partial),
+            Event::Share { peers, shed, max_partial, yielding } => {
+                self.share(now, peers, shed, max_partial);
+                self.work |= self.yielding && !yielding;
+                self.yielding = yielding;
+                self.set_phase(now);
+            }
             Event::Open { reader, bytes } => self.readers.open(now, reader, bytes),
             Event::Read { reader, bytes } => {
                 self.readers.read(now, reader, &bytes);
@@ -206,6 +221,11 @@ impl Swarm {
         self.pieces.partial_bytes()
     }
 
+    /// Returns the wanted bytes received so far.
+    pub fn downloaded(&self) -> u64 {
+        self.downloaded
+    }
+
     /// Returns rates and counts, for people.
     pub fn stats(&self, now: Instant) -> Stats {
         Stats {
@@ -253,12 +273,12 @@ impl Swarm {
         self.tick_requests(now);
         self.work = true;
         let busy = self.peers.values().any(|peer| !peer.asks.is_empty());
-        let blocked_tick = self.config.policy.blocked_tick;
+        let policy = &self.config.policy;
         self.next_tick = now
             + match (self.readers.any_blocked(), busy) {
-                (true, _) if !self.peers.is_empty() => blocked_tick,
-                (_, true) => 8 * blocked_tick,
-                _ => 40 * blocked_tick,
+                (true, _) if !self.peers.is_empty() => policy.blocked_tick,
+                (_, true) => policy.busy_tick(),
+                _ => policy.idle_tick(),
             };
     }
 
@@ -271,6 +291,7 @@ impl Swarm {
         if std::mem::take(&mut self.work) {
             self.refill_all(now);
         }
+        self.find_peers_for_readers(now);
         self.dial_more(now);
     }
 
@@ -297,6 +318,7 @@ impl Swarm {
     pub(super) fn set_phase(&mut self, now: Instant) {
         self.phase = match self.readers.phase(now) {
             Phase::Filling if !self.urgent.is_empty() => Phase::Reading,
+            Phase::Filling if self.yielding => Phase::Yielding,
             phase => phase,
         };
     }

@@ -52,7 +52,7 @@
 //! | `sched` | readers, and which blocks to request from which peer |
 //! | `serving` | upload slots, the requests of peers, super-seeding |
 //! | `verdicts` | checked pieces, bans |
-//! | `orders` | what the user changes while it runs: on demand, pause, priorities |
+//! | `orders` | changes while it runs: on demand, pause, priorities, turns |
 //! | `snapshot` | the state at one moment, for people |
 //! | `machine` | [`Swarm`]: its state, events in, actions out, timers |
 //! | `choker`, `super_seed` | the choice of the peers to serve |
@@ -98,6 +98,7 @@ pub use config::{Config, PickOrder};
 pub use event::{Direction, Event, NewPeer, PeerKey, PeerSource, ReaderId, WantId};
 pub use machine::Swarm;
 pub use metadata::{MetadataProgress, Resolver, ResolverAction, ResolverConfig, ResolverEvent};
+pub use orders::BackgroundNeed;
 pub use policy::Policy;
 pub use snapshot::{AwaitedPiece, PartialSnapshot, PeerSnapshot, ReaderSnapshot, Snapshot, WaitSnapshot};
 pub use stats::Stats;

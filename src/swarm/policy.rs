@@ -1,26 +1,27 @@
 //! Every tuning constant of a swarm, and the one decision that most of them serve: how long a queue a peer may have.
 //!
 //! [`Policy::queue_allowance`] answers in time, `Pipeline::room` turns the answer into bytes, and nothing in `sched` has a
-//! limit of its own. Limits that protect memory, CPU or the protocol stay with the code that they protect, and so do the
-//! intervals that a BEP names (choking, peer exchange).
+//! limit of its own. Limits that protect memory, CPU, other hosts or the protocol stay with the code that they protect, and
+//! so do the intervals that a BEP names (choking, peer exchange).
 //!
 //! # The sweep
 //!
-//! The effect of halving and doubling each constant over the simulated links of `tests/pure/simulation/workload.rs`: the
-//! three results that change most, if by more than 3 % and more than they vary from seed to seed. Each is the mean of four
-//! seeds over all profiles. Results are times, except `copy` and `fill`, which are shares of the links' rate; `hostile` has
-//! silent peers and a liar. A constant without an effect was removed or made to follow from another: `silence_timeout`,
-//! `near_distance` and `blocked_tick` each replace several. `cargo bench --bench policy -- 4` repeats the sweep.
+//! The effect of halving and doubling each constant over the simulated links of `tests/pure/simulation/workload.rs` and
+//! the whole swarms of `swarms.rs` beside it: the three results that change most, if by more than 3 % and more than they
+//! vary from seed to seed. Each is the mean of four seeds. Results are times, except `copy` and `fill`, which are shares
+//! of the links' rate, and `super-seed copies`; `hostile` has silent peers and a liar. A constant without an effect was
+//! removed or made to follow from another: `silence_timeout`, `near_distance` and `blocked_tick` each replace several.
+//! `cargo bench --bench policy -- 4` repeats the sweep.
 //!
 //! | constant | half | double |
 //! |---|---|---|
-//! | `filling_queue` | – | swarm flash crowd +7 % |
+//! | `filling_queue` | – | swarm crowd +7 % |
 //! | `reading_queue` | small seek p50 -5 %, home seek p50 -3 % | bursts seek p50 +12 %, hostile seek p50 +12 %, small seek p50 +12 % |
 //! | `due_queue` | crowd 4MiB +46 %, crowd start +46 %, crowd seek p90 +22 % | crowd first +21 %, crowd seek p90 -10 %, unsteady copy +4 % |
 //! | `min_window` | small 4MiB -10 %, crowd first -8 %, hostile seek p50 +5 % | hostile first +44 %, crowd seek p50 +33 %, crowd first +32 % |
 //! | `rate_headroom` | far fill -31 %, far copy -6 %, small 4MiB -5 % | far seek p90 +45 %, crowd first +38 %, hostile seek p90 +32 % |
 //! | `refill_level` | far fill -29 %, crowd fill -11 %, small seek p50 -11 % | bursts seek p50 +12 %, small seek p50 +5 %, hostile seek p50 +3 % |
-//! | `rate_span` | crowd first +24 %, crowd seek p50 +8 %, swarm flash crowd +6 % | unsteady seek p90 -14 %, far 4MiB +4 %, far start +4 % |
+//! | `rate_span` | crowd first +24 %, crowd seek p50 +8 %, swarm crowd +6 % | unsteady seek p90 -14 %, far 4MiB +4 %, far start +4 % |
 //! | `min_rate_span` | hostile first -10 %, hostile 4MiB -6 %, crowd first +5 % | small first +8 %, far first +7 %, crowd jump +4 % |
 //! | `unknown_rate` | small start -10 %, unsteady seek p90 -9 %, small 4MiB -7 % | hostile first +3203 %, hostile start +1105 %, hostile 4MiB +901 % |
 //! | `unknown_latency` | hostile first +125 %, unsteady 4MiB +56 %, unsteady start +56 % | crowd first +32 %, hostile first +20 %, small 4MiB -14 % |
@@ -32,6 +33,12 @@
 //! | `blocked_moment` | hostile first -11 %, unsteady seek p50 +3 % | crowd first +12 %, far first +11 %, far 4MiB +7 % |
 //! | `random_first` | – | small 4MiB -22 %, small start -14 % |
 //! | `blocked_tick` | – | small 4MiB +5 %, far copy -4 % |
+//! | `upload_slots` | swarm slow crowd -17 %, swarm fast seed -5 % | swarm slow crowd +45 %, swarm crowd +24 %, swarm fast seed +8 % |
+//! | `slot_rate` | swarm crowd +4 % | – |
+//! | `open_offers` | swarm super-seed copies -4 %, swarm super-seed time -4 % | – |
+//! | `dial_limit` | swarm dead addresses +130 %, crowd 4MiB +26 %, crowd start +26 % | swarm dead addresses -65 %, crowd 4MiB -12 %, crowd start -12 % |
+//! | `metadata_pipeline` | swarm metadata +91 % | swarm metadata -45 % |
+//! | `metadata_late` | swarm metadata, silent peers -47 % | swarm metadata, silent peers +71 % |
 
 use std::time::Duration;
 
@@ -67,11 +74,13 @@ impl Need {
     }
 }
 
-/// The activity of the swarm's readers.
+/// The activity of readers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Phase {
     /// Nobody has read for [`Policy::silence_timeout`].
     Filling,
+    /// The same, and a read of another torrent is blocked on blocks that are on their way.
+    Yielding,
     /// A reader is active.
     Reading,
     /// A read blocked less than [`Policy::blocked_moment`] ago.
@@ -116,16 +125,14 @@ pub struct Policy {
     /// How many times sooner a second peer must deliver a block of a blocked read before it is asked as well. Where all
     /// peers are late alike, asking twice would only halve what they deliver.
     pub hedge_advantage: f64,
-    /// Time of silence after which nothing more is expected of a peer or a reader: an answer to a cancelled request does not come any
-    /// more, and a torrent does not count as being read. A peer that is silent for twice as long is snubbed: asked for one
-    /// block at a time. After half of it a rejected piece is requested from that peer again. A fifth of it is the time for
-    /// answers that may well not come: from a peer that choked us, for a cancelled block without the fast extension, and
-    /// for a suspect piece that one peer must deliver alone; and for as long, reads that a handle has sought away from come
-    /// last. Ten seconds outlast a pause of a player and of most lines.
+    /// Time of silence after which nothing more is expected of a peer or a reader: no answer to a cancelled request comes any
+    /// more, and a torrent does not count as being read. Ten seconds outlast a pause of a player and of most lines.
+    /// Follow from it: [`Self::snub_timeout`], [`Self::reject_pause`], [`Self::doubt_timeout`],
+    /// [`Self::abandoned_moment`], [`Self::useless_timeout`].
     pub silence_timeout: Duration,
 
     /// Bytes around a reader's position within which a read is no seek, because the kernel reads ahead and out of order in
-    /// several threads. Half of them are the least read-ahead, and a piece within a quarter is the next to be due.
+    /// several threads. Follow from it: [`Self::min_read_ahead`], [`Self::next_distance`], [`Self::min_read_rate`].
     pub near_distance: u64,
     /// Time for which a newly blocked read suppresses background requests and read-ahead that may never be read: about what
     /// one takes.
@@ -134,9 +141,26 @@ pub struct Policy {
     /// Pieces that are picked at random before rarest-first begins: they come quickly and differ from other peers'.
     pub random_first: u32,
 
-    /// Time between two looks at late blocks while a read is blocked. While blocks are outstanding it is eight times as long,
-    /// otherwise forty times.
+    /// Time between two looks at late blocks while a read is blocked. Follow from it: [`Self::busy_tick`],
+    /// [`Self::idle_tick`].
     pub blocked_tick: Duration,
+
+    /// Number of peers served at a time while we send little: enough that some of them return the favour.
+    pub upload_slots: u32,
+    /// Bytes a second for each peer served, times their number, below which no further peer is served: with more slots each
+    /// peer would wait longer for a whole piece to pass on.
+    pub slot_rate: u64,
+    /// Pieces that a super-seed offers to a peer before one of them appears at another peer: the next one is known before
+    /// the current one is complete.
+    pub open_offers: u32,
+
+    /// Connections being made at a time. Most addresses of a tracker do not answer, and each of those takes some seconds.
+    pub dial_limit: u32,
+
+    /// Metadata pieces requested from one peer at a time: bridges the round trip without overloading a peer.
+    pub metadata_pipeline: u32,
+    /// Time after which a metadata piece is requested from another peer, too.
+    pub metadata_late: Duration,
 }
 
 impl Policy {
@@ -145,11 +169,62 @@ impl Policy {
     pub(super) fn queue_allowance(&self, need: Need, phase: Phase) -> Option<Duration> {
         match (need, phase) {
             (Need::Due | Need::Next, _) => Some(self.due_queue),
-            (Need::Background, Phase::JustBlocked) => None,
+            (Need::Background, Phase::JustBlocked | Phase::Yielding) => None,
             (Need::Speculative, Phase::JustBlocked) => Some(Duration::ZERO),
             (_, Phase::Filling) => Some(self.filling_queue),
-            (_, Phase::Reading | Phase::JustBlocked) => Some(self.reading_queue),
+            (_, Phase::Reading | Phase::JustBlocked | Phase::Yielding) => Some(self.reading_queue),
         }
+    }
+
+    /// Time of silence after which a peer that owes us blocks is snubbed: asked for one block at a time.
+    pub(super) fn snub_timeout(&self) -> Duration {
+        2 * self.silence_timeout
+    }
+
+    /// Time before a piece is requested again from a peer that rejected it.
+    pub(super) fn reject_pause(&self) -> Duration {
+        self.silence_timeout / 2
+    }
+
+    /// Time for an answer that may well not come: from a peer that choked us, for a cancelled block without the fast
+    /// extension, and for a suspect piece that one peer must deliver alone.
+    pub(super) fn doubt_timeout(&self) -> Duration {
+        self.silence_timeout / 5
+    }
+
+    /// Time for which reads at a place that their handle has left come last. Longer, and somebody does wait for them.
+    pub(super) fn abandoned_moment(&self) -> Duration {
+        self.silence_timeout / 5
+    }
+
+    /// Time that a peer, or an attempt to fetch metadata, may take a place that others wait for without being of use.
+    pub(super) fn useless_timeout(&self) -> Duration {
+        6 * self.silence_timeout
+    }
+
+    /// Least bytes read ahead of a reader.
+    pub(super) fn min_read_ahead(&self) -> u64 {
+        self.near_distance / 2
+    }
+
+    /// Bytes from a reader's position within which the start of the next piece makes that piece due.
+    pub(super) fn next_distance(&self) -> u64 {
+        self.near_distance / 4
+    }
+
+    /// Least bytes a second that a reader is assumed to consume: those of a slow film.
+    pub(super) fn min_read_rate(&self) -> f64 {
+        self.near_distance as f64 / 8.0
+    }
+
+    /// Time between two looks at the swarm while blocks are outstanding and no read is blocked.
+    pub(super) fn busy_tick(&self) -> Duration {
+        8 * self.blocked_tick
+    }
+
+    /// Time between two looks at the swarm while nothing is outstanding.
+    pub(super) fn idle_tick(&self) -> Duration {
+        40 * self.blocked_tick
     }
 }
 
@@ -180,6 +255,15 @@ impl Default for Policy {
             random_first: 4,
 
             blocked_tick: Duration::from_millis(25),
+
+            upload_slots: 4,
+            slot_rate: 30_000,
+            open_offers: 2,
+
+            dial_limit: 16,
+
+            metadata_pipeline: 4,
+            metadata_late: Duration::from_secs(3),
         }
     }
 }

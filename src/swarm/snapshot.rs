@@ -25,6 +25,8 @@ pub struct Snapshot {
     pub on_demand: bool,
     /// Nothing is fetched or served.
     pub paused: bool,
+    /// Background fetching waits for its turn.
+    pub queued: bool,
     /// Others are served.
     pub serving: bool,
     /// Every connection, the oldest first.
@@ -163,6 +165,7 @@ impl Swarm {
             stats: self.stats(now),
             on_demand: self.config.on_demand,
             paused: self.paused,
+            queued: self.queued,
             serving: self.config.upload,
             peers: peers.collect(),
             have: self.pieces.bitfield(),

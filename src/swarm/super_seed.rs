@@ -7,6 +7,7 @@
 //! That matters if our upload is the bottleneck of the swarm; otherwise it only slows things down.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fixedbitset::FixedBitSet;
@@ -15,13 +16,7 @@ use rand::rngs::SmallRng;
 
 use super::availability::Availability;
 use super::event::PeerKey;
-
-/// Number of pieces offered to a peer that have not yet appeared at another peer: the next one is known before the
-/// current one is complete.
-const OFFERS: usize = 2;
-/// How long a peer may have an offered piece without passing it on before it is offered the next one: the peers that it
-/// serves may not be connected to us.
-const SPREAD_LIMIT: Duration = Duration::from_secs(20);
+use super::policy::Policy;
 
 /// The pieces offered to one peer.
 #[derive(Debug)]
@@ -34,14 +29,15 @@ struct Offers {
 
 #[derive(Debug)]
 pub(super) struct SuperSeed {
+    policy: Arc<Policy>,
     peers: BTreeMap<PeerKey, Offers>,
     /// Number of open offers of each piece.
     offered: Vec<u16>,
 }
 
 impl SuperSeed {
-    pub(super) fn new(pieces: u32) -> Self {
-        Self { peers: BTreeMap::new(), offered: vec![0; pieces as usize] }
+    pub(super) fn new(pieces: u32, policy: Arc<Policy>) -> Self {
+        Self { policy, peers: BTreeMap::new(), offered: vec![0; pieces as usize] }
     }
 
     fn count(&self) -> u32 {
@@ -86,14 +82,16 @@ impl SuperSeed {
 
     /// Closes the offers that have been open for too long. Returns the peers that may be offered another piece.
     pub(super) fn expire(&mut self, now: Instant) -> Vec<PeerKey> {
-        let limit = if self.peers.len() == 1 { Duration::ZERO } else { SPREAD_LIMIT };
+        // A peer that does not pass a piece on to peers of ours may serve peers that are not connected to us.
+        let limit = if self.peers.len() == 1 { Duration::ZERO } else { self.policy.snub_timeout() };
+        let open_offers = self.policy.open_offers as usize;
         let mut ready = Vec::new();
         for (key, offers) in &mut self.peers {
             let expired =
                 |since: &Option<Instant>| since.is_some_and(|since| now.saturating_duration_since(since) >= limit);
             let before = offers.open.len();
             offers.open.retain(|(_, since)| !expired(since));
-            if offers.open.len() < before || before < OFFERS {
+            if offers.open.len() < before || before < open_offers {
                 ready.push(*key);
             }
         }
@@ -114,9 +112,9 @@ impl SuperSeed {
         availability: &Availability,
         has: impl Fn(u32) -> bool,
     ) -> Option<u32> {
-        let count = self.count();
+        let (count, open_offers) = (self.count(), self.policy.open_offers as usize);
         // A torrent of empty files has no pieces.
-        let offers = self.peers.get_mut(&key).filter(|offers| count > 0 && offers.open.len() < OFFERS)?;
+        let offers = self.peers.get_mut(&key).filter(|offers| count > 0 && offers.open.len() < open_offers)?;
         // From a random piece on, so that peers do not get equally rare pieces in the same order.
         let start = rng.random_range(0..count);
         let lacks = |piece: &u32| !has(*piece) && !offers.all.contains(*piece as usize);

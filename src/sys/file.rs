@@ -28,6 +28,14 @@ pub fn readiness(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     registered.map_err(io::Error::from)
 }
 
+/// Registers a descriptor with the tokio runtime that this is called in, to await exceptional conditions (`POLLPRI`), by
+/// which files of `/proc` report a change.
+pub fn exceptions(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` stays open and keeps its number for as long as it exists, and the result owns it.
+    let registered = unsafe { AsyncFd::register_with_interest(descriptor, Interest::PRIORITY) };
+    registered.map_err(io::Error::from)
+}
+
 /// Reads bytes that are already in the page cache and never waits for the disk (`preadv2(RWF_NOWAIT)`). Returns the number
 /// of bytes read, which may be short, or `None` if the first byte is not cached. Fails with `ErrorKind::Unsupported` on a
 /// filesystem that lacks the call.

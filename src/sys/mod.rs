@@ -9,3 +9,4 @@ pub mod file;
 pub mod mount;
 pub mod privileges;
 pub mod process;
+pub mod time;

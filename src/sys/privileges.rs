@@ -80,6 +80,14 @@ pub fn become_user(account: &Account) -> io::Result<()> {
     keep_capabilities(&[])
 }
 
+/// Drops every capability without a means to regain one, and stays the same user.
+///
+/// Call it while there is one thread, because capabilities belong to a thread.
+pub fn drop_capabilities() -> io::Result<()> {
+    clear_bounding_set()?;
+    keep_capabilities(&[])
+}
+
 /// Keeps these capabilities and drops all others. Neither this process nor a program that it executes can gain new ones.
 ///
 /// Call it while there is one thread, because capabilities belong to a thread.

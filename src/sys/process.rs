@@ -63,6 +63,22 @@ pub fn trim_heap() {
     }
 }
 
+/// Returns whether there is a process or thread with this ID in our PID namespace, dead but not reaped ones included.
+pub fn exists(pid: u32) -> bool {
+    let Ok(pid @ 1..) = libc::pid_t::try_from(pid) else { return false };
+    // SAFETY: the call takes integers; signal 0 only checks whether the process exists.
+    let result = check(unsafe { libc::kill(pid, 0) });
+    result.map_or_else(|error| error.raw_os_error() != Some(libc::ESRCH), |_| true)
+}
+
+/// Makes a system call by number, with integers as arguments, to test whether it is refused. None may point to memory.
+#[cfg(test)]
+pub fn raw_call(number: libc::c_long, arguments: [libc::c_long; 4]) -> io::Result<libc::c_long> {
+    let [a, b, c, d] = arguments;
+    // SAFETY: null pointers and the small integers of the tests are no addresses of our memory.
+    check(unsafe { libc::syscall(number, a, b, c, d) })
+}
+
 /// A process held by descriptor: its ID cannot be reused for another process while this value exists.
 #[derive(Debug)]
 pub struct Process(OwnedFd);
@@ -258,12 +274,27 @@ pub fn block_signals() -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Waits until one of two descriptors is readable or closed at its other end. Returns for each whether it is.
-pub fn poll_readable(two: [BorrowedFd<'_>; 2]) -> io::Result<[bool; 2]> {
-    let mut polls = two.map(|fd| libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 });
+/// An event to wait for with [`poll`].
+#[derive(Clone, Copy, Debug)]
+pub enum Awaited<'fd> {
+    /// The descriptor is readable, or closed at its other end (`POLLIN`).
+    Readable(BorrowedFd<'fd>),
+    /// The file of `/proc` has changed since it was last polled (`POLLPRI`).
+    Changed(BorrowedFd<'fd>),
+}
+
+/// Waits until one of the events has happened. Returns for each whether it has.
+pub fn poll<const N: usize>(events: [Awaited<'_>; N]) -> io::Result<[bool; N]> {
+    let mut polls = events.map(|event| {
+        let (fd, events) = match event {
+            Awaited::Readable(fd) => (fd, libc::POLLIN),
+            Awaited::Changed(fd) => (fd, libc::POLLPRI),
+        };
+        libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 }
+    });
     loop {
-        // SAFETY: `polls` is two valid `pollfd` that outlive the call.
-        match check(unsafe { libc::poll(polls.as_mut_ptr(), 2, -1) }) {
+        // SAFETY: `polls` is `N` valid `pollfd` that outlive the call.
+        match check(unsafe { libc::poll(polls.as_mut_ptr(), N as libc::nfds_t, -1) }) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
             Ok(_) => return Ok(polls.map(|poll| poll.revents != 0)),

@@ -67,9 +67,6 @@ pub(super) fn parse_request(datagram: &[u8], action: u32, from: IpAddr) -> Resul
     let mut info_hash = [0; 20];
     info_hash.copy_from_slice(&body[..20]);
     let port = u16::from_be_bytes([body[80], body[81]]);
-    if port == 0 {
-        return Err("the port is 0");
-    }
     let left = body[48..56].iter().any(|byte| *byte != 0);
     let want = u32::from_be_bytes(array(76));
     Ok(Request::Announce(Announce {
@@ -196,7 +193,8 @@ mod tests {
         assert_eq!(parse_request(&with_url, 1, FROM), Ok(Request::Announce(done)));
         let gone = Announce { event: Event::Stopped, want: 0, ..expected };
         assert_eq!(parse_request(&announce(3, 3, 0, 6881), 1, FROM), Ok(Request::Announce(gone)));
-        assert_eq!(parse_request(&announce(2, 3, -1, 0), 1, FROM), Err("the port is 0"));
+        let Ok(Request::Announce(unreachable)) = parse_request(&announce(2, 3, -1, 0), 1, FROM) else { panic!() };
+        assert_eq!(unreachable.addr.port(), 0);
         assert_eq!(parse_request(&announce(2, 3, -1, 1)[..97], 1, FROM), Err("truncated"));
     }
 

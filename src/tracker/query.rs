@@ -63,7 +63,8 @@ pub(super) fn parse(text: &str, from: IpAddr) -> Result<AnnounceQuery, QueryErro
     let info_hash = InfoHash(parse_20_bytes("info_hash", info_hash)?);
     parse_20_bytes("peer_id", peer_id)?;
     let port = match number("port", port.ok_or(QueryError::Missing("port"))?)? {
-        port @ 1..=0xffff => port as u16,
+        // 0: the client cannot be reached.
+        port @ 0..=0xffff => port as u16,
         _ => return Err(QueryError::NotANumber("port")),
     };
     let left = left.map(|left| number("left", left)).transpose()?;
@@ -177,7 +178,8 @@ mod tests {
         assert_eq!(error(&VALID.replace("aaaaaaa", "")), QueryError::NotTwentyBytes("peer_id"));
         assert_eq!(error(&VALID.replace("aaaaaaa", "aaaaaaaa")), QueryError::NotTwentyBytes("peer_id"));
         assert_eq!(error(&VALID.replace("&port", "&x")), QueryError::Missing("port"));
-        for port in ["0", "65536", "-1", "", "x", "99999999999999999999999"] {
+        assert_eq!(parse(&VALID.replace("6881", "0"), FROM).unwrap().announce.addr.port(), 0);
+        for port in ["65536", "-1", "", "x", "99999999999999999999999"] {
             assert_eq!(error(&VALID.replace("6881", port)), QueryError::NotANumber("port"), "{port}");
         }
         assert_eq!(error(&format!("{VALID}&left=-5")), QueryError::NotANumber("left"));

@@ -44,6 +44,7 @@ pub(super) enum Event {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Announce {
     pub info_hash: InfoHash,
+    /// Its port is 0 if nobody can connect to the peer (it is behind a proxy).
     pub addr: SocketAddr,
     pub seed: bool,
     pub event: Event,
@@ -163,7 +164,7 @@ impl Table {
         self.shards.lock_for(u64::from_be_bytes([a, b, c, d, e, f, g, h]), self.multiplier)
     }
 
-    /// Records the peer and returns random others: no seeds for a seed, no peers for one that leaves.
+    /// Records the peer, unless it cannot be reached, and returns random others: no seeds for a seed, no peers for one that leaves.
     pub fn announce(
         &self,
         now: u32,
@@ -190,8 +191,12 @@ impl Table {
             return Ok(());
         }
         let torrent = self.torrent(&mut shard, now, announce.info_hash)?;
-        let (at, previous) = self.record(torrent, announce.addr, announce.seed, now);
-        response.unlisted = at.is_none();
+        let reachable = announce.addr.port() != 0;
+        let (at, previous) = match reachable {
+            true => self.record(torrent, announce.addr, announce.seed, now),
+            false => (None, PreviousRole::Unknown),
+        };
+        response.unlisted = reachable && at.is_none();
         // Some clients send `completed` twice for one download.
         if announce.event == Event::Completed && announce.seed && at.is_some() && previous != PreviousRole::Seed {
             torrent.completed = torrent.completed.saturating_add(1);
@@ -213,7 +218,7 @@ impl Table {
             }
         }
         if torrent.is_empty() && torrent.completed == 0 {
-            // The torrent was added for this peer, which a limit kept out.
+            // The torrent was added for this peer, which is not in it.
             self.drop_torrent(&mut shard, &announce.info_hash);
         }
         Ok(())

@@ -9,7 +9,7 @@ mod time;
 
 pub(crate) use addr::{is_lan, is_local};
 pub(crate) use sync::lock;
-pub(crate) use text::{printable, printable_name};
+pub(crate) use text::{is_hidden, printable, printable_name};
 #[cfg(test)]
 pub(crate) use time::TICK;
 pub(crate) use time::align_to_tick;

@@ -3,10 +3,20 @@
 use std::borrow::Cow;
 
 /// Returns whether a character is invisible or changes the display of others: control characters, zero-width and
-/// bidirectional formatting characters, line separators.
-fn is_hidden(c: char) -> bool {
+/// bidirectional formatting characters, line separators, tags. Joiners are not among them: Persian words and many emoji
+/// need them.
+pub(crate) fn is_hidden(c: char) -> bool {
     c.is_control()
-        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
+        || matches!(
+            c,
+            '\u{61c}'
+                | '\u{200b}'
+                | '\u{200e}'..='\u{200f}'
+                | '\u{2028}'..='\u{202e}'
+                | '\u{2060}'..='\u{2069}'
+                | '\u{feff}'
+                | '\u{e0000}'..='\u{e007f}'
+        )
 }
 
 /// Decodes the beginning of untrusted text, which may be megabytes long. A character takes at most four bytes.
@@ -38,6 +48,7 @@ mod tests {
     fn untrusted_text_becomes_one_bounded_line() {
         assert_eq!(printable(b"  un\x1b[31mregistered\r\ntorrent\0 ", 100), "un [31mregistered torrent");
         assert_eq!(printable("a\u{202e}b".as_bytes(), 100), "a b");
+        assert_eq!(printable("می\u{200c}خواهم".as_bytes(), 100), "می\u{200c}خواهم", "a joiner between letters");
         assert_eq!(printable(b"abcdef", 4), "abc…");
         assert_eq!(printable(&[b'x'; 1 << 20], 200).chars().count(), 200);
         assert_eq!(printable(b"\xff\xfe", 10), "\u{fffd}\u{fffd}");

@@ -110,7 +110,7 @@ async fn status(State(shared): State<Shared>) -> Response {
     json(&shared.status().await)
 }
 
-/// Change the rate limits
+/// Change the rate limits and the number of downloads at a time
 #[utoipa::path(
     patch, path = "/limits", request_body = LimitChanges,
     responses((status = 200, body = RateLimits), (status = 400, body = Fault))

@@ -211,14 +211,7 @@ async fn next((reader, bytes): (Reader, Range<u64>)) -> io::Result<Option<(Bytes
     }
     // Chunks are aligned to the file, so that a range at any offset causes the same reads as the kernel does.
     let end = (bytes.start / u64::from(CHUNK) + 1).saturating_mul(u64::from(CHUNK)).min(bytes.end);
-    let len = (end - bytes.start) as u32;
-    let data = match reader.read_now(bytes.start, len) {
-        Some(data) => data,
-        None => reader.read(bytes.start, len).await.map_err(io::Error::other)?,
-    };
-    if data.len() != len as usize {
-        return Err(io::Error::other("the file ended early"));
-    }
+    let data = reader.read(bytes.start, (end - bytes.start) as u32).await.map_err(io::Error::other)?;
     Ok(Some((data, (reader, end..bytes.end))))
 }
 

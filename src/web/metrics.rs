@@ -49,6 +49,17 @@ fn encode_status(status: &Status) -> String {
     );
     metrics.single("download_limit_bytes_per_second", "Maximum download rate", status.limits.download);
     metrics.single("upload_limit_bytes_per_second", "Maximum upload rate", status.limits.upload);
+    metrics.single(
+        "active_downloads_limit",
+        "Maximum number of torrents that are fetched in the background at a time",
+        status.limits.active_downloads.map(|limit| limit as u64),
+    );
+    metrics.single("torrents_fetching", "Torrents that are being fetched", Some(status.total.fetching as u64));
+    metrics.single(
+        "torrents_queued",
+        "Torrents that wait for their turn to be fetched",
+        Some(status.total.queued as u64),
+    );
     metrics.single("dht_nodes", "Good nodes in the DHT routing table", status.dht_nodes.map(|nodes| nodes as u64));
     metrics.single("uptime_seconds", "Time since the mount started", Some(status.uptime));
     let mut text = String::new();

@@ -20,12 +20,14 @@ pub(super) async fn home(State(shared): State<Shared>) -> Response {
 fn body(status: &Status) -> String {
     let total = &status.total;
     let mut text = format!(
-        "<p>Download {}/s, upload {}/s, {} peers, {} waiting reads. <a href=\"files/\">Files</a>, <a \
+        "<p>Download {}/s, upload {}/s, {} peers, {} waiting reads, {} torrents fetching, {} queued. <a href=\"files/\">Files</a>, <a \
          href=\"status\">status as JSON</a>, <a href=\"metrics\">metrics</a>.</p>\n",
         size(total.download_rate),
         size(total.upload_rate),
         total.peers,
-        total.blocked_reads
+        total.blocked_reads,
+        total.fetching,
+        total.queued
     );
     text += "<table>\n<tr><th>Torrent<th>State<th>Progress<th>Size<th>Download<th>Upload<th>Peers\n";
     for torrent in &status.torrents {

@@ -7,6 +7,7 @@ use utoipa::ToSchema;
 
 use super::json::json;
 use crate::control::{Refusal, RefusalKind};
+use crate::util::is_hidden;
 
 /// An error response: a status from 400 to 499 and one line of text.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -19,9 +20,9 @@ pub struct Problem {
 }
 
 impl Problem {
-    /// Makes an error response. Control characters in `message` are replaced by spaces, so that it stays one line.
+    /// Makes an error response. Hidden characters in `message` are replaced by spaces, so that it stays one line.
     pub fn new(status: StatusCode, message: impl std::fmt::Display) -> Self {
-        let message = message.to_string().replace(|c: char| c.is_control(), " ");
+        let message = message.to_string().replace(is_hidden, " ");
         Self { status, message }
     }
 

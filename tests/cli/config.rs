@@ -31,7 +31,7 @@ fn configure(home: &Path, text: &str) -> String {
 
 #[test]
 fn the_environment_overrides_the_file_and_each_value_has_its_source() {
-    let home = tempfile::tempdir().unwrap();
+    let home = TestDir::new();
     let home = home.path();
     let file = configure(home, "# mine\nmemory = '64MiB'\ncache_size = '2GiB'\nno_dht = true\n");
     let environment = [("TORRENTFS_CACHE_SIZE", "3GiB"), ("TORRENTFS_NO_DHT", "false")];
@@ -63,7 +63,7 @@ fn the_environment_overrides_the_file_and_each_value_has_its_source() {
 
 #[test]
 fn a_mistake_is_reported_in_one_line_with_its_place() {
-    let home = tempfile::tempdir().unwrap();
+    let home = TestDir::new();
     let home = home.path();
     let file = configure(home, "memory = '64MiB'\n\ncache_sise = '1GiB'\n");
     for args in [&["config"][..], &["mount", "a.torrent", "/mnt"]] {
@@ -86,7 +86,7 @@ fn a_mount_follows_its_configuration_and_logs_no_secrets() {
         return;
     }
     let _turn = turn();
-    let home = tempfile::tempdir().unwrap();
+    let home = TestDir::new();
     let home = home.path();
     let (mnt, log) = (home.join("mnt"), home.join("log"));
     fs::create_dir(&mnt).unwrap();
@@ -124,7 +124,7 @@ fn a_mount_follows_its_configuration_and_logs_no_secrets() {
 #[test]
 fn a_flag_an_option_and_a_variable_override_the_file() {
     let _turn = turn();
-    let home = tempfile::tempdir().unwrap();
+    let home = TestDir::new();
     let home = home.path();
     let [film, torrent, mnt] =
         ["film.bin", "film.torrent", "mnt"].map(|name| home.join(name).to_str().unwrap().to_owned());
@@ -155,7 +155,7 @@ fn a_flag_an_option_and_a_variable_override_the_file() {
 #[test]
 fn mounts_at_once_have_separate_caches_and_find_them_again() {
     let _turn = turn();
-    let tmp = tempfile::tempdir().unwrap();
+    let tmp = TestDir::new();
     let home = tmp.path().canonicalize().unwrap();
     let home = home.as_path();
     let path = |name: &str| home.join(name).to_str().unwrap().to_owned();

@@ -38,10 +38,20 @@ fn read(path: &Path) -> Metainfo {
 }
 
 /// Writes `f.torrent` with mktorrent, with two tiers of trackers.
-fn sample(dir: &Path) {
+fn write_sample(dir: &Path) {
     fs::write(dir.join("f"), noise(100_000, 1)).unwrap();
     let line = "mktorrent -d -l 15 -a http://a/x,http://b/x -a udp://c:1 -w http://w/ -c old -o f.torrent f";
     sh(&format!("cd '{}' && {line}", dir.display()));
+}
+
+/// Returns a directory with that file. `None` skips the test, because mktorrent is missing.
+fn sample() -> Option<tempfile::TempDir> {
+    if !can_run(&["mktorrent"]) {
+        return None;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    write_sample(dir.path());
+    Some(dir)
 }
 
 fn names_in(dir: &Path) -> Vec<String> {
@@ -53,12 +63,8 @@ fn names_in(dir: &Path) -> Vec<String> {
 
 #[test]
 fn everything_but_the_info_can_change() {
-    if !can_run(&["mktorrent"]) {
-        return;
-    }
-    let dir = tempfile::tempdir().unwrap();
+    let Some(dir) = sample() else { return };
     let dir = dir.path();
-    sample(dir);
     let torrent = dir.join("f.torrent");
     let before = read(&torrent);
     let edit = |args: &[&str]| {
@@ -96,12 +102,8 @@ fn everything_but_the_info_can_change() {
 
 #[test]
 fn renaming_makes_another_torrent_and_says_so() {
-    if !can_run(&["mktorrent"]) {
-        return;
-    }
-    let dir = tempfile::tempdir().unwrap();
+    let Some(dir) = sample() else { return };
     let dir = dir.path();
-    sample(dir);
     let old = read(&dir.join("f.torrent"));
     let text = stdout_of(dir, &["f.torrent", "--rename", "g", "-o", "g.torrent"]);
     let new = read(&dir.join("g.torrent"));
@@ -119,12 +121,8 @@ fn renaming_makes_another_torrent_and_says_so() {
 
 #[test]
 fn only_the_chosen_output_is_written() {
-    if !can_run(&["mktorrent"]) {
-        return;
-    }
-    let dir = tempfile::tempdir().unwrap();
+    let Some(dir) = sample() else { return };
     let dir = dir.path();
-    sample(dir);
     let torrent = dir.join("f.torrent");
     let before = fs::read(&torrent).unwrap();
     let change = ["--comment", "x"];
@@ -190,7 +188,7 @@ fn a_full_disk_loses_nothing() {
         eprintln!("skipped: no tmpfs can be mounted here");
         return;
     }
-    sample(lab.dir.path());
+    write_sample(lab.dir.path());
     fs::copy(lab.path("f.torrent"), dir.join("f.torrent")).unwrap();
     let mut filler = File::create(dir.join("filler")).unwrap();
     while filler.write_all(&[7; 4096]).is_ok() {}
@@ -203,12 +201,8 @@ fn a_full_disk_loses_nothing() {
 
 #[test]
 fn the_result_is_printed_as_json() {
-    if !can_run(&["mktorrent"]) {
-        return;
-    }
-    let dir = tempfile::tempdir().unwrap();
+    let Some(dir) = sample() else { return };
     let dir = dir.path();
-    sample(dir);
     let hash = read(&dir.join("f.torrent")).info_hash.to_string();
     let lines = stdout_of(dir, &["f.torrent", "--json", "--tracker", "http://q/", "--dry-run"]);
     assert_eq!(

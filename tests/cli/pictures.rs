@@ -56,7 +56,7 @@ fn the_pictures_show_the_screens_of_today() {
         return;
     }
     let _turn = turn();
-    let dir = tempfile::tempdir().unwrap();
+    let dir = TestDir::new();
     let demo = Terminal::open(dir.path(), WIDE, ROWS);
     let mountpoint = dir.path().join("demo");
     demo.wait("the prompt", |screen| screen.trim() == "$");

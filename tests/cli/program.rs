@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use crate::support::*;
 use torrentfs::metainfo::{FileKind, Metainfo};
 
-/// Time limit of operations that take milliseconds.
-const LONG: Duration = Duration::from_secs(10);
+/// Time limit of operations that take milliseconds. Only a hang reaches it, however busy the machine is.
+const LONG: Duration = Duration::from_secs(60);
 /// Most memory that the program may use for a torrent of a few KiB.
 const MEMORY_KIB: u64 = 64 << 10;
 
@@ -55,7 +55,7 @@ fn mounts_below(dir: &Path) -> Vec<String> {
 
 #[test]
 fn help_names_every_command_and_exit_code() {
-    let home = tempfile::tempdir().unwrap();
+    let home = TestDir::new();
     let help = output(home.path(), &["--help"]);
     assert!(help.status.success());
     let text = String::from_utf8(help.stdout).unwrap();
@@ -106,7 +106,7 @@ fn a_failure_is_one_line_and_a_code() {
         return;
     }
     let _turn = turn();
-    let home = tempfile::tempdir().unwrap();
+    let home = TestDir::new();
     let home = home.path();
     let path = |name: &str| home.join(name).to_str().unwrap().to_owned();
     fs::create_dir(home.join("mnt")).unwrap();
@@ -156,7 +156,7 @@ fn a_mount_in_the_background_returns_once_it_answers() {
         return;
     }
     let _turn = turn();
-    let home = tempfile::tempdir().unwrap();
+    let home = TestDir::new();
     let home = home.path();
     fs::write(home.join("film.bin"), noise(100_000, 1)).unwrap();
     sh(&format!("cd '{}' && mktorrent -o film.torrent film.bin && mkdir mnt other", home.display()));
@@ -189,8 +189,10 @@ fn the_demo_checks_itself_and_leaves_nothing() {
         return;
     }
     let _turn = turn();
-    let home = tempfile::tempdir().unwrap();
-    let check = output(home.path(), &["demo", "--check", "--rate", "16MiB"]);
+    let home = TestDir::new();
+    // The demo makes both directories.
+    let mnt = home.path().join("new/mnt");
+    let check = output(home.path(), &["demo", "--check", "--rate", "16MiB", mnt.to_str().unwrap()]);
     assert!(check.status.success() && check.stderr.is_empty(), "{check:?}");
     let text = String::from_utf8_lossy(&check.stdout);
     assert!(text.contains("all are equal to the originals"), "{text}");
@@ -204,7 +206,7 @@ fn the_demo_ends_on_ctrl_c_and_leaves_nothing() {
         return;
     }
     let _turn = turn();
-    let home = tempfile::tempdir().unwrap();
+    let home = TestDir::new();
     let mnt = home.path().join("mnt");
     fs::create_dir(&mnt).unwrap();
     let mut command = torrentfs(home.path(), &["demo", mnt.to_str().unwrap()]);
@@ -222,14 +224,14 @@ fn the_demo_ends_on_ctrl_c_and_leaves_nothing() {
 #[test]
 fn the_demo_ends_on_ctrl_c_before_it_is_mounted() {
     let _turn = turn();
-    let home = tempfile::tempdir().unwrap();
+    let home = TestDir::new();
     let mut demo = Process::start(torrentfs(home.path(), &["demo"]).stdout(Stdio::piped()));
     let mut text = String::new();
     BufReader::new(demo.0.stdout.as_mut().unwrap()).read_line(&mut text).unwrap();
     assert!(text.contains("sample library"), "{text}");
     demo.signal("INT");
     // The file that is being written is completed first, which is slow in a debug build.
-    let status = demo.wait(6 * LONG);
+    let status = demo.wait(LONG);
     assert!(status.is_some_and(|status| status.success()), "{status:?}");
     assert_eq!(fs::read_dir(home.path()).unwrap().count(), 0);
 }
@@ -326,7 +328,7 @@ fn samples_that_load_are_mounted() {
         if is_v2_only(&bytes) {
             continue;
         }
-        let home = tempfile::tempdir().unwrap();
+        let home = TestDir::new();
         let mnt = home.path().join("mnt");
         fs::create_dir(&mnt).unwrap();
         let (torrent, at) = (dir.join(name), mnt.to_str().unwrap());
@@ -359,7 +361,7 @@ fn samples_that_do_not_load_are_refused_in_a_line() {
         return;
     }
     let _turn = turn();
-    let home = tempfile::tempdir().unwrap();
+    let home = TestDir::new();
     let mnt = home.path().join("mnt");
     fs::create_dir(&mnt).unwrap();
     let mut not_yet = 0;

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use crate::both_ways::{both_ways, with_libtorrent};
 use crate::support::*;
 use torrentfs::internals::net::{Config, Encryption};
 use torrentfs::internals::session::ReadError;
@@ -27,16 +28,7 @@ fn transfers_both_ways(settings: &[&str]) {
     let mut lab = Lab::new();
     let data = noise(LEN, 1);
     let torrent = lab.publish("film.bin", &data, 18);
-    let seeder = lab.libtorrent_with("seed", 2, 0, &lab.path("payload"), &torrent, settings);
-    let mount = lab.mount("m", &torrent, &["--read-timeout", "30s"]);
-    assert!(mount.read("film.bin") == data);
-    drop(seeder);
-    let leech_dir = lab.path("leech");
-    fs::create_dir_all(&leech_dir).unwrap();
-    let mut leech = lab.libtorrent_with("leech", 3, 0, &leech_dir, &torrent, settings);
-    leech.done();
-    assert!(fs::read(leech_dir.join("film.bin")).unwrap() == data);
-    mount.stop();
+    with_libtorrent(&lab, &torrent, &data, settings);
 }
 
 #[test]
@@ -100,17 +92,7 @@ fn aria2_requires_encryption_in_both_directions() {
                 .stderr(Stdio::null()),
         )
     };
-    let seeder = aria2(&lab.path("payload"));
-    wait_until("aria2 announces itself", LIMIT, || lab.scrape() != (0, 0));
-    let mount = lab.mount("m", &torrent, &["--read-timeout", "30s"]);
-    assert!(mount.read("film.bin") == data);
-    drop(seeder);
-    let leech_dir = lab.path("leech");
-    fs::create_dir_all(&leech_dir).unwrap();
-    let _leech = aria2(&leech_dir);
-    wait_until(&format!("aria2 downloads from us; {}", mount.log()), LIMIT, || {
-        fs::read(leech_dir.join("film.bin")).is_ok_and(|got| got == data)
-    });
+    let mount = both_ways(&lab, &torrent, &data, "aria2", aria2);
     mount.stop();
 }
 

@@ -97,7 +97,7 @@ fn metadata_that_never_arrives_is_a_clear_error() {
         return;
     }
     let _turn = turn();
-    let home = tempfile::tempdir().unwrap();
+    let home = TestDir::new();
     let (mnt, cache) = (home.path().join("mnt"), home.path().join("cache"));
     fs::create_dir(&mnt).unwrap();
     let nobody = free_port();

@@ -3,6 +3,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod both_ways;
 mod create_alike;
 mod encryption;
 mod get;

@@ -104,7 +104,7 @@ fn the_status_is_correct() {
 
 #[test]
 fn a_path_that_is_no_mount_is_reported_in_one_line() {
-    let home = tempfile::tempdir().unwrap();
+    let home = TestDir::new();
     for path in [text(home.path()), "/proc", "/nowhere/at/all"] {
         let output = torrentfs(&["status", path]);
         assert_eq!(output.status.code(), Some(4), "{output:?}");

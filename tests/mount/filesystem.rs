@@ -219,14 +219,53 @@ fn available_bytes_do_not_wait_for_missing_ones() {
 #[test]
 fn ctrl_c_ends_a_blocked_reader() {
     let Some(fixture) = Fixture::new() else { return };
-    // A shell starts its background jobs with SIGINT ignored, and the test may be in one.
-    let mut cat = Command::new("env");
-    let mut cat = Running::start(cat.args(["--default-signal=INT", "cat"]).arg(fixture.path("wait/3")));
+    let mut cat = Running::new("cat", &fixture.path("wait/3"));
     fixture.wait_for_blocked_reads(1);
     cat.signal("-INT");
     let status = cat.wait();
     assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(libc::SIGINT));
     assert!(!*fixture.fake.gate.borrow());
+}
+
+#[test]
+fn signals_end_a_blocked_reader_of_direct_io() {
+    use std::os::unix::process::ExitStatusExt;
+    let Some(fixture) = Fixture::new() else { return };
+    for (n, signal) in (1..).zip([libc::SIGKILL, libc::SIGTERM, libc::SIGINT, libc::SIGQUIT]) {
+        // A shell starts its background jobs with signals ignored, and the test may be in one.
+        let mut dd = Command::new("env");
+        dd.args(["--default-signal=INT,QUIT,TERM", "dd", "iflag=direct", "bs=64k", "count=1", "of=/dev/null"]);
+        let mut dd = Running::start(dd.arg(format!("if={}", fixture.path(&format!("wait/{n}")).display())));
+        fixture.wait_for_blocked_reads(n);
+        dd.signal(&format!("-{signal}"));
+        assert_eq!(dd.wait().signal(), Some(signal));
+    }
+    // The handler of a caught signal runs.
+    let handler = "import mmap, os, signal, sys
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+file = os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECT)
+os.readv(file, [mmap.mmap(-1, 65536)])";
+    let mut python = Command::new("python3");
+    let mut python = Running::start(python.args(["-c", handler]).arg(fixture.path("wait/9")));
+    fixture.wait_for_blocked_reads(5);
+    python.signal("-TERM");
+    assert_eq!(python.wait().code(), Some(7));
+    assert!(!*fixture.fake.gate.borrow());
+}
+
+#[test]
+fn nothing_is_fetched_for_a_reader_that_was_killed() {
+    let Some(fixture) = Fixture::new() else { return };
+    let mut cat = Running::new("cat", &fixture.path("wait/5"));
+    fixture.wait_for_blocked_reads(1);
+    cat.signal("-KILL");
+    cat.wait();
+    // Its file is closed, which the kernel does only when all of its reads are answered.
+    until("the reader is dropped", || fixture.fake.gate.receiver_count() == 0);
+    // Another reader of the same pages is not affected.
+    let read = read_in_background(fixture.path("wait/5"));
+    fixture.fake.gate.send_replace(true);
+    assert_eq!(read.recv_timeout(LONG).unwrap().unwrap(), noise(5, 200_000));
 }
 
 #[test]

@@ -18,6 +18,8 @@ use bytes::Bytes;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use torrentfs::internals::fs::{Content, MountOptions, Mounted, ReadError, Reader, UnmountError, mountinfo};
+
+use crate::support::signals;
 use torrentfs::metainfo::{self, FileIndex, FileKind, InfoHash, Layout, Lengths, Metainfo, PieceHashes};
 
 /// Time limit of waits. Only a hang reaches it.
@@ -131,28 +133,31 @@ impl Content for FakeContent {
 }
 
 impl FakeContentReader {
-    pub fn slice(&self, offset: u64, len: u32) -> Bytes {
-        self.data.slice(offset as usize..offset as usize + len as usize)
-    }
-
-    fn gate(&self, offset: u64, len: u32) -> Option<watch::Receiver<bool>> {
+    fn gate(&self, span: &Range<usize>) -> Option<watch::Receiver<bool>> {
         let (from, gate) = self.gate.as_ref()?;
-        (offset + u64::from(len) > *from).then(|| gate.clone())
+        (span.end as u64 > *from).then(|| gate.clone())
     }
 }
 
 impl Reader for FakeContentReader {
-    fn read_now(&self, offset: u64, len: u32) -> Option<Bytes> {
-        self.largest.fetch_max(len as usize, Ordering::SeqCst);
-        self.gate(offset, len).is_none_or(|gate| *gate.borrow()).then(|| self.slice(offset, len))
+    type Span = Range<usize>;
+
+    fn span(&self, offset: u64, len: u32) -> Range<usize> {
+        let at = |offset: u64| usize::try_from(offset).unwrap_or(usize::MAX).min(self.data.len());
+        at(offset)..at(offset.saturating_add(len.into()))
     }
 
-    async fn read(&self, offset: u64, len: u32) -> Result<Bytes, ReadError> {
-        if let Some(mut gate) = self.gate(offset, len) {
+    fn read_now(&self, span: &Range<usize>) -> Option<Bytes> {
+        self.largest.fetch_max(span.len(), Ordering::SeqCst);
+        self.gate(span).is_none_or(|gate| *gate.borrow()).then(|| self.data.slice(span.clone()))
+    }
+
+    async fn wait(&self, span: &Range<usize>) -> Result<Bytes, ReadError> {
+        if let Some(mut gate) = self.gate(span) {
             self.waiting.fetch_add(1, Ordering::SeqCst);
             gate.wait_for(|open| *open).await.map_err(|_| ReadError::Closed)?;
         }
-        Ok(self.slice(offset, len))
+        Ok(self.data.slice(span.clone()))
     }
 }
 
@@ -280,6 +285,7 @@ impl Running {
     }
 
     pub fn start(command: &mut Command) -> Self {
+        signals::use_defaults();
         Self(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
     }
 

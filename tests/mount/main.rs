@@ -10,6 +10,7 @@ mod fixture;
 mod http;
 mod many;
 mod process;
+mod queue;
 mod tools;
 mod trouble;
 mod waiting;

@@ -34,7 +34,7 @@ fn torrent_of(name: &str, len: usize, piece_len: usize, pieces: &[u8], announce:
     [b"d", announce.as_bytes(), b"4:infod", info.as_bytes(), pieces, b"ee"].concat()
 }
 
-fn torrent(name: &str, data: &[u8], announce: Option<&str>) -> Vec<u8> {
+pub(crate) fn torrent(name: &str, data: &[u8], announce: Option<&str>) -> Vec<u8> {
     let pieces: Vec<u8> = data.chunks(PIECE_LEN).flat_map(Sha1::digest).collect();
     torrent_of(name, data.len(), PIECE_LEN, &pieces, announce)
 }
@@ -44,18 +44,18 @@ fn hash(torrent: &[u8]) -> InfoHash {
 }
 
 /// A session in this process that seeds complete torrents.
-struct Seeder {
+pub(crate) struct Seeder {
     runtime: tokio::runtime::Runtime,
     session: Session,
     torrents: Vec<Arc<Torrent>>,
-    _dir: tempfile::TempDir,
+    _dir: TestDir,
 }
 
 impl Seeder {
     /// Starts a seeder that uploads at most `rate` bytes a second; 0 means unlimited.
-    fn start(files: &[(&str, &[u8])], rate: u64) -> Self {
+    pub(crate) fn start(files: &[(&str, &[u8])], rate: u64) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let dir = tempfile::tempdir().unwrap();
+        let dir = TestDir::new();
         let _in = runtime.enter();
         let cache = Cache::open(CacheConfig { dir: dir.path().into(), disk_limit: None, memory: 16 << 20 }).unwrap();
         let limits = Arc::new(Limits::new(0, rate));
@@ -73,7 +73,7 @@ impl Seeder {
         Self { runtime, session, torrents, _dir: dir }
     }
 
-    fn addr(&self) -> SocketAddr {
+    pub(crate) fn addr(&self) -> SocketAddr {
         SocketAddr::from(([127, 0, 0, 1], self.session.port()))
     }
 }
@@ -106,21 +106,21 @@ fn wait_for_listing(mounted: &Mounted, expected: &[&str]) {
 }
 
 /// A directory of torrents that a mount watches.
-struct WatchedDirectory {
-    base: tempfile::TempDir,
-    dir: PathBuf,
+pub(crate) struct WatchedDirectory {
+    base: TestDir,
+    pub(crate) dir: PathBuf,
 }
 
 impl WatchedDirectory {
-    fn new() -> Self {
-        let base = tempfile::tempdir().unwrap();
+    pub(crate) fn new() -> Self {
+        let base = TestDir::new();
         let dir = base.path().join("torrents");
         fs::create_dir(&dir).unwrap();
         Self { base, dir }
     }
 
     /// Adds a file atomically, as a browser does.
-    fn put(&self, name: &str, content: &[u8]) {
+    pub(crate) fn put(&self, name: &str, content: &[u8]) {
         let new = self.base.path().join("new");
         fs::write(&new, content).unwrap();
         fs::rename(new, self.dir.join(name)).unwrap();
@@ -130,14 +130,8 @@ impl WatchedDirectory {
         fs::remove_file(self.dir.join(name)).unwrap();
     }
 
-    fn mount(&self, extra: &[&str]) -> Mounted {
+    pub(crate) fn mount(&self, extra: &[&str]) -> Mounted {
         Mounted::start(self.base.path(), &self.dir, &[&["--bind", "127.0.0.1", "--no-lsd"][..], extra].concat())
-    }
-}
-
-impl Drop for WatchedDirectory {
-    fn drop(&mut self) {
-        detach(&self.base.path().join("mnt"));
     }
 }
 
@@ -159,9 +153,13 @@ fn a_watched_directory_is_followed() {
     assert_eq!(listing(&mounted.dir), ["a.bin"]);
     assert!(!mounted.path("b.bin").exists());
     let inode = fs::metadata(mounted.path("a.bin")).unwrap().ino();
+    let changed = || fs::metadata(&mounted.dir).unwrap().modified().unwrap();
+    let before = changed();
 
     watched.put("b.torrent", &torrents[1]);
     wait_for_listing(&mounted, &["a.bin", "b.bin"]);
+    // For programs that poll, because inotify reports nothing.
+    assert!(changed() > before);
     assert_eq!(fs::metadata(mounted.path("b.bin")).unwrap().len(), 70_000);
     watched.remove("a.torrent");
     wait_for_listing(&mounted, &["b.bin"]);
@@ -480,7 +478,9 @@ fn ten_of_a_thousand_torrents_are_read() {
     readers.into_iter().for_each(|reader| reader.join().unwrap());
     let read = begun.elapsed();
     let announced = tracker.announces.lock().unwrap().clone();
-    assert!(announced.len() < 900, "{} announces within {read:?} are not spread out", announced.len());
+    // Ten a second, a first burst, and those of the torrents that are read.
+    let most = 100.0 + 10.0 * read.as_secs_f64();
+    assert!((announced.len() as f64) < most, "{} announces within {read:?} are not spread out", announced.len());
 
     let pid = mounted.process.0.id();
     let (_, before) = usage(pid);

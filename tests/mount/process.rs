@@ -13,6 +13,7 @@ use torrentfs::internals::fs::unmount::attribute;
 use torrentfs::internals::fs::{MountOptions, Mounted, UnmountError, mountinfo, unmount_path};
 
 use crate::fixture::*;
+use crate::support::TestDir;
 
 const SERVE: &str = "TORRENTFS_TEST_SERVE";
 const UNMOUNT: &str = "TORRENTFS_TEST_UNMOUNT";
@@ -90,7 +91,7 @@ fn a_dead_mount_is_replaced() {
     if !can_mount() {
         return;
     }
-    let directory = tempfile::tempdir().unwrap();
+    let directory = TestDir::new();
     let mut server = start_server(directory.path());
     assert_eq!(fs::read(directory.path().join("t/small.txt")).unwrap(), b"hello\n");
     server.0.kill().unwrap();
@@ -108,7 +109,7 @@ fn a_dead_mount_is_unmounted() {
     if !can_mount() {
         return;
     }
-    let directory = tempfile::tempdir().unwrap();
+    let directory = TestDir::new();
     let mut server = start_server(directory.path());
     server.0.kill().unwrap();
     server.wait();
@@ -138,7 +139,7 @@ fn the_kernel_caches_listings() {
     if !can_mount() {
         return;
     }
-    let directory = tempfile::tempdir().unwrap();
+    let directory = TestDir::new();
     let server = start_server(directory.path());
     let first = walk(directory.path(), false).unwrap();
     server.signal("-STOP");
@@ -157,7 +158,7 @@ fn unmounting_by_path_ends_the_process_despite_open_files() {
     if !can_mount() {
         return;
     }
-    let directory = tempfile::tempdir().unwrap();
+    let directory = TestDir::new();
     let mut server = start_server(directory.path());
     let file = File::open(directory.path().join("t/small.txt")).unwrap();
     let blocked: Vec<_> = (0..5).map(|n| read_in_background(directory.path().join(format!("t/wait/{n}")))).collect();
@@ -171,11 +172,39 @@ fn unmounting_by_path_ends_the_process_despite_open_files() {
 }
 
 #[test]
-fn a_stopped_process_does_not_block_unmounting() {
+fn a_lazy_unmount_ends_the_process_and_its_waiting_reads() {
     if !can_mount() || !is_root() {
         return;
     }
     let directory = tempfile::tempdir().unwrap();
+    let mut server = start_server(directory.path());
+    let file = File::open(directory.path().join("t/small.txt")).unwrap();
+    let blocked: Vec<_> = (0..5).map(|n| read_in_background(directory.path().join(format!("t/wait/{n}")))).collect();
+    // An end of another mount is none of this one.
+    let other = tempfile::tempdir().unwrap();
+    succeed("mount", &[&"-t", &"tmpfs", &"none", &other.path()]);
+    succeed("umount", &[&"-l", &other.path()]);
+    // Nor does it end while it is mounted in a second place.
+    succeed("mount", &[&"--bind", &directory.path(), &other.path()]);
+    succeed("umount", &[&"-l", &directory.path()]);
+    assert_eq!(fs::read(other.path().join("t/small.txt")).unwrap(), b"hello\n");
+    assert!(blocked.iter().all(|read| read.try_recv().is_err()));
+
+    succeed("umount", &[&"-l", &other.path()]);
+    for read in blocked {
+        assert!(read.recv_timeout(LONG).expect("a read still waits").is_err());
+    }
+    assert!(server.wait().success(), "the server did not end in order");
+    assert!(matches!(unmount_path(directory.path()), Err(UnmountError::NotMounted(_))));
+    drop(file);
+}
+
+#[test]
+fn a_stopped_process_does_not_block_unmounting() {
+    if !can_mount() || !is_root() {
+        return;
+    }
+    let directory = TestDir::new();
     let server = start_server(directory.path());
     server.signal("-STOP");
     unmount_path(directory.path()).unwrap();
@@ -201,7 +230,7 @@ fn a_user_mounts_and_unmounts_through_fusermount() {
     if !device.status.success() {
         return eprintln!("skipped: /dev/fuse is for root only");
     }
-    let directory = tempfile::tempdir().unwrap();
+    let directory = TestDir::new();
     std::os::unix::fs::chown(directory.path(), Some(NOBODY), Some(NOBODY)).unwrap();
     let path = directory.path();
 

@@ -14,7 +14,9 @@ use torrentfs::metainfo::Metainfo;
 const TOOLS: [&str; 3] = ["opentracker", "mktorrent", "libtorrent"];
 /// Longest time from the start of a mount to the end of an 8 MiB read beside a peer that sends nothing. It needs a second
 /// or two; a block that waited for the disconnection of such a peer would take a minute.
-const UNHINDERED: Duration = Duration::from_secs(15);
+const UNHINDERED: Duration = Duration::from_secs(30);
+/// Time limit of whatever happens at once. Only a hang reaches it.
+const LONG: Duration = Duration::from_secs(60);
 
 /// Makes a torrent without a tracker.
 fn untracked(lab: &Lab, name: &str, data: &[u8], piece_log2: u32) -> PathBuf {
@@ -203,12 +205,12 @@ fn a_read_without_a_source_ends_in_eio() {
     }
     let _turn = turn();
     let lab = Lab::new();
-    let mount = mount_without_peers(&lab, &["--read-timeout", "5s"]);
+    let mount = mount_without_peers(&lab, &["--read-timeout", "10s"]);
     let begin = Instant::now();
     let error = fs::read(mount.path("film.bin")).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::EIO), "{error}");
     // The kernel reads twice, first with read-ahead and then the page alone. Both share one time limit.
-    assert!(begin.elapsed() < Duration::from_secs(9), "{:?}; {}", begin.elapsed(), mount.log());
+    assert!(begin.elapsed() < Duration::from_secs(19), "{:?}; {}", begin.elapsed(), mount.log());
     assert!(mount.log().contains("no peer connected"), "{}", mount.log());
     mount.stop();
 }
@@ -221,18 +223,23 @@ fn ctrl_c_ends_a_blocked_reader_at_once() {
     let _turn = turn();
     let lab = Lab::new();
     let mount = mount_without_peers(&lab, &[]);
-    // A shell starts its background jobs with SIGINT ignored, and the test may be in one.
-    let mut cat = Command::new("env");
-    cat.args(["--default-signal=INT", "cat"]).arg(mount.path("film.bin")).stdout(Stdio::null());
-    let mut cat = Process::start(&mut cat);
+    let mut cat = Process::start(Command::new("cat").arg(mount.path("film.bin")).stdout(Stdio::null()));
+    wait_until("the file is open", LONG, || has_open(&cat, &mount.path("film.bin")));
     std::thread::sleep(Duration::from_millis(500));
     cat.signal("INT");
-    assert!(cat.wait(Duration::from_secs(2)).is_some(), "cat did not end");
+    // A read times out after two minutes.
+    assert!(cat.wait(LONG).is_some(), "cat did not end");
     mount.stop();
 }
 
+/// Returns whether a process has opened a file.
+fn has_open(process: &Process, path: &Path) -> bool {
+    let files = fs::read_dir(format!("/proc/{}/fd", process.0.id())).into_iter().flatten().flatten();
+    files.into_iter().any(|file| fs::read_link(file.path()).is_ok_and(|open| open == path))
+}
+
 fn block_reads(mount: &Mounted, count: u64) -> Vec<Process> {
-    let readers = (0..count)
+    let readers: Vec<Process> = (0..count)
         .map(|n| {
             let input = format!("if={}", mount.path("film.bin").display());
             Process::start(
@@ -242,6 +249,8 @@ fn block_reads(mount: &Mounted, count: u64) -> Vec<Process> {
             )
         })
         .collect();
+    let path = mount.path("film.bin");
+    wait_until("all readers have opened the file", LONG, || readers.iter().all(|reader| has_open(reader, &path)));
     std::thread::sleep(Duration::from_secs(1));
     readers
 }
@@ -266,9 +275,7 @@ fn a_mount_ends_in_every_way_with_a_hundred_blocked_reads() {
             "umount" => {
                 assert!(!run("umount", &[mount.dir.to_str().unwrap()]).status.success());
                 readers.clear();
-                wait_until("umount", Duration::from_secs(10), || {
-                    run("umount", &[mount.dir.to_str().unwrap()]).status.success()
-                });
+                wait_until("umount", LONG, || run("umount", &[mount.dir.to_str().unwrap()]).status.success());
             }
             // A lazy unmount leaves the files open: the program ends when the readers do.
             "umount -l" => {
@@ -277,11 +284,11 @@ fn a_mount_ends_in_every_way_with_a_hundred_blocked_reads() {
             }
             signal => mount.process.signal(signal),
         }
-        let status = mount.process.wait(Duration::from_secs(15));
+        let status = mount.process.wait(LONG);
         assert!(status.is_some_and(|s| s.success()), "{way}: {status:?} after {:?}", begin.elapsed());
         assert!(!mount.is_mounted(), "{way}: left mounted");
         for reader in &mut readers {
-            assert!(reader.wait(Duration::from_secs(5)).is_some(), "{way}: a reader hangs");
+            assert!(reader.wait(LONG).is_some(), "{way}: a reader hangs");
         }
     }
 }
@@ -474,7 +481,7 @@ fn a_background_mount_answers_or_reports_its_failure() {
     assert!(ended.status.success() && !is_mounted(&mnt), "{ended:?}");
     // The process may still be ending. Then the cache is free.
     let mut again = background(&other, &torrent);
-    wait_until("the cache is free", Duration::from_secs(10), || {
+    wait_until("the cache is free", LONG, || {
         if !again.status.success() {
             again = background(&other, &torrent);
         }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::support::*;
 
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// Starts nginx for a directory. Returns the process and its URL.
 fn nginx(base: &Path, root: &Path) -> (Process, String) {

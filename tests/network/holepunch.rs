@@ -38,7 +38,7 @@ fn we_relay_a_rendezvous_between_two_peers() {
         Holepunch::decode(&initiator.receive(5).unwrap()).unwrap()
     };
     // The three handshakes are handled in any order: ask until the target's has been.
-    wait_until("the target is known", std::time::Duration::from_secs(20), || {
+    wait_until("the target is known", std::time::Duration::from_secs(60), || {
         ask(listeners[1].addr) == Holepunch::Connect(listeners[1].addr)
     });
     assert_eq!(Holepunch::decode(&target.receive(6).unwrap()), Ok(Holepunch::Connect(listeners[0].addr)));

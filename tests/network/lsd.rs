@@ -67,7 +67,7 @@ async fn many_torrents_are_announced_in_few_datagrams() {
         assert!(finds(found, "127.0.0.34:1034").await);
     }
     // One datagram a second is sent: with one torrent in each this would take forty.
-    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(35), "{:?}", started.elapsed());
 }
 
 fn libtorrent(host: u8, info_hash: InfoHash) -> (Process, BufReader<std::process::ChildStdout>, SocketAddr) {

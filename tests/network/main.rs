@@ -8,6 +8,7 @@ mod dht;
 mod discovery;
 mod extension_peer;
 mod holepunch;
+mod interrupted;
 mod lsd;
 mod pex;
 mod portmap;

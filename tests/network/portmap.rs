@@ -12,7 +12,7 @@ use crate::support;
 use tokio::time::timeout;
 use torrentfs::internals::portmap::{Mapping, PortMapConfig, PortMapStatus, PortMapper};
 
-const LONG: Duration = Duration::from_secs(30);
+const LONG: Duration = Duration::from_secs(60);
 const PORT: NonZeroU16 = NonZeroU16::new(6881).unwrap();
 
 /// Mappings of a router: from protocol and external port to internal port and lease in seconds.
@@ -209,7 +209,7 @@ async fn natpmp_maps_both_protocols_and_withdraws_them() {
         assert_eq!(*router.lock().unwrap(), wanted);
         let begun = Instant::now();
         mapper.stop().await;
-        assert!(begun.elapsed() < Duration::from_secs(5));
+        assert!(begun.elapsed() < Duration::from_secs(15));
         assert!(router.lock().unwrap().is_empty());
         mapper.stop().await;
     }

@@ -1,10 +1,10 @@
 //! A torrent in this process: readers, the driver, the store and peers on loopback, without a mount.
 
 use std::io::SeekFrom;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 
@@ -18,7 +18,11 @@ use torrentfs::metainfo::{FileIndex, FileKind, Metainfo, NewFile, NewTorrent, ha
 const PIECE: u32 = 256 << 10;
 
 fn sample() -> (Arc<Vec<u8>>, Metainfo) {
-    let data: Vec<u8> = (0..8 * PIECE).map(|n| (n ^ (n >> 8) ^ (n >> 16)) as u8).collect();
+    sample_of(0)
+}
+
+fn sample_of(which: u32) -> (Arc<Vec<u8>>, Metainfo) {
+    let data: Vec<u8> = (0..8 * PIECE).map(|n| (n ^ (n >> 8) ^ (n >> 16) ^ which) as u8).collect();
     let (hashes, len) = hash_pieces(&data[..], PIECE).unwrap();
     let file = NewFile { path: Vec::new(), len, kind: FileKind::Regular { executable: false } };
     let torrent = NewTorrent { name: "film.bin".into(), piece_len: PIECE, files: vec![file], ..NewTorrent::default() };
@@ -30,18 +34,18 @@ struct Lab {
     torrent: Arc<Torrent>,
 }
 
-async fn start(dir: &Path, metainfo: &Metainfo, limit: Duration, peers: &[&fake::FakePeer]) -> Lab {
+fn config(dir: &Path) -> SessionConfig {
     let cache = Cache::open(CacheConfig { dir: dir.into(), disk_limit: None, memory: 32 << 20 }).unwrap();
-    let config = SessionConfig {
-        net: net::Config {
-            port: PortChoice::Exactly(0),
-            route: Route { bind: Bind::Address(IpAddr::V4(Ipv4Addr::LOCALHOST)), ..Route::default() },
-            ..net::Config::default()
-        },
-        read_timeout: Some(limit),
-        ..SessionConfig::new(cache)
+    let net = net::Config {
+        port: PortChoice::Exactly(0),
+        route: Route { bind: Bind::Address(IpAddr::V4(Ipv4Addr::LOCALHOST)), ..Route::default() },
+        ..net::Config::default()
     };
-    let session = Session::start(config).unwrap();
+    SessionConfig { net, ..SessionConfig::new(cache) }
+}
+
+async fn start(dir: &Path, metainfo: &Metainfo, limit: Duration, peers: &[&fake::FakePeer]) -> Lab {
+    let session = Session::start(SessionConfig { read_timeout: Some(limit), ..config(dir) }).unwrap();
     let peers = peers.iter().map(|peer| peer.addr).collect();
     let options = TorrentOptions { on_demand: true, peers, ..TorrentOptions::default() };
     let torrent = session.add(metainfo.clone(), options).await.unwrap();
@@ -77,8 +81,8 @@ async fn a_slow_peer_keeps_a_read_alive_and_a_read_without_peers_times_out() {
     let (data, metainfo) = sample();
     let dir = tempfile::tempdir().unwrap();
     let peer = fake::peer("127.0.0.1", &metainfo, &data, Behaviour::Slow);
-    let lab = start(&dir.path().join("slow"), &metainfo, Duration::from_millis(1_200), &[&peer]).await;
-    // 16 blocks of 150 ms: twice the limit.
+    let lab = start(&dir.path().join("slow"), &metainfo, Duration::from_secs(2), &[&peer]).await;
+    // 16 blocks of 150 ms: longer than the limit.
     assert!(*lab.open().read(5, 100).await.unwrap() == data[5..105]);
     lab.session.remove(&lab.torrent).await;
 
@@ -152,4 +156,69 @@ async fn a_file_is_a_stream_that_seeks() {
     let mut stream = lab.open().into_stream();
     let (read, ()) = tokio::join!(stream.read(&mut some), lab.session.remove(&lab.torrent));
     assert!(read.is_err(), "the torrent has ended");
+}
+
+/// Waits until `done`, for two minutes at most.
+async fn wait_until(what: &str, done: impl Fn() -> bool) {
+    for _ in 0..12_000 {
+        if done() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("{what}: not within two minutes");
+}
+
+/// Returns the options of a torrent that was added so many minutes ago.
+fn added(minutes: u64, peers: Vec<SocketAddr>) -> TorrentOptions {
+    let since = SystemTime::now() - Duration::from_secs(60 * minutes);
+    TorrentOptions { peers, since: Some(since), ..TorrentOptions::default() }
+}
+
+#[tokio::test]
+async fn background_downloads_take_turns_by_age_and_a_read_does_not_wait_for_one() {
+    let dir = tempfile::tempdir().unwrap();
+    // A second for each torrent.
+    let limits = Arc::new(net::Limits::new(2 << 20, 0));
+    let config = SessionConfig { active_downloads: Some(1), limits, ..config(dir.path()) };
+    let session = Session::start(config).unwrap();
+    let (mut peers, mut torrents) = (Vec::new(), Vec::new());
+    // The last one that is added is the oldest.
+    for which in 0..4 {
+        let (data, metainfo) = sample_of(which);
+        let peer = fake::peer("127.0.0.1", &metainfo, &data, Behaviour::Honest);
+        torrents.push(session.add(metainfo, added(which.into(), vec![peer.addr])).await.unwrap());
+        peers.push((peer, data));
+    }
+    let have = |which: usize| torrents[which].stats().have;
+    let is_complete = |which: usize| have(which) == 8;
+    wait_until("the oldest is complete", || is_complete(3)).await;
+    // Each may have begun before it knew of an older one, and is nearly done with what it began.
+    assert!(!is_complete(0) && !is_complete(1) && !is_complete(2), "{:?}", [0, 1, 2].map(have));
+    let reader = torrents[0].open(FileIndex(0)).unwrap();
+    let read = reader.read(u64::from(7 * PIECE), 100).await;
+    assert!(*read.unwrap() == peers[0].1[7 * PIECE as usize..][..100]);
+    assert!(!is_complete(1), "a read waited for an older torrent: {:?}", [0, 1, 2].map(have));
+    drop(reader);
+    wait_until("the next one is complete", || is_complete(2)).await;
+    assert!(!is_complete(1) && !is_complete(0), "{:?}", [0, 1, 2].map(have));
+    wait_until("the next one is complete", || is_complete(1)).await;
+    assert!(!is_complete(0), "{:?}", [0, 1, 2].map(have));
+    wait_until("all are complete", || is_complete(0)).await;
+    session.remove_all(&torrents).await;
+}
+
+#[tokio::test]
+async fn a_torrent_without_peers_does_not_hold_up_the_queue() {
+    let dir = tempfile::tempdir().unwrap();
+    let session = Session::start(SessionConfig { active_downloads: Some(1), ..config(dir.path()) }).unwrap();
+    let first = session.add(sample_of(0).1, added(9, vec![])).await.unwrap();
+    let (data, metainfo) = sample_of(1);
+    let peer = fake::peer("127.0.0.1", &metainfo, &data, Behaviour::Honest);
+    let second = session.add(metainfo, added(0, vec![peer.addr])).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(second.stats().have, 0, "it has not waited for its turn");
+    wait_until("the second one is complete", || second.stats().have == 8).await;
+    assert_eq!(first.stats().have, 0);
+    session.remove_all(&[first, second]).await;
 }

@@ -20,7 +20,7 @@ use torrentfs::internals::route::{Bind, Route};
 use torrentfs::metainfo::{InfoHash, Metainfo};
 use torrentfs::wire::PeerId;
 
-const LONG: Duration = Duration::from_secs(30);
+const LONG: Duration = Duration::from_secs(60);
 
 /// Publishes a file and waits until the tracker knows it over UDP as well. `Lab` waits for the TCP port only.
 fn publish(lab: &mut Lab, name: &str, data: &[u8]) -> PathBuf {
@@ -29,7 +29,7 @@ fn publish(lab: &mut Lab, name: &str, data: &[u8]) -> PathBuf {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     let (_, rest) = lab.announce.split_once("://").unwrap();
     socket.connect(rest.trim_end_matches("/announce")).unwrap();
-    socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    socket.set_read_timeout(Some(Duration::from_millis(1000))).unwrap();
     let mut reply = [0; 100];
     wait_until("the tracker knows the torrent", LONG, || {
         let _ = socket.send(b"\x00\x00\x04\x17\x27\x10\x19\x80\0\0\0\0test");

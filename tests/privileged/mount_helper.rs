@@ -135,6 +135,16 @@ fn status(pid: u32) -> HashMap<String, String> {
     fields.map(|(key, value)| (key.to_owned(), value.trim().to_owned())).collect()
 }
 
+/// Checks that a process has no capability, can gain none, and is restricted in its system calls.
+fn assert_powerless(pid: u32) {
+    let of = status(pid);
+    for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+        assert_eq!(of[set].trim_start_matches('0'), "", "{set}");
+    }
+    // 2: by a filter.
+    assert_eq!((of["NoNewPrivs"].as_str(), of["Seccomp"].as_str()), ("1", "2"));
+}
+
 /// Returns group and session of a process: fields 5 and 6 of its `stat`. Field 2, the name, may contain anything.
 fn group_and_session(pid: u32) -> (u32, u32) {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
@@ -188,10 +198,8 @@ fn root_mounts_and_an_unprivileged_user_serves() {
     assert_eq!([server, keeper].map(group_and_session), [(server, server), (keeper, keeper)]);
     let of = status(server);
     let ids = format!("{SERVER}\t{SERVER}\t{SERVER}\t{SERVER}");
-    assert_eq!((&of["Uid"], &of["Gid"], of["NoNewPrivs"].as_str()), (&ids, &ids, "1"));
-    for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
-        assert_eq!(of[set].trim_start_matches('0'), "", "{set}");
-    }
+    assert_eq!((&of["Uid"], &of["Gid"]), (&ids, &ids));
+    assert_powerless(server);
     let groups: Vec<&str> = of["Groups"].split_whitespace().collect();
     assert!(groups.iter().all(|group| *group == SERVER.to_string()), "{groups:?}");
     // The keeper has the capabilities for mounts, and no descriptor that would keep a dead connection alive.
@@ -300,8 +308,8 @@ fn every_end_is_clean() {
             _ => drop(stage.sh(&format!("{end} $BASE/mnt"))),
         }
         wait_until(&format!("{end}: nothing is mounted"), LIMIT, || stage.mounts().is_empty());
-        // With `umount -l` the kernel waits for the last file to be closed. In the other cases the read has failed.
-        if let Some(mut reader) = reader.filter(|_| end != "umount -l") {
+        // After `umount -l` the kernel would wait for the last file to be closed.
+        if let Some(mut reader) = reader {
             assert!(reader.wait(LIMIT).is_some_and(|status| !status.success()), "{end}");
         }
         wait_until(&format!("{end}: no process is left"), LIMIT, || !is_alive(server) && !is_alive(keeper));
@@ -460,12 +468,12 @@ fn other_users_mount_through_fusermount() {
 }
 
 #[test]
-fn without_the_user_root_serves_and_says_so() {
+fn without_the_user_root_serves_without_capabilities_and_says_so() {
     if !can_stage(&[]) {
         return;
     }
     let _turn = turn();
-    let Swarm { lab, .. } = swarm(8);
+    let Swarm { lab, seeder, .. } = swarm(8);
     let stage = Stage::new(lab.dir.path());
     stage.sh("mkdir $BASE/mnt; sed -i /^torrentfs:/d /etc/passwd");
     let mounted = stage.run(&format!("mount -t torrentfs -o {ALONE} $BASE/film.bin.torrent $BASE/mnt"));
@@ -476,13 +484,98 @@ fn without_the_user_root_serves_and_says_so() {
     );
     let (server, _) = stage.processes("$BASE/mnt");
     assert_eq!(status(server)["Uid"].split('\t').next(), Some("0"));
+    assert_powerless(server);
     run("kill", &["-KILL", &server.to_string()]);
     stage.wait_until_clear();
-    let mounted = stage.run(&format!("mount -t torrentfs -o setuid=root,{ALONE} $BASE/film.bin.torrent $BASE/mnt"));
+    let options = format!("setuid=root,{ALONE},peer={}", seeder.addr);
+    let mounted = stage.run(&format!("mount -t torrentfs -o {options} $BASE/film.bin.torrent $BASE/mnt"));
     assert!(mounted.status.success() && mounted.stderr.is_empty(), "a warning for an explicit choice: {mounted:?}");
+    assert_powerless(stage.processes("$BASE/mnt").0);
+    stage.sh("cmp $BASE/mnt/film.bin $BASE/payload/film.bin");
     stage.sh("umount $BASE/mnt");
     stage.wait_until_clear();
 }
+
+/// A file handle, as an NFS server has them, outlives the kernel's caches and the mount.
+#[test]
+fn file_handles_stay_valid_when_caches_are_dropped() {
+    if !can_stage(&[]) {
+        return;
+    }
+    let _turn = turn();
+    let mut lab = Lab::new();
+    let dir = lab.path("payload/show");
+    fs::create_dir_all(dir.join("extra/deep")).unwrap();
+    fs::write(dir.join("film.bin"), noise(100_000, 1)).unwrap();
+    fs::write(dir.join("extra/deep/notes.txt"), noise(1000, 2)).unwrap();
+    let torrent = lab.publish_path(&dir, 16);
+    let seeder = lab.libtorrent("seed", 2, 0, &lab.path("payload"), &torrent);
+    let stage = Stage::new(lab.dir.path());
+    stage.sh("mkdir $BASE/mnt");
+    fs::write(lab.path("handles.py"), HANDLES).unwrap();
+    let mount = format!("mount -t torrentfs -o {ALONE},peer={} {} $BASE/mnt", seeder.addr, torrent.display());
+    stage.sh(&mount);
+    let handles = stage.sh("/usr/bin/python3 $BASE/handles.py make $BASE/mnt $BASE/payload");
+    stage.sh("umount $BASE/mnt");
+    stage.wait_until_clear();
+    stage.sh(&mount);
+    fs::write(lab.path("handles"), handles).unwrap();
+    stage.sh("/usr/bin/python3 $BASE/handles.py open $BASE/mnt $BASE/payload < $BASE/handles");
+    stage.sh("umount $BASE/mnt");
+    stage.wait_until_clear();
+}
+
+/// Prints a handle of each file and directory, and opens such handles again, after the kernel has dropped its caches.
+/// Compares content, listing and the path by which the kernel finds a directory.
+const HANDLES: &str = r#"
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+class Handle(ctypes.Structure):
+    _fields_ = [("bytes", ctypes.c_uint), ("type", ctypes.c_int), ("data", ctypes.c_ubyte * 128)]
+what, mount, payload = sys.argv[1:]
+names = ["show", "show/film.bin", "show/extra", "show/extra/deep", "show/extra/deep/notes.txt"]
+def check(result):
+    if result < 0: raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return result
+def make(name):
+    handle, mount_id = Handle(bytes=128), ctypes.c_int()
+    path = os.path.join(mount, name).encode()
+    check(libc.name_to_handle_at(-100, path, ctypes.byref(handle), ctypes.byref(mount_id), 0))
+    return bytes(handle)
+def opened(handle, root):
+    handle = Handle.from_buffer_copy(handle)
+    return check(libc.open_by_handle_at(root, ctypes.byref(handle), os.O_RDONLY))
+def drop_caches():
+    with open("/proc/sys/vm/drop_caches", "w") as file: file.write("3")
+if what == "make":
+    handles = [make(name) for name in names]
+    inodes = [os.stat(os.path.join(mount, name)).st_ino for name in names]
+    lines = [f"{handle.hex()} {inode}" for handle, inode in zip(handles, inodes)]
+    print(*lines, sep=chr(10))
+else:
+    lines = sys.stdin.read().splitlines()
+root = os.open(mount, os.O_RDONLY)
+for name, line in zip(names, lines):
+    handle, inode = line.split()
+    drop_caches()
+    file = opened(bytes.fromhex(handle), root)
+    assert os.fstat(file).st_ino == int(inode), name
+    source = os.path.join(payload, name)
+    if os.path.isdir(source):
+        assert os.listdir(file) == os.listdir(os.path.join(mount, name)), name
+        assert os.readlink(f"/proc/self/fd/{file}") == os.path.join(mount, name), name
+    else:
+        assert os.read(file, 1 << 20) == open(source, "rb").read(), name
+    os.close(file)
+# Torrents and files that do not exist.
+first = bytes.fromhex(lines[1].split()[0])
+for forged in [bytes(12), bytes([255] * 12), bytes(Handle.from_buffer_copy(first).data)[:8]]:
+    handle = Handle.from_buffer_copy(first)
+    handle.data[0:len(forged)] = [byte ^ 0x55 for byte in forged]
+    try: opened(bytes(handle), root)
+    except OSError as error: assert error.errno == 116, error
+    else: raise AssertionError("a forged handle was opened")
+"#;
 
 #[test]
 fn a_mount_is_made_in_another_namespace() {

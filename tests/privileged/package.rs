@@ -67,6 +67,11 @@ impl Machine {
         command.env("DEBIAN_FRONTEND", "noninteractive").stdin(Stdio::null()).output().unwrap()
     }
 
+    /// Returns the files of the system that have our name in their path.
+    fn files_named_after_us(&self) -> Vec<String> {
+        self.sh("find /etc /usr /var -xdev -path '*torrentfs*'").lines().map(str::to_owned).collect()
+    }
+
     fn sh(&self, line: &str) -> String {
         let output = self.run(line);
         assert!(output.status.success(), "{line}: {output:?}");
@@ -76,7 +81,8 @@ impl Machine {
 
 /// Returns the directory of the packages. They may be missing, except in CI.
 fn packages() -> Option<PathBuf> {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/package");
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join(target).join("package");
     let built = dir.join("torrentfs.deb").exists() && dir.join("torrentfs.rpm").exists();
     if !built {
         assert!(std::env::var_os("CI").is_none(), "no packages: mount-helper/package.sh --debug builds them");
@@ -130,11 +136,15 @@ fn the_deb_is_installed_used_upgraded_and_purged() {
     let seeder = lab.libtorrent("seed", 2, 0, &lab.path("payload"), &torrent);
     fs::copy(packages.join("torrentfs.deb"), lab.path("torrentfs.deb")).unwrap();
     let machine = Machine::new(lab.dir.path(), NO_INIT);
-    let unaffected = |what: &str| assert!(!Path::new("/usr/sbin/mount.torrentfs").exists(), "{what}: not this machine");
-    unaffected("before");
+    let of_this_machine = || fs::metadata("/usr/sbin/mount.torrentfs").ok().map(|about| (about.ino(), about.mtime()));
+    let before = of_this_machine();
+    // This machine may have the package, and people may have read its manual.
+    machine.run("dpkg --purge torrentfs");
+    let others = machine.files_named_after_us();
 
-    machine.sh("dpkg --install $BASE/torrentfs.deb");
-    unaffected("installed");
+    let told = machine.sh("dpkg --install $BASE/torrentfs.deb");
+    assert!(told.contains("torrentfs mount FILE.torrent ~/film"), "{told}");
+    assert_eq!(of_this_machine(), before, "not this machine");
     machine.sh("id torrentfs && test -x /sbin/mount.torrentfs && test -x /sbin/mount.fuse.torrentfs");
     assert_eq!(machine.sh("stat -c '%a %U' /var/cache/torrentfs").trim(), "755 root");
     assert!(machine.sh("torrentfs --version").contains(env!("CARGO_PKG_VERSION")));
@@ -177,15 +187,21 @@ fn the_deb_is_installed_used_upgraded_and_purged() {
     machine.sh("cmp $BASE/file/film.bin $BASE/payload/film.bin; torrentfs config | grep -q '64MiB.*/etc/torrentfs/'");
     machine.sh("umount --all --types fuse.torrentfs; ls /var/cache/torrentfs | grep -q .");
 
-    machine.sh("mount --all --fstab $BASE/fstab && dpkg --remove torrentfs");
-    assert_eq!(machine.sh("findmnt --types fuse.torrentfs || true"), "");
+    // A removal ends what the package's helper has mounted, also before an upgrade, and no mount of a user.
+    let alone = "--no-dht --no-lsd --no-port-mapping --port 0 --cache-dir $BASE/own-cache";
+    machine.sh(&format!("mkdir $BASE/own && torrentfs mount {alone} --peer {peer} $BASE/film.bin.torrent $BASE/own"));
+    machine.sh("mount --all --fstab $BASE/fstab");
+    let told = machine.sh("dpkg --install $BASE/torrentfs.deb");
+    assert!(!told.contains("torrentfs mount"), "an upgrade repeats the introduction: {told}");
+    machine.sh("dpkg --remove torrentfs");
+    let left = machine.sh("findmnt --types fuse.torrentfs --noheadings --output TARGET");
+    assert_eq!(left.trim(), lab.path("own").to_str().unwrap());
+    machine.sh("cmp $BASE/own/film.bin $BASE/payload/film.bin && umount $BASE/own");
     machine.sh("test -e /etc/torrentfs/torrentfs.toml && test -e /var/cache/torrentfs");
     machine.sh("dpkg --purge torrentfs");
-    let left = machine.sh("find / -xdev -path /tmp -prune -o -path '*torrentfs*' -print | grep -v /package/ || true");
-    let ours: Vec<&str> =
-        left.lines().filter(|path| ["/etc", "/usr", "/var"].iter().any(|dir| path.starts_with(dir))).collect();
+    let ours: Vec<String> = machine.files_named_after_us().into_iter().filter(|path| !others.contains(path)).collect();
     assert!(ours.is_empty(), "{ours:?}");
-    unaffected("purged");
+    assert_eq!(of_this_machine(), before, "not this machine");
 }
 
 /// The units under systemd, which is booted in namespaces without a network.
@@ -279,6 +295,9 @@ fn the_rpm_has_the_same_files() {
     }
     assert_eq!(query("--configfiles").trim(), "/etc/torrentfs/torrentfs.toml");
     assert!(query("--recommends").contains("fuse3"));
-    assert!(query("--scripts").contains("mount.fuse.torrentfs"));
+    let scripts = query("--scripts");
+    for part in ["mount.fuse.torrentfs", "mount.torrentfs --end-all", "torrentfs mount FILE.torrent"] {
+        assert!(scripts.contains(part), "{part}: {scripts}");
+    }
     assert_eq!(query("--queryformat '%{VERSION} %{LICENSE}'").trim(), concat!(env!("CARGO_PKG_VERSION"), " MIT"));
 }

@@ -9,7 +9,9 @@ use bytes::Bytes;
 use fixedbitset::FixedBitSet;
 use rand::RngExt;
 use torrentfs::metainfo::{InfoHash, Lengths};
-use torrentfs::swarm::{Action, Config, Direction, DisconnectReason, Event, NewPeer, PeerKey, PeerSource, Swarm};
+use torrentfs::swarm::{
+    Action, Config, Direction, DisconnectReason, Event, NewPeer, PeerKey, PeerSource, Policy, Swarm,
+};
 use torrentfs::wire::{
     ExtensionHandshake, Holepunch, METADATA_PIECE_LEN, Message, PeerId, Pex, PexFlags, UT_HOLEPUNCH, UT_METADATA,
     UT_PEX,
@@ -202,7 +204,7 @@ fn metadata_arrives_from_liars_and_honest_peers() {
         let mut overlay = Overlay::new(seed);
         let len = 3 * METADATA_PIECE_LEN + 1_000;
         let truth = metadata(0, len);
-        let resolver = overlay.add_resolver(Overlay::public(0), InfoHash::of(&truth));
+        let resolver = overlay.add_resolver(Overlay::public(0), InfoHash::of(&truth), Policy::default());
         // One honest peer, or both, can be found by peer exchange alone.
         let hidden = if overlay.rng.random() { 1..2 } else { 1..3 };
         let (mut liars, mut known) = (Vec::new(), Vec::new());

@@ -1,5 +1,6 @@
 //! Tests without a network and without a mount: simulated swarms, the parser, the structure of the source.
 
+mod dialing;
 mod extensions;
 mod layers;
 mod policy;

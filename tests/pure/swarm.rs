@@ -1,12 +1,14 @@
 //! Properties of the scheduling, measured in simulated swarms.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use crate::simulation::swarms::first_copy;
 use crate::simulation::{Nature, World, seed};
 use fixedbitset::FixedBitSet;
 use rand::RngExt;
 use torrentfs::metainfo::Lengths;
-use torrentfs::swarm::{DisconnectReason, Event, PickOrder};
+use torrentfs::swarm::{BackgroundNeed, DisconnectReason, Event, PickOrder, ReaderId};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -365,33 +367,47 @@ fn a_paused_swarm_fetches_nothing_and_one_on_demand_only_what_is_read() {
     world.run_until(Duration::from_secs(60), |world| world.nodes[node].completed.is_some());
 }
 
-/// Simulates a first seeder and leechers with the same bandwidth. Returns the copies that the seeder sent until the leechers
-/// together had every piece, those until all were complete, and the time for the latter divided by that of one copy.
-fn first_copy(seed: u64, super_seed: bool) -> (f64, f64, f64) {
-    let (rate, size) = (MIB as f64, 16 * MIB);
-    let mut world = World::new(seed, lengths(size, 128 * KIB), millis(10));
-    let first = world.add(rate, |_| true, |config| config.super_seed = super_seed);
-    for _ in 0..12 {
-        world.add(rate, |_| false, |_| {});
-    }
-    world.introduce();
-    let pieces = (size / (128 * KIB)) as u32;
-    let spread =
-        |world: &World| (0..pieces).all(|piece| world.nodes[1..].iter().any(|node| node.stored.contains(&piece)));
-    world.run_until(Duration::from_secs(1_000), spread);
-    let sent = |world: &World| world.nodes[first].swarm.stats(world.clock()).uploaded as f64 / size as f64;
-    let once = sent(&world);
-    let all = |world: &World| world.nodes[1..].iter().all(|node| node.completed.is_some());
-    let end = world.run_until(Duration::from_secs(1_000), all);
-    (once, sent(&world), end.as_secs_f64() / 16.0)
+#[test]
+fn a_queued_swarm_begins_no_piece_but_serves_and_answers_reads() {
+    let mut world = World::new(seed(14), lengths(8 * MIB, 64 * KIB), millis(5));
+    let seeder = world.add_seed(1e6);
+    let node = world.add(1e6, |piece| piece < 8, |_| {});
+    let leecher = world.add(1e6, |_| false, |_| {});
+    world.check = true;
+    assert_eq!(world.nodes[node].swarm.background_need(), BackgroundNeed::Normal);
+    world.event(node, Event::Turn(false));
+    world.introduce_to(node, &[seeder, leecher]);
+    let leecher_is_served = |world: &World| (0..8).all(|piece| world.nodes[leecher].stored.contains(&piece));
+    world.run_until(Duration::from_secs(60), leecher_is_served);
+    assert_eq!(world.nodes[node].received, 0, "fetched before its turn");
+
+    world.open(node, 1, 0..8 * MIB);
+    let took = world.read_now(node, 1, 7 * MIB..7 * MIB + 1, Duration::from_secs(2));
+    assert!(took < millis(500), "a read waited {took:?}");
+    world.event(node, Event::Close(ReaderId(1)));
+    world.event(node, Event::Turn(true));
+    world.run(Duration::from_secs(2));
+    world.event(node, Event::Turn(false));
+    let snapshot = world.nodes[node].swarm.snapshot(world.clock());
+    assert!(snapshot.queued && !snapshot.partial.is_empty(), "{snapshot:?}");
+    world.run(Duration::from_secs(10));
+    let snapshot = world.nodes[node].swarm.snapshot(world.clock());
+    assert!(
+        snapshot.partial.is_empty() && snapshot.to_fetch > 0,
+        "what was begun is finished, and no more: {snapshot:?}"
+    );
+
+    world.event(node, Event::Turn(true));
+    world.run_until(Duration::from_secs(60), |world| world.nodes[node].completed.is_some());
+    assert_eq!(world.nodes[node].swarm.background_need(), BackgroundNeed::Nothing);
 }
 
 #[test]
 fn super_seeding_sends_hardly_more_than_one_copy() {
     let first = seed(5);
     for seed in first..first + 3 {
-        let (once, _, plain) = first_copy(seed, false);
-        let (super_once, _, super_time) = first_copy(seed, true);
+        let (once, plain) = first_copy(&Arc::default(), seed, false);
+        let (super_once, super_time) = first_copy(&Arc::default(), seed, true);
         println!("seed {seed}: {once:.2} copies in {plain:.2}, super-seeding {super_once:.2} in {super_time:.2}");
         assert!(super_once <= 1.15, "seed {seed}: {super_once:.2} copies sent before the leechers had one");
         assert!(super_time <= 2.0 * plain, "seed {seed}: {super_time:.2} and {plain:.2}");

@@ -176,7 +176,6 @@ fn config() -> Config {
         pex: true,
         super_seed: false,
         max_peers: 5,
-        max_connecting: 3,
         max_partial: TOTAL,
         order: PickOrder::RarestFirst,
         policy: Arc::default(),
@@ -230,7 +229,7 @@ impl Driver {
                     assert!(pins.iter().all(|pin| pin.start < pin.end && pin.end <= PIECES));
                     assert!(pins.windows(2).all(|pins| pins[0].end < pins[1].start), "{pins:?}");
                 }
-                Action::Send(..) | Action::Ban(_) | Action::Drop(_) | Action::AddDhtNode(_) => {}
+                Action::Send(..) | Action::Ban(_) | Action::Drop(_) | Action::AddDhtNode(_) | Action::FindPeers => {}
             }
         }
         assert!(self.uploads.len() <= 6 * 16 && self.calls.len() <= 8);

@@ -45,7 +45,11 @@ pub struct FakePeer {
 
 /// Starts a peer at `ip` that has all data of the torrent.
 pub fn peer(ip: &str, metainfo: &Metainfo, data: &Arc<Vec<u8>>, behaviour: Behaviour) -> FakePeer {
-    let listener = TcpListener::bind((ip, 0)).unwrap();
+    peer_on(TcpListener::bind((ip, 0)).unwrap(), metainfo, data, behaviour)
+}
+
+/// Starts a peer that accepts these connections.
+pub fn peer_on(listener: TcpListener, metainfo: &Metainfo, data: &Arc<Vec<u8>>, behaviour: Behaviour) -> FakePeer {
     let peer = FakePeer { addr: listener.local_addr().unwrap(), connections: Arc::default(), requests: Arc::default() };
     let (connections, requests) = (peer.connections.clone(), peer.requests.clone());
     let (metainfo, data) = (Arc::new(metainfo.clone()), data.clone());

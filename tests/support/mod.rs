@@ -6,6 +6,7 @@
 
 pub mod fake;
 pub mod picture;
+pub mod signals;
 pub mod terminal;
 pub mod tracker;
 pub mod transfer;
@@ -26,10 +27,14 @@ use torrentfs::internals::session::{Session, SessionConfig, Torrent, TorrentOpti
 use torrentfs::internals::store::{Cache, CacheConfig};
 use torrentfs::metainfo::{InfoHash, Metainfo};
 
+/// Time limit of whatever a program does at once. Only a hang reaches it, however busy the machine is.
+const LONG: Duration = Duration::from_secs(120);
+
 /// Waits until no other test of this binary holds the lock. Tests that start programs take it, because several at a time
 /// would exceed their time limits on a small machine.
 pub fn turn() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
+    signals::use_defaults();
     TURN.lock().unwrap_or_else(|failed| failed.into_inner())
 }
 
@@ -115,6 +120,7 @@ pub struct Process(pub Child);
 
 impl Process {
     pub fn start(command: &mut Command) -> Self {
+        signals::use_defaults();
         Self(command.stdin(Stdio::null()).spawn().unwrap_or_else(|error| panic!("{command:?}: {error}")))
     }
 
@@ -144,7 +150,7 @@ impl Drop for Process {
 
 /// A directory with a torrent, and a tracker for it.
 pub struct Lab {
-    pub dir: TempDir,
+    pub dir: TestDir,
     pub announce: String,
     tracker: Option<Process>,
     tracker_port: u16,
@@ -155,7 +161,7 @@ impl Lab {
     pub fn new() -> Self {
         let tracker_port = free_port();
         let announce = format!("http://127.0.0.1:{tracker_port}/announce");
-        let dir = tempfile::tempdir().unwrap();
+        let dir = TestDir::new();
         // opentracker reads its list as the user nobody.
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
         Self { dir, announce, tracker: None, tracker_port, info_hash: None }
@@ -200,9 +206,9 @@ impl Lab {
                 .stderr(Stdio::null()),
         ));
         let addr = ("127.0.0.1", self.tracker_port);
-        wait_until("the tracker answers", Duration::from_secs(10), || TcpStream::connect(addr).is_ok());
+        wait_until("the tracker answers", LONG, || TcpStream::connect(addr).is_ok());
         // It loads its list in the background, and until then refuses announces.
-        wait_until("the tracker knows the torrent", Duration::from_secs(10), || {
+        wait_until("the tracker knows the torrent", LONG, || {
             self.scrape_reply(info_hash).is_some_and(|reply| !reply.contains("failure"))
         });
     }
@@ -345,7 +351,7 @@ impl Mounted {
                 .stderr(output),
         );
         let mut mounted = Self { process, dir, cache, log };
-        wait_until(&format!("the mount answers; {}", mounted.log()), Duration::from_secs(30), || {
+        wait_until(&format!("the mount answers; {}", mounted.log()), LONG, || {
             assert!(mounted.process.0.try_wait().unwrap().is_none(), "ended: {}", mounted.log());
             mounts(&mounted.log) > before
         });
@@ -372,7 +378,7 @@ impl Mounted {
     /// Interrupts the process as Ctrl-C does. It must exit with success and leave nothing mounted.
     pub fn stop(mut self) {
         self.process.signal("INT");
-        let status = self.process.wait(Duration::from_secs(15)).expect("the mount ends");
+        let status = self.process.wait(LONG).expect("the mount ends");
         assert!(status.success(), "{status}: {}", self.log());
         assert!(!self.is_mounted(), "left mounted");
     }
@@ -429,15 +435,42 @@ pub fn is_mounted(dir: &Path) -> bool {
         .any(|line| line.split(' ').nth(4).is_some_and(|at| at == dir))
 }
 
+/// Removes what is mounted at a directory; its processes end with it.
 pub fn detach(dir: &Path) {
-    while is_mounted(dir) {
-        let _ = run("umount", &["-l", dir.to_str().unwrap()]);
+    let path = dir.to_str().unwrap();
+    // One mount may hide another. As another user than root, fusermount3 does it.
+    for _ in 0..20 {
+        if !is_mounted(dir) {
+            return;
+        }
+        if !run("umount", &["-l", path]).status.success() {
+            let _ = run("fusermount3", &["-u", "-z", path]);
+        }
     }
 }
 
-impl Drop for Lab {
+/// A temporary directory. Whatever is mounted below it when a test ends, or fails, is unmounted.
+#[derive(Debug)]
+pub struct TestDir(TempDir);
+
+impl TestDir {
+    #[allow(clippy::new_without_default)]
+    pub fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+}
+
+impl std::ops::Deref for TestDir {
+    type Target = TempDir;
+
+    fn deref(&self) -> &TempDir {
+        &self.0
+    }
+}
+
+impl Drop for TestDir {
     fn drop(&mut self) {
-        let base = self.dir.path().to_str().unwrap().to_owned();
+        let base = self.0.path().to_str().unwrap().to_owned();
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         for line in mounts.lines() {
             if let Some(at) = line.split(' ').nth(4).filter(|at| at.starts_with(&base)) {

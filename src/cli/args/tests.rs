@@ -81,6 +81,7 @@ fn every_flag_and_the_option_of_its_name_mean_the_same() {
             peers: vec![([10, 0, 0, 1], 80).into(), "[::1]:81".parse().unwrap()],
             download_limit: Some(2 << 20),
             upload_limit: Some(500_000),
+            active_downloads: Some(3),
             upload: false,
             seed: crate::session::SeedLimits { ratio: Some(1.5), time: Some(Duration::from_secs(3600)) },
             dht: None,
@@ -97,7 +98,7 @@ fn every_flag_and_the_option_of_its_name_mean_the_same() {
         ..mount_args("")
     };
     let flags = "--foreground --on-demand --read-timeout 5min --cache-dir /var/c --cache-size 1GiB --memory 64MiB \
-                 --verify --port 0 --bind 127.0.0.1 --peer 10.0.0.1:80 --peer [::1]:81 --download-limit 2MiB/s \
+                 --verify --port 0 --bind 127.0.0.1 --peer 10.0.0.1:80 --peer [::1]:81 --download-limit 2MiB/s --active-downloads 3 \
                  --upload-limit 500KB --no-upload --no-dht --no-lsd --no-utp --no-port-mapping --encryption require --proxy socks5://me:secret@10.0.0.1:1080 --blocklist /etc/blocked --no-pex \
                  --http 127.0.0.1:8080 --http-token 0123456789abcdef --metadata-timeout 1min --seed-ratio 1.5 --seed-time 1h --log-format json";
     assert_eq!(mount_args(flags), expected);

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args};
 
-use super::values::{Limit, boolean, duration, rate_limit, timeout};
+use super::values::{Limit, boolean, count_limit, duration, rate_limit, timeout};
 use crate::discovery::DHT_BOOTSTRAP;
 use crate::net::{self, Blocklist, Encryption, Limits, PortChoice};
 use crate::route::{Bind, Proxy, Route};
-use crate::session::{PortMapping, SeedLimits, SessionConfig};
+use crate::session::{ACTIVE_DOWNLOADS, PortMapping, SeedLimits, SessionConfig};
 use crate::store::Cache;
 
 /// How long to wait for the metadata of a magnet link, if the user does not say: slow swarms answer within a minute.
@@ -29,6 +29,10 @@ pub(in crate::cli) struct NetworkFlags {
     /// Maximum upload rate; 0 for unlimited [default: unlimited]
     #[arg(long, value_name = "RATE", value_parser = rate_limit, help_heading = "Bandwidth and seeding")]
     upload_limit: Option<Limit<u64>>,
+
+    /// Torrents to download at the same time, the oldest first; 0 for unlimited [default: 5]
+    #[arg(long, value_name = "N", value_parser = count_limit, help_heading = "Bandwidth and seeding")]
+    active_downloads: Option<Limit<usize>>,
 
     /// Upload nothing; peers may then send less, or nothing
     #[arg(long, value_name = "BOOL", value_parser = boolean, help_heading = "Bandwidth and seeding")]
@@ -111,6 +115,7 @@ impl NetworkFlags {
         Self {
             download_limit: self.download_limit.or(under.download_limit),
             upload_limit: self.upload_limit.or(under.upload_limit),
+            active_downloads: self.active_downloads.or(under.active_downloads),
             no_upload: self.no_upload.or(under.no_upload),
             seed_ratio: self.seed_ratio.or(under.seed_ratio),
             seed_time: self.seed_time.or(under.seed_time),
@@ -145,6 +150,8 @@ pub(in crate::cli) struct NetworkArgs {
     pub download_limit: Option<u64>,
     /// Bytes per second; `None`: unlimited.
     pub upload_limit: Option<u64>,
+    /// Torrents that download in the background at a time; `None`: unlimited.
+    pub active_downloads: Option<usize>,
     /// Whether to upload at all.
     pub upload: bool,
     /// When to stop seeding.
@@ -179,6 +186,7 @@ impl NetworkArgs {
                 blocklist,
             },
             limits: Arc::new(Limits::new(self.download_limit.unwrap_or(0), self.upload_limit.unwrap_or(0))),
+            active_downloads: self.active_downloads,
             upload: self.upload,
             seed: self.seed,
             pex: self.pex,
@@ -203,6 +211,7 @@ impl From<NetworkFlags> for NetworkArgs {
             peers: flags.peers,
             download_limit: flags.download_limit.and_then(|limit| limit.0),
             upload_limit: flags.upload_limit.and_then(|limit| limit.0),
+            active_downloads: flags.active_downloads.map_or(Some(ACTIVE_DOWNLOADS), |limit| limit.0),
             upload: flags.no_upload != Some(true),
             seed: SeedLimits { ratio: flags.seed_ratio, time: flags.seed_time },
             dht: (flags.no_dht != Some(true)).then(|| match flags.dht_bootstrap {

@@ -65,6 +65,15 @@ pub(in crate::cli) fn rate_limit(text: &str) -> Result<Limit<u64>, String> {
     Ok(Limit(Some(size).filter(|size| *size > 0)))
 }
 
+/// Parses a number; 0 and "unlimited" mean no limit.
+pub(in crate::cli) fn count_limit(text: &str) -> Result<Limit<usize>, String> {
+    if text == "unlimited" {
+        return Ok(Limit(None));
+    }
+    let count = text.parse::<u32>().map_err(|_| "expected a number, or \"unlimited\"".to_owned())?;
+    Ok(Limit(Some(count as usize).filter(|count| *count > 0)))
+}
+
 /// Parses bytes per second above zero.
 pub(in crate::cli) fn rate(text: &str) -> Result<u64, String> {
     rate_limit(text)?.0.ok_or_else(|| "expected a rate above 0, such as 2MiB".to_owned())

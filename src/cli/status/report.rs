@@ -26,6 +26,7 @@ pub(super) fn mount(status: &Status, columns: usize) -> String {
     let dht = status.dht_nodes.map_or("no DHT".into(), |nodes| count(nodes, "DHT node"));
     let port = if status.port == 0 { "no incoming connections".into() } else { format!("port {}", status.port) };
     line(&format!("  {} uploaded, {} downloaded, {port}, {dht}", size(total.uploaded), size(total.downloaded)));
+    queue(status).iter().for_each(|text| line(text));
     cache(&status.cache).iter().for_each(|text| line(text));
     for torrent in &status.torrents {
         line("");
@@ -36,6 +37,14 @@ pub(super) fn mount(status: &Status, columns: usize) -> String {
         line(&format!("  total: {} of {} ({})", size(total.have), size(total.size), share(total.have, total.size)));
     }
     out
+}
+
+/// Returns the line about the queue, if torrents wait in it.
+fn queue(status: &Status) -> Option<String> {
+    let total = &status.total;
+    let limit = status.limits.active_downloads.map_or(String::new(), |limit| format!(" (limit {limit})"));
+    (total.queued > 0)
+        .then(|| format!("  {} fetching{limit}, {} queued", count(total.fetching, "torrent"), total.queued))
 }
 
 /// Returns the lines about the cache.

@@ -8,6 +8,8 @@ use std::time::{Duration, SystemTime};
 
 pub(super) use table::{Align, Table, clip};
 
+use crate::util::is_hidden;
+
 /// Returns a size with three significant digits, as in "1.50 GiB".
 pub(super) fn size(bytes: u64) -> String {
     const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
@@ -59,9 +61,9 @@ pub(super) fn date(seconds: i64) -> String {
     }
 }
 
-/// Returns a path without control characters, which a terminal would obey.
+/// Returns a path without hidden characters, which a terminal would obey.
 pub(super) fn shown(path: &Path) -> String {
-    path.display().to_string().replace(char::is_control, "\u{fffd}")
+    path.display().to_string().replace(is_hidden, "\u{fffd}")
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ impl State {
         match self {
             Self::Checking => "checking",
             Self::Fetching => "fetching",
+            Self::Queued => "queued",
             Self::Seeding => "seeding",
             Self::Idle => "idle",
             Self::Paused => "paused",

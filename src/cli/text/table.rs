@@ -2,6 +2,8 @@
 
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
+use crate::util::is_hidden;
+
 /// Columns of space between two cells.
 const GAP: usize = 2;
 
@@ -61,9 +63,9 @@ pub(in crate::cli) fn width(text: &str) -> usize {
     text.width()
 }
 
-/// Shortens a text to at most `columns` columns, with an ellipsis at the end. Control characters become spaces.
+/// Shortens a text to at most `columns` columns, with an ellipsis at the end. Hidden characters become spaces.
 pub(in crate::cli) fn clip(text: &str, columns: usize) -> String {
-    let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let text: String = text.chars().map(|c| if is_hidden(c) { ' ' } else { c }).collect();
     if text.width() <= columns {
         return text;
     }
@@ -90,10 +92,10 @@ mod tests {
     fn columns_are_aligned_and_fit() {
         let mut table = Table::new(&[("name", Align::Left), ("size", Align::Right)], 0);
         table.row(["映画 film with a long name".to_owned(), "1.5 GiB".to_owned()]);
-        table.row(["b\tc".to_owned(), "7 B".to_owned()]);
+        table.row(["b\t\u{202e}c".to_owned(), "7 B".to_owned()]);
         assert_eq!(
             table.lines(24, "  "),
-            ["  name              size", "  映画 film wi…  1.5 GiB", "  b c                7 B"]
+            ["  name              size", "  映画 film wi…  1.5 GiB", "  b  c               7 B"]
         );
         assert!(table.lines(80, "").iter().all(|line| width(line) <= 80));
     }

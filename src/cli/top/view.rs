@@ -167,7 +167,9 @@ fn torrent_list(model: &Model, colours: Colours, area: Rect) -> Paragraph<'stati
         let emphasis = if at == model.torrent { Modifier::BOLD } else { Modifier::empty() };
         Line::styled(line, colours.of(Color::Reset).add_modifier(emphasis))
     }));
-    section(&count(model.status.torrents.len(), "torrent"), text.into())
+    let queued = Some(model.status.total.queued).filter(|queued| *queued > 0);
+    let queued = queued.map_or(String::new(), |queued| format!(", {queued} queued"));
+    section(&format!("{}{queued}", count(model.status.torrents.len(), "torrent")), text.into())
 }
 
 /// Draws the piece map.

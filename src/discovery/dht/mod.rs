@@ -46,7 +46,7 @@ pub use shared::{DhtConfig, DhtStatus};
 
 use crate::metainfo::InfoHash;
 use crate::util::lock;
-use shared::{MAX_QUEUED_NODES, NewSearch, Shared};
+use shared::{MAX_QUEUED_NODES, NewSearch, Shared, Wanted};
 
 /// Well-known bootstrap nodes, for [`DhtConfig::bootstrap`].
 pub const DHT_BOOTSTRAP: [&str; 4] = [
@@ -68,7 +68,7 @@ pub struct Dht {
 /// The search for one torrent. Dropping it ends the search; our announces then expire by themselves.
 #[derive(Debug)]
 pub struct DhtSearch {
-    wanted: Arc<Mutex<bool>>,
+    wanted: Arc<Mutex<Wanted>>,
     shared: Arc<Shared>,
 }
 
@@ -97,7 +97,7 @@ impl Dht {
         announce: Option<u16>,
         peers: mpsc::Sender<Vec<SocketAddr>>,
     ) -> DhtSearch {
-        let wanted = Arc::new(Mutex::new(false));
+        let wanted = Arc::default();
         let new = NewSearch { info_hash, announce, peers, wanted: Arc::downgrade(&wanted) };
         lock(&self.shared.inbox).searches.push(new);
         self.shared.wake.notify_one();
@@ -145,10 +145,12 @@ impl Dht {
 }
 
 impl DhtSearch {
-    /// Asks for more peers before the next regular round, though a round starts at most once a minute. May be called
-    /// often.
-    pub fn want_peers(&self) {
-        *lock(&self.wanted) = true;
+    /// Asks for more peers before the next regular round, though a round starts at most once a minute, and if `urgent`
+    /// every ten seconds. May be called often.
+    pub fn want_peers(&self, urgent: bool) {
+        let mut wanted = lock(&self.wanted);
+        *wanted = (*wanted).max(if urgent { Wanted::Now } else { Wanted::Soon });
+        drop(wanted);
         self.shared.wake.notify_one();
     }
 }

@@ -45,6 +45,8 @@ const EMPTY_ROUND_SPACING: Duration = Duration::from_secs(1);
 const ISOLATED_RETRY: Duration = Duration::from_secs(60);
 /// Minimum time between two rounds of a torrent that wants more peers.
 const WANT_PEERS_INTERVAL: Duration = Duration::from_secs(60);
+/// Minimum time between two rounds of a torrent with a blocked read and no peer for it: some 100 datagrams each.
+const URGENT_INTERVAL: Duration = Duration::from_secs(10);
 /// Minimum time between two pings of quiet nodes.
 const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(3);
 
@@ -155,10 +157,11 @@ impl Node {
         self.searches.remove(&search);
     }
 
-    /// Records that a search wants more peers than it has found.
-    pub fn want_peers(&mut self, search: SearchId) {
+    /// Records that a search wants more peers than it has found; `urgent` if somebody waits for them.
+    pub fn want_peers(&mut self, search: SearchId, urgent: bool) {
+        let interval = if urgent { URGENT_INTERVAL } else { WANT_PEERS_INTERVAL };
         for round in self.searches.get_mut(&search).into_iter().flat_map(|search| &mut search.rounds) {
-            round.next = round.next.min(round.started + WANT_PEERS_INTERVAL);
+            round.next = round.next.min(round.started + interval);
         }
     }
 

@@ -59,5 +59,15 @@ pub(super) struct NewSearch {
     pub(super) announce: Option<u16>,
     pub(super) peers: mpsc::Sender<Vec<SocketAddr>>,
     /// Set when more peers are wanted; dropped together with the search.
-    pub(super) wanted: Weak<Mutex<bool>>,
+    pub(super) wanted: Weak<Mutex<Wanted>>,
+}
+
+/// Whether a search wants more peers than it has found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Wanted {
+    #[default]
+    No,
+    Soon,
+    /// A read is blocked without them.
+    Now,
 }

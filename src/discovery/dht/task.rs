@@ -17,7 +17,7 @@ use tokio::time::{sleep_until, timeout};
 use super::address::Family;
 use super::krpc::MAX_DATAGRAM;
 use super::node::{Node, SearchId};
-use super::shared::{DhtConfig, DhtStatus, NewSearch, Shared};
+use super::shared::{DhtConfig, DhtStatus, NewSearch, Shared, Wanted};
 use super::state;
 use crate::route::Bind;
 use crate::util::lock;
@@ -125,7 +125,7 @@ async fn receive(socket: &Option<UdpSocket>, buffer: &mut [u8]) -> (usize, Socke
 /// The receiver of a search's peers.
 struct Subscriber {
     peers: mpsc::Sender<Vec<SocketAddr>>,
-    wanted: Weak<Mutex<bool>>,
+    wanted: Weak<Mutex<Wanted>>,
     pending: Vec<SocketAddr>,
 }
 
@@ -242,8 +242,10 @@ impl Task {
         self.searches.retain(|id, search| {
             let wanted = search.wanted.upgrade().filter(|_| !search.peers.is_closed());
             match &wanted {
-                Some(wanted) if std::mem::take(&mut *lock(wanted)) => self.node.want_peers(*id),
-                Some(_) => {}
+                Some(wanted) => match std::mem::take(&mut *lock(wanted)) {
+                    Wanted::No => {}
+                    wanted => self.node.want_peers(*id, wanted == Wanted::Now),
+                },
                 None => self.node.remove_search(*id),
             }
             wanted.is_some()

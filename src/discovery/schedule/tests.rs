@@ -200,7 +200,7 @@ fn a_tracker_says_when_to_retry() {
         let scheduled = clocked.ask();
         clocked.answer(&scheduled, refused(retry));
         assert_eq!(clocked.idle_time(), expected);
-        clocked.schedule.want_peers(clocked.now);
+        clocked.schedule.want_peers(clocked.now, false);
         assert_eq!(clocked.idle_time(), expected);
     }
 }
@@ -242,18 +242,58 @@ fn a_tracker_first_asked_after_completion_gets_only_started() {
 }
 
 #[test]
+fn a_blocked_read_asks_again_as_soon_as_the_tracker_allows() {
+    for (min, expected) in [(None, WANT_PAUSE), (Some(600 * SECOND), 600 * SECOND)] {
+        let mut clocked = Clocked::new(&tiers(&[&["a"]]), 1);
+        let scheduled = clocked.ask();
+        clocked.answer(&scheduled, Ok(Reply { min_interval: min, ..ok().unwrap() }));
+        clocked.schedule.want_peers(clocked.now, true);
+        assert_eq!(clocked.idle_time(), Some(expected));
+        clocked.now += expected;
+        let scheduled = clocked.ask();
+        assert_eq!(scheduled.event, None);
+        clocked.answer(&scheduled, fail());
+        clocked.schedule.want_peers(clocked.now, true);
+        assert!(clocked.idle_time().unwrap() >= FIRST_BACK_OFF.mul_f64(0.8), "a failure is not urgent");
+    }
+}
+
+#[test]
+fn a_seed_that_lost_pieces_starts_again_at_once() {
+    let mut clocked = Clocked::new(&tiers(&[&["a"], &["never answers"]]), 1);
+    let scheduled = clocked.ask();
+    clocked.answer(&scheduled, ok());
+    clocked.schedule.completed();
+    let scheduled = clocked.ask();
+    clocked.answer(&scheduled, ok());
+    assert!(clocked.idle_time().unwrap() > 1700 * SECOND);
+    clocked.schedule.incomplete();
+    clocked.schedule.want_peers(clocked.now, true);
+    let scheduled = clocked.ask();
+    assert_eq!((name(&scheduled), scheduled.event), ("a", Some(Event::Started)));
+    clocked.answer(&scheduled, ok());
+    // Once.
+    clocked.schedule.want_peers(clocked.now, true);
+    clocked.now += 600 * SECOND;
+    assert!(
+        std::iter::from_fn(|| clocked.schedule.poll(clocked.now))
+            .all(|next| name(&next) != "a" || next.event.is_none())
+    );
+}
+
+#[test]
 fn more_peers_come_from_backups_first_and_from_all_by_their_min_interval() {
     let mut clocked = Clocked::new(&tiers(&[&["a"], &["b"]]), 1);
     let scheduled = clocked.ask();
     clocked.answer(&scheduled, ok());
-    clocked.schedule.want_peers(clocked.now);
+    clocked.schedule.want_peers(clocked.now, false);
     assert_eq!(clocked.idle_time(), Some(WANT_PAUSE));
     clocked.now += WANT_PAUSE;
     let scheduled = clocked.ask();
     assert_eq!(name(&scheduled), "b");
     clocked.answer(&scheduled, ok());
-    clocked.schedule.want_peers(clocked.now);
-    clocked.schedule.want_peers(clocked.now);
+    clocked.schedule.want_peers(clocked.now, false);
+    clocked.schedule.want_peers(clocked.now, false);
     assert_eq!(clocked.idle_time(), Some(600 * SECOND - WANT_PAUSE));
     clocked.now += 600 * SECOND - WANT_PAUSE;
     assert_eq!(name(&clocked.ask()), "a");
@@ -311,7 +351,7 @@ enum Step {
     Pass(u16),
     Answer(usize),
     Fail(usize),
-    Want,
+    Want(bool),
     Completed,
 }
 
@@ -321,7 +361,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (0..4000u16).prop_map(Step::Pass),
         4 => any::<usize>().prop_map(Step::Answer),
         3 => any::<usize>().prop_map(Step::Fail),
-        2 => Just(Step::Want),
+        2 => any::<bool>().prop_map(Step::Want),
         1 => Just(Step::Completed),
     ]
 }
@@ -361,7 +401,7 @@ proptest! {
                     clocked.answer(&scheduled, fail());
                 }
                 Step::Answer(_) | Step::Fail(_) => {}
-                Step::Want => clocked.schedule.want_peers(clocked.now),
+                Step::Want(urgent) => clocked.schedule.want_peers(clocked.now, urgent),
                 Step::Completed => clocked.schedule.completed(),
             }
         }

@@ -5,14 +5,13 @@ use super::*;
 use crate::metainfo::Metainfo;
 use proptest::prelude::*;
 
-/// A torrent with some of its pieces; its readers return `extra` bytes more than requested.
+/// A torrent with some of its pieces.
 struct Fake {
     metainfo: Metainfo,
     have: Vec<bool>,
-    extra: usize,
 }
 
-struct FakeReader(usize);
+struct FakeReader;
 
 impl Content for Fake {
     type Reader = FakeReader;
@@ -20,7 +19,7 @@ impl Content for Fake {
         &self.metainfo
     }
     fn open(self: &Arc<Self>, _: FileIndex) -> Option<FakeReader> {
-        Some(FakeReader(self.extra))
+        Some(FakeReader)
     }
     fn have_count(&self, pieces: Range<u32>) -> u32 {
         self.have[pieces.start as usize..pieces.end as usize].iter().filter(|have| **have).count() as u32
@@ -28,11 +27,15 @@ impl Content for Fake {
 }
 
 impl Reader for FakeReader {
-    fn read_now(&self, _: u64, len: u32) -> Option<Bytes> {
-        Some(vec![7; len as usize + self.0].into())
+    type Span = usize;
+    fn span(&self, _: u64, len: u32) -> usize {
+        len as usize
     }
-    async fn read(&self, _: u64, len: u32) -> Result<Bytes, ReadError> {
-        Ok(vec![7; len as usize + self.0].into())
+    fn read_now(&self, len: &usize) -> Option<Bytes> {
+        Some(vec![7; *len].into())
+    }
+    async fn wait(&self, len: &usize) -> Result<Bytes, ReadError> {
+        Ok(vec![7; *len].into())
     }
 }
 
@@ -41,7 +44,7 @@ fn view() -> View {
 }
 
 fn vfs(metainfo: Metainfo, have: &[bool], view: View) -> Vfs<Fake> {
-    vfs_of(Fake { metainfo, have: have.to_vec(), extra: 0 }, view)
+    vfs_of(Fake { metainfo, have: have.to_vec() }, view)
 }
 
 fn vfs_of(fake: Fake, view: View) -> Vfs<Fake> {
@@ -109,28 +112,13 @@ fn a_bogus_creation_date_is_ignored() {
 fn only_regular_files_can_be_opened_and_only_for_reading() {
     let vfs = vfs(album(), &[false; 260], view());
     let one = find(&vfs, "a/one");
-    assert_eq!(vfs.open(one, libc::O_RDONLY | libc::O_NONBLOCK).unwrap().clip(0, 100), 6);
+    assert!(vfs.open(one, libc::O_RDONLY | libc::O_NONBLOCK).is_ok());
     for flags in [libc::O_WRONLY, libc::O_RDWR, libc::O_RDONLY | libc::O_TRUNC] {
         assert_eq!(vfs.open(one, flags).err(), Some(Error::ReadOnly));
     }
     assert_eq!(vfs.open(find(&vfs, "a"), 0).err(), Some(Error::IsDirectory));
     assert_eq!(vfs.open(find(&vfs, "a/link"), 0).err(), Some(Error::Invalid));
     assert_eq!(vfs.open(3, 0).err(), Some(Error::NoEntry));
-}
-
-#[tokio::test]
-async fn reads_are_clipped_at_the_end_and_never_short() {
-    let fake = |extra| vfs_of(Fake { metainfo: album(), have: vec![], extra }, view());
-    let good = fake(0);
-    let handle = good.open(find(&good, "a/one"), 0).unwrap();
-    assert_eq!((handle.clip(0, 4), handle.clip(4, 4), handle.clip(6, 4), handle.clip(u64::MAX, 4)), (4, 2, 0, 0));
-    assert_eq!(handle.read_now(6, 0).unwrap().len(), 0);
-    assert_eq!(handle.read_now(0, 4).unwrap().len(), 4);
-    assert_eq!(handle.read(0, 4).await.unwrap().len(), 4);
-    let bad = fake(1);
-    let handle = bad.open(find(&bad, "a/one"), 0).unwrap();
-    assert!(handle.read_now(0, 4).is_none());
-    assert!(matches!(handle.read(0, 4).await, Err(ReadError::Length { wanted: 4, got: 5 })));
 }
 
 #[tokio::test]
@@ -145,7 +133,7 @@ async fn a_removed_torrent_is_in_use_until_its_last_file_is_closed() {
     assert_eq!(vfs.lookup(ROOT, "a"), Err(Error::NoEntry));
     assert_eq!(vfs.open(one, 0).err(), Some(Error::NoEntry));
     assert_eq!(vfs.attributes(one).unwrap().size, 6, "for fstat");
-    assert_eq!(handles[0].read(0, 4).await.unwrap().len(), 4);
+    assert_eq!(handles[0].wait(&handles[0].span(0, 4)).await.unwrap().len(), 4);
     assert_eq!(vfs.attributes(ROOT).unwrap().time, later);
     let [first, last] = handles;
     drop(first);

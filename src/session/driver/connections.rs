@@ -1,7 +1,6 @@
 //! Connections to peers and web seeds: dialing, messages in and out, hanging up.
 
 use std::net::SocketAddr;
-use std::time::Instant;
 
 use super::{Done, Driver, Peer};
 use crate::net::{Connection, Handshaken, Incoming, OutboxFull, Transport};
@@ -59,7 +58,7 @@ impl Driver {
             }
             return;
         }
-        self.update_allowed(Instant::now());
+        self.update_allowed(self.now());
         let key = PeerKey(self.next_peer);
         self.next_peer += 1;
         let (ours, theirs) = (self.handshake.reserved, peer.theirs.reserved);
@@ -99,7 +98,7 @@ impl Driver {
     fn message(&mut self, key: PeerKey, message: Message) {
         if let Message::Piece { piece, begin, data } = message {
             tracing::trace!(peer = key.0, piece, begin, "block received");
-            let now = Instant::now();
+            let now = self.now();
             // A block is no longer than 128 KiB.
             if let Some(block) = self.swarm.block(now, key, piece, begin, data.len() as u32) {
                 self.partials.insert(now, block, &data);
@@ -132,6 +131,15 @@ impl Driver {
         }
         // The swarm may have reacted with messages to others.
         self.flush();
+    }
+
+    /// Looks for connections that died while the process slept, and for more peers: our own address may have changed.
+    pub(super) fn woke(&mut self) {
+        self.peers.values().for_each(|peer| peer.connection.probe());
+        if !self.swarm.complete() && !self.swarm.is_paused() {
+            self.sources.want_peers(self.swarm.is_read(self.now()));
+        }
+        self.dispatch(Event::Tick);
     }
 
     fn lost(&mut self, key: PeerKey, why: &str) {

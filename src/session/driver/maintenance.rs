@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 
 use super::Driver;
 use crate::metainfo::Metainfo;
+use crate::session::queue::Activity;
 use crate::session::shares::Allowed;
 use crate::store::TorrentStore;
-use crate::swarm::Event;
+use crate::swarm::{BackgroundNeed, Event};
 
 /// Maintenance interval while there are peers or readers.
 pub(super) const INTERVAL: Duration = Duration::from_secs(1);
@@ -28,7 +29,7 @@ pub(super) fn bytes_left(store: &TorrentStore, metainfo: &Metainfo) -> u64 {
 impl Driver {
     /// Does what is due at this time.
     pub(super) fn tick(&mut self) {
-        let now = Instant::now();
+        let now = self.now();
         self.dispatch(Event::Tick);
         if now < self.maintenance_due {
             return;
@@ -51,7 +52,7 @@ impl Driver {
 
     /// Publishes the statistics, and the totals for the next announce.
     pub(super) fn update_transferred(&mut self) {
-        let stats = self.swarm.stats(Instant::now());
+        let stats = self.swarm.stats(self.now());
         self.transferred.uploaded.store(stats.uploaded, Ordering::Relaxed);
         self.transferred.downloaded.store(stats.downloaded, Ordering::Relaxed);
         if stats.have != self.stats.borrow().have {
@@ -72,17 +73,36 @@ impl Driver {
         }
     }
 
+    /// Begins or ends the torrent's turn in background fetching.
+    pub(super) fn update_turn(&mut self) {
+        let now = Instant::now();
+        let turn = self.place.update(
+            now,
+            Activity {
+                need: if self.has_room { self.swarm.background_need() } else { BackgroundNeed::Nothing },
+                received: self.swarm.downloaded(),
+                peers: self.peers.len(),
+                held_back: self.allowed.background == 0,
+            },
+        );
+        if turn == self.swarm.is_queued() {
+            self.dispatch(Event::Turn(turn));
+            // Limits, and the search for peers.
+            self.maintenance_due = now;
+        }
+    }
+
     /// Tells the other torrents how much this one uses, and keeps the short interval while there is anything to do.
     pub(super) fn update_share(&mut self) {
-        let now = Instant::now();
+        let now = self.now();
         let (connections, partial, is_read) =
             (self.swarm.connections(), self.swarm.partial_bytes(), self.swarm.is_read(now));
         if is_read && !self.share.is_read() {
             // A new reader may have no peers to read from.
             self.maintenance_due = now;
         }
-        self.share.set(connections, partial, is_read);
-        let busy = connections > 0 || is_read || self.checking > 0;
+        self.share.set(connections, partial, is_read, self.place.waits());
+        let busy = connections > 0 || is_read || self.checking > 0 || self.place.counts();
         if busy && self.maintenance_interval != INTERVAL {
             self.maintenance_interval = INTERVAL;
             self.maintenance_due = self.maintenance_due.min(now + INTERVAL);
@@ -96,15 +116,17 @@ impl Driver {
         }
         let allowed = self.share.allowed(now);
         if allowed != self.allowed || allowed.shed {
-            let Allowed { peers, shed, partial, .. } = allowed;
+            let Allowed { peers, shed, partial, yielding, .. } = allowed;
             self.allowed = allowed;
-            self.dispatch(Event::Share { peers, shed, max_partial: partial });
+            self.dispatch(Event::Share { peers, shed, max_partial: partial, yielding });
         }
     }
 
     /// Tells the swarm how much background fetching may add.
     pub(super) fn update_room(&mut self) {
-        let room = self.store.room().min(self.allowed.background);
+        let (free, lengths) = (self.store.room(), self.metainfo.layout.lengths());
+        self.has_room = free >= lengths.full_pieces(1).min(lengths.total());
+        let room = free.min(self.allowed.background);
         // The swarm subtracts each piece that arrives, although the room may not have shrunk.
         if room != self.swarm.room() {
             self.dispatch(Event::Room(room));

@@ -36,6 +36,8 @@ use crate::swarm::{Action, Direction, Event, PeerKey, PeerSource, Stats, Swarm};
 use crate::webseed::WebSeed;
 use crate::wire::{Handshake, Message, Request};
 
+use super::awake::AwakeClock;
+use super::queue::Place;
 use super::seeding::Seeding;
 use super::shares::{Allowed, Share};
 use super::sources::{Found, Sources};
@@ -70,6 +72,8 @@ struct Inputs {
     found: Found,
     /// Unbounded, because the store must not wait while it evicts; holds each piece at most once between two turns.
     evicted: mpsc::UnboundedReceiver<PieceIndex>,
+    /// Changes each time the process has slept.
+    sleeps: watch::Receiver<u64>,
 }
 
 /// One connection.
@@ -117,19 +121,26 @@ pub(super) struct Driver {
     maintenance_interval: Duration,
     share: Share,
     allowed: Allowed,
+    clock: Arc<AwakeClock>,
+    /// The torrent's place in the queue for background fetching.
+    place: Place,
+    /// The cache has room for another piece.
+    has_room: bool,
 }
 
 impl Driver {
     async fn run(&mut self, mut inputs: Inputs, closed: watch::Sender<bool>) {
         let mut stop = false;
         while !stop {
+            self.update_turn();
             self.flush();
             self.update_share();
             let wakeup = self.swarm.next_wakeup().map_or(self.maintenance_due, |at| at.min(self.maintenance_due));
             // Checked here, too: while there is always a message the timer below is never reached.
-            if Instant::now() >= wakeup {
+            if self.now() >= wakeup {
                 self.tick();
             }
+            let clock = self.clock.clone();
             tokio::select! {
                 biased;
                 // `None`: no handle to the torrent is left.
@@ -137,12 +148,15 @@ impl Driver {
                 Some(done) = inputs.done.recv() => self.done(done),
                 Some(piece) = inputs.evicted.recv() => self.dispatch(Event::Evicted(piece)),
                 Some((source, addrs)) = inputs.found.recv() => {
-                    self.update_allowed(Instant::now());
+                    self.update_allowed(self.now());
                     self.peers_found(addrs, source);
                 }
                 Some(peer) = inputs.incoming.recv() => self.connected(*peer, Direction::Incoming),
                 Some((peer, incoming)) = inputs.inbox.recv() => self.incoming(peer, incoming),
-                () = tokio::time::sleep_until(wakeup.into()) => {}
+                // The clock ends only after this task.
+                Ok(()) = inputs.sleeps.changed() => self.woke(),
+                () = self.place.changed() => {}
+                () = clock.sleep_until(wakeup) => {}
             }
             for _ in 0..MAX_INPUTS_PER_TURN {
                 if let Ok(command) = inputs.commands.try_recv() {
@@ -185,14 +199,14 @@ impl Driver {
     /// Passes an event to the swarm and carries out its actions at once: an action must not be overtaken by a later
     /// event (a piece dropped and begun anew, above all).
     fn dispatch(&mut self, event: Event) {
-        self.swarm.handle(Instant::now(), event);
+        self.swarm.handle(self.now(), event);
         self.act();
     }
 
     /// Passes an event to the swarm while its actions are being carried out: the loop in [`Self::act`] goes on to the
     /// actions that follow.
     fn enqueue(&mut self, event: Event) {
-        self.swarm.handle(Instant::now(), event);
+        self.swarm.handle(self.now(), event);
     }
 
     fn act(&mut self) {
@@ -204,6 +218,11 @@ impl Driver {
     fn perform(&mut self, action: Action) {
         match action {
             Action::Connect(addr) => self.dial(addr),
+            Action::FindPeers => {
+                // Trackers are told whether something is missing, and seeds get no seeds.
+                self.update_transferred();
+                self.sources.want_peers(true);
+            }
             Action::Send(key, message) => {
                 tracing::trace!(peer = key.0, ?message, "sending");
                 if let Some(peer) = self.peers.get_mut(&key) {
@@ -257,6 +276,11 @@ impl Driver {
                 self.act();
             }
         }
+    }
+
+    /// Returns the time on the clock of the swarm, which leaves out what the process slept.
+    fn now(&self) -> Instant {
+        self.clock.now()
     }
 
     fn peers_found(&mut self, addrs: Vec<SocketAddr>, source: PeerSource) {

@@ -1,13 +1,11 @@
 //! The torrent at one moment, as far as its task knows it.
 
-use std::time::Instant;
-
 use super::Driver;
 use crate::session::report::{PeerReport, Report};
 
 impl Driver {
     pub(super) fn report(&self) -> Report {
-        let mut swarm = self.swarm.snapshot(Instant::now());
+        let mut swarm = self.swarm.snapshot(self.now());
         let peers = std::mem::take(&mut swarm.peers).into_iter().filter_map(|snapshot| {
             let peer = self.peers.get(&snapshot.key)?;
             Some(PeerReport {

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::SystemTime;
 
 use tokio::sync::{mpsc, watch};
 
@@ -35,9 +35,6 @@ const DONE: usize = 64;
 
 /// Maximum number of commands waiting for the task: some for each read of a busy file server.
 const COMMANDS: usize = 4096;
-
-/// Maximum number of connections of one torrent being made.
-const MAX_CONNECTING: usize = 16;
 
 /// Opens the torrent's part of the cache and starts its task.
 pub(crate) async fn start(
@@ -90,13 +87,13 @@ pub(crate) async fn start(
         pex: context.config.pex && !metainfo.private,
         super_seed: options.super_seed,
         max_peers: MAX_PEERS,
-        max_connecting: MAX_CONNECTING,
         max_partial: MAX_PARTIAL,
         order: swarm::PickOrder::RarestFirst,
         policy: Arc::default(),
     };
+    let clock = context.clock.clone();
     transferred.left.store(bytes_left(&store, &metainfo), Ordering::Relaxed);
-    let swarm = Swarm::new(config, have, Instant::now());
+    let swarm = Swarm::new(config, have, clock.now());
     let sources = Sources::start(
         context,
         metainfo.info_hash,
@@ -140,16 +137,19 @@ pub(crate) async fn start(
         inbox: inbox_tx,
         done: done_tx,
         stats: stats_tx,
-        maintenance_due: Instant::now(),
+        maintenance_due: clock.now(),
         maintenance_interval: INTERVAL,
-        allowed: share.allowed(Instant::now()),
+        allowed: share.allowed(clock.now()),
         share,
+        clock: clock.clone(),
+        place: context.queue.enter(options.since.unwrap_or_else(SystemTime::now)),
+        has_room: true,
     };
     driver.peers_found(options.peers, PeerSource::Manual);
     driver.peers_found(options.found, PeerSource::Magnet);
     // The swarm dials their placeholder addresses as it dials peers, and waits after failures alike.
     driver.peers_found(web_seeds.iter().map(WebSeed::addr).collect(), PeerSource::WebSeed);
-    let inputs = Inputs { inbox, done, commands, incoming, found, evicted };
+    let inputs = Inputs { inbox, done, commands, incoming, found, evicted, sleeps: clock.sleeps() };
     tokio::spawn(async move {
         driver.run(inputs, closed_tx).await;
     });
@@ -162,6 +162,7 @@ pub(crate) async fn start(
         web_seeds,
         closed,
         read_timeout: context.config.read_timeout,
+        clock,
         runtime: tokio::runtime::Handle::current(),
         next_id: AtomicU64::new(0),
         stopping: AtomicBool::new(false),

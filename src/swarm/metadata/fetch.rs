@@ -7,28 +7,20 @@
 //! Bounded: the length, the number of attempts at a time, the requests to a peer at a time.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 
 use crate::metainfo::InfoHash;
 use crate::swarm::event::PeerKey;
+use crate::swarm::policy::Policy;
 use crate::wire::METADATA_PIECE_LEN;
 
 /// Maximum length of metadata, in bytes: enough for more than a million pieces.
 const MAX_METADATA: u32 = 32 << 20;
 /// Maximum number of attempts at a time: a few liars must not keep the right length out for long.
 const MAX_ATTEMPTS: usize = 3;
-/// Maximum number of pieces requested from one peer at a time: bridges the round trip without overloading a peer.
-const PIPELINE: usize = 4;
-/// How long a piece may take before it is requested from another peer, too.
-const LATE: Duration = Duration::from_secs(3);
-/// How long a peer may owe a piece before it is paused.
-const LOST: Duration = Duration::from_secs(20);
-/// How long nothing is requested from a peer that refused, sent the wrong thing or did not answer.
-const PAUSE: Duration = Duration::from_secs(10);
-/// How long an attempt may take before it is replaced by one of another claimed length.
-const ATTEMPT_LIMIT: Duration = Duration::from_secs(60);
 
 /// An instruction to the resolver.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,14 +68,15 @@ impl Attempt {
 #[derive(Debug)]
 pub(super) struct MetadataFetch {
     info_hash: InfoHash,
+    policy: Arc<Policy>,
     peers: BTreeMap<PeerKey, Peer>,
     attempts: BTreeMap<u32, Attempt>,
     actions: VecDeque<FetchAction>,
 }
 
 impl MetadataFetch {
-    pub(super) fn new(info_hash: InfoHash) -> Self {
-        Self { info_hash, peers: BTreeMap::new(), attempts: BTreeMap::new(), actions: VecDeque::new() }
+    pub(super) fn new(info_hash: InfoHash, policy: Arc<Policy>) -> Self {
+        Self { info_hash, policy, peers: BTreeMap::new(), attempts: BTreeMap::new(), actions: VecDeque::new() }
     }
 
     /// Returns the next thing to do, until `None`.
@@ -119,7 +112,7 @@ impl MetadataFetch {
     pub(super) fn rejected(&mut self, now: Instant, key: PeerKey, piece: u32) {
         let Some(peer) = self.peers.get_mut(&key) else { return };
         peer.asked.retain(|(asked, _)| *asked != piece);
-        peer.paused = Some(now + PAUSE);
+        peer.paused = Some(now + self.policy.silence_timeout);
         let size = peer.size;
         self.end_turn(now, size, key);
         self.tick(now);
@@ -136,7 +129,7 @@ impl MetadataFetch {
         let len = begin.map(|begin| (size - begin).min(METADATA_PIECE_LEN) as usize);
         // Data that was not requested may be an answer to an earlier attempt.
         if asked == peer.asked.len() || total != size || len != Some(data.len()) {
-            peer.paused = Some(now + PAUSE);
+            peer.paused = Some(now + self.policy.silence_timeout);
             self.end_turn(now, size, key);
             self.tick(now);
             return None;
@@ -165,6 +158,7 @@ impl MetadataFetch {
     /// Starts attempts for the lengths that most peers claim. An attempt that no peer serves, or that takes too long,
     /// is replaced.
     fn choose(&mut self, now: Instant) {
+        let useless_timeout = self.policy.useless_timeout();
         let mut claims: BTreeMap<u32, usize> = BTreeMap::new();
         for peer in self.peers.values().filter(|peer| peer.is_able(now)) {
             *claims.entry(peer.size).or_default() += 1;
@@ -178,13 +172,13 @@ impl MetadataFetch {
         while let Some((_, size)) = waiting.pop() {
             if self.attempts.len() == MAX_ATTEMPTS {
                 let spent = |(size, attempt): &(&u32, &Attempt)| {
-                    !claims.contains_key(size) || now.saturating_duration_since(attempt.begun) > ATTEMPT_LIMIT
+                    !claims.contains_key(size) || now.saturating_duration_since(attempt.begun) > useless_timeout
                 };
                 let Some(spent) = self.attempts.iter().find(spent).map(|(size, _)| *size) else { return };
                 self.attempts.remove(&spent);
                 for peer in self.peers.values_mut().filter(|peer| peer.size == spent) {
                     peer.asked.clear();
-                    peer.paused = Some(now + ATTEMPT_LIMIT);
+                    peer.paused = Some(now + useless_timeout);
                 }
             }
             self.attempts.insert(size, Attempt::new(now, size, false));
@@ -215,12 +209,14 @@ impl MetadataFetch {
 
     /// Requests the missing pieces. Must be called about once a second, too, to notice silent peers.
     pub(super) fn tick(&mut self, now: Instant) {
-        let lost = |peer: &Peer| peer.asked.iter().any(|(_, at)| now.saturating_duration_since(*at) > LOST);
+        let (lost_after, late_after) = (self.policy.snub_timeout(), self.policy.metadata_late);
+        let pipeline = self.policy.metadata_pipeline as usize;
+        let lost = |peer: &Peer| peer.asked.iter().any(|(_, at)| now.saturating_duration_since(*at) > lost_after);
         let silent: Vec<PeerKey> = self.peers.iter().filter(|(_, peer)| lost(peer)).map(|(key, _)| *key).collect();
         for key in silent {
             if let Some(peer) = self.peers.get_mut(&key) {
                 peer.asked.clear();
-                peer.paused = Some(now + PAUSE);
+                peer.paused = Some(now + self.policy.silence_timeout);
                 let size = peer.size;
                 self.end_turn(now, size, key);
             }
@@ -240,12 +236,12 @@ impl MetadataFetch {
                 if requests
                     .map(|(_, at)| now.saturating_duration_since(*at))
                     .min()
-                    .is_some_and(|youngest| youngest < LATE)
+                    .is_some_and(|youngest| youngest < late_after)
                 {
                     continue;
                 }
                 let free =
-                    |peer: &Peer| peer.asked.len() < PIPELINE && !peer.asked.iter().any(|(asked, _)| *asked == piece);
+                    |peer: &Peer| peer.asked.len() < pipeline && !peer.asked.iter().any(|(asked, _)| *asked == piece);
                 let choice = self
                     .peers
                     .iter_mut()
@@ -264,6 +260,7 @@ impl MetadataFetch {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::time::Duration;
 
     fn metadata(len: usize) -> Bytes {
         (0..len).map(|n| (n * 7 + n / 251) as u8).collect::<Vec<u8>>().into()
@@ -283,7 +280,7 @@ mod tests {
     /// Runs peers of these manners until the metadata is complete or the time is over; returns it and the banned peers.
     fn run(len: usize, manners: &[Manner], seconds: u32) -> (Option<Bytes>, Vec<usize>) {
         let truth = metadata(len);
-        let mut fetch = MetadataFetch::new(InfoHash::of(&truth));
+        let mut fetch = MetadataFetch::new(InfoHash::of(&truth), Arc::default());
         let mut now = Instant::now();
         let mut banned = Vec::new();
         let claim = |manner: Manner| len + if manner == Manner::Longer { 5 } else { 0 };
@@ -341,23 +338,23 @@ mod tests {
 
     #[test]
     fn pieces_are_requested_from_all_peers_at_once_and_a_few_from_each() {
-        let mut fetch = MetadataFetch::new(InfoHash([0; 20]));
+        let mut fetch = MetadataFetch::new(InfoHash([0; 20]), Arc::default());
         let now = Instant::now();
         for n in 0..2 {
             fetch.offered(now, PeerKey(n), 40 * METADATA_PIECE_LEN);
         }
         let asked: Vec<FetchAction> = std::iter::from_fn(|| fetch.poll()).collect();
-        assert_eq!(asked.len(), 2 * PIPELINE);
+        assert_eq!(asked.len(), 2 * Policy::default().metadata_pipeline as usize);
         for n in 0..2 {
             let of = asked.iter().filter(|ask| matches!(ask, FetchAction::Request(key, _) if key.0 == n));
-            assert_eq!(of.count(), PIPELINE);
+            assert_eq!(of.count(), Policy::default().metadata_pipeline as usize);
         }
         assert_eq!(fetch.progress(), (0, 40));
     }
 
     #[test]
     fn absurd_lengths_are_refused() {
-        let mut fetch = MetadataFetch::new(InfoHash([0; 20]));
+        let mut fetch = MetadataFetch::new(InfoHash([0; 20]), Arc::default());
         let now = Instant::now();
         assert!(!fetch.offered(now, PeerKey(0), 0) && !fetch.offered(now, PeerKey(0), MAX_METADATA + 1));
     }
@@ -366,7 +363,7 @@ mod tests {
     fn attempts_that_lead_nowhere_are_replaced() {
         use Manner::{Honest, Silent};
         let truth = metadata(1000);
-        let mut fetch = MetadataFetch::new(InfoHash::of(&truth));
+        let mut fetch = MetadataFetch::new(InfoHash::of(&truth), Arc::default());
         let mut now = Instant::now();
         for n in 0..2 * MAX_ATTEMPTS as u64 {
             fetch.offered(now, PeerKey(n), 2000 + n as u32);
@@ -392,7 +389,7 @@ mod tests {
             steps in proptest::collection::vec((0u64..4, 0u32..6, 0usize..40_000, 0u8..5), 0..60),
         ) {
             let truth = metadata(20_000);
-            let mut fetch = MetadataFetch::new(InfoHash::of(&truth));
+            let mut fetch = MetadataFetch::new(InfoHash::of(&truth), Arc::default());
             let mut now = Instant::now();
             for (key, piece, len, kind) in steps {
                 now += Duration::from_millis(len as u64);

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -16,17 +17,14 @@ use crate::swarm::action::DisconnectReason;
 use crate::swarm::event::{Direction, NewPeer, PeerKey};
 use crate::swarm::peer::extensions::{METADATA, PEX, our_handshake};
 use crate::swarm::peer::pex::{PeerExchange, may_share};
+use crate::swarm::policy::Policy;
 use crate::wire::{ExtensionHandshake, Message, MetadataMessage, PeerId, Pex, UT_METADATA};
 
 /// Maximum number of connections, those being made included: enough to find the few peers that answer quickly.
 const MAX_PEERS: usize = 50;
-/// Maximum number of connections being made.
-const MAX_DIALING: usize = 25;
 /// Maximum number of addresses kept: as many as a swarm keeps.
 const MAX_ADDRESSES: usize = 2000;
-/// How long a peer may stay connected without offering metadata when others wait for a connection.
-const OFFER_LIMIT: Duration = Duration::from_secs(15);
-/// Wait before an address is dialed again.
+/// Wait before an address is dialed again, which spares other hosts.
 const RETRY: Duration = Duration::from_secs(15);
 
 /// Settings of a resolver.
@@ -38,6 +36,8 @@ pub struct ResolverConfig {
     pub our_id: PeerId,
     /// Take addresses from peers (BEP 11). None are sent, because the torrent may turn out to be private.
     pub pex: bool,
+    /// How many addresses are dialed and pieces requested at a time.
+    pub policy: Arc<Policy>,
 }
 
 /// Something that happened, reported by the driver.
@@ -114,7 +114,7 @@ impl Resolver {
     /// Returns a resolver that knows nothing but the info hash.
     pub fn new(config: ResolverConfig) -> Self {
         Self {
-            fetch: MetadataFetch::new(config.info_hash),
+            fetch: MetadataFetch::new(config.info_hash, config.policy.clone()),
             config,
             waiting: VecDeque::new(),
             known: BTreeSet::new(),
@@ -170,7 +170,7 @@ impl Resolver {
 
     /// Dials as many addresses as there are free connection slots.
     fn dial_more(&mut self, now: Instant) {
-        while self.dialing < MAX_DIALING && self.dialing + self.peers.len() < MAX_PEERS {
+        while self.dialing < self.config.policy.dial_limit as usize && self.dialing + self.peers.len() < MAX_PEERS {
             let Some(next) = self.waiting.iter().position(|(at, _)| *at <= now) else { return };
             let Some((_, addr)) = self.waiting.remove(next) else { return };
             self.dialing += 1;
@@ -270,7 +270,8 @@ impl Resolver {
     fn tick(&mut self, now: Instant) {
         self.fetch.tick(now);
         let crowded = self.peers.len() + self.dialing >= MAX_PEERS;
-        let useless = |peer: &Peer| peer.metadata == 0 && now.saturating_duration_since(peer.since) > OFFER_LIMIT;
+        let offer_timeout = self.config.policy.silence_timeout;
+        let useless = |peer: &Peer| peer.metadata == 0 && now.saturating_duration_since(peer.since) > offer_timeout;
         if crowded && let Some(key) = self.peers.iter().find(|(_, peer)| useless(peer)).map(|(key, _)| *key) {
             self.remove(now, key);
             self.actions.push_back(ResolverAction::Disconnect(key, DisconnectReason::Crowded));

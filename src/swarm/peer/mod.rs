@@ -217,7 +217,7 @@ impl Peer {
             && !self
                 .refused
                 .iter()
-                .any(|(refused, when)| *refused == piece && now < *when + self.policy().silence_timeout / 2)
+                .any(|(refused, when)| *refused == piece && now < *when + self.policy().reject_pause())
     }
 
     /// Returns whether a cancelled request for this block may still be answered, so that it must not be requested
@@ -229,7 +229,7 @@ impl Peer {
 
     /// Returns whether no answer to a cancelled request can arrive before that to a new one.
     pub(super) fn is_clean(&self, now: Instant) -> bool {
-        !self.cancelled.values().any(|since| now < *since + self.policy().silence_timeout / 5)
+        !self.cancelled.values().any(|since| now < *since + self.policy().doubt_timeout())
     }
 
     pub(super) fn record_cancel(&mut self, now: Instant, id: BlockId) {
@@ -287,7 +287,7 @@ impl Peer {
         if self.cancelled.is_empty() {
             return 0.0;
         }
-        let grace = if self.fast { self.policy().silence_timeout } else { self.policy().silence_timeout / 5 };
+        let grace = if self.fast { self.policy().silence_timeout } else { self.policy().doubt_timeout() };
         let strays = self.cancelled.values().filter(|since| now < **since + grace).count();
         strays as f64 * f64::from(BLOCK_LEN)
     }
@@ -305,7 +305,7 @@ impl Peer {
 
     /// Records that the peer rejected a request for a piece.
     pub(super) fn refuse(&mut self, now: Instant, piece: u32) {
-        let pause = self.policy().silence_timeout / 2;
+        let pause = self.policy().reject_pause();
         self.refused.retain(|(_, when)| now < *when + pause);
         if !self.refused.iter().any(|(refused, _)| *refused == piece) {
             self.refused.push_back((piece, now));
@@ -334,7 +334,7 @@ impl Peer {
 
     /// Lets pieces be requested again whose rejects are old enough.
     pub(super) fn end_pause(&mut self, now: Instant) {
-        let pause = self.policy().silence_timeout / 2;
+        let pause = self.policy().reject_pause();
         let over = |when: Instant| now >= when + pause;
         if self.paused.is_some_and(|until| now >= until) || self.refused.front().is_some_and(|(_, when)| over(*when)) {
             self.paused = None;

@@ -135,6 +135,9 @@ impl Swarm {
 
     /// Finds a missing piece to begin with this peer.
     fn new_piece(&mut self, now: Instant, key: PeerKey) -> Found {
+        if self.queued {
+            return Found::NotNow;
+        }
         let len = self.config.lengths.full_pieces(1);
         let partial = self.pieces.partial_bytes();
         // Half of the partial pieces are left to readers.

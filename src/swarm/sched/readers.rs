@@ -90,7 +90,7 @@ impl Readers {
 
     /// Returns the bytes of a window after a seek: one piece, and more than the piece that comes next.
     fn first_window(&self) -> u64 {
-        (self.policy.near_distance / 2).max(self.lengths.full_pieces(1))
+        self.policy.min_read_ahead().max(self.lengths.full_pieces(1))
     }
 
     pub(in crate::swarm) fn open(&mut self, now: Instant, id: ReaderId, file: Range<u64>) {
@@ -213,7 +213,7 @@ impl Readers {
                 if lacks(piece.get()) && !seen.contains(&piece.get()) {
                     let ahead = self.lengths.offset_of(piece).saturating_sub(reader.position);
                     let need = match std::mem::take(&mut next) {
-                        true if ahead < self.policy.near_distance / 4 => Need::Next,
+                        true if ahead < self.policy.next_distance() => Need::Next,
                         _ if waits && reader.sought => Need::Speculative,
                         _ => Need::Soon,
                     };
@@ -237,7 +237,7 @@ impl Readers {
 
     /// Returns the bytes a second that a reader consumes, or what a slow film takes if that is more.
     fn read_rate(&self, now: Instant, reader: Option<&Reader>) -> f64 {
-        reader.map_or(0.0, |reader| reader.consumed.rate(now)).max(self.policy.near_distance as f64 / 8.0)
+        reader.map_or(0.0, |reader| reader.consumed.rate(now)).max(self.policy.min_read_rate())
     }
 
     /// Returns the lacking pieces of blocked reads, in the order in which they were or will be due.
@@ -250,7 +250,7 @@ impl Readers {
             let since = run.iter().map(|want| want.since).min().unwrap_or(now);
             let rate = self.read_rate(now, self.readers.get(&run[0].reader));
             let abandoned =
-                now < since + self.policy.silence_timeout / 5 && !run.iter().any(|want| self.is_waited_for(want));
+                now < since + self.policy.abandoned_moment() && !run.iter().any(|want| self.is_waited_for(want));
             let mut need = if abandoned { Need::Abandoned } else { Need::Due };
             for want in run {
                 let pieces = self.lengths.pieces_in(&want.bytes).take(MAX_PIECES);
@@ -377,7 +377,7 @@ mod tests {
         expected.extend([(1, Need::Abandoned), (2, Need::Abandoned)]);
         assert_eq!(needs(&readers, Duration::ZERO), expected);
         assert_eq!(
-            needs(&readers, readers.policy.silence_timeout / 5)[..3],
+            needs(&readers, readers.policy.abandoned_moment())[..3],
             [(1, Need::Due), (200, Need::Due), (2, Need::Blocked)],
             "only for a while"
         );

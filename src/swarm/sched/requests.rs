@@ -200,12 +200,12 @@ impl Swarm {
     /// Snubs silent peers, frees what choking peers were asked for, and hedges blocked reads.
     pub(in crate::swarm) fn tick_requests(&mut self, now: Instant) {
         self.set_phase(now);
-        let silence_timeout = self.config.policy.silence_timeout;
+        let (snub_timeout, doubt_timeout) = (self.config.policy.snub_timeout(), self.config.policy.doubt_timeout());
         let silent: Vec<PeerKey> = self
             .peers
             .iter()
             .filter(|(_, peer)| {
-                !peer.asks.is_empty() && now.saturating_duration_since(peer.last_progress) >= 2 * silence_timeout
+                !peer.asks.is_empty() && now.saturating_duration_since(peer.last_progress) >= snub_timeout
             })
             .map(|(key, _)| *key)
             .collect();
@@ -221,9 +221,7 @@ impl Swarm {
             self.abandon_all_solo(now, key);
         }
         let unanswered = |peer: &Peer| {
-            peer.choking_us
-                && !peer.asks.is_empty()
-                && now.saturating_duration_since(peer.choked) >= silence_timeout / 5
+            peer.choking_us && !peer.asks.is_empty() && now.saturating_duration_since(peer.choked) >= doubt_timeout
         };
         let choking: Vec<PeerKey> =
             self.peers.iter().filter(|(_, peer)| unanswered(peer)).map(|(key, _)| *key).collect();

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use crate::metainfo::BLOCK_LEN;
 use crate::swarm::pieces::{BlockId, Slot, State};
-use crate::swarm::policy::{Need, Phase, Policy};
+use crate::swarm::policy::{Need, Phase};
 use crate::swarm::sched::readers::Urgent;
 use crate::swarm::{PeerKey, Swarm};
 
@@ -83,7 +83,7 @@ impl Swarm {
             let mut eta = peer.eta(now, peer.pipeline.outstanding() as f64 + len);
             if peer.pipeline.snubbed {
                 // It may well stay silent for as long as it took to be snubbed.
-                eta += 2.0 * self.config.policy.silence_timeout.as_secs_f64();
+                eta += self.config.policy.snub_timeout().as_secs_f64();
             }
             Candidate { key: *key, room: 0.0, eta, block }
         })
@@ -183,7 +183,7 @@ impl Swarm {
         if self.needed.is_empty() {
             return;
         }
-        let Policy { hedge_advantage, silence_timeout, .. } = *self.config.policy;
+        let (hedge_advantage, doubt_timeout) = (self.config.policy.hedge_advantage, self.config.policy.doubt_timeout());
         let (mut owed, mut stuck) = (Vec::new(), Vec::new());
         for (key, peer) in &self.peers {
             if peer.asks.is_empty() {
@@ -197,7 +197,7 @@ impl Swarm {
                 }
                 let Some(partial) = self.pieces.partial(ask.id.piece) else { continue };
                 if partial.solo {
-                    stuck.extend((now >= ask.sent + silence_timeout / 5).then_some((*key, ask.id.piece)));
+                    stuck.extend((now >= ask.sent + doubt_timeout).then_some((*key, ask.id.piece)));
                 } else if partial.free == 0
                     && matches!(partial.slots[ask.id.block as usize], Slot::Asked(_, None))
                     && self.blocked.binary_search(&ask.id.piece).is_ok()

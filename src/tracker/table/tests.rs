@@ -67,6 +67,20 @@ impl Harness {
     }
 }
 
+#[test]
+fn a_peer_without_a_port_gets_peers_and_is_given_to_none() {
+    let mut table = Harness::new(limits());
+    table.announce(&peer(1, 5, true)).unwrap();
+    let response = table.announce(&peer(1, 0, false)).unwrap();
+    assert!(!response.unlisted && response.v4 == [127, 0, 0, 1, 0, 5]);
+    assert!(table.ports(&peer(1, 6, false)) == HashSet::from([5]));
+    table.announce(&Announce { event: Event::Stopped, ..peer(1, 0, false) }).unwrap();
+    // It takes up no memory.
+    table.announce(&peer(2, 0, false)).unwrap();
+    assert_eq!((table.0.counts().torrents, table.0.counts().leechers), (1, 1));
+    table.sweep();
+}
+
 /// Guards the memory of a million torrents with one IPv6 peer each, documented as less than 200 MiB: these sizes and the
 /// overhead of the allocator, times a million.
 #[test]

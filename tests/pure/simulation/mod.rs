@@ -10,6 +10,7 @@
 
 pub mod link;
 pub mod overlay;
+pub mod swarms;
 pub mod sweep;
 pub mod workload;
 
@@ -36,6 +37,11 @@ pub fn seed(default: u64) -> u64 {
     let seed = std::env::var("TORRENTFS_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(default);
     println!("TORRENTFS_SEED={seed}");
     seed
+}
+
+/// Returns a time as a result.
+fn seconds(time: Duration) -> f64 {
+    time.as_secs_f64()
 }
 
 /// Behaviour of a node.
@@ -115,6 +121,8 @@ pub struct World {
     keys: u64,
     wants: u64,
     pub latency: Duration,
+    /// Time after which a connection to an address where nobody is fails.
+    pub dial_timeout: Duration,
     pub lengths: Lengths,
     pub rng: SmallRng,
     pub check: bool,
@@ -133,7 +141,6 @@ pub fn config(lengths: Lengths, seed: u64) -> Config {
         pex: true,
         super_seed: false,
         max_peers: 100,
-        max_connecting: 20,
         max_partial: 64 << 20,
         order: PickOrder::RarestFirst,
         policy: Arc::default(),
@@ -152,6 +159,7 @@ impl World {
             keys: 0,
             wants: 0,
             latency,
+            dial_timeout: Duration::ZERO,
             lengths,
             rng: SmallRng::seed_from_u64(seed),
             check: false,
@@ -442,7 +450,7 @@ impl World {
                             let takes = link.map_or(self.latency, |link| 3 * link.delay);
                             self.at(self.now + takes, other, Next::Call(node, addr));
                         }
-                        None => self.event(node, Event::ConnectFailed(addr)),
+                        None => self.at(self.now + self.dial_timeout, node, Next::Opened(Event::ConnectFailed(addr))),
                     }
                 }
                 Action::Send(key, message) => {
@@ -488,7 +496,7 @@ impl World {
                     self.at(self.now + Duration::from_micros(500), node, Next::Checked(number, good, digests));
                 }
                 Action::Drop(piece) => drop(self.nodes[node].buffers.remove(&piece.get())),
-                Action::AddDhtNode(_) => {}
+                Action::AddDhtNode(_) | Action::FindPeers => {}
                 Action::Pin(pins) => self.nodes[node].pins = pins,
                 Action::Completed => {
                     assert!(self.nodes[node].completed.is_none(), "completed twice");

@@ -7,6 +7,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -15,7 +16,7 @@ use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use torrentfs::metainfo::{BLOCK_LEN, InfoHash, Lengths};
 use torrentfs::swarm::{
-    Action, Config, Direction, DisconnectReason, Event, NewPeer, PeerKey, PeerSource, Resolver, ResolverAction,
+    Action, Config, Direction, DisconnectReason, Event, NewPeer, PeerKey, PeerSource, Policy, Resolver, ResolverAction,
     ResolverConfig, ResolverEvent, Swarm,
 };
 use torrentfs::wire::{Message, PeerId};
@@ -39,6 +40,8 @@ pub struct Host {
     pub addr: SocketAddr,
     pub id: PeerId,
     nat: bool,
+    /// It sends nothing but its extension handshake.
+    silent: bool,
     alive: bool,
     /// The other host, and its key of the connection.
     links: BTreeMap<PeerKey, (usize, PeerKey)>,
@@ -132,9 +135,9 @@ impl Overlay {
     }
 
     /// Adds a resolver.
-    pub fn add_resolver(&mut self, addr: SocketAddr, info_hash: InfoHash) -> usize {
+    pub fn add_resolver(&mut self, addr: SocketAddr, info_hash: InfoHash, policy: Policy) -> usize {
         let id = PeerId(self.rng.random());
-        let resolver = Resolver::new(ResolverConfig { info_hash, our_id: id, pex: true });
+        let resolver = Resolver::new(ResolverConfig { info_hash, our_id: id, pex: true, policy: Arc::new(policy) });
         self.add(addr, id, Machine::Resolver(Box::new(resolver)))
     }
 
@@ -144,6 +147,7 @@ impl Overlay {
             addr,
             id,
             nat: false,
+            silent: false,
             alive: true,
             links: BTreeMap::new(),
             dialed: BTreeMap::new(),
@@ -160,6 +164,11 @@ impl Overlay {
     /// Puts a host behind a NAT.
     pub fn set_nat(&mut self, host: usize) {
         self.hosts[host].nat = true;
+    }
+
+    /// Makes a host send nothing but its extension handshake.
+    pub fn silence(&mut self, host: usize) {
+        self.hosts[host].silent = true;
     }
 
     /// Tells a host of others' addresses.
@@ -337,7 +346,7 @@ impl Overlay {
                     let arrives = self.now + LATENCY;
                     self.at(arrives, other, Next::Gone(theirs));
                 }
-                Action::Ban(_) | Action::AddDhtNode(_) | Action::Pin(_) | Action::Drop(_) => {}
+                Action::Ban(_) | Action::AddDhtNode(_) | Action::FindPeers | Action::Pin(_) | Action::Drop(_) => {}
                 Action::Upload(..) | Action::Check { .. } | Action::Completed => panic!("no block is requested here"),
             }
         }
@@ -345,6 +354,9 @@ impl Overlay {
     }
 
     fn send(&mut self, host: usize, key: PeerKey, message: Message) {
+        if self.hosts[host].silent && !matches!(message, Message::Extended { id: 0, .. }) {
+            return;
+        }
         let Some((other, theirs)) = self.hosts[host].links.get(&key).copied() else { return };
         self.sent.push(Sent { at: self.now, from: host, to: other, key, message: message.clone() });
         let arrives = self.now + LATENCY;

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use torrentfs::swarm::Policy;
 
-use super::workload::{Profile, flash_crowd, measure};
+use super::swarms;
+use super::workload::{Profile, measure};
 
 /// Results that a constant must change by more than this, halved or doubled, to be worth having.
 pub const THRESHOLD: f64 = 0.03;
@@ -77,6 +78,12 @@ fields!(
     blocked_moment,
     random_first,
     blocked_tick,
+    upload_slots,
+    slot_rate,
+    open_offers,
+    dial_limit,
+    metadata_pipeline,
+    metadata_late,
 );
 
 /// One result of one policy: each seed's value.
@@ -96,7 +103,7 @@ pub struct Change {
     pub by: f64,
 }
 
-/// Runs every workload over `profiles`, and a flash crowd, with each of `seeds`.
+/// Runs every workload over `profiles`, and those of whole swarms, with each of `seeds`.
 pub fn sample(policy: &Policy, profiles: &[Profile], seeds: u64) -> Vec<Sample> {
     let mut samples: Vec<Sample> = Vec::new();
     let mut add = |profile, result, value| match samples.iter_mut().find(|s| (s.profile, s.result) == (profile, result))
@@ -108,7 +115,7 @@ pub fn sample(policy: &Policy, profiles: &[Profile], seeds: u64) -> Vec<Sample> 
         for profile in profiles {
             measure(profile, policy, seed).into_iter().for_each(|(result, value)| add(profile.name, result, value));
         }
-        add("swarm", "flash crowd", flash_crowd(policy, seed));
+        swarms::measure(policy, seed).into_iter().for_each(|(result, value)| add("swarm", result, value));
     }
     samples
 }

@@ -173,7 +173,6 @@ impl Profile {
                 config.policy = policy;
                 config.on_demand = on_demand;
                 config.max_partial = 32 * MIB;
-                config.max_connecting = 16;
             },
         );
         world.introduce_to(client, &seeds);
@@ -233,23 +232,6 @@ pub fn measure(profile: &Profile, policy: &Policy, seed: u64) -> Results {
     results.push(("copy", copy(profile, policy, seed)));
     results.push(("fill", fill(profile, policy, seed)));
     results
-}
-
-/// Fifteen leechers fetch from each other and from one seed, each able to send 500 kB/s: the time until all are complete,
-/// in copies that the seed could send in that time.
-pub fn flash_crowd(policy: &Policy, seed: u64) -> f64 {
-    let (rate, size) = (500e3, 8 * MIB);
-    let lengths = Lengths::new(size, 128 * KIB).expect("sizes of a torrent");
-    let mut world = World::new(seed, lengths, Duration::from_millis(10));
-    let policy = Arc::new(policy.clone());
-    world.add_seed(rate);
-    for _ in 0..15 {
-        let policy = policy.clone();
-        world.add(rate, |_| false, |config| config.policy = policy);
-    }
-    world.introduce();
-    let done = |world: &World| world.nodes[1..].iter().all(|node| node.completed.is_some());
-    world.run_until(Duration::from_secs(300), done).as_secs_f64() * rate / size as f64
 }
 
 /// A player of 1.5 MB/s with a buffer of 10 s starts once it has 2 s of media, plays, and jumps. `play` is the time that

@@ -151,11 +151,15 @@ fn a_peer_is_reported_once_a_round_and_rounds_start_once_a_minute() {
     assert_eq!(net.found(v4(2)), [SocketAddr::new(v4(1).ip(), 1)]);
     let mut found = 0;
     for _ in 0..60 {
-        net.node(v4(2)).want_peers(search);
+        net.node(v4(2)).want_peers(search, false);
         net.run(Duration::from_secs(2), |_| false);
         found += net.found(v4(2)).len();
     }
     assert!((1..=3).contains(&found), "{found}");
+    // A blocked read gets them sooner.
+    net.node(v4(2)).want_peers(search, true);
+    net.run(Duration::from_secs(11), |_| false);
+    assert_eq!(net.found(v4(2)), [SocketAddr::new(v4(1).ip(), 1)]);
 }
 
 /// Passes a datagram to a node and returns what it sends.
