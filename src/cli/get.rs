@@ -29,7 +29,8 @@ const POLL_INTERVAL: Duration = Duration::from_millis(500);
 const DESCRIPTION: &str = "\
 The files are created in DIR as the torrent lays them out: DIR/NAME for a
 single file, DIR/NAME/... for several, with empty files, symbolic links and
-executable bits.
+executable bits. A name that the filesystem refuses, such as one with ':' on
+NTFS, is replaced, and the command says by what.
 
 Data that exists already is checked and kept, whichever program fetched it. So
 after Ctrl-C, a crash or a full disk the same command resumes. An existing file
