@@ -110,6 +110,10 @@ pub(super) struct Files {
     last_stamps: Mutex<HashMap<FileIndex, Stamp>>,
     /// Files that are under another name, because the filesystem refuses their own. Holds them with that path.
     renamed: Mutex<HashMap<FileIndex, metainfo::File>>,
+    /// Files that would be the same as another one on a filesystem that ignores case.
+    twins: HashMap<FileIndex, FileIndex>,
+    /// Held while a file is created.
+    creating: Mutex<()>,
     /// The other paths of the files of a download.
     portable: OnceLock<HashMap<FileIndex, Vec<String>>>,
     /// Existing files in a download directory of which no piece can be hashed, because other files are missing.
@@ -130,6 +134,7 @@ impl Files {
         if let Some(file) = files.find(|file| file.path.is_empty() || !file.path.iter().all(is_plain)) {
             return Err(StoreError::UnsafePath { path: file.relative_path() });
         }
+        let twins = if root.is_read_only() { HashMap::new() } else { substitute::twins(layout.files()) };
         Ok(Self {
             pieces,
             root,
@@ -138,6 +143,8 @@ impl Files {
             resizing: Mutex::default(),
             last_stamps: Mutex::default(),
             renamed: Mutex::default(),
+            twins,
+            creating: Mutex::default(),
             portable: OnceLock::new(),
             undecided: Mutex::default(),
             #[cfg(test)]
@@ -182,12 +189,15 @@ impl Files {
     /// Finds out whether a file is on the disk under its other name. Returns it with the path that it has or will have.
     pub fn locate(&self, file: FileIndex) -> Cow<'_, metainfo::File> {
         let own = self.placed(file);
-        let refused = match self.root.path(&own).symlink_metadata() {
-            Ok(_) => return own,
-            Err(error) => substitute::is_refused(&error, true),
+        if matches!(own, Cow::Owned(_)) {
+            return own;
+        }
+        let (is_twin, refused) = match self.root.path(&own).symlink_metadata() {
+            Ok(about) => (self.is_of_twin(file, &about), false),
+            Err(error) => (false, substitute::is_refused(&error, true)),
         };
         let exists = |other: &metainfo::File| self.root.path(other).symlink_metadata().is_ok();
-        match self.substitute(file).filter(|other| refused && exists(other)) {
+        match self.substitute(file).filter(|other| is_twin || refused && exists(other)) {
             Some(other) => {
                 lock(&self.renamed).insert(file, other.clone());
                 Cow::Owned(other)
@@ -196,10 +206,24 @@ impl Files {
         }
     }
 
+    /// Returns whether what is under a file's own name is another file, because the filesystem ignores case. A file with two
+    /// links is in two directories that do not.
+    fn is_of_twin(&self, file: FileIndex, about: &Metadata) -> bool {
+        let Some(twin) = self.twins.get(&file) else { return false };
+        let other = self.root.path(self.file(*twin)).symlink_metadata();
+        about.nlink() == 1 && other.is_ok_and(|other| (other.dev(), other.ino()) == (about.dev(), about.ino()))
+    }
+
     /// Opens a file under its own name, or under the other one if the filesystem refuses that.
     pub fn open(&self, file: FileIndex, create: bool) -> io::Result<File> {
+        let _turn = create.then(|| lock(&self.creating));
         let own = self.locate(file);
         let error = match self.root.open(&own, create) {
+            Ok(opened) if create && matches!(own, Cow::Borrowed(_)) && self.is_of_twin(file, &opened.metadata()?) => {
+                // It was created just now, and it is the other file's.
+                std::fs::remove_file(self.root.path(&own))?;
+                io::ErrorKind::AlreadyExists.into()
+            }
             Err(error) if create && substitute::is_refused(&error, true) => error,
             opened => return opened,
         };

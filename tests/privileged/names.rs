@@ -14,16 +14,12 @@ const LOCAL: [&str; 5] = ["--no-dht", "--no-lsd", "--no-port-mapping", "--bind",
 struct Filesystem(PathBuf);
 
 impl Filesystem {
-    fn ntfs(base: &Path) -> Self {
-        let at = base.join("ntfs");
+    fn ntfs(base: &Path, name: &str, mount: &str) -> Self {
+        let at = base.join(name);
         fs::create_dir(&at).unwrap();
-        let image = base.join("ntfs.img");
+        let image = base.join(format!("{name}.img"));
         fs::File::create(&image).unwrap().set_len(64 << 20).unwrap();
-        sh(&format!(
-            "mkntfs -F -Q -q '{0}' 2>&1 && ntfs-3g -o windows_names '{0}' '{1}'",
-            image.display(),
-            at.display()
-        ));
+        sh(&format!("mkntfs -F -Q -q '{0}' 2>&1 && {mount} '{0}' '{1}'", image.display(), at.display()));
         Self(at)
     }
 
@@ -55,7 +51,7 @@ fn get(home: &Path, dir: &Path, peer: &str, torrent: &Path) -> Output {
 
 #[test]
 fn names_that_the_filesystem_refuses_are_replaced() {
-    if !can_run(&["mkntfs", "ntfs-3g", "gocryptfs"]) || sh("id -u").trim() != "0" {
+    if !can_run(&["mkntfs", "ntfs-3g", "lowntfs-3g", "gocryptfs"]) || sh("id -u").trim() != "0" {
         return;
     }
     let _turn = turn();
@@ -63,7 +59,7 @@ fn names_that_the_filesystem_refuses_are_replaced() {
     let base = dir.path();
     let film = base.join("src/film");
     let long = format!("{}.mkv", "n".repeat(200));
-    let names = ["disc: 1/what?.bin", "plain.bin", "empty?", &long];
+    let names = ["disc: 1/what?.bin", "plain.bin", "empty?", &long, "Plain.bin"];
     for (seed, name) in (1..).zip(names) {
         let path = film.join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -80,10 +76,40 @@ fn names_that_the_filesystem_refuses_are_replaced() {
     wait_until("the seeder listens", Duration::from_secs(20), || std::net::TcpStream::connect(&peer).is_ok());
 
     let short = format!("{}.mkv", "n".repeat(136));
-    let (ntfs, crypt) = (Filesystem::ntfs(base), Filesystem::gocryptfs(base));
+    let ntfs = Filesystem::ntfs(base, "windows", "ntfs-3g -o windows_names");
+    let caseless = Filesystem::ntfs(base, "caseless", "lowntfs-3g -o ignore_case");
+    let crypt = Filesystem::gocryptfs(base);
     let cases = [
-        (&ntfs, vec![(names[0], "disc_ 1/what_.bin"), (names[1], names[1]), (names[2], "empty_"), (&*long, &*long)]),
-        (&crypt, vec![(names[0], names[0]), (names[1], names[1]), (names[2], names[2]), (&*long, &*short)]),
+        (
+            &ntfs,
+            vec![
+                (names[0], "disc_ 1/what_.bin"),
+                (names[1], names[1]),
+                (names[2], "empty_"),
+                (&*long, &*long),
+                (names[4], names[4]),
+            ],
+        ),
+        (
+            &crypt,
+            vec![
+                (names[0], names[0]),
+                (names[1], names[1]),
+                (names[2], names[2]),
+                (&*long, &*short),
+                (names[4], names[4]),
+            ],
+        ),
+        (
+            &caseless,
+            vec![
+                (names[0], names[0]),
+                (names[1], "plain (2).bin"),
+                (names[2], names[2]),
+                (&*long, &*long),
+                (names[4], names[4]),
+            ],
+        ),
     ];
     for (number, (filesystem, expected)) in cases.into_iter().enumerate() {
         let home = base.join(format!("home{number}"));
@@ -117,7 +143,7 @@ fn names_that_the_filesystem_refuses_are_replaced() {
         };
         let cache = |status: &serde_json::Value| status.get("cache").cloned();
         wait_until(&format!("all is cached: {}", status()), Duration::from_secs(20), || {
-            cache(&status()).is_some_and(|cache| cache["disk"] == 300_000 && cache["fault"].is_null())
+            cache(&status()).is_some_and(|cache| cache["disk"] == 400_000 && cache["fault"].is_null())
         });
         mounted.stop();
         assert!(walk(&at.join("cache")).iter().any(|path| path.to_string_lossy().contains("data/renamed/")));
