@@ -193,7 +193,7 @@ pub use route::{Bind, Proxy, Route};
 pub use session::{
     CheckProgress, FileStream, MetadataError, MetadataProgress, PeerReport, PeerSource, PortMapping, Priority,
     ReadCounts, ReadError, Reader, Report, SeedLimits, Session, SessionConfig, SessionError, Span, Torrent,
-    TorrentOptions, Verification,
+    TorrentOptions, Verification, WebSeedReport,
 };
 pub use store::{Cache, CacheConfig, Place, StoreError, Usage};
 

@@ -137,6 +137,12 @@ pub(crate) async fn torrent(mounted: &MountedTorrent) -> TorrentStatus {
         seeds: stats.seeds,
         peers: report.iter().flat_map(|report| &report.peers).map(peer).collect(),
         trackers: torrent.trackers().into_iter().map(tracker).collect(),
+        excess_trackers: torrent.excess_trackers(),
+        web_seeds: torrent
+            .web_seeds()
+            .into_iter()
+            .map(|seed| status::WebSeedStatus { url: seed.url, error: seed.fault })
+            .collect(),
         reads: reads(torrent.reads()),
         blocked_reads: report
             .iter()

@@ -172,6 +172,12 @@ pub struct TorrentStatus {
     pub peers: Vec<PeerStatus>,
     /// Trackers, in the order in which they are tried.
     pub trackers: Vec<TrackerStatus>,
+    /// Number of further trackers that are not used, because the torrent has too many.
+    #[serde(default)]
+    pub excess_trackers: usize,
+    /// Web seeds in the torrent's list, first those that can be used.
+    #[serde(default)]
+    pub web_seeds: Vec<WebSeedStatus>,
     /// Reads of the torrent, by the source that answered them.
     pub reads: ReadStatus,
     /// Reads that wait for data from peers, the longest-waiting first, at most 256.
@@ -255,6 +261,15 @@ pub enum Transport {
     Utp,
     /// HTTP, to a web seed.
     Http,
+}
+
+/// Status of a web seed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct WebSeedStatus {
+    /// URL, without the parts that may be secret.
+    pub url: String,
+    /// Why it is not used, or not for all of the torrent; `null` if nothing is known against it.
+    pub error: Option<String>,
 }
 
 /// Status of a tracker.

@@ -93,8 +93,8 @@ pub enum AnnounceError {
     /// A scheme other than `http`, `https` and `udp`.
     #[error("{0}:// trackers are not supported")]
     Scheme(String),
-    /// A `udp` URL without a port; the scheme has no default port.
-    #[error("the address of a udp:// tracker needs a port")]
+    /// A `udp` URL with port 0.
+    #[error("port 0 of a udp:// tracker cannot be reached")]
     NoPort,
     /// A UDP tracker behind a proxy that carries no UDP.
     #[error("not asked: udp:// trackers cannot be reached through the proxy")]

@@ -30,6 +30,7 @@ const SCRAPE_PAUSE: Duration = Duration::from_secs(5 * 60);
 #[derive(Debug)]
 pub struct Announcer {
     shared: Arc<Shared>,
+    excess_trackers: usize,
     requester: Requester,
     /// Time and results of the last scrape.
     scraped: tokio::sync::Mutex<Option<(Instant, Vec<Scraped>)>>,
@@ -69,6 +70,7 @@ impl Announcer {
         let client = client.into();
         let mut schedule = Schedule::new(&announce.tiers, rand::random());
         schedule.disable(|url| client.unreachable(url));
+        let excess_trackers = schedule.excess();
         let shared = Arc::new(Shared::default());
         shared.publish(&schedule);
         let (stop, stopped) = oneshot::channel();
@@ -83,7 +85,13 @@ impl Announcer {
             slot: None,
         };
         let task = tokio::spawn(task.run(peers, stopped));
-        Self { shared, requester, scraped: Default::default(), running: Mutex::new(Some((stop, task))) }
+        Self {
+            shared,
+            excess_trackers,
+            requester,
+            scraped: Default::default(),
+            running: Mutex::new(Some((stop, task))),
+        }
     }
 
     /// Announces completion, once, to the trackers that counted us as incomplete. Do not call it for a torrent that was
@@ -114,7 +122,12 @@ impl Announcer {
         }
     }
 
-    /// Returns the trackers in the scheduled in which they are asked.
+    /// Returns how many trackers are not used, because the torrent has too many.
+    pub fn excess_trackers(&self) -> usize {
+        self.excess_trackers
+    }
+
+    /// Returns the trackers in the order in which they are asked.
     pub fn status(&self) -> Vec<TrackerStatus> {
         lock(&self.shared.status).clone()
     }
@@ -268,6 +281,9 @@ impl Task {
             Some(StatusChange::Failed) => tracing::warn!(%tracker, "announce failed: {summary}"),
             Some(StatusChange::Recovered) => tracing::info!(%tracker, "announce succeeds again: {summary}"),
             Some(StatusChange::Warned(warning)) => tracing::warn!(%tracker, "tracker warns: {warning}"),
+            Some(StatusChange::Ignored(ignored)) => {
+                tracing::info!(%tracker, "announced: {summary}; ignored in the tracker's reply: {ignored}");
+            }
             None => tracing::debug!(%tracker, event = ?scheduled.event, "announced: {summary}"),
         }
     }

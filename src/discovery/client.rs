@@ -10,7 +10,7 @@ use super::scrape;
 use super::udp::{UdpClient, UdpLimits};
 use super::url::{Query, TrackerUrl, announce_url};
 use super::{Announce, AnnounceError, Scrape};
-use crate::http::{HttpClient, HttpLimits, Purpose, RequestError};
+use crate::http::{Fetched, HttpClient, HttpLimits, Purpose, RequestError};
 use crate::metainfo::InfoHash;
 use crate::route::Route;
 
@@ -50,12 +50,16 @@ impl TrackerClient {
         if url.scheme() == "udp" {
             return self.udp()?.announce(url, announce, query).await;
         }
-        let (status, body) = self.http.get(announce_url(url, announce, query), Purpose::Announce).await?;
-        match reply::parse(&body) {
-            // Some trackers send their reason together with an error status. Any other body says less than the status.
-            refused @ Err(AnnounceError::Refused { .. }) => refused,
+        let url = announce_url(url, announce, query);
+        let Fetched { status, body, cut } = self.http.fetch(url, Purpose::Announce, reply::is_whole).await?;
+        match (reply::parse(&body), cut) {
+            // Some trackers send their reason, or even peers, together with an error status. Any other body says less
+            // than the status.
+            (refused @ Err(AnnounceError::Refused { .. }), _) => refused,
+            (Ok(reply), _) if !reply.peers.is_empty() => Ok(reply),
             _ if !status.is_success() => Err(AnnounceError::Status(status.to_string())),
-            other => other,
+            (Err(_), Some(cut)) => Err(cut.into()),
+            (other, _) => other,
         }
     }
 

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use reqwest::Url;
-use reqwest::header::{ACCEPT_ENCODING, HeaderMap, HeaderValue};
 
 use crate::http::{HttpClient, HttpLimits, Purpose, RequestError};
 use crate::metainfo::{Document, DocumentError, MAX_TORRENT_LEN, Magnet};
@@ -34,9 +33,8 @@ pub async fn fetch_torrent(client: &HttpClient, url: &str) -> Result<Document, F
     let url = url.ok_or(FetchError::NotAUrl)?;
     let limits = HttpLimits { total: Duration::from_secs(60), body: MAX_TORRENT_LEN, ..HttpLimits::default() };
     let client = client.limited(limits).map_err(FetchError::Http)?;
-    // The parser decompresses, because servers also send compressed files without saying so.
-    let headers = HeaderMap::from_iter([(ACCEPT_ENCODING, HeaderValue::from_static("gzip"))]);
-    let (status, body) = match client.get_with(url, Purpose::User, &headers).await {
+    // The client asks for gzip. The parser decompresses, too, because some servers send it without saying so.
+    let (status, body) = match client.get(url, Purpose::User).await {
         Ok(answer) => answer,
         Err(RequestError::NotHttp(target)) => match Magnet::from_text(&target.0) {
             Some(magnet) => return Ok(Document::Magnet(magnet.map_err(DocumentError::from)?)),

@@ -3,14 +3,26 @@
 use super::{datagram, reply, scrape};
 use crate::metainfo::InfoHash;
 
-/// Checks that a reply is rejected or bounded.
+/// Checks that a reply is rejected or bounded, and that nothing after or before a whole one changes what it says.
 pub fn fuzz_reply(body: &[u8]) {
     match reply::parse(body) {
         Ok(reply) => {
-            assert!(reply.answer.peers == reply.peers.len() && reply.peers.iter().all(|peer| peer.port() != 0));
-            assert!(reply.answer.warning.is_none_or(|text| !text.contains(char::is_control)));
+            assert!(reply.answer.peers == reply.peers.len() && reply.peers.len() <= reply::MAX_PEERS);
+            assert!(reply.peers.iter().all(|peer| peer.port() != 0));
+            assert!(reply.tracker_id.iter().all(|id| (1..=256).contains(&id.len())));
+            let texts = [&reply.answer.warning, &reply.ignored];
+            assert!(texts.into_iter().flatten().all(|text| !text.is_empty() && !text.contains(char::is_control)));
+            if reply::is_whole(body) {
+                let longer = [b"\xef\xbb\xbf\r\n", body, b"\0<!-- -->"].concat();
+                let longer = reply::parse(&longer).map(|longer| (longer.peers, longer.interval, longer.answer));
+                assert_eq!(longer, Ok((reply.peers, reply.interval, reply.answer)));
+            }
         }
         Err(error) => assert!(!error.to_string().contains(char::is_control)),
+    }
+    // A reply that is cut off says no more than the whole one.
+    for end in [body.len() / 2, body.len().saturating_sub(1)] {
+        let _ = (reply::parse(&body[..end]), reply::is_whole(&body[..end]));
     }
 }
 

@@ -1,17 +1,14 @@
 //! Tracker replies over HTTP: from bencode to values.
 //!
-//! Lenient where trackers differ (compact or not, unusable addresses in the list), strict about bounds.
+//! Trackers are scripts of many hands, so a reply is used if it has a usable peer or a usable interval, whatever else is
+//! wrong with it: bytes after it, a missing end, a key given twice, a number as a string, a bad entry among good ones.
+//! [`Reply::ignored`] says what was wrong. Counts and sizes are bounded.
 
-use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use serde::Deserialize;
-use serde::de::{Deserializer, Error, SeqAccess, Visitor};
-use serde_bytes::ByteBuf;
-
 use super::{AnnounceError, Answer, Retry};
-use crate::metainfo::bencode::{self, Limits};
+use crate::metainfo::bencode::{Reader, Value};
 use crate::util::printable;
 use crate::wire::take_compact;
 
@@ -19,6 +16,8 @@ use crate::wire::take_compact;
 pub(super) const MAX_PEERS: usize = 1000;
 /// Characters displayed of a tracker's message: enough for one line of a log.
 pub(super) const MAX_TEXT: usize = 200;
+/// The reason why a reply without anything usable is rejected.
+const MALFORMED: &str = "it is malformed or cut off";
 /// Bytes of a `tracker id`. A longer one is not sent back.
 const MAX_TRACKER_ID: usize = 256;
 
@@ -32,34 +31,52 @@ pub(super) struct Reply {
     /// Sent back as `trackerid` in later announces.
     pub tracker_id: Option<Vec<u8>>,
     pub answer: Answer,
+    /// What was wrong with the reply, in one line.
+    pub ignored: Option<String>,
 }
 
-/// Parses an announce reply. A `failure reason` makes it an error, whatever else the reply contains.
+/// Parses an announce reply. A `failure reason` makes it an error, unless it is empty or there are peers all the same;
+/// then it becomes a warning.
 pub(super) fn parse(body: &[u8]) -> Result<Reply, AnnounceError> {
-    let raw = decode(body)?;
-    if let Some(reason) = raw.failure_reason {
-        return Err(refused(&reason, raw.retry_in.unwrap_or(Retry::BackOff)));
+    let mut raw = Raw::default();
+    raw.read(body)?;
+    let Raw { peers, failure, sound, .. } = raw;
+    let reason = failure.filter(|reason| !reason.is_empty());
+    if peers.found.is_empty() {
+        match (reason, failure) {
+            (Some(reason), _) => return Err(refused(reason, raw.retry_in.unwrap_or(Retry::BackOff))),
+            (None, Some(_)) if raw.interval.is_none() => {
+                return Err(refused(b"", raw.retry_in.unwrap_or(Retry::BackOff)));
+            }
+            (None, None) if raw.interval.is_none() && !(peers.given && sound) => {
+                let why = if sound { "it has neither peers nor an interval" } else { MALFORMED };
+                return Err(AnnounceError::Garbage(why.into()));
+            }
+            _ => {}
+        }
     }
-    if raw.peers.is_none() && raw.peers6.is_none() && raw.interval.is_none() {
-        return Err(AnnounceError::Garbage("it has neither peers nor an interval".into()));
-    }
-    let mut peers = raw.peers.unwrap_or_default().0;
-    peers.extend(raw.peers6.iter().flat_map(|bytes| compact6(bytes)).take(MAX_PEERS - peers.len()));
     let seconds = |n: Option<i64>| n.and_then(|n| u64::try_from(n).ok()).filter(|n| *n > 0).map(Duration::from_secs);
     let count = |n: Option<i64>| n.and_then(|n| u64::try_from(n).ok());
+    let warning = [raw.warning, reason].into_iter().flatten().map(|text| printable(text, MAX_TEXT));
     Ok(Reply {
         interval: seconds(raw.interval),
         min_interval: seconds(raw.min_interval),
-        tracker_id: raw.tracker_id.map(ByteBuf::into_vec).filter(|id| !id.is_empty() && id.len() <= MAX_TRACKER_ID),
+        tracker_id: raw.tracker_id.filter(|id| !id.is_empty() && id.len() <= MAX_TRACKER_ID).map(<[u8]>::to_vec),
+        ignored: ignored(&peers, &raw.ignored, sound, raw.trailing),
         answer: Answer {
             seeders: count(raw.complete),
             leechers: count(raw.incomplete),
-            peers: peers.len(),
-            warning: raw.warning_message.map(|text| printable(&text, MAX_TEXT)).filter(|text| !text.is_empty()),
-            external_ip: raw.external_ip.and_then(|bytes| ip(&bytes)),
+            peers: peers.found.len(),
+            warning: warning.into_iter().find(|text| !text.is_empty()),
+            external_ip: raw.external_ip,
         },
-        peers,
+        peers: peers.found,
     })
+}
+
+/// Returns whether a body holds a whole dictionary, so that nothing more needs to be waited for.
+pub(super) fn is_whole(body: &[u8]) -> bool {
+    matches!(Reader::new(start(body)).next(), Some(Value::Dict(dict)) if dict.is_sound())
 }
 
 /// Builds the error for a tracker's `failure reason`.
@@ -71,114 +88,177 @@ pub(super) fn refused(reason: &[u8], retry: Retry) -> AnnounceError {
     AnnounceError::Refused { reason, retry }
 }
 
-fn decode(body: &[u8]) -> Result<Raw, AnnounceError> {
-    if body.first() != Some(&b'd') {
-        return Err(AnnounceError::Garbage(match body.trim_ascii_start() {
+/// Returns a body without what some scripts print before it: white space and a byte order mark.
+fn start(body: &[u8]) -> &[u8] {
+    let body = body.trim_ascii_start();
+    body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body).trim_ascii_start()
+}
+
+/// Returns the dictionary that a body starts with, and the bytes that follow it.
+pub(super) fn dictionary(body: &[u8]) -> Result<(Reader<'_>, &[u8]), AnnounceError> {
+    let body = start(body);
+    let mut reader = Reader::new(body);
+    match reader.next() {
+        Some(Value::Dict(dict)) => Ok((dict, reader.rest().trim_ascii_end())),
+        _ => Err(AnnounceError::Garbage(match body {
             [] => "it is empty".into(),
             [b'<', ..] => "it is a web page".into(),
             _ => "it is not bencode".into(),
-        }));
+        })),
     }
-    // Some replies end with a line break, because a script printed them.
-    bencode::decode(body.trim_ascii_end(), &Limits::TRACKER)
-        .map_err(|error| AnnounceError::Garbage(printable(error.to_string().as_bytes(), MAX_TEXT)))
 }
 
-#[derive(Deserialize)]
-struct Raw {
-    #[serde(rename = "failure reason")]
-    failure_reason: Option<ByteBuf>,
-    #[serde(rename = "retry in")]
+/// The fields of a reply, as far as they could be read.
+#[derive(Default)]
+struct Raw<'a> {
+    failure: Option<&'a [u8]>,
     retry_in: Option<Retry>,
-    #[serde(rename = "warning message")]
-    warning_message: Option<ByteBuf>,
+    warning: Option<&'a [u8]>,
     interval: Option<i64>,
-    #[serde(rename = "min interval")]
     min_interval: Option<i64>,
-    #[serde(rename = "tracker id")]
-    tracker_id: Option<ByteBuf>,
+    tracker_id: Option<&'a [u8]>,
     complete: Option<i64>,
     incomplete: Option<i64>,
-    #[serde(rename = "external ip")]
-    external_ip: Option<ByteBuf>,
-    peers: Option<Peers>,
-    peers6: Option<ByteBuf>,
+    external_ip: Option<IpAddr>,
+    peers: Peers,
+    /// Names of fields with an unusable value or given twice.
+    ignored: Vec<&'static str>,
+    /// The dictionary is well-formed.
+    sound: bool,
+    /// Other bytes follow the dictionary.
+    trailing: bool,
 }
 
-/// The `peers` value: 6 bytes each (BEP 23) or a list of dictionaries (BEP 3). Holds at most `MAX_PEERS` dialable
-/// addresses.
+impl<'a> Raw<'a> {
+    fn read(&mut self, body: &'a [u8]) -> Result<(), AnnounceError> {
+        let (dict, rest) = dictionary(body)?;
+        let mut pairs = dict.pairs();
+        for (key, value) in pairs.by_ref() {
+            match key {
+                b"failure reason" => self.set("failure reason", value.bytes(), |raw| &mut raw.failure),
+                b"retry in" => self.set("retry in", Some(retry(&value)), |raw| &mut raw.retry_in),
+                b"warning message" => self.set("warning message", value.bytes(), |raw| &mut raw.warning),
+                b"interval" => self.set("interval", value.number(), |raw| &mut raw.interval),
+                b"min interval" => self.set("min interval", value.number(), |raw| &mut raw.min_interval),
+                b"tracker id" => self.set("tracker id", value.bytes(), |raw| &mut raw.tracker_id),
+                b"complete" => self.set("complete", value.number(), |raw| &mut raw.complete),
+                b"incomplete" => self.set("incomplete", value.number(), |raw| &mut raw.incomplete),
+                b"external ip" => self.set("external ip", value.bytes().and_then(ip), |raw| &mut raw.external_ip),
+                b"peers" => self.peers.read(&value, false),
+                b"peers6" => self.peers.read(&value, true),
+                _ => {}
+            }
+        }
+        (self.sound, self.trailing) = (pairs.is_sound(), !rest.is_empty());
+        // Some trackers close the dictionary before they add the last peers.
+        for (key, value) in Reader::new(rest).pairs() {
+            match key {
+                b"peers" => self.peers.read(&value, false),
+                b"peers6" => self.peers.read(&value, true),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets a field, unless the value is unusable or the field has one already.
+    fn set<T>(&mut self, name: &'static str, value: Option<T>, field: impl Fn(&mut Self) -> &mut Option<T>) {
+        let field = field(self);
+        match value {
+            Some(value) if field.is_none() => *field = Some(value),
+            _ if self.ignored.contains(&name) => {}
+            _ => self.ignored.push(name),
+        }
+    }
+}
+
+/// The addresses of a reply: at most `MAX_PEERS`, all dialable.
 #[derive(Default)]
-struct Peers(Vec<SocketAddr>);
+struct Peers {
+    found: Vec<SocketAddr>,
+    /// There was a list, perhaps empty.
+    given: bool,
+    /// Entries that could not be read.
+    unreadable: usize,
+}
 
-impl<'de> Deserialize<'de> for Peers {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Either;
-
-        impl<'de> Visitor<'de> for Either {
-            type Value = Peers;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("peers as a string or a list")
+impl Peers {
+    /// Reads compact addresses (BEP 7, BEP 23) or a list of dictionaries (BEP 3). Some scripts write a list as a
+    /// dictionary with numbers as keys, and some list compact addresses.
+    fn read(&mut self, value: &Value, v6: bool) {
+        match *value {
+            Value::String(bytes) => {
+                self.given = true;
+                self.compact(bytes, if v6 { 18 } else { 6 });
             }
-
-            fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Peers, E> {
-                Ok(Peers(compact4(bytes).take(MAX_PEERS).collect()))
+            Value::List(items) => {
+                self.given = true;
+                items.for_each(|item| self.item(&item));
             }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Peers, A::Error> {
-                let mut peers = Vec::new();
-                // Read to the end even when there are enough peers, so that the decoder continues after the list.
-                while let Some(peer) = list.next_element::<RawPeer>()? {
-                    let text = str::from_utf8(&peer.ip).unwrap_or_default();
-                    // Host names, which BEP 3 allows, are not resolved: a stranger would choose what we look up.
-                    let address = text.parse::<IpAddr>().ok().zip(u16::try_from(peer.port).ok());
-                    if peers.len() < MAX_PEERS {
-                        peers.extend(address.map(SocketAddr::from).and_then(dialable));
-                    }
-                }
-                Ok(Peers(peers))
+            Value::Dict(items) => {
+                self.given = true;
+                items.pairs().for_each(|(_, item)| self.item(&item));
             }
+            Value::Integer(_) => self.unreadable += 1,
         }
+    }
 
-        deserializer.deserialize_any(Either)
+    fn item(&mut self, item: &Value) {
+        match *item {
+            Value::Dict(entry) => match address(entry) {
+                Some(addr) => self.add(addr),
+                None => self.unreadable += 1,
+            },
+            Value::String(bytes) => match (bytes.len(), str::from_utf8(bytes).map(str::parse)) {
+                (_, Ok(Ok(addr))) => self.add(addr),
+                (len @ (6 | 18), _) => self.compact(bytes, len),
+                _ => self.unreadable += 1,
+            },
+            _ => self.unreadable += 1,
+        }
+    }
+
+    fn compact(&mut self, bytes: &[u8], len: usize) {
+        bytes.chunks_exact(len).filter_map(take_compact).for_each(|addr| self.add(addr));
+    }
+
+    fn add(&mut self, addr: SocketAddr) {
+        if self.found.len() < MAX_PEERS {
+            self.found.extend(dialable(addr));
+        }
     }
 }
 
-#[derive(Deserialize)]
-struct RawPeer {
-    ip: ByteBuf,
-    port: i64,
+/// Reads the address of a peer from its dictionary. Host names, which BEP 3 allows, are not resolved: a stranger would
+/// choose what we look up.
+fn address(entry: Reader) -> Option<SocketAddr> {
+    let (mut host, mut port) = (None, None);
+    for (key, value) in entry.pairs() {
+        match key {
+            b"ip" => host = host.or(value.bytes().and_then(ip)),
+            b"port" => port = port.or(value.number().and_then(|port| u16::try_from(port).ok())),
+            _ => {}
+        }
+    }
+    Some(SocketAddr::new(host?, port?))
 }
 
-impl<'de> Deserialize<'de> for Retry {
-    /// Reads minutes, as a number or in digits, or `never` (BEP 31). Any other value counts as unspecified.
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Minutes;
-
-        impl Visitor<'_> for Minutes {
-            type Value = Retry;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("minutes or `never`")
-            }
-
-            fn visit_i64<E: Error>(self, minutes: i64) -> Result<Retry, E> {
-                Ok(match u64::try_from(minutes) {
-                    Ok(minutes @ 1..) => Retry::After(Duration::from_secs(minutes.saturating_mul(60))),
-                    _ => Retry::BackOff,
-                })
-            }
-
-            fn visit_bytes<E: Error>(self, bytes: &[u8]) -> Result<Retry, E> {
-                match str::from_utf8(bytes).unwrap_or_default() {
-                    "never" => Ok(Retry::Never),
-                    digits => self.visit_i64(digits.parse().unwrap_or(0)),
-                }
-            }
-        }
-
-        deserializer.deserialize_any(Minutes)
+/// Reads minutes, as a number or in digits, or `never` (BEP 31). Any other value counts as unspecified.
+fn retry(value: &Value) -> Retry {
+    match value.number().map(u64::try_from) {
+        Some(Ok(minutes @ 1..)) => Retry::After(Duration::from_secs(minutes.saturating_mul(60))),
+        _ if value.bytes() == Some(b"never") => Retry::Never,
+        _ => Retry::BackOff,
     }
+}
+
+/// Describes what was ignored, in one line.
+fn ignored(peers: &Peers, fields: &[&str], sound: bool, trailing: bool) -> Option<String> {
+    let mut notes: Vec<String> = fields.iter().map(|name| format!("a value of `{name}`")).collect();
+    notes.extend((peers.unreadable > 0).then(|| format!("{} unreadable peers", peers.unreadable)));
+    notes.extend((!sound).then(|| "what follows where it is malformed or cut off".to_owned()));
+    notes.extend((sound && trailing).then(|| "bytes after the dictionary".to_owned()));
+    (!notes.is_empty()).then(|| notes.join(", "))
 }
 
 /// Decodes addresses of 6 bytes each (BEP 23) and drops unusable ones and a truncated last one.
@@ -191,10 +271,14 @@ pub(super) fn compact6(bytes: &[u8]) -> impl Iterator<Item = SocketAddr> {
     bytes.chunks_exact(18).filter_map(take_compact).filter_map(dialable)
 }
 
-/// Decodes an address of 4 or 16 bytes (BEP 24).
+/// Reads an address as text, or as 4 or 16 bytes (BEP 24).
 fn ip(bytes: &[u8]) -> Option<IpAddr> {
-    let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
-    v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok().map(|ip| ip.to_canonical())
+    let text = str::from_utf8(bytes).unwrap_or_default().trim().trim_start_matches('[').trim_end_matches(']');
+    let raw = || {
+        let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
+        v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok()
+    };
+    text.parse().ok().or_else(raw).map(|ip: IpAddr| ip.to_canonical())
 }
 
 /// Returns the address in the form to dial, or `None` if it cannot be dialed. IPv4-mapped IPv6 addresses become IPv4.
@@ -302,6 +386,7 @@ mod tests {
                     warning: Some("old".into()),
                     external_ip: Some([9, 8, 7, 6].into()),
                 },
+                ignored: None,
             }
         );
     }
@@ -332,11 +417,11 @@ mod tests {
             b"Not Found",
             b"de",
             b"d8:interval",
-            b"d8:intervali1800e5:peers",
-            b"d8:intervali1800e5:peers99999999999:x",
+            b"d5:peers5:\x7f\0\0\x01\x1a",
+            b"d5:peersi1ee",
             b"d8:interval5:helloe",
-            b"d8:intervali1ee and more",
             b"i3e",
+            b"\xef\xbb\xbf\r\n",
             &nested,
         ] {
             let error = parse(body).unwrap_err();
@@ -345,10 +430,100 @@ mod tests {
         }
     }
 
+    /// Bodies that trackers send although they are wrong. Each has one good peer.
+    const ODD: [(&[u8], &str); 25] = [
+        (b"d8:intervali1800ee5:peers6:\x7f\0\0\x01\x1a\xe1", "bytes after"),
+        (b"d8:intervali1800e5:peers6:\x7f\0\0\x01\x1a\xe1e6:peers60:", "bytes after"),
+        (b"d8:intervali1800e5:peers6:\x7f\0\0\x01\x1a\xe1e\n<!-- 0.01 s -->", "bytes after"),
+        (b"d5:peersld4:porti1eed2:ip9:127.0.0.14:porti6881eeee", "1 unreadable"),
+        (b"d5:peersld2:ip7:1.2.3.44:port3:abced2:ip9:127.0.0.14:port4:6881eee", "1 unreadable"),
+        (b"d5:peersld2:ip7:1.2.3.44:porti70000eed2:ip9:127.0.0.14:porti6881eeee", "1 unreadable"),
+        (b"d5:peersld2:ip9:localhost4:porti1eed2:ip4:\x7f\0\0\x014:porti6881eeee", "1 unreadable"),
+        (b"d5:peersli7e3:abcled2:ip9:127.0.0.14:porti6881eeee", "3 unreadable"),
+        (b"d8:interval4:18005:peers6:\x7f\0\0\x01\x1a\xe1e", ""),
+        (
+            b"d8:completele10:incomplete0:5:peers6:\x7f\0\0\x01\x1a\xe1e",
+            "a value of `complete`, a value of `incomplete`",
+        ),
+        (b"d8:intervali99999999999999999999e5:peers6:\x7f\0\0\x01\x1a\xe1e", ""),
+        (b"d8:intervali-1e12:min intervali-99999999999999999999e5:peers6:\x7f\0\0\x01\x1a\xe1e", ""),
+        (b"d8:intervali01800e5:peers06:\x7f\0\0\x01\x1a\xe1e", ""),
+        (b"d8:interval6:1800.55:peers6:\x7f\0\0\x01\x1a\xe1e", ""),
+        (b"d8:intervali1800e8:intervali1800e5:peers6:\x7f\0\0\x01\x1a\xe1e", "a value of `interval`"),
+        (b"d5:peers0:5:peers6:\x7f\0\0\x01\x1a\xe1e", ""),
+        (b"d14:failure reason0:8:intervali1800e5:peers6:\x7f\0\0\x01\x1a\xe1e", ""),
+        (b"d14:failure reasonle8:intervali1800e5:peers6:\x7f\0\0\x01\x1a\xe1e", "a value of `failure reason`"),
+        (b"d8:intervali1800e5:peers6:\x7f\0\0\x01\x1a\xe1", "cut off"),
+        (b"d8:intervali1800e5:peers60:\x7f\0\0\x01\x1a\xe1e", "cut off"),
+        (b"d8:intervali1800e5:peers6:\x7f\0\0\x01\x1a\xe1?e", "malformed"),
+        (b"\xef\xbb\xbf\r\nd5:peers6:\x7f\0\0\x01\x1a\xe1e\0", "bytes after"),
+        (b"d5:peersd1:0d2:ip9:127.0.0.14:porti6881eeee", ""),
+        (b"d5:peersl6:\x7f\0\0\x01\x1a\xe1ee", ""),
+        (b"d5:peersl14:127.0.0.1:6881ee", ""),
+    ];
+
+    #[test]
+    fn a_reply_with_a_usable_peer_is_used() {
+        for (body, note) in ODD {
+            let shown = body.escape_ascii();
+            let reply = parse(body).unwrap_or_else(|error| panic!("{shown}: {error}"));
+            assert_eq!(reply.peers, ["127.0.0.1:6881".parse().unwrap()], "{shown}");
+            let ignored = reply.ignored.unwrap_or_default();
+            assert!(ignored.contains(note) && ignored.is_empty() == note.is_empty(), "{shown}: {ignored}");
+            assert!(reply.interval.is_none_or(|interval| interval >= Duration::from_secs(1800)), "{shown}");
+        }
+    }
+
+    #[test]
+    fn a_reply_with_a_usable_interval_is_used() {
+        for body in [
+            b"d8:intervali1800ee".as_slice(),
+            b"d8:intervali1800e5:peers",
+            b"d8:intervali1800e5:peers99999999999:x",
+            b"d8:intervali1800e5:peersi3ee and more",
+            b"d14:failure reason0:8:intervali1800ee",
+        ] {
+            let reply = parse(body).unwrap();
+            assert_eq!((reply.interval, reply.peers), (Some(Duration::from_secs(1800)), vec![]));
+        }
+        assert!(parse(b"d5:peers0:e<!-- -->").unwrap().peers.is_empty());
+    }
+
+    #[test]
+    fn peers_beside_a_reason_are_used() {
+        let reply = parse(b"d14:failure reason9:slow down5:peers6:\x7f\0\0\x01\x1a\xe1e").unwrap();
+        assert_eq!((reply.peers.len(), reply.answer.warning.as_deref()), (1, Some("slow down")));
+    }
+
+    #[test]
+    fn only_a_whole_dictionary_ends_a_reply() {
+        for (body, whole) in [
+            (b"d5:peers0:e".as_slice(), true),
+            (b" d5:peers0:e, and more", true),
+            (b"d5:peers0:", false),
+            (b"d5:peers2:ee", false),
+            (b"", false),
+            (b"<html>", false),
+        ] {
+            assert_eq!(is_whole(body), whole, "{}", body.escape_ascii());
+        }
+    }
+
     proptest! {
         #[test]
         fn arbitrary_bytes_do_not_panic(body: Vec<u8>) {
             let _ = parse(&body);
+        }
+
+        #[test]
+        fn damaged_replies_do_not_panic(
+            which in 0..ODD.len(), at: prop::sample::Index, byte in prop::sample::select(b"dlei0:9\xff".to_vec()),
+        ) {
+            let mut body = ODD[which].0.to_vec();
+            let at = at.index(body.len());
+            body[at] = byte;
+            let _ = parse(&body);
+            let _ = parse(&body[..at]);
         }
 
         #[test]

@@ -78,6 +78,8 @@ pub(super) enum StatusChange {
     Recovered,
     /// The reply has a warning that the previous one did not have.
     Warned(String),
+    /// Parts of the reply could not be used; reported once in the life of the torrent.
+    Ignored(String),
 }
 
 /// The earliest time at which something may happen.
@@ -108,6 +110,8 @@ struct Tracker {
     tier: usize,
     last: Option<Result<Answer, AnnounceError>>,
     tracker_id: Option<Vec<u8>>,
+    /// It was reported that parts of its replies cannot be used.
+    odd: bool,
     /// Consecutive failures.
     failures: u32,
     /// Earliest next announce: after the `min interval` of a reply, or after the back-off of a failure.
@@ -136,6 +140,8 @@ pub(super) struct Schedule {
     trackers: Vec<Tracker>,
     /// Indexes into `trackers` per tier, in the order of asking.
     tiers: Vec<Vec<usize>>,
+    /// Number of trackers that are not used.
+    excess: usize,
     round: Round,
     /// A tracker has answered in the current or last round.
     answered: bool,
@@ -149,19 +155,26 @@ impl Schedule {
     pub fn new(tiers: &[Vec<String>], seed: u64) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let mut trackers: Vec<Tracker> = Vec::new();
-        let mut tier_order = Vec::new();
+        let (mut tier_order, mut excess) = (Vec::new(), 0);
         for (tier, urls) in tiers.iter().enumerate() {
             let first = trackers.len();
             for url in urls.iter().map(|url| url.trim()) {
-                if trackers.len() < MAX_TRACKERS && trackers.iter().all(|known| known.url.as_str() != url) {
-                    trackers.push(Tracker::new(TrackerUrl::new(url), tier));
+                match trackers.iter().any(|known| known.url.as_str() == url) {
+                    true => {}
+                    false if trackers.len() < MAX_TRACKERS => trackers.push(Tracker::new(TrackerUrl::new(url), tier)),
+                    false => excess += 1,
                 }
             }
             let mut members: Vec<usize> = (first..trackers.len()).collect();
             members.shuffle(&mut rng);
             tier_order.push(members);
         }
-        Self { trackers, tiers: tier_order, round: Round::Next(When::Any), answered: false, ended: None, rng }
+        Self { trackers, tiers: tier_order, excess, round: Round::Next(When::Any), answered: false, ended: None, rng }
+    }
+
+    /// Returns how many trackers are not used, because there are too many.
+    pub fn excess(&self) -> usize {
+        self.excess
     }
 
     /// Disables the trackers for which `error` returns an error. Call it before the first round.
@@ -225,7 +238,7 @@ impl Schedule {
         tracker.in_flight = false;
         match outcome {
             Ok(reply) => {
-                let change = tracker.change_on_answer(&reply.answer);
+                let change = tracker.change_on_answer(&reply);
                 let interval = reply.interval.unwrap_or(DEFAULT_INTERVAL).clamp(INTERVAL_FLOOR, INTERVAL_CEILING);
                 let least = reply
                     .min_interval
@@ -406,6 +419,7 @@ impl Tracker {
             restarted: false,
             last: error.map(Err),
             tracker_id: None,
+            odd: false,
             failures: 0,
             in_flight: false,
             registered: false,
@@ -431,14 +445,17 @@ impl Tracker {
         if due { when.from(now) } else { None }
     }
 
-    fn change_on_answer(&self, answer: &Answer) -> Option<StatusChange> {
+    fn change_on_answer(&mut self, reply: &Reply) -> Option<StatusChange> {
         let warned = match &self.last {
             Some(Ok(last)) => last.warning.as_ref(),
             _ => None,
         };
-        match (&answer.warning, self.failures) {
+        match (&reply.answer.warning, &reply.ignored) {
             (Some(warning), _) if Some(warning) != warned => Some(StatusChange::Warned(warning.clone())),
-            (_, 1..) => Some(StatusChange::Recovered),
+            _ if self.failures > 0 => Some(StatusChange::Recovered),
+            (_, Some(ignored)) if !std::mem::replace(&mut self.odd, true) => {
+                Some(StatusChange::Ignored(ignored.clone()))
+            }
             _ => None,
         }
     }

@@ -1,18 +1,13 @@
 //! Scrapes: a tracker's counts for a swarm, without announcing (BEP 48).
 
-use std::collections::HashMap;
-
 use percent_encoding::percent_encode;
 use reqwest::Url;
-use serde::de::MapAccess;
-use serde_bytes::ByteBuf;
 
-use super::reply::{self, MAX_TEXT};
+use super::reply;
 use super::url::RAW;
 use super::{AnnounceError, Retry, Scrape};
 use crate::metainfo::InfoHash;
-use crate::metainfo::bencode::{self, Field, Limits, Shape, dict};
-use crate::util::printable;
+use crate::metainfo::bencode::Value;
 
 /// Returns the scrape URL of an HTTP tracker. By convention the last path segment of the announce URL starts with
 /// `announce`, which is replaced by `scrape`.
@@ -26,53 +21,39 @@ pub(super) fn scrape_url(announce: &Url, info_hash: InfoHash) -> Option<Url> {
     Some(url)
 }
 
-dict! {
-    struct Raw {
-        failure: Vec<u8> = "failure reason",
-        // The spelling in BEP 48.
-        failure48: Vec<u8> = "failure_reason",
-        files: Files = "files",
-    }
-}
-
-dict! {
-    struct Counts {
-        seeders: i64 = "complete",
-        downloads: i64 = "downloaded",
-        leechers: i64 = "incomplete",
-    }
-}
-
-/// Counts by info hash. Some trackers return every torrent they know; the limits of the reply bound their number.
-struct Files(HashMap<Vec<u8>, Counts>);
-
-impl Shape for Files {
-    const KIND: &'static str = "a dictionary";
-
-    fn dict<'de, A: MapAccess<'de>>(mut dict: A) -> Result<Option<Self>, A::Error> {
-        let mut files = HashMap::new();
-        while let Some((key, counts)) = dict.next_entry::<ByteBuf, Field<Counts>>()? {
-            if let Some(counts) = counts.ok() {
-                files.insert(key.into_vec(), counts);
-            }
-        }
-        Ok(Some(Self(files)))
-    }
-}
-
-/// Parses the reply to a scrape of one torrent.
+/// Parses the reply to a scrape of one torrent, as leniently as that to an announce. Some trackers return every torrent
+/// that they know.
 pub(super) fn parse(body: &[u8], info_hash: InfoHash) -> Result<Scrape, AnnounceError> {
-    let garbage = |why: String| AnnounceError::Garbage(why);
-    let raw: Field<Raw> = bencode::decode(body.trim_ascii_end(), &Limits::TRACKER)
-        .map_err(|error| garbage(printable(error.to_string().as_bytes(), MAX_TEXT)))?;
-    let raw = raw.ok().ok_or_else(|| garbage("it is not a dictionary".into()))?;
-    if let Some(reason) = raw.failure.ok().or(raw.failure48.ok()) {
-        return Err(reply::refused(&reason, Retry::BackOff));
+    let garbage = |why: &str| AnnounceError::Garbage(why.into());
+    let (dict, _) = reply::dictionary(body)?;
+    let (mut files, mut failure) = (None, None);
+    for (key, value) in dict.pairs() {
+        match (key, value) {
+            (b"files", Value::Dict(given)) => files = files.or(Some(given)),
+            // The second spelling is that of BEP 48.
+            (b"failure reason" | b"failure_reason", value) => failure = failure.or(value.bytes()),
+            _ => {}
+        }
     }
-    let mut files = raw.files.ok().ok_or_else(|| garbage("it has no files".into()))?.0;
-    let counts = files.remove(info_hash.0.as_slice()).ok_or_else(|| garbage("it does not list this torrent".into()))?;
-    let count = |field: Field<i64>| field.ok().and_then(|n| u64::try_from(n).ok());
-    Ok(Scrape { seeders: count(counts.seeders), leechers: count(counts.leechers), downloads: count(counts.downloads) })
+    if let Some(reason) = failure.filter(|reason| files.is_none() || !reason.is_empty()) {
+        return Err(reply::refused(reason, Retry::BackOff));
+    }
+    let mut files = files.ok_or_else(|| garbage("it has no files"))?.pairs();
+    let counts = files.find_map(|(key, value)| match value {
+        Value::Dict(counts) if key == info_hash.0 => Some(counts),
+        _ => None,
+    });
+    let mut scrape = Scrape::default();
+    for (key, value) in counts.ok_or_else(|| garbage("it does not list this torrent"))?.pairs() {
+        let count = value.number().and_then(|n| u64::try_from(n).ok());
+        match key {
+            b"complete" => scrape.seeders = scrape.seeders.or(count),
+            b"incomplete" => scrape.leechers = scrape.leechers.or(count),
+            b"downloaded" => scrape.downloads = scrape.downloads.or(count),
+            _ => {}
+        }
+    }
+    Ok(scrape)
 }
 
 #[cfg(test)]
@@ -112,6 +93,9 @@ mod tests {
         let expected = Scrape { seeders: Some(21), leechers: Some(20), downloads: Some(206) };
         assert_eq!(parse(body, HASH), Ok(expected));
         assert_eq!(parse(b"d5:filesd20:yyyyyyyyyyyyyyyyyyyyd8:completei-1eeee", HASH), Ok(Scrape::default()));
+        let odd =
+            b"d14:failure reason0:5:filesd3:abci1e20:yyyyyyyyyyyyyyyyyyyyd8:complete2:218:completele10:incompletei020e";
+        assert_eq!(parse(odd, HASH), Ok(Scrape { downloads: None, ..expected }));
         for body in [
             b"".as_slice(),
             b"<html>",

@@ -20,6 +20,7 @@ use crate::tracker::{Limits, Tracker};
 use crate::wire::PeerId;
 
 const ONE_PEER: &[u8] = b"d8:intervali1800e5:peers6:\x7f\0\0\x01\x1a\xe1e";
+/// Far beyond what any request takes.
 const FOREVER: Duration = Duration::from_secs(3600);
 
 fn announce(tiers: Vec<Vec<String>>) -> Announce {
@@ -91,6 +92,93 @@ async fn other_answers_are_errors() {
         error_of(raw("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nd")).await,
         AnnounceError::Request(RequestError::Transport(_))
     ));
+}
+
+/// Returns an answer with this head and a body with one peer.
+fn answer(head: &str, body: &[u8]) -> Vec<u8> {
+    [head.replace('\n', "\r\n").as_bytes(), body].concat()
+}
+
+fn gzip(data: &[u8]) -> Vec<u8> {
+    use std::io::Write;
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    encoder.write_all(data).unwrap();
+    encoder.finish().unwrap()
+}
+
+#[tokio::test]
+async fn answers_that_break_the_protocol_are_used() {
+    let chunk = [format!("{:x}\r\n", ONE_PEER.len()).as_bytes(), ONE_PEER, b"\r\n"].concat();
+    let chunks = [chunk.as_slice(), b"0\r\n\r\n"].concat();
+    let zipped = gzip(ONE_PEER);
+    for (head, body, open) in [
+        ("HTTP/1.2 200 OK\ncontent-length: 33\n\n", ONE_PEER, true),
+        ("HTTP/1.2 200 OK\ntransfer-encoding: chunked\n\n", &chunks, true),
+        ("HTTP/2.0 200 OK\n\n", ONE_PEER, false),
+        ("HTTP/1.0 200 OK\ntransfer-encoding: chunked\n\n", &chunks, true),
+        ("HTTP/1.0 200 OK\ntransfer-encoding: chunked\ncontent-length: 3\n\n", &chunks, false),
+        ("HTTP/1.0 200 OK\ntransfer-encoding: chunked\n\n", &chunk, false),
+        ("HTTP/1.1 200 OK\ntransfer-encoding: chunked\n\n", &chunk, false),
+        ("HTTP/1.1 200 OK\ncontent-length: 1000\n\n", ONE_PEER, false),
+        ("HTTP/1.1 200 OK\ncontent-length: 1000\n\n", ONE_PEER, true),
+        ("HTTP/1.1 200 OK\ncontent-length: 34\n\n", ONE_PEER, true),
+        ("HTTP/1.1 200 OK\ncontent-length: many\n\n", ONE_PEER, false),
+        ("HTTP/1.1 200 OK\ncontent-length: 33\ncontent-length: 34\n\n", ONE_PEER, false),
+        ("HTTP/1.1 200\n\n", ONE_PEER, false),
+        ("HTTP/1.1  200 OK\n\n", ONE_PEER, false),
+        ("HTTP/1.1 100 Continue\n\nHTTP/1.2 200 OK\n\n", ONE_PEER, false),
+        ("HTTP/1.1 200 OK\nserver : x\n\x07: y\n folded\ncontent-length: 33\n\n", ONE_PEER, true),
+        ("HTTP/1.1 500 Oh\n\n", ONE_PEER, false),
+        ("HTTP/1.1 200 OK\ncontent-encoding: gzip\n\n", &zipped, false),
+        ("HTTP/1.1 200 OK\ncontent-encoding: x-gzip\ncontent-length: 1000\n\n", &zipped, true),
+        ("HTTP/1.1 200 OK\n\n", &zipped, false),
+        ("HTTP/1.1 200 OK\ncontent-encoding: gzip\n\n", ONE_PEER, false),
+        ("HTTP/1.1 200 OK\ncontent-encoding: gzip\n\n", &zipped[..zipped.len() - 8], false),
+    ] {
+        let bytes = answer(head, body);
+        let server = Server::start(if open { Behaviour::Open(bytes) } else { Behaviour::Raw(bytes) }).await;
+        let (announcer, mut peers, _) = spawn(vec![vec![server.url()]], FOREVER);
+        let outcome = timeout(Duration::from_secs(30), outcome(&announcer)).await;
+        assert_eq!(outcome.map(|outcome| outcome.map(|answer| answer.peers)), Ok(Ok(1)), "{head}");
+        assert_eq!(peers.recv().await.unwrap(), ["127.0.0.1:6881".parse().unwrap()], "{head}");
+    }
+    assert_eq!(ONE_PEER.len(), 33);
+}
+
+#[tokio::test]
+async fn a_server_is_remembered_for_breaking_the_protocol() {
+    let head = "HTTP/1.2 200 OK\ncontent-length: 33\n\n";
+    let server = Server::start(Behaviour::Raw(answer(head, ONE_PEER))).await;
+    let client = client(FOREVER);
+    for requests in [2, 3, 4] {
+        let fetched = client.get(server.url().parse().unwrap(), Purpose::Announce).await.unwrap();
+        assert_eq!((fetched.1.as_slice(), server.requests.borrow().len()), (ONE_PEER, requests));
+    }
+}
+
+#[tokio::test]
+async fn endless_answers_are_cut_off() {
+    let bomb = gzip(&vec![b'd'; 64 << 20]);
+    for (start, more) in [
+        (b"HTTP/1.1 200 OK\r\nx: ".to_vec(), b"a".as_slice()),
+        (b"HTTP/1.1 200 OK\r\n".to_vec(), b"x: y\r\n"),
+        (b"HTTP/1.2 200 OK\r\nx: ".to_vec(), b"a"),
+        (b"HTTP/1.2 200 OK\r\n".to_vec(), b"x: y\r\n"),
+        (b"HTTP/1.2 100 Continue\r\n\r\n".to_vec(), b"HTTP/1.2 100 Continue\r\n\r\n"),
+        (b"HTTP/1.2 200 OK\r\n\r\n".to_vec(), b"d"),
+        (b"HTTP/1.0 200 OK\r\ntransfer-encoding: chunked\r\n\r\n".to_vec(), b"1\r\nd\r\n"),
+        (b"HTTP/1.0 200 OK\r\ntransfer-encoding: chunked\r\n\r\n".to_vec(), b"0"),
+        (b"HTTP/1.0 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1;".to_vec(), b"a"),
+        (b"HTTP/1.0 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\n".to_vec(), b"x: y\r\n"),
+        ([b"HTTP/1.1 200 OK\r\n\r\n".as_slice(), &bomb].concat(), b"d"),
+        ([b"HTTP/1.1 200 OK\r\n\r\n\x1f\x8b\x08\x1f\0\0\0\0\0\0\xff\xff".as_slice()].concat(), b"d"),
+    ] {
+        let shown = start[..start.len().min(60)].escape_ascii().to_string();
+        let server = Server::start(Behaviour::Endless(start, more)).await;
+        let (announcer, _peers, _) = spawn(vec![vec![server.url()]], Duration::from_secs(5));
+        let outcome = timeout(Duration::from_secs(30), outcome(&announcer)).await.unwrap();
+        assert!(matches!(outcome, Err(AnnounceError::Request(_) | AnnounceError::Garbage(_))), "{shown}: {outcome:?}");
+    }
 }
 
 #[tokio::test]
@@ -344,19 +432,39 @@ impl std::io::Write for Lines {
     }
 }
 
-#[tokio::test]
-async fn a_failure_is_one_log_line_without_secrets() {
+impl Lines {
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+}
+
+/// Collects the log lines of this thread, from a level on, until the guard is dropped.
+fn log(level: tracing::Level) -> (Lines, tracing::subscriber::DefaultGuard) {
     let lines = Lines::default();
     let writer = lines.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::WARN)
-        .with_ansi(false)
-        .with_writer(move || writer.clone())
-        .finish();
-    let _guard = tracing::subscriber::set_default(subscriber);
+    let subscriber =
+        tracing_subscriber::fmt().with_max_level(level).with_ansi(false).with_writer(move || writer.clone()).finish();
+    (lines, tracing::subscriber::set_default(subscriber))
+}
+
+#[tokio::test]
+async fn ignored_parts_of_a_reply_are_one_log_line() {
+    let (lines, _guard) = log(tracing::Level::INFO);
+    let server = Server::start(Behaviour::Body([ONE_PEER, b"6:peers60:"].concat())).await;
+    let (announcer, _peers, _) = spawn(vec![vec![server.url()]], FOREVER);
+    outcome(&announcer).await.unwrap();
+    let log = lines.text();
+    assert_eq!(log.lines().count(), 1, "{log}");
+    assert!(log.contains("INFO") && log.contains("1 peers; ignored in the tracker's reply: bytes after"), "{log}");
+    assert!(!log.contains("secret"), "{log}");
+}
+
+#[tokio::test]
+async fn a_failure_is_one_log_line_without_secrets() {
+    let (lines, _guard) = log(tracing::Level::WARN);
     let error = error_of(Behaviour::Body(b"d14:failure reason8:no\n\x1b[31me".to_vec())).await;
     assert!(matches!(error, AnnounceError::Refused { .. }), "{error:?}");
-    let log = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+    let log = lines.text();
     assert_eq!(log.lines().count(), 1, "{log}");
     assert!(log.contains("announce failed: refused: no [31m") && !log.contains("secret"), "{log}");
 }

@@ -22,7 +22,7 @@ use tokio::time::{Instant, timeout};
 
 use super::datagram::{self, Action, ConnectionId, Received, Request, TransactionId};
 use super::reply::{MAX_PEERS, Reply};
-use super::url::Query;
+use super::url::{Query, UDP_PORT};
 use super::{Announce, AnnounceError, Scrape};
 use crate::http::{self, Purpose, RequestError};
 use crate::metainfo::InfoHash;
@@ -146,7 +146,7 @@ impl UdpClient {
     /// Returns one address for each family in which the tracker has one that we may contact. The choice among several
     /// is random, so that the next announce may reach another.
     async fn addresses(&self, url: &Url) -> Result<Vec<SocketAddr>, AnnounceError> {
-        let (host, port) = (url.host_str().unwrap_or_default(), url.port().ok_or(AnnounceError::NoPort)?);
+        let (host, port) = (url.host_str().unwrap_or_default(), url.port().unwrap_or(UDP_PORT));
         let found: Vec<SocketAddr> = match http::ip_literal(url) {
             Some(ip) => vec![(ip, port).into()],
             None => {

@@ -11,6 +11,8 @@ use crate::util::printable;
 
 /// Longest URL accepted, in bytes. Real ones are far shorter.
 const MAX_URL: usize = 4096;
+/// Port of a UDP tracker whose URL names none, as other clients read it.
+pub(super) const UDP_PORT: u16 = 80;
 /// Peers requested in one announce: enough to fill a swarm at start, and a common value among clients.
 pub(super) const NUM_WANT: u32 = 100;
 
@@ -50,7 +52,7 @@ fn parse(text: &str) -> Result<Url, AnnounceError> {
     url.set_fragment(None);
     match url.scheme() {
         _ if url.host_str().is_none_or(str::is_empty) => Err(AnnounceError::NotAUrl),
-        "udp" if url.port().is_none_or(|port| port == 0) => Err(AnnounceError::NoPort),
+        "udp" if url.port() == Some(0) => Err(AnnounceError::NoPort),
         "http" | "https" | "udp" if http::names_local_host(&url) && !http::may_reach_local(&url, Purpose::Announce) => {
             Err(AnnounceError::Request(RequestError::Local))
         }
@@ -175,13 +177,19 @@ mod tests {
 
     #[test]
     fn only_http_and_udp_urls_are_usable() {
-        for sound in ["http://t.example/", "udp://t.example:80/announce", "udp://t.example:80", "udp://[::1]:80/"] {
+        for sound in [
+            "http://t.example/",
+            "udp://t.example:80/announce",
+            "udp://t.example:80",
+            "udp://[::1]:80/",
+            "udp://t.example",
+            "udp://t.example:/announce",
+            " UDP://t.example/a ",
+        ] {
             assert!(TrackerUrl::new(sound).usable().is_ok(), "{sound}");
         }
         let error = |text: &str| TrackerUrl::new(text).usable().unwrap_err().clone();
-        for portless in ["udp://t.example/announce", "udp://t.example:0/"] {
-            assert_eq!(error(portless), AnnounceError::NoPort);
-        }
+        assert_eq!(error("udp://t.example:0/"), AnnounceError::NoPort);
         for local in
             ["http://127.0.0.1/admin", "https://localhost/", "udp://[fe80::1]:80/x", "http://10.1.1.1/?announce"]
         {

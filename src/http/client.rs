@@ -1,22 +1,35 @@
 //! GET requests over HTTP with bounds on time, size and redirects.
 
+use std::collections::HashSet;
 use std::error::Error;
-use std::sync::Arc;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use reqwest::header::{self, HeaderMap};
+use percent_encoding::percent_encode;
+use reqwest::header::{self, HeaderMap, HeaderValue};
 use reqwest::{Client, ClientBuilder, Response, StatusCode, Url, redirect};
 use tokio::sync::OnceCell;
+use tokio::time::{Instant, timeout_at};
 
+use super::body::Collector;
 use super::reach::{self, Purpose};
 use super::resolve::{self, GlobalOnly, LocalName};
+use super::tolerant::{self, Reach, Tolerant};
 use super::{Elsewhere, RequestError};
 use crate::metainfo::bencode::Limits;
 use crate::route::{Bind, Route};
-use crate::util::{is_local, printable};
+use crate::util::{is_local, lock, printable};
 
 /// Idle connections kept open per server: as many as a web seed uses.
 const MAX_IDLE: usize = 8;
+/// Our name to servers.
+const USER_AGENT: &str = concat!("torrentfs/", env!("CARGO_PKG_VERSION"));
+/// Servers that are remembered for answers that break the protocol. Bounds the memory; a forgotten one costs another
+/// request.
+const MAX_MALFORMED: usize = 64;
+/// Time without data after which a body is examined for whether it is complete although its head promises more.
+const IDLE_CHECK: Duration = Duration::from_secs(1);
 
 /// Bounds of one request.
 #[derive(Clone, Copy, Debug)]
@@ -67,6 +80,20 @@ struct Inner {
     loopback: Option<Client>,
     /// Whether the remote address of a response may be that of a proxy.
     proxied: bool,
+    /// For servers whose answers break the protocol, and their origins.
+    tolerant: Tolerant,
+    malformed: Mutex<HashSet<String>>,
+}
+
+/// An answer with its body, or what came of it.
+#[derive(Debug)]
+pub struct Fetched {
+    /// The final status.
+    pub status: StatusCode,
+    /// The body, decompressed.
+    pub body: Vec<u8>,
+    /// Why the body is not complete.
+    pub cut: Option<RequestError>,
 }
 
 #[derive(Debug)]
@@ -101,7 +128,9 @@ impl HttpClient {
             None => Some(build(without_roots(builder(limits, &route, false)?)?.no_proxy())?),
         };
         let proxied = route.proxy.is_some() || resolve::system_proxies().next().is_some();
-        Ok(Self { inner: Arc::new(Inner { limits, route, any, global, loopback, proxied }) })
+        let (tolerant, malformed) = (Tolerant::new(route.clone(), limits.connect, USER_AGENT), Mutex::default());
+        let inner = Inner { limits, route, any, global, loopback, proxied, tolerant, malformed };
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// Returns a client with the same route and other limits. It has a connection pool of its own.
@@ -114,25 +143,46 @@ impl HttpClient {
         &self.inner.route
     }
 
-    /// Fetches `url` and returns the final status and the body. The body is returned for every status, because trackers
-    /// put their reasons there.
+    /// Fetches `url` and returns the final status and the body, decompressed. The body is returned for every status,
+    /// because trackers put their reasons there.
     pub async fn get(&self, url: Url, purpose: Purpose) -> Result<(StatusCode, Vec<u8>), RequestError> {
-        self.get_with(url, purpose, &HeaderMap::new()).await
+        let Fetched { status, body, cut } = self.fetch(url, purpose, |_| false).await?;
+        cut.map_or(Ok((status, body)), Err)
     }
 
-    /// Fetches `url` as [`get`](Self::get) does, with additional headers.
-    pub async fn get_with(
+    /// Fetches `url` in the same way, but also returns a body that is not complete. If the server pauses and what is
+    /// there `is_whole`, the rest is not waited for: some servers promise more than they send.
+    pub async fn fetch(
         &self,
         url: Url,
         purpose: Purpose,
-        headers: &HeaderMap,
-    ) -> Result<(StatusCode, Vec<u8>), RequestError> {
-        let total = self.inner.limits.total;
-        let fetch = async {
-            let response = self.follow(url, purpose, headers).await?;
-            self.body(response).await
+        is_whole: impl Fn(&[u8]) -> bool,
+    ) -> Result<Fetched, RequestError> {
+        let HttpLimits { total, body: limit, .. } = self.inner.limits;
+        let end = Instant::now() + total;
+        let headers = HeaderMap::from_iter([(header::ACCEPT_ENCODING, HeaderValue::from_static("gzip"))]);
+        let follow = timeout_at(end, self.follow(url, purpose, &headers));
+        let mut response = follow.await.map_err(|_| RequestError::Timeout(total))??;
+        let status = response.status();
+        let mut body = Collector::new(limit);
+        // After the first look at an idle server there is nothing new to see.
+        let mut looked = false;
+        let cut = loop {
+            let wait = if looked { end } else { end.min(Instant::now() + IDLE_CHECK) };
+            match timeout_at(wait, response.chunk()).await {
+                Ok(Ok(Some(chunk))) => match body.push(&chunk) {
+                    Ok(()) => looked = false,
+                    Err(error) => break Some(error),
+                },
+                Ok(Ok(None)) => break None,
+                Ok(Err(error)) => break Some(self.to_error(error)),
+                Err(_) if is_whole(body.so_far()) => break None,
+                Err(_) if Instant::now() >= end => break Some(RequestError::Timeout(total)),
+                Err(_) => looked = true,
+            }
         };
-        tokio::time::timeout(total, fetch).await.map_err(|_| RequestError::Timeout(total))?
+        let (body, fault) = body.finish();
+        Ok(Fetched { status, body, cut: cut.or(fault) })
     }
 
     /// Requests `url` with additional headers (such as `Range`), follows redirects and returns the response before its
@@ -151,20 +201,49 @@ impl HttpClient {
                 RequestError::Local if from_global => RequestError::Redirect("into the local network"),
                 error => error,
             };
-            let client = self.client_for(&url, purpose, from_global).await.map_err(into_local)?;
-            let sent = client.get(url.clone()).headers(headers.clone()).send().await;
-            let response = sent.map_err(|error| into_local(self.to_error(error)))?;
+            let sent = self.send(&url, purpose, from_global, headers).await;
+            let (response, server) = sent.map_err(into_local)?;
             let location = response.headers().get(header::LOCATION);
             match location.filter(|_| response.status().is_redirection()) {
                 None => return Ok(response),
                 Some(location) => {
-                    from_global |= !self.was_local(&url, &response);
-                    let next = location.to_str().ok().and_then(|text| url.join(text).ok());
+                    from_global |= !self.was_local(&url, server);
+                    let next = url.join(&escape(location.as_bytes())).ok();
                     url = next.ok_or(RequestError::Redirect("to an invalid URL"))?;
                 }
             }
         }
         Err(RequestError::Redirect("too many times"))
+    }
+
+    /// Sends one request. Returns the answer, and the address of the server if it is known.
+    async fn send(
+        &self,
+        url: &Url,
+        purpose: Purpose,
+        from_global: bool,
+        headers: &HeaderMap,
+    ) -> Result<(Response, Option<SocketAddr>), RequestError> {
+        let client = self.client_for(url, purpose, from_global).await?;
+        let (inner, origin) = (&self.inner, url.origin().ascii_serialization());
+        if !lock(&inner.malformed).contains(&origin) {
+            match client.get(url.clone()).headers(headers.clone()).send().await {
+                Ok(response) => {
+                    let server = response.remote_addr().filter(|_| !inner.proxied);
+                    return Ok((response, server));
+                }
+                Err(error) if !tolerant::is_malformed(&error) => return Err(self.to_error(error)),
+                Err(error) => tracing::debug!(%origin, "the answer breaks the protocol: {}", describe(&error)),
+            }
+            let mut malformed = lock(&inner.malformed);
+            if malformed.len() >= MAX_MALFORMED {
+                malformed.clear();
+            }
+            malformed.insert(origin);
+        }
+        let global_only = from_global || !reach::may_reach_local(url, purpose);
+        let reach = Reach { global_only, loopback: is_loopback(url) };
+        inner.tolerant.get(url, headers, reach).await
     }
 
     /// Returns the client for `url`: one that can reach local addresses only if `url` may.
@@ -191,25 +270,12 @@ impl HttpClient {
             };
             return clients.tls.get_or_try_init(build).await;
         }
-        let loopback = reach::ip_literal(url).map_or(names_local_host, |ip| ip.to_canonical().is_loopback());
-        Ok(inner.loopback.as_ref().filter(|_| loopback).unwrap_or(&clients.plain))
+        Ok(inner.loopback.as_ref().filter(|_| is_loopback(url)).unwrap_or(&clients.plain))
     }
 
     /// Returns whether a response came from the local network. Behind a proxy, only the URL can show it.
-    fn was_local(&self, url: &Url, response: &Response) -> bool {
-        let peer = response.remote_addr().filter(|_| !self.inner.proxied);
-        reach::names_local_host(url) || peer.is_some_and(|addr| is_local(addr.ip()))
-    }
-
-    async fn body(&self, mut response: Response) -> Result<(StatusCode, Vec<u8>), RequestError> {
-        let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(|error| self.to_error(error))? {
-            if body.len() + chunk.len() > self.inner.limits.body {
-                return Err(RequestError::TooLong(self.inner.limits.body));
-            }
-            body.extend_from_slice(&chunk);
-        }
-        Ok((response.status(), body))
+    fn was_local(&self, url: &Url, server: Option<SocketAddr>) -> bool {
+        reach::names_local_host(url) || server.is_some_and(|addr| is_local(addr.ip()))
     }
 
     /// Converts an error of the HTTP library.
@@ -224,6 +290,16 @@ impl HttpClient {
         let text = describe(&error);
         if error.is_connect() { RequestError::Connect(text) } else { RequestError::Transport(text) }
     }
+}
+
+/// Returns whether the text of a URL shows that its host is this machine.
+fn is_loopback(url: &Url) -> bool {
+    reach::ip_literal(url).map_or_else(|| reach::names_local_host(url), |ip| ip.to_canonical().is_loopback())
+}
+
+/// Returns a `Location` as the text of a URL. Many servers send paths in UTF-8 or in another encoding as they are.
+fn escape(location: &[u8]) -> String {
+    percent_encode(location, percent_encoding::CONTROLS).to_string()
 }
 
 fn causes(error: &reqwest::Error) -> impl Iterator<Item = &(dyn Error + 'static)> {
@@ -244,9 +320,13 @@ fn builder(limits: HttpLimits, route: &Route, global_only: bool) -> Result<Clien
     // Fails only if a default provider is installed already, which serves as well.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let mut builder = Client::builder()
-        .user_agent(concat!("torrentfs/", env!("CARGO_PKG_VERSION")))
+        .user_agent(USER_AGENT)
         .redirect(redirect::Policy::none())
         .connect_timeout(limits.connect)
+        // Old servers write heads in ways that the protocol has abandoned.
+        .http1_allow_obsolete_multiline_headers_in_responses(true)
+        .http1_allow_spaces_after_header_name_in_responses(true)
+        .http1_ignore_invalid_headers_in_responses(true)
         .pool_max_idle_per_host(MAX_IDLE)
         // A player that resumes after a short pause reuses the connections to its web seed.
         .pool_idle_timeout(Duration::from_secs(60));

@@ -4,20 +4,36 @@
 //! bytes, redirects), the proxy or address it leaves from, and the rule that a URL taken from a torrent may not reach
 //! into the local network ([`Purpose`], [`GlobalOnly`]). [`Masked`] displays URLs without the secrets in them.
 //!
+//! | file | owns |
+//! |---|---|
+//! | `client` | requests and redirects through reqwest |
+//! | `tolerant`, `mended` | the same for servers whose answers reqwest refuses |
+//! | `body` | bodies: bounded, decompressed |
+//! | `reach`, `resolve` | which addresses a URL may reach |
+//! | `mask` | URLs without secrets |
+//!
 //! Invariants: every request ends in bounded time with a bounded body; no error text contains a URL; behind a proxy
 //! nothing is sent around it. The module does not know what an answer means.
 
+mod body;
 mod client;
+#[cfg(fuzzing)]
+mod fuzz;
 mod mask;
+mod mended;
 mod reach;
 mod resolve;
 #[cfg(test)]
 pub(crate) mod testing;
+mod tolerant;
 
 use std::time::Duration;
 
 pub(crate) use client::describe;
-pub use client::{HttpClient, HttpLimits};
+pub use client::{Fetched, HttpClient, HttpLimits};
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub use fuzz::fuzz_answer;
 pub use mask::Masked;
 pub(crate) use reach::ip_literal;
 pub use reach::{Purpose, may_reach_local, names_local_host};

@@ -2,10 +2,15 @@
 
 use std::collections::HashSet;
 use std::env;
+use std::error::Error;
 use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 
+use hyper_util::client::legacy::connect::dns;
 use reqwest::Url;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use tower_service::Service;
 
 use crate::util::is_local;
 
@@ -45,14 +50,46 @@ pub(super) fn system_proxies() -> impl Iterator<Item = String> {
 impl Resolve for GlobalOnly {
     fn resolve(&self, name: Name) -> Resolving {
         let any = self.proxies.contains(name.as_str());
-        Box::pin(async move {
-            let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
-            let global: Vec<SocketAddr> = found.filter(|addr| any || !is_local(addr.ip())).collect();
-            if global.is_empty() {
-                return Err(LocalName.into());
-            }
-            Ok(Box::new(global.into_iter()) as Addrs)
-        })
+        Box::pin(async move { Ok(Box::new(lookup(name.as_str(), !any).await?.into_iter()) as Addrs) })
+    }
+}
+
+type BoxError = Box<dyn Error + Send + Sync>;
+
+/// Resolves a name, to global addresses only if `global_only`.
+async fn lookup(name: &str, global_only: bool) -> Result<Vec<SocketAddr>, BoxError> {
+    let found = tokio::net::lookup_host((name, 0)).await?;
+    let allowed: Vec<SocketAddr> = found.filter(|addr| !global_only || !is_local(addr.ip())).collect();
+    if allowed.is_empty() && global_only {
+        return Err(LocalName.into());
+    }
+    Ok(allowed)
+}
+
+/// The same resolver for `hyper_util`, without exceptions for proxies.
+#[derive(Clone, Debug)]
+pub(super) struct Names {
+    global_only: bool,
+}
+
+impl Names {
+    pub(super) fn new(global_only: bool) -> Self {
+        Self { global_only }
+    }
+}
+
+impl Service<dns::Name> for Names {
+    type Response = std::vec::IntoIter<SocketAddr>;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, name: dns::Name) -> Self::Future {
+        let global_only = self.global_only;
+        Box::pin(async move { Ok(lookup(name.as_str(), global_only).await?.into_iter()) })
     }
 }
 

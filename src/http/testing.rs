@@ -16,6 +16,10 @@ pub(crate) enum Behaviour {
     Body(Vec<u8>),
     /// Exactly these bytes, then the end of the stream.
     Raw(Vec<u8>),
+    /// Exactly these bytes, and the connection stays open.
+    Open(Vec<u8>),
+    /// These bytes, then others without end.
+    Endless(Vec<u8>, &'static [u8]),
     /// No answer at all.
     Hang,
     /// A correct beginning, then a byte from time to time, for ever.
@@ -79,6 +83,17 @@ pub(crate) async fn serve(
         Behaviour::Body(body) => {
             let head = format!("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
             stream.write_all(&[head.as_bytes(), &body].concat()).await.ok()?;
+        }
+        Behaviour::Open(bytes) => {
+            stream.write_all(&bytes).await.ok()?;
+            std::future::pending().await
+        }
+        Behaviour::Endless(start, more) => {
+            stream.write_all(&start).await.ok()?;
+            let more = more.repeat((64 << 10) / more.len());
+            loop {
+                stream.write_all(&more).await.ok()?;
+            }
         }
         Behaviour::Hang => std::future::pending().await,
         Behaviour::Drip => {

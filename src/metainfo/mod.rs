@@ -35,6 +35,7 @@ mod legacy;
 mod lengths;
 mod magnet;
 mod names;
+mod original;
 mod sniff;
 mod text;
 mod torrent;
@@ -50,6 +51,7 @@ pub use lengths::{
     BLOCK_LEN, Block, BlockIndex, Lengths, LengthsError, MAX_PIECE_LEN, MAX_PIECES, PieceIndex, PieceRange,
 };
 pub use magnet::{Magnet, MagnetError};
+pub use original::OriginalPaths;
 pub use sniff::Kind;
 pub use text::unquote;
 pub use torrent::{MAX_DATE, MAX_TORRENT_LEN, Metainfo};

@@ -43,7 +43,11 @@ impl FromStr for Proxy {
         if !matches!(url.path(), "" | "/") || url.query().is_some() || url.fragment().is_some() {
             return Err(BadProxy("nothing may follow the port number"));
         }
-        let host = url.host().filter(|host| !host.to_string().is_empty()).ok_or(BadProxy("no host"))?;
+        let host = url
+            .host()
+            .map(|host| host.to_owned())
+            .filter(|host| !host.to_string().is_empty())
+            .ok_or(BadProxy("no host"))?;
         let decoded = |part: &str| percent_decode_str(part).decode_utf8().map(String::from);
         let decoded = |part| decoded(part).map_err(|_| BadProxy("user and password must be UTF-8"));
         let login = match (url.username(), url.password()) {
@@ -59,7 +63,11 @@ impl FromStr for Proxy {
         };
         let host = match url.port().unwrap_or(default_port) {
             0 => return Err(BadProxy("port 0 is not valid")),
-            port => format!("{host}:{port}"),
+            port => {
+                // HTTP clients know no default port of SOCKS.
+                url.set_port(Some(port)).map_err(|()| BadProxy("not a URL"))?;
+                format!("{host}:{port}")
+            }
         };
         // `socks5h` lets the proxy resolve names; our own resolver would learn which hosts we contact.
         if kind == ProxyKind::Socks5 {
@@ -125,6 +133,7 @@ mod tests {
             let proxy = proxy(text).unwrap();
             assert_eq!((&*proxy.host, proxy.login.clone()), (host, expected), "{text}");
             assert!(proxy.url.starts_with("socks5h://"), "{}", proxy.url);
+            assert!(proxy.url.trim_end_matches('/').ends_with(host), "{}", proxy.url);
             assert_eq!(proxy.kind(), ProxyKind::Socks5);
         }
         let http = proxy("http://[::1]").unwrap();

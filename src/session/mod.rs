@@ -65,7 +65,7 @@ pub use priorities::Priority;
 pub use queue::ACTIVE_DOWNLOADS;
 pub use reader::{ReadError, Reader, Span};
 pub use reads::ReadCounts;
-pub use report::{PeerReport, Report};
+pub use report::{PeerReport, Report, WebSeedReport};
 pub use seeding::SeedLimits;
 pub use stream::FileStream;
 pub use torrent::Torrent;

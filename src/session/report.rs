@@ -26,3 +26,12 @@ pub struct PeerReport {
     /// The URL of a web seed, without parts that may be secret.
     pub url: Option<String>,
 }
+
+/// A web seed in a torrent's list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WebSeedReport {
+    /// The URL, without parts that may be secret.
+    pub url: String,
+    /// Why it is not used, or not for all of the torrent; `None` if nothing is known against it.
+    pub fault: Option<String>,
+}

@@ -13,13 +13,13 @@ use crate::metainfo::{FileIndex, Metainfo, PieceIndex};
 use crate::store::TorrentStore;
 use crate::swarm::{Event, Stats};
 use crate::util::lock;
-use crate::webseed::WebSeed;
+use crate::webseed::{SkippedSeed, WebSeed};
 
 use super::awake::AwakeClock;
 use super::block_times::BlockTimes;
 use super::priorities::{Priority, piece_priorities};
 use super::reads::{ReadCounts, Reads};
-use super::report::Report;
+use super::report::{Report, WebSeedReport};
 use super::sources::tracker_fault;
 use super::verify::{Verification, Verifier};
 
@@ -103,6 +103,19 @@ impl Torrent {
     /// Returns our own address as reported by a tracker (BEP 24), if any reported it.
     pub fn external_ip(&self) -> Option<IpAddr> {
         self.announcer.external_ip()
+    }
+
+    /// Returns how many trackers of the torrent's list are not used, because it has too many.
+    pub fn excess_trackers(&self) -> usize {
+        self.announcer.excess_trackers()
+    }
+
+    /// Returns the web seeds in the torrent's list, first those that can be used.
+    pub fn web_seeds(&self) -> Vec<WebSeedReport> {
+        let used = self.web_seeds.iter().map(|seed| WebSeedReport { url: seed.url().to_string(), fault: seed.fault() });
+        let skipped = WebSeed::skipped(&self.metainfo).into_iter();
+        let skipped = skipped.map(|SkippedSeed { url, error }| WebSeedReport { url, fault: Some(error.to_string()) });
+        used.chain(skipped).collect()
     }
 
     /// Returns the torrent's state at this moment; `None` if it has ended.

@@ -40,6 +40,9 @@ pub enum Action {
     /// Refuse connections with this address and port for the rest of the session; port 0 stands for every port.
     /// Existing connections are closed by the `Disconnect`s that follow.
     Ban(SocketAddr),
+    /// A piece from a web seed failed its hash: do not offer it again from there. A web seed is not banned, because its
+    /// other files may be right.
+    RefuseWebSeed(SocketAddr, PieceIndex),
     /// Offer this address to our DHT node, if there is one.
     AddDhtNode(SocketAddr),
     /// Read `request` from the store, send it as `Piece` and answer `Uploaded` when it has left the socket.

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use super::action::{Action, DisconnectReason};
-use super::event::PeerKey;
+use super::event::{PeerKey, PeerSource};
 use super::machine::Swarm;
 use super::pieces::{Contributor, State};
 use crate::metainfo::BlockIndex;
@@ -22,14 +22,14 @@ impl Swarm {
             self.wasted += len;
             let Some(partial) = self.pieces.abandon(piece, &mut self.rng) else { return };
             let liars = self.blame.failed(piece, &partial, bad, digests);
-            return self.ban(now, &liars);
+            return self.condemn(now, piece, liars);
         }
         self.pieces.finish(piece);
         self.room = self.room.saturating_sub(len);
         self.announce_have(now, piece);
         if self.blame.suspects(piece) {
             let liars = self.blame.good(piece, &digests);
-            self.ban(now, &liars);
+            self.condemn(now, piece, liars);
         }
         if self.pieces.complete() {
             if !std::mem::replace(&mut self.completed, true) {
@@ -76,6 +76,17 @@ impl Swarm {
         }
     }
 
+    /// Draws the consequences for those who sent a bad piece.
+    fn condemn(&mut self, now: Instant, piece: u32, liars: Vec<Contributor>) {
+        let is_web_seed = |liar: &Contributor| self.addresses.source(liar.addr) == PeerSource::WebSeed;
+        let (web_seeds, liars): (Vec<_>, Vec<_>) = liars.into_iter().partition(is_web_seed);
+        if let Some(piece) = self.pieces.lengths.piece(piece) {
+            let refuse = |liar: Contributor| Action::RefuseWebSeed(liar.addr, piece);
+            self.actions.extend(web_seeds.into_iter().map(refuse));
+        }
+        self.ban(now, &liars);
+    }
+
     /// Bans liars, and drops everything else that they sent and that has not been checked.
     fn ban(&mut self, now: Instant, liars: &[Contributor]) {
         // Anybody can copy the id of an honest peer, so it counts only together with the IP address.
@@ -99,5 +110,64 @@ impl Swarm {
         if !liars.is_empty() {
             self.wasted += self.pieces.distrust(|by| liars.iter().any(|liar| same(liar, by.addr, by.id)));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use fixedbitset::FixedBitSet;
+
+    use super::*;
+    use crate::metainfo::{InfoHash, Lengths, PieceIndex};
+    use crate::swarm::{Config, Direction, Event, NewPeer};
+
+    /// Lets the only peer send pieces that all fail their hash. Returns what the swarm does about it.
+    fn consequences(addr: SocketAddr, source: PeerSource) -> (Vec<Action>, PieceIndex) {
+        let (mut now, key) = (Instant::now(), PeerKey(1));
+        let lengths = Lengths::new(65_536, 16_384).unwrap();
+        let config = Config::new(InfoHash([1; 20]), lengths, PeerId([2; 20]), 1);
+        let mut swarm = Swarm::new(config, FixedBitSet::new(), now);
+        swarm.handle(now, Event::PeersFound { addrs: vec![addr], source });
+        swarm.handle(now, Event::Room(u64::MAX));
+        swarm.handle(now, Event::Connected(NewPeer::new(key, addr, Direction::Outgoing, PeerId([3; 20]))));
+        swarm.handle(now, Event::Message(key, Message::HaveAll));
+        swarm.handle(now, Event::Message(key, Message::Unchoke));
+        for _ in 0..100 {
+            while let Some(action) = swarm.poll() {
+                match action {
+                    Action::Send(_, Message::Request(request)) => {
+                        swarm.block(now, key, request.piece, request.begin, request.length);
+                    }
+                    Action::Check { piece, .. } => {
+                        let (good, bad_blocks, digests) = (false, Vec::new(), vec![7]);
+                        swarm.handle(now, Event::Checked { piece, good, bad_blocks, digests });
+                        return (std::iter::from_fn(|| swarm.poll()).collect(), piece);
+                    }
+                    _ => {}
+                }
+            }
+            now += Duration::from_millis(100);
+            swarm.handle(now, Event::Tick);
+        }
+        panic!("no piece was requested");
+    }
+
+    #[test]
+    fn a_peer_that_sends_a_bad_piece_is_banned() {
+        let addr = SocketAddr::from(([10, 0, 0, 1], 5));
+        let (actions, _) = consequences(addr, PeerSource::Tracker);
+        assert!(actions.contains(&Action::Ban(addr)), "{actions:?}");
+        assert!(actions.contains(&Action::Disconnect(PeerKey(1), DisconnectReason::Liar)), "{actions:?}");
+    }
+
+    #[test]
+    fn of_a_web_seed_only_the_bad_piece_is_refused() {
+        let addr = SocketAddr::from(([240, 0, 0, 1], 80));
+        let (actions, piece) = consequences(addr, PeerSource::WebSeed);
+        assert!(actions.contains(&Action::RefuseWebSeed(addr, piece)), "{actions:?}");
+        let lost = |action: &Action| matches!(action, Action::Ban(_) | Action::Disconnect(..));
+        assert!(!actions.iter().any(lost), "{actions:?}");
     }
 }

@@ -82,16 +82,17 @@ impl<K: Copy> Fetch<K> {
         while at < bytes.end {
             let mut answer = self.server.request_file(index, &(at..bytes.end)).await?;
             let before = at;
-            if answer.whole && at > 0 {
-                // The response starts at the beginning of the file. Requested blocks before the range are used, too.
-                at = 0;
-                blocks.jump(file.offset);
+            let whole = answer.bytes.start < at || answer.bytes.end > bytes.end;
+            if answer.bytes.start < at {
+                // The response starts earlier in the file. Requested blocks before the range are used, too.
+                at = answer.bytes.start;
+                blocks.jump(file.offset + at);
             }
-            let end = if answer.whole { file.len } else { bytes.end };
+            let end = answer.bytes.end.min(file.len);
             let useful_end = run_end.unwrap_or(file.offset + end);
             loop {
                 let wanted = lock(&self.queue).contains_start_in(blocks.pending()..useful_end);
-                if !wanted && (answer.whole || end - at > MAX_DRAIN) {
+                if !wanted && (whole || end - at > MAX_DRAIN) {
                     return Ok(());
                 }
                 if at >= end {
@@ -102,7 +103,7 @@ impl<K: Copy> Fetch<K> {
                 at += chunk.len() as u64;
                 self.deliver(blocks, chunk).await;
             }
-            if at <= before || answer.whole && at < bytes.end {
+            if at <= before || whole && at < bytes.end.min(end) {
                 return Err(Fault::retry("its answer ends too early"));
             }
             finish(answer.response).await;

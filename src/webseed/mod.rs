@@ -9,8 +9,9 @@
 //! Owns the URLs, the mapping of block requests to HTTP requests (adjacent blocks share one), the checks of a server's
 //! answers, redirects and back-off. Every request is answered exactly once: by the code that takes it out of the queue.
 //!
-//! - What a server lacks (a file that is missing or has another size, or the end of a file that is served only from the
-//!   start) is remembered until the torrent is removed, and not offered when the connection is next made.
+//! - What a server lacks (a file that is missing, the end of one that is shorter there or served only from the start,
+//!   pieces that failed their hash) is remembered until the torrent is removed, and not offered when the connection is
+//!   next made. One file that differs does not affect the others.
 //! - A server that is busy or unreachable chokes us until it is time to try again.
 //!
 //! FTP is not supported. Whether and by which route a URL may be requested is decided by the [`HttpClient`], and
@@ -22,11 +23,15 @@
 //! | `queue` | waiting requests, and their grouping into HTTP requests |
 //! | `blocks` | splitting of received bytes into blocks |
 //! | `server` | one server: redirects, checks of answers, what it lacks |
+//! | `head` | the head of an answer: which bytes its body holds |
+//! | `missing` | a set of byte ranges |
 //! | `fetch` | the download of one run of requests |
 //! | `task` | the connection: incoming messages, starting fetches, choke and unchoke |
 
 mod blocks;
 mod fetch;
+mod head;
+mod missing;
 mod queue;
 mod server;
 mod task;
@@ -38,8 +43,8 @@ use std::sync::Arc;
 use sha1::{Digest, Sha1};
 use tokio::sync::mpsc;
 
-use crate::http::HttpClient;
-use crate::metainfo::Metainfo;
+use crate::http::{HttpClient, Masked};
+use crate::metainfo::{Metainfo, PieceIndex};
 use crate::net::{Connection, Incoming, Limits};
 use crate::wire::PeerId;
 
@@ -49,6 +54,35 @@ pub use url::{SeedKind, SeedUrl, SeedUrlError};
 
 /// Maximum number of web seeds used per torrent. Real torrents have fewer.
 pub const MAX_WEB_SEEDS: usize = 32;
+
+/// A URL of a torrent that cannot be used as a web seed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SkippedSeed {
+    /// The URL, without parts that may be secret.
+    pub url: String,
+    /// Why it cannot be used.
+    pub error: SeedUrlError,
+}
+
+/// Returns the usable URLs of a torrent's web seeds, each once, and the others.
+fn parse_urls(metainfo: &Metainfo) -> (Vec<SeedUrl>, Vec<SkippedSeed>) {
+    let files = metainfo.web_seeds.iter().map(|url| (SeedKind::Files, url));
+    let scripts = metainfo.http_seeds.iter().map(|url| (SeedKind::Script, url));
+    let (mut urls, mut skipped): (Vec<SeedUrl>, Vec<SkippedSeed>) = Default::default();
+    for (kind, text) in files.chain(scripts) {
+        let error = match SeedUrl::parse(kind, text) {
+            Ok(url) if urls.contains(&url) => continue,
+            Ok(url) if urls.len() < MAX_WEB_SEEDS => {
+                urls.push(url);
+                continue;
+            }
+            Ok(_) => SeedUrlError::TooMany,
+            Err(error) => error,
+        };
+        skipped.push(SkippedSeed { url: Masked(text).to_string(), error });
+    }
+    (urls, skipped)
+}
 
 /// One web seed of a torrent. Cheap to clone; clones share what is known about the server.
 #[derive(Clone)]
@@ -60,22 +94,22 @@ pub struct WebSeed {
 impl WebSeed {
     /// Returns the web seeds of a torrent without duplicates. Unusable URLs are logged once and left out.
     pub fn all(metainfo: &Arc<Metainfo>, http: &HttpClient) -> Vec<Self> {
-        let files = metainfo.web_seeds.iter().map(|url| (SeedKind::Files, url));
-        let scripts = metainfo.http_seeds.iter().map(|url| (SeedKind::Script, url));
-        let mut urls: Vec<SeedUrl> = Vec::new();
-        for (kind, text) in files.chain(scripts) {
-            match SeedUrl::parse(kind, text).map_err(|error| error.to_string()) {
-                Ok(url) if urls.contains(&url) => {}
-                Ok(url) if urls.len() < MAX_WEB_SEEDS => urls.push(url),
-                Ok(url) => tracing::debug!(seed = %url, "web seed ignored: the torrent has too many"),
-                Err(error) => tracing::info!("web seed ignored: {error}"),
-            }
+        let (urls, skipped) = parse_urls(metainfo);
+        for SkippedSeed { url, error } in skipped {
+            tracing::info!(seed = %url, "web seed ignored: {error}");
         }
+        let paths = Arc::default();
         let seeds = urls.into_iter().zip(1u32..).map(|(url, number)| {
             let addr = SocketAddr::from((Ipv4Addr::from_bits(0xF000_0000 | number), url.port()));
-            Self { server: Arc::new(Server::new(metainfo.clone(), url, http.clone())), addr }
+            let server = Server::new(metainfo.clone(), Arc::clone(&paths), url, http.clone());
+            Self { server: Arc::new(server), addr }
         });
         seeds.collect()
+    }
+
+    /// Returns the URLs of a torrent that cannot be used as web seeds.
+    pub fn skipped(metainfo: &Metainfo) -> Vec<SkippedSeed> {
+        parse_urls(metainfo).1
     }
 
     /// Returns the address that identifies the web seed among peers: one of 240.0.0.0/8, which no internet host uses,
@@ -100,6 +134,12 @@ impl WebSeed {
     /// Returns why the server failed last, until it works again.
     pub fn fault(&self) -> Option<String> {
         self.server.fault()
+    }
+
+    /// Records that a piece from this server failed its hash. It is not fetched from there again, and neither is a file
+    /// of which two pieces have failed: the server has another version of it.
+    pub fn mark_bad(&self, piece: PieceIndex) {
+        self.server.mark_bad(piece);
     }
 
     /// Starts a connection that represents the server and sends its events to `inbox` under `key`. No HTTP request is

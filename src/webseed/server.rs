@@ -1,28 +1,28 @@
 //! One server: the URLs of its files, checks of its answers, and its state.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use fixedbitset::FixedBitSet;
-use reqwest::header::{
-    ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderValue, RANGE, RETRY_AFTER,
-};
+use reqwest::header::{ACCEPT_ENCODING, HeaderMap, HeaderValue, RANGE, RETRY_AFTER};
 use reqwest::{Response, StatusCode, Url};
 use tokio::time::timeout;
 
+use super::head::{Head, Placed, seconds, text};
+use super::missing::Missing;
 use super::url::{SeedKind, SeedUrl};
 use crate::http::{HttpClient, Purpose, RequestError};
-use crate::metainfo::{File, FileIndex, FileKind, Metainfo, PieceIndex};
+use crate::metainfo::{File, FileIndex, FileKind, Metainfo, OriginalPaths, PieceIndex};
 use crate::util::{lock, printable};
 use crate::wire::bitfield_to_wire;
 
 /// Time limit for the head of a response. Servers that fetch the file from elsewhere first can take long.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
-/// Files whose redirect target is remembered. Bounds the memory for torrents with many files.
-const MAX_REDIRECTS: usize = 1024;
+/// Files whose last URL is remembered. Bounds the memory for torrents with many files.
+const MAX_URLS: usize = 1024;
 /// Bytes that a server without range support may send before the requested ones. What is further into a file counts as
 /// missing, because reaching it would cost more than it brings.
 const MAX_SKIP: u64 = 32 << 20;
@@ -32,8 +32,8 @@ const MAX_RUN: u64 = 4 << 20;
 const MAX_PARTS: usize = 8;
 /// Longest body that is read as the wait time of a busy script, in bytes (BEP 17).
 const MAX_WAIT_TEXT: usize = 64;
-/// Maximum wait that a server may impose, so that a wrong header does not disable it for days.
-const MAX_WAIT: Duration = Duration::from_secs(3600);
+/// Bad pieces after which a server is given up: it has another version of the torrent.
+const MAX_BAD: u32 = 64;
 
 /// A failure and its consequence.
 #[derive(Debug)]
@@ -74,8 +74,8 @@ pub(super) enum Part {
 /// A checked response head. The body has yet to be read.
 pub(super) struct Answer {
     pub(super) response: Response,
-    /// The body is the whole file, not only the range.
-    pub(super) whole: bool,
+    /// The bytes of the file in the body. They include the first byte that was requested.
+    pub(super) bytes: Range<u64>,
 }
 
 /// The pieces that a server offers.
@@ -87,6 +87,8 @@ pub(super) enum Availability {
 
 pub(super) struct Server {
     metainfo: Arc<Metainfo>,
+    /// Made when the first file is requested; shared by the web seeds of a torrent.
+    paths: Arc<OnceLock<OriginalPaths>>,
     url: SeedUrl,
     http: HttpClient,
     state: Mutex<State>,
@@ -95,11 +97,15 @@ pub(super) struct Server {
 /// State that outlives a connection.
 #[derive(Default)]
 struct State {
-    /// Ranges of the torrent that the server does not have, by start. Ranges within one file end at the end of that
-    /// file.
-    missing: BTreeMap<u64, u64>,
-    /// Redirect targets by file.
-    redirects: HashMap<FileIndex, Url>,
+    /// What the server does not have, as bytes of the torrent.
+    missing: Missing,
+    /// The URL from which a file came last, if it is not the first to try: a redirect target, or another spelling.
+    urls: HashMap<FileIndex, Url>,
+    /// Number of pieces that failed their hash, and the files in which one did.
+    bad_pieces: u32,
+    bad_files: HashSet<FileIndex>,
+    /// A file that is longer than in the torrent was logged.
+    logged_longer: bool,
     /// The server has sent a whole file in answer to a range request.
     no_ranges: bool,
     /// Why the server cannot be used now.
@@ -109,8 +115,13 @@ struct State {
 }
 
 impl Server {
-    pub(super) fn new(metainfo: Arc<Metainfo>, url: SeedUrl, http: HttpClient) -> Self {
-        Self { metainfo, url, http, state: Mutex::default() }
+    pub(super) fn new(
+        metainfo: Arc<Metainfo>,
+        paths: Arc<OnceLock<OriginalPaths>>,
+        url: SeedUrl,
+        http: HttpClient,
+    ) -> Self {
+        Self { metainfo, paths, url, http, state: Mutex::default() }
     }
 
     pub(super) fn metainfo(&self) -> &Metainfo {
@@ -139,15 +150,15 @@ impl Server {
         }
         let mut has = FixedBitSet::with_capacity(lengths.pieces() as usize);
         has.insert_range(..);
-        for (from, to) in &state.missing {
-            lengths.pieces_in(&(*from..*to)).for_each(|piece| has.remove(piece.index()));
+        for bytes in state.missing.ranges() {
+            lengths.pieces_in(&bytes).for_each(|piece| has.remove(piece.index()));
         }
         (!has.is_clear()).then(|| Availability::Some(bitfield_to_wire(&has)))
     }
 
     /// Returns whether the server lacks any of these bytes of the torrent.
     pub(super) fn is_missing(&self, bytes: &Range<u64>) -> bool {
-        self.state().missing.range(..bytes.end).next_back().is_some_and(|(_, to)| *to > bytes.start)
+        self.state().missing.touches(bytes)
     }
 
     pub(super) fn has_ranges(&self) -> bool {
@@ -157,14 +168,35 @@ impl Server {
     /// Records that the server does not have these bytes. Logged as a warning the first time.
     pub(super) fn mark_missing(&self, bytes: Range<u64>, why: &str) {
         let mut state = self.state();
-        let to = state.missing.entry(bytes.start).or_default();
-        *to = bytes.end.max(*to);
+        state.missing.add(bytes.clone());
         if state.missing_reason.is_none() {
             tracing::warn!(seed = %self.url, "web seed does not have all of the torrent: {why}");
             state.missing_reason = Some(why.to_owned());
         } else {
             tracing::debug!(seed = %self.url, ?bytes, "web seed does not have more of the torrent: {why}");
         }
+    }
+
+    /// Records that a piece failed its hash: the piece is missing, and after the second one of a file the whole file.
+    pub(super) fn mark_bad(&self, piece: PieceIndex) {
+        let layout = &self.metainfo.layout;
+        let files: Vec<(FileIndex, &File)> = layout
+            .extents_of(piece)
+            .filter_map(|(index, _)| Some((index, layout.file(index)?)))
+            .filter(|(_, file)| !file.is_pad())
+            .collect();
+        let mut state = self.state();
+        state.bad_pieces = state.bad_pieces.saturating_add(1);
+        let name = files.first().map_or("", |(_, file)| name(file));
+        let why = format!("its {} does not have the torrent's hash", printable(name.as_bytes(), 200));
+        let bytes = match files[..] {
+            _ if state.bad_pieces >= MAX_BAD => 0..layout.lengths().total(),
+            // Nobody knows which of several files is wrong.
+            [(index, file)] if !state.bad_files.insert(index) => file.range(),
+            _ => layout.lengths().range_of(piece),
+        };
+        drop(state);
+        self.mark_missing(bytes, &why);
     }
 
     /// Records that the server is not used for a while. Logged as a warning the first time.
@@ -221,20 +253,47 @@ impl Server {
     /// Requests a byte range of a file.
     pub(super) async fn request_file(&self, index: FileIndex, bytes: &Range<u64>) -> Result<Answer, Fault> {
         let file = self.metainfo.layout.file(index).ok_or_else(|| Fault::retry("no such file"))?;
-        let redirect = self.state().redirects.get(&index).cloned();
-        if let Some(url) = redirect {
+        let known = self.state().urls.get(&index).cloned();
+        if let Some(url) = known {
             match self.request_file_at(url, index, file, bytes).await {
                 Ok(answer) => return Ok(answer),
-                // The redirect target may have been temporary: use the original URL again.
+                // A redirect target may have been temporary: use the original URL again.
                 Err(fault) => {
                     tracing::debug!(seed = %self.url, "redirect forgotten: {}", fault.why);
-                    self.state().redirects.remove(&index);
+                    self.state().urls.remove(&index);
                 }
             }
         }
-        let url = self.url.of_file(&self.metainfo.layout, file);
-        let url = url.ok_or_else(|| Fault::missing("the file's path does not form a URL", file.range()))?;
-        self.request_file_at(url, index, file, bytes).await
+        let (original, displayed) = self.urls_of(index, file);
+        let first = original.or_else(|| displayed.clone());
+        let first = first.ok_or_else(|| Fault::missing("the file's path does not form a URL", file.range()))?;
+        let (answer, second) = (self.request_file_at(first.clone(), index, file, bytes).await, displayed);
+        match (answer, second.filter(|url| *url != first)) {
+            // Another program may have saved the file under the name that it displays.
+            (Err(fault), Some(second)) if fault.remedy == Remedy::Missing(file.range()) => {
+                let answer = self.request_file_at(second.clone(), index, file, bytes).await.map_err(|_| fault)?;
+                self.state().urls.entry(index).or_insert(second);
+                Ok(answer)
+            }
+            (answer, _) => answer,
+        }
+    }
+
+    /// Returns the URLs of a file: with the path as it is in the torrent, byte for byte, and with the displayed one.
+    fn urls_of(&self, index: FileIndex, file: &File) -> (Option<Url>, Option<Url>) {
+        let layout = &self.metainfo.layout;
+        let original = self.paths.get_or_init(|| self.metainfo.original_paths()).of(index);
+        let original = original.filter(|path| path.len() == file.path.len()).map(|mut path| {
+            for (part, displayed) in path.iter_mut().zip(&file.path) {
+                // In a URL such a component would lead elsewhere, however it is encoded.
+                if matches!(part.as_slice(), b"" | b"." | b"..") {
+                    *part = displayed.clone().into_bytes();
+                }
+            }
+            path
+        });
+        let original = original.and_then(|path| self.url.of_file(layout, &path));
+        (original, self.url.of_file(layout, &file.path))
     }
 
     async fn request_file_at(
@@ -249,57 +308,49 @@ impl Server {
             RequestFailure::Retry(why) => Fault::retry(why),
             RequestFailure::Permanent(why) => missing(why),
         })?;
-        let status = response.status();
-        if response.headers().contains_key(CONTENT_ENCODING) {
-            return Err(missing("it sends the file compressed although that was not allowed".into()));
-        }
-        let whole = match status {
-            StatusCode::PARTIAL_CONTENT => {
-                let range = response.headers().get(CONTENT_RANGE).and_then(|value| content_range(value.to_str().ok()?));
-                match range {
-                    Some((from, _)) if from != bytes.start => {
-                        return Err(missing(format!("it answers with another range than requested (from {from})")));
-                    }
-                    Some((_, Some(len))) if len != file.len => return Err(missing(wrong_size(len, file))),
-                    Some(_) => false,
-                    None => return Err(missing("it answers with a range but does not say which".into())),
-                }
-            }
-            StatusCode::OK => {
-                match response.content_length() {
-                    Some(len) if len != file.len => return Err(missing(wrong_size(len, file))),
-                    None if is_page(&response, file) => return Err(missing("it answers with a web page".into())),
-                    _ => {}
-                }
-                self.take_whole(file, bytes)?
-            }
+        let head = Head::of(&response);
+        let placed = match response.status() {
+            StatusCode::PARTIAL_CONTENT | StatusCode::OK => head.place(bytes, file.len, name(file)).map_err(missing)?,
             status if is_temporary(status) => {
-                let after = response.headers().get(RETRY_AFTER).and_then(|value| seconds(value.to_str().ok()?));
+                let after = text(response.headers(), RETRY_AFTER).and_then(seconds);
                 return Err(Fault { why: format!("it answers {status}"), remedy: Remedy::Retry(after) });
             }
-            status => return Err(missing(format!("it answers {status}"))),
+            status => match head.unsatisfied() {
+                Some(len) if len < file.len => return Err(shorter(len, file)),
+                _ => return Err(missing(format!("it answers {status}"))),
+            },
         };
+        self.check(file, bytes, &placed)?;
         if let Some(url) = redirected {
             let mut state = self.state();
-            if state.redirects.len() >= MAX_REDIRECTS {
-                state.redirects.clear();
+            if state.urls.len() >= MAX_URLS {
+                state.urls.clear();
             }
-            state.redirects.insert(index, url);
+            state.urls.insert(index, url);
         }
-        Ok(Answer { response, whole })
+        Ok(Answer { response, bytes: placed.bytes })
     }
 
-    /// Handles a response with the whole file. Returns whether that is more than the requested range.
-    fn take_whole(&self, file: &File, bytes: &Range<u64>) -> Result<bool, Fault> {
-        if *bytes == (0..file.len) {
-            return Ok(false);
+    /// Checks the place of an answer's body. A file of another length may still have the right bytes: it was cut off, or
+    /// something was appended. So only what is beyond its end is missing.
+    fn check(&self, file: &File, requested: &Range<u64>, placed: &Placed) -> Result<(), Fault> {
+        match placed.total {
+            Some(len) if len < requested.end => return Err(shorter(len, file)),
+            Some(len) if len > file.len && !std::mem::replace(&mut self.state().logged_longer, true) => {
+                tracing::info!(seed = %self.url, "web seed has another version of a file: {}", other_size(len, file));
+            }
+            _ => {}
+        }
+        let Placed { bytes, .. } = placed;
+        if bytes.start == requested.start && bytes.end <= requested.end {
+            return Ok(());
         }
         self.state().no_ranges = true;
-        if bytes.start <= MAX_SKIP {
-            return Ok(true);
+        if requested.start - bytes.start <= MAX_SKIP {
+            return Ok(());
         }
         let why = format!("it supports no ranges, so only the first {} MiB of each file can be read", MAX_SKIP >> 20);
-        Err(Fault::missing(why, file.offset + MAX_SKIP..file.range().end))
+        Err(Fault::missing(why, file.offset + bytes.start + MAX_SKIP..file.range().end))
     }
 
     /// Requests a part of a piece from a script (BEP 17).
@@ -311,12 +362,16 @@ impl Server {
             RequestFailure::Permanent(why) => Fault::missing(why, 0..self.metainfo.layout.lengths().total()),
         })?;
         match response.status() {
-            StatusCode::OK if response.content_length().is_none_or(|len| len == u64::from(bytes.end - bytes.start)) => {
-                Ok(Answer { response, whole: false })
+            StatusCode::OK | StatusCode::PARTIAL_CONTENT
+                if response.content_length().is_none_or(|len| len == u64::from(bytes.end - bytes.start)) =>
+            {
+                Ok(Answer { response, bytes: bytes.start.into()..bytes.end.into() })
             }
-            StatusCode::OK => Err(Fault::retry("its answer has another length than requested")),
+            StatusCode::OK | StatusCode::PARTIAL_CONTENT => {
+                Err(Fault::retry("its answer has another length than requested"))
+            }
             StatusCode::SERVICE_UNAVAILABLE => {
-                let header = response.headers().get(RETRY_AFTER).and_then(|value| seconds(value.to_str().ok()?));
+                let header = text(response.headers(), RETRY_AFTER).and_then(seconds);
                 let body = timeout(ANSWER_LIMIT, response.chunk()).await.ok().and_then(Result::ok).flatten();
                 let body = body.filter(|body| body.len() <= MAX_WAIT_TEXT);
                 let after = body.and_then(|body| seconds(std::str::from_utf8(&body).ok()?)).or(header);
@@ -356,9 +411,18 @@ enum RequestFailure {
     Permanent(String),
 }
 
-fn wrong_size(len: u64, file: &File) -> String {
-    let name = file.path.last().map_or("", String::as_str);
-    format!("{} has {len} bytes there and {} in the torrent", printable(name.as_bytes(), 200), file.len)
+/// Returns the fault of a file that is shorter on the server.
+fn shorter(len: u64, file: &File) -> Fault {
+    Fault::missing(other_size(len, file), file.offset + len..file.range().end)
+}
+
+fn other_size(len: u64, file: &File) -> String {
+    let name = printable(name(file).as_bytes(), 200);
+    format!("{name} has {len} bytes there and {} in the torrent", file.len)
+}
+
+fn name(file: &File) -> &str {
+    file.path.last().map_or("", String::as_str)
 }
 
 /// Returns whether a status means a temporary failure.
@@ -367,49 +431,11 @@ fn is_temporary(status: StatusCode) -> bool {
     status.is_server_error() || matches!(status, S::REQUEST_TIMEOUT | S::TOO_EARLY | S::TOO_MANY_REQUESTS)
 }
 
-/// Returns whether a response is a web page although the file is not.
-fn is_page(response: &Response, file: &File) -> bool {
-    let kind = response.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
-    let name = file.path.last().map_or("", String::as_str).to_ascii_lowercase();
-    kind.starts_with("text/html") && !name.ends_with(".html") && !name.ends_with(".htm")
-}
-
-/// Parses `bytes 0-499/1234`: the first byte, and the total length if it is specified.
-fn content_range(text: &str) -> Option<(u64, Option<u64>)> {
-    let (range, len) = text.trim().strip_prefix("bytes")?.trim_start().split_once('/')?;
-    let (from, to) = range.split_once('-')?;
-    let (from, to): (u64, u64) = (from.trim().parse().ok()?, to.trim().parse().ok()?);
-    let len = match len.trim() {
-        "*" => None,
-        len => Some(len.parse().ok()?),
-    };
-    (from <= to).then_some((from, len))
-}
-
-/// Parses a wait time in seconds.
-fn seconds(text: &str) -> Option<Duration> {
-    text.trim().parse().ok().map(|seconds| Duration::from_secs(seconds).clamp(Duration::from_secs(1), MAX_WAIT))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::metainfo::{InfoHash, Layout, Lengths, PieceHashes};
     use proptest::prelude::*;
-
-    #[test]
-    fn content_ranges_and_wait_times_are_parsed() {
-        assert_eq!(content_range("bytes 0-499/1234"), Some((0, Some(1234))));
-        assert_eq!(content_range("bytes 500-999/*"), Some((500, None)));
-        for wrong in ["bytes */1234", "bytes 9-1/20", "0-1/2", "bytes 0-x/2", "bytes 0-1", "bytes 0-1/-2", ""] {
-            assert_eq!(content_range(wrong), None, "{wrong}");
-        }
-        assert_eq!(seconds(" 30\n"), Some(Duration::from_secs(30)));
-        assert_eq!(seconds("0"), Some(Duration::from_secs(1)));
-        assert_eq!(seconds("99999999"), Some(MAX_WAIT));
-        assert_eq!(seconds("Fri, 31 Dec 1999 23:59:59 GMT"), None);
-        assert_eq!(seconds("-5"), None);
-    }
 
     /// Returns a server of a torrent with files of these sizes. A negative size stands for a pad file.
     fn server(kind: SeedKind, sizes: &[i64], piece_len: u64) -> Option<Server> {
@@ -439,7 +465,7 @@ mod tests {
             info: Bytes::new(),
         };
         let url = SeedUrl::parse(kind, "http://127.0.0.1/").unwrap();
-        Some(Server::new(Arc::new(metainfo), url, HttpClient::new().unwrap()))
+        Some(Server::new(Arc::new(metainfo), Arc::default(), url, HttpClient::new().unwrap()))
     }
 
     #[test]
@@ -464,6 +490,38 @@ mod tests {
         server.mark_missing(200..300, "it answers 404");
         assert!(server.availability().is_none());
         assert_eq!(server.fault().as_deref(), Some("it answers 404"));
+    }
+
+    #[test]
+    fn bad_pieces_cost_a_file_only_when_they_repeat() {
+        // Pieces of 50 bytes: the third and the fifth belong to two files.
+        let server = server(SeedKind::Files, &[120, 120, 1000], 50).unwrap();
+        let mark = |piece| server.mark_bad(server.metainfo.layout.lengths().piece(piece).unwrap());
+        let has = || match server.availability() {
+            Some(Availability::Some(bits)) => format!("{:08b}", bits[0]),
+            _ => panic!("no bitfield"),
+        };
+        mark(3);
+        assert_eq!(has(), "11101111");
+        // Of two files, nobody knows which is wrong.
+        mark(4);
+        mark(2);
+        assert_eq!(has(), "11000111");
+        mark(0);
+        assert_eq!(has(), "01000111");
+        mark(1);
+        assert_eq!(has(), "00000111");
+        assert_eq!(server.fault().as_deref(), Some("its 1 does not have the torrent's hash"));
+    }
+
+    #[test]
+    fn a_server_with_too_many_bad_pieces_is_given_up() {
+        let server = server(SeedKind::Files, &[1; 1000], 1).unwrap();
+        for piece in 0..MAX_BAD {
+            assert!(server.availability().is_some());
+            server.mark_bad(server.metainfo.layout.lengths().piece(piece).unwrap());
+        }
+        assert!(server.availability().is_none());
     }
 
     #[test]

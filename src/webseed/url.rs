@@ -7,7 +7,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use reqwest::Url;
 
 use crate::http::Masked;
-use crate::metainfo::{File, InfoHash, Layout, PieceIndex};
+use crate::metainfo::{InfoHash, Layout, PieceIndex};
 
 /// Longest URL accepted, in bytes. Real ones are far shorter.
 const MAX_URL: usize = 4096;
@@ -41,6 +41,9 @@ pub enum SeedUrlError {
     /// A scheme other than `http` and `https`.
     #[error("{0}:// is not supported, only http and https")]
     Scheme(String),
+    /// It comes after [`MAX_WEB_SEEDS`](super::MAX_WEB_SEEDS) others.
+    #[error("the torrent has too many web seeds")]
+    TooMany,
 }
 
 impl SeedUrl {
@@ -77,17 +80,17 @@ impl SeedUrl {
     /// ends in a slash. Otherwise it is a directory, and the file's path is appended. Some torrents with many files
     /// leave out the slash.
     ///
-    /// A sanitized file name is requested in its sanitized form, which a server may not know.
-    pub(super) fn of_file(&self, layout: &Layout, file: &File) -> Option<Url> {
+    /// `path` is the file's path, the torrent's name first.
+    pub(super) fn of_file(&self, layout: &Layout, path: &[impl AsRef<[u8]>]) -> Option<Url> {
         let base = self.as_str();
         let alone = matches!(layout.files(), [only] if only.path.len() == 1);
         if alone && !base.ends_with('/') {
             return Some(self.url.clone());
         }
         let mut text = base.strip_suffix('/').unwrap_or(base).to_owned();
-        for part in &file.path {
+        for part in path {
             // Writing to a `String` cannot fail.
-            let _ = write!(text, "/{}", percent_encode(part.as_bytes(), RAW));
+            let _ = write!(text, "/{}", percent_encode(part.as_ref(), RAW));
         }
         Url::parse(&text).ok()
     }
@@ -124,7 +127,7 @@ impl fmt::Debug for SeedUrl {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metainfo::{FileKind, Lengths};
+    use crate::metainfo::{File, FileKind, Lengths};
 
     fn layout(paths: &[&str]) -> Layout {
         let file = |(path, offset): (&&str, u64)| File {
@@ -140,7 +143,7 @@ mod tests {
     fn urls(base: &str, paths: &[&str]) -> Vec<String> {
         let layout = layout(paths);
         let seed = SeedUrl::parse(SeedKind::Files, base).unwrap();
-        layout.files().iter().map(|file| seed.of_file(&layout, file).unwrap().to_string()).collect()
+        layout.files().iter().map(|file| seed.of_file(&layout, &file.path).unwrap().to_string()).collect()
     }
 
     #[test]
@@ -162,6 +165,14 @@ mod tests {
     fn path_components_are_encoded() {
         let url = urls("http://m/", &["t/100% é/a?b#c&d+e.mkv"]);
         assert_eq!(url, ["http://m/t/100%25%20%C3%A9/a%3Fb%23c%26d%2Be.mkv"]);
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_are_encoded() {
+        let seed = SeedUrl::parse(SeedKind::Files, "http://m/").unwrap();
+        let layout = layout(&["t/a", "t/b"]);
+        let url = seed.of_file(&layout, &[b"t".as_slice(), b"\xf4\xe8\n\0/..\\.bin"]).unwrap();
+        assert_eq!(url.as_str(), "http://m/t/%F4%E8%0A%00%2F..%5C.bin");
     }
 
     #[test]

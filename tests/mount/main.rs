@@ -7,6 +7,7 @@ mod api;
 mod control;
 mod filesystem;
 mod fixture;
+mod hostile_http;
 mod http;
 mod many;
 mod process;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use crate::api::{status, stdout_of};
 use crate::support::*;
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -103,6 +104,98 @@ fn wrong_bytes_are_never_shown() {
     drop(honest);
     let mount = lab.mount("liar-alone", &torrent, &["--read-timeout", "3s"]);
     assert!(read_at(&mount.path("a tree/film.bin"), 0, 100).is_err());
-    wait_until("the liar is logged", LIMIT, || mount.log().contains("web seed banned"));
+    wait_until("the liar is logged", LIMIT, || mount.log().contains("does not have the torrent's hash"));
+    mount.stop();
+}
+
+#[test]
+fn a_changed_file_does_not_affect_its_neighbours() {
+    if !can_run(&["nginx", "mktorrent"]) {
+        return;
+    }
+    let _turn = turn();
+    let lab = Lab::new();
+    let (root, torrents) = (lab.path("www"), lab.path("torrents"));
+    fs::create_dir(&root).unwrap();
+    fs::create_dir(&torrents).unwrap();
+    let (_nginx, url) = nginx(&lab.path("nginx"), &root);
+    // Ten pieces each, and files whose ends share a piece.
+    let (whole, shared) = (10 << 15, 333_333);
+    let (other, appended) = (noise(whole, 8), noise(1000, 8));
+    let cases = [
+        ("other", whole, other.clone()),
+        ("other and shorter", whole, other[..100_000].to_vec()),
+        ("cut", whole, noise(whole, 2)[..100_000].to_vec()),
+        ("empty", whole, Vec::new()),
+        ("appended", shared, [noise(shared, 2), appended].concat()),
+    ];
+    for (number, (name, len, changed)) in cases.into_iter().enumerate() {
+        let tree = root.join(name);
+        fs::create_dir(&tree).unwrap();
+        for (file, seed) in [("a", 1), ("b", 2), ("c", 3)] {
+            fs::write(tree.join(file), noise(len, seed)).unwrap();
+        }
+        let torrent = torrents.join("t.torrent");
+        let _ = fs::remove_file(&torrent);
+        let mut command = Command::new("mktorrent");
+        command.args(["-l", "15", "-w", &url, "-o"]).arg(&torrent).arg(&tree);
+        assert!(command.stdout(Stdio::null()).status().unwrap().success());
+        fs::write(tree.join("b"), changed).unwrap();
+        sh(&format!("chmod -R a+rX '{}'", root.display()));
+        // In the background, too, where the order of the pieces is random.
+        for (round, mode) in [&["--on-demand"] as &[_], &[]].into_iter().enumerate() {
+            let mount = lab.mount(&format!("m{number}-{round}"), &torrent, &[mode, &["--read-timeout", "5s"]].concat());
+            // A read of the changed file that waits does not delay the others.
+            let changed = mount.path(&format!("{name}/b"));
+            let reader = std::thread::spawn(move || read_at(&changed, 0, len));
+            for (file, seed) in [("a", 1), ("c", 3)] {
+                assert!(mount.read(&format!("{name}/{file}")) == noise(len, seed), "{name}, {file}: {}", mount.log());
+            }
+            let read = reader.join().unwrap();
+            assert_eq!(read.is_ok_and(|data| data == noise(len, 2)), name == "appended", "{name}: {}", mount.log());
+            mount.stop();
+        }
+    }
+}
+
+#[test]
+fn the_status_says_what_is_skipped() {
+    if !can_run(&["mktorrent"]) {
+        return;
+    }
+    let _turn = turn();
+    let lab = Lab::new();
+    let (film, torrent) = (lab.path("film.bin"), lab.path("film.torrent"));
+    fs::write(&film, noise(100_000, 1)).unwrap();
+    let mut command = Command::new("mktorrent");
+    command.args(["-l", "15", "-w", "ftp://127.0.0.1/film.bin", "-w", "http://127.0.0.1:1/film.bin", "-o"]);
+    // More trackers than are used: the last ten. A UDP tracker without a port is used.
+    let odd = ["wss://127.0.0.1/", "udp://127.0.0.1:0/", "udp://127.0.0.1/announce"].map(str::to_owned);
+    let trackers = odd.into_iter().chain((0..107).map(|n| format!("http://127.0.0.1:1/{n}/announce")));
+    command.arg(&torrent).args(trackers.flat_map(|tracker| ["-a".to_owned(), tracker])).arg(&film);
+    assert!(command.stdout(Stdio::null()).status().unwrap().success());
+    let mount = lab.mount("m", &torrent, &["--on-demand"]);
+    let status = &status(&mount)["torrents"][0];
+    let error = |url: &str| {
+        let lists = ["trackers", "web_seeds"].map(|list| status[list].as_array().unwrap().iter());
+        let found = lists.into_iter().flatten().find(|entry| entry["url"] == url);
+        found.unwrap_or_else(|| panic!("no {url}: {status}"))["error"].clone()
+    };
+    assert_eq!(error("wss://127.0.0.1/"), "wss:// trackers are not supported");
+    assert_eq!(error("udp://127.0.0.1:0/"), "port 0 of a udp:// tracker cannot be reached");
+    assert_eq!(error("ftp://127.0.0.1/film.bin"), "ftp:// is not supported, only http and https");
+    assert!(
+        error("http://127.0.0.1:1/film.bin").is_null()
+            && !error("udp://127.0.0.1/announce").to_string().contains("port")
+    );
+    assert_eq!(status["excess_trackers"], 10);
+    let text = stdout_of(&["status", mount.dir.to_str().unwrap()]);
+    for line in [
+        "tracker wss://127.0.0.1/: wss:// trackers are not",
+        "web seed ftp://127.0.0.1/film.bin: ftp://",
+        "and 10 more trackers",
+    ] {
+        assert!(text.contains(line), "{line}: {text}");
+    }
     mount.stop();
 }

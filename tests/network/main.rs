@@ -14,6 +14,8 @@ mod pex;
 mod portmap;
 mod proxy;
 mod session;
+mod tls;
 mod trackers;
 mod web_server;
+mod webseed_answers;
 mod webseeds;

@@ -301,8 +301,8 @@ async fn invalid_answers_end_the_seed_with_a_reason() {
             Ok(false)
         }),
         ("compressed", |_, stream| {
-            let headers = "Content-Encoding: gzip\r\nContent-Range: bytes 0-99/1000000\r\n";
-            write_head(stream, "206 Partial Content", headers, 100).map(|()| true)
+            let headers = "Content-Encoding: gzip\r\nContent-Range: bytes 0-999999/1000000\r\n";
+            write_head(stream, "206 Partial Content", headers, 5000).map(|()| true)
         }),
         ("too many times", |_, stream| write_head(stream, "302 Found", "Location: /f\r\n", 0).map(|()| true)),
         ("not HTTP", |_, stream| write_head(stream, "302 Found", "Location: file:///etc/passwd\r\n", 0).map(|()| true)),
@@ -489,6 +489,12 @@ async fn invalid_urls_and_requests_are_rejected() {
     let seeds = WebSeed::all(&metainfo, &HttpClient::new().unwrap());
     let shown: Vec<String> = seeds.iter().map(|seed| seed.url().to_string()).collect();
     assert_eq!(shown, ["http://127.0.0.1:1/f", "https://h/g", "http://127.0.0.1:2/", "http://127.0.0.1:1/f"]);
+    let skipped: Vec<String> =
+        WebSeed::skipped(&metainfo).iter().map(|seed| format!("{}: {}", seed.url, seed.error)).collect();
+    assert_eq!(
+        skipped,
+        ["ftp://h/f: ftp:// is not supported, only http and https", "nonsense: it is not a URL of a web server"]
+    );
     let addrs: std::collections::HashSet<_> = seeds.iter().map(|seed| seed.addr().ip()).collect();
     assert_eq!(addrs.len(), 4);
     assert_eq!(seeds[1].addr().port(), 443);

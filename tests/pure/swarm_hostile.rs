@@ -229,7 +229,12 @@ impl Driver {
                     assert!(pins.iter().all(|pin| pin.start < pin.end && pin.end <= PIECES));
                     assert!(pins.windows(2).all(|pins| pins[0].end < pins[1].start), "{pins:?}");
                 }
-                Action::Send(..) | Action::Ban(_) | Action::Drop(_) | Action::AddDhtNode(_) | Action::FindPeers => {}
+                Action::Send(..)
+                | Action::Ban(_)
+                | Action::Drop(_)
+                | Action::AddDhtNode(_)
+                | Action::FindPeers
+                | Action::RefuseWebSeed(..) => {}
             }
         }
         assert!(self.uploads.len() <= 6 * 16 && self.calls.len() <= 8);

@@ -2,7 +2,7 @@
 
 use crate::cli::text::status::{MAX_PEERS, blocked, peers, reads};
 use crate::cli::text::{clip, count, duration, rate, share, size};
-use crate::control::status::{CacheStatus, State, Status, TorrentStatus, TrackerState, TrackerStatus};
+use crate::control::status::{CacheStatus, State, Status, TorrentStatus, TrackerState, TrackerStatus, WebSeedStatus};
 
 /// Largest number of waiting reads shown per torrent. More would hide the rest.
 const MAX_BLOCKED: usize = 5;
@@ -99,6 +99,12 @@ fn torrent_lines(torrent: &TorrentStatus, columns: usize) -> Vec<String> {
         lines.push(format!("    ... and waiting reads in {} more places", blocked.len() - MAX_BLOCKED));
     }
     lines.extend(torrent.trackers.iter().map(|tracker| format!("    {}", tracker_line(tracker))));
+    if torrent.excess_trackers > 0 {
+        lines.push(format!("    ... and {} more trackers, which are too many to use", torrent.excess_trackers));
+    }
+    // Those that work are among the peers.
+    let fault = |seed: &WebSeedStatus| Some(format!("    web seed {}: {}", seed.url, seed.error.as_ref()?));
+    lines.extend(torrent.web_seeds.iter().filter_map(fault));
     if !torrent.peers.is_empty() {
         lines.extend(peers(&torrent.peers, torrent.pieces).lines(columns, "    "));
     }

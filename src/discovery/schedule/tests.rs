@@ -340,9 +340,30 @@ fn a_warning_is_reported_once() {
 }
 
 #[test]
+fn ignored_parts_of_replies_are_reported_once() {
+    let mut clocked = Clocked::new(&tiers(&[&["a"]]), 1);
+    let odd = |text: &str| Ok(Reply { ignored: Some(text.into()), ..ok().unwrap() });
+    // Not even when the tracker fails in between, or when something else is wrong.
+    let outcomes = [
+        (ok(), None),
+        (odd("bytes"), Some(StatusChange::Ignored("bytes".into()))),
+        (odd("bytes"), None),
+        (fail(), Some(StatusChange::Failed)),
+        (odd("more bytes"), Some(StatusChange::Recovered)),
+        (odd("more bytes"), None),
+    ];
+    for (outcome, expected) in outcomes {
+        let scheduled = clocked.ask();
+        assert_eq!(clocked.answer(&scheduled, outcome), expected);
+        clocked.now += 3600 * SECOND;
+    }
+}
+
+#[test]
 fn the_list_is_bounded() {
     let many = [(0..1000).map(|n| format!("http://{n}.example/")).collect()];
-    assert_eq!(Schedule::new(&many, 1).trackers.len(), MAX_TRACKERS);
+    let schedule = Schedule::new(&many, 1);
+    assert_eq!((schedule.trackers.len(), schedule.excess()), (MAX_TRACKERS, 1000 - MAX_TRACKERS));
 }
 
 #[derive(Clone, Debug)]

@@ -344,3 +344,12 @@ async fn cached_connections_are_bounded() {
     let addr = SocketAddr::from(([127, 0, 0, 1], 1000));
     assert!(client.take(addr).is_some() && client.take(addr).is_none());
 }
+
+#[tokio::test]
+async fn a_url_without_a_port_means_port_80() {
+    let client = UdpClient::new(Bind::Anywhere, LIMITS);
+    for (url, addr) in [("udp://127.0.0.1/announce", "127.0.0.1:80"), ("udp://[::1]", "[::1]:80")] {
+        let found = client.addresses(&url.parse().unwrap()).await.unwrap();
+        assert_eq!(found, [addr.parse::<SocketAddr>().unwrap()]);
+    }
+}

@@ -146,6 +146,11 @@ async fn socks(mut stream: TcpStream, verdict: u8) -> Option<(TcpStream, String)
 /// Starts a SOCKS 5 proxy behind which every address is a server that answers `hello`, but closes TLS connections. Also
 /// returns the destinations requested.
 async fn start_socks(verdict: u8) -> (SocketAddr, watch::Receiver<Vec<String>>) {
+    start_socks_to(verdict, Behaviour::Body(b"hello".to_vec())).await
+}
+
+/// The same with servers that behave in another way.
+async fn start_socks_to(verdict: u8, behaviour: Behaviour) -> (SocketAddr, watch::Receiver<Vec<String>>) {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let addr = listener.local_addr().unwrap();
     let (log, asked) = watch::channel(Vec::new());
@@ -154,7 +159,7 @@ async fn start_socks(verdict: u8) -> (SocketAddr, watch::Receiver<Vec<String>>) 
     tokio::spawn(async move {
         loop {
             let (stream, _) = listener.accept().await.unwrap();
-            let log = log.clone();
+            let (log, behaviour) = (log.clone(), behaviour.clone());
             tokio::spawn(async move {
                 let (stream, to) = socks(stream, verdict).await?;
                 let tls = to.ends_with(":443");
@@ -162,7 +167,7 @@ async fn start_socks(verdict: u8) -> (SocketAddr, watch::Receiver<Vec<String>>) 
                 if tls {
                     return None;
                 }
-                serve(stream, Behaviour::Body(b"hello".to_vec()), Arc::new(watch::channel(Vec::new()).0)).await
+                serve(stream, behaviour, Arc::new(watch::channel(Vec::new()).0)).await
             });
         }
     });
@@ -254,4 +259,82 @@ async fn headers_are_sent_with_each_redirect() {
     assert_eq!((response.status().as_u16(), response.url().path()), (206, "/other"));
     assert_eq!(response.bytes().await.unwrap(), "ab");
     task.await.unwrap();
+}
+
+/// An answer that hyper refuses.
+fn malformed() -> Behaviour {
+    raw("HTTP/1.2 200 OK\r\ncontent-length: 5\r\n\r\nhello")
+}
+
+#[tokio::test]
+async fn malformed_answers_come_by_the_same_route() {
+    // Through a SOCKS proxy, which resolves names.
+    let direct = Server::start(malformed()).await;
+    let (addr, asked) = start_socks_to(0, malformed()).await;
+    let client = through(&format!("socks5://me:pass%40word@{addr}"));
+    for url in ["http://tracker.example/announce", &direct.url()] {
+        assert_eq!(get(&client, url, Purpose::Announce).await.unwrap(), b"hello", "{url}");
+    }
+    let expected =
+        ["tracker.example:80", "tracker.example:80"]
+            .map(str::to_owned)
+            .into_iter()
+            .chain(vec![direct.addr.to_string(); 2]);
+    assert_eq!(*asked.borrow(), expected.map(|to| format!("me:pass@word@{to}")).collect::<Vec<_>>());
+    assert_eq!(get(&client, "http://localhost/admin", Purpose::Announce).await, Err(RequestError::Local));
+    assert!(direct.requests.borrow().is_empty());
+
+    // Through an HTTP proxy, which is sent whole URLs.
+    let proxy = Server::start(malformed()).await;
+    let client = through(&format!("http://{}", proxy.addr));
+    assert_eq!(get(&client, "http://u:p@tracker.example:81/a?b", Purpose::Announce).await.unwrap(), b"hello");
+    assert_eq!(*proxy.requests.borrow(), ["http://tracker.example:81/a?b"; 2]);
+
+    // From a local address.
+    let route = Route { proxy: None, bind: "127.0.0.9".parse().unwrap() };
+    let bound = HttpClient::with_route(route, limits()).unwrap();
+    assert_eq!(get(&bound, &direct.url(), Purpose::Announce).await.unwrap(), b"hello");
+    let route = Route { proxy: None, bind: "no-such-if".parse().unwrap() };
+    let reach = Reach { global_only: false, loopback: true };
+    let tolerant = Tolerant::new(route, Duration::from_secs(10), USER_AGENT);
+    let url: Url = direct.url().parse().unwrap();
+    let error = tolerant.get(&url, &HeaderMap::new(), reach).await.err();
+    assert!(matches!(error, Some(RequestError::Connect(_))), "{error:?}");
+}
+
+#[tokio::test]
+async fn malformed_answers_do_not_open_the_local_network() {
+    let server = Server::start(malformed()).await;
+    let tolerant = Tolerant::new(Route::default(), Duration::from_secs(10), USER_AGENT);
+    let url: Url = format!("http://localhost:{}/", server.addr.port()).parse().unwrap();
+    let headers = HeaderMap::new();
+    let ask = |global_only| tolerant.get(&url, &headers, Reach { global_only, loopback: true });
+    assert_eq!(ask(true).await.err(), Some(RequestError::Local));
+    let (response, from) = ask(false).await.unwrap();
+    assert_eq!((response.url(), from), (&url, Some(server.addr)));
+    assert_eq!(server.requests.borrow().len(), 1);
+    // A redirect in such an answer is judged like any other.
+    let target = Server::start(Behaviour::Body(b"target".to_vec())).await;
+    let location = format!("HTTP/1.2 302 Found\r\nlocation: http://{}/admin\r\ncontent-length: 0\r\n\r\n", target.addr);
+    let start = Server::start(raw(&location)).await;
+    assert_eq!(get(&client(), &start.url(), Purpose::Announce).await, Err(RequestError::Local));
+    assert!(target.requests.borrow().is_empty());
+}
+
+#[tokio::test]
+async fn locations_in_any_encoding_are_followed() {
+    for (location, path) in [
+        (b"/caf\xc3\xa9.bin".as_slice(), "/caf%C3%A9.bin"),
+        (b"/caf\xe9.bin", "/caf%E9.bin"),
+        (b"/a b%20c", "/a%20b%20c"),
+        (b"caf\xc3\xa9?x=\xc3\xa9", "/caf%C3%A9?x=%C3%A9"),
+    ] {
+        let found =
+            [b"HTTP/1.1 302 Found\r\ncontent-length: 0\r\nlocation: ".as_slice(), location, b"\r\n\r\n"].concat();
+        let server = Server::start(Behaviour::Raw(found)).await;
+        let url = format!("http://{}/f", server.addr);
+        let error = get(&client(), &url, Purpose::User).await.unwrap_err();
+        assert_eq!(error, RequestError::Redirect("too many times"));
+        assert_eq!(server.requests.borrow()[1], path);
+    }
 }

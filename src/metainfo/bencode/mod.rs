@@ -10,12 +10,14 @@
 //! `serde_bencode` decodes only bytes that passed the scan, into typed structs and never into a tree of values.
 
 mod field;
+mod salvage;
 
 use std::ops::Range;
 
 use serde::de::DeserializeOwned;
 
 pub(crate) use field::{Field, List, Shape, dict};
+pub(crate) use salvage::{Reader, Value};
 
 /// Nesting limit of lists and dictionaries. Real torrents nest about ten deep, v2 file trees as deep as their paths.
 pub const MAX_DEPTH: usize = 64;

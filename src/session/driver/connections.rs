@@ -146,17 +146,19 @@ impl Driver {
         if let Some(peer) = self.peers.remove(&key) {
             tracing::debug!(?key, addr = %peer.addr, "connection lost: {why}");
             self.dispatch(Event::Disconnected(key));
+            // A web seed ends its connection to offer fewer pieces, so it is used again at once.
+            if let Some(seed) = self.web_seeds.get(&peer.addr).cloned() {
+                self.connect_web_seed(&seed);
+                self.act();
+            }
         }
     }
 
     /// Closes a connection as the swarm decided.
     pub(super) fn disconnect(&mut self, key: PeerKey, reason: DisconnectReason) {
         let Some(peer) = self.peers.remove(&key) else { return };
-        match (reason, self.web_seeds.get(&peer.addr)) {
-            (DisconnectReason::Liar, Some(seed)) => {
-                tracing::warn!(seed = %seed.url(), "web seed banned: it sent data that failed its hash");
-            }
-            (DisconnectReason::Liar, None) => {
+        match reason {
+            DisconnectReason::Liar => {
                 tracing::warn!(addr = %peer.addr, "peer banned: it sent data that failed its hash");
             }
             _ => tracing::debug!(?key, addr = %peer.addr, ?reason, "peer disconnected"),

@@ -233,6 +233,11 @@ impl Driver {
             Action::Ban(addr) => {
                 self.banned.insert(addr);
             }
+            Action::RefuseWebSeed(addr, piece) => {
+                if let Some(seed) = self.web_seeds.get(&addr) {
+                    seed.mark_bad(piece);
+                }
+            }
             Action::AddDhtNode(addr) => {
                 if let Some(dht) = &self.dht {
                     dht.add_node(addr);

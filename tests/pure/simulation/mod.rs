@@ -496,7 +496,7 @@ impl World {
                     self.at(self.now + Duration::from_micros(500), node, Next::Checked(number, good, digests));
                 }
                 Action::Drop(piece) => drop(self.nodes[node].buffers.remove(&piece.get())),
-                Action::AddDhtNode(_) | Action::FindPeers => {}
+                Action::AddDhtNode(_) | Action::FindPeers | Action::RefuseWebSeed(..) => {}
                 Action::Pin(pins) => self.nodes[node].pins = pins,
                 Action::Completed => {
                     assert!(self.nodes[node].completed.is_none(), "completed twice");

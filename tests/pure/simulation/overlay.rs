@@ -346,7 +346,12 @@ impl Overlay {
                     let arrives = self.now + LATENCY;
                     self.at(arrives, other, Next::Gone(theirs));
                 }
-                Action::Ban(_) | Action::AddDhtNode(_) | Action::FindPeers | Action::Pin(_) | Action::Drop(_) => {}
+                Action::Ban(_)
+                | Action::AddDhtNode(_)
+                | Action::FindPeers
+                | Action::RefuseWebSeed(..)
+                | Action::Pin(_)
+                | Action::Drop(_) => {}
                 Action::Upload(..) | Action::Check { .. } | Action::Completed => panic!("no block is requested here"),
             }
         }
