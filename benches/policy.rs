@@ -1,18 +1,27 @@
 //! Halves and doubles each constant of the scheduling policy over simulated links, and prints what changes: the table in
 //! the documentation of `swarm/policy.rs`. `cargo bench --bench policy -- SEEDS [CONSTANT]…` takes some minutes; more seeds
-//! mean less noise.
+//! mean less noise. `cargo bench --bench policy -- results SEEDS` prints the median of every result under the default
+//! policy, to compare before and after a change of the scheduler.
 
 #[path = "../tests/pure/simulation/mod.rs"]
 mod simulation;
 
-use simulation::sweep::{row, sweep};
+use simulation::sweep::{row, sample, sweep};
 use simulation::workload::PROFILES;
+use torrentfs::swarm::Policy;
 
 fn main() {
     // Cargo adds `--bench`.
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
     let seeds = arguments.iter().find_map(|argument| argument.parse().ok()).unwrap_or(3);
     let names: Vec<&String> = arguments.iter().filter(|argument| argument.parse::<u64>().is_err()).collect();
+    if names == ["results"] {
+        for mut sample in sample(&Policy::default(), &PROFILES, seeds) {
+            sample.values.sort_by(f64::total_cmp);
+            println!("{} {} {:.3}", sample.profile, sample.result, sample.values[sample.values.len() / 2]);
+        }
+        return;
+    }
     let chosen = |name: &str| names.is_empty() || names.iter().any(|chosen| *chosen == name);
     for (name, half, double) in sweep(chosen, &PROFILES, seeds) {
         println!("{}", row(name, &half, &double));

@@ -99,7 +99,7 @@
 //! | `session` | torrents at work: sockets, disk and timers for each torrent's `Swarm` | the peer protocol | discovery, http, metainfo, net, portmap, route, store, swarm, sys, util, webseed, wire |
 //! | `webseed` | HTTP servers as peers that have everything (BEP 17, 19) | scheduling, choking | http, metainfo, net, util, wire |
 //! | `net` | peer connections over TCP and uTP: dialing, the listener, encryption, rate limits | scheduling, choking | metainfo, route, util, wire |
-//! | `discovery` | finders of peers: trackers, the DHT, local discovery | everything but addresses | http, metainfo, route, util, wire |
+//! | `discovery` | finders of peers: trackers, the DHT, local discovery | everything but addresses | http, metainfo, route, sys, util, wire |
 //! | `portmap` | our port at the home router (UPnP, NAT-PMP, PCP) | everything else | util |
 //! | `tracker` | a BitTorrent tracker over HTTP and UDP: keeps and returns the peers of each swarm | everything else | metainfo, sys, util, wire |
 //! | `http` | bounded HTTP requests: limits, redirects, access to the local network, masked URLs | the meaning of a response | metainfo, route, util |

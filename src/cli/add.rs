@@ -2,7 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::path::PathBuf;
 
 use clap::Args;
@@ -12,7 +12,8 @@ use super::running_mount;
 use super::runtime::runtime;
 use super::sources;
 use crate::control::orders::{AddedTorrent, NewTorrent};
-use crate::library::{Named, SourceError, read_torrent};
+use crate::library::{Named, SourceError};
+use crate::web::MAX_UPLOAD;
 use crate::web::client::New;
 
 const DESCRIPTION: &str = "\
@@ -68,7 +69,14 @@ fn read(source: &OsStr) -> Result<New, SourceError> {
         Named::Path(path) if path.is_dir() => {
             Err(io::Error::other("it is a directory; give a directory to `torrentfs mount`").into())
         }
-        Named::Path(path) => Ok(New::File(read_torrent(File::open(path)?)?)),
+        Named::Path(path) => {
+            let mut bytes = Vec::new();
+            File::open(path)?.take(MAX_UPLOAD as u64 + 1).read_to_end(&mut bytes)?;
+            if bytes.len() > MAX_UPLOAD {
+                return Err(io::Error::other("it is longer than 16 MiB, and so can only be mounted, not added").into());
+            }
+            Ok(New::File(bytes))
+        }
         Named::Magnet(magnet) => Ok(New::Named(NewTorrent { source: magnet.to_string() })),
         Named::Url(source) => Ok(New::Named(NewTorrent { source })),
     }

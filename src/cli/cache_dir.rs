@@ -3,8 +3,8 @@
 //! A cache has one owner at a time, because the owner counts its bytes and evicts. A directory that is given for one mount
 //! is therefore exclusive to it, and a directory for all mounts contains one cache for each.
 
-use std::fs::{self, File};
-use std::io::Read;
+use std::fs::File;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,6 +14,7 @@ use etcetera::BaseStrategy;
 use super::failure::{Exit, Failure};
 use crate::fs::prepare;
 use crate::store::{Cache, StoreError};
+use crate::sys;
 
 /// Directory, within the shared one, of the caches of mounts that did not get the shared directory itself.
 const MOUNTS: &str = "mounts";
@@ -66,7 +67,7 @@ impl CacheDir {
             opened => opened.map_err(failure)?,
         };
         // Without this file, only the next mount at this mountpoint cannot wait for this one to end: ignore an error.
-        let _ = fs::write(base.join(NOTE), &name);
+        let _ = sys::file::create_anew(&base.join(NOTE)).and_then(|mut note| note.write_all(name.as_bytes()));
         Ok(opened)
     }
 }
@@ -92,7 +93,8 @@ pub(super) fn dir_or_default(given: Option<&Path>) -> Result<PathBuf, Failure> {
 /// Returns the name of the mountpoint that uses the shared directory itself, or used it last.
 fn last_user(base: &Path) -> Option<String> {
     let mut name = String::new();
-    File::open(base.join(NOTE)).ok()?.take(MAX_NAME as u64 + 1).read_to_string(&mut name).ok()?;
+    let note = sys::file::open_regular(&base.join(NOTE), File::options().read(true)).ok()?;
+    note.take(MAX_NAME as u64 + 1).read_to_string(&mut name).ok()?;
     Some(name)
 }
 
@@ -141,6 +143,8 @@ pub(super) fn name_of(path: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::store::CacheConfig;
 

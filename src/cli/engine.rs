@@ -55,6 +55,9 @@ impl Engine {
 
     /// Waits for a signal that ends the command. If there is a blocklist to reload, SIGHUP does that instead.
     pub(super) async fn until_signal(&self, signals: &mut Signals) {
+        if self.blocklist.is_some() {
+            signals.obey_hangup();
+        }
         loop {
             let hangup = signals.any().await;
             let Some(blocklist) = self.blocklist.as_ref().filter(|_| hangup) else { return };

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use bytesize::ByteSize;
 use clap::Args;
 use tokio::sync::Notify;
+use tokio::task::JoinHandle;
 
 use super::engine::Engine;
 use super::failure::{Exit, Failure};
@@ -137,6 +138,8 @@ struct Download {
     torrent: Arc<Torrent>,
     state: State,
     since: Instant,
+    /// The hashing of pieces whose files another program changed meanwhile.
+    checking: Option<JoinHandle<()>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -147,6 +150,15 @@ enum State {
 }
 
 impl Download {
+    /// Starts to hash the pieces that are not verified, unless that is under way. Nothing else reads them, and those that
+    /// are wrong are then fetched again.
+    fn check_unverified(&mut self) {
+        if self.checking.as_ref().is_none_or(JoinHandle::is_finished) {
+            let store = self.torrent.store().clone();
+            self.checking = Some(tokio::task::spawn_blocking(move || store.check_unverified()));
+        }
+    }
+
     fn total(&self) -> u64 {
         self.torrent.metainfo().layout.lengths().total()
     }
@@ -186,7 +198,7 @@ async fn download(
                         progressed.notify_one();
                     }
                 });
-                downloads.push(Download { torrent, state: State::Fetching, since: Instant::now() });
+                downloads.push(Download { torrent, state: State::Fetching, since: Instant::now(), checking: None });
             }
             Err(failure) => fail(failure),
         }
@@ -256,7 +268,9 @@ async fn fetch(
         for download in downloads.iter_mut().filter(|download| download.state == State::Fetching) {
             let stats = download.torrent.stats();
             let all = stats.have == download.torrent.metainfo().layout.lengths().pieces();
-            if all && download.torrent.store().is_all_on_disk() {
+            if all && !download.torrent.store().is_all_on_disk() {
+                download.check_unverified();
+            } else if all {
                 finish(&download.torrent, settings).await.map_err(Some)?;
                 download.state = State::Complete;
                 if !settings.quiet {

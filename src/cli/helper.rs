@@ -16,7 +16,7 @@ use super::mount_args::MountArgs;
 use super::settings::Settings;
 use super::{end_mounts, serve, sources, system_mount};
 use crate::fs::{daemon, mountinfo};
-use crate::sys::process::tune_allocator;
+use crate::sys::process::{ignore_file_size_signal, tune_allocator};
 
 const DESCRIPTION: &str = "\
 mount(8) runs this program for `mount -t torrentfs`, and for lines of /etc/fstab
@@ -43,6 +43,9 @@ Mounts of the system:
   exactly cache_dir=DIR. The list of mounts shows the source without passkeys.
 
   Other users mount through fusermount3, as `torrentfs mount` does.
+
+  An NFS server can export a mount. As it is on no disk, its line in
+  /etc/exports needs an fsid: /mnt/film *(ro,fsid=1)
 
 /etc/fstab:
   /srv/film.torrent  /mnt/film  torrentfs  noauto,user,on_demand  0 0
@@ -142,6 +145,7 @@ pub(super) fn definition() -> clap::Command {
 /// Runs `mount.torrentfs` with the arguments of this process, and returns its exit status.
 pub fn run() -> ExitCode {
     tune_allocator();
+    ignore_file_size_signal();
     if std::env::args_os().skip(1).eq([END_ALL]) {
         return report(end_mounts::run().map_err(|failure| (SYSTEM, failure)));
     }

@@ -49,7 +49,7 @@ mod tracker;
 mod unmount;
 mod verify;
 
-use crate::sys::process::tune_allocator;
+use crate::sys::process::{ignore_file_size_signal, tune_allocator};
 use args::{Cli, Command};
 use failure::Failure;
 use log::Verbosity;
@@ -61,6 +61,7 @@ pub use helper::run as run_mount_helper;
 /// Runs `torrentfs` with the arguments of this process, and returns its exit status.
 pub fn run() -> Exit {
     tune_allocator();
+    ignore_file_size_signal();
     let cli = Cli::parse_words(std::env::args_os()).unwrap_or_else(|error| exit_with_usage(&error));
     dispatch(cli).unwrap_or_else(|failure| {
         eprintln!("torrentfs: {failure}");

@@ -112,7 +112,8 @@ HTTP:
   --http-token: a program sends it as \"Authorization: Bearer TOKEN\", a browser
   as the password of any user. A token on the command line is visible to ps, so
   prefer a file. There is no TLS. Name the server by its address or as
-  localhost; other host names are refused.
+  localhost; other host names are refused. It sends 64 files at a time, 32 of
+  them to one address.
 
   The same API is served without a token on a Unix socket that only this user
   and root can access, in /run/torrentfs (root), $XDG_RUNTIME_DIR/torrentfs or

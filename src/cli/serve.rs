@@ -1,6 +1,5 @@
 //! Serving a mount from start to end, in the foreground or as a daemon.
 
-use std::fs::File;
 use std::io::IsTerminal;
 use std::path::Path;
 
@@ -14,6 +13,7 @@ use super::service::{self, Service};
 use crate::fs::Attacher;
 use crate::fs::daemon::{self, Side};
 use crate::library::Source;
+use crate::sys::file::create_anew;
 
 /// Log file of a daemon, in its cache directory. Each mount starts it anew.
 const LOG_FILE: &str = "torrentfs.log";
@@ -97,7 +97,7 @@ pub(super) fn in_child(
     let started = service::open_cache(args).and_then(|cache| {
         // The lock of the cache ensures that no other daemon writes this file.
         let log = cache.dir().join(LOG_FILE);
-        let file = File::create(&log)
+        let file = create_anew(&log)
             .map_err(|error| Failure::new(Exit::Resource, format!("cannot write {}: {error}", log.display())))?;
         log::to_file(verbosity, args.log_format, file)?;
         let runtime = runtime()?;

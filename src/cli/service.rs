@@ -113,6 +113,9 @@ impl Service {
     /// that instead.
     pub(super) async fn ended(&self) -> Result<(), Failure> {
         let mut signals = self.signals.lock().await;
+        if self.blocklist.is_some() {
+            signals.obey_hangup();
+        }
         loop {
             let hangup = tokio::select! {
                 hangup = signals.any() => hangup,

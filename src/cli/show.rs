@@ -16,7 +16,7 @@ use super::sources;
 use super::text::{self, count};
 use crate::discovery::{TrackerClient, fetch_torrent};
 use crate::library::{Source, read_torrent};
-use crate::metainfo::{Document, File, FileKind, Magnet, Metainfo};
+use crate::metainfo::{Document, File, FileKind, MAX_TORRENT_LEN, Magnet, Metainfo};
 use crate::route::Route;
 
 const DESCRIPTION: &str = "\
@@ -70,7 +70,9 @@ pub(super) fn run(args: &ShowArgs) -> Result<(), Failure> {
             Source::Url(url) => {
                 let client =
                     TrackerClient::new(Route::default()).map_err(|error| Failure::new(Exit::Failure, error))?;
-                runtime()?.block_on(fetch_torrent(client.http(), &url)).map_err(|error| failed(&error))?
+                runtime()?
+                    .block_on(fetch_torrent(client.http(), &url, MAX_TORRENT_LEN))
+                    .map_err(|error| failed(&error))?
             }
         }
     };

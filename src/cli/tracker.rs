@@ -195,6 +195,7 @@ pub(super) fn run(args: TrackerArgs, verbosity: Verbosity) -> Result<(), Failure
 
 async fn serve(config: Config) -> Result<(), Failure> {
     let mut signals = Signals::listen()?;
+    signals.obey_hangup();
     let in_terminal = io::stdin().is_terminal();
     let tracker = Tracker::start(config).await.map_err(|error| Failure::new(Exit::Resource, error))?;
     print_start(&tracker);

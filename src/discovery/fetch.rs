@@ -5,7 +5,7 @@ use std::time::Duration;
 use reqwest::Url;
 
 use crate::http::{HttpClient, HttpLimits, Purpose, RequestError};
-use crate::metainfo::{Document, DocumentError, MAX_TORRENT_LEN, Magnet};
+use crate::metainfo::{Document, DocumentError, Magnet};
 use crate::util::printable;
 
 /// The reason why a URL yields no torrent. One line each, without the URL, which may hold a secret.
@@ -27,11 +27,11 @@ pub enum FetchError {
 
 /// Downloads what is at a URL that the user gave, over `client`'s route: a `.torrent` file, perhaps compressed, or a magnet
 /// link, to which the server may also redirect. The request takes at most one minute and the body has at most
-/// [`MAX_TORRENT_LEN`] bytes.
-pub async fn fetch_torrent(client: &HttpClient, url: &str) -> Result<Document, FetchError> {
+/// `max_len` bytes.
+pub async fn fetch_torrent(client: &HttpClient, url: &str, max_len: usize) -> Result<Document, FetchError> {
     let url = Url::parse(url).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
     let url = url.ok_or(FetchError::NotAUrl)?;
-    let limits = HttpLimits { total: Duration::from_secs(60), body: MAX_TORRENT_LEN, ..HttpLimits::default() };
+    let limits = HttpLimits { total: Duration::from_secs(60), body: max_len, ..HttpLimits::default() };
     let client = client.limited(limits).map_err(FetchError::Http)?;
     // The client asks for gzip. The parser decompresses, too, because some servers send it without saying so.
     let (status, body) = match client.get(url, Purpose::User).await {

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use super::source::Source;
 use crate::discovery::{FetchError, fetch_torrent};
@@ -14,6 +14,12 @@ use crate::store::Cache;
 
 /// Time limit for looking up the host name of one peer; name servers answer within a second or not at all.
 const LOOKUP_LIMIT: Duration = Duration::from_secs(5);
+
+/// Longest `.torrent` file that is fetched, in bytes. Servers are strangers; larger files can be added from the disk.
+const MAX_FETCHED_LEN: usize = 16 << 20;
+/// Permits for fetching `.torrent` files, two at the same time, of the whole process: they bound its memory. Parsing one
+/// takes three times its size.
+static FETCHES: Semaphore = Semaphore::const_new(2);
 
 /// An error of adding a torrent. The message is one line, without the source.
 #[derive(Debug, thiserror::Error)]
@@ -62,10 +68,17 @@ impl Resolver<'_> {
     ) -> Result<(Metainfo, Vec<SocketAddr>), AddError> {
         match source {
             Source::Torrent(metainfo) => Ok((*metainfo, Vec::new())),
-            Source::Url(url) => match fetch_torrent(self.session.http(), &url).await? {
-                Document::Torrent(metainfo) => Ok((*metainfo, Vec::new())),
-                Document::Magnet(magnet) => self.resolve_magnet(&magnet, progress).await,
-            },
+            Source::Url(url) => {
+                let document = {
+                    // The semaphore is never closed. The permit is held until the body is parsed.
+                    let _permit = FETCHES.acquire().await;
+                    fetch_torrent(self.session.http(), &url, MAX_FETCHED_LEN).await?
+                };
+                match document {
+                    Document::Torrent(metainfo) => Ok((*metainfo, Vec::new())),
+                    Document::Magnet(magnet) => self.resolve_magnet(&magnet, progress).await,
+                }
+            }
             Source::Magnet(magnet) => self.resolve_magnet(&magnet, progress).await,
             Source::Directory(_) => Err(AddError::Directory),
         }

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use super::Config;
 use super::blocklist::Blocklist;
 use super::half_open::HalfOpen;
-use super::handshake::{Encryption, Handshaken, respond};
+use super::handshake::{DialError, Encryption, Handshaken, respond};
 use super::listen::Sockets;
 use super::stream::Socket;
 use super::utp::Endpoint;
@@ -29,6 +29,10 @@ pub trait Host: Send + Sync + 'static {
 
     /// Takes a connection after its handshake. Must not block.
     fn accept(&self, peer: Handshaken);
+
+    /// Learns that a peer called for a torrent without the encryption that is required. Many clients would try again only
+    /// after a minute, so it should be dialed. The port is 0 if it is not known. Must not block.
+    fn refuse(&self, info_hash: InfoHash, addr: SocketAddr);
 }
 
 /// Accepts connections until it is dropped.
@@ -106,12 +110,22 @@ async fn accept_all(acceptor: Acceptor, encryption: Encryption, blocklist: Arc<B
         }
         let mut slot = half_open.admit(addr.ip());
         let host = host.clone();
+        // A TCP connection comes from a port of its own, a uTP connection from the port on which the peer listens.
+        let dial_addr = match socket {
+            Socket::Tcp(_) => SocketAddr::new(addr.ip(), 0),
+            Socket::Utp(_) => addr,
+        };
         handshakes.spawn(async move {
             let exchange = respond(socket, addr, encryption, |matches| host.find(matches));
             tokio::select! {
                 outcome = exchange => match outcome {
                     Ok(peer) => host.accept(peer),
-                    Err(error) => tracing::debug!(%addr, "incoming connection dropped: {error}"),
+                    Err(error) => {
+                        tracing::debug!(%addr, "incoming connection dropped: {error}");
+                        if let DialError::Plaintext(info_hash) = error {
+                            host.refuse(info_hash, dial_addr);
+                        }
+                    }
                 },
                 () = slot.gives_way() => {
                     tracing::debug!(%addr, "incoming connection dropped: newer ones wait for its slot");

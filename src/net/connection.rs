@@ -3,10 +3,11 @@
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -22,6 +23,9 @@ const BUFFER_MAX: usize = 128 * 1024;
 
 /// Capacity of an outbox, in batches of messages.
 const OUTBOX_CAPACITY: usize = 128;
+/// Maximum number of messages in an outbox, if they are in more than one batch: answers to a peer that sends and does not
+/// read must not fill memory.
+const OUTBOX_MESSAGES: usize = 4096;
 
 /// Messages per batch to the driver. A flood of tiny messages then neither grows the inbox nor occupies the driver for
 /// long.
@@ -52,6 +56,8 @@ pub enum Incoming {
     Messages(Vec<Message>),
     /// A block was written to the socket.
     Sent(Request),
+    /// This number of extension messages was written to the socket.
+    ExtensionsSent(usize),
     /// The connection has ended, for this reason. No event follows.
     Closed(String),
 }
@@ -61,21 +67,61 @@ pub enum Incoming {
 pub struct Connection {
     outbox: Outbox,
     probe: Arc<Notify>,
+    /// Nothing is read from the peer.
+    held: watch::Sender<bool>,
     tasks: Vec<AbortHandle>,
 }
 
 /// The queue of messages to a peer.
 #[derive(Clone, Debug)]
-pub struct Outbox(mpsc::Sender<Vec<Message>>);
+pub struct Outbox {
+    batches: mpsc::Sender<Vec<Message>>,
+    /// Number of messages in the queue; `None` without a socket.
+    unsent: Option<Arc<AtomicUsize>>,
+}
 
 /// The outbox is full, or the connection has ended, which [`Incoming::Closed`] reports. Returns the messages.
 #[derive(Debug)]
 pub struct OutboxFull(pub Vec<Message>);
 
 impl Outbox {
-    /// Queues messages, in order. Never blocks.
+    /// Queues messages, in order. Never blocks. An empty outbox takes any number.
     pub fn send(&self, messages: Vec<Message>) -> Result<(), OutboxFull> {
-        self.0.try_send(messages).map_err(|error| OutboxFull(error.into_inner()))
+        let count = messages.len();
+        if let Some(unsent) = &self.unsent {
+            // Only this side adds.
+            let before = unsent.load(Relaxed);
+            if before > 0 && before + count > OUTBOX_MESSAGES {
+                return Err(OutboxFull(messages));
+            }
+            unsent.fetch_add(count, Relaxed);
+        }
+        self.batches.try_send(messages).map_err(|error| {
+            if let Some(unsent) = &self.unsent {
+                unsent.fetch_sub(count, Relaxed);
+            }
+            OutboxFull(error.into_inner())
+        })
+    }
+}
+
+/// The other end of an [`Outbox`].
+struct Queue {
+    batches: mpsc::Receiver<Vec<Message>>,
+    unsent: Arc<AtomicUsize>,
+}
+
+impl Queue {
+    async fn recv(&mut self) -> Option<Vec<Message>> {
+        let batch = self.batches.recv().await?;
+        self.unsent.fetch_sub(batch.len(), Relaxed);
+        Some(batch)
+    }
+
+    fn try_recv(&mut self) -> Option<Vec<Message>> {
+        let batch = self.batches.try_recv().ok()?;
+        self.unsent.fetch_sub(batch.len(), Relaxed);
+        Some(batch)
     }
 }
 
@@ -89,37 +135,46 @@ impl Connection {
         inbox: mpsc::Sender<(K, Incoming)>,
     ) -> Self {
         let (read, write) = peer.stream.into_split();
-        let (outbox, queue) = mpsc::channel(OUTBOX_CAPACITY);
+        let (batches, queue) = mpsc::channel(OUTBOX_CAPACITY);
+        let unsent = Arc::new(AtomicUsize::new(0));
+        let outbox = Outbox { batches, unsent: Some(unsent.clone()) };
         let decoder = Decoder::new(pieces);
         let probe = Arc::new(Notify::new());
+        let (held, may_read) = watch::channel(false);
         let reading = tokio::spawn({
             let (limits, inbox) = (limits.clone(), inbox.clone());
             async move {
-                let ended = receive(read, decoder, &limits, key, &inbox).await;
+                let ended = receive(read, decoder, may_read, &limits, key, &inbox).await;
                 let why = ended.map_or_else(|error| error.to_string(), |()| "closed by the peer".into());
                 let _ = inbox.send((key, Incoming::Closed(why))).await;
             }
         });
         let probes = probe.clone();
         let writing = tokio::spawn(async move {
-            if let Err(error) = transmit(write, queue, &probes, &limits, key, &inbox).await {
+            if let Err(error) = transmit(write, Queue { batches: queue, unsent }, &probes, &limits, key, &inbox).await {
                 let _ = inbox.send((key, Incoming::Closed(error.to_string()))).await;
             }
         });
-        Self { outbox: Outbox(outbox), probe, tasks: vec![reading.abort_handle(), writing.abort_handle()] }
+        Self { outbox, probe, held, tasks: vec![reading.abort_handle(), writing.abort_handle()] }
     }
 
     /// Creates a connection without a socket. `spawn` starts a task that receives the messages to the peer and acts as
     /// the peer. The task is aborted when the connection is dropped.
     pub fn without_socket(spawn: impl FnOnce(mpsc::Receiver<Vec<Message>>) -> AbortHandle) -> Self {
-        let (outbox, queue) = mpsc::channel(OUTBOX_CAPACITY);
-        Self { outbox: Outbox(outbox), probe: Arc::default(), tasks: vec![spawn(queue)] }
+        let (batches, queue) = mpsc::channel(OUTBOX_CAPACITY);
+        let outbox = Outbox { batches, unsent: None };
+        Self { outbox, probe: Arc::default(), held: watch::Sender::new(false), tasks: vec![spawn(queue)] }
     }
 
     /// Sends a keep-alive. If the peer's machine does not acknowledge it within some seconds, the connection is closed:
     /// it died while we slept.
     pub fn probe(&self) {
         self.probe.notify_one();
+    }
+
+    /// Stops reading from the peer, or reads on. What was read before still arrives.
+    pub fn hold(&self, hold: bool) {
+        self.held.send_replace(hold);
     }
 
     /// Returns the queue of messages to this peer.
@@ -147,6 +202,7 @@ enum ReceiveError {
 async fn receive<K: Copy>(
     mut socket: ReadHalf,
     mut decoder: Decoder,
+    mut held: watch::Receiver<bool>,
     limits: &Limits,
     key: K,
     inbox: &mpsc::Sender<(K, Incoming)>,
@@ -155,6 +211,9 @@ async fn receive<K: Copy>(
     let message_limit = RateLimit::new(MAX_MESSAGE_RATE);
     loop {
         loop {
+            if held.wait_for(|held| !held).await.is_err() {
+                return Ok(());
+            }
             let mut messages = Vec::new();
             while messages.len() < BATCH
                 && let Some(message) = decoder.decode(&mut buffer)?
@@ -204,7 +263,7 @@ fn make_room(buffer: &mut BytesMut, want: usize) {
 
 async fn transmit<K: Copy>(
     mut socket: WriteHalf,
-    mut queue: mpsc::Receiver<Vec<Message>>,
+    mut queue: Queue,
     probes: &Notify,
     limits: &Limits,
     key: K,
@@ -222,11 +281,14 @@ async fn transmit<K: Copy>(
             biased;
             batch = queue.recv() => {
                 let Some(batch) = batch else { return Ok(()) };
-                sort(batch, &mut pending, &mut blocks);
-                while pending.len() < WRITE_BATCH && let Ok(batch) = queue.try_recv() {
-                    sort(batch, &mut pending, &mut blocks);
+                let mut extensions = sort(batch, &mut pending, &mut blocks);
+                while pending.len() < WRITE_BATCH && let Some(batch) = queue.try_recv() {
+                    extensions += sort(batch, &mut pending, &mut blocks);
                 }
                 in_time(socket.write_all(&mut pending)).await?;
+                if extensions > 0 {
+                    let _ = inbox.send((key, Incoming::ExtensionsSent(extensions))).await;
+                }
             }
             () = socket.keep_alive_due() => {
                 wire::encode(&Message::KeepAlive, &mut pending);
@@ -255,8 +317,11 @@ async fn transmit<K: Copy>(
     }
 }
 
-fn sort(batch: Vec<Message>, small: &mut BytesMut, blocks: &mut VecDeque<(Request, Bytes)>) {
+/// Encodes the messages of a batch, except its blocks. Returns the number of extension messages among them.
+fn sort(batch: Vec<Message>, small: &mut BytesMut, blocks: &mut VecDeque<(Request, Bytes)>) -> usize {
+    let mut extensions = 0;
     for message in batch {
+        extensions += usize::from(matches!(message, Message::Extended { .. }));
         match message {
             Message::Piece { piece, begin, data } => {
                 blocks.push_back((Request { piece, begin, length: data.len() as u32 }, data));
@@ -264,6 +329,7 @@ fn sort(batch: Vec<Message>, small: &mut BytesMut, blocks: &mut VecDeque<(Reques
             message => wire::encode(&message, small),
         }
     }
+    extensions
 }
 
 async fn in_time(write: impl Future<Output = io::Result<()>>) -> io::Result<()> {
@@ -370,7 +436,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_stalled_peer_fills_its_outbox_and_no_message_is_lost() {
-        let (connection, _inbox, mut peer) = connection(Limits::new(0, 0)).await;
+        let (connection, mut inbox, mut peer) = connection(Limits::new(0, 0)).await;
+        tokio::spawn(async move { while inbox.recv().await.is_some() {} });
         let ballast = Message::Extended { id: 1, payload: vec![0; 65_536].into() };
         let mut sent = 0;
         let refused = loop {

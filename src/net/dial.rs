@@ -19,6 +19,7 @@ use tokio::time::{sleep, timeout};
 use super::Config;
 use super::blocklist::Blocklist;
 use super::handshake::{DialError, Encryption, Handshaken, initiate};
+use super::mse::MseError;
 use super::proxy::{self, ProxyError};
 use super::stream::{Socket, Transport};
 use super::tcp;
@@ -170,6 +171,13 @@ impl Dialer {
                 _ => {}
             }
             result
+        };
+        let attempt = async |encrypted| {
+            match attempt(encrypted).await {
+                // One in 256. The next one fails in this way as rarely.
+                Err(DialError::Mse(MseError::ShortSecret)) => attempt(encrypted).await,
+                result => result,
+            }
         };
         match (attempt(encrypted).await, other) {
             (Err(DialError::Closed(_) | DialError::Wire(_) | DialError::Mse(_)), Some(other)) => attempt(other).await,

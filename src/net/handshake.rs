@@ -80,9 +80,9 @@ pub enum DialError {
     /// An incoming handshake asks for a torrent that we do not have.
     #[error("it asks for a torrent that we do not have ({0})")]
     UnknownTorrent(InfoHash),
-    /// An incoming plaintext handshake although encryption is required.
+    /// An incoming plaintext handshake for this torrent although encryption is required.
     #[error("it uses plaintext, but encryption is required")]
-    Plaintext,
+    Plaintext(InfoHash),
     /// An incoming encrypted handshake although encryption is off.
     #[error("it uses encryption, which is off")]
     Encrypted,
@@ -176,7 +176,11 @@ pub(super) async fn respond(
         };
         let (ciphers, early) = match (encrypted, encryption) {
             (true, Encryption::Off) => return Err(DialError::Encrypted),
-            (false, Encryption::Require) => return Err(DialError::Plaintext),
+            (false, Encryption::Require) => {
+                // The rest is only read: the peer learns nothing of us.
+                let theirs = Handshake::decode(&Stream::new(socket, None, input).read_array().await?)?;
+                return Err(DialError::Plaintext(theirs.info_hash));
+            }
             (true, _) => respond_with_encryption(&mut socket, input, encryption.methods(), &find).await?,
             (false, _) => (None, input),
         };

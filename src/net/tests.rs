@@ -46,6 +46,8 @@ impl Host for Torrents {
     fn accept(&self, peer: Handshaken) {
         let _ = self.0.send(peer);
     }
+
+    fn refuse(&self, _: InfoHash, _: SocketAddr) {}
 }
 
 /// The accepting end.
@@ -137,7 +139,7 @@ async fn every_kind_of_stream_carries_messages_both_ways() {
                 (end, Incoming::Messages(messages)) => {
                     received[usize::from(end)].extend(messages.into_iter().filter(|m| *m != Message::KeepAlive));
                 }
-                (_, Incoming::Sent(_)) => {}
+                (_, Incoming::Sent(_) | Incoming::ExtensionsSent(_)) => {}
                 (end, Incoming::Closed(why)) => panic!("{end} over {transport}: {why}"),
             }
         }

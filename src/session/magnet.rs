@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::context::Context;
 use super::error::SessionError;
+use super::registry::{Call, IncomingConnections};
 use super::sources::{Finders, Found, Sources, tracker_fault};
 use crate::discovery::Transferred;
 use crate::metainfo::{InfoHash, MAX_PIECES, Magnet, Metainfo, MetainfoError};
@@ -106,7 +107,7 @@ fn describe(progress: &MetadataProgress, fault: Option<String>) -> String {
 struct Inputs {
     inbox: mpsc::Receiver<(PeerKey, Incoming)>,
     dialed: mpsc::Receiver<(SocketAddr, Result<Handshaken, DialError>)>,
-    incoming: mpsc::Receiver<Box<Handshaken>>,
+    incoming: IncomingConnections,
     found: Found,
 }
 
@@ -146,7 +147,11 @@ impl ResolverDriver<'_> {
                         self.dispatch(ResolverEvent::ConnectFailed(addr))
                     }
                 },
-                Some(peer) = inputs.incoming.recv() => self.connected(*peer, Direction::Incoming),
+                Some(call) = inputs.incoming.recv() => match call {
+                    Call::Connected(peer) => self.connected(*peer, Direction::Incoming),
+                    Call::Refused(addr) if addr.port() != 0 => self.dispatch(ResolverEvent::PeersFound(vec![addr])),
+                    Call::Refused(_) => None,
+                },
                 Some((_, addrs)) = inputs.found.recv() => self.dispatch(ResolverEvent::PeersFound(addrs)),
                 _ = timer.tick() => self.dispatch(ResolverEvent::Tick),
             };
@@ -214,7 +219,7 @@ impl ResolverDriver<'_> {
             Incoming::Messages(messages) => {
                 messages.into_iter().find_map(|message| self.dispatch(ResolverEvent::Message(key, message)))
             }
-            Incoming::Sent(_) => None,
+            Incoming::Sent(_) | Incoming::ExtensionsSent(_) => None,
             Incoming::Closed(why) => {
                 tracing::debug!(?key, "connection lost: {why}");
                 self.peers.remove(&key);

@@ -1,6 +1,7 @@
 //! The torrents of a session by info hash: which one an incoming connection is for.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::mpsc;
@@ -15,8 +16,17 @@ use crate::wire::{Handshake, PeerId};
 /// dropped.
 const INCOMING: usize = 16;
 
+/// A peer that called us.
+#[derive(Debug)]
+pub(super) enum Call {
+    /// Its connection; boxed to keep the channel small.
+    Connected(Box<Handshaken>),
+    /// It was refused, because it did not use the encryption that is required, and may be dialed here; port 0: unknown.
+    Refused(SocketAddr),
+}
+
 /// The incoming connections of one torrent.
-pub(super) type IncomingConnections = mpsc::Receiver<Box<Handshaken>>;
+pub(super) type IncomingConnections = mpsc::Receiver<Call>;
 
 /// Where the listener delivers incoming connections.
 pub(super) struct Registry {
@@ -27,7 +37,7 @@ pub(super) struct Registry {
 }
 
 struct Entry {
-    incoming: mpsc::Sender<Box<Handshaken>>,
+    incoming: mpsc::Sender<Call>,
     /// The torrent itself, rather than a search for its metadata, which a torrent replaces.
     is_torrent: bool,
 }
@@ -65,7 +75,7 @@ impl Registry {
         &self,
         info_hash: InfoHash,
         is_torrent: bool,
-    ) -> Result<(mpsc::Sender<Box<Handshaken>>, IncomingConnections), SessionError> {
+    ) -> Result<(mpsc::Sender<Call>, IncomingConnections), SessionError> {
         let (sender, incoming) = mpsc::channel(INCOMING);
         let mut entries = lock(&self.entries);
         if entries.get(&info_hash).is_some_and(|entry| entry.is_torrent) {
@@ -89,7 +99,13 @@ impl Host for Registry {
 
     fn accept(&self, peer: Handshaken) {
         if let Some(entry) = lock(&self.entries).get(&peer.theirs.info_hash) {
-            let _ = entry.incoming.try_send(Box::new(peer));
+            let _ = entry.incoming.try_send(Call::Connected(Box::new(peer)));
+        }
+    }
+
+    fn refuse(&self, info_hash: InfoHash, addr: SocketAddr) {
+        if let Some(entry) = lock(&self.entries).get(&info_hash) {
+            let _ = entry.incoming.try_send(Call::Refused(addr));
         }
     }
 }
@@ -98,7 +114,7 @@ impl Host for Registry {
 pub(super) struct Registration {
     registry: Arc<Registry>,
     info_hash: InfoHash,
-    incoming: mpsc::Sender<Box<Handshaken>>,
+    incoming: mpsc::Sender<Call>,
 }
 
 impl Drop for Registration {

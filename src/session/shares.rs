@@ -6,19 +6,23 @@
 //! reader waits for blocks that are on their way, the swarms of the torrents that nobody reads yield: what that means is up
 //! to their policy.
 //!
+//! A piece may be larger than what is left of that memory, or than all of it. So one torrent at a time may exceed the
+//! limit by one piece. It passes this right on when it has finished a piece, or has received nothing for
+//! [`OVERDRAFT_STALLED`].
+//!
 //! So the memory of a session is: all pieces, finished or not, have `CacheConfig::memory` together; only if that is
-//! less than [`MAX_PARTIAL`], or if more than a few torrents are being read ([`MIN_PARTIAL`]), unfinished pieces may
-//! take more. In addition: 128 KiB for each fast connection, 1 MiB of messages waiting for the task of each torrent
+//! less than [`MAX_PARTIAL`], or if more than a few torrents are being read ([`MIN_PARTIAL`]), or for that one piece,
+//! unfinished pieces may take more. In addition: 128 KiB for each fast connection, 1 MiB of messages waiting for the task of each torrent
 //! that receives (`net::connection`, `driver::start`), and for each idle torrent its metainfo and 30 KiB.
 //!
-//! Everything is counted without a lock. Torrents read a count and then take, so a limit may be exceeded by what a few
+//! Everything but that right is counted without a lock. Torrents read a count and then take, so a limit may be exceeded by what a few
 //! of them take in one turn, and the memory limit by pieces that were started before other torrents were read.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::util::align_to_tick;
+use crate::util::{align_to_tick, lock};
 
 /// Maximum number of connections of a session, those being made included: well below the usual limit of 1,024 open
 /// files.
@@ -36,6 +40,10 @@ const MIN_PEERS: usize = 4;
 pub(super) const MAX_PARTIAL: u64 = 32 << 20;
 /// Bytes of unfinished pieces that a torrent being read may always have.
 const MIN_PARTIAL: u64 = 2 << 20;
+/// How long the torrent that may exceed the memory limit may receive nothing before another may.
+const OVERDRAFT_STALLED: Duration = Duration::from_secs(10);
+/// How long a torrent that has passed that right on leaves it to others: longer than the second after which they ask.
+const OVERDRAFT_PAUSE: Duration = Duration::from_secs(3);
 /// How long a report that a reader waits holds: it is repeated every second, and must not lapse between two reports.
 const WAITING: Duration = Duration::from_secs(2);
 
@@ -51,6 +59,41 @@ pub(super) struct Shares {
     begin: Instant,
     /// Until when background fetching is suppressed, in milliseconds since `begin`.
     waiting: AtomicU64,
+    next_id: AtomicU64,
+    overdraft: Mutex<Overdraft>,
+}
+
+/// The right to exceed the memory limit by one piece.
+#[derive(Debug, Default)]
+struct Overdraft {
+    /// The torrent that has it.
+    holder: Option<u64>,
+    /// When the holder last received something.
+    active: Option<Instant>,
+    /// Another torrent wants it.
+    contested: bool,
+    /// The torrent that has passed it on, and when.
+    before: Option<(u64, Instant)>,
+}
+
+impl Overdraft {
+    /// Takes the right, unless another torrent has it or waits for it. Returns whether the torrent has it now.
+    fn take(&mut self, now: Instant, id: u64) -> bool {
+        let since = |then: Instant| now.saturating_duration_since(then);
+        match self.holder {
+            Some(holder) if holder == id => return true,
+            Some(_) if self.active.is_some_and(|at| since(at) < OVERDRAFT_STALLED) => {
+                self.contested = true;
+                return false;
+            }
+            None if self.before.is_some_and(|(before, at)| before == id && since(at) < OVERDRAFT_PAUSE) => {
+                return false;
+            }
+            _ => {}
+        }
+        *self = Self { holder: Some(id), active: Some(now), ..Self::default() };
+        true
+    }
 }
 
 impl Shares {
@@ -63,6 +106,8 @@ impl Shares {
             reading: AtomicUsize::new(0),
             begin: Instant::now(),
             waiting: AtomicU64::new(0),
+            next_id: AtomicU64::new(0),
+            overdraft: Mutex::default(),
         }
     }
 
@@ -75,10 +120,22 @@ impl Shares {
 #[derive(Debug)]
 pub(super) struct Share {
     shares: Arc<Shares>,
+    id: u64,
+    /// Length of the torrent's pieces in bytes.
+    piece: u64,
     connections: usize,
     partial: u64,
     reading: bool,
     queued: bool,
+}
+
+/// What a torrent needs at this moment.
+#[derive(Clone, Copy, Default, Debug)]
+pub(super) struct Demand {
+    /// It could begin a piece if it had room for it.
+    pub(super) starved: bool,
+    /// It receives blocks.
+    pub(super) receives: bool,
 }
 
 /// The limits of one torrent at this moment.
@@ -97,8 +154,10 @@ pub(super) struct Allowed {
 }
 
 impl Share {
-    pub(super) fn new(shares: Arc<Shares>) -> Self {
-        Self { shares, connections: 0, partial: 0, reading: false, queued: false }
+    /// Returns the share of a torrent with pieces of `piece` bytes.
+    pub(super) fn new(shares: Arc<Shares>, piece: u64) -> Self {
+        let id = shares.next_id.fetch_add(1, Relaxed);
+        Self { shares, id, piece, connections: 0, partial: 0, reading: false, queued: false }
     }
 
     /// Records what the torrent uses now, and whether it is being read or waits for its turn to download.
@@ -136,8 +195,32 @@ impl Share {
         align_to_tick(self.shares.begin, at)
     }
 
+    /// Records that the torrent has finished a piece. Returns whether it may use less now.
+    pub(super) fn piece_done(&self, now: Instant) -> bool {
+        let mut overdraft = lock(&self.shares.overdraft);
+        let passes_on = overdraft.holder == Some(self.id) && overdraft.contested;
+        if passes_on {
+            *overdraft = Overdraft { before: Some((self.id, now)), ..Overdraft::default() };
+        }
+        passes_on
+    }
+
+    /// Returns the bytes that background fetching may use, of `left` that the limit leaves it.
+    fn background(&self, now: Instant, left: u64, demand: Demand) -> u64 {
+        let mut overdraft = lock(&self.shares.overdraft);
+        if overdraft.holder == Some(self.id) {
+            if left >= self.piece {
+                *overdraft = Overdraft::default();
+            } else if demand.receives {
+                overdraft.active = Some(now);
+            }
+        }
+        let wants = overdraft.holder == Some(self.id) || demand.starved;
+        if left < self.piece && wants && overdraft.take(now, self.id) { self.piece } else { left }
+    }
+
     /// Returns what the torrent may use. It gets nothing that others still use, even if they have to give it back.
-    pub(super) fn allowed(&self, now: Instant) -> Allowed {
+    pub(super) fn allowed(&self, now: Instant, demand: Demand) -> Allowed {
         let Shares { memory, connections, partial, reading, waiting, .. } = &*self.shares;
         let (all, reading) = (connections.load(Relaxed), reading.load(Relaxed).max(1));
         let limit = match (self.reading, self.queued) {
@@ -153,14 +236,20 @@ impl Share {
         let shed = !self.reading && all >= crowded && self.connections > MIN_PEERS;
         let most = (memory / reading as u64).clamp(MIN_PARTIAL, MAX_PARTIAL);
         let yielding = !self.reading && waiting.load(Relaxed) > self.shares.since(now);
-        let free = memory.saturating_sub(partial.load(Relaxed));
-        Allowed { peers, shed, partial: most, background: self.partial + free, yielding }
+        // What the others leave of the memory. They may have exceeded it.
+        let left = (memory + self.partial).saturating_sub(partial.load(Relaxed));
+        let background = self.background(now, left, demand);
+        Allowed { peers, shed, partial: most, background, yielding }
     }
 }
 
 impl Drop for Share {
     fn drop(&mut self) {
         self.set(0, 0, false, false);
+        let mut overdraft = lock(&self.shares.overdraft);
+        if overdraft.holder == Some(self.id) {
+            *overdraft = Overdraft::default();
+        }
     }
 }
 
@@ -169,43 +258,47 @@ mod tests {
     use super::*;
 
     const MEMORY: u64 = 64 << 20;
+    const PIECE: u64 = 1 << 20;
+    const IDLE: Demand = Demand { starved: false, receives: false };
+    const STARVED: Demand = Demand { starved: true, receives: false };
+    const RECEIVES: Demand = Demand { starved: false, receives: true };
 
     #[test]
     fn a_single_torrent_gets_everything() {
         let (shares, now) = (Arc::new(Shares::new(1 << 20)), Instant::now());
-        let mut only = Share::new(shares);
+        let mut only = Share::new(shares, PIECE);
         for reading in [false, true] {
             only.set(MAX_PEERS, MAX_PARTIAL, reading, false);
             let (partial, background) = (MAX_PARTIAL, MAX_PARTIAL);
             let expected = Allowed { peers: MAX_PEERS, shed: false, partial, background, yielding: false };
-            assert_eq!(only.allowed(now), expected);
+            assert_eq!(only.allowed(now, IDLE), expected);
         }
         // Its own readers do not suppress it.
         only.set_waiting(now);
-        assert!(!only.allowed(now).yielding);
+        assert!(!only.allowed(now, IDLE).yielding);
     }
 
     #[test]
     fn connections_are_reserved_for_torrents_being_read() {
         let (shares, now) = (Arc::new(Shares::new(MEMORY)), Instant::now());
-        let mut idle: Vec<Share> = (0..5).map(|_| Share::new(shares.clone())).collect();
+        let mut idle: Vec<Share> = (0..5).map(|_| Share::new(shares.clone(), PIECE)).collect();
         for share in &mut idle {
-            share.set(share.allowed(now).peers, 0, false, false);
+            share.set(share.allowed(now, IDLE).peers, 0, false, false);
         }
         assert_eq!(idle.iter().map(|share| share.connections).sum::<usize>(), CONNECTIONS - RESERVED);
-        let mut read = Share::new(shares.clone());
+        let mut read = Share::new(shares.clone(), PIECE);
         read.set(0, 0, true, false);
-        let places = read.allowed(now).peers;
+        let places = read.allowed(now, IDLE).peers;
         assert_eq!(places, RESERVED);
-        assert!(!idle[0].allowed(now).shed);
+        assert!(!idle[0].allowed(now, IDLE).shed);
         read.set(places, 0, true, false);
         // Now all are taken: another torrent being read gets its first few, and the idle ones have to close some.
-        let mut second = Share::new(shares.clone());
+        let mut second = Share::new(shares.clone(), PIECE);
         second.set(0, 0, true, false);
-        assert_eq!(second.allowed(now).peers, MIN_PEERS);
-        assert!(idle[0].allowed(now).shed && !idle[4].allowed(now).shed && !read.allowed(now).shed);
+        assert_eq!(second.allowed(now, IDLE).peers, MIN_PEERS);
+        assert!(idle[0].allowed(now, IDLE).shed && !idle[4].allowed(now, IDLE).shed && !read.allowed(now, IDLE).shed);
         drop(idle);
-        assert_eq!(second.allowed(now).peers, MAX_PEERS);
+        assert_eq!(second.allowed(now, IDLE).peers, MAX_PEERS);
         drop((read, second));
         assert_eq!((shares.connections.load(Relaxed), shares.reading.load(Relaxed)), (0, 0));
     }
@@ -213,34 +306,81 @@ mod tests {
     #[test]
     fn torrents_that_wait_for_their_turn_leave_connections_to_those_that_download() {
         let (shares, now) = (Arc::new(Shares::new(MEMORY)), Instant::now());
-        let mut queued: Vec<Share> = (0..50).map(|_| Share::new(shares.clone())).collect();
+        let mut queued: Vec<Share> = (0..50).map(|_| Share::new(shares.clone(), PIECE)).collect();
         for share in &mut queued {
             share.set(0, 0, false, true);
-            share.set(share.allowed(now).peers, 0, false, true);
+            share.set(share.allowed(now, IDLE).peers, 0, false, true);
         }
         let free = CONNECTIONS - RESERVED - queued.iter().map(|share| share.connections).sum::<usize>();
         assert_eq!(free, RESERVED_FROM_QUEUED);
-        let mut active = Share::new(shares.clone());
-        assert_eq!(active.allowed(now).peers, MAX_PEERS);
+        let mut active = Share::new(shares.clone(), PIECE);
+        assert_eq!(active.allowed(now, IDLE).peers, MAX_PEERS);
         active.set(free - 1, 0, false, false);
-        assert!(!queued[0].allowed(now).shed);
+        assert!(!queued[0].allowed(now, IDLE).shed);
         active.set(free, 0, false, false);
-        assert!(queued[0].allowed(now).shed && !active.allowed(now).shed);
+        assert!(queued[0].allowed(now, IDLE).shed && !active.allowed(now, IDLE).shed);
         queued[0].set(MAX_PEERS, 0, true, true);
-        assert!(!queued[0].allowed(now).shed, "a reader comes first");
+        assert!(!queued[0].allowed(now, IDLE).shed, "a reader comes first");
     }
 
     #[test]
     fn memory_is_shared_and_torrents_yield_to_readers() {
         let (shares, now) = (Arc::new(Shares::new(MEMORY)), Instant::now());
-        let mut all: Vec<Share> = (0..10).map(|_| Share::new(shares.clone())).collect();
+        let mut all: Vec<Share> = (0..10).map(|_| Share::new(shares.clone(), PIECE)).collect();
         all.iter_mut().for_each(|share| share.set(1, 0, true, false));
-        assert_eq!(all[0].allowed(now).partial, MEMORY / 10);
+        assert_eq!(all[0].allowed(now, IDLE).partial, MEMORY / 10);
         all.iter_mut().take(8).for_each(|share| share.set(1, 5 << 20, false, false));
-        assert_eq!(all[0].allowed(now).partial, MAX_PARTIAL);
-        assert_eq!(all[0].allowed(now).background, (5 << 20) + MEMORY - (40 << 20));
+        assert_eq!(all[0].allowed(now, IDLE).partial, MAX_PARTIAL);
+        assert_eq!(all[0].allowed(now, IDLE).background, (5 << 20) + MEMORY - (40 << 20));
         all[9].set_waiting(now);
-        assert!(all[0].allowed(now).yielding && !all[8].allowed(now).yielding);
-        assert!(!all[0].allowed(now + WAITING * 2).yielding);
+        assert!(all[0].allowed(now, IDLE).yielding && !all[8].allowed(now, IDLE).yielding);
+        assert!(!all[0].allowed(now + WAITING * 2, IDLE).yielding);
+    }
+
+    #[test]
+    fn a_piece_larger_than_the_memory_is_fetched_in_one_torrent_at_a_time() {
+        let (shares, mut now) = (Arc::new(Shares::new(0)), Instant::now());
+        let large = 4 * MAX_PARTIAL;
+        let mut all: Vec<Share> = (0..3).map(|_| Share::new(shares.clone(), large)).collect();
+        assert_eq!(all[0].allowed(now, IDLE).background, MAX_PARTIAL, "not asked for");
+        assert_eq!(all[0].allowed(now, STARVED).background, large);
+        all[0].set(1, large, false, false);
+        // It keeps the right while it receives and nobody else wants it.
+        for _ in 0..100 {
+            now += Duration::from_secs(1);
+            assert_eq!(all[0].allowed(now, RECEIVES).background, large);
+        }
+        assert!(!all[0].piece_done(now));
+        assert_eq!(all[0].allowed(now, RECEIVES).background, large);
+        // Another wants it, and gets it with the next piece.
+        let others = all[1].allowed(now, STARVED).background;
+        assert_eq!((others, all[0].allowed(now, RECEIVES).background), (0, large));
+        all[0].set(1, 0, false, false);
+        assert!(all[0].piece_done(now));
+        assert_eq!(all[0].allowed(now, STARVED).background, MAX_PARTIAL);
+        assert_eq!(all[1].allowed(now, STARVED).background, large);
+        assert_eq!(all[0].allowed(now, STARVED).background, MAX_PARTIAL, "refused");
+        // One that receives nothing loses it.
+        all[1].set(1, large, false, false);
+        now += OVERDRAFT_STALLED;
+        assert_eq!(all[2].allowed(now, STARVED).background, large);
+        // One that leaves returns it.
+        all.pop();
+        assert_eq!(all[0].allowed(now, STARVED).background, large);
+    }
+
+    /// Torrents that wait for peers may hold all memory in unfinished pieces.
+    #[test]
+    fn a_torrent_advances_although_others_hold_all_memory() {
+        let (shares, now) = (Arc::new(Shares::new(MEMORY)), Instant::now());
+        let mut stalled = Share::new(shares.clone(), PIECE);
+        stalled.set(0, MEMORY, false, false);
+        let share = Share::new(shares, PIECE);
+        assert_eq!(share.allowed(now, IDLE).background, 0);
+        assert_eq!(share.allowed(now, STARVED).background, PIECE);
+        // It returns the right when there is room for it.
+        drop(stalled);
+        assert_eq!(share.allowed(now, STARVED).background, MEMORY);
+        assert_eq!(lock(&share.shares.overdraft).holder, None);
     }
 }

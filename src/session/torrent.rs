@@ -70,7 +70,7 @@ impl Torrent {
     }
 
     /// Returns the torrent's part of the cache.
-    pub(crate) fn store(&self) -> &TorrentStore {
+    pub(crate) fn store(&self) -> &Arc<TorrentStore> {
         &self.store
     }
 

@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::buffer::{BufferPool, PieceBuf};
-use super::dir::{make_dir, scan, take_lock};
+use super::dir::{make_cache_dir, scan, take_lock};
 use super::error::{StoreError, io_error};
 use super::files::Handles;
 use super::health::{DiskError, DiskState, Health};
@@ -112,14 +112,14 @@ impl Cache {
     /// Opens a directory that other processes use too, for torrents whose files are elsewhere
     /// ([`Place`](super::Place)). Nothing is counted or evicted. Blocking.
     pub fn open_shared(dir: PathBuf, memory: u64) -> Result<Arc<Cache>, StoreError> {
-        make_dir(&dir)?;
+        make_cache_dir(&dir)?;
         Self::with_maintenance(Self::new(dir, None, memory, Ledger::default(), 0, None))
     }
 
     /// Like [`Self::open`], but without the maintenance thread: the caller calls [`Self::maintain`].
     pub(super) fn open_unmaintained(config: CacheConfig) -> Result<Arc<Cache>, StoreError> {
         let CacheConfig { dir, disk_limit, memory } = config;
-        make_dir(&dir)?;
+        make_cache_dir(&dir)?;
         let lock_file = take_lock(&dir)?;
         let (inactive, clock) = scan(&dir)?;
         Ok(Self::new(dir, disk_limit, memory, Ledger::new(inactive), clock, Some(lock_file)))
@@ -259,7 +259,7 @@ impl Cache {
         let mut written = torrent.write(&self.handles, piece, bytes);
         match &written {
             Ok(_) if disk == DiskState::Working => self.health.report_success(begun),
-            Err(error) if disk == DiskState::Working && reserve == Reserve::OverLimit && error.is_full() => {
+            Err(error) if disk == DiskState::Working && reserve == Reserve::OverLimit && error.can_make_room() => {
                 self.report(error);
                 self.evict_bytes(len);
                 written = torrent.write(&self.handles, piece, bytes);
@@ -406,7 +406,7 @@ impl Cache {
     /// Runs one round of maintenance: writes changed state, enforces the limit, and retries failed writes.
     pub(super) fn maintain(&self, now: Instant) {
         for torrent in self.torrents() {
-            torrent.start_writeback(&self.handles);
+            self.ok_or_report(torrent.start_writeback(&self.handles));
             if self.health.state(now) == DiskState::Working {
                 self.ok_or_report(torrent.save_hint(&self.handles, &self.clock, now));
             }

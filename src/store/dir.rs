@@ -1,8 +1,8 @@
 //! Cache directories: created, locked against other processes, and counted at start.
 
 use std::collections::HashMap;
-use std::fs::{self, DirBuilder, File, TryLockError};
-use std::io::{Read, Write};
+use std::fs::{self, DirBuilder, File, Metadata, TryLockError};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -10,19 +10,46 @@ use super::error::{StoreError, io_error};
 use super::ledger::InactiveTorrent;
 use super::state::Saved;
 use crate::metainfo::InfoHash;
+use crate::sys::file::open_regular;
+use crate::sys::process::user;
 
 /// Limit on the files examined to size a directory without a readable state file, to bound the time of a start.
 const MAX_SIZED: usize = 1 << 20;
 
-pub(super) fn make_dir(dir: &Path) -> Result<(), StoreError> {
+/// Creates the cache directory, which the user may have given as a symbolic link. Root refuses one of another user, who
+/// could redirect what root writes there.
+pub(super) fn make_cache_dir(dir: &Path) -> Result<(), StoreError> {
+    create(dir)?;
+    check_owner(dir, &dir.metadata().map_err(io_error("examine", dir))?)
+}
+
+/// Creates a directory in the cache directory. Refuses a symbolic link in its place, and for root a directory of another
+/// user.
+pub(super) fn make_own_dir(dir: &Path) -> Result<(), StoreError> {
+    create(dir)?;
+    let about = dir.symlink_metadata().map_err(io_error("examine", dir))?;
+    if !about.is_dir() {
+        return Err(io_error("use", dir)(io::Error::other("it is a symbolic link")));
+    }
+    check_owner(dir, &about)
+}
+
+fn create(dir: &Path) -> Result<(), StoreError> {
     DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io_error("make directory", dir))
+}
+
+fn check_owner(dir: &Path, about: &Metadata) -> Result<(), StoreError> {
+    if user() == 0 && about.uid() != 0 {
+        return Err(StoreError::Owner { dir: dir.to_owned(), user: about.uid() });
+    }
+    Ok(())
 }
 
 /// Locks a directory, because only one process at a time may count and evict in it.
 pub(super) fn take_lock(dir: &Path) -> Result<File, StoreError> {
     let path = dir.join("lock");
     let mut options = File::options();
-    let opened = options.read(true).write(true).create(true).truncate(false).open(&path);
+    let opened = open_regular(&path, options.read(true).write(true).create(true).truncate(false));
     let mut file = opened.map_err(io_error("open", &path))?;
     match file.try_lock() {
         Ok(()) => {}
@@ -50,11 +77,16 @@ pub(super) fn scan(dir: &Path) -> Result<(HashMap<InfoHash, InactiveTorrent>, u6
         let Some(info_hash) = entry.file_name().to_str().and_then(|name| name.parse::<InfoHash>().ok()) else {
             continue;
         };
+        if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            continue;
+        }
         let torrent_dir = entry.path();
         let found = match Saved::load(&torrent_dir.join("state")) {
             Ok(Some(saved)) if saved.info_hash == info_hash => {
                 clock = clock.max(saved.clock);
-                InactiveTorrent { bytes: saved.bytes, last_use: saved.last_use }
+                // After a kill there may be more than the state knows.
+                let bytes = if saved.closed { saved.bytes } else { saved.bytes.max(size_of(torrent_dir)) };
+                InactiveTorrent { bytes, last_use: saved.last_use }
             }
             _ => InactiveTorrent { bytes: size_of(torrent_dir), last_use: 0 },
         };

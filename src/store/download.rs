@@ -11,13 +11,12 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use super::error::{StoreError, io_error};
-use super::files::Stamp;
-use super::pieces::State;
-use super::place::open_or_create_dir;
+use super::place::{Access, open_or_create_dir};
+use super::stamps::Stamp;
 use super::state::Saved;
 use super::substitute::{in_download, is_refused, shown};
 use super::torrent::Torrent;
@@ -79,7 +78,8 @@ pub(super) fn claim_files(torrent: &Torrent, saved: Option<&Saved>, overwrite: b
             continue;
         }
         let pieces = || torrent.files.layout.pieces_of(index);
-        let matches = pieces().any(|piece| torrent.pieces.word(piece).state() == State::Disk);
+        // All existing pieces were hashed, so those that are present match.
+        let matches = pieces().any(|piece| torrent.pieces.word(piece).is_present());
         let made_by_us = match saved {
             None => false,
             Some(saved) if saved.closed => saved.stamps.get(index.index()) == Some(&stamp) && stamp != Stamp::default(),
@@ -88,23 +88,39 @@ pub(super) fn claim_files(torrent: &Torrent, saved: Option<&Saved>, overwrite: b
             Some(saved) => !pieces().any(|piece| saved.have.contains(piece.index())),
         };
         if matches || made_by_us || overwrite {
-            if stamp.size > file.len {
-                let cut = torrent.files.open(index, false).and_then(|opened| opened.set_len(file.len));
-                cut.map_err(io_error("shorten", &path))?;
-            }
+            let complete = stamp.size == file.len && pieces().all(|piece| torrent.pieces.word(piece).is_present());
+            torrent.files.claim(index, complete).map_err(io_error("write to", &path))?;
             continue;
         }
         if stamp.size == file.len && pieces().all(|piece| needs_missing_file(torrent, piece, index)) {
             lock(&torrent.files.undecided).insert(index);
             continue;
         }
-        let opened = torrent.files.open(index, false).map_err(io_error("open", &path))?;
-        // `next_data` moves the file position, but nothing else uses this handle.
-        if sys::next_data(&opened, 0).map_err(io_error("read", &path))?.is_some() {
+        let (opened, _) = torrent.files.open(index, Access::Read).map_err(io_error("open", &path))?;
+        if has_content(&opened).map_err(io_error("read", &path))? {
             return Err(StoreError::Foreign { path, why: NO_MATCH });
         }
     }
     Ok(())
+}
+
+/// Returns whether a file holds anything but zeros and holes, which other programs leave where they have only reserved the
+/// space.
+fn has_content(opened: &File) -> io::Result<bool> {
+    let mut buffer = vec![0; 128 << 10];
+    let mut at = 0;
+    // `next_data` moves the file position, but nothing else uses this handle.
+    while let Some(data) = sys::next_data(opened, at)? {
+        let read = opened.read_at(&mut buffer, data)?;
+        if buffer[..read].iter().any(|byte| *byte != 0) {
+            return Ok(true);
+        }
+        if read == 0 {
+            break;
+        }
+        at = data + read as u64;
+    }
+    Ok(false)
 }
 
 /// Returns whether a piece cannot be hashed because a file other than this one is incomplete.
@@ -156,7 +172,7 @@ impl ExtraFiles<'_> {
                     }
                     if file.kind == (FileKind::Regular { executable: true }) {
                         // Some filesystems have no executable bit.
-                        let _ = make_executable(&opened);
+                        let _ = sys::make_executable(&opened);
                     }
                     Ok(())
                 }
@@ -226,12 +242,6 @@ impl ExtraFiles<'_> {
         }
         Ok((dir, name))
     }
-}
-
-/// Lets everyone execute a file who may read it.
-fn make_executable(file: &File) -> io::Result<()> {
-    let mode = file.metadata()?.permissions().mode();
-    file.set_permissions(PermissionsExt::from_mode(mode | (mode & 0o444) >> 2))
 }
 
 /// Returns the bytes that the torrent's files still need and the bytes that are free on the filesystem of `dir`, if

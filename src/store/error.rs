@@ -15,6 +15,17 @@ pub enum StoreError {
         /// Description of that process.
         holder: String,
     },
+    /// Root was given the cache of another user.
+    #[error(
+        "cache {} belongs to user {user}, who could redirect what root writes there: choose another directory with --cache-dir, or run as that user",
+        dir.display()
+    )]
+    Owner {
+        /// The directory.
+        dir: PathBuf,
+        /// ID of its owner.
+        user: u32,
+    },
     /// A directory or file of the cache cannot be created or read.
     #[error("cannot {action} {}: {source}; check its permissions, or choose another directory with --cache-dir", path.display())]
     Io {

@@ -11,17 +11,18 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use lru::LruCache;
 
 use super::error::StoreError;
-use super::health::DiskError;
-use super::pieces::{Pieces, State};
-use super::place::Root;
+use super::health::{DiskError, is_gone};
+use super::pieces::Pieces;
+use super::place::{Access, Root};
+use super::stamps::{Check, Stamp, Stamps};
 use super::substitute;
-use crate::metainfo::{self, FileIndex, Layout, PieceIndex};
+use crate::metainfo::{self, FileIndex, FileKind, Layout, PieceIndex};
 use crate::sys::file as sys;
 use crate::util::lock;
 
@@ -30,30 +31,34 @@ const MAX_OPEN: usize = 128;
 /// Length of a write in bytes. For a whole piece of 1 MiB the kernel allocates one huge folio, which took three times
 /// as long when measured on a virtual machine, and locks the file meanwhile.
 const WRITE_LEN: usize = 128 << 10;
-/// Number of attempts to read a file that changes during the read.
-const STEADY_TRIES: usize = 4;
 
 /// The open files of all torrents, by torrent and file.
-pub(super) struct Handles(Mutex<LruCache<(u32, FileIndex), Handle>>);
+pub(super) struct Handles {
+    open: Mutex<LruCache<(u32, FileIndex), Handle>>,
+    /// The user was told that the filesystem cannot free parts of files.
+    warned: AtomicBool,
+}
 
 #[derive(Clone)]
 struct Handle {
     file: Arc<File>,
+    /// Whether it may be written to.
+    writable: bool,
     in_memory: bool,
 }
 
 impl Handles {
     pub fn new() -> Self {
-        Self(Mutex::new(LruCache::unbounded()))
+        Self { open: Mutex::new(LruCache::unbounded()), warned: AtomicBool::new(false) }
     }
 
     fn get(&self, key: (u32, FileIndex)) -> Option<Handle> {
-        lock(&self.0).get(&key).cloned()
+        lock(&self.open).get(&key).cloned()
     }
 
     fn put(&self, key: (u32, FileIndex), handle: Handle) {
         let old = {
-            let mut handles = lock(&self.0);
+            let mut handles = lock(&self.open);
             handles.put(key, handle);
             if handles.len() > MAX_OPEN { handles.pop_lru() } else { None }
         };
@@ -61,33 +66,28 @@ impl Handles {
         drop(old);
     }
 
+    /// Closes one file, which is then opened again by its path.
+    fn close_one(&self, key: (u32, FileIndex)) {
+        let closed = lock(&self.open).pop(&key);
+        drop(closed);
+    }
+
+    fn warn_of_no_holes(&self, root: &Root) {
+        if !self.warned.swap(true, Relaxed) {
+            let dir = root.dir().display();
+            tracing::warn!(
+                "the filesystem of {dir} cannot free parts of files: the cache may grow beyond its limit, up to the size of its torrents; choose another --cache-dir"
+            );
+        }
+    }
+
     /// Closes a torrent's files.
     pub fn close(&self, torrent: u32) {
-        let mut handles = lock(&self.0);
+        let mut handles = lock(&self.open);
         let keys: Vec<_> = handles.iter().map(|(key, _)| *key).filter(|key| key.0 == torrent).collect();
         let closed: Vec<_> = keys.iter().filter_map(|key| handles.pop(key)).collect();
         drop(handles);
         drop(closed);
-    }
-}
-
-/// Size and times of a file, to detect changes by others. All zeros if the file does not exist.
-#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
-pub(super) struct Stamp {
-    pub size: u64,
-    /// Modification time, and below the status change time, in nanoseconds since 1970.
-    pub modified: i64,
-    pub changed: i64,
-}
-
-impl Stamp {
-    fn of(about: &Metadata) -> Self {
-        let nanoseconds = |seconds: i64, rest: i64| seconds.saturating_mul(1_000_000_000).saturating_add(rest);
-        Self {
-            size: about.len(),
-            modified: nanoseconds(about.mtime(), about.mtime_nsec()),
-            changed: nanoseconds(about.ctime(), about.ctime_nsec()),
-        }
     }
 }
 
@@ -102,12 +102,6 @@ pub(super) struct Files {
     pieces: Arc<Pieces>,
     pub root: Root,
     pub layout: Arc<Layout>,
-    /// Inode of each file when it was last examined; 0 if it was not.
-    inodes: Box<[AtomicU64]>,
-    /// Held while a file is extended to its length.
-    resizing: Mutex<()>,
-    /// Stamps of the user's own files at their last read. The user may change these files at any time.
-    last_stamps: Mutex<HashMap<FileIndex, Stamp>>,
     /// Files that are under another name, because the filesystem refuses their own. Holds them with that path.
     renamed: Mutex<HashMap<FileIndex, metainfo::File>>,
     /// Files that would be the same as another one on a filesystem that ignores case.
@@ -116,9 +110,12 @@ pub(super) struct Files {
     creating: Mutex<()>,
     /// The other paths of the files of a download.
     portable: OnceLock<HashMap<FileIndex, Vec<String>>>,
+    /// What each file must look like.
+    stamps: Stamps,
     /// Existing files in a download directory of which no piece can be hashed, because other files are missing.
     pub undecided: Mutex<HashSet<FileIndex>>,
-    /// Makes every write fail with this `errno`, unless it is 0, and every read if it is `EIO`.
+    /// Makes every write fail with this `errno`, unless it is 0, and every read if it is `EIO`. `EOPNOTSUPP` makes only
+    /// punching fail, and `EREMOTEIO` what the kernel does later.
     #[cfg(test)]
     pub injected_errno: std::sync::atomic::AtomicI32,
 }
@@ -138,10 +135,8 @@ impl Files {
         Ok(Self {
             pieces,
             root,
-            inodes: layout.files().iter().map(|_| AtomicU64::new(0)).collect(),
+            stamps: Stamps::new(layout.files().len()),
             layout,
-            resizing: Mutex::default(),
-            last_stamps: Mutex::default(),
             renamed: Mutex::default(),
             twins,
             creating: Mutex::default(),
@@ -215,11 +210,14 @@ impl Files {
     }
 
     /// Opens a file under its own name, or under the other one if the filesystem refuses that.
-    pub fn open(&self, file: FileIndex, create: bool) -> io::Result<File> {
+    pub fn open(&self, file: FileIndex, access: Access) -> io::Result<(File, bool)> {
+        let create = access == Access::Create;
         let _turn = create.then(|| lock(&self.creating));
         let own = self.locate(file);
-        let error = match self.root.open(&own, create) {
-            Ok(opened) if create && matches!(own, Cow::Borrowed(_)) && self.is_of_twin(file, &opened.metadata()?) => {
+        let error = match self.root.open(&own, access) {
+            Ok((opened, _))
+                if create && matches!(own, Cow::Borrowed(_)) && self.is_of_twin(file, &opened.metadata()?) =>
+            {
                 // It was created just now, and it is the other file's.
                 std::fs::remove_file(self.root.path(&own))?;
                 io::ErrorKind::AlreadyExists.into()
@@ -229,7 +227,7 @@ impl Files {
         };
         let Some(other) = self.substitute(file).filter(|other| other.path != own.path) else { return Err(error) };
         // The error about its own name says more than that about one which we made up.
-        let Ok(opened) = self.root.open(&other, true) else { return Err(error) };
+        let Ok(opened) = self.root.open(&other, access) else { return Err(error) };
         let (from, to) = (substitute::shown(&own.path), substitute::shown(&other.path));
         if lock(&self.renamed).insert(file, other).is_some() {
             // Another of our threads was first.
@@ -263,7 +261,8 @@ impl Files {
         self.layout.extents_of(piece).map(|(file, _)| file).filter(|file| self.file(*file).is_stored())
     }
 
-    /// Fills `out` with the torrent's bytes from `start` on. Waits for the disk.
+    /// Fills `out` with the torrent's bytes from `start` on. Waits for the disk. If another program changed a file, its
+    /// pieces are unverified when this returns: the caller looks at the piece's word again.
     pub fn read(&self, handles: &Handles, start: u64, out: &mut [u8]) -> Result<(), DiskError> {
         for (file, at, part) in self.extents(start, out.len()) {
             let out = &mut out[part];
@@ -271,34 +270,27 @@ impl Files {
                 out.fill(0);
                 continue;
             }
-            let handle = self.handle(handles, file, false)?;
-            let read = self.injected_fault(true).and_then(|()| self.read_steadily(&handle.file, out, at));
+            let handle = self.handle(handles, file, Access::Read)?;
+            let read = self.injected_fault(Faulty::Read).and_then(|()| handle.file.read_exact_at(out, at));
             read.map_err(|error| {
-                if error.kind() == io::ErrorKind::UnexpectedEof {
-                    self.mark_unverified(file);
+                if is_gone(&error) {
+                    handles.close_one((self.pieces.id, file));
+                    self.distrust(file);
                 }
                 self.failed("read", file)(error)
             })?;
-            self.check_stamp(file, &handle).map_err(self.failed("examine", file))?;
+            let _ = self.check(handles, file, &handle.file).map_err(self.failed("examine", file))?;
         }
         Ok(())
     }
 
-    /// Reads bytes that all existed at the same time, because bytes hashed now may be served later. Only the user's own
-    /// files need that care: nothing else writes to ours.
-    fn read_steadily(&self, file: &File, out: &mut [u8], at: u64) -> io::Result<()> {
-        if !self.root.is_read_only() {
-            return file.read_exact_at(out, at);
+    /// Compares a file with its stamp. One that another program changed is closed, because it may be another file now.
+    fn check(&self, handles: &Handles, file: FileIndex, opened: &File) -> io::Result<Check> {
+        let check = self.stamps.check(file, opened, || self.distrust(file))?;
+        if check == Check::Changed {
+            handles.close_one((self.pieces.id, file));
         }
-        let mut before = Stamp::of(&file.metadata()?);
-        for _ in 0..STEADY_TRIES {
-            file.read_exact_at(out, at)?;
-            let after = Stamp::of(&file.metadata()?);
-            if std::mem::replace(&mut before, after) == after {
-                return Ok(());
-            }
-        }
-        Err(io::Error::other("it keeps changing while it is read"))
+        Ok(check)
     }
 
     /// Fills `out` as [`Self::read`] does, but only from the page cache.
@@ -311,7 +303,7 @@ impl Files {
             }
             // Opening the file could wait for the disk.
             let Some(handle) = handles.get((self.pieces.id, file)) else { return Ok(Cached::WouldWait) };
-            self.injected_fault(true)?;
+            self.injected_fault(Faulty::Read)?;
             match sys::read_cached(&handle.file, out, at) {
                 Ok(Some(count)) if count == out.len() => {}
                 Ok(_) => return Ok(Cached::WouldWait),
@@ -321,7 +313,9 @@ impl Files {
                 Err(error) if error.kind() == io::ErrorKind::Unsupported => return Ok(Cached::WouldWait),
                 Err(error) => return Err(error),
             }
-            self.check_stamp(file, &handle)?;
+            if self.check(handles, file, &handle.file)? == Check::Changed {
+                return Ok(Cached::WouldWait);
+            }
         }
         Ok(Cached::Read)
     }
@@ -331,12 +325,11 @@ impl Files {
         for (file, at, part) in self.extents(start, bytes.len()) {
             if !self.file(file).is_pad() {
                 let bytes = &bytes[part];
-                let handle = self.handle(handles, file, true)?;
+                let handle = self.handle(handles, file, Access::Create)?;
                 self.compare_undecided(file, &handle.file, bytes, at).map_err(self.failed("overwrite", file))?;
                 let mut places = (at..).step_by(WRITE_LEN).zip(bytes.chunks(WRITE_LEN));
-                let written = self
-                    .injected_fault(false)
-                    .and_then(|()| places.try_for_each(|(at, part)| handle.file.write_all_at(part, at)));
+                let mut write = |(at, part)| self.change(file, &handle.file, || handle.file.write_all_at(part, at));
+                let written = self.injected_fault(Faulty::Write).and_then(|()| places.try_for_each(&mut write));
                 written.map_err(self.failed("write to", file))?;
             }
         }
@@ -364,10 +357,18 @@ impl Files {
             return Ok(());
         }
         for (file, part) in self.layout.extents(range).filter(|(file, _)| self.file(*file).is_stored()) {
-            match self.handle(handles, file, false) {
+            match self.handle(handles, file, Access::Change) {
                 Ok(handle) => {
-                    let punched = sys::punch_hole(&handle.file, part.start, part.end - part.start);
-                    punched.map_err(self.failed("free a part of", file))?;
+                    let punch = || {
+                        self.injected_fault(Faulty::Punch)?;
+                        sys::punch_hole(&handle.file, part.start, part.end - part.start)
+                    };
+                    match self.change(file, &handle.file, punch) {
+                        Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                            handles.warn_of_no_holes(&self.root)
+                        }
+                        punched => punched.map_err(self.failed("free a part of", file))?,
+                    }
                 }
                 Err(error) if error.is_gone() => {}
                 Err(error) => return Err(error),
@@ -379,14 +380,15 @@ impl Files {
     /// Syncs files to the disk. If there are many, syncs the whole filesystem.
     pub fn sync(&self, handles: &Handles, files: impl ExactSizeIterator<Item = FileIndex>) -> Result<(), DiskError> {
         if files.len() > MAX_OPEN / 2 {
-            let failed = || DiskError::new("sync", self.root.dir());
-            return File::open(self.root.dir())
-                .and_then(|torrent_dir| sys::sync_filesystem(&torrent_dir))
-                .map_err(failed());
+            let synced = File::open(self.root.dir()).and_then(|torrent_dir| sys::sync_filesystem(&torrent_dir));
+            return synced.map_err(|error| {
+                files.for_each(|file| drop(self.lost(file)));
+                DiskError::new("sync", self.root.dir())(error)
+            });
         }
         for file in files {
-            match self.handle(handles, file, false) {
-                Ok(handle) => handle.file.sync_data().map_err(self.failed("sync", file))?,
+            match self.handle(handles, file, Access::Read) {
+                Ok(handle) => handle.file.sync_data().map_err(|error| self.lost(file)(error))?,
                 Err(error) if error.is_gone() => {}
                 Err(error) => return Err(error),
             }
@@ -394,52 +396,87 @@ impl Files {
         Ok(())
     }
 
-    /// Starts writing dirty pages, so that a later sync is short. Errors show up in that sync.
+    /// Starts writing dirty pages, so that a later sync is short.
     pub fn start_writeback(&self, handles: &Handles, file: FileIndex) {
         if let Some(handle) = handles.get((self.pieces.id, file)) {
             let _ = sys::start_writeback(&handle.file);
         }
     }
 
-    /// Returns the stamp of a file as it is now.
-    pub fn stamp(&self, file: FileIndex) -> Stamp {
-        let path = self.root.path(&self.locate(file));
-        let about = if self.root.is_read_only() { path.metadata() } else { path.symlink_metadata() };
-        match about {
-            Ok(about) if about.is_file() => {
-                self.check_inode(file, &about);
-                Stamp::of(&about)
-            }
-            _ => Stamp::default(),
-        }
+    /// Looks for bytes that were written and never reached the disk. The kernel drops them some time, and the file shows
+    /// other ones, without a sign in its times.
+    pub fn check_writeback(&self, handles: &Handles, file: FileIndex) -> Result<(), DiskError> {
+        let Some(handle) = handles.get((self.pieces.id, file)) else { return Ok(()) };
+        let failed = sys::check_writeback(&handle.file).and_then(|()| self.injected_fault(Faulty::Writeback));
+        failed.map_err(|error| self.lost(file)(error))
     }
 
-    fn handle(&self, handles: &Handles, file: FileIndex, write: bool) -> Result<Handle, DiskError> {
+    /// Distrusts a file of which written bytes are lost.
+    fn lost(&self, file: FileIndex) -> impl FnOnce(io::Error) -> DiskError {
+        self.stamps.notice(file);
+        self.distrust(file);
+        self.failed("bring to the disk what was written to", file)
+    }
+
+    fn about(&self, file: FileIndex) -> Option<Metadata> {
+        let path = self.root.path(&self.locate(file));
+        let about = if self.root.is_read_only() { path.metadata() } else { path.symlink_metadata() };
+        about.ok().filter(Metadata::is_file)
+    }
+
+    /// Returns the stamp of a file as it is now.
+    pub fn stamp(&self, file: FileIndex) -> Stamp {
+        self.about(file).map_or(Stamp::default(), |about| Stamp::of(&about))
+    }
+
+    /// Returns the stamp of a file as it is now, which it must have from now on.
+    pub fn examine(&self, file: FileIndex) -> Stamp {
+        let Some(about) = self.about(file) else { return Stamp::default() };
+        self.stamps.set(file, &about);
+        Stamp::of(&about)
+    }
+
+    /// Returns the stamp that a file must have; zeros if it was never examined. Other programs may have changed it.
+    pub fn expected_stamp(&self, file: FileIndex) -> Stamp {
+        self.stamps.expected(file)
+    }
+
+    /// Returns whether the files of a piece may be trusted after one hash: no other program is changing them.
+    pub fn is_settled(&self, piece: PieceIndex) -> bool {
+        self.of_piece(piece).all(|file| self.stamps.is_settled(file))
+    }
+
+    fn handle(&self, handles: &Handles, file: FileIndex, access: Access) -> Result<Handle, DiskError> {
         let key = (self.pieces.id, file);
-        if let Some(handle) = handles.get(key) {
-            if write {
-                let sized = handle.file.metadata().and_then(|about| self.resize(file, &handle.file, &about));
-                sized.map_err(self.failed("examine", file))?;
+        match handles.get(key) {
+            Some(handle) if access == Access::Read => return Ok(handle),
+            Some(handle) if handle.writable => {
+                let about = handle.file.metadata().map_err(self.failed("examine", file))?;
+                // Bytes written to a deleted file would be lost.
+                if about.nlink() > 0 {
+                    if access == Access::Create {
+                        self.resize(file, &handle.file, &about).map_err(self.failed("resize", file))?;
+                    }
+                    return Ok(handle);
+                }
+                handles.close_one(key);
             }
-            return Ok(handle);
+            _ => {}
         }
-        let opened = self.open(file, write).and_then(|opened| {
+        let opened = self.open(file, access).and_then(|(opened, writable)| {
             let about = opened.metadata()?;
             if !about.is_file() {
                 return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
             }
-            self.check_inode(file, &about);
-            if self.root.is_read_only() {
-                lock(&self.last_stamps).entry(file).or_insert(Stamp::of(&about));
-            }
-            if write {
+            let _ = self.stamps.check(file, &opened, || self.distrust(file))?;
+            if access == Access::Create {
                 self.resize(file, &opened, &about)?;
             }
-            Ok(Handle { in_memory: sys::is_on_tmpfs(&opened)?, file: Arc::new(opened) })
+            Ok(Handle { in_memory: sys::is_on_tmpfs(&opened)?, writable, file: Arc::new(opened) })
         });
         let handle = opened.map_err(|error| {
-            if error.kind() == io::ErrorKind::NotFound {
-                self.mark_unverified(file);
+            if is_gone(&error) {
+                self.distrust(file);
             }
             self.failed("open", file)(error)
         })?;
@@ -447,52 +484,52 @@ impl Files {
         Ok(handle)
     }
 
-    /// Extends a new file to its whole length, as a hole. If a file has become shorter, something else truncated it,
-    /// and our pieces in it must not be read back as zeros.
+    /// Gives a file its whole length. A new file becomes a hole. One that another program truncated does, too, but the
+    /// stamp then shows the change, so its zeros are not taken for our pieces.
     fn resize(&self, file: FileIndex, opened: &File, about: &Metadata) -> io::Result<()> {
         let len = self.file(file).len;
         if about.len() == len {
             return Ok(());
         }
-        let _turn = lock(&self.resizing);
-        let now = opened.metadata()?.len();
-        if now == len {
-            // Another of our threads was first.
-            return Ok(());
-        }
-        if now > len && !self.root.is_own() {
-            return Err(io::Error::other("it is longer than the torrent says, so another program writes to it"));
-        }
-        self.mark_unverified(file);
-        opened.set_len(len)
+        self.change(file, opened, || {
+            let now = opened.metadata()?.len();
+            if now > len && !self.root.is_own() {
+                return Err(io::Error::other("it is longer than the torrent says, so another program writes to it"));
+            }
+            // Another of our threads may have been first.
+            if now == len { Ok(()) } else { opened.set_len(len) }
+        })
     }
 
-    /// Marks the pieces of a user's own file as unverified if it changed since its last read.
-    fn check_stamp(&self, file: FileIndex, handle: &Handle) -> io::Result<()> {
-        if !self.root.is_read_only() {
+    /// Makes an existing file in a download directory the torrent's: cuts off what it has beyond the torrent's length, and
+    /// lets it be executed if the torrent says so. Fails if it is not `complete` and cannot be written to.
+    pub fn claim(&self, file: FileIndex, complete: bool) -> io::Result<()> {
+        let access = if complete { Access::Read } else { Access::Change };
+        let (opened, _) = self.open(file, access)?;
+        let about = opened.metadata()?;
+        let len = self.file(file).len;
+        let executable = self.file(file).kind == FileKind::Regular { executable: true } && about.mode() & 0o111 == 0;
+        if about.len() <= len && !executable {
             return Ok(());
         }
-        let now = Stamp::of(&handle.file.metadata()?);
-        let before = lock(&self.last_stamps).insert(file, now);
-        if before.is_some_and(|before| before != now) {
-            self.mark_unverified(file);
-        }
-        Ok(())
+        self.change(file, &opened, || {
+            if executable {
+                // Some filesystems have no executable bit.
+                let _ = sys::make_executable(&opened);
+            }
+            if about.len() > len { opened.set_len(len) } else { Ok(()) }
+        })
     }
 
-    /// Records a file's inode. A different inode than before means that the file was replaced.
-    fn check_inode(&self, file: FileIndex, about: &Metadata) {
-        let before = self.inodes[file.index()].swap(about.ino(), SeqCst);
-        if before != 0 && before != about.ino() {
-            self.mark_unverified(file);
-        }
+    /// Changes a file, which is not a change by another program.
+    fn change<T>(&self, file: FileIndex, opened: &File, change: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        self.stamps.change(file, opened, || self.distrust(file), change)
     }
 
     /// Marks all pieces of a changed file as unverified, so that each is hashed before it is served.
-    fn mark_unverified(&self, file: FileIndex) {
+    fn distrust(&self, file: FileIndex) {
         let of_file = self.layout.pieces_of(file);
-        let unverified = of_file.filter(|piece| self.pieces.advance(*piece, State::Disk, State::Unverified)).count();
-        if unverified > 0 {
+        if of_file.filter(|piece| self.pieces.distrust(*piece)).count() > 0 {
             let path = self.path(file);
             tracing::warn!(
                 "another program changed {}: its pieces are hashed again before they are served",
@@ -506,18 +543,36 @@ impl Files {
         DiskError::new(action, path)
     }
 
+    /// Keeps the store from changing a file.
+    #[cfg(test)]
+    pub fn pause_changes(&self, file: FileIndex) -> impl Sized {
+        self.stamps.pause(file)
+    }
+
     #[cfg(not(test))]
     #[inline]
-    fn injected_fault(&self, _reading: bool) -> io::Result<()> {
+    fn injected_fault(&self, _operation: Faulty) -> io::Result<()> {
         Ok(())
     }
 
     #[cfg(test)]
-    fn injected_fault(&self, reading: bool) -> io::Result<()> {
-        match self.injected_errno.load(std::sync::atomic::Ordering::SeqCst) {
-            0 => Ok(()),
-            errno if reading && errno != libc::EIO => Ok(()),
-            errno => Err(io::Error::from_raw_os_error(errno)),
-        }
+    fn injected_fault(&self, operation: Faulty) -> io::Result<()> {
+        let errno = self.injected_errno.load(std::sync::atomic::Ordering::SeqCst);
+        let fails = match operation {
+            Faulty::Write => !matches!(errno, 0 | libc::EOPNOTSUPP | libc::EREMOTEIO),
+            Faulty::Read => errno == libc::EIO,
+            Faulty::Punch => errno == libc::EOPNOTSUPP,
+            Faulty::Writeback => errno == libc::EREMOTEIO,
+        };
+        if fails { Err(io::Error::from_raw_os_error(errno)) } else { Ok(()) }
     }
+}
+
+/// An operation that a test can make fail.
+#[derive(Clone, Copy)]
+enum Faulty {
+    Write,
+    Read,
+    Punch,
+    Writeback,
 }

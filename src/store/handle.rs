@@ -222,22 +222,29 @@ impl TorrentStore {
             return None;
         }
         let mut buffer = cache.buffer(torrent.lengths.len_of(piece) as usize);
-        if !self.read_disk(piece, word, 0, &mut buffer) {
+        if !self.fill_from_disk(piece, 0, &mut buffer) {
             // It was unreadable and therefore dropped, or evicted meanwhile.
             return (!self.has(piece)).then_some(false);
         }
         if torrent.hashes.check(piece, &buffer) == Verdict::Good {
-            let same = |now: Word| now.state() == State::Unverified && torrent.pieces.undisturbed(piece, word);
-            if torrent.pieces.change(piece, State::Disk, same).is_some() {
-                torrent.mark_changed();
-            }
+            torrent.trust(piece, word);
             return Some(true);
         }
-        if !torrent.pieces.undisturbed(piece, word) {
+        // Evicted meanwhile, and perhaps put again. If it is only distrusted, its bytes are wrong.
+        let now = torrent.pieces.word(piece);
+        if now.state() != State::Unverified && !torrent.pieces.undisturbed(piece, word) {
             return None;
         }
         cache.discard(torrent, piece);
         Some(false)
+    }
+
+    /// Hashes every unverified piece. Wrong ones are dropped. Blocking.
+    pub fn check_unverified(&self) {
+        let pieces = &self.torrent.pieces;
+        for piece in pieces.lengths.iter().filter(|piece| pieces.word(*piece).state() == State::Unverified) {
+            self.recheck(piece);
+        }
     }
 
     fn read_piece(
@@ -274,7 +281,12 @@ impl TorrentStore {
                     std::thread::yield_now();
                 }
                 State::Unverified if access == DiskAccess::Cached => return Ok(Lookup::WouldBlock),
-                State::Unverified => self.verify_stored(piece),
+                State::Unverified => {
+                    if let Some(bytes) = self.verify_stored(piece) {
+                        out.copy_from_slice(&bytes[begin as usize..begin as usize + out.len()]);
+                        return Ok(self.record_hit(piece, count_use));
+                    }
+                }
                 State::Disk if access == DiskAccess::Cached => {
                     let start = self.torrent.lengths.offset_in(piece, begin);
                     match self.torrent.files.read_cached(&cache.handles, start, out) {
@@ -303,11 +315,17 @@ impl TorrentStore {
         Lookup::Hit
     }
 
-    /// Reads bytes from the disk. Returns false if the piece was evicted meanwhile or could not be read.
+    /// Reads bytes of a verified piece from the disk. Returns false if the piece was evicted or distrusted meanwhile, or
+    /// could not be read.
     fn read_disk(&self, piece: PieceIndex, word: Word, begin: u32, out: &mut [u8]) -> bool {
+        self.fill_from_disk(piece, begin, out) && self.torrent.pieces.undisturbed(piece, word)
+    }
+
+    /// Reads bytes from the disk, right or wrong. A piece that cannot be read is evicted.
+    fn fill_from_disk(&self, piece: PieceIndex, begin: u32, out: &mut [u8]) -> bool {
         let start = self.torrent.lengths.offset_in(piece, begin);
         match self.torrent.files.read(&self.cache.handles, start, out) {
-            Ok(()) => self.torrent.pieces.undisturbed(piece, word),
+            Ok(()) => true,
             Err(error) => {
                 if self.torrent.files.root.is_read_only() {
                     tracing::warn!("{error}; piece {piece} is no longer served");
@@ -322,32 +340,34 @@ impl TorrentStore {
         }
     }
 
-    /// Hashes an unverified piece. Afterwards it is verified or evicted.
-    fn verify_stored(&self, piece: PieceIndex) {
+    /// Hashes an unverified piece. Returns its bytes, or `None` if it is not unverified any more. A wrong one is evicted.
+    fn verify_stored(&self, piece: PieceIndex) -> Option<Bytes> {
         let (cache, torrent) = (&*self.cache, &*self.torrent);
         let _turn = lock(&torrent.verifying);
         let word = torrent.pieces.word(piece);
         if word.state() != State::Unverified {
-            return;
+            return None;
         }
         let mut buffer = cache.buffer(torrent.lengths.len_of(piece) as usize);
-        if !self.read_disk(piece, word, 0, &mut buffer) {
-            return;
+        if !self.fill_from_disk(piece, 0, &mut buffer) {
+            return None;
         }
-        if torrent.hashes.check(piece, &buffer) == Verdict::Good {
-            // Unless the piece was evicted meanwhile, perhaps put again, and is another one now.
-            let same = |now: Word| now.state() == State::Unverified && torrent.pieces.undisturbed(piece, word);
-            if torrent.pieces.change(piece, State::Disk, same).is_some() {
-                torrent.mark_changed();
-                Cache::notify_lost(cache.memory.insert_copy(&torrent.pieces, piece, buffer.freeze()));
+        if torrent.hashes.check(piece, &buffer) != Verdict::Good {
+            if torrent.pieces.word(piece).state() == State::Unverified {
+                tracing::info!(
+                    "piece {piece} of torrent {} has changed on the disk; it will be downloaded again",
+                    torrent.info_hash
+                );
+                cache.discard(torrent, piece);
             }
-        } else {
-            tracing::info!(
-                "piece {piece} of torrent {} has changed on the disk; it will be downloaded again",
-                torrent.info_hash
-            );
-            cache.discard(torrent, piece);
+            return None;
         }
+        let bytes = buffer.freeze();
+        if torrent.trust(piece, word) {
+            Cache::notify_lost(cache.memory.insert_copy(&torrent.pieces, piece, bytes.clone()));
+        }
+        // These bytes are right, whatever has become of the piece on the disk.
+        Some(bytes)
     }
 }
 

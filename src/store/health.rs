@@ -32,7 +32,7 @@ impl DiskError {
 
     /// Returns whether the disk is full, as opposed to failing.
     pub fn is_full(&self) -> bool {
-        matches!(self.source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+        matches!(self.source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) || self.is_too_large()
     }
 
     /// Returns whether the filesystem has refused the name of a file, and its other name, too.
@@ -40,10 +40,26 @@ impl DiskError {
         self.action == "open" && is_refused(&self.source, false)
     }
 
-    /// Returns whether the file or its bytes are missing: another program removed them, and the disk has no fault.
-    pub fn is_gone(&self) -> bool {
-        matches!(self.source.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof)
+    /// Returns whether the file may not become so large.
+    fn is_too_large(&self) -> bool {
+        self.source.kind() == io::ErrorKind::FileTooLarge
     }
+
+    /// Returns whether evicting other pieces makes room.
+    pub fn can_make_room(&self) -> bool {
+        self.is_full() && !self.is_too_large()
+    }
+
+    /// Returns whether the file or its bytes are missing, and the disk has no fault.
+    pub fn is_gone(&self) -> bool {
+        is_gone(&self.source)
+    }
+}
+
+/// Returns whether another program removed a file or its bytes, on a network filesystem perhaps from another machine.
+pub(super) fn is_gone(error: &io::Error) -> bool {
+    use io::ErrorKind::{NotFound, StaleNetworkFileHandle, UnexpectedEof};
+    matches!(error.kind(), NotFound | UnexpectedEof | StaleNetworkFileHandle)
 }
 
 /// The writes that the disk allows now.
@@ -71,7 +87,7 @@ struct Fault {
     message: String,
     /// The error alone, without advice.
     cause: String,
-    /// Whether the disk is full, as opposed to failing.
+    /// Whether evicting pieces makes room, because the disk is full.
     full: bool,
     /// Time from which on the next write is an attempt.
     retry: Instant,
@@ -102,7 +118,9 @@ impl Health {
 
     /// Records a failure. With `log`, logs the first one of a fault.
     pub fn report_failure(&self, dir: &Path, error: &DiskError, now: Instant, log: bool) {
-        let advice = if error.is_full() {
+        let advice = if error.is_too_large() {
+            "raise the limit on file sizes (ulimit -f) or choose another --cache-dir"
+        } else if error.is_full() {
             "free some space, lower --cache-size or choose another --cache-dir"
         } else {
             "check the disk or choose another --cache-dir"
@@ -112,7 +130,8 @@ impl Health {
         if fault.is_none() && log {
             tracing::warn!("{message}");
         }
-        *fault = Some(Fault { message, cause: error.to_string(), full: error.is_full(), retry: now + RETRY });
+        let full = error.can_make_room();
+        *fault = Some(Fault { message, cause: error.to_string(), full, retry: now + RETRY });
     }
 
     /// Logs that a file cannot be stored. Its pieces stay in memory and the swarm; other files are not concerned.

@@ -8,16 +8,18 @@ use std::{fs, io, thread};
 use fixedbitset::FixedBitSet;
 
 use super::cache::Cache;
-use super::dir::{make_dir, take_lock};
+use super::dir::{make_own_dir, take_lock};
 use super::download;
 use super::error::{StoreError, io_error};
-use super::files::{Files, Stamp};
+use super::files::Files;
 use super::pieces::{Pieces, State};
 use super::place::{Place, Root};
+use super::recover::{DataOnDisk, Extent};
 use super::spec::{EvictionSink, Progress, TorrentSpec};
+use super::stamps::Stamp;
 use super::state::Saved;
 use super::torrent::{Save, Torrent};
-use crate::metainfo::{File, Lengths, PieceIndex};
+use crate::metainfo::{File, FileIndex, Lengths, PieceIndex};
 use crate::util::lock;
 
 /// Opens a torrent with the pieces that already exist. Blocking: reads the state, examines the files, and hashes all
@@ -67,7 +69,10 @@ fn open_locked(cache: &Cache, spec: TorrentSpec, id: u32, evicted: EvictionSink)
     }
     let torrent_dir = spec.place.torrent_dir(&cache.dir, &spec.info_hash);
     if let Some(torrent_dir) = &torrent_dir {
-        make_dir(torrent_dir)?;
+        if let Some(parent) = torrent_dir.parent().filter(|parent| *parent != cache.dir) {
+            make_own_dir(parent)?;
+        }
+        make_own_dir(torrent_dir)?;
     }
     // Two processes with the same cache must not write the same files.
     let lock_file = match (&spec.place, &torrent_dir) {
@@ -126,11 +131,23 @@ fn load(
     match (&place, &saved) {
         _ if verify => check_pieces(cache, &torrent, all, progress)?,
         (Place::Seed(_), _) => assume_present(&torrent, all),
-        (_, Some(saved)) => restore(&torrent, saved),
+        (_, Some(saved)) => {
+            restore(&torrent, saved);
+            if !closed {
+                reconcile(cache, &torrent, saved);
+            }
+        }
         (Place::Cache, None) if has_data => {
             let torrent_dir = torrent.files.root.dir().display();
             tracing::warn!("the state in {torrent_dir} is missing or unreadable: hashing all pieces");
-            check_pieces(cache, &torrent, all, progress)?;
+            // Evicted pieces are holes.
+            let data = DataOnDisk::find(&torrent);
+            let has_any = |piece: &PieceIndex| {
+                data.as_ref().is_none_or(|data| data.of(&torrent, *piece) != Extent::Little { any: false })
+            };
+            let mut found = FixedBitSet::with_capacity(lengths.pieces() as usize);
+            found.extend(lengths.iter().filter(has_any).map(PieceIndex::index));
+            check_pieces(cache, &torrent, found, progress)?;
         }
         (_, None) if has_data => check_pieces(cache, &torrent, all, progress)?,
         _ => {}
@@ -154,7 +171,7 @@ fn load(
 /// Marks all pieces for which the files are long enough as present but unverified.
 fn assume_present(torrent: &Torrent, mut present: FixedBitSet) {
     for (index, file) in torrent.files.stored() {
-        remove_missing(&torrent.lengths, file, torrent.files.stamp(index), &mut present);
+        remove_missing(&torrent.lengths, file, torrent.files.examine(index), &mut present);
     }
     for piece in torrent.lengths.iter().filter(|piece| present.contains(piece.index())) {
         torrent.pieces.advance(piece, State::Missing, State::Unverified);
@@ -168,15 +185,12 @@ fn restore(torrent: &Torrent, saved: &Saved) {
     if !closed || stamps.len() != torrent.files.layout.files().len() {
         verified.clear();
     }
-    let mut changes = lock(&torrent.file_changes);
     for (index, file) in torrent.files.stored() {
         let pieces = torrent.files.layout.pieces_of(index).indexes();
         if !have.contains_any_in_range(pieces.clone()) {
             continue;
         }
-        let stamp = torrent.files.stamp(index);
-        // Pieces that arrive after this look are verified, so this stamp may vouch for them.
-        changes.stamps[index.index()] = stamp;
+        let stamp = torrent.files.examine(index);
         if stamps.get(index.index()) != Some(&stamp) {
             verified.remove_range(pieces.clone());
             if closed {
@@ -189,10 +203,50 @@ fn restore(torrent: &Torrent, saved: &Saved) {
         }
         remove_missing(&torrent.lengths, file, stamp, &mut have);
     }
-    drop(changes);
     for piece in torrent.lengths.iter().filter(|piece| have.contains(piece.index())) {
         let to = if verified.contains(piece.index()) { State::Disk } else { State::Unverified };
         torrent.pieces.advance(piece, State::Missing, to);
+    }
+}
+
+/// Compares a state that is not of a clean close with the disk. Takes up pieces that were written since, as unverified;
+/// forgets those that were evicted since; and frees what is left of others.
+fn reconcile(cache: &Cache, torrent: &Torrent, saved: &Saved) {
+    let examined = |file: FileIndex| saved.have.contains_any_in_range(torrent.files.layout.pieces_of(file).indexes());
+    for (file, _) in torrent.files.stored().filter(|(file, _)| !examined(*file)) {
+        torrent.files.examine(file);
+    }
+    let Some(data) = DataOnDisk::find(torrent) else { return };
+    let pieces = &torrent.pieces;
+    let (mut taken, mut forgotten) = (0, 0);
+    for piece in torrent.lengths.iter() {
+        match (data.of(torrent, piece), pieces.word(piece).state()) {
+            (Extent::Whole, State::Missing) => {
+                pieces.advance(piece, State::Missing, State::Unverified);
+                // They were written last.
+                pieces.set_last_use(piece, saved.clock.saturating_add(1));
+                taken += 1;
+            }
+            // Files of a user may have zeros as holes, and nothing is evicted from them.
+            (Extent::Little { .. }, State::Unverified) if torrent.evictable => {
+                pieces.advance(piece, State::Unverified, State::Missing);
+                cache.ok_or_report(torrent.free(&cache.handles, piece));
+                forgotten += 1;
+            }
+            (Extent::Most, State::Unverified) if torrent.evictable => {
+                // Few pieces, unless the filesystem keeps zeros as holes. A torn one must not take the place of another.
+                let mut buffer = cache.buffer(torrent.lengths.len_of(piece) as usize);
+                check_piece(cache, torrent, piece, true, &mut buffer);
+            }
+            (Extent::Most | Extent::Little { any: true }, State::Missing) => {
+                cache.ok_or_report(torrent.free(&cache.handles, piece));
+            }
+            _ => {}
+        }
+    }
+    if taken + forgotten > 0 {
+        torrent.mark_changed();
+        tracing::debug!(info_hash = %torrent.info_hash, taken, forgotten, "compared the saved state with the disk");
     }
 }
 
@@ -216,13 +270,8 @@ fn check_pieces(
     torrent.clear_closed_mark().map_err(|error| io_error(error.action, &error.path)(error.source))?;
     let lengths = &torrent.lengths;
     let mut present = which.clone();
-    {
-        let mut changes = lock(&torrent.file_changes);
-        for (index, file) in torrent.files.stored() {
-            let stamp = torrent.files.stamp(index);
-            changes.stamps[index.index()] = stamp;
-            remove_missing(lengths, file, stamp, &mut present);
-        }
+    for (index, file) in torrent.files.stored() {
+        remove_missing(lengths, file, torrent.files.examine(index), &mut present);
     }
     let which: Vec<PieceIndex> = lengths.iter().filter(|piece| which.contains(piece.index())).collect();
     let (next, done) = (AtomicUsize::new(0), AtomicU32::new(0));
@@ -247,10 +296,14 @@ fn check_pieces(
 
 fn check_piece(cache: &Cache, torrent: &Torrent, piece: PieceIndex, is_present: bool, buffer: &mut [u8]) {
     let buffer = &mut buffer[..torrent.lengths.len_of(piece) as usize];
-    let good = is_present && cache.ok_or_report(torrent.check_on_disk(&cache.handles, piece, buffer)) == Some(true);
     // No other thread has the torrent yet.
-    torrent.pieces.change(piece, if good { State::Disk } else { State::Missing }, |_| true);
-    if !good {
-        cache.ok_or_report(torrent.free(&cache.handles, piece));
+    torrent.pieces.change(piece, State::Unverified, |_| true);
+    let word = torrent.pieces.word(piece);
+    let good = is_present && cache.ok_or_report(torrent.check_on_disk(&cache.handles, piece, buffer)) == Some(true);
+    if good {
+        torrent.trust(piece, word);
+        return;
     }
+    torrent.pieces.change(piece, State::Missing, |_| true);
+    cache.ok_or_report(torrent.free(&cache.handles, piece));
 }

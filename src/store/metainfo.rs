@@ -8,9 +8,10 @@ use std::io::{self, Read, Write};
 use std::path::PathBuf;
 
 use super::cache::Cache;
-use super::dir::make_dir;
+use super::dir::make_own_dir;
 use super::error::StoreError;
 use crate::metainfo::{InfoHash, MAX_TORRENT_LEN};
+use crate::sys::file::{create_anew, open_regular};
 
 impl Cache {
     fn metainfo_path(&self, info_hash: &InfoHash) -> PathBuf {
@@ -20,10 +21,10 @@ impl Cache {
     /// Saves a torrent file. Blocking.
     pub fn keep_metainfo(&self, info_hash: &InfoHash, torrent: &[u8]) -> Result<(), StoreError> {
         let path = self.metainfo_path(info_hash);
-        make_dir(&self.dir.join("metainfo"))?;
+        make_own_dir(&self.dir.join("metainfo"))?;
         let new = path.with_extension("new");
         let write = || -> io::Result<()> {
-            let mut file = File::create(&new)?;
+            let mut file = create_anew(&new)?;
             file.write_all(torrent)?;
             fs::rename(&new, &path)
         };
@@ -41,7 +42,7 @@ impl Cache {
     /// Returns the saved torrent file, if there is a readable one. Blocking.
     pub fn metainfo(&self, info_hash: &InfoHash) -> Option<Vec<u8>> {
         let mut bytes = Vec::new();
-        let file = File::open(self.metainfo_path(info_hash)).ok()?;
+        let file = open_regular(&self.metainfo_path(info_hash), File::options().read(true)).ok()?;
         file.take(MAX_TORRENT_LEN as u64).read_to_end(&mut bytes).ok()?;
         Some(bytes)
     }

@@ -5,7 +5,8 @@
 //!
 //! - **Only verified bytes come out** (invariant 1). A piece enters only as a [`VerifiedPiece`], which only
 //!   [`TorrentStore::verify`] creates. Pieces found on the disk at start are trusted only after a clean close and if
-//!   the files look unchanged. Otherwise each is hashed before it is served (see `torrent.rs`).
+//!   the files look unchanged. Otherwise each is hashed before it is served (see `torrent.rs`). Files that another
+//!   program changes while they are in use are noticed after each read (see `stamps.rs`, also for what is not noticed).
 //! - **A piece is in exactly one state** (invariant 2): one atomic word per piece, see `pieces.rs`.
 //! - **Visible before woken** (invariant 3): [`TorrentStore::put`] makes the piece visible in memory, wakes its
 //!   waiters, and then writes it. [`TorrentStore::wait`] registers before it looks.
@@ -23,6 +24,8 @@
 //! - **A full or failing disk** is not an error of a read or a put. Pieces then stay in memory only, the fault is
 //!   logged once and shown in [`Usage::fault`], there is no room for background fetching, and writing is retried every
 //!   30 s. On a full disk, pinned pieces replace the least recently used ones.
+//! - **Nothing planted in the cache directory is followed or waited for**: neither a symbolic link nor a FIFO. Root uses no
+//!   directory of another user, who could plant a state that is trusted.
 
 mod buffer;
 mod cache;
@@ -39,7 +42,9 @@ mod memory;
 mod metainfo;
 mod pieces;
 mod place;
+mod recover;
 mod spec;
+mod stamps;
 mod state;
 mod substitute;
 mod torrent;

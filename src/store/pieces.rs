@@ -2,8 +2,9 @@
 //! first piece; until then every piece is missing. Of a thousand torrents most are never read.
 //!
 //! A word holds the piece's [`State`], whether it is pinned, and a generation that grows each time the piece leaves the
-//! disk. A reader of the disk checks the word again after it has read: an unchanged generation means that no hole was
-//! punched in between, even if the piece was evicted and put again.
+//! disk or is distrusted. A reader of the disk checks the word again after it has read: an unchanged generation means that
+//! no hole was punched in between and no change by another program was noticed, even if the piece is back or was hashed
+//! again.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst, fence};
@@ -70,7 +71,8 @@ impl Word {
 
     fn with(self, state: State) -> Self {
         let next = Self(self.0 & !STATE | state as u32);
-        if state == State::Evicting { Self(next.0.wrapping_add(GENERATION)) } else { next }
+        let distrusted = matches!(state, State::Evicting | State::Unverified);
+        if distrusted { Self(next.0.wrapping_add(GENERATION)) } else { next }
     }
 }
 
@@ -126,6 +128,12 @@ impl Pieces {
     /// Changes the state if it is `from`. Returns whether it was.
     pub fn advance(&self, piece: PieceIndex, from: State, to: State) -> bool {
         self.change(piece, to, |word| word.state() == from).is_some()
+    }
+
+    /// Makes a piece on the disk unverified, and disturbs whoever reads it. Returns whether it was verified.
+    pub fn distrust(&self, piece: PieceIndex) -> bool {
+        let on_disk = |word: Word| matches!(word.state(), State::Disk | State::Unverified);
+        self.change(piece, State::Unverified, on_disk).is_some_and(|before| before.state() == State::Disk)
     }
 
     pub fn last_use(&self, piece: PieceIndex) -> u64 {
@@ -203,5 +211,10 @@ mod tests {
             assert!(!pieces.advance(piece, from, to));
         }
         assert!(!pieces.undisturbed(piece, before), "it was evicted and put again");
+        let before = pieces.word(piece);
+        assert!(pieces.distrust(piece) && !pieces.distrust(piece));
+        assert!(pieces.advance(piece, State::Unverified, State::Disk) && !pieces.undisturbed(piece, before));
+        let missing = pieces.lengths.piece(4).unwrap();
+        assert!(!pieces.distrust(missing) && pieces.word(missing).state() == State::Missing);
     }
 }

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 
 use sha1::{Digest, Sha1};
 
-use crate::metainfo::{self, InfoHash};
+use crate::metainfo::{self, FileKind, InfoHash};
 use crate::sys::file as sys;
 
 /// The place of a torrent's files.
@@ -60,6 +60,17 @@ impl Place {
             Self::Seed(_) => None,
         }
     }
+}
+
+/// The purpose of opening a file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Access {
+    /// Read, and perhaps change.
+    Read,
+    /// Change if it exists.
+    Change,
+    /// Change; the file and its directories are created if they do not exist.
+    Create,
 }
 
 /// The directory of a torrent's files.
@@ -117,25 +128,40 @@ impl Root {
         matches!(self, Self::Own(_))
     }
 
-    /// Opens a file. With `create`, also creates the file and its directories.
+    /// Opens a file. Returns whether it may be written to.
     ///
-    /// For writing, it walks down one component at a time and follows no symbolic link. A path that the user named for
-    /// reading may contain links of the user's own.
-    pub fn open(&self, file: &metainfo::File, create: bool) -> io::Result<File> {
+    /// If it may be written to, it walks down one component at a time and follows no symbolic link. A path that the user
+    /// named for reading may contain links of the user's own.
+    pub fn open(&self, file: &metainfo::File, access: Access) -> io::Result<(File, bool)> {
         let (start, first, mode) = match self {
-            Self::ReadOnly(_) if create => return Err(io::ErrorKind::ReadOnlyFilesystem.into()),
-            Self::ReadOnly(_) => return sys::open_to_read(&self.path(file)),
-            Self::Own(torrent_dir) => (File::open(torrent_dir)?, Some("data"), 0o600),
+            Self::ReadOnly(_) if access == Access::Read => return Ok((sys::open_to_read(&self.path(file))?, false)),
+            Self::ReadOnly(_) => return Err(io::ErrorKind::ReadOnlyFilesystem.into()),
+            Self::Own(torrent_dir) => (sys::open_dir(torrent_dir)?, Some("data"), 0o600),
             Self::Users(dir) => (File::open(dir)?, None, 0o666),
         };
+        let create = access == Access::Create;
+        // A directory is searchable, and an executable file executable, for everyone who may read it.
+        let with_x = mode | (mode & 0o444) >> 2;
+        let executable = !self.is_own() && file.kind == FileKind::Regular { executable: true };
         let (name, parents) = file.path.split_last().ok_or(io::ErrorKind::InvalidInput)?;
         let mut dir = OwnedFd::from(start);
         for part in first.into_iter().chain(parents.iter().map(String::as_str)).map(OsStr::new) {
-            // A directory is searchable for everyone who may read it.
-            dir = open_or_create_dir(dir.as_fd(), part, create.then_some(mode | (mode & 0o444) >> 2))?;
+            dir = open_or_create_dir(dir.as_fd(), part, create.then_some(with_x))?;
         }
-        sys::open_file_at(dir.as_fd(), OsStr::new(name), create.then_some(mode))
+        let name = OsStr::new(name);
+        match sys::open_file_at(dir.as_fd(), name, create.then_some(if executable { with_x } else { mode })) {
+            // On a filesystem that became read-only, and of files that their user protected, all pieces can be read.
+            Err(error) if access == Access::Read && is_protected(&error) => {
+                Ok((sys::open_file_to_read_at(dir.as_fd(), name)?, false))
+            }
+            opened => Ok((opened?, true)),
+        }
     }
+}
+
+fn is_protected(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem)
+        || error.raw_os_error() == Some(libc::ETXTBSY)
 }
 
 /// Opens a directory in `dir`. With `create`, creates a missing one with that mode.

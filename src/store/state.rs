@@ -20,8 +20,9 @@ use std::path::Path;
 use fixedbitset::FixedBitSet;
 use sha1::{Digest, Sha1};
 
-use super::files::Stamp;
+use super::stamps::Stamp;
 use crate::metainfo::{InfoHash, Lengths};
+use crate::sys::file::{create_anew, open_regular};
 
 /// Identifies a state file and its version.
 const MAGIC: &[u8; 8] = b"tfstate1";
@@ -152,7 +153,7 @@ impl Saved {
 
     /// Reads a state file. Returns `None` if its content is invalid.
     pub fn load(path: &Path) -> io::Result<Option<Self>> {
-        let file = File::open(path)?;
+        let file = open_regular(path, File::options().read(true))?;
         let mut bytes = Vec::new();
         file.take(MAX_LEN + 1).read_to_end(&mut bytes)?;
         Ok(if bytes.len() as u64 > MAX_LEN { None } else { Self::decode(&bytes) })
@@ -161,7 +162,7 @@ impl Saved {
     /// Replaces a state file atomically; with `sync`, waits until it is on the disk.
     pub fn save(&self, path: &Path, sync: bool) -> io::Result<()> {
         let new = path.with_extension("new");
-        let mut file = File::create(&new)?;
+        let mut file = create_anew(&new)?;
         file.write_all(&self.encode())?;
         if sync {
             file.sync_all()?;
@@ -175,7 +176,7 @@ impl Saved {
 /// Writes in place, which works on a full disk; if even that fails, removes the file.
 pub(super) fn clear_closed_mark(path: &Path) -> io::Result<()> {
     let in_place = || {
-        let file = File::options().write(true).open(path)?;
+        let file = open_regular(path, File::options().write(true))?;
         file.write_all_at(&[0; CLOSED.len()], CLOSED_AT)?;
         file.sync_data()
     };

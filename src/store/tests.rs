@@ -17,6 +17,9 @@ use super::*;
 use crate::metainfo::{File, FileKind, InfoHash, Layout, Lengths, PieceHashes, PieceIndex};
 use crate::util::lock;
 
+mod changes;
+mod hostile;
+mod leftovers;
 mod model;
 mod places;
 mod restart;
@@ -113,7 +116,15 @@ impl Sample {
 }
 
 fn open(dir: &Path, disk_limit: Option<u64>, memory: u64) -> Arc<Cache> {
-    Cache::open_unmaintained(CacheConfig { dir: dir.to_owned(), disk_limit, memory }).unwrap()
+    let config = CacheConfig { dir: dir.to_owned(), disk_limit, memory };
+    let begun = Instant::now();
+    loop {
+        match Cache::open_unmaintained(config.clone()) {
+            // Another test is starting a program, which has our descriptors until it executes.
+            Err(StoreError::InUse { .. }) if begun.elapsed().as_secs() < 10 => std::thread::yield_now(),
+            opened => return opened.unwrap(),
+        }
+    }
 }
 
 type Evicted = Arc<Mutex<Vec<u32>>>;

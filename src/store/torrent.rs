@@ -10,7 +10,8 @@
 //! - Otherwise (a kill, a power failure, a change by another program) the state is only a hint. Its pieces are
 //!   [`State::Unverified`], and each is hashed when it is first read; if that fails it is missing. A hint may claim a
 //!   piece that was evicted and punched later, or whose bytes never reached the disk. The hash detects that, so no
-//!   wrong byte is served.
+//!   wrong byte is served. Nor does it know the pieces that were written later: those are found on the disk (see
+//!   `recover.rs`).
 //!
 //! Therefore neither writing nor eviction waits for a sync, and their order relative to the state file does not matter:
 //! a state that could be wrong is never trusted.
@@ -24,10 +25,10 @@ use std::time::{Duration, Instant};
 
 use fixedbitset::FixedBitSet;
 
-use super::files::{Files, Handles, Stamp};
+use super::files::{Files, Handles};
 use super::health::DiskError;
 use super::memory::Memory;
-use super::pieces::{Pieces, State};
+use super::pieces::{Pieces, State, Word};
 use super::state::{self, Saved};
 use super::waiters::Waiters;
 use crate::metainfo::{FileIndex, InfoHash, Lengths, PieceHashes, PieceIndex};
@@ -58,7 +59,7 @@ pub(super) struct Torrent {
     /// Excludes other processes from the same download.
     pub lock_file: Mutex<Option<File>>,
     /// Changes to the files, for the next state file.
-    pub file_changes: Mutex<FileChanges>,
+    file_changes: Mutex<FileChanges>,
     /// Read-locked while data changes; closing write-locks it and sets it.
     closed: RwLock<bool>,
     /// Whether the state file has the mark of a clean close.
@@ -73,16 +74,11 @@ pub(super) struct Torrent {
 
 /// Changes to the files since the state file was written.
 #[derive(Default)]
-pub(super) struct FileChanges {
-    /// Stamp of each file when it was last examined.
-    pub stamps: Vec<Stamp>,
+struct FileChanges {
     /// Files written or punched since the last sync.
     unsynced: BTreeSet<FileIndex>,
     /// Files written since the last [`Torrent::start_writeback`].
     dirty: BTreeSet<FileIndex>,
-    /// Files changed in this session, whose stamps must be taken again. The other files keep their stamps, so that a
-    /// change by another program shows.
-    touched: BTreeSet<FileIndex>,
     /// Earliest time of the next hint.
     hint_due: Option<Instant>,
 }
@@ -117,10 +113,7 @@ impl Torrent {
             evictable: files.root.is_own(),
             remove_state: AtomicBool::new(false),
             lock_file: Mutex::default(),
-            file_changes: Mutex::new(FileChanges {
-                stamps: vec![Stamp::default(); files.layout.files().len()],
-                ..FileChanges::default()
-            }),
+            file_changes: Mutex::default(),
             files,
             torrent_dir,
             closed: RwLock::new(false),
@@ -157,7 +150,6 @@ impl Torrent {
             for file in self.files.of_piece(piece) {
                 changes.unsynced.insert(file);
                 changes.dirty.insert(file);
-                changes.touched.insert(file);
             }
         }
         let changed = change();
@@ -226,6 +218,17 @@ impl Torrent {
         Ok(self.hashes.check(piece, buffer) == crate::metainfo::Verdict::Good)
     }
 
+    /// Trusts an unverified piece whose hash matched, unless it was disturbed since `word` was loaded, before its bytes were
+    /// read. While another program changes its files, it stays unverified. Returns whether it is trusted now.
+    pub fn trust(&self, piece: PieceIndex, word: Word) -> bool {
+        let same = |now: Word| now.state() == State::Unverified && self.pieces.undisturbed(piece, word);
+        let trusted = self.files.is_settled(piece) && self.pieces.change(piece, State::Disk, same).is_some();
+        if trusted {
+            self.mark_changed();
+        }
+        trusted
+    }
+
     /// Records that the state file is out of date.
     pub fn mark_changed(&self) {
         self.changed.store(true, SeqCst);
@@ -275,16 +278,10 @@ impl Torrent {
     }
 
     fn snapshot(&self, clock: &AtomicU64, closed: bool) -> Saved {
-        // Must come first: it may find that another program changed a file, whose pieces are then unverified.
-        let stamps = if closed {
-            let mut changes = lock(&self.file_changes);
-            for file in std::mem::take(&mut changes.touched) {
-                changes.stamps[file.index()] = self.files.stamp(file);
-            }
-            changes.stamps.clone()
-        } else {
-            Vec::new()
-        };
+        // Not as the files are now, but as we left them: so a change by another program that nobody noticed shows at the
+        // next start.
+        let files = self.files.layout.indexed_files().map(|(file, _)| self.files.expected_stamp(file));
+        let stamps = if closed { files.collect() } else { Vec::new() };
         let pieces = self.lengths.pieces() as usize;
         let (mut have, mut verified) = (FixedBitSet::with_capacity(pieces), FixedBitSet::with_capacity(pieces));
         let (mut uses, mut last_use, mut bytes) = (Vec::new(), 0, 0);
@@ -303,10 +300,18 @@ impl Torrent {
         Saved { closed, info_hash, lengths, clock, last_use, bytes, have, verified, uses, stamps }
     }
 
-    /// Makes the kernel start writing recent changes, so that closing is short.
-    pub fn start_writeback(&self, handles: &Handles) {
-        let dirty = std::mem::take(&mut lock(&self.file_changes).dirty);
+    /// Makes the kernel start writing recent changes, so that closing is short. Fails if it could not write earlier ones.
+    pub fn start_writeback(&self, handles: &Handles) -> Result<(), DiskError> {
+        let (dirty, unsynced) = {
+            let mut changes = lock(&self.file_changes);
+            (std::mem::take(&mut changes.dirty), changes.unsynced.clone())
+        };
         dirty.into_iter().for_each(|file| self.files.start_writeback(handles, file));
+        let mut result = Ok(());
+        for file in unsynced {
+            result = result.and(self.files.check_writeback(handles, file));
+        }
+        result
     }
 
     /// Returns the latest use of any piece.

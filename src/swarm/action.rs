@@ -37,6 +37,10 @@ pub enum Action {
     Send(PeerKey, Message),
     /// Close the connection; no `Disconnected` follows.
     Disconnect(PeerKey, DisconnectReason),
+    /// Pass on no further message of this peer before `Release`: it has sent as many requests as we queue.
+    Hold(PeerKey),
+    /// Pass on the messages of this peer again.
+    Release(PeerKey),
     /// Refuse connections with this address and port for the rest of the session; port 0 stands for every port.
     /// Existing connections are closed by the `Disconnect`s that follow.
     Ban(SocketAddr),

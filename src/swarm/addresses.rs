@@ -30,6 +30,9 @@ const HURRIED: usize = 16;
 const HURRIED_RETRY: Duration = Duration::from_secs(1);
 /// Maximum time between two such dials, in terms of `HURRIED_RETRY`.
 const MAX_HURRIED: u32 = 5;
+/// Wait before a caller that was refused is dialed. Sooner it would take us for a duplicate of its own connection, which a
+/// uTP caller gives up only after a timeout: libtorrent after 2.5 s.
+const AFTER_REFUSAL: Duration = Duration::from_secs(4);
 /// Number of consecutive failures after which an address may be replaced by a new one.
 const HOPELESS: u32 = 3;
 /// Number of distinct liars at one IP address after which the whole address is banned.
@@ -57,6 +60,14 @@ struct Entry {
     /// It had every piece when last seen: useless while we lack nothing.
     seed: bool,
     source: PeerSource,
+}
+
+impl Entry {
+    /// Returns whether it may be dialed before its time.
+    fn may_hurry(&self, now: Instant) -> bool {
+        let wait = HURRIED_RETRY * self.failures.clamp(1, MAX_HURRIED);
+        self.dialed.is_none_or(|dialed| dialed + wait <= now)
+    }
 }
 
 #[derive(Debug, Default)]
@@ -102,14 +113,30 @@ impl Addresses {
         self.due.insert((now, addr));
     }
 
+    /// Records that somebody at this IP address called us, was refused and is there: adds the address, if the port is
+    /// known, and has all that wait there dialed after [`AFTER_REFUSAL`].
+    pub(super) fn refused(&mut self, now: Instant, addr: SocketAddr) {
+        let (ip, soon) = (addr.ip().to_canonical(), now + AFTER_REFUSAL);
+        self.found(now, SocketAddr::new(ip, addr.port()), PeerSource::Incoming);
+        let there = self.entries.range(SocketAddr::new(ip, 0)..=SocketAddr::new(ip, u16::MAX));
+        let moved = there.filter(|(_, entry)| {
+            let new = entry.dialed.is_none();
+            entry.state == State::Idle && (new || entry.after > soon && entry.may_hurry(now))
+        });
+        let moved: Vec<(Instant, SocketAddr)> = moved.map(|(addr, entry)| (entry.after, *addr)).take(HURRIED).collect();
+        for place in moved {
+            self.due.remove(&place);
+            self.set_idle(place.1, soon);
+        }
+    }
+
     /// Brings forward the dialing of addresses that wait after a failure, the most promising first, because a blocked
     /// read has no peer to wait for.
     pub(super) fn hurry(&mut self, now: Instant) {
         let mut waiting: Vec<(u32, Instant, SocketAddr)> = Vec::new();
         for (after, addr) in self.due.iter().rev().take_while(|(after, _)| *after > now) {
             let Some(entry) = self.entries.get(addr) else { continue };
-            let wait = HURRIED_RETRY * entry.failures.clamp(1, MAX_HURRIED);
-            if entry.dialed.is_none_or(|dialed| dialed + wait <= now) {
+            if entry.may_hurry(now) {
                 waiting.push((entry.failures, *after, *addr));
             }
         }
@@ -308,6 +335,34 @@ mod tests {
         assert!(first.len() == HURRIED && !first.contains(&40), "{first:?}");
         let times: Vec<u32> = (2..60).filter(|n| hurried(&mut book, now + second * *n / 2).contains(&40)).collect();
         assert_eq!(times, [1, 3, 6, 10, 15, 20, 25].map(|seconds| 2 * seconds), "in half seconds");
+    }
+
+    #[test]
+    fn a_refused_caller_is_dialed_wherever_it_may_be() {
+        let now = Instant::now();
+        let mut book = Addresses::default();
+        // Known, and unreachable so far.
+        for (port, other) in [(1, addr(1)), (2, SocketAddr::from(([127, 0, 0, 2], 1)))] {
+            book.found(now, other, PeerSource::Tracker);
+            (0..5).for_each(|n| {
+                assert_eq!(book.next_to_dial(now + MAX_RETRY * n, true), Some(other), "{port}");
+                book.failed(now + MAX_RETRY * n, other);
+            });
+        }
+        let now = now + MAX_RETRY * 4 + Duration::from_secs(10);
+        book.refused(now, addr(0));
+        assert_eq!(book.next_to_dial(now, true), None, "not before the caller knows that it was refused");
+        let now = now + AFTER_REFUSAL;
+        assert_eq!(book.next_to_dial(now, true), Some(addr(1)));
+        assert_eq!(book.next_to_dial(now, true), None);
+        book.refused(now, addr(7));
+        book.check();
+        let now = now + AFTER_REFUSAL;
+        assert_eq!(book.next_to_dial(now, true), Some(addr(7)));
+        book.connected(addr(7));
+        book.refused(now, addr(7));
+        assert_eq!(book.next_to_dial(now + AFTER_REFUSAL, true), None, "connected");
+        book.check();
     }
 
     #[test]

@@ -122,7 +122,7 @@ mod tests {
         pieces.begin(0, None, false);
         for (block, by) in by.iter().enumerate() {
             let id = crate::swarm::pieces::BlockId { piece: 0, block: block as u32 };
-            pieces.receive(id, contributor(*by as u8));
+            pieces.receive(id, contributor(*by as u8), false);
         }
         pieces.finish(0).unwrap()
     }

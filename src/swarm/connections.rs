@@ -133,8 +133,8 @@ impl Swarm {
     /// Forgets a connection that is gone.
     pub(super) fn remove(&mut self, now: Instant, key: PeerKey) {
         let Some(peer) = self.peers.remove(&key) else { return };
-        for ask in &peer.asks {
-            self.pieces.unask(ask.id, key);
+        for ask in peer.asks.iter() {
+            self.pieces.unask(ask.id);
         }
         match &peer.holding {
             Holding::All => self.pieces.availability.seed_left(),
@@ -216,8 +216,9 @@ impl Swarm {
     /// Sends the keep-alives that are due, and closes connections that are silent or take a slot without being useful.
     pub(super) fn tick_connections(&mut self, now: Instant) {
         let since = |then: Instant| now.saturating_duration_since(then);
-        let silent: Vec<PeerKey> =
-            self.peers.iter().filter(|(_, peer)| since(peer.last_received) >= IDLE).map(|(key, _)| *key).collect();
+        // A peer that is held is not read; if it is dead, what we send it is not taken either.
+        let silent = |peer: &Peer| since(peer.last_received) >= IDLE && !peer.uploads.is_held();
+        let silent: Vec<PeerKey> = self.peers.iter().filter(|(_, peer)| silent(peer)).map(|(key, _)| *key).collect();
         for key in silent {
             self.disconnect(now, key, DisconnectReason::Idle);
         }

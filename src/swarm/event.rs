@@ -105,6 +105,9 @@ pub enum Event {
         /// Where they came from. Of an address found more than once, the first source is kept.
         source: PeerSource,
     },
+    /// A peer called us in a way that we refuse: dial it, and any other known address of its host. Port 0: the port is not
+    /// known.
+    Refused(SocketAddr),
     /// `Action::Connect` failed (refused, timed out, wrong info hash).
     ConnectFailed(SocketAddr),
     /// A connection was made, by whichever side.
@@ -128,6 +131,13 @@ pub enum Event {
         skip: FixedBitSet,
         /// Fetched before all others.
         high: FixedBitSet,
+    },
+    /// Extension messages have left the socket. Each `Send` of one is reported once.
+    ExtensionsSent {
+        /// The receiver.
+        peer: PeerKey,
+        /// Their number.
+        count: usize,
     },
     /// The answer to `Action::Upload`.
     Uploaded {

@@ -22,6 +22,10 @@ use super::peer::extensions::{HOLEPUNCH, METADATA, PEX, our_handshake};
 use super::peer::pex::may_share;
 use crate::wire::{ExtensionHandshake, Holepunch, Message, MetadataMessage, Pex, PexFlags, PunchError};
 
+/// Number of extension messages to a peer that have not left the socket, up to which the next piece of the metadata is
+/// sent: some 64 KiB bridge the way to the socket.
+const MAX_UNSENT: usize = 4;
+
 impl Swarm {
     /// Sends our extension handshake.
     pub(super) fn send_extension_handshake(&mut self, now: Instant, peer: &NewPeer) {
@@ -30,7 +34,9 @@ impl Swarm {
             // It fits: a torrent file is at most 96 MiB.
             len => Some(len as u32),
         };
-        let upload_only = self.config.partial_seed || self.pieces.complete();
+        // Not while super-seeding: a peer that says that it has nothing and wants nothing is of no use, and libtorrent
+        // closes the connection.
+        let upload_only = (self.config.partial_seed || self.pieces.complete()) && self.super_seed.is_none();
         let payload = our_handshake(peer.addr.ip(), peer.our_port, metadata_size, self.config.pex, upload_only);
         self.send(now, peer.key, Message::Extended { id: 0, payload });
     }
@@ -63,9 +69,27 @@ impl Swarm {
     fn serve_metadata(&mut self, now: Instant, key: PeerKey, message: Option<MetadataMessage>) {
         let Some(MetadataMessage::Request { piece }) = message else { return };
         let Some(peer) = self.peers.get_mut(&key).filter(|peer| peer.extensions.metadata != 0) else { return };
-        let answer = peer.extensions.metadata_uploads.answer(&self.config.metadata, piece);
         let id = peer.extensions.metadata;
-        self.send(now, key, Message::Extended { id, payload: answer.encode() });
+        if !peer.extensions.metadata_uploads.accept(&self.config.metadata, piece) {
+            self.send(now, key, Message::Extended { id, payload: MetadataMessage::Reject { piece }.encode() });
+        }
+        self.send_metadata(now, key);
+    }
+
+    /// Sends requested pieces of the metadata, a few at a time: a peer that does not read must not fill memory.
+    fn send_metadata(&mut self, now: Instant, key: PeerKey) {
+        while let Some(peer) = self.peers.get_mut(&key).filter(|peer| peer.extensions.unsent < MAX_UNSENT) {
+            let id = peer.extensions.metadata;
+            let Some(data) = peer.extensions.metadata_uploads.next(&self.config.metadata) else { return };
+            self.send(now, key, Message::Extended { id, payload: data.encode() });
+        }
+    }
+
+    /// Records that extension messages have left the socket.
+    pub(super) fn extensions_sent(&mut self, now: Instant, key: PeerKey, count: usize) {
+        let Some(peer) = self.peers.get_mut(&key) else { return };
+        peer.extensions.unsent = peer.extensions.unsent.saturating_sub(count);
+        self.send_metadata(now, key);
     }
 
     /// Takes over the addresses that a peer names, if it has not done so a moment ago.

@@ -1,6 +1,6 @@
 //! The state of a swarm, and its cycle: an event comes in, timers run, derived state is updated, actions go out.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 use std::time::Instant;
 
@@ -16,7 +16,7 @@ use super::config::Config;
 use super::event::{Event, PeerKey};
 use super::peer::holepunch::Introductions;
 use super::peer::{Holding, Peer};
-use super::pieces::{Pieces, Slot};
+use super::pieces::{BlockId, Pieces, Slot};
 use super::policy::Phase;
 use super::rate::Meter;
 use super::sched::readers::{Readers, Urgent};
@@ -60,6 +60,8 @@ pub struct Swarm {
     pub(super) queued: bool,
     /// Bytes that background fetching may still add to the store.
     pub(super) room: u64,
+    /// A peer could begin a piece, but there is no room for a single one.
+    pub(super) starved: bool,
     /// Maximum number of connections that the other torrents leave to this one.
     pub(super) max_connections: usize,
     /// A read of another torrent is blocked on blocks that are on their way.
@@ -109,6 +111,7 @@ impl Swarm {
             paused: false,
             queued: false,
             room: u64::MAX,
+            starved: false,
             max_connections: usize::MAX,
             yielding: false,
             phase: Phase::Filling,
@@ -133,6 +136,7 @@ impl Swarm {
             Event::PeersFound { addrs, source } => {
                 addrs.into_iter().for_each(|addr| self.addresses.found(now, addr, source));
             }
+            Event::Refused(addr) => self.addresses.refused(now, addr),
             Event::ConnectFailed(addr) => self.connect_failed(now, addr),
             Event::Connected(peer) => self.connected(now, &peer),
             Event::Disconnected(peer) => self.remove(now, peer),
@@ -143,6 +147,7 @@ impl Swarm {
             Event::Pause(paused) => self.pause(now, paused),
             Event::Priorities { skip, high } => self.prioritize(skip, &high),
             Event::Uploaded { peer, request, sent } => self.uploaded(now, peer, request, sent),
+            Event::ExtensionsSent { peer, count } => self.extensions_sent(now, peer, count),
             Event::Checked { piece, good, bad_blocks, digests } => {
                 self.checked(now, piece.get(), good, &bad_blocks, digests);
             }
@@ -216,6 +221,12 @@ impl Swarm {
         self.room
     }
 
+    /// Returns whether, since the last call, a peer could have begun a piece but for the room, of which there is less than
+    /// one piece.
+    pub fn take_starved(&mut self) -> bool {
+        std::mem::take(&mut self.starved)
+    }
+
     /// Returns the bytes of unfinished pieces.
     pub fn partial_bytes(&self) -> u64 {
         self.pieces.partial_bytes()
@@ -260,6 +271,7 @@ impl Swarm {
     pub(super) fn send(&mut self, now: Instant, key: PeerKey, message: Message) {
         if let Some(peer) = self.peers.get_mut(&key) {
             peer.last_sent = now;
+            peer.extensions.unsent += usize::from(matches!(message, Message::Extended { .. }));
             self.actions.push_back(Action::Send(key, message));
         }
     }
@@ -344,7 +356,7 @@ impl Swarm {
         );
         assert_eq!(self.unchoked, self.peers.values().filter(|peer| !peer.we_choke).count());
         assert!(self.peers.len() <= self.config.max_peers);
-        let mut asked = 0;
+        let mut asked = BTreeMap::new();
         for (key, peer) in &self.peers {
             peer.check();
             let has = |piece: u32| peer.has(piece);
@@ -355,22 +367,20 @@ impl Swarm {
             assert_eq!(peer.we_interested, peer.wanted > 0, "interest was sent");
             let bytes: u64 = peer.asks.iter().map(|ask| u64::from(self.pieces.block_len(ask.id))).sum();
             assert_eq!(peer.pipeline.outstanding(), bytes);
-            for ask in &peer.asks {
+            for ask in peer.asks.iter() {
                 let slot = self.pieces.partial(ask.id.piece).map(|partial| partial.slots[ask.id.block as usize]);
-                assert!(
-                    matches!(slot, Some(Slot::Asked(a, b)) if a == *key || b == Some(*key)),
-                    "{key:?} was asked for {:?}, which is {slot:?}",
-                    ask.id
-                );
+                let is_asked = matches!(slot, Some(Slot::Asked(_)));
+                assert!(is_asked, "{key:?} was asked for {:?}, which is {slot:?}", ask.id);
+                *asked.entry(ask.id).or_insert(0_u16) += 1;
             }
-            asked += peer.asks.len();
+            let distinct: BTreeSet<BlockId> = peer.asks.iter().map(|ask| ask.id).collect();
+            assert_eq!(distinct.len(), peer.asks.len(), "asked twice");
         }
-        let slots = self.pieces.partials().flat_map(|(_, partial)| &partial.slots);
-        let askers = slots.map(|slot| match slot {
-            Slot::Asked(_, None) => 1,
-            Slot::Asked(_, Some(_)) => 2,
-            Slot::Free | Slot::Received(_) => 0,
-        });
-        assert_eq!(asked, askers.sum::<usize>());
+        for (piece, partial) in self.pieces.partials() {
+            for (slot, block) in partial.slots.iter().zip(0..) {
+                let peers = if let Slot::Asked(peers) = slot { *peers } else { 0 };
+                assert_eq!(asked.get(&BlockId { piece, block }).copied().unwrap_or(0), peers);
+            }
+        }
     }
 }

@@ -8,18 +8,18 @@ use fixedbitset::FixedBitSet;
 use super::action::{Action, DisconnectReason};
 use super::event::PeerKey;
 use super::machine::Swarm;
+use super::peer::requests::Answer;
 use super::peer::{Holding, Peer};
 use crate::wire::{Message, Request, bitfield_from_wire};
+
+/// How often a peer may state that it lacks a piece that it had before. Each time costs a walk over all pieces.
+const MAX_LOSSES: u32 = 16;
 
 impl Swarm {
     /// Handles a message.
     pub(super) fn message(&mut self, now: Instant, key: PeerKey, message: Message) {
         let Some(peer) = self.peers.get_mut(&key) else { return };
         peer.last_received = now;
-        let opening = match message {
-            Message::Extended { .. } | Message::KeepAlive | Message::Port(_) => peer.opening,
-            _ => std::mem::take(&mut peer.opening),
-        };
         if !peer.fast && is_fast(&message) {
             return self.disconnect(
                 now,
@@ -41,7 +41,9 @@ impl Swarm {
                 self.choked(now, key);
             }
             Message::Unchoke => {
-                peer.choking_us = false;
+                if std::mem::replace(&mut peer.choking_us, false) {
+                    self.unchoked_us(now, key);
+                }
                 self.refill(now, key);
             }
             Message::Interested => {
@@ -54,25 +56,23 @@ impl Swarm {
                 self.fill_slots(now);
             }
             Message::Have(piece) => self.have(now, key, piece),
-            // A bitfield may come at any time, although BEP 3 puts it first: aria2 sends one for the pieces that it got
-            // since.
-            Message::HaveAll | Message::HaveNone if !opening => {
-                self.disconnect(
-                    now,
-                    key,
-                    DisconnectReason::Protocol("have-all or have-none that is not the first message"),
-                );
-            }
+            // These three may come at any time, although BEP 3 and BEP 6 put them first: aria2 sends a bitfield for the
+            // pieces that it got since, and have-all when it is complete. Each replaces what the peer had before.
             Message::Bitfield(bytes) => match bitfield_from_wire(&bytes, self.pieces.count()) {
-                Ok(bits) => self.have_many(now, key, bits),
+                Ok(bits) => self.have_only(now, key, bits),
                 Err(_) => self.disconnect(now, key, DisconnectReason::Protocol("a bitfield of the wrong length")),
             },
+            Message::HaveAll if peer.is_seed() => {}
             Message::HaveAll => {
                 let mut bits = FixedBitSet::with_capacity(self.pieces.count() as usize);
                 bits.insert_range(..);
-                self.have_many(now, key, bits);
+                self.have_only(now, key, bits);
             }
-            Message::HaveNone => {}
+            Message::HaveNone if peer.has_count == 0 => {}
+            Message::HaveNone => {
+                let bits = FixedBitSet::with_capacity(self.pieces.count() as usize);
+                self.have_only(now, key, bits);
+            }
             Message::Request(request) => self.requested(now, key, request),
             Message::Cancel(request) => self.request_cancelled(now, key, request),
             Message::Suggest(piece) if piece < self.pieces.count() => {
@@ -84,9 +84,8 @@ impl Swarm {
                 peer.exhausted_at = None;
                 self.refill(now, key);
             }
-            Message::Suggest(_) | Message::AllowedFast(_) => {
-                self.disconnect(now, key, DisconnectReason::Protocol("a piece beyond the torrent"));
-            }
+            // Beyond the torrent. BEP 6 makes both mere hints, and some clients compute them from a wrong piece count.
+            Message::Suggest(_) | Message::AllowedFast(_) => {}
             Message::Reject(request) => self.rejected(now, key, request),
         }
     }
@@ -115,34 +114,68 @@ impl Swarm {
         }
     }
 
+    /// Records that a peer has these pieces and no others.
+    fn have_only(&mut self, now: Instant, key: PeerKey, bits: FixedBitSet) {
+        let Some(peer) = self.peers.get_mut(&key) else { return };
+        let lost = match &peer.holding {
+            Holding::All => !bits.is_full(),
+            Holding::Some(held) => !held.is_subset(&bits),
+        };
+        if lost {
+            peer.losses += 1;
+            if peer.losses > MAX_LOSSES {
+                return self.disconnect(now, key, DisconnectReason::Protocol("it takes back its pieces too often"));
+            }
+            self.lost_all(key);
+        }
+        self.have_many(now, key, bits);
+    }
+
+    /// Forgets every piece of a peer. Its interest in us, and ours in it, is left to the caller.
+    fn lost_all(&mut self, key: PeerKey) {
+        let Some(peer) = self.peers.get_mut(&key) else { return };
+        let none = Holding::Some(FixedBitSet::with_capacity(self.pieces.count() as usize));
+        match std::mem::replace(&mut peer.holding, none) {
+            Holding::All => self.pieces.availability.seed_left(),
+            Holding::Some(held) => {
+                held.ones().for_each(|piece| self.pieces.availability.lower(piece as u32, &mut self.rng));
+            }
+        }
+        (peer.has_count, peer.wanted) = (0, 0);
+    }
+
     /// Records that a peer has these pieces, in addition to those that it had before.
     fn have_many(&mut self, now: Instant, key: PeerKey, mut bits: FixedBitSet) {
         let Some(peer) = self.peers.get_mut(&key) else { return };
+        let full = bits.is_full();
         let Holding::Some(held) = &mut peer.holding else { return };
         bits.difference_with(held);
         if bits.is_clear() {
-            return;
+            return self.update_interest(now, key);
         }
         peer.exhausted_at = None;
-        if bits.is_full() {
+        if full {
+            let held = held.clone();
             peer.has_count = self.pieces.count();
             peer.wanted = self.pieces.count() - self.pieces.have_count();
             peer.holding = Holding::All;
+            held.ones().for_each(|piece| self.pieces.availability.lower(piece as u32, &mut self.rng));
             self.pieces.availability.seed_came();
-            self.update_interest(now, key);
-            return self.disconnect_if_useless(now, key);
-        }
-        held.union_with(&bits);
-        for piece in bits.ones() {
-            peer.has_count += 1;
-            peer.wanted += u32::from(!self.pieces.has(piece as u32));
-            self.pieces.availability.raise(piece as u32, &mut self.rng);
+        } else {
+            held.union_with(&bits);
+            for piece in bits.ones() {
+                peer.has_count += 1;
+                peer.wanted += u32::from(!self.pieces.has(piece as u32));
+                self.pieces.availability.raise(piece as u32, &mut self.rng);
+            }
         }
         if self.super_seed.is_some() {
             bits.ones().for_each(|piece| self.super_seed_seen(now, key, piece as u32));
         }
         self.update_interest(now, key);
-        self.became_seed(now, key);
+        if full {
+            self.disconnect_if_useless(now, key);
+        }
         self.refill(now, key);
     }
 
@@ -192,17 +225,26 @@ impl Swarm {
             return self.disconnect(now, key, DisconnectReason::Protocol("a reject of what we cannot have asked for"));
         };
         let Some(peer) = self.peers.get_mut(&key) else { return };
-        if peer.take_ask(id).is_some() {
-            peer.pipeline.dropped(now, request.length);
-            if !peer.choking_us || peer.allowed.contains(&id.piece) {
-                peer.refuse(now, id.piece);
+        match peer.asks.rejected(id) {
+            Answer::Owed(_) => {
+                peer.has_answered(now);
+                peer.pipeline.dropped(now, request.length);
+                if !peer.has_choked(id.piece) {
+                    peer.refuse(now, id.piece);
+                }
+                peer.exhausted_at = None;
+                let is_sending = peer.asks.iter().any(|ask| ask.id.piece == id.piece);
+                self.pieces.unask(id);
+                if !is_sending {
+                    self.abandon_solo(now, key, id.piece);
+                }
             }
-            peer.exhausted_at = None;
-            self.pieces.unask(id, key);
-            self.abandon_solo(now, key, id.piece);
-        } else if peer.cancelled.remove(&id).is_some() {
-            // Now the block may be requested from it again.
-            peer.exhausted_at = None;
+            Answer::Withdrawn => {
+                // Now the block may be requested from it again.
+                peer.has_answered(now);
+                peer.exhausted_at = None;
+            }
+            Answer::Unknown => {}
         }
         self.refill(now, key);
     }

@@ -11,7 +11,7 @@ use rand::rngs::SmallRng;
 
 use super::availability::Availability;
 use super::event::PeerKey;
-use crate::metainfo::{BLOCK_LEN, Block, Lengths};
+use crate::metainfo::{Block, Lengths};
 use crate::wire::{PeerId, Request};
 
 /// One block, within the torrent by construction: made by [`Pieces::block`] or from the slots of a partial piece.
@@ -38,8 +38,8 @@ pub(super) enum State {
 pub(super) enum Slot {
     /// Not requested.
     Free,
-    /// Requested from one peer, or from two.
-    Asked(PeerKey, Option<PeerKey>),
+    /// Requested from so many peers.
+    Asked(u16),
     /// Here; the sender is an index into the contributors.
     Received(u16),
 }
@@ -82,8 +82,8 @@ impl Partial {
 pub(super) enum Receipt {
     /// The block is not wanted, or not any more.
     Useless,
-    /// The block is wanted. `others` were requested to send it, too; with `full` the piece is now `Checking`.
-    Wanted { others: [Option<PeerKey>; 2], full: bool },
+    /// The block is wanted. So many `others` were requested to send it, too; with `full` the piece is now `Checking`.
+    Wanted { others: u16, full: bool },
 }
 
 #[derive(Debug)]
@@ -236,13 +236,13 @@ impl Pieces {
         self.partial_bytes += u64::from(self.len_of(piece));
     }
 
-    /// Records that a block, which is free or requested from one other peer, is requested from `peer`.
-    pub(super) fn ask(&mut self, id: BlockId, peer: PeerKey) {
+    /// Records that a block, which is free or requested from others, is requested from one more peer.
+    pub(super) fn ask(&mut self, id: BlockId) {
         let Some(partial) = self.partials.get_mut(&id.piece) else { return };
         let slot = &mut partial.slots[id.block as usize];
         match *slot {
             Slot::Free => {
-                *slot = Slot::Asked(peer, None);
+                *slot = Slot::Asked(1);
                 partial.free -= 1;
                 if partial.hint == id.block {
                     partial.hint += 1;
@@ -251,31 +251,31 @@ impl Pieces {
                     self.open.remove(&id.piece);
                 }
             }
-            Slot::Asked(first, None) if first != peer => *slot = Slot::Asked(first, Some(peer)),
-            _ => debug_assert!(false, "asked again: {id:?}"),
+            // Peers are counted in 16 bits.
+            Slot::Asked(peers) => *slot = Slot::Asked(peers + 1),
+            Slot::Received(_) => debug_assert!(false, "asked again: {id:?}"),
         }
     }
 
-    /// Records that a block is no longer requested from `peer`.
-    pub(super) fn unask(&mut self, id: BlockId, peer: PeerKey) {
+    /// Records that a block is no longer requested from one of the peers.
+    pub(super) fn unask(&mut self, id: BlockId) {
         let Some(partial) = self.partials.get_mut(&id.piece) else { return };
         let slot = &mut partial.slots[id.block as usize];
-        *slot = match *slot {
-            Slot::Asked(first, Some(second)) if first == peer => Slot::Asked(second, None),
-            Slot::Asked(first, Some(second)) if second == peer => Slot::Asked(first, None),
-            Slot::Asked(first, None) if first == peer => {
+        match *slot {
+            Slot::Asked(1) => {
+                *slot = Slot::Free;
                 partial.free += 1;
                 partial.hint = partial.hint.min(id.block);
                 self.open.insert(id.piece);
                 self.freed += 1;
-                Slot::Free
             }
-            other => other,
-        };
+            Slot::Asked(peers) => *slot = Slot::Asked(peers - 1),
+            Slot::Free | Slot::Received(_) => {}
+        }
     }
 
-    /// Records that a block arrived.
-    pub(super) fn receive(&mut self, id: BlockId, from: Contributor) -> Receipt {
+    /// Records that a block arrived. `asked`: its sender is one of the peers that it is requested from.
+    pub(super) fn receive(&mut self, id: BlockId, from: Contributor, asked: bool) -> Receipt {
         let Some(partial) = self.partials.get_mut(&id.piece) else { return Receipt::Useless };
         let slot = &mut partial.slots[id.block as usize];
         let others = match *slot {
@@ -285,11 +285,9 @@ impl Pieces {
                 if partial.free == 0 {
                     self.open.remove(&id.piece);
                 }
-                [None, None]
+                0
             }
-            Slot::Asked(first, second) => {
-                [Some(first).filter(|key| *key != from.peer), second.filter(|key| *key != from.peer)]
-            }
+            Slot::Asked(peers) => peers - u16::from(asked),
         };
         let known = partial.contributors.iter().position(|contributor| *contributor == from);
         let index = known.unwrap_or_else(|| {
@@ -319,7 +317,8 @@ impl Pieces {
                     partial.free += 1;
                     partial.received -= 1;
                     partial.hint = partial.hint.min(block);
-                    bytes += u64::from(BLOCK_LEN);
+                    let block = self.lengths.piece(*piece).and_then(|piece| self.lengths.block_of(piece, block));
+                    bytes += block.map_or(0, |block| u64::from(self.lengths.block_len(block)));
                     self.open.insert(*piece);
                     self.freed += 1;
                 }
@@ -437,7 +436,7 @@ impl Pieces {
             assert_eq!(state == State::Checking, received == partial.slots.len());
             for slot in &partial.slots {
                 match *slot {
-                    Slot::Asked(first, second) => assert_ne!(Some(first), second),
+                    Slot::Asked(peers) => assert_ne!(peers, 0),
                     Slot::Received(by) => assert!(usize::from(by) < partial.contributors.len()),
                     Slot::Free => {}
                 }
@@ -448,5 +447,29 @@ impl Pieces {
         let preferred = |piece: &u32| self.is_to_begin(*piece) && self.high.contains(*piece as usize);
         assert_eq!(self.preferred, (0..self.count()).filter(preferred).collect());
         assert_eq!(self.have as usize, self.state.iter().filter(|state| **state == State::Have).count());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn distrusted_blocks_count_with_their_lengths() {
+        // Two pieces: two and a half blocks, and one byte.
+        let mut pieces = Pieces::new(Lengths::new(40_961, 40_960).unwrap(), &FixedBitSet::with_capacity(2));
+        let by = |n: u8| Contributor {
+            peer: PeerKey(n.into()),
+            addr: SocketAddr::from(([127, 0, 0, n], 1)),
+            id: PeerId([n; 20]),
+        };
+        pieces.begin(0, None, false);
+        for (block, from) in [(0, 1), (2, 2)] {
+            pieces.receive(BlockId { piece: 0, block }, by(from), true);
+        }
+        assert_eq!(pieces.distrust(|from| *from == by(2)), 8192);
+        assert_eq!(pieces.distrust(|from| *from == by(2)), 0);
+        pieces.check();
+        assert_eq!(pieces.distrust(|_| true), 16_384);
     }
 }

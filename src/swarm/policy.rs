@@ -125,10 +125,10 @@ pub struct Policy {
     /// How many times sooner a second peer must deliver a block of a blocked read before it is asked as well. Where all
     /// peers are late alike, asking twice would only halve what they deliver.
     pub hedge_advantage: f64,
-    /// Time of silence after which nothing more is expected of a peer or a reader: no answer to a cancelled request comes any
-    /// more, and a torrent does not count as being read. Ten seconds outlast a pause of a player and of most lines.
-    /// Follow from it: [`Self::snub_timeout`], [`Self::reject_pause`], [`Self::doubt_timeout`],
-    /// [`Self::abandoned_moment`], [`Self::useless_timeout`].
+    /// Time of silence after which nothing more is expected of a peer or a reader: a torrent does not count as being read,
+    /// and a read that its handle has sought away from does not come last any more. Ten seconds outlast a pause of a player
+    /// and of most lines. Follow from it: [`Self::snub_timeout`], [`Self::blocked_silence`], [`Self::repeat_timeout`],
+    /// [`Self::doubt_timeout`], [`Self::reject_pause`], [`Self::first_reject_pause`], [`Self::useless_timeout`].
     pub silence_timeout: Duration,
 
     /// Bytes around a reader's position within which a read is no seek, because the kernel reads ahead and out of order in
@@ -176,25 +176,35 @@ impl Policy {
         }
     }
 
-    /// Time of silence after which a peer that owes us blocks is snubbed: asked for one block at a time.
+    /// Time of silence after which a peer that owes us blocks is asked for one block at a time.
     pub(super) fn snub_timeout(&self) -> Duration {
         2 * self.silence_timeout
     }
 
-    /// Time before a piece is requested again from a peer that rejected it.
-    pub(super) fn reject_pause(&self) -> Duration {
-        self.silence_timeout / 2
+    /// The same while a read is blocked, which would otherwise wait that long.
+    pub(super) fn blocked_silence(&self) -> Duration {
+        self.silence_timeout / 10
     }
 
-    /// Time for an answer that may well not come: from a peer that choked us, for a cancelled block without the fast
-    /// extension, and for a suspect piece that one peer must deliver alone.
+    /// Time of silence after which a blocked read without another peer repeats a request, which may be lost.
+    pub(super) fn repeat_timeout(&self) -> Duration {
+        self.silence_timeout / 40
+    }
+
+    /// Longest time for an answer that may well not come: from a peer that choked us, to a cancelled request, to one that was
+    /// passed over and that no read is blocked on.
     pub(super) fn doubt_timeout(&self) -> Duration {
         self.silence_timeout / 5
     }
 
-    /// Time for which reads at a place that their handle has left come last. Longer, and somebody does wait for them.
-    pub(super) fn abandoned_moment(&self) -> Duration {
-        self.silence_timeout / 5
+    /// Longest time before a piece is requested again from a peer that rejected it.
+    pub(super) fn reject_pause(&self) -> Duration {
+        self.silence_timeout / 2
+    }
+
+    /// The same after the first reject. Each further one doubles it.
+    pub(super) fn first_reject_pause(&self) -> Duration {
+        self.silence_timeout / 100
     }
 
     /// Time that a peer, or an attempt to fetch metadata, may take a place that others wait for without being of use.

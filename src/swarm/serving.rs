@@ -94,6 +94,7 @@ impl Swarm {
                 self.send(now, key, Message::Reject(request));
             }
         }
+        self.update_hold(key);
     }
 
     /// Handles a peer's request.
@@ -110,10 +111,15 @@ impl Swarm {
         let offered = self.super_seed.as_ref().is_none_or(|state| state.grants(key, piece));
         let served = offered && (!peer.we_choke || peer.granted.contains(&piece));
         // A piece that was evicted is rejected like one that we never had (invariant 7).
-        if self.config.upload && served && self.pieces.has(piece) && peer.uploads.push(request) {
+        if !(self.config.upload && served && self.pieces.has(piece)) {
+            if peer.fast {
+                self.send(now, key, Message::Reject(request));
+            }
+        } else if peer.uploads.push(request) {
             self.pump_uploads(key);
-        } else if peer.fast {
-            self.send(now, key, Message::Reject(request));
+        } else {
+            // The driver did not hold the peer. A request that is lost without a word would stall it for good.
+            self.disconnect(now, key, DisconnectReason::Protocol("more requests than we queue"));
         }
     }
 
@@ -124,6 +130,7 @@ impl Swarm {
         if cancelled && fast {
             self.send(now, key, Message::Reject(request));
         }
+        self.update_hold(key);
     }
 
     /// Hands the driver as many of a peer's requests as it may have at a time.
@@ -131,6 +138,17 @@ impl Swarm {
         let Some(peer) = self.peers.get_mut(&key) else { return };
         while let Some(request) = peer.uploads.next() {
             self.actions.push_back(Action::Upload(key, request));
+        }
+        self.update_hold(key);
+    }
+
+    /// Has the driver stop reading from a peer whose queue is full, or read on.
+    fn update_hold(&mut self, key: PeerKey) {
+        let Some(peer) = self.peers.get_mut(&key) else { return };
+        match peer.uploads.hold_change() {
+            Some(true) => self.actions.push_back(Action::Hold(key)),
+            Some(false) => self.actions.push_back(Action::Release(key)),
+            None => {}
         }
     }
 
@@ -146,6 +164,10 @@ impl Swarm {
             peer.up.add(now, length);
             peer.uploaded += length;
             self.count_upload(now, length);
+            let len = self.pieces.len_of(request.piece);
+            if self.super_seed.as_mut().is_some_and(|state| state.sent(key, request.piece, request.length, len)) {
+                self.super_seed_seen(now, key, request.piece);
+            }
         } else if peer.fast {
             self.send(now, key, Message::Reject(request));
         }

@@ -25,6 +25,8 @@ struct Offers {
     all: FixedBitSet,
     /// Those that have not appeared at another peer, and since when the peer itself has them.
     open: Vec<(u32, Option<Instant>)>,
+    /// Bytes of the open ones that the peer was sent.
+    sent: BTreeMap<u32, u32>,
 }
 
 #[derive(Debug)]
@@ -53,7 +55,7 @@ impl SuperSeed {
     /// Adds a peer.
     pub(super) fn connected(&mut self, key: PeerKey) {
         let all = FixedBitSet::with_capacity(self.offered.len());
-        self.peers.insert(key, Offers { all, open: Vec::new() });
+        self.peers.insert(key, Offers { all, open: Vec::new(), sent: BTreeMap::new() });
     }
 
     /// Removes a peer: the pieces that it was offered and never passed on may be offered to others.
@@ -74,10 +76,27 @@ impl SuperSeed {
                 offers.open[at].1.get_or_insert(now);
             } else {
                 offers.open.swap_remove(at);
+                offers.sent.remove(&piece);
                 ready.push(*other);
             }
         }
         ready
+    }
+
+    /// Records that a peer was sent bytes of a piece of `len` bytes. Returns whether that makes it complete: some clients
+    /// (rqbit) do not announce a piece to a peer that has it.
+    pub(super) fn sent(&mut self, key: PeerKey, piece: u32, bytes: u32, len: u32) -> bool {
+        let Some(offers) = self.peers.get_mut(&key) else { return false };
+        if !offers.open.iter().any(|(open, _)| *open == piece) {
+            return false;
+        }
+        let sent = offers.sent.entry(piece).or_default();
+        *sent = sent.saturating_add(bytes);
+        let complete = *sent >= len;
+        if complete {
+            offers.sent.remove(&piece);
+        }
+        complete
     }
 
     /// Closes the offers that have been open for too long. Returns the peers that may be offered another piece.

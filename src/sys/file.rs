@@ -1,11 +1,11 @@
 //! Reads that never block, holes in files, and opens that follow no symbolic link.
 
 use std::ffi::{CString, OsStr};
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use tokio::io::Interest;
@@ -104,6 +104,18 @@ pub fn start_writeback(file: &File) -> io::Result<()> {
     check(unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) }).map(drop)
 }
 
+/// Returns the error of a write that the kernel could not bring to the disk since the last call, without starting or awaiting
+/// one beyond the file's first page. Only the first call after an error reports it.
+pub fn check_writeback(file: &File) -> io::Result<()> {
+    // SAFETY: the call takes integers; the descriptor is open.
+    let checked = check(unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 1, libc::SYNC_FILE_RANGE_WAIT_BEFORE) });
+    match checked {
+        // Anything else is about the call, which some filesystems lack.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EIO | libc::ENOSPC | libc::EDQUOT)) => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// Waits until everything written to the file's filesystem is on the disk (`syncfs(2)`).
 pub fn sync_filesystem(file: &File) -> io::Result<()> {
     // SAFETY: the call takes integers; the descriptor is open.
@@ -132,9 +144,45 @@ pub fn open_file_at(dir: BorrowedFd<'_>, name: &OsStr, create: Option<u32>) -> i
     open_at(dir, name, flags, create.unwrap_or(0)).map(File::from)
 }
 
+/// Opens the file `name` in `dir` read-only, as above.
+pub fn open_file_to_read_at(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<File> {
+    open_at(dir, name, libc::O_RDONLY | libc::O_NONBLOCK, 0).map(File::from)
+}
+
 /// Opens a file read-only, following links. As above, the open of a FIFO does not wait.
 pub fn open_to_read(path: &Path) -> io::Result<File> {
     File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)
+}
+
+/// Opens a file of this program's, which must be a regular one: follows no symbolic link in its last component, and does not
+/// wait at a FIFO. Whoever may write to the directory could have planted either. Nor may `options` truncate the file.
+pub fn open_regular(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    let opened = options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY).open(path);
+    let file = opened.map_err(|error| match error.raw_os_error() {
+        Some(libc::ELOOP) => io::Error::other("it is a symbolic link"),
+        // What a FIFO without a reader or a socket says.
+        Some(libc::ENXIO) => not_regular(),
+        _ => error,
+    })?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(not_regular()) }
+}
+
+fn not_regular() -> io::Error {
+    io::Error::other("it is not a regular file")
+}
+
+/// Creates a new empty file for this user alone, in place of whatever has its name. A symbolic link is not followed.
+pub fn create_anew(path: &Path) -> io::Result<File> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    File::options().write(true).create_new(true).mode(0o600).open(path)
+}
+
+/// Opens a directory without following a symbolic link in its last component.
+pub fn open_dir(path: &Path) -> io::Result<File> {
+    File::options().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_DIRECTORY).open(path)
 }
 
 /// Creates the directory `name` in `dir`.
@@ -156,6 +204,12 @@ pub fn remove_at(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
     let name = c_string(name)?;
     // SAFETY: `name` is NUL-terminated and outlives the call; the descriptor is open.
     check(unsafe { libc::unlinkat(dir.as_raw_fd(), name.as_ptr(), 0) }).map(drop)
+}
+
+/// Lets everyone execute a file who may read it.
+pub fn make_executable(file: &File) -> io::Result<()> {
+    let mode = file.metadata()?.permissions().mode();
+    file.set_permissions(PermissionsExt::from_mode(mode | (mode & 0o444) >> 2))
 }
 
 /// Returns the free bytes of the file's filesystem that this user may allocate.
@@ -236,8 +290,35 @@ mod tests {
         assert!(open_file_at(root.as_fd(), name("file"), None).is_ok());
         assert!(open_file_at(root.as_fd(), name("file-link"), Some(0o600)).is_err());
         assert!(open_file_at(root.as_fd(), name("new"), None).is_err());
+        assert!(open_dir(&dir.path().join("real")).is_ok() && open_dir(&dir.path().join("dir-link")).is_err());
         make_dir_at(root.as_fd(), name("made"), 0o700).unwrap();
         let made = open_dir_at(root.as_fd(), name("made")).unwrap();
         assert!(open_file_at(made.as_fd(), name("new"), Some(0o600)).is_ok());
+    }
+
+    #[test]
+    fn a_planted_link_or_fifo_is_neither_followed_nor_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let (victim, link, fifo) = (dir.path().join("victim"), dir.path().join("link"), dir.path().join("fifo"));
+        std::fs::write(&victim, b"precious").unwrap();
+        symlink(&victim, &link).unwrap();
+        let name = CString::new(fifo.as_os_str().as_bytes()).unwrap();
+        // SAFETY: `name` is NUL-terminated and outlives the call.
+        check(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }).unwrap();
+        let all = [File::options().read(true).clone(), File::options().write(true).create(true).clone()];
+        for mut options in all.into_iter().chain([File::options().read(true).write(true).clone()]) {
+            for path in [&link, &fifo] {
+                let error = open_regular(path, &mut options).unwrap_err().to_string();
+                assert!(error.starts_with("it is "), "{error}");
+            }
+            assert!(open_regular(&victim, &mut options).is_ok());
+        }
+        for path in [&link, &fifo, &dir.path().join("new")] {
+            create_anew(path).unwrap().write_all_at(b"ours", 0).unwrap();
+            assert_eq!(std::fs::read(path).unwrap(), b"ours");
+            assert_eq!(path.symlink_metadata().unwrap().mode() & 0o777, 0o600);
+        }
+        assert_eq!(std::fs::read(&victim).unwrap(), b"precious");
+        assert!(create_anew(dir.path()).is_err());
     }
 }

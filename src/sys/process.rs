@@ -35,6 +35,13 @@ pub fn raise_descriptor_limit(wanted: u64) -> io::Result<u64> {
     Ok(limit.rlim_cur)
 }
 
+/// Makes a write beyond the limit on file sizes (`ulimit -f`) fail with `EFBIG`. By default its signal, `SIGXFSZ`, ends the
+/// process.
+pub fn ignore_file_size_signal() {
+    // SAFETY: ignoring a signal installs no handler, so no code of ours runs at an unexpected time.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}
+
 /// Makes the GNU allocator return freed memory to the kernel early (`mallopt(3)`); does nothing with other allocators. By
 /// default it keeps up to eight heaps per core, and buffers of some MiB leave holes in each: with ten active torrents a
 /// third of the memory was such holes. Measured, streaming is no slower with these settings.

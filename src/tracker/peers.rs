@@ -206,15 +206,30 @@ impl<const N: usize> Peers<N> {
         }
     }
 
-    /// Appends up to `want` random peers to `out`, each with equal probability, and returns their number. Excludes the peer at
-    /// `own`, which announces, and for a seed all seeds.
+    /// Appends up to `want` random peers to `out`, each with equal probability, and returns their number. Excludes the peer
+    /// at `own`, which announces. A seed gets leechers first, and seeds if there are not enough of them: a client that
+    /// fetches the metadata of a magnet link may say that nothing is left, and needs seeds.
     pub fn pick(&self, own: Option<usize>, seed: bool, want: usize, rng: &mut impl Rng, out: &mut Vec<u8>) -> usize {
-        let useful: Range<usize> = if seed { self.seeds()..self.len() } else { 0..self.len() };
-        let skip = own.filter(|at| useful.contains(at));
-        let available = useful.len() - usize::from(skip.is_some());
+        if !seed {
+            return self.pick_from(0..self.len(), own, want, rng, out);
+        }
+        let leechers = self.pick_from(self.seeds()..self.len(), own, want, rng, out);
+        leechers + self.pick_from(0..self.seeds(), own, want - leechers, rng, out)
+    }
+
+    fn pick_from(
+        &self,
+        from: Range<usize>,
+        own: Option<usize>,
+        want: usize,
+        rng: &mut impl Rng,
+        out: &mut Vec<u8>,
+    ) -> usize {
+        let skip = own.filter(|at| from.contains(at));
+        let available = from.len() - usize::from(skip.is_some());
         let count = want.min(available);
         let mut take = |nth: usize| {
-            let at = useful.start + nth;
+            let at = from.start + nth;
             let at = if skip.is_some_and(|skip| at >= skip) { at + 1 } else { at };
             out.extend_from_slice(&self.list[at].addr);
         };
@@ -301,12 +316,14 @@ mod tests {
     }
 
     #[test]
-    fn a_seed_gets_no_seeds() {
+    fn a_seed_gets_leechers_first_and_then_seeds() {
         let peers = full(60, 5);
         let rng = &mut StdRng::seed_from_u64(7);
-        let got: HashSet<u16> = picked(&peers, 3, true, 50, rng).into_iter().collect();
-        assert_eq!(got, (60..65).collect());
-        assert!(picked(&full(2, 0), 0, true, 50, rng).is_empty());
+        let got = picked(&peers, 3, true, 50, rng);
+        assert_eq!(got[..5].iter().copied().collect::<HashSet<_>>(), (60..65).collect());
+        assert!(got.len() == 50 && got[5..].iter().all(|peer| *peer < 60));
+        assert_eq!(picked(&full(2, 90), 0, true, 50, rng).iter().filter(|peer| **peer < 2).count(), 0);
+        assert_eq!(picked(&full(2, 0), 0, true, 50, rng), [1]);
         assert!(picked(&peers, 3, false, 0, rng).is_empty());
     }
 

@@ -14,7 +14,6 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Read, Seek, Write};
 use std::net::SocketAddr;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use sha1::{Digest, Sha1};
@@ -23,6 +22,7 @@ use super::peers::Peers;
 use super::shards::SHARDS;
 use super::table::Table;
 use crate::metainfo::InfoHash;
+use crate::sys::file::{create_anew, open_to_read};
 use crate::wire::take_compact;
 
 /// First bytes of every state file.
@@ -59,7 +59,7 @@ pub(super) struct SavedTorrent {
 /// Writes the table to a temporary file, syncs it, and renames it over the old one. The table is locked one shard at a time.
 pub(super) fn save(path: &Path, table: &Table, now: u32, unix: u64) -> io::Result<()> {
     let new = sibling(path, ".new");
-    let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+    let file = create_anew(&new)?;
     let mut writer = BufWriter::new(file);
     let mut sum = Sha1::new();
     let mut write = |bytes: &[u8]| {
@@ -103,7 +103,8 @@ fn put_peers<const N: usize>(peers: &Peers<N>, now: u32, out: &mut Vec<u8>) {
 
 /// Reads a state file, and passes the time of writing and each torrent to `restore`. Returns false if there is none.
 pub(super) fn load(path: &Path, restore: impl FnMut(u64, SavedTorrent)) -> Result<bool, StateError> {
-    let mut file = match File::open(path) {
+    // The user may have linked the state to another place, but a FIFO there must not stop the start.
+    let mut file = match open_to_read(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(error.into()),

@@ -164,7 +164,8 @@ impl Table {
         self.shards.lock_for(u64::from_be_bytes([a, b, c, d, e, f, g, h]), self.multiplier)
     }
 
-    /// Records the peer, unless it cannot be reached, and returns random others: no seeds for a seed, no peers for one that leaves.
+    /// Records the peer, unless it cannot be reached, and returns random others: for a seed, leechers first; no peers for one
+    /// that leaves.
     pub fn announce(
         &self,
         now: u32,

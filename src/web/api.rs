@@ -1,10 +1,11 @@
 //! The routes of the API, and their description at `/openapi.json`.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::{Body, Bytes, to_bytes};
-use axum::extract::{DefaultBodyLimit, Path, Query, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::body::{Body, Bytes};
+use axum::extract::{DefaultBodyLimit, Extension, Path, Query, State};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Router, middleware};
@@ -14,6 +15,8 @@ use utoipa::{IntoParams, OpenApi};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::body::{bounded, receive};
+use super::connections::{Connection, Work};
 use super::json::json;
 use super::problem::{Fault, Problem};
 use super::shared::Shared;
@@ -23,13 +26,15 @@ use crate::control::orders::{
 };
 use crate::control::status::{PieceMap, RateLimits, Status, TorrentStatus};
 use crate::control::{observe, orders};
-use crate::metainfo::MAX_TORRENT_LEN;
 
 /// Longest request body in bytes, except for `.torrent` files. Orders are some hundred bytes; a magnet link with many
 /// trackers is some kilobytes.
 const MAX_BODY: usize = 64 * 1024;
 /// Time limit for a request that is answered from the current state.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest `.torrent` file in a request in bytes, and memory of a listener for all that arrive at a time. A torrent of
+/// 800,000 pieces fits. Larger ones can be mounted, but not added.
+pub const MAX_UPLOAD: usize = 16 << 20;
 /// Time limit for receiving a `.torrent` file. It may have several megabytes and come over a slow link.
 const UPLOAD_TIMEOUT: Duration = Duration::from_secs(60);
 /// Largest number of cells in a piece map: as many as a wide screen has columns of pixels.
@@ -67,7 +72,8 @@ fn slow_routes() -> OpenApiRouter<Shared> {
 
 /// Returns the router for all requests.
 pub(super) fn router(shared: Shared) -> Router {
-    let quick = quick_routes().split_for_parts().0.layer(middleware::from_fn(limit_time));
+    let limits = (middleware::from_fn(limit_memory), middleware::from_fn(limit_time));
+    let quick = quick_routes().split_for_parts().0.layer(limits.1).layer(limits.0);
     // OpenAPI has no route that matches the rest of a path.
     let files = Router::new()
         .route("/files", get(files::get))
@@ -87,11 +93,16 @@ pub(super) fn router(shared: Shared) -> Router {
 /// Answers with a time-out if the handler takes longer than [`REQUEST_TIMEOUT`].
 async fn limit_time(request: axum::extract::Request, next: middleware::Next) -> Response {
     let response = tokio::time::timeout(REQUEST_TIMEOUT, next.run(request)).await;
-    response.unwrap_or_else(|_| timed_out().into_response())
+    response.unwrap_or_else(|_| Problem::timed_out().into_response())
 }
 
-fn timed_out() -> Problem {
-    Problem::new(StatusCode::REQUEST_TIMEOUT, "the request took too long")
+/// Takes memory for the response until it is sent.
+async fn limit_memory(
+    Extension(connection): Extension<Arc<Connection>>,
+    request: axum::extract::Request,
+    next: middleware::Next,
+) -> Response {
+    bounded(&connection, next.run(request).await).await
 }
 
 /// Parses a JSON body. The content type must say so: a page of another site cannot send that type without a preflight.
@@ -150,26 +161,31 @@ async fn change_torrent(
     post, path = "/torrents", request_body = NewTorrent,
     responses(
         (status = 200, body = AddedTorrent), (status = 400, body = Fault), (status = 409, body = Fault),
-        (status = 422, body = Fault)
+        (status = 413, body = Fault), (status = 422, body = Fault), (status = 429, body = Fault)
     )
 )]
-async fn add(State(shared): State<Shared>, headers: HeaderMap, body: Body) -> Result<Response, Problem> {
-    let upload = tokio::time::timeout(UPLOAD_TIMEOUT, async {
-        // The semaphore is never closed. The permit is held until the body is parsed.
-        let permit = shared.uploads.clone().acquire_owned().await;
-        to_bytes(body, MAX_TORRENT_LEN).await.map(|body| (body, permit))
-    });
-    let (body, permit) = match upload.await {
-        Ok(Ok(received)) => received,
-        Ok(Err(_)) => return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "the body is too long or incomplete")),
-        Err(_) => return Err(timed_out()),
+async fn add(
+    State(shared): State<Shared>,
+    Extension(connection): Extension<Arc<Connection>>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let is_file = headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind == "application/x-bittorrent");
+    let memory = &connection.listener.uploads;
+    let max = if is_file { MAX_UPLOAD } else { MAX_BODY };
+    let upload = tokio::time::timeout(UPLOAD_TIMEOUT, receive(body, max, memory));
+    let received = upload.await.map_err(|_| Problem::timed_out())??;
+    // From here on the client can delay nothing.
+    let _work = connection.begin(Work::Add)?;
+    let source = if is_file {
+        // The semaphore is never closed.
+        let _permit = shared.parsing.acquire().await;
+        orders::torrent_file(&received.bytes)?
+    } else {
+        orders::source(&read::<NewTorrent>(&headers, &received.bytes)?)?
     };
-    let source = match headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes) {
-        Some(b"application/x-bittorrent") => orders::torrent_file(&body)?,
-        _ if body.len() > MAX_BODY => return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "the body is too long")),
-        _ => orders::source(&read::<NewTorrent>(&headers, &body)?)?,
-    };
-    drop((body, permit));
+    // The torrent takes as much until it is added.
+    let _memory = received.into_memory();
     Ok(json(&orders::add(&shared.mount, &source).await?))
 }
 

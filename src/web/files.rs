@@ -8,14 +8,17 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
+use std::sync::Arc;
 
 use axum::body::{Body, Bytes};
-use axum::extract::State;
+use axum::extract::{Extension, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
+use super::body::bounded;
+use super::connections::{Connection, Work, Working};
 use super::html::{escape, page, size};
 use super::problem::Problem;
 use super::shared::Shared;
@@ -50,11 +53,12 @@ enum Entry {
     responses(
         (status = 200, content_type = "application/octet-stream"),
         (status = 206, content_type = "application/octet-stream"),
-        (status = 304), (status = 404), (status = 416)
+        (status = 304), (status = 404), (status = 416), (status = 429)
     )
 )]
 pub(super) async fn get(
     State(shared): State<Shared>,
+    Extension(connection): Extension<Arc<Connection>>,
     method: Method,
     uri: Uri,
     headers: HeaderMap,
@@ -62,14 +66,16 @@ pub(super) async fn get(
     let requested = uri.path().strip_prefix("/files").unwrap_or_default();
     let path = components(requested)?;
     match find(&shared.mount, &path).ok_or_else(|| Problem::not_found("there is no such file or directory"))? {
-        Entry::Directory(entries) if requested.ends_with('/') => Ok(listing(&path, &entries)),
+        Entry::Directory(entries) if requested.ends_with('/') => {
+            Ok(bounded(&connection, listing(&path, &entries)).await)
+        }
         // With the slash, the relative links of the listing resolve inside the directory.
         Entry::Directory(_) => {
             let name = path.last().map_or("files".into(), |name| encode(name));
             Ok(redirect(&format!("{name}/")))
         }
         Entry::Symlink(target) => Ok(redirect(&target.split('/').map(encode).collect::<Vec<_>>().join("/"))),
-        Entry::File(mounted, index) => file(&mounted, index, &method, &headers),
+        Entry::File(mounted, index) => file(&connection, &mounted, index, &method, &headers),
     }
 }
 
@@ -145,7 +151,13 @@ fn listing(path: &[String], entries: &BTreeMap<String, Option<u64>>) -> Response
 }
 
 /// Responds with a file or a range of it.
-fn file(mounted: &MountedTorrent, index: FileIndex, method: &Method, headers: &HeaderMap) -> Result<Response, Problem> {
+fn file(
+    connection: &Arc<Connection>,
+    mounted: &MountedTorrent,
+    index: FileIndex,
+    method: &Method,
+    headers: &HeaderMap,
+) -> Result<Response, Problem> {
     let gone = || Problem::not_found("there is no such file or directory");
     let metainfo = mounted.torrent.metainfo();
     let file = metainfo.layout.file(index).ok_or_else(gone)?;
@@ -189,8 +201,10 @@ fn file(mounted: &MountedTorrent, index: FileIndex, method: &Method, headers: &H
     };
     response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(bytes.end - bytes.start));
     if method != Method::HEAD && !bytes.is_empty() {
+        let work = connection.begin(Work::File)?;
         let reader = mounted.torrent.open(index).ok_or_else(gone)?;
-        *response.body_mut() = Body::from_stream(stream::try_unfold((reader, bytes), next));
+        let rest = Rest { reader, bytes, _work: work };
+        *response.body_mut() = Body::from_stream(stream::try_unfold(rest, next));
     }
     Ok(response)
 }
@@ -204,15 +218,24 @@ fn is_harmless(kind: &mime_guess::Mime) -> bool {
     }
 }
 
+/// The part of a file that is not sent yet.
+struct Rest {
+    reader: Reader,
+    bytes: Range<u64>,
+    _work: Working,
+}
+
 /// Returns the next bytes of a file. An error closes the connection, because the status has already been sent.
-async fn next((reader, bytes): (Reader, Range<u64>)) -> io::Result<Option<(Bytes, (Reader, Range<u64>))>> {
+async fn next(mut rest: Rest) -> io::Result<Option<(Bytes, Rest)>> {
+    let Rest { reader, bytes, .. } = &mut rest;
     if bytes.is_empty() {
         return Ok(None);
     }
     // Chunks are aligned to the file, so that a range at any offset causes the same reads as the kernel does.
     let end = (bytes.start / u64::from(CHUNK) + 1).saturating_mul(u64::from(CHUNK)).min(bytes.end);
     let data = reader.read(bytes.start, (end - bytes.start) as u32).await.map_err(io::Error::other)?;
-    Ok(Some((data, (reader, end..bytes.end))))
+    bytes.start = end;
+    Ok(Some((data, rest)))
 }
 
 /// Meaning of a `Range` header.

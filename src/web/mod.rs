@@ -9,17 +9,22 @@
 //! | `guard` | which requests over TCP are allowed |
 //! | `json`, `problem` | JSON responses, error responses |
 //! | `shared` | the state that handlers share |
-//! | `server` | connections, bounded in number, size and time |
+//! | `server` | listeners, and serving their connections |
+//! | `connections` | how many connections there may be, which is closed for a new one, how much work they may cause |
+//! | `body` | bodies of requests and responses, bounded in size, time and memory |
 //! | `socket` | the path of a mount's socket, its permissions, and the search for sockets |
 //! | `client` | the client side, used by `torrentfs status` and similar commands |
 //!
 //! Invariants: the Unix socket answers only its owner and root. No request gets a status of 500 or more, and none blocks
-//! a torrent's task or a read of the mount. Every connection, header and body is bounded in size and in time.
+//! a torrent's task or a read of the mount. Every connection, header and body is bounded in size and in time, and all of
+//! them together in memory. No client can keep others from the status and the orders.
 //!
 //! [`control`](crate::control) decides the contents of the reports and the effects of orders; this module only carries them.
 
 mod api;
+mod body;
 pub mod client;
+mod connections;
 mod files;
 mod guard;
 mod html;
@@ -31,7 +36,7 @@ mod server;
 mod shared;
 pub mod socket;
 
-pub use api::openapi;
+pub use api::{MAX_UPLOAD, openapi};
 pub use problem::Problem;
 pub use server::{Http, HttpError, Server};
 pub use socket::server_dir;

@@ -1,6 +1,6 @@
 //! Error responses.
 
-use axum::http::StatusCode;
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -8,6 +8,9 @@ use utoipa::ToSchema;
 use super::json::json;
 use crate::control::{Refusal, RefusalKind};
 use crate::util::is_hidden;
+
+/// Seconds after which a client may try again when there was too much to do.
+const RETRY_AFTER: HeaderValue = HeaderValue::from_static("5");
 
 /// An error response: a status from 400 to 499 and one line of text.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -28,6 +31,10 @@ impl Problem {
 
     pub(super) fn bad_request(message: impl std::fmt::Display) -> Self {
         Self::new(StatusCode::BAD_REQUEST, message)
+    }
+
+    pub(super) fn timed_out() -> Self {
+        Self::new(StatusCode::REQUEST_TIMEOUT, "the request took too long")
     }
 
     pub(super) fn not_found(message: impl std::fmt::Display) -> Self {
@@ -56,6 +63,10 @@ pub(super) struct Fault {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        (self.status, json(&Fault { error: self.message })).into_response()
+        let mut response = (self.status, json(&Fault { error: self.message })).into_response();
+        if self.status == StatusCode::TOO_MANY_REQUESTS {
+            response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
+        }
+        response
     }
 }

@@ -1,37 +1,36 @@
-//! The listeners and connections of the server, bounded in number, size and time.
+//! The listeners of the server, and serving their connections, bounded in number, size and time.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
+use axum::http::Request;
 use axum::{Router, middleware};
+use hyper::body::{Body, Incoming};
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::Semaphore;
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::{Sleep, sleep};
+use tokio::time::sleep;
 
+use super::api::MAX_UPLOAD;
+use super::connections::Listener;
 use super::guard::{self, Guard};
 use super::shared::Shared;
 use super::{api, socket};
 use crate::control::Mount;
 
-/// Connections served at the same time per listener; further ones wait in the kernel's queue.
-const MAX_CONNECTIONS: usize = 64;
 /// Time limit for the headers of a request, and for the pause between two requests of a connection.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
 /// Longest request line and headers, in bytes. Browsers send a few kilobytes.
 const MAX_HEADER: usize = 16 * 1024;
-/// Time after which a connection is closed whose client accepts no byte of a response. A paused player may resume within
-/// it.
-const STALL_TIMEOUT: Duration = Duration::from_secs(120);
+/// Memory of a listener for responses that wait to be sent, in bytes. The status of a hundred torrents has some 100 KiB.
+const RESPONSE_MEMORY: usize = 16 << 20;
 /// Pause after a failed `accept`, so that a lack of file descriptors does not cause a busy loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -128,11 +127,10 @@ impl Server {
 }
 
 async fn accept_unix(listener: UnixListener, router: Router) {
-    let mut connections = Connections::default();
+    let mut acceptor = Acceptor::new(Listener::new(MAX_UPLOAD, RESPONSE_MEMORY), router);
     loop {
-        connections.room().await;
         match listener.accept().await {
-            Ok((stream, _)) if socket::is_authorized(&stream) => connections.serve(stream, router.clone()),
+            Ok((stream, _)) if socket::is_authorized(&stream) => acceptor.serve(stream, None).await,
             Ok(_) => {}
             Err(error) => pause(&error).await,
         }
@@ -140,13 +138,12 @@ async fn accept_unix(listener: UnixListener, router: Router) {
 }
 
 async fn accept_tcp(listener: TcpListener, router: Router) {
-    let mut connections = Connections::default();
+    let mut acceptor = Acceptor::new(Listener::new(MAX_UPLOAD, RESPONSE_MEMORY), router);
     loop {
-        connections.room().await;
         match listener.accept().await {
-            Ok((stream, _)) => {
+            Ok((stream, addr)) => {
                 let _ = stream.set_nodelay(true);
-                connections.serve(stream, router.clone());
+                acceptor.serve(stream, Some(addr.ip())).await;
             }
             Err(error) => pause(&error).await,
         }
@@ -167,100 +164,47 @@ async fn pause(error: &io::Error) {
     sleep(ACCEPT_PAUSE).await;
 }
 
-/// Open connections of one listener. Dropping it closes them.
-struct Connections {
+/// Accepts connections. Dropping it closes them.
+struct Acceptor {
+    listener: Arc<Listener>,
+    router: Router,
     tasks: JoinSet<()>,
-    permits: Arc<Semaphore>,
 }
 
-impl Default for Connections {
-    fn default() -> Self {
-        Self { tasks: JoinSet::new(), permits: Arc::new(Semaphore::new(MAX_CONNECTIONS)) }
+impl Acceptor {
+    fn new(listener: Arc<Listener>, router: Router) -> Self {
+        Self { listener, router, tasks: JoinSet::new() }
     }
-}
 
-impl Connections {
-    /// Waits until another connection may be accepted.
-    async fn room(&mut self) {
+    /// Serves a connection from an address, `None` on the Unix socket. Waits while no other can be closed for it.
+    async fn serve(&mut self, stream: impl AsyncRead + AsyncWrite + Send + 'static, addr: Option<IpAddr>) {
         while self.tasks.try_join_next().is_some() {}
-        // The semaphore is never closed.
-        let _ = self.permits.acquire().await;
-    }
-
-    fn serve(&mut self, stream: impl AsyncRead + AsyncWrite + Send + 'static, router: Router) {
-        // Cannot fail after `room`, since only the accept loop takes permits.
-        let Ok(permit) = self.permits.clone().try_acquire_owned() else { return };
+        let admitted = self.listener.admit(addr).await;
+        let router = TowerToHyperService::new(self.router.clone());
         self.tasks.spawn(async move {
-            let io = TokioIo::new(WriteTimeout { stream: Box::pin(stream), stalled: None });
+            let (io, connection) = (TokioIo::new(admitted.watch(stream)), admitted.connection());
+            let service = service_fn(move |mut request: Request<Incoming>| {
+                // A request without a body is answered without the client's doing.
+                let work = request.body().is_end_stream().then(|| connection.work());
+                request.extensions_mut().insert(connection.clone());
+                let response = router.call(request);
+                async move {
+                    let response = response.await;
+                    drop(work);
+                    response
+                }
+            });
             let served = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEADER_TIMEOUT)
                 .max_buf_size(MAX_HEADER)
-                .serve_connection(io, TowerToHyperService::new(router))
-                .await;
-            if let Err(error) = served {
-                tracing::debug!("control connection failed: {error}");
+                .serve_connection(io, service);
+            tokio::select! {
+                served = served => if let Err(error) = served {
+                    tracing::debug!("control connection failed: {error}");
+                },
+                () = admitted.closed() => tracing::debug!("control connection closed to make room for another"),
             }
-            drop(permit);
         });
-    }
-}
-
-/// A stream whose writes fail with a time-out if the other end accepts nothing for [`STALL_TIMEOUT`].
-struct WriteTimeout<S> {
-    stream: Pin<Box<S>>,
-    stalled: Option<Pin<Box<Sleep>>>,
-}
-
-impl<S> WriteTimeout<S> {
-    /// Returns a write's result, or an error if writes have been pending for too long.
-    fn check<T>(&mut self, cx: &mut Context<'_>, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        if result.is_ready() {
-            self.stalled = None;
-            return result;
-        }
-        let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(STALL_TIMEOUT)));
-        match stalled.as_mut().poll(cx) {
-            Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
-            Poll::Pending => Poll::Pending,
-        }
-    }
-}
-
-impl<S: AsyncRead> AsyncRead for WriteTimeout<S> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        // No limit here: hyper limits the time for headers and the handlers that for bodies. In between, a client that
-        // waits for a long response has nothing to send.
-        self.stream.as_mut().poll_read(cx, buffer)
-    }
-}
-
-impl<S: AsyncWrite> AsyncWrite for WriteTimeout<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let result = self.stream.as_mut().poll_write(cx, bytes);
-        self.check(cx, result)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        parts: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let result = self.stream.as_mut().poll_write_vectored(cx, parts);
-        self.check(cx, result)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let result = self.stream.as_mut().poll_flush(cx);
-        self.check(cx, result)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let result = self.stream.as_mut().poll_shutdown(cx);
-        self.check(cx, result)
     }
 }

@@ -9,8 +9,8 @@ use tokio::sync::Semaphore;
 use crate::control::status::Status;
 use crate::control::{Mount, observe};
 
-/// Number of `.torrent` uploads that are read at the same time. Each may take some megabytes of memory.
-const MAX_UPLOADS: usize = 2;
+/// Number of status reports that are made at the same time. Each may take some megabytes of memory.
+const MAX_REPORTS: usize = 4;
 
 /// State that all request handlers share.
 #[derive(Clone)]
@@ -20,18 +20,22 @@ pub(super) struct Shared {
     since: Instant,
     /// Address of the TCP listener, if there is one.
     http: Option<SocketAddr>,
-    /// Permits for `.torrent` uploads.
-    pub uploads: Arc<Semaphore>,
+    /// Permit for parsing a `.torrent` file, which takes a few times its size.
+    pub parsing: Arc<Semaphore>,
+    /// Permits for making status reports.
+    reports: Arc<Semaphore>,
 }
 
 impl Shared {
     pub fn new(mount: Mount, http: Option<SocketAddr>) -> Self {
-        let uploads = Arc::new(Semaphore::new(MAX_UPLOADS));
-        Self { mount: Arc::new(mount), since: Instant::now(), http, uploads }
+        let [parsing, reports] = [1, MAX_REPORTS].map(|permits| Arc::new(Semaphore::new(permits)));
+        Self { mount: Arc::new(mount), since: Instant::now(), http, parsing, reports }
     }
 
     /// Returns the current status of the whole mount.
     pub async fn status(&self) -> Status {
+        // The semaphore is never closed.
+        let _permit = self.reports.acquire().await;
         observe::mount(&self.mount, self.since, self.http).await
     }
 }

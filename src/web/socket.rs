@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use etcetera::BaseStrategy;
 
+use crate::sys::file::open_regular;
 use crate::sys::process::user;
 
 /// Name of the directory for sockets within a runtime directory.
@@ -76,7 +77,7 @@ pub(super) fn bind(device: (u32, u32)) -> io::Result<(UnixListener, PathBuf)> {
     let dir = own_dir()?;
     make_dir(&dir)?;
     // Between `bind` and `listen` a socket refuses connections like a dead one, so only one process at a time may do this.
-    let lock = File::options().create(true).truncate(false).write(true).open(dir.join("lock"))?;
+    let lock = open_regular(&dir.join("lock"), File::options().create(true).truncate(false).write(true))?;
     lock.lock()?;
     for Found { path, .. } in in_dir(&dir) {
         if UnixStream::connect(&path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused) {

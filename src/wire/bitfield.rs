@@ -16,15 +16,12 @@ pub fn bitfield_to_wire(have: &FixedBitSet) -> Bytes {
     bytes.into()
 }
 
-/// Decodes the content of a bitfield message for a torrent with this number of pieces.
+/// Decodes the content of a bitfield message for a torrent with this number of pieces. Spare bits at the end are ignored,
+/// although BEP 3 wants them to be zero: some clients set them.
 pub fn bitfield_from_wire(bytes: &[u8], pieces: u32) -> Result<FixedBitSet, WireError> {
     let bits = pieces as usize;
     if bytes.len() != bits.div_ceil(8) {
         return Err(WireError::BitfieldLength { len: bytes.len(), pieces });
-    }
-    let spare = bytes.len() * 8 - bits;
-    if bytes.last().is_some_and(|last| last.trailing_zeros() < spare as u32) {
-        return Err(WireError::BitfieldSpare);
     }
     let words = bytes.chunks(WORD).map(|chunk| {
         let mut word = [0; WORD];
@@ -33,7 +30,12 @@ pub fn bitfield_from_wire(bytes: &[u8], pieces: u32) -> Result<FixedBitSet, Wire
         }
         Block::from_le_bytes(word)
     });
-    Ok(FixedBitSet::with_capacity_and_blocks(bits, words))
+    let mut have = FixedBitSet::with_capacity_and_blocks(bits, words);
+    // Bits beyond the length would count.
+    if let Some(last) = have.as_mut_slice().last_mut().filter(|_| !bits.is_multiple_of(8 * WORD)) {
+        *last &= (1 << (bits % (8 * WORD))) - 1;
+    }
+    Ok(have)
 }
 
 #[cfg(test)]
@@ -50,10 +52,12 @@ mod tests {
     }
 
     #[test]
-    fn length_and_spare_bits_are_checked() {
-        assert!(bitfield_from_wire(&[0xff, 0xc0], 10).is_ok());
-        assert_eq!(bitfield_from_wire(&[0xff, 0xe0], 10), Err(WireError::BitfieldSpare));
-        assert_eq!(bitfield_from_wire(&[0xff, 0xc1], 10), Err(WireError::BitfieldSpare));
+    fn the_length_is_checked_and_spare_bits_are_ignored() {
+        let full = bitfield_from_wire(&[0xff, 0xc0], 10).unwrap();
+        assert!(full.is_full());
+        for spare in [0xe0, 0xc1, 0xff] {
+            assert_eq!(bitfield_from_wire(&[0xff, spare], 10), Ok(full.clone()));
+        }
         for len in [0, 1, 3] {
             let error = WireError::BitfieldLength { len, pieces: 10 };
             assert_eq!(bitfield_from_wire(&vec![0; len], 10), Err(error));
@@ -77,9 +81,13 @@ mod tests {
         }
 
         #[test]
-        fn an_accepted_bitfield_encodes_to_the_same_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..40), pieces in 0u32..320) {
+        fn an_accepted_bitfield_encodes_to_the_same_bits(bytes in proptest::collection::vec(any::<u8>(), 0..40), pieces in 0u32..320) {
             if let Ok(have) = bitfield_from_wire(&bytes, pieces) {
                 prop_assert_eq!(have.len(), pieces as usize);
+                let mut bytes = bytes;
+                if let Some(last) = bytes.last_mut().filter(|_| !pieces.is_multiple_of(8)) {
+                    *last &= 0xff << (8 - pieces % 8);
+                }
                 prop_assert_eq!(bitfield_to_wire(&have), bytes);
             }
         }

@@ -12,13 +12,14 @@ use super::message::{Message, Request};
 /// Length limit of a block in a `Piece` message, in bytes. We request 16 KiB; the margin tolerates peers that send more.
 pub const MAX_BLOCK_LEN: u32 = 128 << 10;
 
-/// Length limit of an extension message's content, in bytes. Real ones are below 100 KiB.
-pub const MAX_EXTENDED_LEN: u32 = 1 << 20;
+/// Length limit of an extension message's content, in bytes; longer ones are discarded as they arrive. Those that we
+/// understand are below 20 KiB. Every connection may have one of them in memory.
+pub const MAX_EXTENDED_LEN: u32 = 64 << 10;
 
 /// Length of a `Piece` message before the block, in bytes: length, kind, piece and begin.
 pub const PIECE_HEADER_LEN: usize = 13;
 
-/// Length limit of a message of an unknown kind, in bytes; a longer one ends the connection.
+/// Length limit of a message that is discarded, in bytes; a longer one ends the connection.
 const MAX_UNKNOWN_LEN: u32 = 1 << 20;
 
 /// Length of the length prefix, in bytes.
@@ -180,7 +181,7 @@ impl Decoder {
             id::REQUEST | id::CANCEL | id::REJECT => (13, 13),
             id::BITFIELD => (1, 1 + self.max_bitfield),
             id::PIECE => (9, 9 + MAX_BLOCK_LEN),
-            id::EXTENDED => (2, 2 + MAX_EXTENDED_LEN),
+            id::EXTENDED if len <= 2 + MAX_EXTENDED_LEN => (2, 2 + MAX_EXTENDED_LEN),
             _ if len <= MAX_UNKNOWN_LEN => return Ok(false),
             _ => return Err(WireError::TooLong { id, len, max: MAX_UNKNOWN_LEN }),
         };
@@ -302,12 +303,9 @@ mod tests {
         ] {
             assert_eq!(decode_all(&head(len, id), 8), Err(WireError::WrongLength { id, len }));
         }
-        for (id, max) in [
-            (id::BITFIELD, 2),
-            (id::PIECE, 9 + MAX_BLOCK_LEN),
-            (id::EXTENDED, 2 + MAX_EXTENDED_LEN),
-            (99, MAX_UNKNOWN_LEN),
-        ] {
+        for (id, max) in
+            [(id::BITFIELD, 2), (id::PIECE, 9 + MAX_BLOCK_LEN), (id::EXTENDED, MAX_UNKNOWN_LEN), (99, MAX_UNKNOWN_LEN)]
+        {
             let len = max + 1;
             assert_eq!(decode_all(&head(len, id), 8), Err(WireError::TooLong { id, len, max }));
         }
@@ -325,6 +323,20 @@ mod tests {
         encode(&Message::Unchoke, &mut buffer);
         assert_eq!(decoder.decode(&mut buffer), Ok(Some(Message::Unchoke)));
         assert!(buffer.is_empty());
+    }
+
+    #[test]
+    fn long_extension_messages_are_discarded_as_they_arrive() {
+        let extended = |len: u32| Message::Extended { id: 1, payload: vec![1; len as usize].into() };
+        let longest = extended(MAX_EXTENDED_LEN);
+        let mut buffer = encoded(&extended(MAX_EXTENDED_LEN + 1));
+        encode(&longest, &mut buffer);
+        let mut decoder = Decoder::new(8);
+        let rest = buffer.split_off(100);
+        assert_eq!(decoder.decode(&mut buffer), Ok(None));
+        assert!(buffer.is_empty());
+        buffer.unsplit(rest);
+        assert_eq!(decoder.decode(&mut buffer), Ok(Some(longest)));
     }
 
     fn any_message() -> impl Strategy<Value = Message> {

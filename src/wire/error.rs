@@ -34,9 +34,6 @@ pub enum WireError {
         /// Number of pieces.
         pieces: u32,
     },
-    /// A bitfield has a bit set beyond the last piece.
-    #[error("the bitfield has a bit set beyond the last piece")]
-    BitfieldSpare,
     /// The bencode of an extension message is invalid.
     #[error("invalid extension message: {0}")]
     Extension(#[from] BencodeError),

@@ -236,6 +236,35 @@ fn the_demo_ends_on_ctrl_c_before_it_is_mounted() {
     assert_eq!(fs::read_dir(home.path()).unwrap().count(), 0);
 }
 
+#[test]
+fn a_download_under_nohup_goes_on_when_its_terminal_closes() {
+    if !can_run(&["mktorrent"]) {
+        return;
+    }
+    let _turn = turn();
+    let home = TestDir::new();
+    fs::write(home.path().join("film.bin"), noise(100_000, 1)).unwrap();
+    sh(&format!("cd '{}' && mktorrent -o film.torrent film.bin && mkdir out", home.path().display()));
+    for (nohup, ends) in [(false, true), (true, false)] {
+        let get = torrentfs(home.path(), &["get", "-o", "out", "film.torrent"]);
+        let mut command = Command::new(if nohup { "nohup" } else { "env" });
+        command.arg(get.get_program()).args(get.get_args()).args(ALONE).current_dir(home.path());
+        command.args(["--port", "0", "--cache-dir", if nohup { "one" } else { "two" }]);
+        let mut process = Process::start(command.stdout(Stdio::null()).stderr(Stdio::null()));
+        // The cache is opened after the signals are caught.
+        let cache = home.path().join(if nohup { "one" } else { "two" });
+        wait_until("the download runs", LONG, || cache.exists());
+        process.signal("HUP");
+        if ends {
+            assert!(process.wait(LONG).is_some(), "it goes on");
+        } else {
+            assert!(process.wait(Duration::from_secs(1)).is_none(), "it has ended");
+            process.signal("INT");
+            assert!(process.wait(LONG).is_some(), "it cannot be ended");
+        }
+    }
+}
+
 // ---- the sample torrents
 
 /// Returns the directory of the samples, and for each file whether it loads. `None` skips the test.

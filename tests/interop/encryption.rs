@@ -96,6 +96,32 @@ fn aria2_requires_encryption_in_both_directions() {
     mount.stop();
 }
 
+/// libtorrent dials peers that a tracker named in plaintext first, and again after a minute.
+#[test]
+fn a_caller_without_the_required_encryption_is_dialed() {
+    if !can_run(&["libtorrent"]) {
+        return;
+    }
+    let _turn = turn();
+    let lab = Lab::new();
+    let data = noise(LEN, 6);
+    let tracker = tracker::TrackerServer::start(&[]);
+    let torrent = tracker::publish(&lab, &format!("http://{}/announce", tracker.addr), &data);
+    let payload = lab.path("payload");
+    let _seeder =
+        transfer::Transfer::start("seed", &lab.path("s"), &["--encryption", "require"], &[&torrent, &payload]);
+    wait_until("we announce ourselves", LIMIT, || tracker.peers().0 == 1);
+    let leech_dir = lab.path("leech");
+    fs::create_dir_all(&leech_dir).unwrap();
+    let utp = ["enable_outgoing_utp=1", "enable_incoming_utp=1"];
+    let mut leech = lab.libtorrent_with("leech", 3, 0, &leech_dir, &torrent, &utp);
+    let begun = std::time::Instant::now();
+    leech.done();
+    assert!(begun.elapsed() < Duration::from_secs(40), "{:?}", begun.elapsed());
+    assert!(fs::read(leech_dir.join("film.bin")).unwrap() == data);
+    tracker.stop();
+}
+
 #[test]
 fn a_policy_is_enforced_over_tcp_and_utp() {
     if !can_run(&["opentracker", "mktorrent", "libtorrent"]) {

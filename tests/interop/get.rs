@@ -97,7 +97,7 @@ fn a_download_resumes_after_kill_and_ctrl_c() {
     let base = lab.path("get");
     let file = base.join("out/film.bin");
     let written = |file: &Path| file.metadata().map_or(0, |about| about.blocks() * 512);
-    // Bytes of the runs that ended with Ctrl-C. A kill may lose the pieces of its run, which are fetched again.
+    // Neither Ctrl-C nor a kill loses a piece that was written.
     let mut saved = 0;
     for n in 0..6u64 {
         let before = written(&file);
@@ -113,8 +113,8 @@ fn a_download_resumes_after_kill_and_ctrl_c() {
         } else {
             assert_eq!(get.interrupt(), Some(1));
             assert!(get.output().contains("resumes"), "{}", get.output());
-            saved += written(&file) - before;
         }
+        saved += written(&file) - before;
     }
     assert!(saved > 0 && written(&file) < data.len() as u64, "{saved}");
     let mut get = Transfer::get(&base, &["--seed-time", "1s"], &torrent);
@@ -124,7 +124,7 @@ fn a_download_resumes_after_kill_and_ctrl_c() {
     let fetched = output.split("complete, ").nth(1).and_then(|rest| rest.split_once(" MiB")).expect(&output).0;
     let fetched: f64 = fetched.parse().expect(&output);
     // Two pieces of 64 KiB more may have been in progress at each end, and the output is rounded.
-    let most = 16.0 - saved as f64 / f64::from(1 << 20) + 0.5;
+    let most = 16.0 - saved as f64 / f64::from(1 << 20) + 0.9;
     assert!(fetched <= most, "{fetched} MiB fetched, at most {most} MiB were missing");
     assert!(fs::read_dir(base.join("cache/downloads")).unwrap().count() > 0, "the state is kept for seeding");
 }

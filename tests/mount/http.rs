@@ -239,6 +239,156 @@ fn prometheus_can_read_the_metrics() {
     mounted.stop();
 }
 
+/// Opens connections from an address of this machine and sends the same bytes on each.
+fn open_connections(to: std::net::SocketAddr, from: &str, count: usize, bytes: &[u8]) -> Vec<std::net::TcpStream> {
+    (0..count)
+        .map(|_| {
+            let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+            socket.bind(&std::net::SocketAddr::new(from.parse().unwrap(), 0).into()).unwrap();
+            socket.connect(&to.into()).unwrap();
+            let mut stream = std::net::TcpStream::from(socket);
+            let _ = stream.write_all(bytes);
+            stream
+        })
+        .collect()
+}
+
+/// Slow headers, slow bodies, idle connections and blocked readers of one client, each more than there are connections.
+#[test]
+fn slow_and_blocked_clients_lock_nobody_out() {
+    if !can_run(&TOOLS) {
+        return;
+    }
+    let _turn = turn();
+    let (lab, seeder, torrent_file) = lab(0);
+    let mounted = lab.mount("a", &torrent_file, &["--on-demand", "--http", "127.0.0.1:0"]);
+    let web = Web::of(&mounted);
+    let notes = noise(1 << 20, 2);
+    assert_eq!(mounted.read("show/extra/notes & <more>.txt"), notes);
+    drop(seeder);
+
+    let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: {}\r\n\r\n", web.0).into_bytes();
+    let (film, local) = ("/files/show/film.mkv", "127.0.0.1");
+    let slow_head = open_connections(web.0, local, 140, b"GET /status HTTP/1.1\r\nHost: ");
+    let kinds = "Content-Type: application/json\r\nContent-Length: 60000";
+    let slow_body = format!("PATCH /limits HTTP/1.1\r\nHost: {}\r\n{kinds}\r\n\r\n{{", web.0);
+    let slow_body = open_connections(web.0, local, 140, slow_body.as_bytes());
+    let kinds = "Content-Type: application/x-bittorrent\r\nContent-Length: 60000";
+    let upload = format!("POST /torrents HTTP/1.1\r\nHost: {}\r\n{kinds}\r\n\r\nd", web.0);
+    let uploads = open_connections(web.0, local, 140, upload.as_bytes());
+    let idle = open_connections(web.0, local, 140, &get("/status"));
+    let blocked = open_connections(web.0, local, 140, &get(film));
+    let kinds = "Content-Type: application/json\r\nContent-Length";
+    let link = format!("{{\"source\":\"{}\"}}", "1".repeat(40));
+    let add = format!("POST /torrents HTTP/1.1\r\nHost: {}\r\n{kinds}: {}\r\n\r\n{link}", web.0, link.len());
+    let adds = open_connections(web.0, local, 140, add.as_bytes());
+
+    // The same client is served, and so are other clients, the commands and readers of the mount.
+    for _ in 0..20 {
+        assert_eq!(web.send_to("GET", "/status", &[]).status, 200);
+    }
+    assert_eq!(web.send_to("GET", film, &[]).status, 429);
+    assert_eq!(web.send_to("GET", film, &[]).header("retry-after"), Some("5"));
+    let notes_path = "/files/show/extra/notes%20%26%20%3Cmore%3E.txt";
+    let request = request("GET", notes_path, &[&format!("Host: {}", web.0)], "");
+    let answer = exchange(open_connections(web.0, "127.0.0.2", 1, b"").remove(0), &request).unwrap();
+    assert!(answer.status == 200 && answer.body == notes, "{}", answer.head);
+    assert_eq!(status(&mounted)["torrents"].as_array().unwrap().len(), 1);
+    assert_eq!(fs::read(mounted.path("show/extra/notes & <more>.txt")).unwrap(), notes);
+
+    // What was let go leaves nothing behind: a reader is served again.
+    drop((slow_head, slow_body, uploads, idle, blocked, adds));
+    wait_until("the file is served again", LONG, || web.send_to("GET", notes_path, &[]).status == 200);
+    mounted.stop();
+}
+
+/// Sends the head of a request and a body of zeros, however the server answers.
+fn send_zeros(mut stream: impl Write, head: &str, start: &[u8], len: usize) {
+    let zeros = vec![0; 1 << 20];
+    let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(start));
+    let mut left = len - start.len();
+    while left > 0 && stream.write_all(&zeros[..left.min(zeros.len())]).is_ok() {
+        left -= left.min(zeros.len());
+    }
+    let _ = stream.flush();
+}
+
+/// Uploads of almost the largest allowed size, in parallel, over TCP and the socket, and from a web server.
+#[test]
+fn whatever_clients_send_the_memory_stays_bounded() {
+    const LEN: usize = 95 << 20;
+    const LIMIT_KIB: u64 = 150 << 10;
+    if !can_run(&TOOLS) {
+        return;
+    }
+    let _turn = turn();
+    let (lab, _seeder, torrent_file) = lab(0);
+    let mounted = lab.mount("a", &torrent_file, &["--on-demand", "--http", "127.0.0.1:0"]);
+    let (web, socket, pid) = (Web::of(&mounted), socket_of(&mounted), mounted.process.0.id());
+    let peak = || {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap().to_owned();
+        line.split_whitespace().next().unwrap().parse::<u64>().unwrap()
+    };
+    // A valid beginning, so that nothing is refused for its first bytes.
+    let start = format!("d4:infod6:lengthi1e4:name1:a12:piece lengthi16384e6:pieces{LEN}:");
+    let host = format!("Host: {}\r\nContent-Type: application/x-bittorrent\r\n", web.0);
+    let whole = format!("POST /torrents HTTP/1.1\r\n{host}Content-Length: {LEN}\r\n\r\n");
+    // One chunk of that length.
+    let chunked = format!("POST /torrents HTTP/1.1\r\n{host}Transfer-Encoding: chunked\r\n\r\n{LEN:x}\r\n");
+    // Just what is accepted at a time.
+    let accepted = 15 << 20;
+    let small = format!("POST /torrents HTTP/1.1\r\n{host}Content-Length: {accepted}\r\n\r\n");
+    std::thread::scope(|scope| {
+        let (whole, start) = (&whole, start.as_bytes());
+        for _ in 0..6 {
+            for (head, len) in [(whole, LEN), (&chunked, LEN), (&small, accepted)] {
+                let stream = std::net::TcpStream::connect(web.0).unwrap();
+                scope.spawn(move || send_zeros(stream, head, start, len));
+            }
+            for head in [whole, &chunked] {
+                let stream = std::os::unix::net::UnixStream::connect(&socket).unwrap();
+                scope.spawn(move || send_zeros(stream, head, start, LEN));
+            }
+        }
+    });
+    assert!(peak() < LIMIT_KIB, "uploads: {} KiB", peak());
+
+    // A valid torrent of the largest size that is accepted here.
+    let pieces = 15 << 20;
+    let length = (pieces as u64 / 20) * 16384;
+    let head = format!("d4:infod6:lengthi{length}e4:name5:large12:piece lengthi16384e6:pieces{pieces}:");
+    let torrent = [head.as_bytes(), &noise(pieces, 7), b"ee"].concat();
+    let head = format!("POST /torrents HTTP/1.1\r\n{host}Content-Length: {}\r\n\r\n", torrent.len());
+    let answer = web.send(&[head.as_bytes(), b"", &torrent].concat());
+    assert_eq!(answer.map(|answer| answer.status), Some(200));
+    assert!(peak() < LIMIT_KIB, "a large torrent: {} KiB", peak());
+
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/announce.torrent", listener.local_addr().unwrap());
+    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {LEN}\r\n\r\n");
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let (head, start) = (head.clone(), start.clone());
+            std::thread::spawn(move || send_zeros(stream, &head, start.as_bytes(), LEN));
+        }
+    });
+    let body = format!("{{\"source\":\"{url}\"}}");
+    let json = [&format!("Host: {}", web.0), "Content-Type: application/json"];
+    std::thread::scope(|scope| {
+        for _ in 0..6 {
+            scope.spawn(|| {
+                let refused = web.send(&request("POST", "/torrents", &json, &body)).unwrap();
+                assert_eq!(refused.status, 422, "{}", refused.text());
+            });
+        }
+    });
+    eprintln!("peak: {} KiB", peak());
+    assert!(peak() < LIMIT_KIB, "torrents from a web server: {} KiB", peak());
+    assert_eq!(web.send_to("GET", "/status", &[]).status, 200);
+    mounted.stop();
+}
+
 /// Malformed requests get no answer or one below 500, and leave neither memory nor connections.
 #[test]
 fn ten_thousand_malformed_requests_do_no_harm() {

@@ -5,10 +5,12 @@ mod support;
 
 mod api;
 mod control;
+mod disk;
 mod filesystem;
 mod fixture;
 mod hostile_http;
 mod http;
+mod large_pieces;
 mod many;
 mod process;
 mod queue;

@@ -307,8 +307,8 @@ fn repeated_kills_lose_no_pieces() {
     for round in 0..20u64 {
         let mount = lab.mount("m", &torrent, &[]);
         let count = have_count(&mount, "film.bin");
-        // 6 MB/s are 24 pieces a second. Those of the last second and those in progress may be lost.
-        assert!(count + 40 >= count_before, "round {round}: {count} pieces, {count_before} before the kill");
+        // A piece counts from the moment at which it is verified. Those that are being written may be lost.
+        assert!(count + 4 >= count_before, "round {round}: {count} pieces, {count_before} before the kill");
         std::thread::sleep(Duration::from_millis(300 + round * 137 % 1000));
         for place in 0..4u64 {
             let offset = (round * 7919 + place * 104_729) * 4096 % (data.len() as u64 - 65536);

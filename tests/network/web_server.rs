@@ -136,7 +136,7 @@ impl Driver {
         match received.1 {
             Incoming::Messages(messages) => messages.into_iter().for_each(|message| self.message(message)),
             Incoming::Closed(why) => self.closed = Some(why),
-            Incoming::Sent(_) => panic!("a web seed accepts no blocks"),
+            Incoming::Sent(_) | Incoming::ExtensionsSent(_) => panic!("a web seed has no socket"),
         }
     }
 

@@ -157,6 +157,14 @@ fn is_alive(pid: u32) -> bool {
     fs::read_link(format!("/proc/{pid}/exe")).is_ok()
 }
 
+/// Waits until a process has opened `mnt/film.bin`.
+fn wait_for_open_film(process: &Process) {
+    wait_until("the file is open", LIMIT, || {
+        let files = fs::read_dir(format!("/proc/{}/fd", process.0.id())).into_iter().flatten().flatten();
+        files.filter_map(|file| fs::read_link(file.path()).ok()).any(|file| file.ends_with("mnt/film.bin"))
+    });
+}
+
 /// A torrent and its seeder.
 struct Swarm {
     lab: Lab,
@@ -591,7 +599,13 @@ fn a_mount_is_made_in_another_namespace() {
     stage.sh(&format!("mount -N {namespace} -t torrentfs -o {ALONE} $BASE/film.bin.torrent $BASE/elsewhere/mnt"));
     assert_eq!((stage.mounts().len(), other.mounts().len()), (0, 1));
     assert_eq!(other.sh("ls $BASE/mnt").trim(), "film.bin");
-    other.sh("umount $BASE/mnt");
+    // A lazy unmount there is noticed, although a file is open.
+    let mut reader = Command::new("nsenter");
+    reader.args([&format!("--mount={namespace}"), "cat"]).arg(lab.path("elsewhere/mnt/film.bin"));
+    let mut reader = Process::start(reader.stdout(Stdio::null()).stderr(Stdio::null()));
+    wait_for_open_film(&reader);
+    other.sh("umount -l $BASE/mnt");
+    assert!(reader.wait(LIMIT).is_some_and(|status| !status.success()));
     other.wait_until_clear();
     stage.wait_until_clear();
 }
@@ -636,6 +650,24 @@ fn a_service_is_attached_from_outside() {
     assert!(server.wait(LIMIT).is_some_and(|status| status.success()));
     // The service's last step removes the dead mount.
     stage.sh(&format!("{TORRENTFS} unmount $BASE/mnt"));
+    stage.wait_until_clear();
+
+    // The server sees a lazy unmount, too, although a file is open.
+    // Drops what the first one has sent.
+    notified.set_nonblocking(true).unwrap();
+    while notified.recv(&mut message).is_ok() {}
+    notified.set_nonblocking(false).unwrap();
+    let mut server = Process::start(&mut command);
+    notified.recv(&mut message).unwrap();
+    stage.sh(&format!("{HELPER} --attach {} $BASE/film.bin.torrent $BASE/mnt", server.0.id()));
+    let mut open = Command::new("nsenter");
+    open.args([&format!("--mount=/proc/{}/ns/mnt", stage.holder.0.id()), "tail", "-f"]);
+    let mut open = Process::start(open.arg(lab.path("mnt/film.bin")).stdout(Stdio::null()).stderr(Stdio::null()));
+    wait_for_open_film(&open);
+    stage.sh("umount -l $BASE/mnt");
+    assert!(server.wait(LIMIT).is_some_and(|status| status.success()));
+    open.signal("KILL");
+    open.wait(LIMIT);
     stage.wait_until_clear();
 }
 

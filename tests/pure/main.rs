@@ -3,9 +3,11 @@
 mod dialing;
 mod extensions;
 mod layers;
+mod peers;
 mod policy;
 mod simulation;
 mod source_graph;
+mod stalls;
 mod swarm;
 mod swarm_hostile;
 mod torrents;

@@ -43,6 +43,22 @@ fn many_slow_peers_start_and_jump_soon() {
     assert!(get(&results, "play") <= 1.05 && get(&results, "waste") <= 1.05, "{results:?}");
 }
 
+/// Two of the best peers are silent, and one lies in the first piece, which is then left to one peer alone.
+#[test]
+fn silent_peers_and_a_liar_delay_no_start_however_unknown_peers_are_trusted() {
+    let fields = fields();
+    let unknown_rate = fields.iter().find(|field| field.name == "unknown_rate").expect("a constant of that name");
+    for by in [0.5, 1.0, 2.0] {
+        let mut policy = Policy::default();
+        (unknown_rate.scale)(&mut policy, by);
+        for seed in 1..4 {
+            let results = play(&profile("hostile"), &policy, seed);
+            let (first, start) = (get(&results, "first"), get(&results, "start"));
+            assert!(first <= 1.0 && start <= 3.0, "{by} times the rate, seed {seed}: {results:?}");
+        }
+    }
+}
+
 /// The whole sweep is `cargo bench --bench policy`.
 #[test]
 fn a_sweep_finds_what_a_constant_changes() {

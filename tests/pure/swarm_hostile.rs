@@ -235,6 +235,7 @@ impl Driver {
                 | Action::AddDhtNode(_)
                 | Action::FindPeers
                 | Action::RefuseWebSeed(..) => {}
+                Action::Hold(_) | Action::Release(_) => {}
             }
         }
         assert!(self.uploads.len() <= 6 * 16 && self.calls.len() <= 8);

@@ -5,6 +5,7 @@
 #![allow(dead_code, missing_docs, reason = "each test binary uses a part of this")]
 
 pub mod fake;
+pub mod faulty;
 pub mod picture;
 pub mod signals;
 pub mod terminal;

@@ -16,6 +16,11 @@ pub struct Transfer {
 impl Transfer {
     /// Starts `torrentfs COMMAND` with the cache `base/cache`, which may exist from an earlier run.
     pub fn start(command: &str, base: &Path, args: &[&str], paths: &[&Path]) -> Self {
+        Self::start_at(command, base, "0", args, paths)
+    }
+
+    /// Does the same at a port.
+    pub fn start_at(command: &str, base: &Path, port: &str, args: &[&str], paths: &[&Path]) -> Self {
         fs::create_dir_all(base).unwrap();
         let log = base.join(format!("{command}.txt"));
         let output = fs::File::create(&log).unwrap();
@@ -23,7 +28,7 @@ impl Transfer {
             Command::new(TORRENTFS)
                 .arg(command)
                 .args(ALONE)
-                .args(["--port", "0", "--cache-dir"])
+                .args(["--port", port, "--cache-dir"])
                 .arg(base.join("cache"))
                 .args(args)
                 .args(paths)

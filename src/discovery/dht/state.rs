@@ -17,6 +17,7 @@ use sha1::{Digest, Sha1};
 
 use super::address::{Family, is_plausible};
 use super::krpc::{self, Contact};
+use crate::sys::file::{create_anew, open_regular};
 
 /// First bytes of the file, with the version of the format.
 const MAGIC: &[u8; 8] = b"tfdht01\n";
@@ -57,7 +58,7 @@ fn decode(bytes: &[u8]) -> Option<Vec<Contact>> {
 /// Reads the nodes of a state file; `Ok(None)` means that the file is invalid.
 pub(super) fn load(path: &Path) -> io::Result<Option<Vec<Contact>>> {
     let mut bytes = Vec::new();
-    File::open(path)?.take(MAX_LEN + 1).read_to_end(&mut bytes)?;
+    open_regular(path, File::options().read(true))?.take(MAX_LEN + 1).read_to_end(&mut bytes)?;
     Ok(if bytes.len() as u64 > MAX_LEN { None } else { decode(&bytes) })
 }
 
@@ -67,7 +68,7 @@ pub(super) fn save(path: &Path, nodes: &[Contact]) -> io::Result<()> {
     // good.
     let new = path.with_extension(format!("{}.new", std::process::id()));
     let write = || {
-        File::create(&new)?.write_all(&encode(nodes))?;
+        create_anew(&new)?.write_all(&encode(nodes))?;
         fs::rename(&new, path)
     };
     write().inspect_err(|_| drop(fs::remove_file(&new)))

@@ -31,9 +31,10 @@ const MAX_LOOKUPS: usize = 16;
 /// Addresses used per host name.
 const MAX_ADDRESSES: usize = 8;
 /// Wait before the bootstrap nodes are asked again while no node answers; it doubles each time.
-const FIRST_BOOTSTRAP_RETRY: Duration = Duration::from_secs(5);
-/// Longest wait before the bootstrap nodes are asked again, so that we join within a minute of having a network.
-const MAX_BOOTSTRAP_RETRY: Duration = Duration::from_secs(60);
+const FIRST_BOOTSTRAP_RETRY: Duration = Duration::from_secs(2);
+/// Longest wait before the bootstrap nodes are asked again, so that we join within seconds of having a network, or of the
+/// start of a node that is the only one. Four datagrams in that time burden nobody.
+const MAX_BOOTSTRAP_RETRY: Duration = Duration::from_secs(10);
 /// Time without any node after which a warning is logged.
 const NO_NODES_WARNING: Duration = Duration::from_secs(30);
 /// Interval at which nodes are saved.

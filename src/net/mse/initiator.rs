@@ -115,6 +115,9 @@ impl Initiator {
     /// Writes step 3.
     fn request(&self, key: &PrivateKey, theirs: &[u8; KEY_LEN], output: &mut BytesMut) -> Result<State, MseError> {
         let secret = key.secret(theirs)?;
+        if secret.is_short() {
+            return Err(MseError::ShortSecret);
+        }
         let mut ciphers = Ciphers::of_initiator(&secret, &self.skey);
         output.extend_from_slice(&secret.req1());
         output.extend_from_slice(&secret.request(&self.skey));

@@ -51,6 +51,11 @@ impl PrivateKey {
         Self(BigUint::from_bytes_be(&rng.random::<[u8; 20]>()))
     }
 
+    /// Returns another key.
+    pub(super) fn next(&self) -> Self {
+        Self(&self.0 + 1_u8)
+    }
+
     /// Returns our public key.
     pub(super) fn public(&self) -> [u8; KEY_LEN] {
         padded(&BigUint::from(2_u8).modpow(&self.0, &P))
@@ -79,6 +84,12 @@ fn padded(number: &BigUint) -> [u8; KEY_LEN] {
 pub(super) struct Secret([u8; KEY_LEN]);
 
 impl Secret {
+    /// Returns whether it begins with a zero byte, as one in 256 does. rtorrent (libtorrent 0.13) leaves such bytes out, so
+    /// that nobody agrees with it on the hashes and keys, and both sides wait.
+    pub(super) fn is_short(&self) -> bool {
+        self.0[0] == 0
+    }
+
     /// Returns HASH('req1', S), by which the responder finds the end of the initiator's pad.
     pub(super) fn req1(&self) -> [u8; 20] {
         hash(&[b"req1", &self.0])

@@ -92,6 +92,9 @@ pub enum MseError {
     /// The expected hash or constant did not follow the pad.
     #[error("its encryption handshake is malformed")]
     NotSynchronized,
+    /// The secret begins with a zero byte, which some clients get wrong. Another attempt has another secret.
+    #[error("the secret of its encryption handshake is unsuitable")]
+    ShortSecret,
     /// The requested torrent is not one of ours.
     #[error("it asks under encryption for a torrent that we do not have")]
     UnknownTorrent,

@@ -10,6 +10,9 @@ use crate::metainfo::InfoHash;
 /// Bytes of the verification constant, the offer and the length of PadC.
 const OFFER_LEN: usize = VC_LEN + 4 + 2;
 
+/// Keys that are tried until one gives a suitable secret; each does with a probability of 255 in 256.
+const MAX_KEYS: usize = 4;
+
 /// A handshake that the other side started.
 pub struct Responder {
     allowed: Methods,
@@ -73,7 +76,13 @@ impl Responder {
                         self.state = State::Key;
                         return Ok(None);
                     };
-                    let secret = self.key.secret(&theirs)?;
+                    let mut secret = self.key.secret(&theirs)?;
+                    for _ in 0..MAX_KEYS {
+                        if secret.is_short() {
+                            self.key = self.key.next();
+                            secret = self.key.secret(&theirs)?;
+                        }
+                    }
                     output.extend_from_slice(&self.key.public());
                     output.unsplit(self.tail.split());
                     State::Mark(secret)

@@ -234,3 +234,32 @@ fn misbehaving_responders_are_rejected() {
     assert_eq!(reply(2, 513, Methods::RC4), Some(MseError::PadTooLong(513)));
     assert_eq!(reply(2, 512, Methods::RC4), None);
 }
+
+/// rtorrent leaves out leading zeros, so that it hashes another secret than we do.
+#[test]
+fn no_secret_begins_with_a_zero() {
+    let theirs = PrivateKey::generate(&mut StdRng::seed_from_u64(1));
+    let public = theirs.public();
+    let mut unsuitable = 0;
+    for seed in 0..20_000 {
+        if seed > 300 && unsuitable > 0 {
+            break;
+        }
+        let rng = &mut StdRng::seed_from_u64(seed);
+        let pads = Pads { key: 0, choice: 0 };
+        let mut output = BytesMut::new();
+        let answer =
+            Responder::with(pads, Methods::RC4, rng).handle(&mut BytesMut::from(&public[..]), &mut output, found);
+        assert!(answer.unwrap().is_none());
+        assert!(!theirs.secret(output[..].first_chunk::<KEY_LEN>().unwrap()).unwrap().is_short(), "{seed}");
+
+        let mut output = BytesMut::new();
+        let mut initiator = Initiator::start_with(pads, HERE, Methods::RC4, INITIAL, rng, &mut output);
+        let ours: [u8; KEY_LEN] = *output.first_chunk().unwrap();
+        let is_short = theirs.secret(&ours).unwrap().is_short();
+        unsuitable += usize::from(is_short);
+        let answer = initiator.handle(&mut BytesMut::from(&public[..]), &mut output);
+        assert_eq!(answer.err(), is_short.then_some(MseError::ShortSecret));
+    }
+    assert!(unsuitable > 0, "there was something to avoid");
+}

@@ -1,5 +1,6 @@
 //! Connections to peers and web seeds: dialing, messages in and out, hanging up.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 
 use super::{Done, Driver, Peer};
@@ -38,7 +39,8 @@ impl Driver {
                 self.next_peer += 1;
                 tracing::debug!(?key, seed = %seed.url(), "web seed connected");
                 let (transport, encrypted, outgoing) = (Transport::Tcp, false, Vec::new());
-                self.peers.insert(key, Peer { connection, addr, transport, encrypted, outgoing });
+                let (held, backlog) = (false, VecDeque::new());
+                self.peers.insert(key, Peer { connection, addr, transport, encrypted, outgoing, held, backlog });
                 self.enqueue(Event::Connected(NewPeer::new(key, addr, Direction::Outgoing, seed.peer_id())));
             }
             Err(why) => {
@@ -78,7 +80,8 @@ impl Driver {
         tracing::debug!(stream = ?peer.stream, ?new, "peer connected");
         let pieces = self.metainfo.layout.lengths().pieces();
         let connection = Connection::start(peer, pieces, self.limits.clone(), key, self.inbox.clone());
-        self.peers.insert(key, Peer { connection, addr, transport, encrypted, outgoing: Vec::new() });
+        let (outgoing, held, backlog) = (Vec::new(), false, VecDeque::new());
+        self.peers.insert(key, Peer { connection, addr, transport, encrypted, outgoing, held, backlog });
         self.dispatch(Event::Connected(new));
     }
 
@@ -89,9 +92,50 @@ impl Driver {
             return;
         }
         match incoming {
-            Incoming::Messages(messages) => messages.into_iter().for_each(|message| self.message(key, message)),
+            Incoming::Messages(messages) => self.messages(key, messages),
             Incoming::Sent(request) => self.dispatch(Event::Uploaded { peer: key, request, sent: true }),
+            Incoming::ExtensionsSent(count) => self.dispatch(Event::ExtensionsSent { peer: key, count }),
             Incoming::Closed(why) => self.lost(key, &why),
+        }
+    }
+
+    /// Passes messages to the swarm. From the one on that the peer is held they wait.
+    fn messages(&mut self, key: PeerKey, messages: Vec<Message>) {
+        for message in messages {
+            match self.peers.get_mut(&key) {
+                Some(peer) if peer.held || !peer.backlog.is_empty() => peer.backlog.push_back(message),
+                Some(_) => self.message(key, message),
+                None => return,
+            }
+        }
+    }
+
+    /// Stops reading from a peer.
+    pub(super) fn hold(&mut self, key: PeerKey) {
+        if let Some(peer) = self.peers.get_mut(&key) {
+            peer.held = true;
+            peer.connection.hold(true);
+        }
+    }
+
+    /// Reads from a peer again, once the messages that had come are handled.
+    pub(super) fn release(&mut self, key: PeerKey) {
+        if let Some(peer) = self.peers.get_mut(&key) {
+            peer.held = false;
+            self.released.push(key);
+        }
+    }
+
+    /// Handles the messages that had come before their connections were held.
+    pub(super) fn handle_backlogs(&mut self) {
+        while let Some(key) = self.released.pop() {
+            while let Some(peer) = self.peers.get_mut(&key).filter(|peer| !peer.held) {
+                let Some(message) = peer.backlog.pop_front() else {
+                    peer.connection.hold(false);
+                    break;
+                };
+                self.message(key, message);
+            }
         }
     }
 

@@ -47,6 +47,10 @@ impl Driver {
         if good && !self.store.has(piece) {
             self.dispatch(Event::Evicted(piece));
         }
+        let now = self.clock.now();
+        if self.share.piece_done(now) {
+            self.update_allowed(now);
+        }
         self.update_room();
     }
 

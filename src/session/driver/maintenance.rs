@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::Driver;
 use crate::metainfo::Metainfo;
 use crate::session::queue::Activity;
-use crate::session::shares::Allowed;
+use crate::session::shares::{Allowed, Demand};
 use crate::store::TorrentStore;
 use crate::swarm::{BackgroundNeed, Event};
 
@@ -75,7 +75,7 @@ impl Driver {
 
     /// Begins or ends the torrent's turn in background fetching.
     pub(super) fn update_turn(&mut self) {
-        let now = Instant::now();
+        let now = self.clock.now();
         let turn = self.place.update(
             now,
             Activity {
@@ -114,7 +114,8 @@ impl Driver {
         if self.swarm.is_blocked() && self.stats.borrow().down_rate > 0 {
             self.share.set_waiting(now);
         }
-        let allowed = self.share.allowed(now);
+        let demand = Demand { starved: self.swarm.take_starved(), receives: self.stats.borrow().down_rate > 0 };
+        let allowed = self.share.allowed(now, demand);
         if allowed != self.allowed || allowed.shed {
             let Allowed { peers, shed, partial, yielding, .. } = allowed;
             self.allowed = allowed;

@@ -20,7 +20,7 @@ mod partial;
 mod report;
 pub(super) mod start;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -38,6 +38,7 @@ use crate::wire::{Handshake, Message, Request};
 
 use super::awake::AwakeClock;
 use super::queue::Place;
+use super::registry::{Call, IncomingConnections};
 use super::seeding::Seeding;
 use super::shares::{Allowed, Share};
 use super::sources::{Found, Sources};
@@ -68,7 +69,7 @@ struct Inputs {
     inbox: mpsc::Receiver<(PeerKey, Incoming)>,
     done: mpsc::Receiver<Done>,
     commands: mpsc::Receiver<Command>,
-    incoming: mpsc::Receiver<Box<Handshaken>>,
+    incoming: IncomingConnections,
     found: Found,
     /// Unbounded, because the store must not wait while it evicts; holds each piece at most once between two turns.
     evicted: mpsc::UnboundedReceiver<PieceIndex>,
@@ -85,6 +86,10 @@ struct Peer {
     /// Messages of this turn, sent together at its end. Those for which the outbox has no room wait here for a later
     /// turn.
     outgoing: Vec<Message>,
+    /// The swarm takes no message of this peer now.
+    held: bool,
+    /// Messages that had come before the connection was held. A few batches at most.
+    backlog: VecDeque<Message>,
 }
 
 pub(super) struct Driver {
@@ -105,6 +110,8 @@ pub(super) struct Driver {
     transferred: Arc<Transferred>,
     peers: HashMap<PeerKey, Peer>,
     next_peer: u64,
+    /// Peers that are no longer held and have a backlog.
+    released: Vec<PeerKey>,
     /// By the addresses that stand for them.
     web_seeds: HashMap<SocketAddr, WebSeed>,
     seeding: Seeding,
@@ -133,6 +140,7 @@ impl Driver {
         let mut stop = false;
         while !stop {
             self.update_turn();
+            self.handle_backlogs();
             self.flush();
             self.update_share();
             let wakeup = self.swarm.next_wakeup().map_or(self.maintenance_due, |at| at.min(self.maintenance_due));
@@ -151,7 +159,14 @@ impl Driver {
                     self.update_allowed(self.now());
                     self.peers_found(addrs, source);
                 }
-                Some(peer) = inputs.incoming.recv() => self.connected(*peer, Direction::Incoming),
+                Some(call) = inputs.incoming.recv() => match call {
+                    Call::Connected(peer) => self.connected(*peer, Direction::Incoming),
+                    Call::Refused(addr) => {
+                        // Its address may be known elsewhere.
+                        self.sources.want_peers(false);
+                        self.dispatch(Event::Refused(addr));
+                    }
+                },
                 Some((peer, incoming)) = inputs.inbox.recv() => self.incoming(peer, incoming),
                 // The clock ends only after this task.
                 Ok(()) = inputs.sleeps.changed() => self.woke(),
@@ -230,6 +245,8 @@ impl Driver {
                 }
             }
             Action::Disconnect(key, reason) => self.disconnect(key, reason),
+            Action::Hold(key) => self.hold(key),
+            Action::Release(key) => self.release(key),
             Action::Ban(addr) => {
                 self.banned.insert(addr);
             }

@@ -12,14 +12,14 @@ use super::partial::Partials;
 use super::{Driver, Inputs};
 use crate::discovery::Transferred;
 use crate::metainfo::Metainfo;
-use crate::net::Handshaken;
 use crate::session::block_times::BlockTimes;
 use crate::session::config::TorrentOptions;
 use crate::session::context::Context;
 use crate::session::error::SessionError;
 use crate::session::reads::Reads;
+use crate::session::registry::IncomingConnections;
 use crate::session::seeding::Seeding;
-use crate::session::shares::{MAX_PARTIAL, MAX_PEERS, Share};
+use crate::session::shares::{Demand, MAX_PARTIAL, MAX_PEERS, Share};
 use crate::session::sources::{Finders, Sources};
 use crate::session::torrent::Torrent;
 use crate::store::{self, Place, TorrentSpec, TorrentStore};
@@ -41,7 +41,7 @@ pub(crate) async fn start(
     context: &Context,
     metainfo: Arc<Metainfo>,
     options: TorrentOptions,
-    incoming: mpsc::Receiver<Box<Handshaken>>,
+    incoming: IncomingConnections,
 ) -> Result<Arc<Torrent>, SessionError> {
     let (evicted_tx, evicted) = mpsc::unbounded_channel();
     let lengths = *metainfo.layout.lengths();
@@ -113,7 +113,7 @@ pub(crate) async fn start(
     let (stats_tx, stats) = watch::channel(Stats::default());
     let announcer = sources.announcer.clone();
     let web_seeds = WebSeed::all(&metainfo, context.trackers.http());
-    let share = Share::new(context.shares.clone());
+    let share = Share::new(context.shares.clone(), lengths.full_pieces(1));
     let block_times = Arc::new(BlockTimes::default());
     let mut driver = Driver {
         swarm,
@@ -129,6 +129,7 @@ pub(crate) async fn start(
         transferred,
         peers: HashMap::new(),
         next_peer: 0,
+        released: Vec::new(),
         web_seeds: web_seeds.iter().map(|seed| (seed.addr(), seed.clone())).collect(),
         seeding: Seeding::new(context.config.seed),
         partials: Partials::new(lengths, context.config.cache.clone(), block_times.clone()),
@@ -139,7 +140,7 @@ pub(crate) async fn start(
         stats: stats_tx,
         maintenance_due: clock.now(),
         maintenance_interval: INTERVAL,
-        allowed: share.allowed(clock.now()),
+        allowed: share.allowed(clock.now(), Demand::default()),
         share,
         clock: clock.clone(),
         place: context.queue.enter(options.since.unwrap_or_else(SystemTime::now)),

@@ -35,12 +35,13 @@ fn a_clean_close_is_trusted_and_a_crash_is_verified() {
     fs::File::options().write(true).open(&path).unwrap().write_all_at(b"damage", 10_500).unwrap();
     let cache = open(dir.path(), None, 0);
     let (store, evicted) = add(&cache, &sample);
-    assert_eq!(have(&store), [1, 2, 3, 5, 7], "all but the piece that was put after the last hint");
+    // Piece 6 is smaller than the blocks that its neighbours occupy.
+    assert_eq!(have(&store), [1, 2, 3, 4, 5, 6, 7], "also the piece that was put after the last hint");
     let mut out = [0; 4];
     assert_eq!(store.read_now(sample.piece(1), 0, &mut out), Lookup::WouldBlock, "it must be hashed first");
-    assert!([1, 2, 3, 7].into_iter().all(|n| sample.reads(&store, n)));
-    assert!(!sample.reads(&store, 5));
-    assert_eq!(*lock(&evicted), [5]);
+    assert!([1, 2, 3, 4, 7].into_iter().all(|n| sample.reads(&store, n)));
+    assert!(!sample.reads(&store, 5) && !sample.reads(&store, 6));
+    assert_eq!(*lock(&evicted), [5, 6]);
     clean_close(&cache);
     drop((cache, store));
     let cache = open(dir.path(), None, 0);
@@ -63,10 +64,9 @@ fn a_piece_that_is_wrong_after_a_crash_is_never_served() {
     }
     let cache = open(dir.path(), Some(3 * 8192), 0);
     let (store, evicted) = add(&cache, &sample);
-    assert_eq!(have(&store), [0, 1, 2]);
-    assert_eq!([0, 1, 2].map(|n| sample.reads(&store, n)), [false, false, true]);
-    assert_eq!(*lock(&evicted), [0, 1]);
-    assert_eq!(cache.usage().disk, 8192);
+    assert_eq!(have(&store), [2, 3, 4], "what the state does not know, and not what it knows wrongly");
+    assert!([2, 3, 4].into_iter().all(|n| sample.reads(&store, n)) && lock(&evicted).is_empty());
+    assert_eq!(cache.usage().disk, 3 * 8192);
 }
 
 #[test]
@@ -170,4 +170,47 @@ fn two_processes_do_not_share_a_directory() {
     cache.close();
     assert!(matches!(TorrentStore::open(&cache, sample.spec(), Box::new(|_| {})), Err(StoreError::Closed)));
     assert!(again().is_ok(), "a closed cache releases the directory");
+}
+
+#[test]
+fn kills_lose_no_piece_and_leave_no_block_behind() {
+    const PIECE: u64 = 64 << 10;
+    let dir = tempfile::tempdir().unwrap();
+    let sample = Sample::new(1, PIECE, &[20 * PIECE, 9 * PIECE + 5000, 30, 11 * PIECE]);
+    let limit = 12 * PIECE;
+    let mut random = 1u32;
+    let mut next = |below: u32| {
+        random = random.wrapping_mul(1103515245).wrapping_add(12345);
+        (random >> 8) % below
+    };
+    let mut kept = BTreeSet::new();
+    for round in 0..100 {
+        let cache = open(dir.path(), Some(limit), 0);
+        if round % 5 == 4 {
+            assert!(cache.usage().disk >= kept.len() as u64 * PIECE / 2, "a torrent that is not open counts as it is");
+        }
+        let (store, evicted) = add(&cache, &sample);
+        cache.maintain(Instant::now());
+        let evicted = std::mem::take(&mut *lock(&evicted));
+        assert!(evicted.iter().all(|n| !kept.contains(n)), "round {round}: lost {evicted:?} of {kept:?}");
+        assert!(kept.iter().all(|n| sample.reads(&store, *n)), "round {round}");
+        let blocks: u64 =
+            (0..4).filter_map(|file| sample.path(dir.path(), file).metadata().ok()).map(|a| a.blocks() * 512).sum();
+        // Unaligned pieces share a filesystem block with their neighbours at each end.
+        assert!(blocks <= limit + 12 * 2 * 4096, "round {round}: {blocks} bytes on the disk");
+        for _ in 0..next(8) {
+            sample.put(&store, next(sample.lengths.pieces()));
+            if next(6) == 0 {
+                cache.maintain(Instant::now());
+            }
+        }
+        kept = have(&store).into_iter().map(|n| n as u32).collect();
+        // Dropped without a close, as by a kill; the last write was cut off.
+        drop((store, cache));
+        let torn = (0..20).find(|n| !kept.contains(n)).unwrap();
+        let file = fs::File::options().write(true).open(sample.path(dir.path(), 0));
+        if let Ok(file) = file {
+            file.write_all_at(&sample.content(torn)[..40_000], u64::from(torn) * PIECE).unwrap();
+        }
+    }
 }

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::fetch::{FetchAction, MetadataFetch};
+use super::FetchAction;
+use super::fetch::MetadataFetch;
 use crate::metainfo::InfoHash;
 use crate::swarm::action::DisconnectReason;
 use crate::swarm::event::{Direction, NewPeer, PeerKey};
@@ -231,8 +232,8 @@ impl Resolver {
     fn extension_handshake(&mut self, now: Instant, key: PeerKey, theirs: &ExtensionHandshake) {
         let Some(peer) = self.peers.get_mut(&key) else { return };
         peer.metadata = theirs.extensions.get(UT_METADATA).copied().unwrap_or(peer.metadata);
-        if let Some(size) = theirs.metadata_size.filter(|_| peer.metadata != 0) {
-            self.fetch.offered(now, key, size);
+        if peer.metadata != 0 {
+            self.fetch.offered(now, key, theirs.metadata_size);
         }
     }
 
@@ -240,11 +241,13 @@ impl Resolver {
         let Some(peer) = self.peers.get(&key) else { return };
         match message {
             Some(MetadataMessage::Data { piece, total, data }) => {
-                if let Some(info) = self.fetch.data(now, key, piece, total, data) {
-                    self.actions.push_back(ResolverAction::Resolved(info));
-                }
+                let info = self.fetch.data(now, key, piece, total, data);
+                self.actions.extend(info.map(ResolverAction::Resolved));
             }
-            Some(MetadataMessage::Reject { piece }) => self.fetch.rejected(now, key, piece),
+            Some(MetadataMessage::Reject { piece }) => {
+                let info = self.fetch.rejected(now, key, piece);
+                self.actions.extend(info.map(ResolverAction::Resolved));
+            }
             Some(MetadataMessage::Request { piece }) if peer.metadata != 0 => {
                 self.send_metadata_message(key, peer.metadata, &MetadataMessage::Reject { piece });
             }
@@ -268,7 +271,8 @@ impl Resolver {
 
     /// Closes a connection without metadata to offer, if others wait for the slot.
     fn tick(&mut self, now: Instant) {
-        self.fetch.tick(now);
+        let info = self.fetch.tick(now);
+        self.actions.extend(info.map(ResolverAction::Resolved));
         let crowded = self.peers.len() + self.dialing >= MAX_PEERS;
         let offer_timeout = self.config.policy.silence_timeout;
         let useless = |peer: &Peer| peer.metadata == 0 && now.saturating_duration_since(peer.since) > offer_timeout;

@@ -33,6 +33,8 @@ pub(in crate::swarm) struct Extensions {
     /// The client and its version, as the peer states them.
     pub(in crate::swarm) client: Option<String>,
     pub(in crate::swarm) metadata_uploads: MetadataUploads,
+    /// Number of extension messages to the peer that have not left the socket.
+    pub(in crate::swarm) unsent: usize,
     pub(in crate::swarm) exchange: PeerExchange,
     /// Limits the hole punching messages that we handle.
     pub(in crate::swarm) punches: PerMinute,
@@ -47,6 +49,7 @@ impl Extensions {
             listen_port: None,
             client: None,
             metadata_uploads: MetadataUploads::default(),
+            unsent: 0,
             exchange: PeerExchange::new(now),
             punches: PerMinute::new(now),
         }

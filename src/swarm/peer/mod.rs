@@ -5,11 +5,12 @@ pub(super) mod extensions;
 pub(super) mod holepunch;
 pub(super) mod metadata;
 pub(super) mod pex;
+pub(super) mod requests;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use fixedbitset::FixedBitSet;
 
@@ -24,6 +25,7 @@ use crate::util::is_lan;
 use crate::wire::{PeerId, PexFlags};
 
 use extensions::Extensions;
+use requests::Requests;
 
 /// Number of requests that a peer is assumed to queue if it does not state it (BEP 10 `reqq`; libtorrent's default).
 const REQQ: usize = 250;
@@ -31,8 +33,6 @@ const REQQ: usize = 250;
 const MAX_REQQ: usize = 2_000;
 /// Maximum number of pieces remembered of each kind (suggested, allowed fast, rejected).
 const MAX_HINTS: usize = 64;
-/// Maximum number of cancelled requests remembered.
-const MAX_CANCELLED: usize = 4_000;
 
 /// The pieces of a peer.
 #[derive(Debug)]
@@ -41,13 +41,15 @@ pub(super) enum Holding {
     Some(FixedBitSet),
 }
 
-/// One request of ours.
+/// A piece of a rejected request.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Ask {
-    pub(super) id: BlockId,
-    pub(super) sent: Instant,
-    /// It was sent to an empty pipeline, so that its delay is the base latency.
-    pub(super) fresh: bool,
+struct Refused {
+    piece: u32,
+    /// When it was rejected.
+    since: Instant,
+    /// How long the piece is not requested. Longer with each reject until a block of it comes.
+    pause: Duration,
+    over: bool,
 }
 
 #[derive(Debug)]
@@ -67,8 +69,8 @@ pub(super) struct Peer {
     pub(super) has_count: u32,
     /// Number of those pieces that we lack.
     pub(super) wanted: u32,
-    /// The peer has not sent a core message yet: have-all and have-none may only come first (BEP 6).
-    pub(super) opening: bool,
+    /// How often the peer has stated that it lacks a piece that it had before.
+    pub(super) losses: u32,
 
     pub(super) choking_us: bool,
     /// When the peer last choked us.
@@ -79,10 +81,8 @@ pub(super) struct Peer {
     /// The peer will fetch nothing more (BEP 21).
     pub(super) upload_only: bool,
 
-    /// Our requests, in the order sent.
-    pub(super) asks: VecDeque<Ask>,
-    /// Requests that were cancelled or voided by a choke and may still be answered, and since when.
-    pub(super) cancelled: BTreeMap<BlockId, Instant>,
+    /// Our requests.
+    pub(super) asks: Requests,
     pub(super) pipeline: Pipeline,
     reqq: usize,
     /// The piece that the peer fetches in the background.
@@ -95,8 +95,8 @@ pub(super) struct Peer {
     pub(super) granted: Vec<u32>,
     /// Pieces that the peer suggests (BEP 6).
     pub(super) suggested: VecDeque<u32>,
-    /// Pieces of rejected requests, and when they were rejected.
-    refused: VecDeque<(u32, Instant)>,
+    /// Pieces of rejected requests.
+    refused: VecDeque<Refused>,
     /// Nothing is requested before this, because the peer has rejected too many requests.
     paused: Option<Instant>,
     /// Number of blocks that we never requested.
@@ -111,8 +111,16 @@ pub(super) struct Peer {
     pub(super) connected: Instant,
     pub(super) last_received: Instant,
     pub(super) last_sent: Instant,
-    /// When the last block arrived, or the first request was sent to an empty pipeline, whichever is later.
+    /// When the peer last answered, or the first request was sent to an empty pipeline, or the peer had a reason to send
+    /// nothing, whichever is latest.
     pub(super) last_progress: Instant,
+    /// When it last answered a request.
+    last_answer: Option<Instant>,
+    /// When the peer was found silent although it owed us blocks, and how long it had been. Until it answers it is asked for
+    /// one block at a time, and not before it had as long again.
+    doubt: Option<(Instant, Duration)>,
+    /// How long it had been silent when one of its requests was last repeated.
+    pub(super) asked_anew: Duration,
 }
 
 impl Peer {
@@ -130,15 +138,14 @@ impl Peer {
             holding: Holding::Some(FixedBitSet::with_capacity(pieces as usize)),
             has_count: 0,
             wanted: 0,
-            opening: true,
+            losses: 0,
             choking_us: true,
             choked: now,
             we_interested: false,
             we_choke: true,
             interested_in_us: false,
             upload_only: false,
-            asks: VecDeque::new(),
-            cancelled: BTreeMap::new(),
+            asks: Requests::default(),
             pipeline: Pipeline::new(now, policy),
             reqq: REQQ,
             current: None,
@@ -158,6 +165,9 @@ impl Peer {
             last_received: now,
             last_sent: now,
             last_progress: now,
+            last_answer: None,
+            doubt: None,
+            asked_anew: Duration::ZERO,
         }
     }
 
@@ -214,42 +224,93 @@ impl Peer {
     pub(super) fn serves(&self, now: Instant, piece: u32) -> bool {
         self.has(piece)
             && (!self.choking_us || self.allowed.contains(&piece))
-            && !self
-                .refused
-                .iter()
-                .any(|(refused, when)| *refused == piece && now < *when + self.policy().reject_pause())
+            && !self.refused.iter().any(|refused| refused.piece == piece && now < refused.since + refused.pause)
     }
 
-    /// Returns whether a cancelled request for this block may still be answered, so that it must not be requested
-    /// again.
-    pub(super) fn may_still_answer(&self, now: Instant, id: BlockId) -> bool {
-        !self.cancelled.is_empty()
-            && self.cancelled.get(&id).is_some_and(|since| now < *since + self.policy().silence_timeout)
+    /// Returns whether a piece may be requested even while the peer chokes us.
+    pub(super) fn allows(&self, piece: u32) -> bool {
+        self.allowed.contains(&piece)
     }
 
-    /// Returns whether no answer to a cancelled request can arrive before that to a new one.
-    pub(super) fn is_clean(&self, now: Instant) -> bool {
-        !self.cancelled.values().any(|since| now < *since + self.policy().doubt_timeout())
+    /// Returns whether the answers to our requests for a piece are in doubt, because the peer has choked us.
+    pub(super) fn has_choked(&self, piece: u32) -> bool {
+        self.choking_us && !self.allows(piece)
     }
 
-    pub(super) fn record_cancel(&mut self, now: Instant, id: BlockId) {
-        if self.cancelled.len() >= MAX_CANCELLED {
-            let grace = self.policy().silence_timeout;
-            self.cancelled.retain(|_, since| now < *since + grace);
-        }
-        if self.cancelled.len() < MAX_CANCELLED {
-            self.cancelled.insert(id, now);
-        }
+    /// Returns when the answer to a request that is cancelled now should be here: what the peer sends before it is on its
+    /// way.
+    pub(super) fn cancelled_until(&self, now: Instant, id: BlockId) -> Instant {
+        let before = self.asks.iter().take_while(|ask| ask.id != id).count() + self.asks.withdrawn(now);
+        let eta = self.pipeline.eta((before + 1) as f64 * f64::from(BLOCK_LEN));
+        now + Duration::from_secs_f64(eta.min(self.policy().doubt_timeout().as_secs_f64()))
     }
 
     /// Returns whether as many requests are outstanding as the peer queues.
-    pub(super) fn is_full(&self) -> bool {
-        self.asks.len() >= self.reqq
+    pub(super) fn is_full(&self, now: Instant) -> bool {
+        self.asks.queued(now) >= self.reqq
+    }
+
+    /// Records that the peer sent a block.
+    pub(super) fn has_sent_block(&mut self, now: Instant) {
+        self.last_progress = now;
+        self.has_answered(now);
+    }
+
+    /// Records that the peer answered a request, with a block or a reject.
+    pub(super) fn has_answered(&mut self, now: Instant) {
+        self.last_answer = Some(now);
+        self.doubt = None;
+        self.asked_anew = Duration::ZERO;
+        self.pipeline.snubbed = false;
+    }
+
+    /// Returns whether the peer answered a request within the last `span`.
+    pub(super) fn answered_within(&self, now: Instant, span: Duration) -> bool {
+        self.last_answer.is_some_and(|at| now.saturating_duration_since(at) < span)
+    }
+
+    /// Returns how long the peer has owed us blocks and sent none.
+    pub(super) fn silence(&self, now: Instant) -> Duration {
+        if self.asks.is_empty() { Duration::ZERO } else { now.saturating_duration_since(self.last_progress) }
+    }
+
+    /// Returns whether the peer has been silent for twice as long as all that it owes should take.
+    pub(super) fn is_overdue(&self, now: Instant) -> bool {
+        let owed = self.pipeline.outstanding() as f64 + self.stray_bytes(now);
+        !self.asks.is_empty() && self.silence(now).as_secs_f64() > 2.0 * self.pipeline.eta(owed)
+    }
+
+    /// Returns whether the peer has been silent for so long that it is asked anew; each time for twice as long.
+    pub(super) fn is_silent(&self, now: Instant, limit: Duration) -> bool {
+        let limit = self.doubt.map_or(limit, |(_, silence)| limit.max(2 * silence));
+        self.silence(now) >= limit && self.is_overdue(now)
+    }
+
+    /// Returns whether the peer has been silent for so long that a request may be lost, and again each time it has been for
+    /// as long.
+    pub(super) fn is_late(&self, now: Instant, limit: Duration) -> bool {
+        self.is_overdue(now) && self.silence(now) >= self.asked_anew + limit
+    }
+
+    /// Expects nothing of a peer for as long as it has been silent, or for twice as long as the last time.
+    pub(super) fn doubt(&mut self, now: Instant, silence: Duration) {
+        let before = self.doubt.map_or(Duration::ZERO, |(_, silence)| 2 * silence);
+        let most = self.policy().snub_timeout();
+        self.doubt = Some((now, silence.max(before).min(most)));
+        self.pipeline.snub();
+    }
+
+    /// Returns the seconds that another block takes, if the peer is given one more than it has room for.
+    pub(super) fn block_time(&self) -> f64 {
+        let len = f64::from(BLOCK_LEN);
+        let time = self.pipeline.eta(2.0 * len) - self.pipeline.eta(len);
+        // A peer in doubt gets one.
+        self.doubt.map_or(time, |(_, silence)| time + silence.as_secs_f64())
     }
 
     /// Returns the bytes that may be requested now for a need.
     pub(super) fn room(&self, now: Instant, need: Need, phase: Phase) -> f64 {
-        let queue_left = (self.reqq - self.asks.len().min(self.reqq)) as f64 * f64::from(BLOCK_LEN);
+        let queue_left = self.reqq.saturating_sub(self.asks.queued(now)) as f64 * f64::from(BLOCK_LEN);
         self.pipeline.room(now, need, phase).min(queue_left)
     }
 
@@ -265,11 +326,13 @@ impl Peer {
     pub(super) fn etas(&self, now: Instant) -> impl Fn(f64) -> f64 {
         let strays = self.stray_bytes(now);
         let owed = self.pipeline.outstanding() as f64 + strays;
-        let silence = match self.asks.is_empty() {
-            true => 0.0,
-            false => now.saturating_duration_since(self.last_progress).as_secs_f64(),
+        let doubt = match self.doubt {
+            // It may stay silent, even if it was not asked for anything meanwhile.
+            Some((at, silence)) if !self.asks.is_empty() || now < at + silence => silence,
+            _ => Duration::ZERO,
         };
-        let stalled = silence > self.pipeline.eta(owed);
+        let silence = self.silence(now).max(doubt).as_secs_f64();
+        let stalled = !doubt.is_zero() || silence > self.pipeline.eta(owed);
         move |bytes| {
             let bytes = bytes + strays;
             let eta = self.pipeline.eta(bytes);
@@ -281,40 +344,42 @@ impl Peer {
         }
     }
 
-    /// Returns the bytes of cancelled requests whose blocks may still come. With the fast extension each is answered by
-    /// its block or a reject.
+    /// Returns the bytes of cancelled requests whose blocks may still come.
     fn stray_bytes(&self, now: Instant) -> f64 {
-        if self.cancelled.is_empty() {
-            return 0.0;
-        }
-        let grace = if self.fast { self.policy().silence_timeout } else { self.policy().doubt_timeout() };
-        let strays = self.cancelled.values().filter(|since| now < **since + grace).count();
-        strays as f64 * f64::from(BLOCK_LEN)
+        self.asks.withdrawn(now) as f64 * f64::from(BLOCK_LEN)
     }
 
     /// Returns whether enough of the pipeline is empty for another batch of requests.
     pub(super) fn wants_refill(&self, now: Instant, phase: Phase) -> bool {
-        self.may_ask(now) && self.asks.len() <= self.reqq * 3 / 4 && self.pipeline.wants_refill(now, phase)
+        self.may_ask(now) && self.asks.queued(now) <= self.reqq * 3 / 4 && self.pipeline.wants_refill(now, phase)
     }
 
-    /// Removes the outstanding request for a block. Fast, because answers mostly come in order.
-    pub(super) fn take_ask(&mut self, id: BlockId) -> Option<Ask> {
-        let at = self.asks.iter().position(|ask| ask.id == id)?;
-        self.asks.remove(at)
-    }
-
-    /// Records that the peer rejected a request for a piece.
+    /// Records that the peer rejected a request for a piece. It may lack the piece, or have too many requests of ours.
     pub(super) fn refuse(&mut self, now: Instant, piece: u32) {
-        let pause = self.policy().reject_pause();
-        self.refused.retain(|(_, when)| now < *when + pause);
-        if !self.refused.iter().any(|(refused, _)| *refused == piece) {
-            self.refused.push_back((piece, now));
+        let (first, longest) = (self.policy().first_reject_pause(), self.policy().reject_pause());
+        match self.refused.iter_mut().find(|refused| refused.piece == piece) {
+            // The rejects of one batch count once.
+            Some(refused) if now < refused.since + refused.pause => {}
+            Some(refused) => {
+                *refused = Refused { since: now, pause: longest.min(2 * refused.pause), over: false, ..*refused };
+            }
+            None => self.refused.push_back(Refused { piece, since: now, pause: first, over: false }),
         }
-        if self.refused.len() > MAX_HINTS {
-            self.refused.pop_front();
-            self.paused = Some(now + pause);
+        if self.refused.len() > MAX_HINTS
+            && let Some(oldest) = self.refused.pop_front()
+            && self.last_answer.is_none_or(|at| at < oldest.since)
+        {
+            self.paused = Some(now + longest);
         }
         self.allowed.retain(|allowed| *allowed != piece);
+    }
+
+    /// Records that a block of a piece came, so that its rejects were not for lack of it.
+    pub(super) fn has_served(&mut self, piece: u32) {
+        if !self.refused.is_empty() {
+            self.refused.retain(|refused| refused.piece != piece);
+            self.exhausted_at = None;
+        }
     }
 
     pub(super) fn allow(&mut self, piece: u32) {
@@ -332,22 +397,21 @@ impl Peer {
         }
     }
 
-    /// Lets pieces be requested again whose rejects are old enough.
-    pub(super) fn end_pause(&mut self, now: Instant) {
-        let pause = self.policy().reject_pause();
-        let over = |when: Instant| now >= when + pause;
-        if self.paused.is_some_and(|until| now >= until) || self.refused.front().is_some_and(|(_, when)| over(*when)) {
+    /// Lets pieces be requested again whose rejects are old enough, and blocks whose cancelled requests are over.
+    pub(super) fn end_pauses(&mut self, now: Instant) {
+        let silence_timeout = self.policy().silence_timeout;
+        if self.paused.is_some_and(|until| now >= until) {
             self.paused = None;
-            self.refused.retain(|(_, when)| !over(*when));
             self.exhausted_at = None;
         }
-    }
-
-    /// Lets blocks be requested again whose cancelled requests were not answered for long enough.
-    pub(super) fn forget_cancels(&mut self, now: Instant) {
-        let (before, grace) = (self.cancelled.len(), self.policy().silence_timeout);
-        self.cancelled.retain(|_, since| now < *since + grace);
-        if self.cancelled.len() != before {
+        if !self.refused.is_empty() {
+            for refused in self.refused.iter_mut().filter(|one| !one.over && now >= one.since + one.pause) {
+                refused.over = true;
+                self.exhausted_at = None;
+            }
+            self.refused.retain(|refused| now < refused.since + silence_timeout);
+        }
+        if self.asks.expire(now, silence_timeout) {
             self.exhausted_at = None;
         }
     }
@@ -356,7 +420,8 @@ impl Peer {
 impl Peer {
     pub(super) fn check(&self) {
         self.uploads.check();
-        assert!(self.asks.len() <= MAX_REQQ && self.cancelled.len() <= MAX_CANCELLED);
+        self.asks.check(self.last_progress, MAX_REQQ);
+        assert!(self.doubt.is_none() || self.pipeline.snubbed);
         assert!(
             self.allowed.len() <= MAX_HINTS && self.suggested.len() <= MAX_HINTS && self.refused.len() <= MAX_HINTS
         );

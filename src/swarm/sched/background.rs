@@ -8,6 +8,7 @@ use std::time::Instant;
 use rand::RngExt;
 
 use crate::metainfo::BLOCK_LEN;
+use crate::swarm::peer::Peer;
 use crate::swarm::pieces::{BlockId, Slot};
 use crate::swarm::policy::Need;
 use crate::swarm::{PeerKey, PickOrder, Swarm};
@@ -16,8 +17,6 @@ use crate::swarm::{PeerKey, PickOrder, Swarm};
 const RAREST_TRIED: usize = 256;
 /// Pieces tried after that, from a random one on: bounds the cost of a search in a torrent of millions of pieces.
 const ANY_TRIED: usize = 65_536;
-/// Partial pieces that end-game looks through: bounds its cost.
-const END_GAME_PIECES: usize = 256;
 
 /// Result of a search for a piece to begin.
 enum Found {
@@ -48,7 +47,7 @@ impl Swarm {
             let (Some(partial), Some(peer)) = (self.pieces.partial(piece), self.peers.get_mut(&key)) else { break };
             let most = (room / f64::from(BLOCK_LEN)).ceil() as usize;
             let ids = partial.free_blocks().map(|block| BlockId { piece, block });
-            let ids: Vec<BlockId> = ids.filter(|id| !peer.may_still_answer(now, *id)).take(most).collect();
+            let ids: Vec<BlockId> = ids.filter(|id| !peer.asks.may_still_answer(now, *id)).take(most).collect();
             if ids.len() < most {
                 peer.current = None;
             }
@@ -129,8 +128,18 @@ impl Swarm {
             && self.needed.binary_search(&piece).is_err()
             && (!partial.solo || partial.owner == Some(key))
             && peer.serves(now, piece)
-            && (peer.cancelled.is_empty()
-                || partial.free_blocks().any(|block| !peer.may_still_answer(now, BlockId { piece, block })))
+            && (peer.asks.withdrawn(now) == 0
+                || partial.free_blocks().any(|block| !peer.asks.may_still_answer(now, BlockId { piece, block })))
+    }
+
+    /// Returns whether no piece may be begun because of the bytes that partial pieces take. The first one always may, if
+    /// there is room for it, however long it is.
+    fn is_limited(&self) -> bool {
+        let len = self.config.lengths.full_pieces(1);
+        let partial = self.pieces.partial_bytes();
+        // Half of the partial pieces are left to readers.
+        let limit = if self.needed.is_empty() { self.config.max_partial } else { self.config.max_partial / 2 };
+        partial > 0 && partial + len > limit || partial + len > self.room
     }
 
     /// Finds a missing piece to begin with this peer.
@@ -138,11 +147,8 @@ impl Swarm {
         if self.queued {
             return Found::NotNow;
         }
-        let len = self.config.lengths.full_pieces(1);
-        let partial = self.pieces.partial_bytes();
-        // Half of the partial pieces are left to readers.
-        let limit = if self.needed.is_empty() { self.config.max_partial } else { self.config.max_partial / 2 };
-        if partial > 0 && partial + len > limit || partial + len > self.room {
+        if self.is_limited() {
+            self.starved |= self.pieces.partial_bytes() == 0;
             return Found::NotNow;
         }
         let Some(peer) = self.peers.get_mut(&key) else { return Found::NotNow };
@@ -187,32 +193,34 @@ impl Swarm {
         }
     }
 
-    /// Once every missing block is requested, asks an idle peer for blocks that another would deliver later.
+    /// Once every missing block is requested, or every one of the only piece that there is memory for, asks an idle peer for
+    /// blocks that another would deliver later.
     fn end_game(&mut self, now: Instant, key: PeerKey) {
         let Some(peer) = self.peers.get(&key) else { return };
-        let over = self.pieces.availability.rarest().is_empty() && self.pieces.open().is_empty();
+        let last = self.pieces.availability.rarest().is_empty();
+        let only = || self.pieces.partials().take(2).count() == 1 && self.is_limited();
+        let over = self.pieces.open().is_empty() && (last || only());
         if !over || !peer.asks.is_empty() || peer.wanted == 0 || peer.pipeline.snubbed {
             return;
         }
         let mine = peer.pipeline.eta(f64::from(BLOCK_LEN));
-        let later = |other: &PeerKey| {
-            *other != key
-                && self.peers.get(other).is_some_and(|other| other.eta(now, other.pipeline.outstanding() as f64) > mine)
+        let others = self.peers.iter().filter(|(other, _)| **other != key);
+        let mut later: Vec<(f64, &Peer)> = others
+            .map(|(_, other)| (other.eta(now, other.pipeline.outstanding() as f64), other))
+            .filter(|(eta, other)| *eta > mine && !other.asks.is_empty())
+            .collect();
+        later.sort_by(|(a, _), (b, _)| b.total_cmp(a));
+        let once = |id: &BlockId| {
+            let partial = self.pieces.partial(id.piece).filter(|partial| !partial.solo);
+            partial.is_some_and(|partial| partial.slots[id.block as usize] == Slot::Asked(1))
         };
         let most = (self.config.policy.min_window / u64::from(BLOCK_LEN)) as usize;
-        let mut ids = Vec::new();
-        for (piece, partial) in self.pieces.partials().take(END_GAME_PIECES) {
-            if ids.len() >= most || partial.solo || !peer.serves(now, piece) {
-                continue;
-            }
-            for (slot, block) in partial.slots.iter().zip(0..) {
-                let id = BlockId { piece, block };
-                let once = matches!(slot, Slot::Asked(other, None) if later(other));
-                if once && ids.len() < most && !peer.may_still_answer(now, id) {
-                    ids.push(id);
-                }
-            }
-        }
+        let ids: Vec<BlockId> = later
+            .iter()
+            .flat_map(|(_, other)| other.asks.iter().map(|ask| ask.id))
+            .filter(|id| once(id) && peer.serves(now, id.piece) && !peer.asks.may_still_answer(now, *id))
+            .take(most)
+            .collect();
         for id in ids {
             self.ask(now, key, id);
         }

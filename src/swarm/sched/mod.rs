@@ -5,7 +5,7 @@
 //! | `readers` | open file handles, their read-ahead windows and blocked reads: the urgent pieces in order |
 //! | `urgent` | urgent pieces: each block to the peer that delivers it soonest |
 //! | `background` | all other pieces: one per peer, rarest first; end-game |
-//! | `requests` | sending and cancelling requests, receiving blocks, timeouts |
+//! | `requests` | sending and withdrawing requests, receiving blocks, silent and choking peers |
 //! | `pipeline` | one peer's rate, latency and the bytes that may be outstanding |
 //!
 //! How much may be requested for what is decided by [`Policy::queue_allowance`](super::Policy::queue_allowance), and

@@ -86,6 +86,11 @@ impl Pipeline {
         }
     }
 
+    /// Returns the time from request to block in an empty pipeline.
+    pub(in crate::swarm) fn latency(&self) -> Duration {
+        Duration::from_secs_f64(self.base().min(10.0))
+    }
+
     /// Returns the bytes a second that the peer delivers when asked.
     pub(in crate::swarm) fn rate(&self) -> f64 {
         if self.bytes > 0.0 {

@@ -54,6 +54,8 @@ struct Want {
     since: Instant,
     /// It was a seek itself.
     sought: bool,
+    /// When its handle sought away from it.
+    left: Option<Instant>,
 }
 
 /// A piece that a reader needs.
@@ -128,6 +130,10 @@ impl Readers {
             reader.position = end;
             reader.grown_at = end;
             reader.consumed = Meter::new(now);
+            let near = reader.position.saturating_sub(near_distance)..=end.saturating_add(first.max(near_distance));
+            for want in self.wants.values_mut().filter(|want| want.reader == id && !near.contains(&want.bytes.start)) {
+                want.left.get_or_insert(now);
+            }
             return true;
         }
         reader.sought &= reader.position.abs_diff(end) == 0;
@@ -148,7 +154,8 @@ impl Readers {
     /// Records that a read blocks, or blocks again.
     pub(in crate::swarm) fn want(&mut self, now: Instant, want: WantId, reader: ReaderId, bytes: Range<u64>) {
         let sought = self.read(now, reader, &bytes) || self.wants.get(&want).is_some_and(|want| want.sought);
-        self.wants.insert(want, Want { reader, bytes, since: now, sought });
+        let left = self.wants.get(&want).and_then(|want| want.left);
+        self.wants.insert(want, Want { reader, bytes, since: now, sought, left });
     }
 
     /// Forgets a blocked read. Returns false if it was not known.
@@ -249,8 +256,9 @@ impl Readers {
         for run in wants.chunk_by(|a, b| a.reader == b.reader && b.bytes.start <= a.bytes.end.saturating_add(near)) {
             let since = run.iter().map(|want| want.since).min().unwrap_or(now);
             let rate = self.read_rate(now, self.readers.get(&run[0].reader));
-            let abandoned =
-                now < since + self.policy.abandoned_moment() && !run.iter().any(|want| self.is_waited_for(want));
+            // In case that a thread of the program waits there after all, and another thread sought.
+            let is_recent = |want: &Want| want.left.is_some_and(|left| now < left + self.policy.silence_timeout);
+            let abandoned = run.iter().all(|want| !self.is_waited_for(want) && is_recent(want));
             let mut need = if abandoned { Need::Abandoned } else { Need::Due };
             for want in run {
                 let pieces = self.lengths.pieces_in(&want.bytes).take(MAX_PIECES);
@@ -377,7 +385,7 @@ mod tests {
         expected.extend([(1, Need::Abandoned), (2, Need::Abandoned)]);
         assert_eq!(needs(&readers, Duration::ZERO), expected);
         assert_eq!(
-            needs(&readers, readers.policy.abandoned_moment())[..3],
+            needs(&readers, readers.policy.silence_timeout)[..3],
             [(1, Need::Due), (200, Need::Due), (2, Need::Blocked)],
             "only for a while"
         );

@@ -1,10 +1,11 @@
 //! Sending requests, cancelling them, receiving blocks; peers that choke us or fall silent.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::metainfo::Block;
-use crate::swarm::peer::{Ask, Peer};
-use crate::swarm::pieces::{BlockId, Partial, Receipt, Slot, State};
+use crate::swarm::peer::Peer;
+use crate::swarm::peer::requests::Answer;
+use crate::swarm::pieces::{BlockId, Partial, Receipt, State};
 use crate::swarm::{Action, DisconnectReason, PeerKey, Swarm};
 use crate::wire::Message;
 
@@ -29,25 +30,31 @@ impl Swarm {
             return None;
         };
         peer.last_received = now;
-        peer.opening = false;
-        if let Some(ask) = peer.take_ask(id) {
-            let delay = now.saturating_duration_since(ask.sent);
-            peer.pipeline.arrived(now, length, delay, ask.fresh, self.phase);
-        } else if peer.cancelled.remove(&id).is_some() {
-            peer.pipeline.strayed(now, length);
-            peer.exhausted_at = None;
-        } else {
-            peer.unsolicited += 1;
-            self.wasted += u64::from(length);
-            if peer.unsolicited > MAX_UNSOLICITED {
-                self.disconnect(now, key, DisconnectReason::Protocol("blocks that nobody asked for"));
+        let asked = match peer.asks.answered(now, id) {
+            Answer::Owed(ask) => {
+                let delay = now.saturating_duration_since(ask.sent);
+                peer.pipeline.arrived(now, length, delay, ask.fresh, self.phase);
+                true
             }
-            return None;
-        }
-        peer.last_progress = now;
+            Answer::Withdrawn => {
+                peer.pipeline.strayed(now, length);
+                peer.exhausted_at = None;
+                false
+            }
+            Answer::Unknown => {
+                peer.unsolicited += 1;
+                self.wasted += u64::from(length);
+                if peer.unsolicited > MAX_UNSOLICITED {
+                    self.disconnect(now, key, DisconnectReason::Protocol("blocks that nobody asked for"));
+                }
+                return None;
+            }
+        };
+        peer.has_sent_block(now);
+        peer.has_served(piece);
         let contributor = peer.contributor(key);
         let foreign = self.pieces.partial(piece).is_some_and(|partial| partial.solo && partial.owner != Some(key));
-        let receipt = if foreign { Receipt::Useless } else { self.pieces.receive(id, contributor) };
+        let receipt = if foreign { Receipt::Useless } else { self.pieces.receive(id, contributor, asked) };
         let Receipt::Wanted { others, full } = receipt else {
             self.wasted += u64::from(length);
             return None;
@@ -55,8 +62,8 @@ impl Swarm {
         peer.down.add(now, length.into());
         peer.downloaded += u64::from(length);
         self.count_download(now, length);
-        for other in others.into_iter().flatten() {
-            self.cancel(now, other, id);
+        if others > 0 {
+            self.cancel_all(now, |other| other == id);
         }
         if full {
             self.actions.push_back(Action::Check { piece: block.piece, digests: self.blame.suspects(piece) });
@@ -68,72 +75,108 @@ impl Swarm {
     pub(in crate::swarm) fn ask(&mut self, now: Instant, key: PeerKey, id: BlockId) {
         let Some(peer) = self.peers.get_mut(&key) else { return };
         let request = self.pieces.request(id);
-        self.pieces.ask(id, key);
+        self.pieces.ask(id);
         if peer.asks.is_empty() {
             peer.last_progress = now;
+            peer.asked_anew = Duration::ZERO;
         }
-        let clean = peer.pipeline.outstanding() > request.length.into() || peer.is_clean(now);
+        let clean = peer.pipeline.outstanding() > request.length.into() || peer.asks.withdrawn(now) == 0;
         let fresh = peer.pipeline.requested(now, request.length, clean);
-        peer.asks.push_back(Ask { id, sent: now, fresh });
+        peer.asks.push(now, id, fresh);
         self.send(now, key, Message::Request(request));
     }
 
     /// Cancels a request. The block may come all the same, and is then kept if it is still wanted.
     pub(in crate::swarm) fn cancel(&mut self, now: Instant, key: PeerKey, id: BlockId) {
-        if self.void(now, key, id) {
+        let Some(until) = self.peers.get(&key).map(|peer| peer.cancelled_until(now, id)) else { return };
+        if self.withdraw(now, key, id, until) {
             let request = self.pieces.request(id);
             self.send(now, key, Message::Cancel(request));
         }
     }
 
-    /// Forgets a request. Returns false if there was none.
-    fn void(&mut self, now: Instant, key: PeerKey, id: BlockId) -> bool {
+    /// Cancels the requests for some blocks at every peer.
+    fn cancel_all(&mut self, now: Instant, chosen: impl Fn(BlockId) -> bool) {
+        let asks =
+            |peer: &Peer| -> Vec<BlockId> { peer.asks.iter().map(|ask| ask.id).filter(|id| chosen(*id)).collect() };
+        let asked: Vec<(PeerKey, Vec<BlockId>)> = self.peers.iter().map(|(key, peer)| (*key, asks(peer))).collect();
+        for (key, ids) in asked {
+            ids.into_iter().for_each(|id| self.cancel(now, key, id));
+        }
+    }
+
+    /// Gives up a request that the peer has dropped, as it seems. Its block may be requested from any peer at once, also
+    /// from this one. The cancel is in case that it has not.
+    fn lose(&mut self, now: Instant, key: PeerKey, id: BlockId) {
+        if self.withdraw(now, key, id, now) {
+            let request = self.pieces.request(id);
+            self.send(now, key, Message::Cancel(request));
+        }
+    }
+
+    /// Withdraws a request, whose answer may come until then. Returns false if there was none.
+    fn withdraw(&mut self, now: Instant, key: PeerKey, id: BlockId, until: Instant) -> bool {
         let Some(peer) = self.peers.get_mut(&key) else { return false };
-        if peer.take_ask(id).is_none() {
+        let overdue = peer.is_overdue(now);
+        let silence = peer.silence(now);
+        if !peer.asks.withdraw(now, id, until) {
             return false;
         }
         peer.pipeline.dropped(now, self.pieces.block_len(id));
-        peer.record_cancel(now, id);
-        self.pieces.unask(id, key);
+        if overdue && peer.asks.is_empty() {
+            peer.doubt(now, silence);
+        }
+        peer.exhausted_at = None;
+        self.pieces.unask(id);
         true
     }
 
     /// Handles a choke: no request is promised an answer any more, except for pieces that they allow while choking. With
     /// the fast extension each request is still answered, and most of the first ones with their block, so these stay for
-    /// a moment.
+    /// a moment, unless a read is blocked on them.
     pub(in crate::swarm) fn choked(&mut self, now: Instant, key: PeerKey) {
         let Some(peer) = self.peers.get_mut(&key) else { return };
         peer.current = None;
         peer.choked = now;
+        peer.last_progress = now;
         if !peer.fast {
             self.void_all(now, key);
         }
         self.abandon_all_solo(now, key);
+        self.work = true;
+    }
+
+    /// Handles the end of a choke: a request from before it would have been answered or rejected by now.
+    pub(in crate::swarm) fn unchoked_us(&mut self, now: Instant, key: PeerKey) {
+        let Some(peer) = self.peers.get_mut(&key) else { return };
+        let before = peer.asks.iter().filter(|ask| ask.sent <= peer.choked && !peer.allows(ask.id.piece));
+        let forgotten: Vec<BlockId> = before.map(|ask| ask.id).collect();
+        if !forgotten.is_empty() {
+            // Its silence was the choke.
+            peer.last_progress = now;
+        }
+        for id in forgotten {
+            self.lose(now, key, id);
+        }
     }
 
     /// Frees the blocks that a choking peer was asked for, so that others are asked.
     fn void_all(&mut self, now: Instant, key: PeerKey) {
-        let Some(peer) = self.peers.get(&key) else { return };
-        let gone: Vec<BlockId> =
-            peer.asks.iter().map(|ask| ask.id).filter(|id| !peer.allowed.contains(&id.piece)).collect();
+        let Some(peer) = self.peers.get_mut(&key) else { return };
+        // It has to be silent for other reasons to be in doubt.
+        peer.last_progress = now;
+        let gone: Vec<BlockId> = peer.asks.iter().map(|ask| ask.id).filter(|id| !peer.allows(id.piece)).collect();
         for id in gone {
-            self.void(now, key, id);
+            self.withdraw(now, key, id, now);
         }
     }
 
     /// Gives up a partial piece.
     pub(in crate::swarm) fn give_up(&mut self, now: Instant, piece: u32) {
-        let Some(partial) = self.pieces.partial(piece) else { return };
-        let mut asked = Vec::new();
-        for (slot, block) in partial.slots.iter().zip(0..) {
-            if let Slot::Asked(first, second) = *slot {
-                asked.push((first, BlockId { piece, block }));
-                asked.extend(second.map(|second| (second, BlockId { piece, block })));
-            }
+        if self.pieces.partial(piece).is_none() {
+            return;
         }
-        for (key, id) in asked {
-            self.cancel(now, key, id);
-        }
+        self.cancel_all(now, |id| id.piece == piece);
         self.pieces.abandon(piece, &mut self.rng);
         if let Some(piece) = self.config.lengths.piece(piece) {
             self.actions.push_back(Action::Drop(piece));
@@ -197,41 +240,58 @@ impl Swarm {
         }
     }
 
-    /// Snubs silent peers, frees what choking peers were asked for, and hedges blocked reads.
+    /// Gives up what silent and choking peers were asked for and what was passed over, and hedges blocked reads.
     pub(in crate::swarm) fn tick_requests(&mut self, now: Instant) {
         self.set_phase(now);
-        let (snub_timeout, doubt_timeout) = (self.config.policy.snub_timeout(), self.config.policy.doubt_timeout());
-        let silent: Vec<PeerKey> = self
-            .peers
-            .iter()
-            .filter(|(_, peer)| {
-                !peer.asks.is_empty() && now.saturating_duration_since(peer.last_progress) >= snub_timeout
-            })
-            .map(|(key, _)| *key)
-            .collect();
-        for key in silent {
-            let Some(peer) = self.peers.get_mut(&key) else { continue };
-            peer.pipeline.snub();
-            peer.current = None;
-            peer.last_progress = now;
-            let asks: Vec<BlockId> = peer.asks.iter().map(|ask| ask.id).collect();
-            for id in asks {
-                self.cancel(now, key, id);
+        let policy = &*self.config.policy;
+        let limit = if self.readers.any_blocked() { policy.blocked_silence() } else { policy.snub_timeout() };
+        let is_blocked = |id: BlockId| self.blocked.binary_search(&id.piece).is_ok();
+        let (mut silent, mut choking, mut dropped) = (Vec::new(), Vec::new(), Vec::new());
+        let alone = self.peers.values().filter(|peer| peer.may_ask(now)).nth(1).is_none();
+        for (key, peer) in self.peers.iter().filter(|(_, peer)| !peer.asks.is_empty()) {
+            if peer.is_silent(now, limit) || peer.silence(now) >= policy.snub_timeout() {
+                silent.push(*key);
+            } else if alone && self.readers.any_blocked() && peer.is_late(now, policy.repeat_timeout()) {
+                // There is no other peer to ask: if it dropped all requests, only a new one makes it answer.
+                dropped.extend(peer.asks.iter().next().map(|ask| (*key, ask.id)));
             }
-            self.abandon_all_solo(now, key);
+            if peer.choking_us && now.saturating_duration_since(peer.choked) >= policy.doubt_timeout() {
+                choking.push(*key);
+            }
+            // Some peers answer a little out of order.
+            let latency = peer.pipeline.latency().max(self.config.policy.blocked_tick);
+            let grace = |id| if is_blocked(id) { latency } else { latency.max(policy.doubt_timeout()) };
+            dropped.extend(peer.asks.passed_over(now, grace).into_iter().map(|id| (*key, id)));
         }
-        let unanswered = |peer: &Peer| {
-            peer.choking_us && !peer.asks.is_empty() && now.saturating_duration_since(peer.choked) >= doubt_timeout
-        };
-        let choking: Vec<PeerKey> =
-            self.peers.iter().filter(|(_, peer)| unanswered(peer)).map(|(key, _)| *key).collect();
+        for key in silent {
+            self.fell_silent(now, key);
+        }
         for key in choking {
             self.void_all(now, key);
         }
+        for (key, id) in dropped {
+            if let Some(peer) = self.peers.get_mut(&key) {
+                peer.asked_anew = peer.silence(now);
+            }
+            self.lose(now, key, id);
+        }
         for peer in self.peers.values_mut() {
-            peer.end_pause(now);
-            peer.forget_cancels(now);
+            peer.end_pauses(now);
         }
         self.hedge(now);
+    }
+
+    /// Gives up all that a silent peer was asked for.
+    pub(in crate::swarm) fn fell_silent(&mut self, now: Instant, key: PeerKey) {
+        let Some(peer) = self.peers.get_mut(&key) else { return };
+        peer.doubt(now, peer.silence(now));
+        peer.current = None;
+        peer.last_progress = now;
+        peer.asked_anew = Duration::ZERO;
+        let asks: Vec<BlockId> = peer.asks.iter().map(|ask| ask.id).collect();
+        for id in asks {
+            self.lose(now, key, id);
+        }
+        self.abandon_all_solo(now, key);
     }
 }

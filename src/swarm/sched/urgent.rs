@@ -5,10 +5,11 @@
 //! that peer, whose queue then counts as longer by one block for the blocks that follow. So a slow peer never holds up a
 //! piece that a fast one could finish, and helps with the later pieces of the window instead.
 
-use std::time::Instant;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use crate::metainfo::BLOCK_LEN;
-use crate::swarm::pieces::{BlockId, Slot, State};
+use crate::swarm::pieces::{BlockId, State};
 use crate::swarm::policy::{Need, Phase};
 use crate::swarm::sched::readers::Urgent;
 use crate::swarm::{PeerKey, Swarm};
@@ -18,12 +19,12 @@ const MAX_DEFERRED: usize = 256;
 /// Pieces by which blocked reads may exceed the limit on partial pieces, so that one is never stuck behind windows.
 const SPARE_PIECES: u32 = 4;
 
-/// A block of a blocked read that one peer owes.
+/// A block of a blocked read that some peers owe.
 struct Owed {
-    key: PeerKey,
-    id: BlockId,
-    /// Seconds until it is expected.
+    /// Seconds until the first of them is expected to deliver it.
     eta: f64,
+    /// How long one of them has been silent since it was asked.
+    silence: Duration,
 }
 
 /// One peer in one pass.
@@ -78,14 +79,8 @@ impl Swarm {
     fn candidates(&self, now: Instant) -> Vec<Candidate> {
         let able = self.peers.iter().filter(|(_, peer)| peer.may_ask(now));
         able.map(|(key, peer)| {
-            let len = f64::from(BLOCK_LEN);
-            let block = peer.pipeline.eta(2.0 * len) - peer.pipeline.eta(len);
-            let mut eta = peer.eta(now, peer.pipeline.outstanding() as f64 + len);
-            if peer.pipeline.snubbed {
-                // It may well stay silent for as long as it took to be snubbed.
-                eta += self.config.policy.snub_timeout().as_secs_f64();
-            }
-            Candidate { key: *key, room: 0.0, eta, block }
+            let eta = peer.eta(now, peer.pipeline.outstanding() as f64 + f64::from(BLOCK_LEN));
+            Candidate { key: *key, room: 0.0, eta, block: peer.block_time() }
         })
         .collect()
     }
@@ -121,8 +116,8 @@ impl Swarm {
                 return true;
             }
             let solo = self.blame.suspects(piece);
-            let soonest = able.iter().min_by(|a, b| candidates[**a].eta.total_cmp(&candidates[**b].eta));
-            self.pieces.begin(piece, soonest.map(|at| candidates[*at].key).filter(|_| solo), solo);
+            let owner = if solo { self.soonest_alone(now, piece).map(|(key, _)| key) } else { None };
+            self.pieces.begin(piece, owner, solo);
         }
         let Some(partial) = self.pieces.partial(piece) else { return false };
         if partial.solo {
@@ -132,8 +127,9 @@ impl Swarm {
         let mut left = partial.free;
         for block in partial.free_blocks() {
             let id = BlockId { piece, block };
-            let sure =
-                |at: &&usize| self.peers.get(&candidates[**at].key).is_some_and(|peer| !peer.may_still_answer(now, id));
+            let sure = |at: &&usize| {
+                self.peers.get(&candidates[**at].key).is_some_and(|peer| !peer.asks.may_still_answer(now, id))
+            };
             let best = able.iter().filter(sure).min_by(|a, b| candidates[**a].eta.total_cmp(&candidates[**b].eta));
             let Some(candidate) = best.map(|at| &mut candidates[*at]) else { continue };
             candidate.eta += candidate.block;
@@ -177,54 +173,97 @@ impl Swarm {
         urgent.need.is_blocked() && fits(self, self.config.lengths.full_pieces(SPARE_PIECES))
     }
 
-    /// Hedges blocked reads: requests blocks that a peer owes from a second one that is clearly sooner, once all blocks of
-    /// their piece are requested. The second answer is wasted, so only reads that are blocked are worth it.
-    pub(in crate::swarm) fn hedge(&mut self, now: Instant) {
-        if self.needed.is_empty() {
+    /// Returns the peer that would deliver a whole piece soonest, and in how many seconds.
+    fn soonest_alone(&self, now: Instant, piece: u32) -> Option<(PeerKey, f64)> {
+        let len = f64::from(self.pieces.len_of(piece));
+        let able = self.peers.iter().filter(|(_, peer)| peer.may_ask(now) && peer.serves(now, piece));
+        let etas = able.map(|(key, peer)| (*key, peer.eta(now, peer.pipeline.outstanding() as f64 + len)));
+        etas.min_by(|(_, a), (_, b)| a.total_cmp(b))
+    }
+
+    /// Begins suspect pieces anew with another peer if the one that must deliver them alone is silent, or clearly slower.
+    fn replace_solo(&mut self, now: Instant) {
+        if self.blame.is_clear() {
             return;
         }
-        let (hedge_advantage, doubt_timeout) = (self.config.policy.hedge_advantage, self.config.policy.doubt_timeout());
-        let (mut owed, mut stuck) = (Vec::new(), Vec::new());
-        for (key, peer) in &self.peers {
-            if peer.asks.is_empty() {
+        let policy = &*self.config.policy;
+        let hedge_advantage = policy.hedge_advantage;
+        let (mut stuck, mut silent) = (Vec::new(), Vec::new());
+        for (piece, partial) in self.pieces.partials().filter(|(_, partial)| partial.solo) {
+            if self.needed.binary_search(&piece).is_err() || self.pieces.state(piece) != State::Partial {
                 continue;
             }
-            let (etas, mut ahead) = (peer.etas(now), 0.0);
-            for ask in &peer.asks {
-                ahead += f64::from(BLOCK_LEN);
-                if self.needed.binary_search(&ask.id.piece).is_err() {
-                    continue;
-                }
-                let Some(partial) = self.pieces.partial(ask.id.piece) else { continue };
-                if partial.solo {
-                    stuck.extend((now >= ask.sent + doubt_timeout).then_some((*key, ask.id.piece)));
-                } else if partial.free == 0
-                    && matches!(partial.slots[ask.id.block as usize], Slot::Asked(_, None))
-                    && self.blocked.binary_search(&ask.id.piece).is_ok()
-                {
-                    owed.push(Owed { key: *key, id: ask.id, eta: etas(ahead) });
-                }
+            let is_blocked = self.blocked.binary_search(&piece).is_ok();
+            let Some((owner, peer)) = partial.owner.and_then(|key| Some((key, self.peers.get(&key)?))) else {
+                continue;
+            };
+            let limit = if is_blocked { policy.blocked_silence() } else { policy.doubt_timeout() };
+            let best = self.soonest_alone(now, piece).filter(|(key, _)| *key != owner);
+            let free = f64::from(partial.free) * f64::from(BLOCK_LEN);
+            let eta = peer.eta(now, peer.pipeline.outstanding() as f64 + free);
+            if peer.is_silent(now, limit) {
+                silent.push(owner);
+            } else if best.is_some_and(|(_, other)| is_blocked && hedge_advantage * other < eta)
+                || !peer.may_ask(now)
+                || !peer.serves(now, piece)
+            {
+                stuck.push((owner, piece));
             }
         }
-        for (key, piece) in stuck {
-            // Or it would be chosen again.
-            if let Some(peer) = self.peers.get_mut(&key) {
-                peer.pipeline.snub();
+        for owner in silent {
+            self.fell_silent(now, owner);
+        }
+        for (owner, piece) in stuck {
+            self.abandon_solo(now, owner, piece);
+        }
+    }
+
+    /// Hedges blocked reads: requests blocks that some peers owe from one more that is clearly sooner, once all blocks of
+    /// their piece are requested. All answers but one are wasted, so only reads that are blocked are worth it.
+    ///
+    /// A peer that has not answered a moment ago may have stopped without a word, so it is hedged with by one block at a
+    /// time. While a read waits, a silent peer counts as dead after a moment: then every idle peer is tried.
+    pub(in crate::swarm) fn hedge(&mut self, now: Instant) {
+        self.replace_solo(now);
+        if self.blocked.is_empty() {
+            return;
+        }
+        let hedge_advantage = self.config.policy.hedge_advantage;
+        let moment = self.config.policy.blocked_silence();
+        let mut owed: BTreeMap<BlockId, Owed> = BTreeMap::new();
+        for peer in self.peers.values().filter(|peer| !peer.asks.is_empty()) {
+            let (etas, silence) = (peer.etas(now), peer.silence(now));
+            let mut ahead = 0.0;
+            for ask in peer.asks.iter() {
+                ahead += f64::from(BLOCK_LEN);
+                let is_asked = |piece| self.pieces.partial(piece).is_some_and(|part| part.free == 0 && !part.solo);
+                if self.blocked.binary_search(&ask.id.piece).is_err() || !is_asked(ask.id.piece) {
+                    continue;
+                }
+                let one = owed.entry(ask.id).or_insert(Owed { eta: f64::INFINITY, silence: Duration::ZERO });
+                if !peer.has_choked(ask.id.piece) {
+                    one.eta = one.eta.min(etas(ahead));
+                }
+                one.silence = one.silence.max(silence.min(now.saturating_duration_since(ask.sent)));
             }
-            self.abandon_solo(now, key, piece);
         }
         if owed.is_empty() {
             return;
         }
-        owed.sort_by(|a, b| b.eta.total_cmp(&a.eta));
+        let mut owed: Vec<(BlockId, Owed)> = owed.into_iter().collect();
+        owed.sort_by(|(_, a), (_, b)| b.eta.total_cmp(&a.eta));
         let mut candidates = self.candidates(now);
-        for Owed { key, id, eta } in owed {
+        for (id, Owed { eta, silence }) in owed {
             let able = |candidate: &&mut Candidate| {
-                candidate.key != key
-                    && hedge_advantage * candidate.eta < eta
-                    && self.peers.get(&candidate.key).is_some_and(|peer| {
-                        peer.serves(now, id.piece) && !peer.may_still_answer(now, id) && !peer.is_full()
-                    })
+                let Some(peer) = self.peers.get(&candidate.key) else { return false };
+                let is_idle = peer.asks.is_empty();
+                let is_sooner = hedge_advantage * candidate.eta < eta || silence >= moment && is_idle;
+                is_sooner
+                    && (is_idle || peer.answered_within(now, moment))
+                    && peer.serves(now, id.piece)
+                    && !peer.asks.may_still_answer(now, id)
+                    && !peer.is_full(now)
+                    && !peer.asks.contains(id)
             };
             if let Some(candidate) = candidates.iter_mut().filter(able).min_by(|a, b| a.eta.total_cmp(&b.eta)) {
                 candidate.eta += candidate.block;

@@ -10,6 +10,7 @@
 
 pub mod link;
 pub mod overlay;
+pub mod script;
 pub mod swarms;
 pub mod sweep;
 pub mod workload;
@@ -25,6 +26,7 @@ use fixedbitset::FixedBitSet;
 use link::Link;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
+use script::{Scripted, Turn};
 use torrentfs::metainfo::{BLOCK_LEN, InfoHash, Lengths, PieceIndex};
 use torrentfs::swarm::{
     Action, Config, Direction, DisconnectReason, Event, NewPeer, PeerKey, PeerSource, PickOrder, ReaderId, Swarm,
@@ -66,6 +68,8 @@ pub struct Node {
     /// Interval at which bandwidth is granted.
     tick: Duration,
     link: Option<Link>,
+    /// It follows a script; its swarm does nothing.
+    script: Option<Scripted>,
     /// Blocks in the send buffer.
     queue: VecDeque<(PeerKey, Request)>,
     sending: bool,
@@ -109,6 +113,7 @@ enum Next {
     Send,
     Checked(u32, bool, Vec<u64>),
     Gone(PeerKey),
+    Turn(Turn),
 }
 
 pub struct World {
@@ -192,6 +197,7 @@ impl World {
             up,
             tick: Duration::ZERO,
             link: None,
+            script: None,
             queue: VecDeque::new(),
             sending: false,
             credit: 0.0,
@@ -270,6 +276,9 @@ impl World {
     }
 
     pub fn event(&mut self, node: usize, event: Event) {
+        if self.nodes[node].script.is_some() {
+            return self.scripted_event(node, event);
+        }
         let clock = self.clock();
         self.nodes[node].swarm.handle(clock, event);
         self.act(node);
@@ -360,13 +369,20 @@ impl World {
                 self.act(node);
             }
             Next::Call(from, addr) if !self.nodes[from].alive => self.event(from, Event::ConnectFailed(addr)),
+            Next::Call(from, addr) if self.nodes[node].script.as_ref().is_some_and(Scripted::is_stopped) => {
+                // The kernel takes the connection, but nobody answers.
+                self.at(self.now + Duration::from_secs(1), node, Next::Call(from, addr));
+            }
             Next::Call(from, _) => {
+                let is_fast = |node: &Node| node.script.as_ref().is_none_or(Scripted::is_fast);
+                let fast = is_fast(&self.nodes[node]) && is_fast(&self.nodes[from]);
                 let (caller, called) = (PeerKey(self.keys + 1), PeerKey(self.keys + 2));
                 self.keys += 2;
                 self.nodes[from].links.insert(caller, (node, called));
                 self.nodes[node].links.insert(called, (from, caller));
-                let hello =
-                    |key, other: &Node, direction| Event::Connected(NewPeer::new(key, other.addr, direction, other.id));
+                let hello = |key, other: &Node, direction| {
+                    Event::Connected(NewPeer { fast, ..NewPeer::new(key, other.addr, direction, other.id) })
+                };
                 let at_caller = hello(caller, &self.nodes[node], Direction::Outgoing);
                 let at_called = hello(called, &self.nodes[from], Direction::Incoming);
                 if self.nodes[node].link.is_some() {
@@ -393,6 +409,7 @@ impl World {
                     self.event(node, Event::Disconnected(key));
                 }
             }
+            Next::Turn(turn) => self.turn(node, turn),
         }
         true
     }
@@ -434,6 +451,14 @@ impl World {
         }
     }
 
+    /// Sends a message from one node to the other end of a connection.
+    fn post(&mut self, node: usize, key: PeerKey, message: Message) {
+        if let Some((other, theirs)) = self.nodes[node].links.get(&key).copied() {
+            let at = self.arrival(node, other);
+            self.at(at, other, Next::Deliver(theirs, message));
+        }
+    }
+
     /// Performs the swarm's actions and sets its timer.
     fn act(&mut self, node: usize) {
         if self.check {
@@ -455,10 +480,7 @@ impl World {
                 }
                 Action::Send(key, message) => {
                     self.nodes[node].cancelled += usize::from(matches!(message, Message::Cancel(_)));
-                    if let Some((other, theirs)) = self.nodes[node].links.get(&key).copied() {
-                        let at = self.arrival(node, other);
-                        self.at(at, other, Next::Deliver(theirs, message));
-                    }
+                    self.post(node, key, message);
                 }
                 Action::Disconnect(key, why) => {
                     self.nodes[node].goodbyes.push(why);
@@ -497,6 +519,7 @@ impl World {
                 }
                 Action::Drop(piece) => drop(self.nodes[node].buffers.remove(&piece.get())),
                 Action::AddDhtNode(_) | Action::FindPeers | Action::RefuseWebSeed(..) => {}
+                Action::Hold(_) | Action::Release(_) => {}
                 Action::Pin(pins) => self.nodes[node].pins = pins,
                 Action::Completed => {
                     assert!(self.nodes[node].completed.is_none(), "completed twice");

@@ -74,6 +74,7 @@ enum Input {
     Connected(NewPeer),
     Gone(PeerKey),
     Message(PeerKey, Message),
+    ExtensionSent(PeerKey),
 }
 
 /// A future event.
@@ -291,11 +292,13 @@ impl Overlay {
                     Input::Connected(peer) => Event::Connected(peer),
                     Input::Gone(key) => Event::Disconnected(key),
                     Input::Message(key, message) => Event::Message(key, message),
+                    Input::ExtensionSent(peer) => Event::ExtensionsSent { peer, count: 1 },
                 },
             ),
             Machine::Resolver(resolver) => resolver.handle(
                 now,
                 match input {
+                    Input::ExtensionSent(_) => return,
                     Input::Tick => ResolverEvent::Tick,
                     Input::Found(addrs) => ResolverEvent::PeersFound(addrs),
                     Input::DialFailed(addr) => ResolverEvent::ConnectFailed(addr),
@@ -330,6 +333,7 @@ impl Overlay {
                 }
             }
         }
+        let mut extensions_sent = Vec::new();
         for action in actions {
             match action {
                 Action::Connect(addr) => {
@@ -338,7 +342,12 @@ impl Overlay {
                     let arrives = self.now + LATENCY;
                     self.at(arrives, host, Next::Dial { from: host, addr, packet: 1 });
                 }
-                Action::Send(key, message) => self.send(host, key, message),
+                Action::Send(key, message) => {
+                    if matches!(message, Message::Extended { .. }) {
+                        extensions_sent.push(key);
+                    }
+                    self.send(host, key, message);
+                }
                 Action::Disconnect(key, reason) => {
                     let Some((other, theirs)) = self.hosts[host].links.remove(&key) else { continue };
                     let addr = self.hosts[other].addr;
@@ -352,10 +361,14 @@ impl Overlay {
                 | Action::RefuseWebSeed(..)
                 | Action::Pin(_)
                 | Action::Drop(_) => {}
+                Action::Hold(_) | Action::Release(_) => {}
                 Action::Upload(..) | Action::Check { .. } | Action::Completed => panic!("no block is requested here"),
             }
         }
         self.set_alarm(host);
+        for key in extensions_sent {
+            self.input(host, Input::ExtensionSent(key));
+        }
     }
 
     fn send(&mut self, host: usize, key: PeerKey, message: Message) {

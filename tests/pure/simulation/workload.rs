@@ -16,7 +16,7 @@ const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 /// Bytes of one read of a program.
 const CHUNK: u64 = 64 * KIB;
-/// Bytes that the kernel reads ahead of a sequential reader.
+/// Bytes that the kernel reads ahead by default.
 const READ_AHEAD: u64 = 128 * KIB;
 /// Longer than any read may take.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -182,27 +182,33 @@ impl Profile {
 }
 
 /// One file handle as the kernel uses it: reads beyond the first of a sequence are read ahead.
-struct Handle {
+pub struct Handle {
     client: usize,
     size: u64,
     /// Where the last read ended, and up to where the kernel has asked.
     position: u64,
     asked: u64,
+    /// Bytes that the kernel reads ahead of a sequential reader.
+    read_ahead: u64,
 }
 
 impl Handle {
-    fn new(world: &World, client: usize) -> Self {
-        Self { client, size: world.lengths.total(), position: u64::MAX, asked: 0 }
+    pub fn new(world: &World, client: usize) -> Self {
+        Self::with_read_ahead(world, client, READ_AHEAD)
+    }
+
+    pub fn with_read_ahead(world: &World, client: usize, read_ahead: u64) -> Self {
+        Self { client, size: world.lengths.total(), position: u64::MAX, asked: 0, read_ahead }
     }
 
     /// Reads and waits. Returns the bytes read.
-    fn read(&mut self, world: &mut World, at: u64) -> u64 {
+    pub fn read(&mut self, world: &mut World, at: u64) -> u64 {
         let bytes = at..(at + CHUNK).min(self.size);
         if at != self.position {
             self.asked = at;
             self.ask(world, bytes.end);
         } else {
-            self.ask(world, (bytes.end + READ_AHEAD).min(self.size));
+            self.ask(world, (bytes.end + self.read_ahead).min(self.size));
         }
         let here = |world: &World, bytes: &Range<u64>| {
             world.lengths.pieces_in(bytes).all(|piece| world.nodes[self.client].stored.contains(&piece.get()))
