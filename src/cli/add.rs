@@ -1,16 +1,18 @@
 //! `torrentfs add`: adds torrents to a running mount.
 
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 
 use super::failure::Failure;
 use super::running_mount;
 use super::runtime::runtime;
+use super::sources;
 use crate::control::orders::{AddedTorrent, NewTorrent};
-use crate::metainfo::InfoHash;
+use crate::library::{Named, SourceError};
 use crate::web::MAX_UPLOAD;
 use crate::web::client::New;
 
@@ -30,7 +32,7 @@ pub(super) struct AddArgs {
     /// Mountpoint, or a path below it
     mountpoint: PathBuf,
 
-    /// .torrent files, http(s) URLs of such files, magnet links, or info hashes
+    /// .torrent or .magnet files, http(s) URLs of such files, magnet links, or info hashes
     #[arg(value_name = "SOURCE", required = true, num_args = 1..)]
     sources: Vec<OsString>,
 }
@@ -49,7 +51,7 @@ pub(super) fn run(args: &AddArgs) -> Result<(), Failure> {
                 Ok(AddedTorrent { name, already: true, .. }) => println!("{name} was already there"),
                 Ok(AddedTorrent { name, .. }) => println!("added {name}"),
                 Err(reason) => {
-                    let next = Failure::of_torrent("add", &source.to_string_lossy(), reason);
+                    let next = Failure::of_torrent("add", &sources::shown(source), reason);
                     // The caller prints the last failure, so print the one before.
                     if let Some(earlier) = failure.replace(next) {
                         eprintln!("torrentfs: {earlier}");
@@ -62,21 +64,20 @@ pub(super) fn run(args: &AddArgs) -> Result<(), Failure> {
 }
 
 /// Reads a SOURCE. Files are read here, because the mount's process may run as another user or in another directory.
-fn read(source: &OsStr) -> io::Result<New> {
-    let path = Path::new(source);
-    if path.is_file() {
-        let mut bytes = Vec::new();
-        std::fs::File::open(path)?.take(MAX_UPLOAD as u64 + 1).read_to_end(&mut bytes)?;
-        if bytes.len() > MAX_UPLOAD {
-            return Err(io::Error::other("it is longer than 16 MiB, and so can only be mounted, not added"));
+fn read(source: &OsStr) -> Result<New, SourceError> {
+    match Named::new(source)? {
+        Named::Path(path) if path.is_dir() => {
+            Err(io::Error::other("it is a directory; give a directory to `torrentfs mount`").into())
         }
-        return Ok(New::File(bytes));
+        Named::Path(path) => {
+            let mut bytes = Vec::new();
+            File::open(path)?.take(MAX_UPLOAD as u64 + 1).read_to_end(&mut bytes)?;
+            if bytes.len() > MAX_UPLOAD {
+                return Err(io::Error::other("it is longer than 16 MiB, and so can only be mounted, not added").into());
+            }
+            Ok(New::File(bytes))
+        }
+        Named::Magnet(magnet) => Ok(New::Named(NewTorrent { source: magnet.to_string() })),
+        Named::Url(source) => Ok(New::Named(NewTorrent { source })),
     }
-    let named = source.to_string_lossy();
-    if path.exists() || !(named.contains(':') || named.parse::<InfoHash>().is_ok()) {
-        // If it does not exist, the system's error says so.
-        std::fs::File::open(path)?;
-        return Err(io::Error::other("it is not a file; give a directory to `torrentfs mount`"));
-    }
-    Ok(New::Named(NewTorrent { source: named.into_owned() }))
 }

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use clap::error::{ContextKind, ContextValue};
 use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use super::add::AddArgs;
@@ -123,7 +124,7 @@ pub(super) enum Command {
 impl Cli {
     /// Parses a command line, the name of the program included.
     pub(super) fn parse_words(words: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
-        let matches = Self::definition().try_get_matches_from(words)?;
+        let matches = Self::definition().try_get_matches_from(words).map_err(with_suggestion)?;
         Self::from_arg_matches(&matches).map_err(|error| error.format(&mut Self::definition()))
     }
 
@@ -138,6 +139,28 @@ impl Cli {
     pub(super) fn for_manual() -> clap::Command {
         Self::definition().mut_subcommand("mount", mount::for_manual)
     }
+}
+
+/// Commands by the words that people try, because other programs have them.
+const SYNONYMS: [(&str, &[&str]); 8] = [
+    ("status", &["list", "ls", "ps", "stat", "stats", "info"]),
+    ("get", &["download", "dl", "fetch", "wget", "pull"]),
+    ("mount", &["open", "start", "play", "stream"]),
+    ("unmount", &["stop", "close", "quit", "exit", "eject"]),
+    ("remove", &["rm", "delete", "del"]),
+    ("seed", &["upload", "share"]),
+    ("create", &["make", "new", "mktorrent"]),
+    ("set", &["limit", "limits", "speed"]),
+];
+
+/// Suggests the command that an unknown word most likely means, if clap has not found a similar one.
+fn with_suggestion(mut error: clap::Error) -> clap::Error {
+    let Some(ContextValue::String(word)) = error.get(ContextKind::InvalidSubcommand) else { return error };
+    let meant = SYNONYMS.iter().find(|(_, words)| words.contains(&word.to_lowercase().as_str()));
+    if let Some((command, _)) = meant {
+        error.insert(ContextKind::SuggestedSubcommand, ContextValue::Strings(vec![(*command).to_owned()]));
+    }
+    error
 }
 
 #[cfg(test)]

@@ -10,10 +10,10 @@ use clap::Args;
 use serde::Serialize;
 
 use super::failure::{Exit, Failure};
-use super::output::{self, GREEN, PLAIN, RED, STANDARD, YELLOW};
+use super::output::{self, GREEN, PLAIN, RED, YELLOW};
 use super::progress::Progress;
+use super::sources;
 use super::text::{count, shown};
-use crate::library::read_torrent;
 use crate::metainfo::{Metainfo, PieceIndex};
 use crate::payload::{self, Check, CheckedFile, FileState, PieceState};
 
@@ -88,7 +88,7 @@ struct FileJson {
 
 /// Checks the files. Returns [`Exit::Success`] if everything is correct, or else [`Exit::Incomplete`].
 pub(super) fn run(args: &CheckArgs, quiet: bool) -> Result<Exit, Failure> {
-    let metainfo = read(&args.torrent)?;
+    let (metainfo, _) = sources::torrent_file("read", &args.torrent)?;
     let progress = Progress::start(&format!("checking {}", metainfo.name), metainfo.layout.lengths().total(), quiet);
     let wrong = [AtomicUsize::new(0), AtomicUsize::new(0)];
     let check = payload::check(&metainfo, &args.path, &|len, state| {
@@ -110,18 +110,6 @@ pub(super) fn run(args: &CheckArgs, quiet: bool) -> Result<Exit, Failure> {
         output::print(&page(&metainfo, &check))?;
     }
     Ok(if check.is_complete() { Exit::Success } else { Exit::Incomplete })
-}
-
-/// Reads the torrent from a file or standard input.
-fn read(torrent: &OsString) -> Result<Metainfo, Failure> {
-    let standard = torrent == STANDARD;
-    let shown = if standard { "standard input".into() } else { torrent.to_string_lossy() };
-    let bytes = match standard {
-        true => read_torrent(std::io::stdin().lock()),
-        false => std::fs::File::open(torrent).and_then(read_torrent),
-    };
-    let bytes = bytes.map_err(|error| Failure::of_torrent("read", &shown, error))?;
-    Metainfo::parse(&bytes).map_err(|error| Failure::of_torrent("read", &shown, error))
 }
 
 /// Returns the name of a state, and details.

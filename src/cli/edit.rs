@@ -1,6 +1,5 @@
 //! `torrentfs edit`: changes the parts of a torrent that do not affect its info hash, and its name, which does.
 
-use std::fs;
 use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -11,8 +10,9 @@ use serde::Serialize;
 use super::failure::{Exit, Failure};
 use super::flags::values::{Tier, name, tier, web_seed};
 use super::output::{self, AtomicFile, Replace, STANDARD};
+use super::sources;
 use super::text::{self, shown};
-use crate::library::read_torrent;
+use crate::library::Named;
 use crate::metainfo::{Edit, Metainfo};
 use crate::util::is_hidden;
 
@@ -170,19 +170,18 @@ pub(super) fn run(args: &EditArgs, quiet: bool) -> Result<(), Failure> {
 
 /// Reads a torrent from a file or standard input.
 fn open(path: &Path) -> Result<(Edit, Metainfo, Vec<u8>), Failure> {
-    let shown = if path.as_os_str() == STANDARD { "standard input".into() } else { path.to_string_lossy() };
-    let bytes = match path.as_os_str() == STANDARD {
-        true => read_torrent(io::stdin().lock()),
-        false => fs::File::open(path).and_then(read_torrent),
-    };
-    let bytes = bytes.map_err(|error| Failure::of_torrent("edit", &shown, error))?;
-    let metainfo = Metainfo::parse(&bytes).map_err(|error| Failure::of_torrent("edit", &shown, error))?;
-    let edit = Edit::new(&bytes).map_err(|error| Failure::of_torrent("edit", &shown, error))?;
+    let (metainfo, bytes) = sources::torrent_file("edit", path.as_os_str())?;
+    let edit = Edit::new(&bytes).map_err(|error| Failure::of_torrent("edit", &path.to_string_lossy(), error))?;
     Ok((edit, metainfo, bytes))
 }
 
 /// Edits one file and prints the changes.
 fn edit_file(args: &EditArgs, path: &Path, copied: Option<&[Vec<Vec<u8>>]>, quiet: bool) -> Result<(), Failure> {
+    // A `file:` URL is a path, to which the result is written.
+    let path = &match Named::new(path.as_os_str()) {
+        Ok(Named::Path(path)) => path,
+        _ => path.to_owned(),
+    };
     let (before, old, bytes) = open(path)?;
     let mut edit = before.clone();
     args.apply(&mut edit, copied);

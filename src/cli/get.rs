@@ -30,7 +30,8 @@ const POLL_INTERVAL: Duration = Duration::from_millis(500);
 const DESCRIPTION: &str = "\
 The files are created in DIR as the torrent lays them out: DIR/NAME for a
 single file, DIR/NAME/... for several, with empty files, symbolic links and
-executable bits.
+executable bits. A name that the filesystem refuses, such as one with ':' on
+NTFS, is replaced, and the command says by what.
 
 Data that exists already is checked and kept, whichever program fetched it. So
 after Ctrl-C, a crash or a full disk the same command resumes. An existing file
@@ -57,7 +58,7 @@ Examples:
 #[derive(Args, Clone, Debug)]
 #[command(before_help = DESCRIPTION, after_help = SECTIONS, args_override_self = true)]
 pub(super) struct GetArgs {
-    /// .torrent files, http(s) URLs of such files, magnet links, or info hashes
+    /// .torrent or .magnet files, http(s) URLs of such files, magnet links, or info hashes
     #[arg(value_name = "SOURCE", required = true)]
     sources: Vec<OsString>,
 

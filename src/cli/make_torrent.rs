@@ -238,12 +238,16 @@ fn report_left_out(left_out: &LeftOut) {
     let parts = [
         (hidden, format!("{hidden} hidden (use --hidden to include them)")),
         (ignored, format!("{ignored} by --ignore")),
-        (empty, format!("{empty} empty director{}", if empty == 1 { "y" } else { "ies" })),
+        (empty, format!("{} without files, which a torrent cannot contain", directories(empty))),
     ];
     let parts: Vec<String> = parts.into_iter().filter(|(count, _)| *count > 0).map(|(_, text)| text).collect();
     if !parts.is_empty() {
         output::print_error(&format!("left out: {}\n", parts.join(", ")));
     }
+}
+
+fn directories(number: usize) -> String {
+    format!("{number} director{}", if number == 1 { "y" } else { "ies" })
 }
 
 /// Reports names that are legal on disk but that other programs change, because they are unsafe to display.

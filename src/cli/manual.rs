@@ -4,10 +4,10 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use clap::{Args, Command};
+use clap::{Arg, ArgAction, Args, Command};
 use clap_complete::Shell;
 use clap_mangen::Man;
-use clap_mangen::roff::{Roff, roman};
+use clap_mangen::roff::{Roff, bold, italic, roman};
 
 use super::failure::{Exit, Failure};
 use super::output;
@@ -65,11 +65,15 @@ fn page(command: Command, section: &str, dir: &Path) -> io::Result<()> {
     let description = command.get_before_help().map(ToString::to_string);
     let sections = command.get_after_help().map(ToString::to_string);
     let has_subcommands = command.has_subcommands();
+    let synopsis = synopsis(&command);
     let man = Man::new(command).section(section).source(concat!("torrentfs ", env!("CARGO_PKG_VERSION")));
     let mut page = Vec::new();
     man.render_title(&mut page)?;
     man.render_name_section(&mut page)?;
-    man.render_synopsis_section(&mut page)?;
+    match synopsis {
+        Some(synopsis) => page.extend(synopsis.into_bytes()),
+        None => man.render_synopsis_section(&mut page)?,
+    }
     man.render_description_section(&mut page)?;
     page.extend(description.map(|text| format!(".PP\n{}", roff(&text))).unwrap_or_default().into_bytes());
     man.render_options_section(&mut page)?;
@@ -78,6 +82,53 @@ fn page(command: Command, section: &str, dir: &Path) -> io::Result<()> {
     }
     page.extend(sections.map(|text| roff(&text)).unwrap_or_default().into_bytes());
     fs::write(dir.join(man.get_filename()), page)
+}
+
+/// Returns the synopsis: every option with its value, then the arguments. clap_mangen leaves out the values. Returns `None` if
+/// the command says itself how it is used, or has subcommands.
+fn synopsis(command: &Command) -> Option<String> {
+    if command.get_overridden_usage().is_some() || command.has_subcommands() {
+        return None;
+    }
+    let mut line = vec![bold(command.get_bin_name().unwrap_or_else(|| command.get_name()))];
+    let shown = |arg: &&Arg| !arg.is_hide_set();
+    let is_required = |arg: &&Arg| arg.is_required_set();
+    let (required, options): (Vec<_>, Vec<_>) =
+        command.get_arguments().filter(|arg| !arg.is_positional()).filter(shown).partition(is_required);
+    for arg in options.into_iter().chain(required) {
+        let (open, close) = if arg.is_required_set() { (" ", "") } else { (" [", "]") };
+        line.push(roman(open));
+        let names = [arg.get_short().map(|short| format!("-{short}")), arg.get_long().map(|long| format!("--{long}"))];
+        for (number, name) in names.into_iter().flatten().enumerate() {
+            line.extend((number > 0).then(|| roman("|")));
+            line.push(bold(name));
+        }
+        if arg.get_action().takes_values() {
+            let is_optional = arg.get_num_args().is_some_and(|values| values.min_values() == 0);
+            let (before, after) = if is_optional { ("[=", "]") } else { (" ", "") };
+            line.extend([roman(before), italic(value_of(arg)), roman(after)]);
+        }
+        line.push(roman(close));
+        let is_repeated = matches!(arg.get_action(), ArgAction::Append | ArgAction::Count);
+        line.extend(is_repeated.then(|| roman("...")));
+    }
+    for arg in command.get_positionals().filter(shown) {
+        let (open, close) = if arg.is_required_set() { (" ", "") } else { (" [", "]") };
+        let is_repeated = arg.get_num_args().is_some_and(|values| values.max_values() > 1);
+        let dots = if is_repeated { "..." } else { "" };
+        line.extend([roman(open), italic(value_of(arg)), roman(dots), roman(close)]);
+    }
+    let mut page = Roff::new();
+    page.control("SH", ["SYNOPSIS"]).text(line);
+    Some(page.render())
+}
+
+/// Returns the name of an argument's value.
+fn value_of(arg: &Arg) -> String {
+    match arg.get_value_names() {
+        Some(names) => names.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
+        None => arg.get_id().as_str().to_uppercase(),
+    }
 }
 
 /// Converts help text to roff. An unindented line that ends with a colon starts a section; text at the margin of a section

@@ -71,7 +71,8 @@ Cache:
   The cache keeps pieces in --cache-dir, up to --cache-size, and evicts the
   least recently used first; a piece that an open file needs now is never
   evicted. CACHE_DIR/INFO_HASH/data holds the files as the torrent lays them
-  out. After a clean end the next mount uses the pieces at once; after a crash
+  out; one whose name the filesystem refuses is in the directory renamed there.
+  After a clean end the next mount uses the pieces at once; after a crash
   each one is hashed again before it is used.
 
   A directory given with --cache-dir belongs to this mount alone, and must not
@@ -168,15 +169,16 @@ pub(super) const TEMPLATE: &str = "\
 {before-help}{usage-heading} {usage}
 
 \u{1b}[1;4mArguments:\u{1b}[0m
-  <SOURCE>...   .torrent file, its http(s) URL, magnet link, info hash, or a
-                directory of .torrent files
+  <SOURCE>...   .torrent or .magnet file, its http(s) URL, magnet link, info
+                hash, or a directory of such files
   <MOUNTPOINT>  Existing directory
 
 {all-args}{after-help}";
 
 /// The id of the argument that holds all sources and the mountpoint.
 const PLACES: &str = "places";
-const SOURCE_HELP: &str = ".torrent file, its http(s) URL, magnet link, info hash, or a directory of .torrent files";
+const SOURCE_HELP: &str =
+    ".torrent or .magnet file, its http(s) URL, magnet link, info hash, or a directory of such files";
 const MOUNTPOINT_HELP: &str = "Existing directory";
 
 /// Adapts the command for its manual page, where sources and mountpoint are two arguments.
@@ -261,6 +263,9 @@ pub(super) fn run(args: MountArgs, verbosity: Verbosity) -> Result<(), Failure> 
     if args.foreground {
         return serve::in_foreground(&args, sources, verbosity, Attacher::ThisProcess);
     }
-    println!("{}", serve::in_background(&args, sources, verbosity)?);
+    let message = serve::in_background(&args, sources, verbosity)?;
+    if !verbosity.is_quiet() {
+        println!("{message}");
+    }
     Ok(())
 }

@@ -64,7 +64,7 @@ const USAGE: &str = "torrentfs seed [OPTIONS] <TORRENT> <PATH> [<TORRENT> <PATH>
 #[command(before_help = DESCRIPTION, after_help = SECTIONS, args_override_self = true, override_usage = USAGE)]
 #[command(mut_arg("no_upload", |arg| arg.hide(true)), mut_arg("active_downloads", |arg| arg.hide(true)))]
 pub(super) struct SeedArgs {
-    /// .torrent file, URL, magnet link or info hash, and the path of its data; may be repeated
+    /// .torrent or .magnet file, URL, magnet link or info hash, and the path of its data; may be repeated
     #[arg(value_names = ["TORRENT", "PATH"], num_args = 2.., required_unless_present = "create")]
     pairs: Vec<OsString>,
 
@@ -205,7 +205,8 @@ async fn seed(
             error => error.into(),
         })?;
         let have = torrent.store().have();
-        if have.is_clear() {
+        // A torrent of empty files has no data.
+        if have.is_clear() && layout.lengths().pieces() > 0 {
             return Err(Failure::new(Exit::Failure, format!("{} has no valid data of the torrent", root.display())));
         }
         if !quiet {

@@ -31,8 +31,10 @@ pub(super) fn in_foreground(
         let service = Service::start(args, sources, cache, attacher, verbosity.is_quiet(), &|| true).await?;
         let mounted = mounted_at(service.mounted.path());
         let hint = if std::io::stdin().is_terminal() { "; Ctrl-C unmounts" } else { "" };
-        eprintln!("{mounted}{hint}");
-        served_at(&service).iter().for_each(|line| eprintln!("{line}"));
+        if !verbosity.is_quiet() {
+            eprintln!("{mounted}{hint}");
+            served_at(&service).iter().for_each(|line| eprintln!("{line}"));
+        }
         notify_ready();
         notify_manager(&[NotifyState::Status(&mounted)]);
         let ended = service.ended().await;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{ArgGroup, Args};
 
 use super::failure::Failure;
 use super::flags::values::{Limit, count_limit, rate_limit};
@@ -25,16 +25,19 @@ Examples:
   torrentfs set /mnt/all --active-downloads 2
   torrentfs set /mnt/all --on-demand on --torrent linux.iso";
 
+/// The options of which at least one is needed; the error names them.
+const CHANGES: [&str; 4] = ["download_limit", "upload_limit", "active_downloads", "on_demand"];
+
 /// Change the rate limits of a running mount, or whether it fetches everything
 #[derive(Args, Clone, Debug, PartialEq)]
 #[command(before_help = DESCRIPTION, after_help = SECTIONS)]
+#[command(group(ArgGroup::new("change").args(CHANGES).required(true).multiple(true)))]
 pub(super) struct SetArgs {
     /// Mountpoint, or a path below it
     mountpoint: PathBuf,
 
     /// Maximum download rate of the mount
     #[arg(long, value_name = "RATE", value_parser = rate_limit)]
-    #[arg(required_unless_present_any = ["upload_limit", "active_downloads", "on_demand"])]
     download_limit: Option<Limit<u64>>,
 
     /// Maximum upload rate of the mount

@@ -16,7 +16,7 @@ use super::sources;
 use super::text::{self, count};
 use crate::discovery::{TrackerClient, fetch_torrent};
 use crate::library::{Source, read_torrent};
-use crate::metainfo::{File, FileKind, MAX_TORRENT_LEN, Magnet, Metainfo};
+use crate::metainfo::{Document, File, FileKind, MAX_TORRENT_LEN, Magnet, Metainfo};
 use crate::route::Route;
 
 const DESCRIPTION: &str = "\
@@ -46,7 +46,7 @@ Examples:
 #[derive(Args, Clone, Debug)]
 #[command(before_help = DESCRIPTION, after_help = SECTIONS)]
 pub(super) struct ShowArgs {
-    /// .torrent file, "-" for standard input, http(s) URL of such a file, magnet link (in quotes), or info hash
+    /// .torrent or .magnet file, "-" for standard input, http(s) URL of such a file, magnet link (in quotes), or info hash
     source: OsString,
 
     /// Print JSON, on one line
@@ -56,27 +56,29 @@ pub(super) struct ShowArgs {
 
 /// Shows a source.
 pub(super) fn run(args: &ShowArgs) -> Result<(), Failure> {
-    let shown = args.source.to_string_lossy();
-    let failed = |error: &dyn std::fmt::Display| Failure::of_torrent("show", &shown, error);
-    let parse = |bytes: &[u8]| Metainfo::parse(bytes).map_err(|error| failed(&error));
-    let source = if args.source == STANDARD {
-        let bytes = read_torrent(io::stdin().lock());
-        let bytes = bytes.map_err(|error| Failure::of_torrent("show", "standard input", error))?;
-        let metainfo = Metainfo::parse(&bytes).map_err(|error| Failure::of_torrent("show", "standard input", error))?;
-        Source::Torrent(Box::new(metainfo))
+    let failed = |error: &dyn std::fmt::Display| Failure::of_torrent("show", &sources::shown(&args.source), error);
+    let document = if args.source == STANDARD {
+        let failed = |error: &dyn std::fmt::Display| Failure::of_torrent("show", "standard input", error);
+        let bytes = read_torrent(io::stdin().lock()).map_err(|error| failed(&error))?;
+        Document::parse(&bytes).map_err(|error| failed(&error))?
     } else {
-        sources::single("show", &args.source)?
-    };
-    let text = match source {
-        Source::Torrent(metainfo) => show_torrent(&metainfo, args.json)?,
-        Source::Magnet(magnet) => show_magnet(&magnet, args.json)?,
-        // `sources::single` refuses directories.
-        Source::Directory(_) => return Ok(()),
-        Source::Url(url) => {
-            let client = TrackerClient::new(Route::default()).map_err(|error| Failure::new(Exit::Failure, error))?;
-            let bytes = runtime()?.block_on(fetch_torrent(client.http(), &url, MAX_TORRENT_LEN));
-            show_torrent(&parse(&bytes.map_err(|error| failed(&error))?)?, args.json)?
+        match sources::single("show", &args.source)? {
+            Source::Torrent(metainfo) => Document::Torrent(metainfo),
+            Source::Magnet(magnet) => Document::Magnet(magnet),
+            // `sources::single` refuses directories.
+            Source::Directory(_) => return Ok(()),
+            Source::Url(url) => {
+                let client =
+                    TrackerClient::new(Route::default()).map_err(|error| Failure::new(Exit::Failure, error))?;
+                runtime()?
+                    .block_on(fetch_torrent(client.http(), &url, MAX_TORRENT_LEN))
+                    .map_err(|error| failed(&error))?
+            }
         }
+    };
+    let text = match document {
+        Document::Torrent(metainfo) => show_torrent(&metainfo, args.json)?,
+        Document::Magnet(magnet) => show_magnet(&magnet, args.json)?,
     };
     output::print(&text)
 }

@@ -2,6 +2,8 @@
 
 use std::convert::Infallible;
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
@@ -11,14 +13,17 @@ use tokio::time::interval;
 
 use super::failure::{Exit, Failure};
 use super::mount_args::MountArgs;
+use super::output::STANDARD;
 use super::progress::Progress;
 use crate::http::Masked;
-use crate::library::{AddError, Added, Library, OpenedSource, Resolver, Source, Watch};
-use crate::metainfo::Metainfo;
+use crate::library::{AddError, Added, Library, Named, OpenedSource, Resolver, Source, Watch, read_torrent};
+use crate::metainfo::{Document, Metainfo};
 use crate::session::MetadataProgress;
 
 /// How often the progress of metadata is shown, if nothing changes.
 const UPDATE_INTERVAL: Duration = Duration::from_secs(1);
+/// Error of a command that needs a whole torrent.
+const NO_HASHES: &str = "it is a magnet link, which does not say what is in the torrent; give the .torrent file";
 /// How often to check whether the command that mounts still waits.
 const UNWANTED_INTERVAL: Duration = Duration::from_millis(200);
 
@@ -109,6 +114,26 @@ pub(super) fn single(verb: &str, source: &OsStr) -> Result<Source, Failure> {
         )),
         Ok(read) => Ok(read),
         Err(error) => Err(Failure::of_torrent(verb, &shown(source), error)),
+    }
+}
+
+/// Reads a `.torrent` file, or standard input for "-". Returns it with its bytes.
+pub(super) fn torrent_file(verb: &str, source: &OsStr) -> Result<(Metainfo, Vec<u8>), Failure> {
+    let named = if source == STANDARD { "standard input".into() } else { shown(source) };
+    let failed = |error: &dyn std::fmt::Display| Failure::of_torrent(verb, &named, error);
+    let bytes = if source == STANDARD {
+        read_torrent(io::stdin().lock())
+    } else {
+        match Named::new(source).map_err(|error| failed(&error))? {
+            Named::Path(path) => File::open(path).and_then(read_torrent),
+            Named::Magnet(_) => return Err(failed(&NO_HASHES)),
+            Named::Url(_) => return Err(failed(&"it is a URL; download the file first")),
+        }
+    };
+    let bytes = bytes.map_err(|error| failed(&error))?;
+    match Document::parse(&bytes).map_err(|error| failed(&error))? {
+        Document::Torrent(metainfo) => Ok((*metainfo, bytes)),
+        Document::Magnet(_) => Err(failed(&NO_HASHES)),
     }
 }
 

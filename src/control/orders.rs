@@ -11,7 +11,7 @@ use super::observe;
 use super::refusal::{Refusal, RefusalKind};
 use super::status::{Priority, RateLimits};
 use crate::library::{AddError, RemoveError, Source};
-use crate::metainfo::{InfoHash, Magnet, Metainfo};
+use crate::metainfo::{Document, InfoHash, Magnet, unquote};
 use crate::session::Session;
 
 /// Changes to the limits. Omitted fields stay as they are.
@@ -60,7 +60,7 @@ pub struct PriorityChange {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewTorrent {
-    /// Magnet link, info hash, or http(s) URL of a .torrent file.
+    /// Magnet link, info hash, or http(s) URL of a .torrent file or of a magnet link.
     pub source: String,
 }
 
@@ -118,23 +118,20 @@ pub(crate) fn set_limits(session: &Session, changes: LimitChanges) -> Result<Rat
 /// Parses the source of a new torrent. Paths are refused: the client may be on another machine, or have fewer
 /// permissions than this process.
 pub(crate) fn source(new: &NewTorrent) -> Result<Source, Refusal> {
-    let text = new.source.trim();
-    let begins = |scheme: &str| text.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme));
-    if begins("magnet:") {
-        return Magnet::parse(text).map(Source::Magnet).map_err(unusable);
+    let text = unquote(&new.source);
+    if let Some(magnet) = Magnet::from_text(text) {
+        return magnet.map(Source::Magnet).map_err(unusable);
     }
+    let begins = |scheme: &str| text.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme));
     if begins("http://") || begins("https://") {
         return Ok(Source::Url(text.to_owned()));
     }
-    let info_hash: InfoHash = text
-        .parse()
-        .map_err(|()| Refusal::invalid("the source must be a magnet link, an info hash or an http(s) URL"))?;
-    Ok(Source::Magnet(info_hash.into()))
+    Err(Refusal::invalid("the source must be a magnet link, an info hash or an http(s) URL"))
 }
 
-/// Parses the contents of a `.torrent` file.
+/// Parses the contents of a `.torrent` file, or of a file that contains a magnet link.
 pub(crate) fn torrent_file(bytes: &[u8]) -> Result<Source, Refusal> {
-    Metainfo::parse(bytes).map(|metainfo| Source::Torrent(Box::new(metainfo))).map_err(unusable)
+    Document::parse(bytes).map(Source::from).map_err(unusable)
 }
 
 fn unusable(error: impl std::fmt::Display) -> Refusal {

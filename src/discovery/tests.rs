@@ -13,7 +13,7 @@ use super::udp::tests::{ANNOUNCE, CONNECT, Fake, ONE_PEER as ONE_UDP_PEER};
 use super::udp::{self, UdpLimits};
 use super::*;
 use crate::http::testing::{Behaviour, Server, raw};
-use crate::http::{HttpClient, HttpLimits, Purpose, RequestError};
+use crate::http::{Elsewhere, HttpClient, HttpLimits, Purpose, RequestError};
 use crate::metainfo::InfoHash;
 use crate::route::{Bind, Route};
 use crate::tracker::{Limits, Tracker};
@@ -222,8 +222,8 @@ async fn redirects_are_followed_up_to_a_limit() {
 
     assert_eq!(error_of(to("/announce")).await, AnnounceError::Request(RequestError::Redirect("too many times")));
     assert_eq!(
-        error_of(to("ftp://127.0.0.1/")).await,
-        AnnounceError::Request(RequestError::Redirect("to a URL that is not HTTP"))
+        error_of(to("ftp://127.0.0.1/")).await.to_string(),
+        AnnounceError::Request(RequestError::NotHttp(Elsewhere(String::new()))).to_string()
     );
     assert_eq!(error_of(to("http://[")).await, AnnounceError::Request(RequestError::Redirect("to an invalid URL")));
     assert_eq!(

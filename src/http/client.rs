@@ -12,11 +12,11 @@ use reqwest::{Client, ClientBuilder, Response, StatusCode, Url, redirect};
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, timeout_at};
 
-use super::RequestError;
 use super::body::Collector;
 use super::reach::{self, Purpose};
 use super::resolve::{self, GlobalOnly, LocalName};
 use super::tolerant::{self, Reach, Tolerant};
+use super::{Elsewhere, RequestError};
 use crate::metainfo::bencode::Limits;
 use crate::route::{Bind, Route};
 use crate::util::{is_local, lock, printable};
@@ -251,7 +251,7 @@ impl HttpClient {
         let tls = match url.scheme() {
             "http" => false,
             "https" => true,
-            _ => return Err(RequestError::Redirect("to a URL that is not HTTP")),
+            _ => return Err(RequestError::NotHttp(Elsewhere(url.to_string()))),
         };
         let may_reach_local = !from_global && reach::may_reach_local(url, purpose);
         let names_local_host = reach::names_local_host(url);

@@ -57,7 +57,20 @@ pub enum RequestError {
     /// The answer is longer than the limit, in bytes.
     #[error("the answer is longer than {0} bytes")]
     TooLong(usize),
+    /// A redirect to a URL of another scheme. Some sites redirect a download to a magnet link.
+    #[error("redirected to a URL that is not HTTP")]
+    NotHttp(Elsewhere),
     /// Too many redirects, or one that must not be followed.
     #[error("redirected {0}")]
     Redirect(&'static str),
+}
+
+/// The target of a redirect that was not followed. It may hold a secret, so errors do not show it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Elsewhere(pub String);
+
+impl std::fmt::Debug for Elsewhere {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Elsewhere")
+    }
 }

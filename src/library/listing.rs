@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::SystemTime;
 
-use super::source::{Source, SourceError};
+use super::source::{Source, SourceError, is_magnet_file};
 use crate::payload::Stamp;
 
 /// A file in the directory.
@@ -55,16 +55,12 @@ fn stat(dir: &Path, name: OsString) -> Option<ListedFile> {
 
 /// Reads files of a directory, in the given order.
 pub(super) fn read_all(dir: &Path, names: Vec<OsString>) -> Vec<Result<Source, SourceError>> {
-    let read = |name: OsString| {
-        let path = dir.join(&name);
-        if is_magnet(&name) { Source::read_magnet_file(&path) } else { Source::read_torrent_file(&path) }
-    };
-    names.into_iter().map(read).collect()
+    names.into_iter().map(|name| Source::read_file(&dir.join(name))).collect()
 }
 
 /// Whether a file is a `.magnet` file, by its name.
 pub(super) fn is_magnet(name: &OsString) -> bool {
-    has_extension(name, "magnet")
+    is_magnet_file(Path::new(name))
 }
 
 fn has_extension(name: &OsString, extension: &str) -> bool {

@@ -19,5 +19,5 @@ mod watch;
 
 pub use catalog::{Added, Library, LibraryOptions, RemoveError, Removed};
 pub use resolve::{AddError, Resolver};
-pub use source::{OpenedSource, Source, SourceError, read_torrent};
+pub use source::{Named, OpenedSource, Source, SourceError, read_torrent};
 pub use watch::Watch;

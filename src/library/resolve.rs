@@ -8,7 +8,7 @@ use tokio::sync::{Semaphore, watch};
 
 use super::source::Source;
 use crate::discovery::{FetchError, fetch_torrent};
-use crate::metainfo::{Magnet, Metainfo, MetainfoError};
+use crate::metainfo::{Document, Magnet, Metainfo};
 use crate::session::{MetadataError, MetadataProgress, Session, SessionError};
 use crate::store::Cache;
 
@@ -27,9 +27,6 @@ pub enum AddError {
     /// The URL cannot be fetched.
     #[error(transparent)]
     Fetch(#[from] FetchError),
-    /// The metainfo is malformed or not supported.
-    #[error(transparent)]
-    Metainfo(#[from] MetainfoError),
     /// The metadata cannot be fetched from peers.
     #[error(transparent)]
     Metadata(MetadataError),
@@ -72,10 +69,15 @@ impl Resolver<'_> {
         match source {
             Source::Torrent(metainfo) => Ok((*metainfo, Vec::new())),
             Source::Url(url) => {
-                // The semaphore is never closed. The permit is held until the body is parsed.
-                let _permit = FETCHES.acquire().await;
-                let bytes = fetch_torrent(self.session.http(), &url, MAX_FETCHED_LEN).await?;
-                Ok((Metainfo::parse(&bytes)?, Vec::new()))
+                let document = {
+                    // The semaphore is never closed. The permit is held until the body is parsed.
+                    let _permit = FETCHES.acquire().await;
+                    fetch_torrent(self.session.http(), &url, MAX_FETCHED_LEN).await?
+                };
+                match document {
+                    Document::Torrent(metainfo) => Ok((*metainfo, Vec::new())),
+                    Document::Magnet(magnet) => self.resolve_magnet(&magnet, progress).await,
+                }
             }
             Source::Magnet(magnet) => self.resolve_magnet(&magnet, progress).await,
             Source::Directory(_) => Err(AddError::Directory),

@@ -5,8 +5,8 @@
 //! kind nor the order of the events matters.
 //!
 //! - A file may be half written. A malformed one is read again for a moment before a warning is logged, and is then
-//!   ignored until it changes. A `.magnet` file is read only when it has not changed for a moment, because the
-//!   beginning of a link may be a valid link.
+//!   ignored until it changes. A magnet link is used only when its file has not changed for a moment, because
+//!   the beginning of a link may be a valid link.
 //! - If the cache has no room for a torrent, we retry after 5 s, and at longer intervals up to a minute.
 //! - If the directory cannot be read, for example because its disk was removed, its torrents stay.
 //! - Magnet links are resolved in the background, a few at a time, until they succeed or their file is gone.
@@ -29,7 +29,7 @@ use super::resolve::AddError;
 use super::source::{Source, SourceError};
 use crate::metainfo::{InfoHash, Magnet, Metainfo};
 use crate::payload::Stamp;
-use crate::session::{MetadataProgress, SessionError};
+use crate::session::{MetadataError, MetadataProgress, SessionError};
 
 /// Delay between an event and the scan, so that one scan covers a burst of changes.
 const DEBOUNCE: Duration = Duration::from_millis(50);
@@ -194,6 +194,11 @@ impl Directory {
         for ((name, stamp, since, modified, age), source) in due.into_iter().zip(sources) {
             let path = self.dir.join(&name);
             let (reported, torrent) = match source {
+                // A link under another name than `.magnet`, which may be half written.
+                Ok(Source::Magnet(_)) if age < MAGNET_MIN_AGE => {
+                    rescan = earlier(rescan, MAGNET_MIN_AGE - age);
+                    continue;
+                }
                 Ok(source) => (false, self.start_adding(&path, source, modified, &maybe_renamed)),
                 // The file was deleted meanwhile.
                 Err(SourceError::Io(error)) if error.kind() == io::ErrorKind::NotFound => continue,
@@ -353,7 +358,7 @@ async fn add_magnet(
                 Err(error) if is_temporary(&error) => error.to_string(),
                 added => return log_result(path, added),
             },
-            Ok(Err(error @ AddError::Metainfo(_))) => return log_result(path, Err(error)),
+            Ok(Err(error @ AddError::Metadata(MetadataError::Metainfo(_)))) => return log_result(path, Err(error)),
             Ok(Err(error)) => error.to_string(),
             Err(_) => format!("no metadata within {}", humantime::format_duration(limit)),
         };

@@ -149,6 +149,10 @@ impl NewTorrent {
         }
         let total = self.files.iter().fold(0u64, |sum, file| sum.saturating_add(file.len));
         let lengths = Lengths::new(total, u64::from(self.piece_len))?;
+        let only_empty = self.files.iter().all(|file| file.path.is_empty() || file.kind == FileKind::Pad);
+        if total == 0 && only_empty {
+            return Err(LengthsError::Empty.into());
+        }
         if hashes.len() != lengths.pieces() as usize {
             return Err(CreateError::Hashes { found: hashes.len(), pieces: lengths.pieces() });
         }
@@ -370,7 +374,10 @@ mod tests {
         assert_eq!((draft.layout.lengths().pieces(), draft.layout.files()[0].len), (3, 9));
         let deep = NewTorrent { files: vec![file(&["d"; 65], 9)], ..torrent.clone() };
         assert!(deep.draft().unwrap_err().to_string().contains("too deep"));
-        assert!(NewTorrent { files: vec![file(&["a"], 0)], ..torrent }.draft().is_err());
+        let empty = NewTorrent { files: vec![file(&["a"], 0), file(&["b"], 0)], ..torrent.clone() }.draft().unwrap();
+        assert_eq!((empty.layout.lengths().pieces(), empty.layout.files().len()), (0, 2));
+        let error = NewTorrent { files: vec![file(&[], 0)], ..torrent }.draft().unwrap_err();
+        assert!(error.to_string().contains("one empty file"), "{error}");
     }
 
     #[test]
@@ -380,7 +387,7 @@ mod tests {
         assert!(sound.build(&hashes).is_ok());
         assert_eq!(sound.build(&[]), Err(CreateError::Hashes { found: 0, pieces: 1 }));
         assert_eq!(
-            NewTorrent { files: vec![], ..sound.clone() }.build(&hashes),
+            NewTorrent { files: vec![], ..sound.clone() }.build(&[]),
             Err(CreateError::Lengths(LengthsError::Empty))
         );
         for name in ["", ".", "..", "a/b"] {

@@ -11,7 +11,7 @@ use serde_bytes::Bytes;
 
 use super::bencode::{self, Field, Limits, List, Shape};
 use super::error::{Location, MetainfoError};
-use super::torrent::Metainfo;
+use super::torrent::{Metainfo, dictionary};
 
 /// A string in a torrent, which may not be UTF-8.
 type Text = Vec<u8>;
@@ -27,7 +27,7 @@ impl Edit {
     /// Splits a file, which must be one that [`Metainfo::parse`] accepts.
     pub fn new(torrent: &[u8]) -> Result<Self, MetainfoError> {
         Metainfo::parse(torrent)?;
-        let torrent = torrent.trim_ascii_end();
+        let torrent = &*dictionary(torrent)?;
         let spans = bencode::spans(torrent, &Limits::TORRENT)?.ok_or(MetainfoError::NotADictionary)?;
         let fields = spans.into_iter().map(|(key, span)| (key.to_vec(), torrent[span].to_vec())).collect();
         Ok(Self { fields })

@@ -3,8 +3,10 @@
 use std::fmt;
 
 use super::bencode::BencodeError;
+use super::gzip::GunzipError;
 use super::layout::MAX_FILES;
 use super::lengths::LengthsError;
+use super::sniff::Kind;
 
 /// The part of a torrent that an error is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,9 +32,15 @@ impl fmt::Display for Location {
 /// Why a `.torrent` file cannot be used. Each message is one line; the caller puts the file's name before it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MetainfoError {
-    /// It is not bencode, or exceeds a bound.
+    /// It begins like bencode and is malformed later, or exceeds a bound.
     #[error("not a valid .torrent file: {0}")]
     Bencode(#[from] BencodeError),
+    /// It is another kind of file.
+    #[error("not a .torrent file: {0}")]
+    Other(Kind),
+    /// It is compressed and cannot be decompressed.
+    #[error("not a valid .torrent file: {0}")]
+    Gzip(#[from] GunzipError),
     /// It is bencode, but not a dictionary.
     #[error("not a .torrent file: it is not a dictionary")]
     NotADictionary,
@@ -78,6 +86,9 @@ pub enum MetainfoError {
     /// There are more than [`MAX_FILES`] files.
     #[error("the torrent has more than {MAX_FILES} files")]
     TooManyFiles,
+    /// One path is that of many files.
+    #[error("the torrent has one path for many files, so it was made by a faulty program")]
+    Duplicates,
     /// A path has too many components or too many bytes.
     #[error("{0} has a path that is too deep or too long for a filesystem")]
     PathTooLong(Location),

@@ -1,18 +1,58 @@
 //! Validation of the `file tree` of BitTorrent v2 (BEP 52).
 //!
 //! A hybrid torrent is used through its v1 half, so nothing of the tree is kept. Other clients refuse a hybrid with an
-//! invalid v2 half, and so do we: it would split the swarm.
+//! invalid v2 half, or with one that has other files, and so do we: it would split the swarm.
+
+use std::collections::HashMap;
 
 use serde::de::MapAccess;
 use serde_bytes::ByteBuf;
 
 use super::bencode::{Field, Shape, dict};
+use super::files::Entry;
 
-/// A directory of the tree, reduced to the first fault found in it. Its recursion is bounded, because bencode with deeper
-/// nesting is refused before it is decoded.
+/// A directory of the tree, reduced to its files and the first fault found in it. Its recursion is bounded, because bencode
+/// with deeper nesting is refused before it is decoded.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct FileTree {
     pub(super) fault: Option<&'static str>,
+    /// The files, each with its path from the innermost component to the outermost.
+    files: Vec<TreeFile>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct TreeFile {
+    reversed_path: Vec<Vec<u8>>,
+    /// Size in bytes; `None` for a symlink, whose size has no meaning.
+    len: Option<u64>,
+}
+
+impl FileTree {
+    /// Returns whether it has one file, with one of these names and this size.
+    pub(super) fn is_one_file<'a>(&self, mut names: impl Iterator<Item = &'a Vec<u8>>, len: u64) -> bool {
+        let [file] = self.files.as_slice() else { return false };
+        let [name] = file.reversed_path.as_slice() else { return false };
+        file.len.is_none_or(|found| found == len) && names.any(|other| other == name)
+    }
+
+    /// Returns whether it has the same files as `files`, in any order. Pads are not in the tree.
+    pub(super) fn has_the_files(&self, entries: &[Field<Entry>]) -> bool {
+        let mut lens: HashMap<Vec<&[u8]>, Option<u64>> = HashMap::with_capacity(self.files.len());
+        for file in &self.files {
+            lens.insert(file.reversed_path.iter().rev().map(Vec::as_slice).collect(), file.len);
+        }
+        for entry in entries {
+            let Field::Is(entry) = entry else { continue };
+            if entry.is_pad() {
+                continue;
+            }
+            let Some(found) = entry.raw_paths().find_map(|path| lens.remove(&path)) else { return false };
+            if found.zip(entry.len()).is_some_and(|(found, len)| found != len) {
+                return false;
+            }
+        }
+        lens.is_empty()
+    }
 }
 
 dict! {
@@ -27,28 +67,48 @@ impl Shape for FileTree {
     const KIND: &'static str = "a dictionary";
 
     fn dict<'de, A: MapAccess<'de>>(mut dict: A) -> Result<Option<Self>, A::Error> {
-        let mut fault = None;
+        let mut this = Self::default();
         while let Some(name) = dict.next_key::<ByteBuf>()? {
-            let found = if name.is_empty() {
-                leaf_fault(dict.next_value()?)
+            let fault = if name.is_empty() {
+                this.add_leaf(dict.next_value()?)
             } else {
                 match dict.next_value::<Field<FileTree>>()? {
-                    Field::Is(tree) => tree.fault,
+                    Field::Is(tree) => this.add_below(&name, tree),
                     _ => Some("an entry is not a dictionary"),
                 }
             };
-            fault = fault.or(found);
+            this.fault = this.fault.or(fault);
         }
-        Ok(Some(Self { fault }))
+        Ok(Some(this))
     }
 }
 
-fn leaf_fault(leaf: Field<Leaf>) -> Option<&'static str> {
-    let Field::Is(leaf) = leaf else { return Some("a file is not a dictionary") };
-    if leaf.attr.ok().is_some_and(|attr| attr.contains(&b'l')) {
-        // A symlink has no bytes, whatever its `length`.
-        return None;
+impl FileTree {
+    fn add_below(&mut self, name: &[u8], tree: FileTree) -> Option<&'static str> {
+        self.files.extend(tree.files.into_iter().map(|mut file| {
+            file.reversed_path.push(name.to_vec());
+            file
+        }));
+        tree.fault
     }
+
+    fn add_leaf(&mut self, leaf: Field<Leaf>) -> Option<&'static str> {
+        let Field::Is(leaf) = leaf else { return Some("a file is not a dictionary") };
+        let attr = leaf.attr.clone().ok().unwrap_or_default();
+        let (is_link, is_pad) = (attr.contains(&b'l'), attr.contains(&b'p'));
+        let len = match leaf.length {
+            Field::Is(len) if !is_link => u64::try_from(len).ok(),
+            _ => None,
+        };
+        if !is_pad {
+            self.files.push(TreeFile { reversed_path: Vec::new(), len });
+        }
+        // A symlink has no bytes, whatever its `length`.
+        if is_link { None } else { leaf_fault(leaf) }
+    }
+}
+
+fn leaf_fault(leaf: Leaf) -> Option<&'static str> {
     match (leaf.length.ok(), leaf.pieces_root.ok()) {
         (None, _) => Some("a file has no `length`"),
         (Some(..0), _) => Some("a file's `length` is negative"),

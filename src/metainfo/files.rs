@@ -1,10 +1,11 @@
 //! The `files` list of a multi-file torrent (BEP 3, BEP 47): sizes, safe paths, kinds.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use super::bencode::{Field, List, Shape, dict};
 use super::error::{Location, MetainfoError};
 use super::layout::{File, FileKind, MAX_FILES};
+use super::legacy::Decoder;
 use super::names;
 
 /// Largest number of components in a path, without the torrent's name. Real torrents have about ten.
@@ -13,6 +14,9 @@ const MAX_COMPONENTS: usize = 64;
 /// Length limit of a path in bytes, with the torrent's name. Leaves room in `PATH_MAX` (4096) for the path of the mount or
 /// the cache directory, and for the `..` components of a link.
 const MAX_PATH: usize = 3072;
+
+/// Largest number of files with one path. Each gets a name of its own. libtorrent gives up at about the same number.
+const MAX_DUPLICATES: usize = 32;
 
 type PathList = List<Vec<u8>, MAX_COMPONENTS>;
 
@@ -27,6 +31,32 @@ dict! {
 }
 
 impl Entry {
+    /// Returns whether it is a pad.
+    pub(super) fn is_pad(&self) -> bool {
+        matches!(&self.attr, Field::Is(attr) if attr.contains(&b'p'))
+    }
+
+    /// Returns its size in bytes; `None` for a symlink, whose size has no meaning.
+    pub(super) fn len(&self) -> Option<u64> {
+        match (&self.attr, &self.length) {
+            (Field::Is(attr), _) if attr.contains(&b'l') => None,
+            (_, Field::Is(len)) => u64::try_from(*len).ok(),
+            _ => None,
+        }
+    }
+
+    /// Returns its paths as they are in the torrent, of which there may be one in UTF-8 beside the other.
+    pub(super) fn raw_paths(&self) -> impl Iterator<Item = Vec<&[u8]>> {
+        [&self.path, &self.path_utf8].into_iter().filter_map(|path| {
+            let Field::Is(path) = path else { return None };
+            let parts = path.items.iter().map(|part| match part {
+                Field::Is(part) => Some(part.as_slice()),
+                _ => None,
+            });
+            parts.collect()
+        })
+    }
+
     /// Returns the path exactly as in the torrent, if each component is a valid file name.
     pub(super) fn raw_path(self) -> Option<Vec<Vec<u8>>> {
         let is_name = |part: &Vec<u8>| {
@@ -37,11 +67,29 @@ impl Entry {
     }
 }
 
+/// Returns the components of an entry's paths that may be in a legacy encoding: those without a UTF-8 form beside them.
+pub(super) fn legacy_names(entry: &Field<Entry>) -> impl Iterator<Item = &[u8]> + Clone {
+    let lists = match entry {
+        Field::Is(entry) if is_utf8(&entry.path_utf8) => [None, Some(&entry.symlink_path)],
+        Field::Is(entry) => [Some(&entry.path), Some(&entry.symlink_path)],
+        _ => [None, None],
+    };
+    let items = lists.into_iter().flatten().filter_map(|list| match list {
+        Field::Is(list) => Some(list.items.iter()),
+        _ => None,
+    });
+    items.flatten().filter_map(|part| match part {
+        Field::Is(part) => Some(part.as_slice()),
+        _ => None,
+    })
+}
+
 /// Reads the files, in the order of the torrent. Their paths start with `root`, which is a safe name.
-pub(super) fn read(root: &str, entries: List<Entry, MAX_FILES>) -> Result<Vec<File>, MetainfoError> {
+pub(super) fn read(root: &str, decoder: &Decoder, entries: List<Entry, MAX_FILES>) -> Result<Vec<File>, MetainfoError> {
     if entries.overflow {
         return Err(MetainfoError::TooManyFiles);
     }
+    check_duplicates(&entries.items)?;
     let mut offset = 0;
     let mut links = Vec::new();
     let mut files = Vec::with_capacity(entries.items.len());
@@ -54,7 +102,7 @@ pub(super) fn read(root: &str, entries: List<Entry, MAX_FILES>) -> Result<Vec<Fi
                 wanted: "a list of dictionaries",
             });
         };
-        let (file, target) = read_entry(root, entry, offset, location)?;
+        let (file, target) = read_entry(root, decoder, entry, offset, location)?;
         links.extend(target.map(|target| (index, target)));
         // A total that saturates is refused later, because it makes too many pieces.
         offset = offset.saturating_add(file.len);
@@ -100,6 +148,7 @@ fn resolve_links(files: &mut [File], links: Vec<(usize, Vec<String>)>) {
 /// Reads one entry. For a link it also returns the target as a path from the root, and leaves the file's own target empty.
 fn read_entry(
     root: &str,
+    decoder: &Decoder,
     entry: Entry,
     offset: u64,
     location: Location,
@@ -110,9 +159,9 @@ fn read_entry(
         let path = vec![root.to_owned(), format!(".pad-{offset}")];
         return Ok((File { path, offset, len: size(entry.length, location)?, kind: FileKind::Pad }, None));
     }
-    let path = match utf8(entry.path_utf8) {
-        Some(components) => below(root, components, location)?,
-        None => below(root, components(entry.path, location, "path")?, location)?,
+    let path = match is_utf8(&entry.path_utf8) {
+        true => below(root, &Decoder::default(), components(entry.path_utf8, location, "path.utf-8")?, location)?,
+        false => below(root, decoder, components(entry.path, location, "path")?, location)?,
     };
     if attr.contains(&b'l') {
         let key = "symlink path";
@@ -120,7 +169,7 @@ fn read_entry(
         if target.is_empty() {
             return Err(MetainfoError::Kind { location, key, wanted: "the path of a file" });
         }
-        let target = below(root, target, location)?;
+        let target = below(root, decoder, target, location)?;
         // Some programs give a link the length of its target, but it has no bytes in the torrent.
         let kind = FileKind::Symlink { target: String::new() };
         return Ok((File { path, offset, len: 0, kind }, Some(target)));
@@ -129,11 +178,29 @@ fn read_entry(
     Ok((File { path, offset, len: size(entry.length, location)?, kind }, None))
 }
 
-/// Returns the path if it is present and every component is UTF-8.
-fn utf8(list: Field<PathList>) -> Option<Vec<Vec<u8>>> {
-    let components = list.ok()?.all_items()?;
-    let sound = !components.is_empty() && components.iter().all(|part| std::str::from_utf8(part).is_ok());
-    sound.then_some(components)
+/// Returns whether a path is present and every component is UTF-8.
+fn is_utf8(list: &Field<PathList>) -> bool {
+    let Field::Is(list) = list else { return false };
+    let is_utf8 = |part: &Field<Vec<u8>>| matches!(part, Field::Is(part) if std::str::from_utf8(part).is_ok());
+    !list.overflow && !list.items.is_empty() && list.items.iter().all(is_utf8)
+}
+
+/// Fails if one path is that of too many files. To find a free name for each, some programs try all numbers before it.
+fn check_duplicates(entries: &[Field<Entry>]) -> Result<(), MetainfoError> {
+    let mut counts: HashMap<&[Field<Vec<u8>>], usize> = HashMap::new();
+    for entry in entries {
+        let Field::Is(entry) = entry else { continue };
+        let Field::Is(path) = &entry.path else { continue };
+        if entry.is_pad() {
+            continue;
+        }
+        let count = counts.entry(&path.items).or_insert(0);
+        *count += 1;
+        if *count > MAX_DUPLICATES {
+            return Err(MetainfoError::Duplicates);
+        }
+    }
+    Ok(())
 }
 
 fn components(list: Field<PathList>, location: Location, key: &'static str) -> Result<Vec<Vec<u8>>, MetainfoError> {
@@ -145,13 +212,18 @@ fn components(list: Field<PathList>, location: Location, key: &'static str) -> R
 }
 
 /// Returns a safe path below the root. A path without components becomes one with a substitute name.
-fn below(root: &str, mut components: Vec<Vec<u8>>, location: Location) -> Result<Vec<String>, MetainfoError> {
+fn below(
+    root: &str,
+    decoder: &Decoder,
+    mut components: Vec<Vec<u8>>,
+    location: Location,
+) -> Result<Vec<String>, MetainfoError> {
     if components.is_empty() {
         components.push(Vec::new());
     }
     let mut path = Vec::with_capacity(1 + components.len());
     path.push(root.to_owned());
-    path.extend(components.iter().map(|part| names::safe(part)));
+    path.extend(components.iter().map(|part| names::safe(&decoder.decode(part))));
     let len: usize = path.iter().map(|part| part.len() + 1).sum();
     if len > MAX_PATH { Err(MetainfoError::PathTooLong(location)) } else { Ok(path) }
 }

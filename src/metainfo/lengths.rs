@@ -10,8 +10,12 @@ use fixedbitset::FixedBitSet;
 /// Length of a block, the unit of a request, in bytes (BEP 3: all current implementations use 2^14).
 pub const BLOCK_LEN: u32 = 16 * 1024;
 
-/// Largest piece length accepted, in bytes. A piece is hashed and cached whole, so this bounds memory.
+/// Largest piece accepted, in bytes. A piece is hashed and cached whole, so this bounds memory.
 pub const MAX_PIECE_LEN: u32 = 128 << 20;
+
+/// Largest `piece length` accepted of a torrent whose pieces are shorter than that, because there is only one: the largest
+/// that libtorrent accepts.
+const MAX_STATED_LEN: u32 = 32_767 * BLOCK_LEN;
 
 /// Largest number of pieces accepted in one torrent; bounds the bitfield that a peer may send (512 KiB).
 pub const MAX_PIECES: u32 = 4 << 20;
@@ -102,8 +106,8 @@ pub struct Block {
 /// A total length and a piece length that make no torrent.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LengthsError {
-    /// The torrent has no bytes, hence no pieces.
-    #[error("it has no bytes")]
+    /// The torrent is one empty file, which no client accepts, or it has no file at all.
+    #[error("it has no bytes: it is one empty file or none, which other programs refuse")]
     Empty,
     /// The piece length is 0 or more than [`MAX_PIECE_LEN`].
     #[error("its piece length {0} is not between 1 and {MAX_PIECE_LEN} bytes")]
@@ -122,14 +126,13 @@ pub struct Lengths {
 }
 
 impl Lengths {
-    /// Cuts `total` bytes into pieces of `piece_len` bytes, the last one perhaps shorter.
+    /// Cuts `total` bytes into pieces of `piece_len` bytes, the last one perhaps shorter. A torrent of empty files has no
+    /// pieces.
     pub fn new(total: u64, piece_len: u64) -> Result<Self, LengthsError> {
-        if total == 0 {
-            return Err(LengthsError::Empty);
-        }
         let piece_len = u32::try_from(piece_len)
             .ok()
-            .filter(|len| (1..=MAX_PIECE_LEN).contains(len))
+            .filter(|len| (1..=MAX_STATED_LEN).contains(len))
+            .filter(|len| u64::from(*len).min(total) <= MAX_PIECE_LEN.into())
             .ok_or(LengthsError::PieceLength(piece_len))?;
         let pieces = total.div_ceil(u64::from(piece_len));
         let pieces =
@@ -281,9 +284,12 @@ mod tests {
 
     #[test]
     fn impossible_lengths_are_refused() {
-        assert_eq!(Lengths::new(0, 16384), Err(LengthsError::Empty));
+        assert_eq!(Lengths::new(0, 0), Err(LengthsError::PieceLength(0)));
         assert_eq!(Lengths::new(1, 0), Err(LengthsError::PieceLength(0)));
         assert_eq!(Lengths::new(1, u64::MAX), Err(LengthsError::PieceLength(u64::MAX)));
+        let longest = u64::from(MAX_PIECE_LEN);
+        assert!(Lengths::new(longest + 1, longest).is_ok() && Lengths::new(longest, longest + 1).is_ok());
+        assert_eq!(Lengths::new(longest + 1, longest + 1), Err(LengthsError::PieceLength(longest + 1)));
         assert_eq!(Lengths::new(u64::MAX, 1), Err(LengthsError::TooManyPieces(u64::MAX)));
     }
 

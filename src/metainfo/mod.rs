@@ -23,21 +23,28 @@
 
 pub mod bencode;
 mod create;
+mod document;
 mod edit;
 mod error;
 mod file_tree;
 mod files;
+mod gzip;
 mod identity;
 mod layout;
+mod legacy;
 mod lengths;
 mod magnet;
 mod names;
 mod original;
+mod sniff;
+mod text;
 mod torrent;
 
 pub use create::{CreateError, DraftError, NewFile, NewTorrent, hash_pieces, is_name, link_target, piece_len_for};
+pub use document::{Document, DocumentError};
 pub use edit::Edit;
 pub use error::{Location, MetainfoError};
+pub use gzip::{GunzipError, gunzip, is_gzip};
 pub use identity::{InfoHash, PieceHashes, Verdict};
 pub use layout::{File, FileIndex, FileKind, Layout, MAX_FILES};
 pub use lengths::{
@@ -45,4 +52,6 @@ pub use lengths::{
 };
 pub use magnet::{Magnet, MagnetError};
 pub use original::OriginalPaths;
+pub use sniff::Kind;
+pub use text::unquote;
 pub use torrent::{MAX_DATE, MAX_TORRENT_LEN, Metainfo};

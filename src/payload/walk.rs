@@ -49,7 +49,7 @@ pub struct LeftOut {
     pub hidden: usize,
     /// Files and directories that match a pattern.
     pub ignored: usize,
-    /// Empty directories, which a torrent cannot contain.
+    /// Directories in which there is nothing to take, which a torrent cannot contain.
     pub empty: usize,
 }
 
@@ -168,13 +168,15 @@ impl Walker<'_> {
         }
         self.parents.push(inode);
         let failed = |source| WalkError::Io { path: path.clone(), source };
-        let mut is_empty = true;
+        let (files, empty) = (self.files.len(), self.left_out.empty);
         for entry in fs::read_dir(&path).map_err(failed)? {
             let entry = entry.map_err(failed)?;
-            is_empty = false;
             self.entry(entry.path(), &below.join(entry.file_name()), &entry.file_name())?;
         }
-        self.left_out.empty += usize::from(is_empty);
+        if self.files.len() == files {
+            // It stands for the directories in it.
+            self.left_out.empty = empty + 1;
+        }
         self.parents.pop();
         Ok(())
     }

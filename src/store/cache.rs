@@ -219,6 +219,10 @@ impl Cache {
     }
 
     fn report(&self, error: &DiskError) {
+        // A download cannot do without one of its files.
+        if error.is_refusal() && !self.shared {
+            return self.health.report_refusal(error);
+        }
         // A shared cache logs nothing: downloads cannot continue without the disk, and the command reports that itself.
         self.health.report_failure(&self.dir, error, Instant::now(), !self.shared);
     }

@@ -5,6 +5,7 @@
 //! because another file is missing, it is compared with the data as that arrives. Any other existing file is an error
 //! before the first byte is written. Only names below the torrent's own name are touched.
 
+use std::cell::OnceCell;
 use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -17,6 +18,7 @@ use super::error::{StoreError, io_error};
 use super::place::{Access, open_or_create_dir};
 use super::stamps::Stamp;
 use super::state::Saved;
+use super::substitute::{in_download, is_refused, shown};
 use super::torrent::Torrent;
 use crate::metainfo::{self, FileIndex, FileKind, PieceIndex};
 use crate::sys::file as sys;
@@ -41,7 +43,7 @@ fn check_parents(dir: &Path, file: &Path, seen: &mut HashSet<PathBuf>) -> Result
         match path.symlink_metadata() {
             Ok(about) if about.is_dir() => {}
             Ok(_) => return Err(StoreError::InTheWay { path, why: NOT_A_DIRECTORY }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound || is_refused(&error, false) => {}
             Err(error) => return Err(io_error("examine", &path)(error)),
         }
     }
@@ -52,15 +54,16 @@ fn check_parents(dir: &Path, file: &Path, seen: &mut HashSet<PathBuf>) -> Result
 pub(super) fn find_existing(torrent: &Torrent, dir: &Path, overwrite: bool) -> Result<bool, StoreError> {
     let (mut seen, mut has_content) = (HashSet::new(), false);
     for (index, file) in torrent.files.stored() {
-        check_parents(dir, &file.relative_path(), &mut seen)?;
-        let path = torrent.files.path(index);
+        let located = torrent.files.locate(index);
+        check_parents(dir, &located.relative_path(), &mut seen)?;
+        let path = torrent.files.root.path(&located);
         match path.symlink_metadata() {
             Ok(about) if !about.is_file() => return Err(StoreError::InTheWay { path, why: NOT_A_FILE }),
             Ok(about) if about.len() > file.len && !overwrite => {
                 return Err(StoreError::Foreign { path, why: TOO_LONG });
             }
             Ok(about) => has_content |= about.len() > 0,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound || is_refused(&error, false) => {}
             Err(error) => return Err(io_error("examine", &path)(error)),
         }
     }
@@ -93,7 +96,7 @@ pub(super) fn claim_files(torrent: &Torrent, saved: Option<&Saved>, overwrite: b
             lock(&torrent.files.undecided).insert(index);
             continue;
         }
-        let (opened, _) = torrent.files.root.open(file, Access::Read).map_err(io_error("open", &path))?;
+        let (opened, _) = torrent.files.open(index, Access::Read).map_err(io_error("open", &path))?;
         if has_content(&opened).map_err(io_error("read", &path))? {
             return Err(StoreError::Foreign { path, why: NO_MATCH });
         }
@@ -186,9 +189,22 @@ impl ExtraFiles<'_> {
             FileKind::Symlink { .. } => true,
             FileKind::Regular { executable } => executable || file.len == 0,
         };
-        for file in self.files.iter().filter(concerned) {
-            let relative = file.relative_path();
-            with(file, &self.dir.join(&relative), &relative)?;
+        let others = OnceCell::new();
+        for (index, file) in (0..).map(FileIndex).zip(self.files).filter(|(_, file)| concerned(file)) {
+            let mut at = |relative: &Path| with(file, &self.dir.join(relative), relative);
+            match at(&file.relative_path()) {
+                Err(StoreError::Io { source, .. }) if is_refused(&source, false) => {
+                    let Some(path) = others.get_or_init(|| in_download(self.files)).get(&index) else {
+                        return Err(io_error("create", &self.dir.join(file.relative_path()))(source));
+                    };
+                    at(&path.iter().collect::<PathBuf>())?;
+                    if !file.is_stored() {
+                        let (from, to) = (shown(&file.path), shown(path));
+                        tracing::warn!("{from} is saved as {to}, because the filesystem refuses the name: {source}");
+                    }
+                }
+                done => done?,
+            }
         }
         Ok(())
     }

@@ -4,14 +4,15 @@
 //! follows no symbolic link, so neither a name nor a planted link leads outside (see `place`). Pad files are not
 //! stored, because they are zeros (BEP 47).
 
-use std::collections::HashSet;
+use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
 use std::fs::{File, Metadata};
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use lru::LruCache;
 
@@ -20,6 +21,7 @@ use super::health::{DiskError, is_gone};
 use super::pieces::Pieces;
 use super::place::{Access, Root};
 use super::stamps::{Check, Stamp, Stamps};
+use super::substitute;
 use crate::metainfo::{self, FileIndex, FileKind, Layout, PieceIndex};
 use crate::sys::file as sys;
 use crate::util::lock;
@@ -100,6 +102,14 @@ pub(super) struct Files {
     pieces: Arc<Pieces>,
     pub root: Root,
     pub layout: Arc<Layout>,
+    /// Files that are under another name, because the filesystem refuses their own. Holds them with that path.
+    renamed: Mutex<HashMap<FileIndex, metainfo::File>>,
+    /// Files that would be the same as another one on a filesystem that ignores case.
+    twins: HashMap<FileIndex, FileIndex>,
+    /// Held while a file is created.
+    creating: Mutex<()>,
+    /// The other paths of the files of a download.
+    portable: OnceLock<HashMap<FileIndex, Vec<String>>>,
     /// The expected state of each file.
     stamps: Stamps,
     /// Existing files in a download directory of which no piece can be hashed, because other files are missing.
@@ -121,11 +131,16 @@ impl Files {
         if let Some(file) = files.find(|file| file.path.is_empty() || !file.path.iter().all(is_plain)) {
             return Err(StoreError::UnsafePath { path: file.relative_path() });
         }
+        let twins = if root.is_read_only() { HashMap::new() } else { substitute::twins(layout.files()) };
         Ok(Self {
             pieces,
             root,
             stamps: Stamps::new(layout.files().len()),
             layout,
+            renamed: Mutex::default(),
+            twins,
+            creating: Mutex::default(),
+            portable: OnceLock::new(),
             undecided: Mutex::default(),
             #[cfg(test)]
             injected_errno: Default::default(),
@@ -142,7 +157,88 @@ impl Files {
     }
 
     pub fn path(&self, file: FileIndex) -> PathBuf {
-        self.root.path(self.file(file))
+        self.root.path(&self.placed(file))
+    }
+
+    /// Returns a file with the path that it has on the disk, as far as that is known.
+    fn placed(&self, file: FileIndex) -> Cow<'_, metainfo::File> {
+        match lock(&self.renamed).get(&file) {
+            Some(renamed) => Cow::Owned(renamed.clone()),
+            None => Cow::Borrowed(self.file(file)),
+        }
+    }
+
+    /// Returns a file with the other path that it has if its own is refused.
+    fn substitute(&self, index: FileIndex) -> Option<metainfo::File> {
+        let file = self.file(index);
+        match &self.root {
+            Root::ReadOnly(_) => None,
+            Root::Own(_) => Some(substitute::in_cache(file, index)),
+            Root::Users(_) => {
+                let portable = self.portable.get_or_init(|| substitute::in_download(self.layout.files()));
+                portable.get(&index).map(|path| metainfo::File { path: path.clone(), ..file.clone() })
+            }
+        }
+    }
+
+    /// Finds out whether a file is on the disk under its other name. Returns it with the path that it has or will have.
+    pub fn locate(&self, file: FileIndex) -> Cow<'_, metainfo::File> {
+        let own = self.placed(file);
+        if matches!(own, Cow::Owned(_)) {
+            return own;
+        }
+        let (is_twin, refused) = match self.root.path(&own).symlink_metadata() {
+            Ok(about) => (self.is_of_twin(file, &about), false),
+            Err(error) => (false, substitute::is_refused(&error, true)),
+        };
+        let exists = |other: &metainfo::File| self.root.path(other).symlink_metadata().is_ok();
+        match self.substitute(file).filter(|other| is_twin || refused && exists(other)) {
+            Some(other) => {
+                lock(&self.renamed).insert(file, other.clone());
+                Cow::Owned(other)
+            }
+            None => own,
+        }
+    }
+
+    /// Returns whether what is under a file's own name is another file, because the filesystem ignores case. A file with two
+    /// links is in two directories that do not.
+    fn is_of_twin(&self, file: FileIndex, about: &Metadata) -> bool {
+        let Some(twin) = self.twins.get(&file) else { return false };
+        let other = self.root.path(self.file(*twin)).symlink_metadata();
+        about.nlink() == 1 && other.is_ok_and(|other| (other.dev(), other.ino()) == (about.dev(), about.ino()))
+    }
+
+    /// Opens a file under its own name, or under the other one if the filesystem refuses that.
+    pub fn open(&self, file: FileIndex, access: Access) -> io::Result<(File, bool)> {
+        let create = access == Access::Create;
+        let _turn = create.then(|| lock(&self.creating));
+        let own = self.locate(file);
+        let error = match self.root.open(&own, access) {
+            Ok((opened, _))
+                if create && matches!(own, Cow::Borrowed(_)) && self.is_of_twin(file, &opened.metadata()?) =>
+            {
+                // It was created just now, and it is the other file's.
+                std::fs::remove_file(self.root.path(&own))?;
+                io::ErrorKind::AlreadyExists.into()
+            }
+            Err(error) if create && substitute::is_refused(&error, true) => error,
+            opened => return opened,
+        };
+        let Some(other) = self.substitute(file).filter(|other| other.path != own.path) else { return Err(error) };
+        // The error about its own name says more than that about one which we made up.
+        let Ok(opened) = self.root.open(&other, access) else { return Err(error) };
+        let (from, to) = (substitute::shown(&own.path), substitute::shown(&other.path));
+        if lock(&self.renamed).insert(file, other).is_some() {
+            // Another of our threads was first.
+            return Ok(opened);
+        }
+        if self.root.is_own() {
+            tracing::info!("the cache stores {from} as {to}, because its filesystem refuses the name: {error}");
+        } else {
+            tracing::warn!("{from} is saved as {to}, because the filesystem refuses the name: {error}");
+        }
+        Ok(opened)
     }
 
     /// Returns the parts of files that make up `len` bytes of the torrent from `start` on: the file, the offset in it,
@@ -323,7 +419,7 @@ impl Files {
     }
 
     fn about(&self, file: FileIndex) -> Option<Metadata> {
-        let path = self.path(file);
+        let path = self.root.path(&self.locate(file));
         let about = if self.root.is_read_only() { path.metadata() } else { path.symlink_metadata() };
         about.ok().filter(Metadata::is_file)
     }
@@ -367,7 +463,7 @@ impl Files {
             }
             _ => {}
         }
-        let opened = self.root.open(self.file(file), access).and_then(|(opened, writable)| {
+        let opened = self.open(file, access).and_then(|(opened, writable)| {
             let about = opened.metadata()?;
             if !about.is_file() {
                 return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
@@ -409,7 +505,7 @@ impl Files {
     /// lets it be executed if the torrent says so. Fails if it is not `complete` and cannot be written to.
     pub fn claim(&self, file: FileIndex, complete: bool) -> io::Result<()> {
         let access = if complete { Access::Read } else { Access::Change };
-        let (opened, _) = self.root.open(self.file(file), access)?;
+        let (opened, _) = self.open(file, access)?;
         let about = opened.metadata()?;
         let len = self.file(file).len;
         let executable = self.file(file).kind == FileKind::Regular { executable: true } && about.mode() & 0o111 == 0;

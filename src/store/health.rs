@@ -1,14 +1,19 @@
 //! Faults of the cache's disk: each is reported once, and writing is retried from time to time.
 
+use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use super::substitute::is_refused;
 use crate::util::lock;
 
 /// Time between attempts to write to a disk that failed. Long enough not to disturb it, short enough not to be noticed.
 const RETRY: Duration = Duration::from_secs(30);
+
+/// Number of files that cannot be stored and are logged.
+const MAX_REFUSED: usize = 100;
 
 /// A failed disk operation.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +33,11 @@ impl DiskError {
     /// Returns whether the disk is full, as opposed to failing.
     pub fn is_full(&self) -> bool {
         matches!(self.source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) || self.is_too_large()
+    }
+
+    /// Returns whether the filesystem has refused the name of a file, and its other name, too.
+    pub fn is_refusal(&self) -> bool {
+        self.action == "open" && is_refused(&self.source, false)
     }
 
     /// Returns whether the file may not become so large.
@@ -67,6 +77,8 @@ pub(super) enum DiskState {
 #[derive(Default)]
 pub(super) struct Health {
     fault: Mutex<Option<Fault>>,
+    /// Files that cannot be stored, while the disk has no fault. Bounds what is logged.
+    refused: Mutex<HashSet<PathBuf>>,
 }
 
 /// A fault that has not been resolved.
@@ -120,6 +132,14 @@ impl Health {
         }
         let full = error.can_make_room();
         *fault = Some(Fault { message, cause: error.to_string(), full, retry: now + RETRY });
+    }
+
+    /// Logs that a file cannot be stored. Its pieces stay in memory and the swarm; other files are not concerned.
+    pub fn report_refusal(&self, error: &DiskError) {
+        let mut refused = lock(&self.refused);
+        if refused.len() < MAX_REFUSED && refused.insert(error.path.clone()) {
+            tracing::warn!("{error}; this file is not cached");
+        }
     }
 
     /// Records a successful write that began at `begun` and replaced nothing. Only an attempt that began after the

@@ -20,6 +20,7 @@
 //!   ([`Cache::buffer`]). For those buffers, pieces that are also on the disk are dropped from memory; beyond that, the
 //!   owners of the buffers bound them. The disk limit covers the bytes of pieces. (State files, and up to a filesystem
 //!   block at each end of an unaligned piece, come on top.) Only pinned pieces may exceed the limit.
+//! - **A name that the filesystem refuses** is the fault of one file alone, which is stored under another (`substitute.rs`).
 //! - **A full or failing disk** is not an error of a read or a put. Pieces then stay in memory only, the fault is
 //!   logged once and shown in [`Usage::fault`], there is no room for background fetching, and writing is retried every
 //!   30 s. On a full disk, pinned pieces replace the least recently used ones.
@@ -45,6 +46,7 @@ mod recover;
 mod spec;
 mod stamps;
 mod state;
+mod substitute;
 mod torrent;
 mod waiters;
 

@@ -69,8 +69,8 @@ impl DataOnDisk {
 
 /// Returns the ranges of a file that are not holes, in order. Returns `None` if the filesystem cannot tell.
 fn data_of(torrent: &Torrent, index: FileIndex, file: &File) -> io::Result<Option<Vec<Range<u64>>>> {
+    let (opened, _) = torrent.files.open(index, Access::Read)?;
     let about = torrent.files.path(index).symlink_metadata()?;
-    let (opened, _) = torrent.files.root.open(file, Access::Read)?;
     let mut found: Vec<Range<u64>> = Vec::new();
     let mut at = 0;
     while let Some(start) = sys::next_data(&opened, at)?.filter(|start| *start < file.len) {

@@ -132,7 +132,8 @@ impl SuperSeed {
         has: impl Fn(u32) -> bool,
     ) -> Option<u32> {
         let (count, open_offers) = (self.count(), self.policy.open_offers as usize);
-        let offers = self.peers.get_mut(&key).filter(|offers| offers.open.len() < open_offers)?;
+        // A torrent of empty files has no pieces.
+        let offers = self.peers.get_mut(&key).filter(|offers| count > 0 && offers.open.len() < open_offers)?;
         // From a random piece on, so that peers do not get equally rare pieces in the same order.
         let start = rng.random_range(0..count);
         let lacks = |piece: &u32| !has(*piece) && !offers.all.contains(*piece as usize);

@@ -396,7 +396,7 @@ impl Server {
                 let redirect = (*response.url() != url).then(|| response.url().clone());
                 Ok((response, redirect))
             }
-            Ok(Err(error @ (RequestError::Local | RequestError::Redirect(_)))) => {
+            Ok(Err(error @ (RequestError::Local | RequestError::Redirect(_) | RequestError::NotHttp(_)))) => {
                 Err(RequestFailure::Permanent(error.to_string()))
             }
             Ok(Err(error)) => Err(RequestFailure::Retry(error.to_string())),

@@ -288,7 +288,9 @@ fn every_kind_of_source_is_shown() {
             "web_seeds": ["http://w/"], "peers": [],
         })
     );
-    for (source, word) in [("nowhere", "No such file"), ("magnet:?dn=x", "names no torrent"), ("f", "not a valid")] {
+    for (source, word) in
+        [("nowhere", "No such file"), ("magnet:?dn=x", "names no torrent"), ("f", "not a .torrent file")]
+    {
         let (code, line) = failure(&output(dir, &["show", source]));
         assert!(code == 3 && line.starts_with("torrentfs: cannot show ") && line.contains(word), "{line}");
     }

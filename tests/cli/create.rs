@@ -188,7 +188,7 @@ fn files_that_a_torrent_cannot_contain_are_refused_in_one_line() {
     };
     refused(&["tree"], "no bytes");
     fs::write(dir.join("tree/empty"), "").unwrap();
-    refused(&["tree"], "no bytes");
+    refused(&["tree/empty"], "no bytes");
     refused(&["nowhere"], "cannot read nowhere: No such file");
     refused(&["/dev/null"], "/dev/null is a device");
     fs::write(dir.join("tree/a"), "a").unwrap();

@@ -9,4 +9,5 @@ mod create;
 mod edit;
 mod pictures;
 mod program;
+mod sources;
 mod top;

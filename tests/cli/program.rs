@@ -322,6 +322,29 @@ fn expected(torrent: &Metainfo) -> BTreeMap<String, String> {
 }
 
 #[test]
+fn a_quiet_mount_prints_nothing() {
+    if !can_run(&[]) {
+        return;
+    }
+    let _turn = turn();
+    let home = tempfile::tempdir().unwrap();
+    let mnt = home.path().join("mnt");
+    fs::create_dir(&mnt).unwrap();
+    let torrent = b"d4:infod5:filesld6:lengthi0e4:pathl1:aeee4:name1:d12:piece lengthi16384e6:pieces0:ee";
+    fs::write(home.path().join("d.torrent"), torrent).unwrap();
+    let (torrent, at) = (home.path().join("d.torrent"), mnt.to_str().unwrap());
+    for quiet in [true, false] {
+        let args = ["mount", "--port", "0", torrent.to_str().unwrap(), at];
+        let args = [&args[..], if quiet { &["-q"] } else { &[] }].concat();
+        let mounted = output(home.path(), &args);
+        assert!(mounted.status.success() && is_mounted(&mnt), "{mounted:?}");
+        assert_eq!(mounted.stdout.is_empty(), quiet, "{mounted:?}");
+        assert!(mounted.stderr.is_empty(), "{mounted:?}");
+        assert!(output(home.path(), &["unmount", at]).status.success());
+    }
+}
+
+#[test]
 fn samples_that_load_are_mounted() {
     let Some((dir, files)) = samples() else { return };
     if !can_run(&[]) {

@@ -170,7 +170,7 @@ fn a_torrent_file_is_fetched_from_its_url() {
     fs::create_dir(&mnt).unwrap();
     for (answer, expected) in [
         (answer("404 Not Found", b"no"), "the server answers 404 Not Found"),
-        (answer("200 OK", b"\n<!DOCTYPE html><html>"), "a web page, not a .torrent file"),
+        (answer("200 OK", b"\n<!DOCTYPE html><html>"), "not a .torrent file: it looks like a web page"),
         (answer("200 OK", b"d4:infoi1ee"), "`info`"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 200000000\r\n\r\n".to_vec(), "failed"),
         (b"HTTP/1.1 302 Found\r\nLocation: ftp://127.0.0.1/x\r\n\r\n".to_vec(), "redirected"),

@@ -4,4 +4,5 @@
 mod support;
 
 mod mount_helper;
+mod names;
 mod package;

@@ -288,11 +288,59 @@ fn there_is_a_page_for_each_command() {
     assert!(read("torrentfs.1").contains("torrentfs\\-mount(1)"), "{}", read("torrentfs.1"));
     let mount = read("torrentfs-mount.1");
     assert!(mount.contains("\\-\\-cache\\-size"));
+    let synopsis = |name: &str| {
+        let page = read(name).replace("\\fI", "").replace("\\fB", "").replace("\\fR", "").replace("\\-", "-");
+        page.split_once("SYNOPSIS\n").unwrap().1.split_once("\n.").unwrap().0.to_owned()
+    };
+    assert!(synopsis("torrentfs-set.1").contains("[--download-limit RATE] [--upload-limit RATE] ["));
+    assert!(synopsis("torrentfs-set.1").contains(" [--on-demand on|off] "));
+    assert!(synopsis("torrentfs-set.1").contains("[-v|--verbose]... [-q|--quiet] [--config FILE]"));
+    assert!(synopsis("torrentfs-get.1").contains("[--no-dht[=BOOL]]"));
+    assert!(synopsis("torrentfs-get.1").ends_with(" SOURCE..."), "{}", synopsis("torrentfs-get.1"));
+    assert!(synopsis("mount.torrentfs.8").contains("[-o OPTIONS]"), "{}", synopsis("mount.torrentfs.8"));
     let (sources, mountpoint) = (mount.find("<\\fISOURCE"), mount.find("<\\fIMOUNTPOINT"));
     assert!(sources.is_some() && sources < mountpoint, "{mount}");
     assert!(read("mount.torrentfs.8").contains("setuid=USER"));
     assert!(!dir.path().join("torrentfs-man.1").exists());
     assert!(pages("/nowhere".as_ref()).is_err());
+}
+
+#[test]
+fn words_of_other_programs_suggest_a_command() {
+    for (line, command) in [
+        ("torrentfs list", "status"),
+        ("torrentfs ls /mnt", "status"),
+        ("torrentfs download film.torrent", "get"),
+        ("torrentfs rm /mnt film", "remove"),
+        ("torrentfs mont a b", "mount"),
+    ] {
+        let error = usage_error(line);
+        assert!(error.contains(&format!("'{command}'")), "{line}: {error}");
+    }
+    assert!(!usage_error("torrentfs frobnicate").contains("similar"));
+    let error = usage_error("torrentfs set /mnt");
+    for option in ["--download-limit", "--upload-limit", "--on-demand"] {
+        assert!(error.contains(option), "{error}");
+    }
+}
+
+#[test]
+fn http_takes_a_port_alone() {
+    let local = |port| Some(([127, 0, 0, 1], port).into());
+    for (value, addr) in [
+        ("8080", local(8080)),
+        ("localhost:80", local(80)),
+        ("127.0.0.1:0", local(0)),
+        ("0.0.0.0:8080", Some(([0, 0, 0, 0], 8080).into())),
+        ("[::1]:8080", Some("[::1]:8080".parse().unwrap())),
+    ] {
+        assert_eq!(mount_args(&format!("--http {value}")).http.http, addr, "{value}");
+        assert_eq!(mount_args(&format!("-o http={value}")).http.http, addr, "{value}");
+    }
+    for value in ["70000", ":8080", "a:b", "localhost"] {
+        let error = usage_error(&format!("torrentfs mount a b --http {value}"));
+        assert!(error.contains("8080 or 127.0.0.1:8080"), "{error}");
+    }
 }
 
 /// Splits a line as a shell does, up to the first comment, pipe or other operator. Knows quotes and backslashes.

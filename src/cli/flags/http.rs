@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 
 use clap::Args;
 
@@ -17,8 +17,8 @@ const MAX_TOKEN_FILE: u64 = 4096;
 /// Where to serve a mount over HTTP, as given.
 #[derive(Args, Clone, Debug, Default, PartialEq)]
 pub(in crate::cli) struct HttpFlags {
-    /// Address to serve files, status and API on
-    #[arg(long, value_name = "ADDR:PORT", help_heading = "HTTP")]
+    /// Address to serve files, status and API on; a port alone means localhost
+    #[arg(long, value_name = "ADDR:PORT", value_parser = http_addr, help_heading = "HTTP")]
     pub(in crate::cli) http: Option<SocketAddr>,
 
     /// Token that requests must carry, or a path of a file that contains it; needed beyond localhost
@@ -46,6 +46,13 @@ impl HttpFlags {
             Failure::new(exit, error)
         })
     }
+}
+
+/// Parses an address with a port, or a port of this machine.
+fn http_addr(text: &str) -> Result<SocketAddr, String> {
+    let local = text.strip_prefix("localhost:").unwrap_or(text).parse().map(|port| (Ipv4Addr::LOCALHOST, port).into());
+    let addr = local.or_else(|_: std::num::ParseIntError| text.parse());
+    addr.map_err(|_| "expected a port or an address with a port, such as 8080 or 127.0.0.1:8080".into())
 }
 
 /// Returns the token itself, or the first line of the file that is named.

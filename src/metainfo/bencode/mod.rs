@@ -103,6 +103,11 @@ pub fn decode_prefix<T: DeserializeOwned>(bytes: &[u8], limits: &Limits) -> Resu
     Ok((decode_scanned(&bytes[..consumed])?, consumed))
 }
 
+/// Returns the length in bytes of the value at the start of `bytes`.
+pub fn len_of(bytes: &[u8], limits: &Limits) -> Result<usize, BencodeError> {
+    Ok(scan(bytes, limits)?.consumed)
+}
+
 /// Returns the byte range of the value of `key` in the dictionary that takes up all of `bytes`. The raw bytes are what is
 /// hashed; encoding them again might change them. Returns `None` if there is no such key or it is not a dictionary.
 pub fn span_of(bytes: &[u8], key: &[u8], limits: &Limits) -> Result<Option<Range<usize>>, BencodeError> {

@@ -385,3 +385,69 @@ fn files_without_content_are_created_too() {
     let huge = [file(&["t", "huge"], 1 << 60, plain)];
     assert!(space_missing(users.path(), &huge).unwrap().is_some());
 }
+
+/// A torrent of which two files have names that every filesystem here refuses: they are too long.
+fn with_long_names() -> Sample {
+    let mut sample = Sample::new(9, 50, &[170, 90, 30, 100, 0, 17]);
+    sample.files[1].path[2] = format!("{}.mkv", "n".repeat(300));
+    sample.files[3].path[1] = format!("dir: {}", "d".repeat(300));
+    sample
+}
+
+#[test]
+fn a_refused_name_is_the_fault_of_one_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let sample = with_long_names();
+    for run in 0..2 {
+        let cache = open(dir.path(), None, 0);
+        let (store, _) = add(&cache, &sample);
+        for n in 0..sample.lengths.pieces() {
+            assert_eq!(sample.reads(&store, n), run > 0, "piece {n}");
+            if run == 0 {
+                sample.put(&store, n);
+            }
+        }
+        assert_eq!(cache.usage().fault, None);
+        assert!(store.is_all_on_disk(), "run {run}");
+        store.close();
+        cache.close();
+    }
+    let data = dir.path().join(sample.info_hash.to_string()).join("data");
+    assert_eq!(fs::metadata(data.join("renamed/1")).unwrap().len(), 90);
+    assert_eq!(fs::metadata(data.join("renamed/3")).unwrap().len(), 100);
+    assert_eq!(fs::metadata(sample.path(dir.path(), 0)).unwrap().len(), 170);
+    // Eviction finds the files, too.
+    let cache = open(dir.path(), Some(50), 0);
+    let (store, _) = add(&cache, &sample);
+    cache.maintain(Instant::now());
+    assert!(have(&store).len() <= 1);
+    assert_eq!(cache.usage().fault, None);
+}
+
+#[test]
+fn a_download_renames_what_the_filesystem_refuses() {
+    let (home, mine) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut sample = with_long_names();
+    sample.files[4].path[2] = "e".repeat(300);
+    for run in 0..2 {
+        let cache = shared(home.path());
+        let store = add_at(&cache, &sample, download(mine.path(), false), false).unwrap();
+        assert_eq!(store.is_all_on_disk(), run > 0);
+        if run == 0 {
+            (0..sample.lengths.pieces()).for_each(|n| sample.put(&store, n));
+        }
+        assert!(store.is_all_on_disk() && cache.failure().is_none());
+        let extra = ExtraFiles { dir: mine.path(), files: &sample.files, overwrite: false };
+        extra.check().unwrap();
+        extra.create().unwrap();
+        // Without a state, the next run finds the files by their names.
+        store.remove_state_on_close();
+        store.close();
+        cache.close();
+    }
+    let path = |name: &str| mine.path().join("name").join(name);
+    let long = path(&format!("dir1/{}.mkv", "n".repeat(136)));
+    assert_eq!(fs::read(long).unwrap(), sample.bytes[170..260]);
+    assert_eq!(fs::metadata(path(&format!("dir_ {}/file3", "d".repeat(135)))).unwrap().len(), 100);
+    assert_eq!(fs::metadata(path(&format!("dir0/{}", "e".repeat(140)))).unwrap().len(), 0);
+}
