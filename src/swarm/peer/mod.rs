@@ -274,11 +274,6 @@ impl Peer {
         if self.asks.is_empty() { Duration::ZERO } else { now.saturating_duration_since(self.last_progress) }
     }
 
-    /// Returns whether the peer fell silent and has sent nothing since.
-    pub(super) fn is_in_doubt(&self) -> bool {
-        self.doubt.is_some()
-    }
-
     /// Returns whether the peer has been silent for twice as long as all that it owes should take.
     pub(super) fn is_overdue(&self, now: Instant) -> bool {
         let owed = self.pipeline.outstanding() as f64 + self.stray_bytes(now);
