@@ -20,6 +20,9 @@ const BEAT: Duration = Duration::from_secs(2);
 /// Longest time between two looks at the clock of a process that runs, however busy the machine is.
 const MAX_GAP: Duration = Duration::from_secs(5);
 
+/// A wait that stands for one without an end: no process runs for thirty years.
+const FOREVER: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
+
 /// The clock of a session.
 #[derive(Debug)]
 pub(super) struct AwakeClock {
@@ -119,6 +122,11 @@ impl AwakeClock {
         now
     }
 
+    /// Returns the time on this clock at which a wait from now on is over. No wait is too long.
+    pub(super) fn after(&self, wait: Duration) -> Instant {
+        self.now() + wait.min(FOREVER)
+    }
+
     /// Converts a time on this clock to the one at which the process gets there if it does not sleep.
     pub(super) fn real(&self, awake: Instant) -> Instant {
         awake + lock(&self.state).slept
@@ -145,6 +153,14 @@ mod tests {
 
     fn state(now: Instant) -> State {
         State { seen: now, slept: Duration::ZERO, suspended: Duration::ZERO, begin: now, boot: 1000 * SECOND }
+    }
+
+    #[tokio::test]
+    async fn no_wait_is_too_long() {
+        let (clock, _heartbeat) = AwakeClock::start();
+        let end = clock.after(Duration::MAX);
+        assert!(end > clock.now() + 1000 * SECOND);
+        assert!(tokio::time::timeout(SECOND / 10, clock.sleep_until(end)).await.is_err());
     }
 
     #[test]

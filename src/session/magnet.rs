@@ -76,7 +76,7 @@ pub(super) async fn resolve(
     };
     let inputs = Inputs { inbox, dialed, incoming, found };
     // The time that the process sleeps does not count.
-    let expired = context.clock.sleep_until(context.clock.now() + limit);
+    let expired = context.clock.sleep_until(context.clock.after(limit));
     let done = tokio::select! {
         info = driver.run(peers, inputs, progress) => Some(info),
         () = expired => None,

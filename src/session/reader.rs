@@ -192,7 +192,7 @@ impl Reader {
         let clock = &self.torrent.clock;
         let limit = self.torrent.read_timeout;
         let repeated = self.just_timed_out(piece);
-        let mut deadline = limit.map(|limit| if repeated { clock.now() } else { clock.now() + limit });
+        let mut deadline = limit.map(|limit| if repeated { clock.now() } else { clock.after(limit) });
         loop {
             // Register first, look afterwards: a piece that arrives in between is not missed (invariant 3).
             let mut arrived = pin!(store.wait(piece));
@@ -210,14 +210,14 @@ impl Reader {
                     // If it was evicted again before this task ran, the swarm has to fetch it once more.
                     if !store.has(piece) {
                         want.send().await;
-                        deadline = limit.map(|limit| clock.now() + limit);
+                        deadline = limit.map(|limit| clock.after(limit));
                     }
                 }
                 () = async { drop(closed.wait_for(|closed| *closed).await) } => return Err(ReadError::Closed),
                 () = expired => {
                     let limit = limit.unwrap_or_default();
                     let last_block = self.torrent.block_times.last(self.lengths().pieces_in(bytes));
-                    let next = last_block.map(|at| at + limit);
+                    let next = last_block.and_then(|at| at.checked_add(limit));
                     if next.is_none_or(|next| next <= clock.now()) {
                         if !repeated {
                             lock(&self.timed_out).push((piece, Instant::now()));
