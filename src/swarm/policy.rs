@@ -127,12 +127,12 @@ pub struct Policy {
     pub hedge_advantage: f64,
     /// Time of silence after which nothing more is expected of a peer or a reader: no answer to a lost request comes any more,
     /// and a torrent does not count as being read. Ten seconds outlast a pause of a player and of most lines.
-    /// Follow from it: [`Self::snub_timeout`], [`Self::dead_timeout`], [`Self::repeat_timeout`], [`Self::reject_pause`],
-    /// [`Self::doubt_timeout`], [`Self::abandoned_moment`], [`Self::useless_timeout`].
+    /// Follow from it: `snub_timeout`, `dead_timeout`, `repeat_timeout`, `reject_pause`,
+    /// `doubt_timeout`, `abandoned_moment`, `useless_timeout`.
     pub silence_timeout: Duration,
 
     /// Bytes around a reader's position within which a read is no seek, because the kernel reads ahead and out of order in
-    /// several threads. Follow from it: [`Self::min_read_ahead`], [`Self::next_distance`], [`Self::min_read_rate`].
+    /// several threads. Follow from it: `min_read_ahead`, `next_distance`, `min_read_rate`.
     pub near_distance: u64,
     /// Time for which a newly blocked read suppresses background requests and read-ahead that may never be read: about what
     /// one takes.
@@ -141,8 +141,8 @@ pub struct Policy {
     /// Pieces that are picked at random before rarest-first begins: they come quickly and differ from other peers'.
     pub random_first: u32,
 
-    /// Time between two looks at late blocks while a read is blocked. Follow from it: [`Self::busy_tick`],
-    /// [`Self::idle_tick`].
+    /// Time between two looks at late blocks while a read is blocked. Follow from it: `busy_tick`,
+    /// `idle_tick`.
     pub blocked_tick: Duration,
 
     /// Number of peers served at a time while we send little: enough that some of them return the favour.
