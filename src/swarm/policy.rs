@@ -15,28 +15,26 @@
 //!
 //! | constant | half | double |
 //! |---|---|---|
-//! | `filling_queue` | – | swarm crowd +7 % |
-//! | `reading_queue` | small seek p50 -5 %, home seek p50 -3 % | bursts seek p50 +12 %, hostile seek p50 +12 %, small seek p50 +12 % |
-//! | `due_queue` | crowd 4MiB +46 %, crowd start +46 %, crowd seek p90 +22 % | crowd first +21 %, crowd seek p90 -10 %, unsteady copy +4 % |
-//! | `min_window` | small 4MiB -10 %, crowd first -8 %, hostile seek p50 +5 % | hostile first +44 %, crowd seek p50 +33 %, crowd first +32 % |
-//! | `rate_headroom` | far fill -31 %, far copy -6 %, small 4MiB -5 % | far seek p90 +45 %, crowd first +38 %, hostile seek p90 +32 % |
-//! | `refill_level` | far fill -29 %, crowd fill -11 %, small seek p50 -11 % | bursts seek p50 +12 %, small seek p50 +5 %, hostile seek p50 +3 % |
-//! | `rate_span` | crowd first +24 %, crowd seek p50 +8 %, swarm crowd +6 % | unsteady seek p90 -14 %, far 4MiB +4 %, far start +4 % |
-//! | `min_rate_span` | hostile first -10 %, hostile 4MiB -6 %, crowd first +5 % | small first +8 %, far first +7 %, crowd jump +4 % |
-//! | `unknown_rate` | small start -10 %, unsteady seek p90 -9 %, small 4MiB -7 % | hostile first +3203 %, hostile start +1105 %, hostile 4MiB +901 % |
-//! | `unknown_latency` | hostile first +125 %, unsteady 4MiB +56 %, unsteady start +56 % | crowd first +32 %, hostile first +20 %, small 4MiB -14 % |
-//! | `probe_interval` | unsteady seek p90 -14 % | – |
-//! | `probe_latencies` | – | unsteady seek p90 -20 % |
-//! | `hedge_advantage` | unsteady 4MiB +43 %, unsteady start +43 %, crowd seek p90 -13 % | small first +47 %, crowd first +32 %, crowd jump +10 % |
-//! | `silence_timeout` | hostile seek p50 +4 % | – |
-//! | `near_distance` | hostile 4MiB +7 %, hostile jump +4 %, small jump +3 % | small jump -4 % |
-//! | `blocked_moment` | hostile first -11 %, unsteady seek p50 +3 % | crowd first +12 %, far first +11 %, far 4MiB +7 % |
-//! | `random_first` | – | small 4MiB -22 %, small start -14 % |
-//! | `blocked_tick` | – | small 4MiB +5 %, far copy -4 % |
-//! | `upload_slots` | swarm slow crowd -17 %, swarm fast seed -5 % | swarm slow crowd +45 %, swarm crowd +24 %, swarm fast seed +8 % |
+//! | `filling_queue` | – | swarm crowd +8 % |
+//! | `reading_queue` | crowd seek p50 -4 %, small seek p50 -3 % | unsteady seek p90 -13 %, bursts seek p50 +12 %, small seek p50 +11 % |
+//! | `due_queue` | crowd 4MiB +48 %, crowd start +48 %, crowd seek p90 +28 % | crowd first +10 %, far first -4 %, few first +3 % |
+//! | `min_window` | small 4MiB -10 %, crowd first -6 %, swarm fast seed -5 % | crowd seek p90 +58 %, hostile first +44 %, crowd seek p50 +33 % |
+//! | `rate_headroom` | far fill -31 %, far copy -6 %, small 4MiB -5 % | far seek p90 +46 %, far seek p50 +31 %, far jump +20 % |
+//! | `refill_level` | far fill -29 %, crowd fill -9 %, small seek p50 -9 % | bursts seek p50 +12 %, swarm crowd +5 %, hostile first +3 % |
+//! | `rate_span` | crowd seek p90 +11 %, swarm crowd +11 %, far 4MiB -4 % | far 4MiB +4 %, far start +4 % |
+//! | `min_rate_span` | unsteady seek p90 -19 %, hostile first -10 %, hostile start -6 % | unsteady seek p90 -16 %, small first +8 %, far first +7 % |
+//! | `unknown_rate` | crowd seek p90 +10 %, small start -10 %, small 4MiB -7 % | small first +26 %, hostile first -16 %, crowd seek p90 +9 % |
+//! | `unknown_latency` | unsteady 4MiB +17 %, unsteady start +17 %, home 4MiB +15 % | hostile first +20 %, small 4MiB -14 %, unsteady seek p90 -14 % |
+//! | `hedge_advantage` | unsteady seek p90 -12 %, crowd seek p90 -9 %, small first -9 % | small first +47 %, crowd seek p90 +40 %, crowd first +32 % |
+//! | `silence_timeout` | crowd 4MiB +59 %, crowd start +59 %, crowd seek p90 +22 % | – |
+//! | `near_distance` | hostile jump +4 %, small jump +3 % | unsteady seek p90 -10 %, small jump -4 % |
+//! | `blocked_moment` | unsteady seek p90 -12 %, hostile first -11 % | far first +11 %, far 4MiB +7 %, far start +7 % |
+//! | `random_first` | – | small 4MiB -22 %, small start -14 %, swarm crowd +4 % |
+//! | `blocked_tick` | – | unsteady seek p90 -12 %, small 4MiB +5 %, far copy -4 % |
+//! | `upload_slots` | swarm slow crowd -18 %, swarm crowd -4 % | swarm slow crowd +43 %, swarm crowd +23 % |
 //! | `slot_rate` | swarm crowd +4 % | – |
-//! | `open_offers` | swarm super-seed copies -4 %, swarm super-seed time -4 % | – |
-//! | `dial_limit` | swarm dead addresses +130 %, crowd 4MiB +26 %, crowd start +26 % | swarm dead addresses -65 %, crowd 4MiB -12 %, crowd start -12 % |
+//! | `open_offers` | swarm super-seed copies -5 %, swarm super-seed time -4 % | swarm super-seed time +3 % |
+//! | `dial_limit` | swarm dead addresses +130 %, crowd 4MiB +27 %, crowd start +27 % | swarm dead addresses -65 %, crowd first -11 %, crowd 4MiB -11 % |
 //! | `metadata_pipeline` | swarm metadata +91 % | swarm metadata -45 % |
 //! | `metadata_late` | swarm metadata, silent peers -47 % | swarm metadata, silent peers +71 % |
 
@@ -116,19 +114,14 @@ pub struct Policy {
     pub unknown_rate: u64,
     /// Latency assumed of a peer that has sent nothing yet: a typical round trip.
     pub unknown_latency: Duration,
-    /// Time for which a measured base latency is valid. A tenth of it passes before a spoilt probe is repeated.
-    pub probe_interval: Duration,
-    /// Multiple of itself for which a base latency is valid, if that is longer: a probe idles the peer for some three, which
-    /// is one per cent.
-    pub probe_latencies: f64,
 
     /// How many times sooner a second peer must deliver a block of a blocked read before it is asked as well. Where all
     /// peers are late alike, asking twice would only halve what they deliver.
     pub hedge_advantage: f64,
     /// Time of silence after which nothing more is expected of a peer or a reader: no answer to a lost request comes any more,
     /// and a torrent does not count as being read. Ten seconds outlast a pause of a player and of most lines.
-    /// Follow from it: `snub_timeout`, `dead_timeout`, `repeat_timeout`, `reject_pause`,
-    /// `doubt_timeout`, `abandoned_moment`, `useless_timeout`.
+    /// Follow from it: `snub_timeout`, `dead_timeout`, `repeat_timeout`, `reject_pause`, `doubt_timeout`, `abandoned_moment`,
+    /// `useless_timeout`, `base_validity`.
     pub silence_timeout: Duration,
 
     /// Bytes around a reader's position within which a read is no seek, because the kernel reads ahead and out of order in
@@ -141,8 +134,7 @@ pub struct Policy {
     /// Pieces that are picked at random before rarest-first begins: they come quickly and differ from other peers'.
     pub random_first: u32,
 
-    /// Time between two looks at late blocks while a read is blocked. Follow from it: `busy_tick`,
-    /// `idle_tick`.
+    /// Time between two looks at late blocks while a read is blocked. Follow from it: `busy_tick`, `idle_tick`.
     pub blocked_tick: Duration,
 
     /// Number of peers served at a time while we send little: enough that some of them return the favour.
@@ -221,6 +213,17 @@ impl Policy {
         6 * self.silence_timeout
     }
 
+    /// Time for which a measured base latency of so many seconds is valid. To measure it again idles the peer for some three
+    /// latencies, so it lasts for at least three hundred: that costs one per cent.
+    pub(super) fn base_validity(&self, latency: f64) -> Duration {
+        self.silence_timeout.max(Duration::from_secs_f64((300.0 * latency).clamp(0.0, 600.0)))
+    }
+
+    /// Time before the base latency is measured again, if another request spoilt the measurement.
+    pub(super) fn repeat_probe_after(&self) -> Duration {
+        self.silence_timeout / 10
+    }
+
     /// Least bytes read ahead of a reader.
     pub(super) fn min_read_ahead(&self) -> u64 {
         self.near_distance / 2
@@ -262,8 +265,6 @@ impl Default for Policy {
             min_rate_span: Duration::from_millis(100),
             unknown_rate: 200_000,
             unknown_latency: Duration::from_millis(100),
-            probe_interval: Duration::from_secs(10),
-            probe_latencies: 300.0,
 
             hedge_advantage: 2.0,
             silence_timeout: Duration::from_secs(10),

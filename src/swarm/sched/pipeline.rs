@@ -146,7 +146,7 @@ impl Pipeline {
     /// Ends a probe: its block is no longer alone.
     fn spoil_probe(&mut self, now: Instant) {
         if std::mem::take(&mut self.probing) {
-            self.probe_at = now + self.policy.probe_interval / 10;
+            self.probe_at = now + self.policy.repeat_probe_after();
         }
     }
 
@@ -163,7 +163,7 @@ impl Pipeline {
         if self.outstanding == 0 {
             if self.is_stale(now) {
                 self.probing = clean;
-                self.probe_at = now + self.policy.probe_interval / 10;
+                self.probe_at = now + self.policy.repeat_probe_after();
             }
             // No block can be here before the base latency has passed: that time does not count for the rate.
             self.clock = now + Duration::from_secs_f64(self.base().min(10.0));
@@ -213,8 +213,7 @@ impl Pipeline {
     }
 
     fn measure_base(&mut self, now: Instant, delay: f64, fresh: bool) {
-        let Policy { probe_latencies, probe_interval, .. } = *self.policy;
-        let valid = now + probe_interval.max(Duration::from_secs_f64((probe_latencies * delay).min(600.0)));
+        let valid = now + self.policy.base_validity(delay);
         if std::mem::take(&mut self.probing) {
             self.base_before = self.base.replace(delay).or(self.base_before);
             self.probe_at = valid;

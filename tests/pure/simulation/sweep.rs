@@ -70,8 +70,6 @@ fields!(
     min_rate_span,
     unknown_rate,
     unknown_latency,
-    probe_interval,
-    probe_latencies,
     hedge_advantage,
     silence_timeout,
     near_distance,
