@@ -52,7 +52,7 @@ pub enum SourceError {
     OtherHost(String),
 }
 
-/// What a SOURCE names, by its text and by which files exist.
+/// The kind of thing that a SOURCE names, by its text and by which files exist.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Named {
     /// A file or directory, which may not exist.

@@ -1,4 +1,4 @@
-//! What a file or a download says about a torrent: all of it, or a magnet link.
+//! The content of a file or a download that names a torrent: all of its metainfo, or a magnet link.
 
 use super::bencode::{Field, Limits, decode_prefix, dict};
 use super::error::MetainfoError;

@@ -13,7 +13,7 @@ const HEAD: usize = 4096;
 /// Length limit of the text of another program in our errors, in bytes.
 const MAX_SHOWN: usize = 200;
 
-/// What a file seems to be.
+/// The apparent kind of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// There are no bytes.
@@ -24,7 +24,7 @@ pub enum Kind {
     WebPage,
     /// The reply of a tracker, or of a site that refuses a download as trackers do, with its reason.
     TrackerReply(Option<String>),
-    /// What a BitTorrent client saves about an unfinished download.
+    /// The notes of a BitTorrent client about an unfinished download.
     Resume,
     /// The named kind of file.
     Other(&'static str),

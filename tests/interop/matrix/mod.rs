@@ -25,7 +25,7 @@ const PARALLEL: usize = 8;
 /// How often a cell that failed is repeated, when the machine has nothing else to do.
 const REPEATS: usize = 1;
 
-/// What a cell is about.
+/// The subject of a cell.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Way {
     /// Over TCP, in plaintext.

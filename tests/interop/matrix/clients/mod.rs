@@ -64,7 +64,7 @@ pub fn all() -> Vec<Box<dyn Client>> {
     ]
 }
 
-/// What a client has to do.
+/// The task of a client.
 pub struct Job {
     pub way: Way,
     pub role: Role,
