@@ -18,7 +18,7 @@
 //! | `filling_queue` | – | swarm crowd +8 % |
 //! | `reading_queue` | crowd seek p50 -4 %, small seek p50 -3 % | unsteady seek p90 -13 %, bursts seek p50 +12 %, small seek p50 +11 % |
 //! | `due_queue` | crowd 4MiB +48 %, crowd start +48 %, crowd seek p90 +28 % | crowd first +10 %, far first -4 %, few first +3 % |
-//! | `min_window` | small 4MiB -10 %, crowd first -6 %, swarm fast seed -5 % | crowd seek p90 +58 %, hostile first +44 %, crowd seek p50 +33 % |
+//! | `first_window` | small 4MiB -10 %, crowd first -6 %, swarm fast seed -5 % | crowd seek p90 +58 %, hostile first +44 %, crowd seek p50 +33 % |
 //! | `rate_headroom` | far fill -31 %, far copy -6 %, small 4MiB -5 % | far seek p90 +46 %, far seek p50 +31 %, far jump +20 % |
 //! | `refill_level` | far fill -29 %, crowd fill -9 %, small seek p50 -9 % | bursts seek p50 +12 %, swarm crowd +5 %, hostile first +3 % |
 //! | `rate_span` | crowd seek p90 +11 %, swarm crowd +11 %, far 4MiB -4 % | far 4MiB +4 %, far start +4 % |
@@ -81,6 +81,8 @@ pub(super) enum Phase {
     Yielding,
     /// A reader is active.
     Reading,
+    /// A read blocked where it had sought less than [`Policy::silence_timeout`] ago, so the next seek may come soon.
+    Seeking,
     /// A read blocked less than [`Policy::blocked_moment`] ago.
     JustBlocked,
 }
@@ -97,9 +99,9 @@ pub struct Policy {
     /// Queue at a peer for blocks that a reader waits for now. A block that is held back costs another round trip, and a
     /// peer that grants bandwidth in bursts sends this much at once.
     pub due_queue: Duration,
-    /// Bytes that may be outstanding at any peer, and all that may be at one that has sent nothing yet. Fewer make a slow
-    /// peer pause between two requests; with more, a slow peer holds up a reader that trusts it before it is known.
-    pub min_window: u64,
+    /// Bytes that may be outstanding at a peer that has sent nothing yet. With fewer, it is known later; with more, a slow
+    /// peer holds up a reader that trusts it before it is known.
+    pub first_window: u64,
     /// Window in terms of the measured rate while blocks come back soon, so that a rate that our own window limits is
     /// found by growth. More stands in the way of the next seek.
     pub rate_headroom: f64,
@@ -162,9 +164,9 @@ impl Policy {
         match (need, phase) {
             (Need::Due | Need::Next, _) => Some(self.due_queue),
             (Need::Background, Phase::JustBlocked | Phase::Yielding) => None,
-            (Need::Speculative, Phase::JustBlocked) => Some(Duration::ZERO),
+            (Need::Speculative, Phase::JustBlocked) | (Need::Background, Phase::Seeking) => Some(Duration::ZERO),
             (_, Phase::Filling) => Some(self.filling_queue),
-            (_, Phase::Reading | Phase::JustBlocked | Phase::Yielding) => Some(self.reading_queue),
+            (_, _) => Some(self.reading_queue),
         }
     }
 
@@ -257,7 +259,7 @@ impl Default for Policy {
             filling_queue: Duration::from_millis(200),
             reading_queue: Duration::from_millis(25),
             due_queue: Duration::from_millis(250),
-            min_window: 3 * BLOCK,
+            first_window: 3 * BLOCK,
             rate_headroom: 1.25,
             refill_level: 0.75,
 

@@ -351,7 +351,7 @@ impl Driver {
 #[test]
 fn a_second_bitfield_adds_pieces() {
     // A window with room for every block of the torrent.
-    let policy = Arc::new(Policy { min_window: TOTAL, ..Policy::default() });
+    let policy = Arc::new(Policy { first_window: TOTAL, ..Policy::default() });
     let mut driver = Driver::new(Config { policy, ..config() }, FixedBitSet::with_capacity(PIECES as usize));
     let (peer, port, id) = (0, 100, 100);
     driver.step(Step::Connect { peer, port, id, fast: true, outgoing: false, serves: false });
