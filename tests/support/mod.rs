@@ -150,6 +150,24 @@ impl Drop for Process {
     }
 }
 
+/// Starts a client until a tracker knows it.
+///
+/// Transmission sends `stopped` just before `started`. If they reach the tracker the other way round, it announces itself
+/// again only after half an hour.
+pub fn start_until_known(start: impl Fn() -> Process, mut is_known: impl FnMut() -> bool) -> Process {
+    for _ in 0..5 {
+        let process = start();
+        let end = Instant::now() + Duration::from_secs(20);
+        while Instant::now() < end {
+            if is_known() {
+                return process;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+    panic!("the tracker does not know the client");
+}
+
 /// A directory with a torrent, and a tracker for it.
 pub struct Lab {
     pub dir: TestDir,
