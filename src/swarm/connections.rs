@@ -179,18 +179,48 @@ impl Swarm {
         self.actions.push_back(Action::FindPeers);
     }
 
-    /// Dials as many addresses as there are free connection slots.
+    /// Dials as many addresses as there are free connection slots. An attempt that takes long holds up no other.
     pub(super) fn dial_more(&mut self, now: Instant) {
+        self.next_dial = None;
         // Complete and not serving: no peer is useful.
         if self.paused || self.pieces.complete() && !self.config.upload {
             return;
         }
-        while self.addresses.dialing() < self.config.policy.dial_limit as usize
-            && self.connections() < self.config.max_peers.min(self.max_connections)
-        {
-            let Some(addr) = self.addresses.next_to_dial(now, !self.pieces.complete()) else { return };
+        let want_seeds = !self.pieces.complete();
+        let (moment, attempts) = (self.config.policy.dial_moment(), self.addresses.attempts());
+        let mut fresh = attempts.fresh(now, moment);
+        let free = self.config.max_peers.min(self.max_connections).saturating_sub(self.peers.len());
+        let slots = self.config.policy.dial_slots(attempts.len() - fresh).min(free);
+        while fresh < slots {
+            let Some(addr) = self.addresses.next_to_dial(now, want_seeds) else { return };
+            fresh += 1;
             self.actions.push_back(Action::Connect(addr));
         }
+        if fresh < free
+            && let Some(addr) = self.addresses.next_of_new_group(now, want_seeds)
+        {
+            self.actions.push_back(Action::Connect(addr));
+        }
+        if fresh > 0 && self.addresses.next_due().is_some_and(|due| due <= now) {
+            self.next_dial = self.addresses.attempts().next_stale(now, moment);
+        }
+    }
+
+    /// Returns addresses that are likely to answer another time, the best first: those of peers that send much, then those
+    /// of peers that have sent something and left.
+    pub fn good_addresses(&self, now: Instant, limit: usize) -> Vec<SocketAddr> {
+        let mut senders: Vec<&Peer> = self.peers.values().filter(|peer| peer.pipeline.rate_is_known()).collect();
+        senders.sort_by(|a, b| b.down.rate(now).total_cmp(&a.down.rate(now)));
+        let mut good: Vec<SocketAddr> = Vec::new();
+        for addr in senders.into_iter().filter_map(Peer::dial_addr).chain(self.addresses.proven()) {
+            if good.len() >= limit {
+                break;
+            }
+            if !good.contains(&addr) && !self.addresses.is_banned(addr) {
+                good.push(addr);
+            }
+        }
+        good
     }
 
     /// Applies this torrent's share of what all torrents have together.

@@ -30,7 +30,7 @@ pub enum Direction {
 }
 
 /// Where a peer's address came from.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum PeerSource {
     /// A tracker.
     Tracker,
@@ -48,6 +48,8 @@ pub enum PeerSource {
     Magnet,
     /// The torrent's list of web seeds.
     WebSeed,
+    /// Blocks came from it in an earlier run.
+    Remembered,
 }
 
 /// A connection whose handshakes are done.

@@ -123,7 +123,7 @@ pub struct Policy {
     /// Time of silence after which nothing more is expected of a peer or a reader: no answer to a lost request comes any more,
     /// and a torrent does not count as being read. Ten seconds outlast a pause of a player and of most lines.
     /// Follow from it: `snub_timeout`, `dead_timeout`, `repeat_timeout`, `reject_pause`, `doubt_timeout`, `abandoned_moment`,
-    /// `useless_timeout`, `base_validity`.
+    /// `useless_timeout`, `base_validity`, `dial_moment`.
     pub silence_timeout: Duration,
 
     /// Bytes around a reader's position within which a read is no seek, because the kernel reads ahead and out of order in
@@ -148,7 +148,9 @@ pub struct Policy {
     /// the current one is complete.
     pub open_offers: u32,
 
-    /// Connections being made at a time. Most addresses of a tracker do not answer, and each of those takes some seconds.
+    /// Addresses dialed in one [`Policy::dial_moment`], less those that answer in it. Most addresses of a tracker do not
+    /// answer, so with fewer a reader waits for the first that does. libtorrent dials as many a second; a burst of more
+    /// fills the connection tables of some home routers. Follows from it: `dial_slots`.
     pub dial_limit: u32,
 
     /// Metadata pieces requested from one peer at a time: bridges the round trip without overloading a peer.
@@ -213,6 +215,20 @@ impl Policy {
     /// Time that a peer, or an attempt to fetch metadata, may take a place that others wait for without being of use.
     pub(super) fn useless_timeout(&self) -> Duration {
         6 * self.silence_timeout
+    }
+
+    /// Time in which an address that can be reached usually answers: after it, an attempt no longer keeps others from
+    /// beginning.
+    pub(super) fn dial_moment(&self) -> Duration {
+        self.silence_timeout / 10
+    }
+
+    /// Attempts that may have begun in the last [`Policy::dial_moment`] while `old` others are under way. Old ones cost a
+    /// router an entry each in its table, of which cheap ones have a thousand for all, so their number has a limit. Some
+    /// attempts remain for the addresses of a source that answers late.
+    pub(super) fn dial_slots(&self, old: usize) -> usize {
+        let (limit, most) = (self.dial_limit as usize, 4 * self.dial_limit as usize);
+        (limit * most.saturating_sub(old)).div_ceil(most.max(1))
     }
 
     /// Time for which a measured base latency of so many seconds is valid. To measure it again idles the peer for some three
@@ -282,7 +298,7 @@ impl Default for Policy {
             slot_rate: 30_000,
             open_offers: 2,
 
-            dial_limit: 16,
+            dial_limit: 30,
 
             metadata_pipeline: 4,
             metadata_late: Duration::from_secs(3),

@@ -1,7 +1,10 @@
 //! The scheduling policy over simulated links, and the table of its constants.
 
+use std::sync::Arc;
+
 use torrentfs::swarm::Policy;
 
+use crate::simulation::swarms::dead_addresses;
 use crate::simulation::sweep::{THRESHOLD, fields, row, sweep};
 use crate::simulation::workload::{PROFILES, Profile, Results, Trial, play};
 
@@ -41,6 +44,14 @@ fn many_slow_peers_start_and_jump_soon() {
     println!("{results:?}");
     assert!(get(&results, "start") <= 2.4 && get(&results, "jump") <= 2.4, "{results:?}");
     assert!(get(&results, "play") <= 1.05 && get(&results, "waste") <= 1.05, "{results:?}");
+}
+
+#[test]
+fn dead_addresses_listed_first_delay_a_start_by_little() {
+    let policy = Arc::new(Policy::default());
+    let times: Vec<f64> = (1..=20).map(|seed| dead_addresses(&policy, seed)).collect();
+    println!("{times:.2?}");
+    assert!(times.iter().sum::<f64>() / 20.0 < 1.5 && times.iter().all(|time| *time < 4.0), "{times:?}");
 }
 
 /// Two of the best peers are silent, and one lies in the first piece, which is then left to one peer alone.

@@ -46,7 +46,7 @@ impl Driver {
         self.update_serving(now);
         let peers = self.peers.values().filter(|peer| !self.web_seeds.contains_key(&peer.addr)).count();
         if peers < FEW_PEERS && !self.swarm.complete() && !self.swarm.is_paused() {
-            self.sources.want_peers(self.swarm.is_read(now));
+            self.want_peers();
         }
     }
 
@@ -102,6 +102,7 @@ impl Driver {
             // A new reader may have no peers to read from.
             self.maintenance_due = now;
         }
+        self.hurried.send_if_modified(|hurried| std::mem::replace(hurried, is_read) != is_read);
         self.share.set(connections, partial, is_read, self.place.waits());
         let busy = connections > 0 || is_read || self.checking > 0 || self.place.counts();
         if busy && self.maintenance_interval != INTERVAL {

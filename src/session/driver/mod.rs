@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 
-use crate::discovery::{AnnouncedPort, Dht, Transferred};
+use crate::discovery::{AnnouncedPort, Dht, Transferred, Want};
 use crate::metainfo::{Metainfo, PieceIndex, Verdict};
 use crate::net::{Connection, DialError, Dialer, Handshaken, Incoming, Limits, Transport};
 use crate::store::TorrentStore;
@@ -103,6 +103,8 @@ pub(super) struct Driver {
     /// The session may serve others.
     upload: bool,
     dialer: Arc<Dialer>,
+    /// Whether somebody reads, so that dials do not wait behind those of other torrents.
+    hurried: watch::Sender<bool>,
     limits: Arc<Limits>,
     /// `None` for a private torrent, too.
     dht: Option<Arc<Dht>>,
@@ -164,7 +166,7 @@ impl Driver {
                     Call::Connected(peer) => self.connected(*peer, Direction::Incoming),
                     Call::Refused(addr) => {
                         // Its address may be known elsewhere.
-                        self.sources.want_peers(false);
+                        self.sources.want_peers(Want::Few);
                         self.dispatch(Event::Refused(addr));
                     }
                 },
@@ -236,7 +238,7 @@ impl Driver {
             Action::FindPeers => {
                 // Trackers are told whether something is missing, and seeds get no seeds.
                 self.update_transferred();
-                self.sources.want_peers(true);
+                self.sources.want_peers(Want::Blocked);
             }
             Action::Send(key, message) => {
                 tracing::trace!(peer = key.0, ?message, "sending");
@@ -303,6 +305,11 @@ impl Driver {
     /// Returns the time on the clock of the swarm, which leaves out what the process slept.
     fn now(&self) -> Instant {
         self.clock.now()
+    }
+
+    /// Searches for more peers, because there are few.
+    fn want_peers(&self) {
+        self.sources.want_peers(if self.swarm.is_read(self.now()) { Want::Read } else { Want::Few });
     }
 
     fn peers_found(&mut self, addrs: Vec<SocketAddr>, source: PeerSource) {

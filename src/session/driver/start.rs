@@ -123,6 +123,7 @@ pub(crate) async fn start(
         announced: context.announced.clone(),
         upload: context.config.upload,
         dialer: context.dialer.clone(),
+        hurried: watch::Sender::new(false),
         limits: context.config.limits.clone(),
         dht: context.dht.clone().filter(|_| !metainfo.private),
         sources,
