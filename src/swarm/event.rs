@@ -161,6 +161,8 @@ pub enum Event {
         /// A digest of each block, if the piece was bad or `Action::Check` asked for it; empty otherwise.
         digests: Vec<u64>,
     },
+    /// The answer to `Action::LoadMetadata`: the metadata is in memory, or cannot be read.
+    MetadataLoaded,
     /// The store dropped a piece that we had.
     Evicted(PieceIndex),
     /// How many more bytes background fetching may add to the store (partial pieces not yet counted).

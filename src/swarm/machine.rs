@@ -154,6 +154,7 @@ impl Swarm {
             Event::Checked { piece, good, bad_blocks, digests } => {
                 self.checked(now, piece.get(), good, &bad_blocks, digests);
             }
+            Event::MetadataLoaded => self.metadata_loaded(now),
             Event::Evicted(piece) => self.evicted(now, piece.get()),
             Event::Room(bytes) => {
                 self.work |= bytes > self.room;

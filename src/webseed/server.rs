@@ -88,7 +88,7 @@ pub(super) enum Availability {
 pub(super) struct Server {
     metainfo: Arc<Metainfo>,
     /// Made when the first file is requested; shared by the web seeds of a torrent.
-    paths: Arc<OnceLock<OriginalPaths>>,
+    paths: Arc<OnceLock<Option<OriginalPaths>>>,
     url: SeedUrl,
     http: HttpClient,
     state: Mutex<State>,
@@ -117,7 +117,7 @@ struct State {
 impl Server {
     pub(super) fn new(
         metainfo: Arc<Metainfo>,
-        paths: Arc<OnceLock<OriginalPaths>>,
+        paths: Arc<OnceLock<Option<OriginalPaths>>>,
         url: SeedUrl,
         http: HttpClient,
     ) -> Self {
@@ -282,7 +282,8 @@ impl Server {
     /// Returns the URLs of a file: with the path as it is in the torrent, byte for byte, and with the displayed one.
     fn urls_of(&self, index: FileIndex, file: &File) -> (Option<Url>, Option<Url>) {
         let layout = &self.metainfo.layout;
-        let original = self.paths.get_or_init(|| self.metainfo.original_paths()).of(index);
+        let paths = self.paths.get_or_init(|| self.metainfo.original_paths().ok());
+        let original = paths.as_ref().and_then(|paths| paths.of(index));
         let original = original.filter(|path| path.len() == file.path.len()).map(|mut path| {
             for (part, displayed) in path.iter_mut().zip(&file.path) {
                 // In a URL such a component would lead elsewhere, however it is encoded.
@@ -462,7 +463,7 @@ mod tests {
             source: None,
             hashes: PieceHashes::v1(vec![0; 20 * lengths.pieces() as usize]),
             layout: Layout::new(lengths, files).into(),
-            info: Bytes::new(),
+            info: Bytes::new().into(),
         };
         let url = SeedUrl::parse(kind, "http://127.0.0.1/").unwrap();
         Some(Server::new(Arc::new(metainfo), Arc::default(), url, HttpClient::new().unwrap()))

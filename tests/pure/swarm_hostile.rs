@@ -167,7 +167,7 @@ fn config() -> Config {
     Config {
         info_hash: InfoHash([7; 20]),
         lengths: Lengths::new(TOTAL, PIECE).expect("sizes of a torrent"),
-        metadata: Bytes::from(vec![1; 20_000]),
+        metadata: Bytes::from(vec![1; 20_000]).into(),
         seed: 1,
         our_id: PeerId([0; 20]),
         on_demand: false,
@@ -234,6 +234,7 @@ impl Driver {
                 | Action::Drop(_)
                 | Action::AddDhtNode(_)
                 | Action::FindPeers
+                | Action::LoadMetadata
                 | Action::RefuseWebSeed(..) => {}
                 Action::Hold(_) | Action::Release(_) => {}
             }

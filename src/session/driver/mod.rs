@@ -60,6 +60,8 @@ enum Done {
     Dialed(SocketAddr, Result<Box<Handshaken>, DialError>),
     /// A piece was hashed, and stored if it is good.
     Checked { piece: PieceIndex, verdict: Verdict, digests: Vec<u64> },
+    /// The metadata was loaded, or could not be read.
+    MetadataLoaded,
     /// A block was read for an upload; `None`: the store does not have it.
     Read { peer: PeerKey, request: Request, data: Option<Bytes> },
 }
@@ -122,6 +124,8 @@ pub(super) struct Driver {
     banned: HashSet<SocketAddr>,
     /// Number of pieces being checked in the blocking pool.
     checking: usize,
+    /// The metadata is being loaded there.
+    loading: bool,
     inbox: mpsc::Sender<(PeerKey, Incoming)>,
     done: mpsc::Sender<Done>,
     stats: watch::Sender<Stats>,
@@ -264,6 +268,7 @@ impl Driver {
             }
             Action::Upload(key, request) => self.read_for_upload(key, request),
             Action::Check { piece, digests } => self.check(piece, digests),
+            Action::LoadMetadata => self.load_metadata(),
             Action::Drop(piece) => self.partials.remove(piece),
             Action::Pin(ranges) => self.store.pin(ranges),
             Action::Completed => {
@@ -295,6 +300,10 @@ impl Driver {
                 self.dispatch(Event::ConnectFailed(addr));
             }
             Done::Checked { piece, verdict, digests } => self.checked(piece, verdict, digests),
+            Done::MetadataLoaded => {
+                self.loading = false;
+                self.dispatch(Event::MetadataLoaded);
+            }
             Done::Read { peer, request, data } => {
                 self.upload(peer, request, data);
                 self.act();

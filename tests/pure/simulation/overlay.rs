@@ -359,6 +359,7 @@ impl Overlay {
                 Action::Ban(_)
                 | Action::AddDhtNode(_)
                 | Action::FindPeers
+                | Action::LoadMetadata
                 | Action::RefuseWebSeed(..)
                 | Action::Pin(_)
                 | Action::Drop(_) => {}

@@ -94,7 +94,7 @@ fn metadata(policy: &Policy, seed: u64, silent: usize) -> f64 {
     let mut overlay = Overlay::new(seed);
     let resolver = overlay.add_resolver(Overlay::public(0), InfoHash::of(&truth), policy.clone());
     for host in 1..=1 + silent {
-        let added = overlay.add_swarm(Overlay::public(host), |config| config.metadata = truth.clone());
+        let added = overlay.add_swarm(Overlay::public(host), |config| config.metadata = truth.clone().into());
         if host > 1 {
             overlay.silence(added);
         }
