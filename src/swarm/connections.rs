@@ -12,6 +12,9 @@ use crate::wire::{Message, PeerId, allowed_fast_set, bitfield_to_wire};
 
 /// How long we may send nothing before a keep-alive is due (BEP 3: peers hang up after two minutes).
 const KEEP_ALIVE: Duration = Duration::from_secs(100);
+/// Wait for the first keep-alive to a peer without the fast extension that we have sent nothing since the opening
+/// messages. rtorrent looks at these, if it got all of them at once and encrypted, only when the next message comes.
+const FIRST_KEEP_ALIVE: Duration = Duration::from_secs(1);
 /// How long a peer may send nothing before we hang up: longer than two keep-alives of a punctual peer.
 const IDLE: Duration = Duration::from_secs(180);
 /// Age below which two connections to the same peer may have been opened at the same time, one by each side.
@@ -64,6 +67,10 @@ impl Swarm {
         }
         if let Some(port) = new.our_dht_port {
             self.send(now, key, Message::Port(port));
+        }
+        if !new.fast && (self.super_seed.is_some() || self.pieces.have_count() == 0) {
+            // rtorrent waits for a bitfield, or for a message that excludes one: neither of the last two does.
+            self.send(now, key, Message::KeepAlive);
         }
     }
 
@@ -249,8 +256,12 @@ impl Swarm {
         for key in silent {
             self.disconnect(now, key, DisconnectReason::Idle);
         }
-        let quiet: Vec<PeerKey> =
-            self.peers.iter().filter(|(_, peer)| since(peer.last_sent) >= KEEP_ALIVE).map(|(key, _)| *key).collect();
+        let keep_alive = |peer: &Peer| match peer.fast || peer.last_sent > peer.connected {
+            true => KEEP_ALIVE,
+            false => FIRST_KEEP_ALIVE,
+        };
+        let quiet = self.peers.iter().filter(|(_, peer)| since(peer.last_sent) >= keep_alive(peer));
+        let quiet: Vec<PeerKey> = quiet.map(|(key, _)| *key).collect();
         for key in quiet {
             self.send(now, key, Message::KeepAlive);
         }

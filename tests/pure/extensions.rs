@@ -64,10 +64,11 @@ fn a_connection_starts_with_our_pieces_then_our_extensions_then_our_dht_port() {
     assert_eq!((ours.port, ours.metadata_size, ours.your_ip), (Some(7_000), Some(500), Some(addr.ip())));
     assert_eq!(ours.extensions.keys().collect::<Vec<_>>(), [UT_HOLEPUNCH, UT_METADATA, UT_PEX]);
     assert!(!ours.upload_only);
-    // Without the extension protocol there is no handshake for it, and without a DHT node no port.
+    // Without the extension protocol there is no handshake for it, and without a DHT node no port. Without the fast
+    // extension a keep-alive states that no bitfield follows.
     let new = NewPeer::new(PeerKey(2), Overlay::public(2), Direction::Incoming, PeerId([2; 20]));
     swarm.handle(now, Event::Connected(NewPeer { extended: false, fast: false, ..new }));
-    assert_eq!(sent(&mut swarm), []);
+    assert_eq!(sent(&mut swarm), [Message::KeepAlive]);
     swarm.handle(now, Event::Message(PeerKey(2), Message::Port(9)));
     assert_eq!(swarm.poll(), Some(Action::AddDhtNode(SocketAddr::new(Overlay::public(2).ip(), 9))));
 }

@@ -211,6 +211,10 @@ impl Resolver {
         }
         let payload = our_handshake(new.addr.ip(), new.our_port, None, self.config.pex, false);
         self.actions.push_back(ResolverAction::Send(new.key, Message::Extended { id: 0, payload }));
+        if !new.fast {
+            // Without the fast extension, this excludes that a bitfield follows: rtorrent waits for it.
+            self.actions.push_back(ResolverAction::Send(new.key, Message::KeepAlive));
+        }
     }
 
     /// Forgets a connection that is gone. An address that answered is dialed again later.
