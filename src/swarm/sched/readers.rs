@@ -36,6 +36,8 @@ struct Reader {
     opened: bool,
     /// It has not read on since its last seek.
     sought: bool,
+    /// Where the read began that was its last seek.
+    sought_to: u64,
 }
 
 impl Reader {
@@ -114,6 +116,7 @@ impl Readers {
             consumed: Meter::new(now),
             opened: false,
             sought: true,
+            sought_to: u64::MAX,
         };
         self.readers.insert(id, reader);
     }
@@ -122,19 +125,20 @@ impl Readers {
         self.readers.remove(&id);
     }
 
-    /// Records a read, which moves its handle's window. Returns whether it was a seek.
-    pub(in crate::swarm) fn read(&mut self, now: Instant, id: ReaderId, bytes: &Range<u64>) -> bool {
+    /// Records a read, which moves its handle's window.
+    pub(in crate::swarm) fn read(&mut self, now: Instant, id: ReaderId, bytes: &Range<u64>) {
         self.last_read = Some(now);
         let (first, budget) = (self.first_window(), self.budget);
         let Policy { near_distance, silence_timeout, .. } = *self.policy;
-        let Some(reader) = self.readers.get_mut(&id) else { return false };
+        let Some(reader) = self.readers.get_mut(&id) else { return };
         let (start, end) = (bytes.start.max(reader.file.start), bytes.end.min(reader.file.end));
         if start >= end {
-            return false;
+            return;
         }
         if !reader.opened || !reader.is_near(start, near_distance) {
             reader.opened = true;
             reader.sought = true;
+            reader.sought_to = bytes.start;
             reader.window = first;
             reader.position = end;
             reader.grown_at = end;
@@ -143,7 +147,7 @@ impl Readers {
             for want in self.wants.values_mut().filter(|want| want.reader == id && !near.contains(&want.bytes.start)) {
                 want.left.get_or_insert(now);
             }
-            return true;
+            return;
         }
         reader.sought &= reader.position.abs_diff(end) == 0;
         if end > reader.position {
@@ -157,12 +161,13 @@ impl Readers {
             reader.window = (reader.window * 2).min(most);
             reader.grown_at = reader.position;
         }
-        false
     }
 
-    /// Records that a read blocks, or blocks again.
+    /// Records that a read blocks, or blocks again. It may have been recorded as a read before.
     pub(in crate::swarm) fn want(&mut self, now: Instant, want: WantId, reader: ReaderId, bytes: Range<u64>) {
-        let sought = self.read(now, reader, &bytes) || self.wants.get(&want).is_some_and(|want| want.sought);
+        self.read(now, reader, &bytes);
+        let sought = self.readers.get(&reader).is_some_and(|reader| reader.sought_to == bytes.start)
+            || self.wants.get(&want).is_some_and(|want| want.sought);
         let left = self.wants.get(&want).and_then(|want| want.left);
         if sought {
             self.last_sought = Some(now);
@@ -404,6 +409,7 @@ mod tests {
             "only for a while"
         );
         // Somebody waits for a read that was a seek itself.
+        readers.read(now, ReaderId(1), &(300 * PIECE..300 * PIECE + 1));
         readers.want(now, WantId(4), ReaderId(1), 300 * PIECE..300 * PIECE + 1);
         assert_eq!(needs(&readers, Duration::ZERO)[..2], [(200, Need::Due), (300, Need::Due)]);
         // A reader whose seeks were answered is not blocked, and reads on from its position.
