@@ -1,6 +1,7 @@
 //! The store's interface to one torrent.
 
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 
@@ -72,6 +73,11 @@ impl TorrentStore {
     pub fn open(cache: &Arc<Cache>, spec: TorrentSpec, evicted: EvictionSink) -> Result<Arc<Self>, StoreError> {
         let torrent = load::open(cache, spec, evicted)?;
         Ok(Arc::new(Self { cache: Arc::clone(cache), torrent }))
+    }
+
+    /// Returns the directory of the torrent's state, if it has one.
+    pub(super) fn torrent_dir(&self) -> Option<&Path> {
+        self.torrent.torrent_dir.as_deref()
     }
 
     /// Returns the pieces in memory or on the disk.

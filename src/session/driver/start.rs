@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use tokio::sync::{mpsc, watch};
 
-use super::maintenance::{INTERVAL, bytes_left};
+use super::maintenance::{FIRST_KEEPING, INTERVAL, bytes_left};
 use super::partial::Partials;
 use super::{Driver, Inputs};
 use crate::discovery::Transferred;
@@ -22,7 +22,7 @@ use crate::session::seeding::Seeding;
 use crate::session::shares::{Demand, MAX_PARTIAL, MAX_PEERS, Share};
 use crate::session::sources::{Finders, Sources};
 use crate::session::torrent::Torrent;
-use crate::store::{self, Place, TorrentSpec, TorrentStore};
+use crate::store::{self, Place, StoreError, TorrentSpec, TorrentStore};
 use crate::swarm::{self, PeerSource, Stats, Swarm};
 use crate::webseed::WebSeed;
 
@@ -58,16 +58,17 @@ pub(crate) async fn start(
     let partial_seed = matches!(options.place, Place::Seed(_));
     let spec = TorrentSpec { verify: options.verify, place: options.place, progress, ..TorrentSpec::from(&*metainfo) };
     let cache = context.config.cache.clone();
+    // Of a private torrent only its tracker may name peers (BEP 27).
+    let keeps_peers = !metainfo.private;
     let opening = tokio::task::spawn_blocking(move || {
-        TorrentStore::open(
-            &cache,
-            spec,
-            Box::new(move |piece| {
-                let _ = evicted_tx.send(piece);
-            }),
-        )
+        let evicted = move |piece| {
+            let _ = evicted_tx.send(piece);
+        };
+        let store = TorrentStore::open(&cache, spec, Box::new(evicted))?;
+        let kept = if keeps_peers { store.kept_peers() } else { Vec::new() };
+        Ok::<_, StoreError>((store, kept))
     });
-    let store = opening.await.map_err(|_| SessionError::Ending)??;
+    let (store, kept_peers) = opening.await.map_err(|_| SessionError::Ending)??;
     let have = store.have();
     if options.whole && !have.is_full() {
         return Err(SessionError::Incomplete(have));
@@ -133,6 +134,7 @@ pub(crate) async fn start(
         released: Vec::new(),
         web_seeds: web_seeds.iter().map(|seed| (seed.addr(), seed.clone())).collect(),
         seeding: Seeding::new(context.config.seed),
+        keep_peers_due: keeps_peers.then(|| clock.now() + FIRST_KEEPING),
         partials: Partials::new(lengths, context.config.cache.clone(), block_times.clone()),
         banned: HashSet::new(),
         checking: 0,
@@ -148,6 +150,7 @@ pub(crate) async fn start(
         has_room: true,
     };
     driver.peers_found(options.peers, PeerSource::Manual);
+    driver.peers_found(kept_peers, PeerSource::Remembered);
     driver.peers_found(options.found, PeerSource::Magnet);
     // The swarm dials their placeholder addresses as it dials peers, and waits after failures alike.
     driver.peers_found(web_seeds.iter().map(WebSeed::addr).collect(), PeerSource::WebSeed);
