@@ -60,6 +60,7 @@
 //! assert_eq!(end.len(), 65_536);
 //!
 //! session.remove(&torrent).await;
+//! // Now the directory of the cache can be opened again.
 //! session.stop().await;
 //! # Ok(())
 //! # }

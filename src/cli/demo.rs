@@ -156,9 +156,9 @@ async fn demonstrate(args: &DemoArgs, dir: &Path) -> Result<(), Failure> {
         ended
     };
     let stopped = service.stop().await;
-    for (session, torrent, cache) in seeders {
+    for (session, torrent) in seeders {
         session.remove(&torrent).await;
-        let _ = tokio::task::spawn_blocking(move || cache.close()).await;
+        session.stop().await;
     }
     // The tracker has no state to save, so this cannot fail.
     let _ = tracker.stop(Duration::from_secs(1)).await;
@@ -172,7 +172,7 @@ struct DemoSwarm {
     torrent_file: PathBuf,
     metainfo: Metainfo,
     tracker: Tracker,
-    seeders: Vec<(Session, Arc<Torrent>, Arc<Cache>)>,
+    seeders: Vec<(Session, Arc<Torrent>)>,
 }
 
 impl DemoSwarm {
@@ -233,12 +233,7 @@ fn make_torrent(library: &Path, files: &[NewFile], announce: &str) -> Result<Vec
 }
 
 /// Starts a seeder that uploads the library in place, after checking it.
-async fn seed(
-    dir: &Path,
-    library: &Path,
-    metainfo: &Metainfo,
-    rate: u64,
-) -> Result<(Session, Arc<Torrent>, Arc<Cache>), Failure> {
+async fn seed(dir: &Path, library: &Path, metainfo: &Metainfo, rate: u64) -> Result<(Session, Arc<Torrent>), Failure> {
     let cache = Cache::open_shared(dir.into(), 1 << 20);
     let cache = cache.map_err(|error| Failure::new(Exit::Resource, error))?;
     let session = Session::start(SessionConfig {
@@ -248,14 +243,14 @@ async fn seed(
             ..net::Config::default()
         },
         limits: Arc::new(Limits::new(0, rate)),
-        ..SessionConfig::new(cache.clone())
+        ..SessionConfig::new(cache)
     });
     let session = session.map_err(|error| Failure::new(Exit::Resource, error))?;
     let place = Place::Seed(library.to_owned());
     let options = TorrentOptions { place, whole: true, verify: true, ..TorrentOptions::default() };
     let torrent = session.add(metainfo.clone(), options).await;
     let torrent = torrent.map_err(|error| Failure::new(Exit::Resource, error))?;
-    Ok((session, torrent, cache))
+    Ok((session, torrent))
 }
 
 /// Prints the progress: on a terminal in one line every second, otherwise in a new line every five seconds. Never returns.

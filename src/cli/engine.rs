@@ -75,7 +75,5 @@ impl Engine {
         }
         removals.join_all().await;
         self.session.stop().await;
-        let cache = self.cache.clone();
-        let _ = tokio::task::spawn_blocking(move || cache.close()).await;
     }
 }

@@ -25,7 +25,6 @@ pub(super) struct Service {
     /// Server of the control socket and of HTTP.
     pub(super) control: Server,
     watches: Vec<Watch>,
-    cache: Arc<Cache>,
     /// Reloaded on SIGHUP; `None` in a terminal, where SIGHUP unmounts.
     blocklist: Option<BlocklistFile>,
     signals: tokio::sync::Mutex<Signals>,
@@ -64,7 +63,7 @@ impl Service {
         let checking = Arc::new(Progress::start("checking the cache", 0, quiet));
         let library = Library::new(
             session,
-            cache.clone(),
+            cache,
             mounted_torrents.clone(),
             LibraryOptions {
                 on_demand: args.on_demand,
@@ -100,7 +99,7 @@ impl Service {
             Ok(Ok(mounted)) => {
                 let (mountpoint, device) = (mounted.path().to_owned(), mounted.device());
                 let control = Server::start(Mount { mountpoint, device, library: library.clone() }, http);
-                return Ok(Self { library, mounted, control, watches, cache, blocklist, signals });
+                return Ok(Self { library, mounted, control, watches, blocklist, signals });
             }
             Ok(Err(error)) => Failure::new(Exit::Mountpoint, error),
             Err(error) => Failure::new(Exit::Mountpoint, error),
@@ -128,12 +127,11 @@ impl Service {
 
     /// Unmounts, announces the end to trackers for 2 seconds at most, and saves the state.
     pub(super) async fn stop(self) -> Result<(), Failure> {
-        let Self { library, mounted, control, watches, cache, .. } = self;
+        let Self { library, mounted, control, watches, .. } = self;
         // No torrents or requests arrive any more. The socket goes before the unmount, because its name is the device number,
         // which the next mount may get.
         drop((watches, control));
         let (unmounted, ()) = tokio::join!(mounted.unmount(), library.stop());
-        let _ = tokio::task::spawn_blocking(move || cache.close()).await;
         unmounted.map_err(|error| Failure::new(Exit::Mountpoint, error))
     }
 }

@@ -193,7 +193,7 @@ impl Library {
     }
 
     /// Stops every torrent, all at the same time, and then the session: blocked reads fail, trackers are informed (for
-    /// 2 s at most), states are saved. No torrent can be added afterwards.
+    /// 2 s at most), states are saved, the cache is closed. No torrent can be added afterwards.
     pub async fn stop(&self) {
         let torrents: Vec<Arc<Torrent>> = {
             let mut torrents = self.0.lock();

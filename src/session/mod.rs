@@ -242,8 +242,9 @@ impl Session {
         stopping.join_all().await;
     }
 
-    /// Saves the DHT's nodes for the next run, and removes the port mapping from the router (1 s at most). Torrents
-    /// must be removed before.
+    /// Saves the DHT's nodes for the next run, removes the port mapping from the router (1 s at most), and closes the
+    /// cache: when this returns, its directory can be opened again, whoever still has a handle to a torrent. Torrents must
+    /// be removed before, or their trackers are not told.
     pub async fn stop(&self) {
         let dht = async {
             if let Some(dht) = &self.context.dht {
@@ -256,6 +257,8 @@ impl Session {
             }
         };
         tokio::join!(dht, mapper);
+        let cache = self.context.config.cache.clone();
+        let _ = tokio::task::spawn_blocking(move || cache.close()).await;
     }
 }
 

@@ -1,6 +1,6 @@
 //! The cache as a whole: its limits, its open torrents, and its maintenance.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::buffer::{BufferPool, PieceBuf};
-use super::dir::{make_cache_dir, scan, take_lock};
+use super::dir::{DirLock, make_cache_dir, scan, take_lock};
 use super::error::{StoreError, io_error};
 use super::files::Handles;
 use super::health::{DiskError, DiskState, Health};
@@ -73,8 +73,8 @@ pub struct Cache {
     pub(super) inactive_lock: Mutex<()>,
     /// The maintenance thread, which ends when the sender is dropped.
     maintenance: Mutex<Option<(Sender<()>, JoinHandle<()>)>>,
-    /// Excludes other processes while it is open; `None` in a shared cache.
-    lock_file: Mutex<Option<File>>,
+    /// Excludes other processes; `None` in a shared cache, and when it is closed.
+    pub(super) dir_lock: Mutex<Option<DirLock>>,
 }
 
 /// How far to go to find room on the disk for a piece.
@@ -120,9 +120,9 @@ impl Cache {
     pub(super) fn open_unmaintained(config: CacheConfig) -> Result<Arc<Cache>, StoreError> {
         let CacheConfig { dir, disk_limit, memory } = config;
         make_cache_dir(&dir)?;
-        let lock_file = take_lock(&dir)?;
+        let dir_lock = take_lock(&dir)?;
         let (inactive, clock) = scan(&dir)?;
-        Ok(Self::new(dir, disk_limit, memory, Ledger::new(inactive), clock, Some(lock_file)))
+        Ok(Self::new(dir, disk_limit, memory, Ledger::new(inactive), clock, Some(dir_lock)))
     }
 
     fn new(
@@ -131,7 +131,7 @@ impl Cache {
         memory: u64,
         ledger: Ledger,
         clock: u64,
-        lock_file: Option<File>,
+        dir_lock: Option<DirLock>,
     ) -> Arc<Self> {
         Arc::new(Self {
             dir,
@@ -142,11 +142,11 @@ impl Cache {
             health: Health::default(),
             // Pieces that no state knows count as used at `clock + 1`; all of them, so that is not the time of the last use.
             clock: AtomicU64::new(clock.saturating_add(2)),
-            shared: lock_file.is_none(),
+            shared: dir_lock.is_none(),
             ledger: Mutex::new(ledger),
             inactive_lock: Mutex::default(),
             maintenance: Mutex::default(),
-            lock_file: Mutex::new(lock_file),
+            dir_lock: Mutex::new(dir_lock),
         })
     }
 
@@ -164,7 +164,8 @@ impl Cache {
         }
     }
 
-    /// Closes every torrent cleanly and ends the maintenance thread. Nothing is put or evicted afterwards. Blocking.
+    /// Closes every torrent cleanly, ends the maintenance thread, and releases the directory, which can be opened again at
+    /// once. Nothing is put or evicted afterwards. Blocking.
     pub fn close(&self) {
         lock(&self.ledger).closed = true;
         if let Some((stop, maintenance)) = lock(&self.maintenance).take() {
@@ -178,7 +179,7 @@ impl Cache {
         for torrent in self.torrents() {
             self.close_torrent(&torrent);
         }
-        drop(lock(&self.lock_file).take());
+        drop(lock(&self.dir_lock).take());
     }
 
     /// Returns what the cache holds now.
@@ -399,7 +400,7 @@ impl Cache {
                 ledger.inactive.insert(torrent.info_hash, InactiveTorrent { bytes, last_use });
             }
         }
-        drop(lock(&torrent.lock_file).take());
+        drop(lock(&torrent.dir_lock).take());
         self.memory.remove_torrent(torrent.pieces.id);
         self.handles.close(torrent.pieces.id);
     }

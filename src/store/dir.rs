@@ -45,8 +45,29 @@ fn check_owner(dir: &Path, about: &Metadata) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// The lock of a directory, released on drop.
+#[derive(Debug)]
+pub(super) struct DirLock(File);
+
+#[cfg(test)]
+impl DirLock {
+    /// Returns a copy of the descriptor, as a forked process has it.
+    pub fn copy(&self) -> File {
+        self.0.try_clone().unwrap()
+    }
+}
+
+impl Drop for DirLock {
+    /// Unlocks the file before it is closed: a program that another thread is just starting has a copy of every descriptor
+    /// until it executes, and a lock lasts until the last copy is closed.
+    fn drop(&mut self) {
+        // Closing the file unlocks it as well, only later.
+        let _ = self.0.unlock();
+    }
+}
+
 /// Locks a directory, because only one process at a time may count and evict in it.
-pub(super) fn take_lock(dir: &Path) -> Result<File, StoreError> {
+pub(super) fn take_lock(dir: &Path) -> Result<DirLock, StoreError> {
     let path = dir.join("lock");
     let mut options = File::options();
     let opened = open_regular(&path, options.read(true).write(true).create(true).truncate(false));
@@ -65,7 +86,7 @@ pub(super) fn take_lock(dir: &Path) -> Result<File, StoreError> {
     }
     let written = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
     written.map_err(io_error("write", &path))?;
-    Ok(file)
+    Ok(DirLock(file))
 }
 
 /// Returns what every torrent in the directory has, and the latest use of any piece.

@@ -75,7 +75,7 @@ fn open_locked(cache: &Cache, spec: TorrentSpec, id: u32, evicted: EvictionSink)
         make_own_dir(torrent_dir)?;
     }
     // Two processes with the same cache must not write the same files.
-    let lock_file = match (&spec.place, &torrent_dir) {
+    let dir_lock = match (&spec.place, &torrent_dir) {
         (Place::Download { dir, .. }, Some(torrent_dir)) => {
             Some(take_lock(torrent_dir).map_err(|error| match error {
                 StoreError::InUse { holder, .. } => StoreError::Busy { dir: dir.clone(), holder },
@@ -85,7 +85,7 @@ fn open_locked(cache: &Cache, spec: TorrentSpec, id: u32, evicted: EvictionSink)
         _ => None,
     };
     let torrent = load(cache, spec, id, torrent_dir, evicted)?;
-    *lock(&torrent.lock_file) = lock_file;
+    *lock(&torrent.dir_lock) = dir_lock;
     Ok(torrent)
 }
 

@@ -17,7 +17,6 @@
 //! a state that could be wrong is never trusted.
 
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
@@ -25,6 +24,7 @@ use std::time::{Duration, Instant};
 
 use fixedbitset::FixedBitSet;
 
+use super::dir::DirLock;
 use super::files::{Files, Handles};
 use super::health::DiskError;
 use super::memory::Memory;
@@ -57,7 +57,7 @@ pub(super) struct Torrent {
     /// Whether closing removes the state.
     pub remove_state: AtomicBool,
     /// Excludes other processes from the same download.
-    pub lock_file: Mutex<Option<File>>,
+    pub dir_lock: Mutex<Option<DirLock>>,
     /// Changes to the files, for the next state file.
     file_changes: Mutex<FileChanges>,
     /// Read-locked while data changes; closing write-locks it and sets it.
@@ -112,7 +112,7 @@ impl Torrent {
             verifying: Mutex::default(),
             evictable: files.root.is_own(),
             remove_state: AtomicBool::new(false),
-            lock_file: Mutex::default(),
+            dir_lock: Mutex::default(),
             file_changes: Mutex::default(),
             files,
             torrent_dir,

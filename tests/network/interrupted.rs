@@ -80,14 +80,8 @@ async fn a_bad_piece_of_a_complete_torrent_comes_again_at_once() {
     thread::spawn(move || tracker(listener, seed.addr));
     let dir = tempfile::tempdir().unwrap();
     for complete_from_the_start in [false, true] {
-        let open = || Cache::open(CacheConfig { dir: dir.path().into(), disk_limit: None, memory: 0 }).ok();
-        let mut cache = None;
-        wait("the cache of the last session is free", || {
-            cache = open();
-            cache.is_some()
-        })
-        .await;
-        let config = SessionConfig { net: local(), ..SessionConfig::new(cache.unwrap()) };
+        let cache = Cache::open(CacheConfig { dir: dir.path().into(), disk_limit: None, memory: 0 }).unwrap();
+        let config = SessionConfig { net: local(), ..SessionConfig::new(cache) };
         let session = Session::start(config).unwrap();
         let torrent = session.add(metainfo.clone(), TorrentOptions::default()).await.unwrap();
         wait("the torrent is complete and the tracker was told", || {

@@ -124,6 +124,7 @@ fn trackers_are_told_a_plausible_port_through_a_proxy() {
         });
         runtime.block_on(session.remove(&torrent));
         stopped.join().unwrap();
+        runtime.block_on(session.stop());
         let (_, port) = line.split_once("&port=").unwrap();
         port.split('&').next().unwrap().parse::<u16>().unwrap()
     };

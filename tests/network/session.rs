@@ -222,3 +222,33 @@ async fn a_torrent_without_peers_does_not_hold_up_the_queue() {
     assert_eq!(first.stats().have, 0);
     session.remove_all(&[first, second]).await;
 }
+
+/// Programs are started meanwhile: until such a program executes, it has a copy of every open file of this process.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopped_session_has_released_its_cache() {
+    let (data, metainfo) = sample();
+    let dir = tempfile::tempdir().unwrap();
+    let peer = fake::peer("127.0.0.1", &metainfo, &data, Behaviour::Honest);
+    let over = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let programs = std::thread::spawn({
+        let over = over.clone();
+        move || {
+            while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                std::process::Command::new("true").status().unwrap();
+            }
+        }
+    });
+    let mut readers = Vec::new();
+    for _ in 0..20 {
+        let lab = start(dir.path(), &metainfo, Duration::from_secs(60), &[&peer]).await;
+        let reader = lab.open();
+        assert!(*reader.read(5, 100).await.unwrap() == data[5..105]);
+        lab.session.remove(&lab.torrent).await;
+        lab.session.stop().await;
+        // An open file outlives its session.
+        readers.push((lab, reader));
+    }
+    over.store(true, std::sync::atomic::Ordering::Relaxed);
+    programs.join().unwrap();
+    assert_eq!(readers[0].1.read(5, 100).await, Err(ReadError::Closed));
+}

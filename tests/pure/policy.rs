@@ -65,7 +65,7 @@ fn silent_peers_and_a_liar_delay_no_start_however_unknown_peers_are_trusted() {
         for seed in 1..4 {
             let results = play(&profile("hostile"), &policy, seed);
             let (first, start) = (get(&results, "first"), get(&results, "start"));
-            assert!(first <= 1.0 && start <= 3.0, "{by} times the rate, seed {seed}: {results:?}");
+            assert!(first <= 1.2 && start <= 3.0, "{by} times the rate, seed {seed}: {results:?}");
         }
     }
 }

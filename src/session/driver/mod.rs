@@ -140,7 +140,8 @@ pub(super) struct Driver {
 }
 
 impl Driver {
-    async fn run(&mut self, mut inputs: Inputs, closed: watch::Sender<bool>) {
+    /// Runs until a command or the last handle ends it. `Torrent::stop` waits until the inputs are dropped.
+    async fn run(&mut self, inputs: &mut Inputs, closed: watch::Sender<bool>) {
         let mut stop = false;
         while !stop {
             self.update_turn();
@@ -195,7 +196,7 @@ impl Driver {
     }
 
     /// Fails blocked reads, disconnects peers, finishes the checks under way, saves the state.
-    async fn stop(&mut self, mut inputs: Inputs, closed: watch::Sender<bool>) {
+    async fn stop(&mut self, inputs: &mut Inputs, closed: watch::Sender<bool>) {
         closed.send_replace(true);
         let good = self.good_peers();
         self.peers.clear();
@@ -219,7 +220,6 @@ impl Driver {
             let _ = tokio::task::spawn_blocking(close).await;
         };
         tokio::join!(save, self.sources.stop(STOP_LIMIT));
-        // `Torrent::stop` returns when `inputs.commands` is dropped.
     }
 
     /// Passes an event to the swarm and carries out its actions at once: an action must not be overtaken by a later

@@ -154,9 +154,12 @@ pub(crate) async fn start(
     driver.peers_found(options.found, PeerSource::Magnet);
     // The swarm dials their placeholder addresses as it dials peers, and waits after failures alike.
     driver.peers_found(web_seeds.iter().map(WebSeed::addr).collect(), PeerSource::WebSeed);
-    let inputs = Inputs { inbox, done, commands, incoming, found, evicted, sleeps: clock.sleeps() };
+    let mut inputs = Inputs { inbox, done, commands, incoming, found, evicted, sleeps: clock.sleeps() };
     tokio::spawn(async move {
-        driver.run(inputs, closed_tx).await;
+        driver.run(&mut inputs, closed_tx).await;
+        // Whoever waits for the end finds the task's parts of the cache released.
+        drop(driver);
+        drop(inputs);
     });
     Ok(Arc::new(Torrent {
         metainfo,

@@ -172,6 +172,22 @@ fn two_processes_do_not_share_a_directory() {
     assert!(again().is_ok(), "a closed cache releases the directory");
 }
 
+/// A program that another thread is starting has a copy of every descriptor until it executes.
+#[test]
+fn a_copy_of_the_locked_file_does_not_hold_a_closed_or_dropped_cache() {
+    let dir = tempfile::tempdir().unwrap();
+    for close in [true, false] {
+        let cache = open(dir.path(), None, 0);
+        let copy = lock(&cache.dir_lock).as_ref().unwrap().copy();
+        if close {
+            cache.close();
+        }
+        drop(cache);
+        open(dir.path(), None, 0).close();
+        drop(copy);
+    }
+}
+
 #[test]
 fn kills_lose_no_piece_and_leave_no_block_behind() {
     const PIECE: u64 = 64 << 10;

@@ -145,7 +145,7 @@ impl Peer {
             we_choke: true,
             interested_in_us: false,
             upload_only: false,
-            asks: Requests::default(),
+            asks: Requests::new(peer.fast),
             pipeline: Pipeline::new(now, policy),
             reqq: REQQ,
             current: None,
@@ -240,6 +240,9 @@ impl Peer {
     /// Returns when the answer to a request that is cancelled now should be here: what the peer sends before it is on its
     /// way.
     pub(super) fn cancelled_until(&self, now: Instant, id: BlockId) -> Instant {
+        if self.asks.all_answered() {
+            return now + self.policy().doubt_timeout();
+        }
         let before = self.asks.iter().take_while(|ask| ask.id != id).count() + self.asks.withdrawn(now);
         let eta = self.pipeline.eta((before + 1) as f64 * f64::from(BLOCK_LEN));
         now + Duration::from_secs_f64(eta.min(self.policy().doubt_timeout().as_secs_f64()))
@@ -274,28 +277,21 @@ impl Peer {
         if self.asks.is_empty() { Duration::ZERO } else { now.saturating_duration_since(self.last_progress) }
     }
 
-    /// Returns whether the peer has been silent for twice as long as all that it owes should take.
-    pub(super) fn is_overdue(&self, now: Instant) -> bool {
+    /// Returns how long the peer has been silent, if that is twice as long as all that it owes should take; else zero.
+    pub(super) fn overdue(&self, now: Instant) -> Duration {
         let owed = self.pipeline.outstanding() as f64 + self.stray_bytes(now);
-        !self.asks.is_empty() && self.silence(now).as_secs_f64() > 2.0 * self.pipeline.eta(owed)
+        let silence = self.silence(now);
+        if silence.as_secs_f64() > 2.0 * self.pipeline.eta(owed) { silence } else { Duration::ZERO }
     }
 
-    /// Returns whether the peer has been silent for so long that it is asked anew; each time for twice as long.
+    /// Returns whether the peer is overdue for so long that nothing more is expected of it; each time for twice as long.
     pub(super) fn is_silent(&self, now: Instant, limit: Duration) -> bool {
-        let limit = self.doubt.map_or(limit, |(_, silence)| limit.max(2 * silence));
-        self.silence(now) >= limit && self.is_overdue(now)
+        self.overdue(now) >= self.doubt.map_or(limit, |(_, silence)| limit.max(2 * silence))
     }
 
-    /// Returns whether the peer has been silent for so long that a request may be lost, and again each time it has been for
-    /// as long.
-    pub(super) fn is_late(&self, now: Instant, limit: Duration) -> bool {
-        self.is_overdue(now) && self.silence(now) >= self.asked_anew + limit
-    }
-
-    /// Returns whether the peer owed or owes us blocks and sends none, so that a read cannot rely on it.
+    /// Returns whether a read cannot rely on the peer: it did not answer, or is about to be given up for that.
     pub(super) fn has_stopped(&self, now: Instant) -> bool {
-        let limit = self.policy().dead_timeout();
-        self.doubt.is_some_and(|(_, silence)| silence >= limit) || self.silence(now) >= self.policy().doubt_timeout()
+        self.doubt.is_some() || self.overdue(now) >= self.policy().dead_timeout()
     }
 
     /// Expects nothing of a peer for as long as it has been silent, or for twice as long as the last time.
@@ -405,7 +401,7 @@ impl Peer {
 
     /// Lets pieces be requested again whose rejects are old enough, and blocks whose cancelled requests are over.
     pub(super) fn end_pauses(&mut self, now: Instant) {
-        let silence_timeout = self.policy().silence_timeout;
+        let (silence_timeout, memory) = (self.policy().silence_timeout, self.policy().useless_timeout());
         if self.paused.is_some_and(|until| now >= until) {
             self.paused = None;
             self.exhausted_at = None;
@@ -417,7 +413,7 @@ impl Peer {
             }
             self.refused.retain(|refused| now < refused.since + silence_timeout);
         }
-        if self.asks.expire(now, silence_timeout) {
+        if self.asks.expire(now, memory) {
             self.exhausted_at = None;
         }
     }

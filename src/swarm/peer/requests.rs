@@ -1,10 +1,14 @@
 //! Our requests at one peer: those that it owes us, and those that we withdrew.
 //!
-//! A peer answers in about the order of the requests, so one that was sent before a request that is answered now has been
-//! *passed over*: dropped, most likely. A request that we withdrew (with a cancel) has a place in the peer's queue until it
-//! is answered, rejected or passed over, but no longer than its answer would take: many peers drop it without a word. Then
-//! its block may be requested from the peer again. The answer may come later all the same; it is taken, and not held
-//! against the peer.
+//! A peer without the fast extension drops requests without a word, but answers in about the order of the requests: one
+//! that was sent before a request that is answered now has been *passed over*, and is dropped, most likely. A request that
+//! we withdrew (with a cancel) has a place in the peer's queue until it is answered or passed over, but no longer than its
+//! answer would take. Then its block may be requested from the peer again. The answer may come later all the same; it is
+//! taken, and not held against the peer.
+//!
+//! A peer with the fast extension answers each request, with the block or a reject, also those that we withdraw (BEP 6).
+//! It is taken at its word, because libtorrent answers far out of order. A peer that leaves out a request for long is
+//! treated as one without the extension for a while, or until the answer comes after all.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -45,6 +49,8 @@ pub(in crate::swarm) enum Answer {
 
 #[derive(Debug, Default)]
 pub(in crate::swarm) struct Requests {
+    /// The peer has the fast extension.
+    fast: bool,
     /// In the order sent.
     owed: VecDeque<Ask>,
     withdrawn: BTreeMap<BlockId, Withdrawn>,
@@ -55,6 +61,15 @@ pub(in crate::swarm) struct Requests {
 }
 
 impl Requests {
+    pub(in crate::swarm) fn new(fast: bool) -> Self {
+        Self { fast, ..Self::default() }
+    }
+
+    /// Returns whether the peer answers every request, as far as we know.
+    pub(in crate::swarm) fn all_answered(&self) -> bool {
+        self.fast && self.dropped.is_empty()
+    }
+
     /// Returns the number of requests that the peer owes us.
     pub(in crate::swarm) fn len(&self) -> usize {
         self.owed.len()
@@ -108,7 +123,7 @@ impl Requests {
         for ask in self.owed.iter_mut().take_while(|ask| ask.number < number) {
             ask.passed_over.get_or_insert(now);
         }
-        if !self.withdrawn.is_empty() {
+        if !self.withdrawn.is_empty() && !self.all_answered() {
             self.drop_withdrawn(now, |one| one.number < number);
         }
         answer

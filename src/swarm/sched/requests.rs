@@ -117,14 +117,13 @@ impl Swarm {
     /// Withdraws a request, whose answer may come until then. Returns false if there was none.
     fn withdraw(&mut self, now: Instant, key: PeerKey, id: BlockId, until: Instant) -> bool {
         let Some(peer) = self.peers.get_mut(&key) else { return false };
-        let overdue = peer.is_overdue(now);
-        let silence = peer.silence(now);
+        let overdue = peer.overdue(now);
         if !peer.asks.withdraw(now, id, until) {
             return false;
         }
         peer.pipeline.dropped(now, self.pieces.block_len(id));
-        if overdue && peer.asks.is_empty() {
-            peer.doubt(now, silence);
+        if !overdue.is_zero() && peer.asks.is_empty() {
+            peer.doubt(now, overdue);
         }
         peer.exhausted_at = None;
         self.pieces.unask(id);
@@ -251,15 +250,18 @@ impl Swarm {
             let limit = if self.readers.any_blocked() { policy.dead_timeout() } else { policy.snub_timeout() };
             if peer.is_silent(now, limit) || peer.silence(now) >= policy.snub_timeout() {
                 silent.push(*key);
-            } else if alone && self.readers.any_blocked() && peer.is_late(now, policy.repeat_timeout()) {
+            } else if alone
+                && self.readers.any_blocked()
+                && peer.overdue(now) >= peer.asked_anew + policy.repeat_timeout()
+            {
                 // There is no other peer to ask: if it dropped all requests, only a new one makes it answer.
                 dropped.extend(peer.asks.iter().next().map(|ask| (*key, ask.id)));
             }
             if peer.choking_us && now.saturating_duration_since(peer.choked) >= policy.doubt_timeout() {
                 choking.push(*key);
             }
-            // Some peers answer a little out of order.
-            let latency = peer.pipeline.latency().max(policy.blocked_tick);
+            let least = if peer.asks.all_answered() { policy.dead_timeout() } else { policy.blocked_tick };
+            let latency = peer.pipeline.latency().max(least);
             let grace = |id| if is_blocked(id) { latency } else { latency.max(policy.doubt_timeout()) };
             dropped.extend(peer.asks.passed_over(now, grace).into_iter().map(|id| (*key, id)));
         }
