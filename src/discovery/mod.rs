@@ -35,7 +35,7 @@ mod url;
 pub use announce::{Announce, AnnounceError, AnnouncedPort, Answer, Retry, Scrape, Transferred, Want};
 pub use announcer::{Announcer, Scraped};
 pub use client::TrackerClient;
-pub use dht::{DHT_BOOTSTRAP, Dht, DhtConfig, DhtSearch, DhtStatus};
+pub use dht::{DHT_BOOTSTRAP, Dht, DhtConfig, DhtSearch, DhtStatus, SharedSocket};
 pub use fetch::{FetchError, fetch_torrent};
 #[cfg(fuzzing)]
 #[doc(hidden)]

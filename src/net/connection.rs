@@ -475,7 +475,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_closed_utp_window_reopens() {
         let bind = crate::route::Bind::Address(Ipv4Addr::LOCALHOST.into());
-        let (ours, theirs) = (utp::Utp::bind(0, &bind).unwrap(), utp::Utp::bind(0, &bind).unwrap());
+        let (ours, theirs) = (utp::Utp::bind(0, &bind).unwrap().0, utp::Utp::bind(0, &bind).unwrap().0);
         let (ours, theirs) = (ours.endpoints().next().unwrap().clone(), theirs.endpoints().next().unwrap().clone());
         let addr = theirs.bind_addr();
         for ahead in (0..1452).step_by(181) {
@@ -524,7 +524,7 @@ mod tests {
     #[tokio::test]
     async fn an_idle_utp_connection_lasts() {
         let bind = crate::route::Bind::Address(Ipv4Addr::LOCALHOST.into());
-        let ours = utp::Utp::bind(0, &bind).unwrap();
+        let ours = utp::Utp::bind(0, &bind).unwrap().0;
         let ours = ours.endpoints().next().unwrap().clone();
         let theirs = librqbit_utp::UtpSocketUdp::new_udp((Ipv4Addr::LOCALHOST, 0).into());
         let theirs = theirs.await.unwrap();
@@ -558,7 +558,7 @@ mod tests {
     async fn a_probe_closes_a_dead_utp_connection_and_leaves_a_live_one() {
         use tokio::net::UdpSocket;
         let bind = crate::route::Bind::Address(Ipv4Addr::LOCALHOST.into());
-        let (ours, theirs) = (utp::Utp::bind(0, &bind).unwrap(), utp::Utp::bind(0, &bind).unwrap());
+        let (ours, theirs) = (utp::Utp::bind(0, &bind).unwrap().0, utp::Utp::bind(0, &bind).unwrap().0);
         let (ours, theirs) = (ours.endpoints().next().unwrap().clone(), theirs.endpoints().next().unwrap().clone());
         let (near, far) =
             (UdpSocket::bind("127.0.0.1:0").await.unwrap(), UdpSocket::bind("127.0.0.1:0").await.unwrap());

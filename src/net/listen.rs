@@ -7,7 +7,7 @@ use std::sync::Arc;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
 
-use super::utp::Utp;
+use super::utp::{Bencoded, Utp};
 use crate::route::Bind;
 
 /// Attempts with a port chosen by the system, until one is free for both TCP and UDP.
@@ -23,12 +23,14 @@ pub enum PortChoice {
     Exactly(u16),
 }
 
-/// The sockets of one port: TCP on IPv4 and, if the machine has it, on IPv6, and uTP on the same addresses.
+/// The sockets of one port: TCP on IPv4 and, if the machine has it, on IPv6, and uTP on the same addresses, with room for
+/// the DHT beside it.
 pub struct Sockets {
     pub(super) tcp: Vec<TcpListener>,
     pub(super) utp: Option<Arc<Utp>>,
     /// Why there is no uTP although it was requested.
     pub(super) utp_missing: Option<io::Error>,
+    bencoded: Vec<Bencoded>,
     port: u16,
 }
 
@@ -52,13 +54,15 @@ impl Sockets {
                 }
             };
             if !utp {
-                return Ok(Self { tcp, utp: None, utp_missing: None, port });
+                return Ok(Self { tcp, port, ..Self::none() });
             }
             match Utp::bind(port, bind) {
-                Ok(utp) => return Ok(Self { tcp, utp: Some(Arc::new(utp)), utp_missing: None, port }),
+                Ok((utp, bencoded)) => {
+                    return Ok(Self { tcp, utp: Some(Arc::new(utp)), utp_missing: None, bencoded, port });
+                }
                 // Kept open, so that the system chooses another port at the next attempt.
                 Err(error) => {
-                    let _ = tcp_alone.get_or_insert(Self { tcp, utp: None, utp_missing: Some(error), port });
+                    let _ = tcp_alone.get_or_insert(Self { tcp, utp_missing: Some(error), port, ..Self::none() });
                 }
             }
         }
@@ -67,7 +71,12 @@ impl Sockets {
 
     /// Creates an empty set: no port, so that nobody can connect to us.
     pub(super) fn none() -> Self {
-        Self { tcp: Vec::new(), utp: None, utp_missing: None, port: 0 }
+        Self { tcp: Vec::new(), utp: None, utp_missing: None, bencoded: Vec::new(), port: 0 }
+    }
+
+    /// Takes out the parts of the UDP sockets that the DHT may have; none without uTP.
+    pub fn take_bencoded(&mut self) -> Vec<Bencoded> {
+        std::mem::take(&mut self.bencoded)
     }
 
     /// Returns the port; 0 if there is none.

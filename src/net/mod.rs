@@ -35,6 +35,7 @@ pub use limit::{Limits, RateLimit};
 pub use listen::{PortChoice, Sockets};
 pub use mse::MseError;
 pub use stream::{Stream, Transport};
+pub use utp::Bencoded;
 
 impl Config {
     /// Opens the sockets. Must be called within a tokio runtime.

@@ -2,6 +2,10 @@
 //!
 //! `librqbit-utp` implements the protocol. This module sets its limits, owns the UDP sockets, and adds what the crate
 //! lacks: a lost SYN packet is sent again, and a (temporary) error of the UDP socket does not end all connections.
+//!
+//! The DHT has the same sockets: other clients expect its node at the port of the peer, and routers map one port. Its
+//! datagrams begin with the `d` of a bencoded dictionary, which would be version 4 and type 6 of uTP; there is only version
+//! 1 with types up to 4.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -10,10 +14,12 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
 use librqbit_dualstack_sockets::PollSendToVectored;
 use librqbit_utp::{SocketOpts, UtpSocket, UtpSocketUdp, UtpStream};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::UdpSocket;
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -45,6 +51,21 @@ pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(8);
 /// Pause after an error of the UDP socket, so that a lasting error does not cause a busy loop.
 const RECEIVE_PAUSE: Duration = Duration::from_millis(20);
 
+/// Maximum number of datagrams that wait for the DHT; a few bursts of replies.
+const MAX_WAITING: usize = 256;
+
+/// Maximum length of these, in bytes: more than one that is not fragmented.
+const MAX_BENCODED: usize = 2048;
+
+/// The part of a UDP socket that is not uTP's: its datagrams that begin like a bencoded dictionary.
+#[derive(Debug)]
+pub struct Bencoded {
+    /// The socket, to send from.
+    pub socket: Arc<UdpSocket>,
+    /// What was received, and from where.
+    pub received: mpsc::Receiver<(SocketAddr, Bytes)>,
+}
+
 /// The uTP sockets of one port.
 pub(super) struct Utp {
     v4: Option<Arc<Endpoint>>,
@@ -68,16 +89,22 @@ impl<T, E> Inner for UtpSocket<T, E> {
 }
 
 impl Utp {
-    /// Opens `port` on `bind`. If `bind` is not an address, IPv4 is required and IPv6 optional.
-    pub(super) fn bind(port: u16, bind: &Bind) -> io::Result<Self> {
+    /// Opens `port` on `bind`. If `bind` is not an address, IPv4 is required and IPv6 optional. Returns also the rest of
+    /// the sockets, which may be dropped.
+    pub(super) fn bind(port: u16, bind: &Bind) -> io::Result<(Self, Vec<Bencoded>)> {
         let cancel = CancellationToken::new();
-        let open = |ip: IpAddr| endpoint(SocketAddr::new(ip, port), bind, cancel.clone()).map(Some);
+        let mut rest = Vec::new();
+        let mut open = |ip: IpAddr| {
+            let (endpoint, bencoded) = endpoint(SocketAddr::new(ip, port), bind, cancel.clone())?;
+            rest.push(bencoded);
+            io::Result::Ok(Some(endpoint))
+        };
         let (v4, v6) = match bind.address() {
             Some(ip @ IpAddr::V4(_)) => (open(ip)?, None),
             Some(ip @ IpAddr::V6(_)) => (None, open(ip)?),
             None => (open(Ipv4Addr::UNSPECIFIED.into())?, open(Ipv6Addr::UNSPECIFIED.into()).unwrap_or(None)),
         };
-        Ok(Self { v4, v6, cancel })
+        Ok((Self { v4, v6, cancel }, rest))
     }
 
     /// Returns the sockets.
@@ -110,7 +137,7 @@ pub(super) async fn connect(endpoint: &Arc<Endpoint>, addr: SocketAddr) -> io::R
 /// Maximum duration of [`connect`]: the sum of `SYN_TIMEOUTS`.
 pub(super) const CONNECT_LIMIT: Duration = Duration::from_secs(3);
 
-fn endpoint(addr: SocketAddr, bind: &Bind, cancel: CancellationToken) -> io::Result<Arc<Endpoint>> {
+fn endpoint(addr: SocketAddr, bind: &Bind, cancel: CancellationToken) -> io::Result<(Arc<Endpoint>, Bencoded)> {
     let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
     if addr.is_ipv6() {
         socket.set_only_v6(true)?;
@@ -121,8 +148,11 @@ fn endpoint(addr: SocketAddr, bind: &Bind, cancel: CancellationToken) -> io::Res
     socket.set_nonblocking(true)?;
     bind.bind_device(&socket)?;
     socket.bind(&addr.into())?;
-    let udp =
-        Udp { addr: socket.local_addr()?.as_socket().unwrap_or(addr), socket: UdpSocket::from_std(socket.into())? };
+    let addr = socket.local_addr()?.as_socket().unwrap_or(addr);
+    let socket = Arc::new(UdpSocket::from_std(socket.into())?);
+    let (bencoded, received) = mpsc::channel(MAX_WAITING);
+    let rest = Bencoded { socket: socket.clone(), received };
+    let udp = Udp { addr, socket, bencoded };
     let options = SocketOpts {
         vsock_rx_bufsize_bytes: Some(RECEIVE_BUFFER),
         vsock_tx_bufsize_bytes_max: Some(SEND_BUFFER),
@@ -134,19 +164,25 @@ fn endpoint(addr: SocketAddr, bind: &Bind, cancel: CancellationToken) -> io::Res
         dont_wait_for_lastack: true,
         ..SocketOpts::default()
     };
-    UtpSocket::new_with_opts(udp, Environment::default(), options).map_err(io::Error::other)
+    let endpoint = UtpSocket::new_with_opts(udp, Environment::default(), options).map_err(io::Error::other)?;
+    Ok((endpoint, rest))
 }
 
-/// A UDP socket that survives errors.
+/// A UDP socket that survives errors, and keeps for others what is theirs.
 pub(super) struct Udp {
-    socket: UdpSocket,
+    socket: Arc<UdpSocket>,
     addr: SocketAddr,
+    bencoded: mpsc::Sender<(SocketAddr, Bytes)>,
 }
 
 impl librqbit_utp::Transport for Udp {
     async fn recv_from(&self, buf: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
         loop {
             match self.socket.recv_from(buf).await {
+                Ok((len, from)) if buf[..len].first() == Some(&b'd') => {
+                    // If the DHT is behind it is lost, as the network may lose any.
+                    let _ = self.bencoded.try_send((from, Bytes::copy_from_slice(&buf[..len.min(MAX_BENCODED)])));
+                }
                 Ok(received) => return Ok(received),
                 // The network went down, memory was short, or an ICMP error arrived. At most one connection is
                 // affected.

@@ -49,10 +49,10 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::discovery::{AnnouncedPort, Dht, DhtConfig, DhtStatus, Lsd, TrackerClient};
+use crate::discovery::{AnnouncedPort, Dht, DhtConfig, DhtStatus, Lsd, SharedSocket, TrackerClient};
 use crate::http::HttpClient;
 use crate::metainfo::{Magnet, Metainfo};
-use crate::net::{Limits, Listener, PortChoice};
+use crate::net::{Bencoded, Limits, Listener, PortChoice};
 use crate::portmap::{PortMapConfig, PortMapStatus, PortMapper};
 use crate::route::{Bind, Route};
 use crate::wire::PeerId;
@@ -91,7 +91,7 @@ pub struct Session {
 impl Session {
     /// Opens the listening port. Must be called within a tokio runtime.
     pub fn start(config: SessionConfig) -> Result<Self, SessionError> {
-        let (dialer, sockets) = config.net.open().map_err(|source| {
+        let (dialer, mut sockets) = config.net.open().map_err(|source| {
             let port = match config.net.port {
                 PortChoice::Exactly(port) => format!("port {port}"),
                 PortChoice::Customary => "any port".into(),
@@ -112,12 +112,15 @@ impl Session {
         let Route { proxy, bind } = &config.net.route;
         let direct = proxy.is_none();
         let dht = config.dht.as_ref().filter(|_| direct).and_then(|bootstrap| {
-            let started = Dht::start(DhtConfig {
+            let shared = sockets.take_bencoded().into_iter();
+            let shared = shared.map(|Bencoded { socket, received }| SharedSocket { socket, received });
+            let config = DhtConfig {
                 port,
                 bind: bind.clone(),
                 bootstrap: bootstrap.clone(),
                 state_dir: Some(config.cache.dir().to_owned()),
-            });
+            };
+            let started = Dht::start_on(shared.collect(), config);
             started
                 .inspect_err(|error| tracing::warn!("cannot open a UDP port for the DHT: {error}; it is not used"))
                 .ok()

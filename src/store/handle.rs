@@ -2,6 +2,7 @@
 
 use std::io;
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 
@@ -78,6 +79,11 @@ impl TorrentStore {
     pub fn open(cache: &Arc<Cache>, spec: TorrentSpec, evicted: EvictionSink) -> Result<Arc<Self>, StoreError> {
         let torrent = load::open(cache, spec, evicted)?;
         Ok(Arc::new(Self { cache: Arc::clone(cache), torrent }))
+    }
+
+    /// Returns the directory of the torrent's state, if it has one.
+    pub(super) fn torrent_dir(&self) -> Option<&Path> {
+        self.torrent.torrent_dir.as_deref()
     }
 
     /// Returns the pieces in memory or on the disk.

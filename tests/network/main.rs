@@ -5,6 +5,7 @@ mod support;
 
 mod blocklist;
 mod dht;
+mod dialing;
 mod discovery;
 mod extension_peer;
 mod holepunch;

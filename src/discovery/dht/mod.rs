@@ -1,13 +1,13 @@
 //! The DHT: peers without a tracker (BEP 5), over IPv4 and IPv6 (BEP 32).
 //!
-//! A [`Dht`] is the session's node: one task with a UDP port of its own. A [`DhtSearch`] is the search for one
+//! A [`Dht`] is the session's node: one task, on the UDP port of uTP if there is one. A [`DhtSearch`] is the search for one
 //! torrent's peers. Peers are passed on as replies arrive, not at the end of a lookup, and we announce ourselves to the
 //! nodes closest to the torrent as soon as they have given us their tokens.
 //!
 //! - `krpc`: encoding and decoding of messages. `address`: address families and plausible addresses.
 //! - `table`: the routing table. `lookup`: one iterative lookup. `store`: peers announced to us. `limits`: rate limits.
 //! - `node`: combines them; sans-io, with time as an argument. `state`: the file of nodes from the last run.
-//! - `task`: sockets, host names, the clock.
+//! - `task`: host names, the clock. `sockets`: its own or shared ones.
 //!
 //! We do not use `librqbit-dht` 9.1, for reasons visible in its source. It knows only nodes that other nodes returned,
 //! so neither a bootstrap node itself nor the node of a peer's `port` message enters the table. It announces only to
@@ -30,6 +30,7 @@ mod limits;
 mod lookup;
 mod node;
 mod shared;
+mod sockets;
 mod state;
 mod store;
 mod table;
@@ -42,11 +43,12 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-pub use shared::{DhtConfig, DhtStatus};
+pub use shared::{DhtConfig, DhtStatus, SharedSocket};
 
 use crate::metainfo::InfoHash;
 use crate::util::lock;
 use shared::{MAX_QUEUED_NODES, NewSearch, Shared, Wanted};
+use sockets::Sockets;
 
 /// Well-known bootstrap nodes, for [`DhtConfig::bootstrap`].
 pub const DHT_BOOTSTRAP: [&str; 4] = [
@@ -75,7 +77,16 @@ pub struct DhtSearch {
 impl Dht {
     /// Opens the port and starts the task on the current tokio runtime. Fails only if no socket can be opened.
     pub fn start(config: DhtConfig) -> io::Result<Self> {
-        let sockets = task::Sockets::bind(config.port, &config.bind)?;
+        Self::start_on(Vec::new(), config)
+    }
+
+    /// Does the same on these sockets of one port, at most one for IPv4 and one for IPv6. Without any, opens its own.
+    pub fn start_on(shared_sockets: Vec<SharedSocket>, config: DhtConfig) -> io::Result<Self> {
+        let sockets = if shared_sockets.is_empty() {
+            Sockets::bind(config.port, &config.bind)?
+        } else {
+            Sockets::share(shared_sockets)?
+        };
         let port = sockets.port();
         let shared = Arc::new(Shared::default());
         let (stop, stopped) = oneshot::channel();

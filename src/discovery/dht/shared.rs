@@ -3,8 +3,10 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Mutex, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
+use bytes::Bytes;
+use tokio::net::UdpSocket;
 use tokio::sync::{Notify, mpsc};
 
 use crate::metainfo::InfoHash;
@@ -24,6 +26,15 @@ pub struct DhtConfig {
     pub bootstrap: Vec<String>,
     /// Directory of the file that keeps nodes between runs.
     pub state_dir: Option<PathBuf>,
+}
+
+/// A UDP socket of which another protocol has its part.
+#[derive(Debug)]
+pub struct SharedSocket {
+    /// The socket, to send from.
+    pub socket: Arc<UdpSocket>,
+    /// Datagrams that begin with `d`, and their senders.
+    pub received: mpsc::Receiver<(SocketAddr, Bytes)>,
 }
 
 /// The current state of the DHT node.

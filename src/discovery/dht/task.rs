@@ -1,25 +1,22 @@
-//! The task that runs the node: sockets, host names, the clock, the state file.
+//! The task that runs the node: host names, the clock, the state file.
 
 use std::collections::HashMap;
-use std::future::pending;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
-use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::{UdpSocket, lookup_host};
+use tokio::net::lookup_host;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet, spawn_blocking};
 use tokio::time::{sleep_until, timeout};
 
 use super::address::Family;
-use super::krpc::MAX_DATAGRAM;
 use super::node::{Node, SearchId};
 use super::shared::{DhtConfig, DhtStatus, NewSearch, Shared, Wanted};
+use super::sockets::{self, Sockets};
 use super::state;
-use crate::route::Bind;
 use crate::util::lock;
 
 /// Peers per torrent that wait until the session takes them. More are dropped; a later round finds them again.
@@ -39,89 +36,6 @@ const MAX_BOOTSTRAP_RETRY: Duration = Duration::from_secs(10);
 const NO_NODES_WARNING: Duration = Duration::from_secs(30);
 /// Interval at which nodes are saved.
 const SAVE_INTERVAL: Duration = Duration::from_secs(10 * 60);
-
-/// One UDP port on IPv4 and, if the machine has it, on IPv6.
-#[derive(Debug)]
-pub(super) struct Sockets {
-    /// Sockets in the order of `Family`.
-    sockets: [Option<UdpSocket>; 2],
-    port: u16,
-}
-
-impl Sockets {
-    /// Opens `port`, or any free port if it is taken.
-    pub fn bind(port: u16, bind: &Bind) -> io::Result<Self> {
-        Self::bind_port(port, bind).or_else(|error| match error.kind() {
-            io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied if port != 0 => Self::bind_port(0, bind),
-            _ => Err(error),
-        })
-    }
-
-    fn bind_port(port: u16, bind: &Bind) -> io::Result<Self> {
-        let v4 = match bind.address() {
-            Some(IpAddr::V6(_)) => None,
-            Some(ip) => Some(open((ip, port).into(), bind)?),
-            None => Some(open((Ipv4Addr::UNSPECIFIED, port).into(), bind)?),
-        };
-        let port = v4.as_ref().map_or(Ok(port), |socket| socket.local_addr().map(|addr| addr.port()))?;
-        let v6 = match bind.address() {
-            Some(IpAddr::V4(_)) => None,
-            Some(ip) => Some(open((ip, port).into(), bind)?),
-            // Many machines have no IPv6; that is not an error.
-            None => open((Ipv6Addr::UNSPECIFIED, port).into(), bind).ok(),
-        };
-        let port = v6.as_ref().map_or(Ok(port), |socket| socket.local_addr().map(|addr| addr.port()))?;
-        Ok(Self { sockets: [v4, v6], port })
-    }
-
-    pub fn port(&self) -> u16 {
-        self.port
-    }
-
-    fn families(&self) -> Vec<Family> {
-        Family::BOTH.into_iter().filter(|family| self.sockets[*family as usize].is_some()).collect()
-    }
-
-    /// Waits until the runtime knows that the sockets are writable. Before that, `try_send_to` refuses every datagram.
-    async fn writable(&self) {
-        for socket in self.sockets.iter().flatten() {
-            let _ = socket.writable().await;
-        }
-    }
-
-    /// Sends a datagram. If the socket buffer is full the datagram is lost, as the network may lose any.
-    fn send(&self, to: SocketAddr, bytes: &[u8]) {
-        if let Some(socket) = &self.sockets[Family::of(to) as usize]
-            && let Err(error) = socket.try_send_to(bytes, to)
-        {
-            tracing::trace!(%to, "DHT datagram not sent: {error}");
-        }
-    }
-}
-
-fn open(addr: SocketAddr, bind: &Bind) -> io::Result<UdpSocket> {
-    let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
-    if addr.is_ipv6() {
-        socket.set_only_v6(true)?;
-    }
-    socket.set_nonblocking(true)?;
-    bind.bind_device(&socket)?;
-    socket.bind(&addr.into())?;
-    UdpSocket::from_std(socket.into())
-}
-
-async fn receive(socket: &Option<UdpSocket>, buffer: &mut [u8]) -> (usize, SocketAddr) {
-    let Some(socket) = socket else { return pending().await };
-    loop {
-        match socket.recv_from(buffer).await {
-            Ok(received) => return received,
-            Err(error) => {
-                tracing::debug!("cannot receive from the DHT socket: {error}");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        }
-    }
-}
 
 /// The receiver of a search's peers.
 struct Subscriber {
@@ -176,7 +90,7 @@ impl Task {
     pub async fn run(mut self, mut stopped: oneshot::Receiver<()>) {
         self.restore().await;
         self.sockets.writable().await;
-        let mut buffers = [vec![0; MAX_DATAGRAM], vec![0; MAX_DATAGRAM]];
+        let mut buffers = sockets::buffers();
         loop {
             let now = Instant::now();
             self.take_inbox(now);
@@ -188,11 +102,10 @@ impl Task {
             self.deliver_peers();
             self.publish(now);
             self.start_save(now);
-            let [v4, v6] = &self.sockets.sockets;
-            let [buffer4, buffer6] = &mut buffers;
             tokio::select! {
-                (len, from) = receive(v4, buffer4) => self.node.handle(Instant::now(), from, &buffer4[..len]),
-                (len, from) = receive(v6, buffer6) => self.node.handle(Instant::now(), from, &buffer6[..len]),
+                (from, datagram) = self.sockets.receive(&mut buffers) => {
+                    self.node.handle(Instant::now(), from, &datagram);
+                }
                 () = self.shared.wake.notified() => self.woken = true,
                 // A task of the set panics or is aborted only together with the whole program.
                 Some(Ok((name, found))) = self.names.join_next() => self.on_resolved(&name, found),

@@ -1,5 +1,6 @@
 //! Timers: the swarm's own, and once a second or less often statistics and limits.
 
+use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -7,7 +8,7 @@ use super::Driver;
 use crate::metainfo::Metainfo;
 use crate::session::queue::Activity;
 use crate::session::shares::{Allowed, Demand};
-use crate::store::TorrentStore;
+use crate::store::{MAX_KEPT_PEERS, TorrentStore};
 use crate::swarm::{BackgroundNeed, Event};
 
 /// Maintenance interval while there are peers or readers.
@@ -15,6 +16,12 @@ pub(super) const INTERVAL: Duration = Duration::from_secs(1);
 
 /// Maximum maintenance interval while there are none; reached in steps, each four times as long as the one before.
 const IDLE_INTERVAL: Duration = Duration::from_secs(5 * 60);
+
+/// Time after the start at which the addresses of good peers are first kept, in case the process is killed.
+pub(super) const FIRST_KEEPING: Duration = Duration::from_secs(20);
+
+/// Time between two such times.
+const KEEPING: Duration = Duration::from_secs(10 * 60);
 
 /// With fewer peers than this, trackers are asked for more before their interval is over, as far as they allow.
 const FEW_PEERS: usize = 10;
@@ -48,10 +55,31 @@ impl Driver {
         self.update_transferred();
         self.update_room();
         self.update_serving(now);
+        self.keep_peers(now);
         let peers = self.peers.values().filter(|peer| !self.web_seeds.contains_key(&peer.addr)).count();
         if peers < FEW_PEERS && !self.swarm.complete() && !self.swarm.is_paused() {
             self.want_peers();
         }
+    }
+
+    /// Returns the addresses at which the next start should find good peers.
+    pub(super) fn good_peers(&self) -> Vec<SocketAddr> {
+        if self.keep_peers_due.is_none() { Vec::new() } else { self.swarm.good_addresses(self.now(), MAX_KEPT_PEERS) }
+    }
+
+    /// Keeps these addresses now and then.
+    fn keep_peers(&mut self, now: Instant) {
+        if self.keep_peers_due.is_none_or(|due| now < due) {
+            return;
+        }
+        let good = self.good_peers();
+        if good.is_empty() {
+            self.keep_peers_due = Some(now + FIRST_KEEPING);
+            return;
+        }
+        self.keep_peers_due = Some(now + KEEPING);
+        let store = self.store.clone();
+        tokio::task::spawn_blocking(move || store.keep_peers(&good));
     }
 
     /// Publishes the statistics, and the totals for the next announce.

@@ -119,6 +119,8 @@ pub(super) struct Driver {
     /// By the addresses that stand for them.
     web_seeds: HashMap<SocketAddr, WebSeed>,
     seeding: Seeding,
+    /// When the addresses of good peers are kept next; `None` for a private torrent.
+    keep_peers_due: Option<Instant>,
     partials: Partials,
     /// Addresses that the swarm banned; port 0 stands for every port.
     banned: HashSet<SocketAddr>,
@@ -200,6 +202,7 @@ impl Driver {
     /// Fails blocked reads, disconnects peers, finishes the checks under way, saves the state.
     async fn stop(&mut self, inputs: &mut Inputs, closed: watch::Sender<bool>) {
         closed.send_replace(true);
+        let good = self.good_peers();
         self.peers.clear();
         inputs.inbox.close();
         self.update_transferred();
@@ -212,7 +215,13 @@ impl Driver {
                     None => break,
                 }
             }
-            let _ = tokio::task::spawn_blocking(move || store.close()).await;
+            let close = move || {
+                if !good.is_empty() {
+                    store.keep_peers(&good);
+                }
+                store.close();
+            };
+            let _ = tokio::task::spawn_blocking(close).await;
         };
         tokio::join!(save, self.sources.stop(STOP_LIMIT));
     }

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use tokio::sync::{mpsc, watch};
 
-use super::maintenance::{INTERVAL, bytes_left};
+use super::maintenance::{FIRST_KEEPING, INTERVAL, bytes_left};
 use super::partial::Partials;
 use super::{Driver, Inputs};
 use crate::discovery::Transferred;
@@ -58,16 +58,19 @@ pub(crate) async fn start(
     let partial_seed = matches!(options.place, Place::Seed(_));
     let spec = TorrentSpec { verify: options.verify, place: options.place, progress, ..TorrentSpec::from(&*metainfo) };
     let (cache, info) = (context.config.cache.clone(), metainfo.info.clone());
+    // Of a private torrent only its tracker may name peers (BEP 27).
+    let keeps_peers = !metainfo.private;
     let opening = tokio::task::spawn_blocking(move || {
         let evicted = Box::new(move |piece| {
             let _ = evicted_tx.send(piece);
         });
         let store = TorrentStore::open(&cache, spec, evicted)?;
+        let kept = if keeps_peers { store.kept_peers() } else { Vec::new() };
         // Most torrents are idle from the start.
         cache.spill(&info);
-        Ok::<_, StoreError>(store)
+        Ok::<_, StoreError>((store, kept))
     });
-    let store = opening.await.map_err(|_| SessionError::Ending)??;
+    let (store, kept_peers) = opening.await.map_err(|_| SessionError::Ending)??;
     let have = store.have();
     if options.whole && !have.is_full() {
         return Err(SessionError::Incomplete(have));
@@ -134,6 +137,7 @@ pub(crate) async fn start(
         released: Vec::new(),
         web_seeds: web_seeds.iter().map(|seed| (seed.addr(), seed.clone())).collect(),
         seeding: Seeding::new(context.config.seed),
+        keep_peers_due: keeps_peers.then(|| clock.now() + FIRST_KEEPING),
         partials: Partials::new(lengths, context.config.cache.clone(), block_times.clone()),
         banned: HashSet::new(),
         checking: 0,
@@ -150,6 +154,7 @@ pub(crate) async fn start(
         has_room: true,
     };
     driver.peers_found(options.peers, PeerSource::Manual);
+    driver.peers_found(kept_peers, PeerSource::Remembered);
     driver.peers_found(options.found, PeerSource::Magnet);
     // The swarm dials their placeholder addresses as it dials peers, and waits after failures alike.
     driver.peers_found(web_seeds.iter().map(WebSeed::addr).collect(), PeerSource::WebSeed);
