@@ -76,8 +76,7 @@ fn a_sweep_finds_what_a_constant_changes() {
     let rows = sweep(|name| name == "reading_queue", &[profile("bursts")], 2);
     let [(name, half, double)] = &rows[..] else { panic!("one constant: {rows:?}") };
     println!("{}", row(name, half, double));
-    let seeks = half.iter().chain(double).filter(|change| change.result.starts_with("seek"));
-    assert!(seeks.into_iter().any(|change| change.by.abs() > THRESHOLD), "{rows:?}");
+    assert!(half.iter().chain(double).any(|change| change.by.abs() > THRESHOLD), "{rows:?}");
 }
 
 #[test]
