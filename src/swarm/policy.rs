@@ -81,7 +81,7 @@ pub(super) enum Phase {
     Yielding,
     /// A reader is active.
     Reading,
-    /// A read blocked where it had sought less than [`Policy::silence_timeout`] ago, so the next seek may come soon.
+    /// A read blocked where it had sought less than [`Policy::seeking_moment`] ago, so the next seek may come soon.
     Seeking,
     /// A read blocked less than [`Policy::blocked_moment`] ago.
     JustBlocked,
@@ -168,8 +168,19 @@ impl Policy {
             (Need::Background, Phase::JustBlocked | Phase::Yielding) => None,
             (Need::Speculative, Phase::JustBlocked) | (Need::Background, Phase::Seeking) => Some(Duration::ZERO),
             (_, Phase::Filling) => Some(self.filling_queue),
-            (_, _) => Some(self.reading_queue),
+            (_, Phase::Seeking) => Some(self.seeking_queue()),
+            (_, Phase::Reading | Phase::JustBlocked | Phase::Yielding) => Some(self.reading_queue),
         }
+    }
+
+    /// Queue at each peer while somebody seeks: the next seek waits behind it.
+    pub(super) fn seeking_queue(&self) -> Duration {
+        self.reading_queue / 2
+    }
+
+    /// Time after a seek in which another one is likely.
+    pub(super) fn seeking_moment(&self) -> Duration {
+        self.silence_timeout / 2
     }
 
     /// Time of silence after which a peer that owes us blocks is asked for one block at a time.
@@ -273,7 +284,7 @@ impl Default for Policy {
         const BLOCK: u64 = crate::metainfo::BLOCK_LEN as u64;
         Self {
             filling_queue: Duration::from_millis(200),
-            reading_queue: Duration::from_millis(25),
+            reading_queue: Duration::from_millis(50),
             due_queue: Duration::from_millis(250),
             first_window: 3 * BLOCK,
             rate_headroom: 1.25,

@@ -189,7 +189,7 @@ impl Readers {
         let moment = self.policy.blocked_moment;
         if self.wants.values().any(|want| now.saturating_duration_since(want.since) < moment) {
             Phase::JustBlocked
-        } else if self.last_sought.is_some_and(|at| now.saturating_duration_since(at) < self.policy.silence_timeout) {
+        } else if self.last_sought.is_some_and(|at| now.saturating_duration_since(at) < self.policy.seeking_moment()) {
             Phase::Seeking
         } else if self.is_active(now) {
             Phase::Reading
