@@ -19,7 +19,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use torrentfs::internals::fs::{Content, MountOptions, Mounted, ReadError, Reader, UnmountError, mountinfo};
 
-use crate::support::signals;
+use crate::support::{TestDir, signals};
 use torrentfs::metainfo::{self, FileIndex, FileKind, InfoHash, Layout, Lengths, Metainfo, PieceHashes};
 
 /// Time limit of waits. Only a hang reaches it.
@@ -191,7 +191,7 @@ pub struct Fixture {
     pub mounted: Option<Mounted>,
     pub runtime: Runtime,
     pub fake: Arc<FakeContent>,
-    pub directory: tempfile::TempDir,
+    pub directory: TestDir,
 }
 
 /// Makes a torrent of this many files of one byte.
@@ -223,7 +223,7 @@ pub fn is_root() -> bool {
 impl Fixture {
     pub fn new() -> Option<Self> {
         can_mount().then(|| {
-            let (runtime, fake, directory) = (runtime(), sample(), tempfile::tempdir().unwrap());
+            let (runtime, fake, directory) = (runtime(), sample(), TestDir::new());
             let options = MountOptions::default();
             let contents = vec![fake.clone()];
             let mounted = Mounted::start(contents, directory.path(), &options, runtime.handle().clone()).unwrap();

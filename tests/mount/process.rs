@@ -176,12 +176,12 @@ fn a_lazy_unmount_ends_the_process_and_its_waiting_reads() {
     if !can_mount() || !is_root() {
         return;
     }
-    let directory = tempfile::tempdir().unwrap();
+    let directory = TestDir::new();
     let mut server = start_server(directory.path());
     let file = File::open(directory.path().join("t/small.txt")).unwrap();
     let blocked: Vec<_> = (0..5).map(|n| read_in_background(directory.path().join(format!("t/wait/{n}")))).collect();
     // An end of another mount is none of this one.
-    let other = tempfile::tempdir().unwrap();
+    let other = TestDir::new();
     succeed("mount", &[&"-t", &"tmpfs", &"none", &other.path()]);
     succeed("umount", &[&"-l", &other.path()]);
     // Nor does it end while it is mounted in a second place.

@@ -55,7 +55,7 @@ struct Outcome {
     elapsed: Duration,
 }
 
-/// Mounts a torrent of these peers, one of them honest, and reads the whole file.
+/// Mounts a torrent of these peers, one of them honest, and reads the whole file once each peer can be asked for it.
 fn among(behaviours: &[Behaviour]) -> Outcome {
     let lab = Lab::new();
     let data = Arc::new(noise(8 << 20, 7));
@@ -64,10 +64,11 @@ fn among(behaviours: &[Behaviour]) -> Outcome {
     let peers: Vec<_> =
         behaviours.iter().map(|behaviour| fake::peer("127.0.0.1", &metainfo, &data, *behaviour)).collect();
     let addrs: Vec<String> = peers.iter().map(|peer| peer.addr.to_string()).collect();
-    let mut args = vec!["-v"];
+    let mut args = vec!["-v", "--on-demand"];
     addrs.iter().for_each(|addr| args.extend(["--peer", addr]));
     let begin = Instant::now();
     let mount = lab.mount("m", &torrent, &args);
+    wait_until("every peer is connected", LONG, || peers.iter().all(|peer| peer.offers.load(Ordering::Relaxed) > 0));
     assert!(mount.read("film.bin") == *data);
     let elapsed = begin.elapsed();
     let log = mount.log();

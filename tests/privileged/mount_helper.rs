@@ -76,7 +76,6 @@ impl Stage {
             let mut fields = line.split(' ').map(|field| field.replace("\\040", " "));
             (fields.next().unwrap(), fields.next().unwrap())
         };
-        // Mounts that existed before are visible in the namespace, too.
         ours.map(pair).filter(|(_, at)| Path::new(at).starts_with(&self.base)).collect()
     }
 

@@ -55,7 +55,7 @@ fn names_that_the_filesystem_refuses_are_replaced() {
         return;
     }
     let _turn = turn();
-    let dir = tempfile::tempdir().unwrap();
+    let dir = TestDir::new();
     let base = dir.path();
     let film = base.join("src/film");
     let long = format!("{}.mkv", "n".repeat(200));

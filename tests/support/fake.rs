@@ -39,6 +39,8 @@ pub struct FakePeer {
     pub addr: SocketAddr,
     /// Connections accepted.
     pub connections: Arc<AtomicUsize>,
+    /// Connections on which it has offered every piece and unchoked us.
+    pub offers: Arc<AtomicUsize>,
     /// Requests received.
     pub requests: Arc<AtomicUsize>,
 }
@@ -50,15 +52,21 @@ pub fn peer(ip: &str, metainfo: &Metainfo, data: &Arc<Vec<u8>>, behaviour: Behav
 
 /// Starts a peer that accepts these connections.
 pub fn peer_on(listener: TcpListener, metainfo: &Metainfo, data: &Arc<Vec<u8>>, behaviour: Behaviour) -> FakePeer {
-    let peer = FakePeer { addr: listener.local_addr().unwrap(), connections: Arc::default(), requests: Arc::default() };
-    let (connections, requests) = (peer.connections.clone(), peer.requests.clone());
+    let peer = FakePeer {
+        addr: listener.local_addr().unwrap(),
+        connections: Arc::default(),
+        offers: Arc::default(),
+        requests: Arc::default(),
+    };
+    let (connections, offers, requests) = (peer.connections.clone(), peer.offers.clone(), peer.requests.clone());
     let (metainfo, data) = (Arc::new(metainfo.clone()), data.clone());
     thread::spawn(move || {
         for stream in listener.incoming().flatten() {
             let number = connections.fetch_add(1, Ordering::Relaxed);
-            let (metainfo, data, requests) = (metainfo.clone(), data.clone(), requests.clone());
+            let (metainfo, data) = (metainfo.clone(), data.clone());
+            let counters = (offers.clone(), requests.clone());
             // An error means that the other side has disconnected.
-            thread::spawn(move || drop(serve(stream, number, &metainfo, &data, behaviour, &requests)));
+            thread::spawn(move || drop(serve(stream, number, &metainfo, &data, behaviour, &counters)));
         }
     });
     peer
@@ -70,7 +78,7 @@ fn serve(
     metainfo: &Metainfo,
     data: &[u8],
     behaviour: Behaviour,
-    requests: &AtomicUsize,
+    (offers, requests): &(Arc<AtomicUsize>, Arc<AtomicUsize>),
 ) -> std::io::Result<()> {
     if behaviour == Behaviour::Mute {
         return stream.read_to_end(&mut Vec::new()).map(drop);
@@ -89,6 +97,7 @@ fn serve(
     wire::encode(&Message::HaveAll, &mut out);
     wire::encode(&Message::Unchoke, &mut out);
     stream.write_all(&out)?;
+    offers.fetch_add(1, Ordering::Relaxed);
 
     let pieces = metainfo.layout.lengths().pieces();
     if behaviour == Behaviour::Floods {

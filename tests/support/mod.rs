@@ -19,7 +19,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::{LazyLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{LazyLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc};
 use std::time::{Duration, Instant};
 
 pub use ports::free_port;
@@ -293,11 +293,12 @@ impl Lab {
                 .args(settings)
                 .stdout(Stdio::piped()),
         );
-        let mut output = BufReader::new(process.0.stdout.take().unwrap());
-        let mut line = String::new();
-        output.read_line(&mut line).unwrap();
-        assert_eq!(line.trim(), "READY");
-        Libtorrent { process, output, addr: format!("127.0.0.{host}:{port}") }
+        let output = BufReader::new(process.0.stdout.take().unwrap());
+        let (sender, lines) = mpsc::channel();
+        std::thread::spawn(move || output.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
+        let peer = Libtorrent { process, lines, addr: format!("127.0.0.{host}:{port}") };
+        peer.expect("READY");
+        peer
     }
 
     /// Starts `torrentfs mount --foreground` and waits until it is mounted.
@@ -308,16 +309,19 @@ impl Lab {
 
 pub struct Libtorrent {
     pub process: Process,
-    output: BufReader<std::process::ChildStdout>,
+    lines: mpsc::Receiver<String>,
     pub addr: String,
 }
 
 impl Libtorrent {
     /// Waits until a leech is complete.
     pub fn done(&mut self) {
-        let mut line = String::new();
-        self.output.read_line(&mut line).unwrap();
-        assert_eq!(line.trim(), "DONE");
+        self.expect("DONE");
+    }
+
+    fn expect(&self, word: &str) {
+        let line = self.lines.recv_timeout(LONG);
+        assert_eq!(line.as_deref(), Ok(word), "from libtorrent at {}", self.addr);
     }
 }
 

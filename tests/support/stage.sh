@@ -1,6 +1,7 @@
 # Sets up the namespace: overlays with our program in `/sbin` and the user in `/etc`, an empty `/var/cache`, and a FUSE
-# device that everybody may open, as on most machines.
+# device that everybody may open, as on most machines. Mounts that others made stay where they are, outside of it.
 set -e
+umount -a -l -t fuse.torrentfs 2> /dev/null || true
 mount -t tmpfs stage $STAGE; cd $STAGE; mkdir sbin sbin.work etc etc.work
 sbin=$(realpath /sbin)
 mount -t overlay -o lowerdir=$sbin,upperdir=$STAGE/sbin,workdir=$STAGE/sbin.work overlay $sbin

@@ -25,7 +25,7 @@ pub const START_LIMIT: Duration = Duration::from_secs(60);
 
 /// Runs a cell. An error says what did not happen.
 pub fn run_cell(client: &dyn Client, way: Way, role: Role) -> Result<(), String> {
-    let base = tempfile::tempdir().unwrap();
+    let base = TestDir::new();
     let tracker = (way == Way::Magnet).then(|| TrackerServer::start(&[]));
     let announce = tracker.as_ref().map(|tracker| format!("http://{}/announce", tracker.addr));
     let cell = Cell::new(base.path(), way, &announce.unwrap_or(NO_TRACKER.into()));
