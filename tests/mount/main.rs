@@ -12,6 +12,7 @@ mod hostile_http;
 mod http;
 mod large_pieces;
 mod many;
+mod passthrough;
 mod process;
 mod queue;
 mod tools;
