@@ -96,7 +96,7 @@
 //! | `web` | everything served over HTTP: API, status page, files, metrics; and the client of the API | FUSE, peer connections | control, metainfo, session, sys, util |
 //! | `control` | the status that a running mount reports, and the orders it accepts | HTTP, FUSE, peer connections | discovery, library, metainfo, net, session, swarm, wire |
 //! | `library` | the torrents of a mount: added, removed, picked up from watched directories | the command line | discovery, fs, metainfo, payload, session, store, sys, util |
-//! | `fs` | the tree of inodes, the answers to reads, the FUSE mount | peers, trackers | metainfo, session, sys |
+//! | `fs` | the tree of inodes, the answers to reads, passthrough, the FUSE mount | peers, trackers | metainfo, session, sys |
 //! | `session` | torrents at work: sockets, disk and timers for each torrent's `Swarm` | the peer protocol | discovery, http, metainfo, net, portmap, route, store, swarm, sys, util, webseed, wire |
 //! | `webseed` | HTTP servers as peers that have everything (BEP 17, 19) | scheduling, choking | http, metainfo, net, util, wire |
 //! | `net` | peer connections over TCP and uTP: dialing, the listener, encryption, rate limits | scheduling, choking | metainfo, route, util, wire |
@@ -120,13 +120,16 @@
 //! # Invariants
 //!
 //! 1. A reader gets bytes only of pieces whose hash was checked. There is no exception and no switch.
+//!    (A complete file that the kernel reads itself was checked before it was opened. What other programs do to it later is
+//!    noticed within seconds.)
 //! 2. A piece is in exactly one state: missing, partial, checking or have. One enum holds it, not several bitfields.
 //! 3. A piece is in the store before its waiters wake, and a waiter looks in the store again after it registers.
 //! 4. Every FUSE request is answered: with data, with an error by its deadline, or at shutdown. No reply is dropped, and none
 //!    is short before the end of the file.
 //! 5. The task that owns a [`Swarm`](swarm::Swarm) never waits for a peer or a disk, and neither does a FUSE thread. Every
 //!    queue is bounded; a peer whose queue is full is disconnected, so that it cannot stop the engine.
-//! 6. Pieces in a reader's window are pinned: they are never evicted. Background fetching stops when the cache is full.
+//! 6. Pieces in a reader's window, and those of a file that the kernel reads itself, are pinned: they are never evicted.
+//!    Background fetching stops when the cache is full.
 //! 7. A peer cannot be told that a piece is gone. A request for an evicted piece is rejected (fast extension) or left
 //!    unanswered, and a peer is never blamed for our eviction.
 //! 8. Input from peers, trackers and files is checked against limits before memory is allocated for it: depth, length,
@@ -141,6 +144,7 @@
 //! - **partial piece**: one of which some blocks have arrived. No reader gets its bytes.
 //! - **choke / unchoke**: a peer refuses / serves our requests. **interested**: we want a piece that the peer has.
 //! - **reader**: one open file handle. Its **window** is the range of bytes that it will need soon.
+//! - **passthrough**: the kernel reads an open, complete file in the cache itself, without a request to us.
 //! - **urgent**: needed by a reader, by a deadline. **background**: everything else, rarest pieces first.
 //! - **end-game**: when every missing block is requested already, blocks are requested from a second peer.
 

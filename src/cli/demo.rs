@@ -103,6 +103,7 @@ async fn demonstrate(args: &DemoArgs, dir: &Path) -> Result<(), Failure> {
         foreground: true,
         on_demand: false,
         read_timeout: Some(Duration::from_secs(60)),
+        passthrough: true,
         cache_dir: CacheDir::Exclusive(dir.join("cache")),
         cache_size: None,
         memory: 64 << 20,

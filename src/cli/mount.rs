@@ -67,6 +67,23 @@ Reads:
   progress: user.torrentfs.progress (in percent), user.torrentfs.pieces and
   user.torrentfs.infohash.
 
+Passthrough:
+  The kernel reads a file that is complete and verified from the cache itself,
+  as fast as any other file there, and keeps its bytes in memory once instead
+  of twice. It needs Linux 6.9 and a mount by root (`torrentfs mount` as root,
+  mount(8), fstab; not the systemd service), and a cache on an ordinary local
+  filesystem. Elsewhere this program answers every read. A file that was opened
+  before it was complete stays as it is until its last user closes it.
+  `torrentfs status` shows which open files have it.
+
+  While a file is open in this way, its pieces are not evicted. Its reads are
+  not checked: if another program changes the file in the cache, who has it open
+  may read the changed bytes until the change is noticed, usually for a second
+  or two. From then on such reads fail with an I/O error, and whoever opens the
+  file anew gets the right bytes. What is mapped into memory cannot be taken
+  back, and after a lazy unmount or a kill nobody watches the file any more.
+  --no-passthrough avoids all this.
+
 Cache:
   The cache keeps pieces in --cache-dir, up to --cache-size, and evicts the
   least recently used first; a piece that an open file needs now is never

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::cache_dir::CacheDir;
 use super::flags::{HttpFlags, LogFormat, MountOptions, NetworkArgs, Options};
+use crate::fs;
 
 /// How long a read may wait without receiving data: longer than a swarm takes to recover from a lost peer or a restarted
 /// router, and short enough that no program hangs for good.
@@ -28,6 +29,8 @@ pub(super) struct MountArgs {
     pub(super) on_demand: bool,
     /// How long a read may wait without receiving data; `None`: without limit.
     pub(super) read_timeout: Option<Duration>,
+    /// Whether the kernel reads complete files itself.
+    pub(super) passthrough: bool,
     pub(super) cache_dir: CacheDir,
     /// Bytes on disk, all torrents together; `None`: unlimited.
     pub(super) cache_size: Option<u64>,
@@ -45,6 +48,11 @@ pub(super) struct MountArgs {
 }
 
 impl MountArgs {
+    /// Returns the options of the FUSE mount.
+    pub(super) fn to_fs(&self) -> fs::MountOptions {
+        fs::MountOptions { passthrough: self.passthrough, ..self.options.to_fs() }
+    }
+
     /// Fills in what is `configured`, and then the defaults.
     pub(super) fn new(sources: Vec<OsString>, mountpoint: PathBuf, given: Options, configured: Options) -> Self {
         // A configured directory is for all mounts, and one that is given for this mount only.
@@ -59,6 +67,7 @@ impl MountArgs {
             foreground: flags.foreground.unwrap_or(false),
             on_demand: flags.on_demand.unwrap_or(false),
             read_timeout: flags.read_timeout.map_or(Some(READ_TIMEOUT), |limit| limit.0),
+            passthrough: flags.no_passthrough != Some(true),
             cache_dir,
             cache_size: flags.cache_size.map_or(Some(CACHE_SIZE), |limit| limit.0),
             memory: flags.memory.unwrap_or(MEMORY),

@@ -58,7 +58,7 @@ impl Service {
         let http = args.http.bind()?;
         let config = args.network.session(cache.clone(), list);
         let session = Session::start(SessionConfig { read_timeout: args.read_timeout, ..config }).map_err(resource)?;
-        let options = args.options.to_fs();
+        let options = args.to_fs();
         let mounted_torrents = Arc::new(MountedTorrents::new(&options));
         let checking = Arc::new(Progress::start("checking the cache", 0, quiet));
         let library = Library::new(

@@ -1,7 +1,7 @@
 //! Mounts of the system: root mounts, and an unprivileged user serves.
 //!
-//! There are three processes: this one, which exits when the mount answers; the [`keeper`], which stays root and unmounts at
-//! the end; and the server, which drops its privileges and restricts its system calls before it reads any data from outside,
+//! There are three processes: this one, which exits when the mount answers; the [`keeper`], which stays root, unmounts at
+//! the end, and registers complete files with the kernel; and the server, which drops its privileges and restricts its system calls before it reads any data from outside,
 //! even the torrent.
 
 use std::ffi::{OsStr, OsString};
@@ -79,7 +79,7 @@ fn give_to_all_users(args: &mut MountArgs) {
 fn options(args: &MountArgs) -> MountOptions {
     // mount(8) passes exactly one source.
     let source = args.sources.first().map(OsString::as_os_str).unwrap_or_default();
-    MountOptions { fsname: fsname(source), ..args.options.to_fs() }
+    MountOptions { fsname: fsname(source), ..args.to_fs() }
 }
 
 /// Serves in the foreground, in the sandbox of a systemd service. A mount made there would be invisible outside, so the

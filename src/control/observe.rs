@@ -16,6 +16,8 @@ use crate::wire::client_of;
 const MAX_BLOCKED: usize = 256;
 /// Largest number of file priorities in a torrent's report, to bound its size.
 const MAX_PRIORITIES: usize = 256;
+/// Largest number of files read by passthrough in a torrent's report, to bound its size.
+const MAX_PASSTHROUGH: usize = 256;
 /// How long a torrent's task may take to report. After that the report has no peers.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -112,6 +114,7 @@ pub(crate) async fn torrent(mounted: &MountedTorrent) -> TorrentStatus {
     let eta = (left > 0 && stats.down_rate > 0 && !on_demand).then(|| left / stats.down_rate.max(1));
     let verification = torrent.verification();
     let checking = verification.is_some_and(|verification| verification.running);
+    let passthrough = torrent.local_files().into_iter().filter_map(|file| metainfo.layout.file(file));
     let priorities = torrent.priorities().into_iter().filter_map(|(file, priority)| {
         let priority = priority.into();
         Some(status::FilePriority { path: mounted.path(&metainfo.layout.file(file)?.path), priority })
@@ -154,6 +157,7 @@ pub(crate) async fn torrent(mounted: &MountedTorrent) -> TorrentStatus {
             status::VerificationStatus { running, done, pieces, bad }
         }),
         priorities: priorities.take(MAX_PRIORITIES).collect(),
+        passthrough: passthrough.map(|file| mounted.path(&file.path)).take(MAX_PASSTHROUGH).collect(),
     }
 }
 

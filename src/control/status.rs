@@ -95,7 +95,7 @@ pub struct CacheStatus {
 }
 
 /// Number of reads since the mount started, by the source that answered them. Reads that the kernel answers from its page
-/// cache are not counted.
+/// cache, or by passthrough, are not counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ReadStatus {
     /// Answered from memory only.
@@ -186,6 +186,10 @@ pub struct TorrentStatus {
     pub verification: Option<VerificationStatus>,
     /// Files whose priority is not normal, at most 256.
     pub priorities: Vec<FilePriority>,
+    /// Paths, from the root of the mount, of the open files that the kernel reads from the cache itself (FUSE passthrough),
+    /// at most 256.
+    #[serde(default)]
+    pub passthrough: Vec<String>,
 }
 
 /// Status of a connected peer.

@@ -52,6 +52,8 @@ pub struct MountOptions {
     pub max_read: u32,
     /// Number of threads that read requests from the kernel.
     pub threads: usize,
+    /// Whether the kernel reads complete files itself, where it can and this process or its keeper may have it do that.
+    pub passthrough: bool,
 }
 
 impl Default for MountOptions {
@@ -67,6 +69,7 @@ impl Default for MountOptions {
             read_ahead: 1024 * 1024,
             max_read: 64 * 1024,
             threads: 2,
+            passthrough: true,
         }
     }
 }
@@ -284,6 +287,14 @@ fn check_directory(path: PathBuf, to_error: impl Fn(io::Error) -> MountError) ->
     }
 }
 
+/// Returns the device number of the filesystem of a FUSE device, major and minor. Older kernels do not report it.
+pub(super) fn device_number(device: &impl AsRawFd) -> Option<(u32, u32)> {
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", device.as_raw_fd())).ok()?;
+    let number: u32 = info.lines().find_map(|line| line.strip_prefix("fuse_connection:"))?.trim().parse().ok()?;
+    // The kernel packs them as 12 and 20 bits.
+    Some((number >> 20, number & 0xF_FFFF))
+}
+
 /// Opens the FUSE device.
 pub(super) fn open_device() -> io::Result<File> {
     OpenOptions::new().read(true).write(true).open("/dev/fuse")
@@ -351,7 +362,7 @@ fn attach_by_helper(path: &Path, options: &MountOptions) -> Result<OwnedFd, Moun
         }
     }
     let (mut child, socket) = run.ok_or(MountError::NoHelper)?;
-    let device = sys::mount::receive_descriptor(&socket);
+    let device = sys::descriptors::receive_one(&socket);
     if device.is_err() {
         // `fusermount3` has failed, or hangs.
         let _ = child.kill();

@@ -1,5 +1,6 @@
 //! The interface between the filesystem and a torrent: a torrent whose files can be opened, and an open file.
 
+use std::fs::File;
 use std::future::Future;
 use std::ops::Range;
 use std::sync::Arc;
@@ -7,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::metainfo::{FileIndex, Metainfo};
-use crate::session::{self, Span, Torrent};
+use crate::session::{self, LocalFile, Span, Torrent};
 
 /// A torrent, as the filesystem sees it.
 pub trait Content: Send + Sync + 'static {
@@ -40,7 +41,26 @@ pub trait Reader: Send + Sync + 'static {
 
     /// Waits for the bytes, up to the reader's own deadline. Dropping the future cancels the read.
     fn wait(&self, span: &Self::Span) -> impl Future<Output = Result<Bytes, ReadError>> + Send;
+
+    /// Whether the whole file is on a local disk and verified, so that [`Self::local_file`] is worth a try. Runs on a FUSE
+    /// thread, so it never waits.
+    fn is_on_disk(&self) -> bool {
+        false
+    }
+
+    /// Starts to verify a file that would be on the disk, if it were verified. Runs on a FUSE thread, so it never waits.
+    fn verify(&self) {}
+
+    /// Returns the complete file on the disk, for the kernel to read, and its descriptor. Calls `lost` once its bytes are not
+    /// those of the torrent any more. May wait for the disk.
+    fn local_file(&self, lost: LossSink) -> Option<(LocalFile, Arc<File>)> {
+        drop(lost);
+        None
+    }
 }
+
+/// Called when a file that the kernel reads itself is damaged. It must not block.
+pub type LossSink = Box<dyn Fn() + Send + Sync>;
 
 /// An error of a read. Programs get its [`errno`](Self::errno); the text is for the log.
 #[derive(Debug, thiserror::Error)]
@@ -99,5 +119,20 @@ impl Reader for session::Reader {
             session::ReadError::Closed => ReadError::Closed,
             error => ReadError::Torrent(error),
         })
+    }
+
+    fn is_on_disk(&self) -> bool {
+        let (torrent, file) = self.file();
+        torrent.is_file_on_disk(file)
+    }
+
+    fn verify(&self) {
+        let (torrent, file) = self.file();
+        torrent.verify_file(file);
+    }
+
+    fn local_file(&self, lost: LossSink) -> Option<(LocalFile, Arc<File>)> {
+        let (torrent, file) = self.file();
+        torrent.local_file(file, lost)
     }
 }

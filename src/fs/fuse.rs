@@ -11,6 +11,7 @@
 //! - A file handle (`name_to_handle_at`, NFS) stays valid when the kernel drops its caches, and over a new mount: inode
 //!   numbers are derived from the info hash, and the kernel finds an inode again by looking up `.` and `..` in it.
 //! - The kernel caches attributes, names and pages for long, because the files of a torrent never change.
+//! - A complete file is read by the kernel itself where possible: see [`passthrough`](super::passthrough).
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -31,10 +32,12 @@ use tokio::sync::watch;
 use tracing::{debug, warn};
 
 use super::callers::Callers;
-use super::content::{Content, ReadError};
+use super::content::{Content, ReadError, Reader};
 use super::mounted_torrents::MountedTorrents;
+use super::passthrough::{Opened, Passthrough, Use};
 use super::tree::{Kind, ROOT};
 use super::vfs::{ATTRIBUTE_PREFIX, Attributes, Error, Handle, Vfs};
+use crate::sys;
 
 /// Maximum number of read-ahead requests in flight. With the kernel's default of 16, a few blocked files stall all
 /// others.
@@ -43,8 +46,9 @@ pub const MAX_BACKGROUND: u16 = 512;
 /// How long the kernel may cache names and attributes: a day, but any long time would do, because they never change.
 const CACHE_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Generation of every inode: constant, because inode numbers are never reused.
-const GENERATION: Generation = Generation(0);
+/// How many filesystems the one of a complete file may be stacked on, plus one: the kernel reads no file of an overlay itself.
+/// More would keep this mount from being a layer of an overlay.
+const MAX_STACK_DEPTH: u32 = 1;
 
 /// The FUSE server of a mount.
 #[derive(Debug)]
@@ -53,15 +57,25 @@ pub struct Fuse<C: Content> {
     runtime: runtime::Handle,
     /// Turns true once, which ends every waiting read. Each of these holds a receiver until it is answered.
     shutdown: watch::Sender<bool>,
-    handles: RwLock<HashMap<u64, Arc<OpenFile<C::Reader>>>>,
-    next_handle: AtomicU64,
+    handles: Arc<Handles<C::Reader>>,
     callers: Arc<Callers>,
+    /// `None`: the kernel reads no file itself.
+    passthrough: Option<Arc<Passthrough>>,
     /// Whether the kernel can open directories without a request.
     kernel_opens_directories: bool,
 }
 
+/// The open files by the numbers of their handles.
+#[derive(Debug)]
+struct Handles<R> {
+    files: RwLock<HashMap<u64, Arc<OpenFile<R>>>>,
+    next: AtomicU64,
+}
+
 #[derive(Debug)]
 struct OpenFile<R> {
+    /// Dropped first: the torrent may be stopped once the handle is gone.
+    inode: Option<Use>,
     handle: Handle<R>,
     /// Whether its last read failed: only the first failure of a series is worth a warning, because one `cat` is many
     /// reads.
@@ -71,16 +85,50 @@ struct OpenFile<R> {
 impl<C: Content> Fuse<C> {
     /// Returns a server whose waiting reads run on `runtime`. They end when `shutdown` turns true, and each holds a
     /// receiver of it until then.
-    pub fn new(torrents: Arc<MountedTorrents<C>>, runtime: runtime::Handle, shutdown: watch::Sender<bool>) -> Self {
+    pub(super) fn new(
+        torrents: Arc<MountedTorrents<C>>,
+        runtime: runtime::Handle,
+        shutdown: watch::Sender<bool>,
+        passthrough: Option<Arc<Passthrough>>,
+    ) -> Self {
         Self {
             torrents,
             runtime,
             shutdown,
-            handles: RwLock::default(),
-            next_handle: AtomicU64::new(1),
+            handles: Arc::new(Handles { files: RwLock::default(), next: AtomicU64::new(1) }),
             callers: Arc::default(),
+            passthrough,
             kernel_opens_directories: false,
         }
+    }
+
+    /// Returns the generation of an inode: 0, because numbers are never reused, unless its file was damaged. `looked_up`: it is
+    /// for the answer to a look-up of its name.
+    fn generation(&self, ino: u64, looked_up: bool) -> Generation {
+        Generation(self.passthrough.as_ref().map_or(0, |passthrough| passthrough.generation(ino, looked_up)))
+    }
+}
+
+impl<R> Handles<R> {
+    fn add(&self, handle: Handle<R>, inode: Option<Use>) -> FileHandle {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let file = Arc::new(OpenFile { inode, handle, failed: AtomicBool::new(false) });
+        self.files.write().unwrap_or_else(PoisonError::into_inner).insert(number, file);
+        FileHandle(number)
+    }
+
+    fn get(&self, number: FileHandle) -> Option<Arc<OpenFile<R>>> {
+        self.files.read().unwrap_or_else(PoisonError::into_inner).get(&number.0).cloned()
+    }
+
+    fn remove(&self, number: FileHandle) -> Option<Arc<OpenFile<R>>> {
+        self.files.write().unwrap_or_else(PoisonError::into_inner).remove(&number.0)
+    }
+
+    /// Answers an open with a handle whose reads we answer.
+    fn opened(&self, handle: Handle<R>, inode: Option<Use>, reply: ReplyOpen) {
+        let number = self.add(handle, inode);
+        reply.opened(number, FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH);
     }
 }
 
@@ -155,6 +203,11 @@ impl<C: Content> Filesystem for Fuse<C> {
                 debug!("the kernel does not support {lacking:?}");
             }
         }
+        let stacks = config.set_max_stack_depth(MAX_STACK_DEPTH).is_ok();
+        if self.passthrough.is_some() && !(stacks && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()) {
+            debug!("the kernel does not support passthrough");
+            self.passthrough = None;
+        }
         self.kernel_opens_directories = config.capabilities().contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
         let refused = |_| io::Error::other("fuser rejected the limit on background requests");
         config.set_max_background(MAX_BACKGROUND).map_err(refused)?;
@@ -163,7 +216,8 @@ impl<C: Content> Filesystem for Fuse<C> {
     }
 
     fn destroy(&mut self) {
-        self.handles.get_mut().unwrap_or_else(PoisonError::into_inner).clear();
+        let files = std::mem::take(&mut *self.handles.files.write().unwrap_or_else(PoisonError::into_inner));
+        drop(files);
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
@@ -171,11 +225,11 @@ impl<C: Content> Filesystem for Fuse<C> {
         let vfs = self.torrents.vfs();
         let found = name.to_str().ok_or(Error::NoEntry).and_then(|name| vfs.lookup(parent.0, name));
         match found.and_then(|ino| attr(&vfs, ino)) {
-            Ok(attr) => reply.entry(&CACHE_LIFETIME, &attr, GENERATION),
+            Ok(attr) => reply.entry(&CACHE_LIFETIME, &attr, self.generation(attr.ino.0, true)),
             // Inode 0 means "missing", and lets the kernel cache that too. Not in the root or in a removed torrent,
             // where the name may appear later.
             Err(Error::NoEntry) if parent.0 != ROOT && vfs.is_shown(parent.0) => {
-                reply.entry(&CACHE_LIFETIME, &missing_attr(), GENERATION)
+                reply.entry(&CACHE_LIFETIME, &missing_attr(), Generation(0))
             }
             Err(error) => reply.error(errno(error)),
         }
@@ -197,17 +251,38 @@ impl<C: Content> Filesystem for Fuse<C> {
 
     fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let opened = self.torrents.vfs().open(ino.0, flags.0);
-        match opened {
-            Ok(handle) => {
-                let number = self.next_handle.fetch_add(1, Ordering::Relaxed);
-                self.handles
-                    .write()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .insert(number, Arc::new(OpenFile { handle, failed: AtomicBool::new(false) }));
-                reply.opened(FileHandle(number), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH);
-            }
-            Err(error) => reply.error(errno(error)),
+        let handle = match opened {
+            Ok(handle) => handle,
+            Err(error) => return reply.error(errno(error)),
+        };
+        let Some(passthrough) = &self.passthrough else { return self.handles.opened(handle, None, reply) };
+        let Some(inode) = passthrough.begin(ino.0) else { return reply.error(Errno::ESTALE) };
+        // With `O_DIRECT`, the rules of the cache's filesystem would hold for offsets and lengths.
+        let possible = passthrough.is_possible() && flags.0 & libc::O_DIRECT == 0;
+        let complete = possible && handle.reader().is_on_disk();
+        if possible && !complete {
+            handle.reader().verify();
         }
+        let inode = match inode.open_now(complete) {
+            Ok(inode) => return self.handles.opened(handle, Some(inode), reply),
+            Err(inode) => inode,
+        };
+        let (handles, runtime) = (self.handles.clone(), self.runtime.clone());
+        self.runtime.spawn(async move {
+            let turn = inode.turn().await;
+            runtime.spawn_blocking(move || {
+                match inode.open(handle.reader(), complete) {
+                    Opened::Ordinary(inode) => handles.opened(handle, Some(inode), reply),
+                    Opened::Passthrough(inode, id) => {
+                        // Without FOPEN_KEEP_CACHE, because the kernel caches the pages of the file in the cache.
+                        let number = handles.add(handle, Some(inode));
+                        sys::passthrough::reply(reply, number, FopenFlags::FOPEN_NOFLUSH, id);
+                    }
+                    Opened::Stale => reply.error(Errno::ESTALE),
+                }
+                drop(turn);
+            });
+        });
     }
 
     fn read(
@@ -221,8 +296,7 @@ impl<C: Content> Filesystem for Fuse<C> {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let handle = self.handles.read().unwrap_or_else(PoisonError::into_inner).get(&fh.0).cloned();
-        let Some(file) = handle else { return reply.error(Errno::EBADF) };
+        let Some(file) = self.handles.get(fh) else { return reply.error(Errno::EBADF) };
         let span = file.handle.span(offset, size);
         if let Some(bytes) = file.handle.read_now(&span) {
             return reply.data(&bytes);
@@ -270,9 +344,13 @@ impl<C: Content> Filesystem for Fuse<C> {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        let handle = self.handles.write().unwrap_or_else(PoisonError::into_inner).remove(&fh.0);
         // Dropping a reader may take time, so the lock was released before.
-        drop(handle);
+        match self.handles.remove(fh) {
+            Some(file) if file.inode.as_ref().is_some_and(Use::is_passthrough) => {
+                self.runtime.spawn_blocking(move || drop(file));
+            }
+            file => drop(file),
+        }
         reply.ok();
     }
 
@@ -314,7 +392,8 @@ impl<C: Content> Filesystem for Fuse<C> {
         }
         for entry in vfs.tree().entries(ino.0, offset) {
             let Ok(attr) = attr(&vfs, entry.ino) else { continue };
-            if reply.add(INodeNo(entry.ino), entry.next, entry.name, &CACHE_LIFETIME, &attr, GENERATION) {
+            let generation = self.generation(entry.ino, false);
+            if reply.add(INodeNo(entry.ino), entry.next, entry.name, &CACHE_LIFETIME, &attr, generation) {
                 break;
             }
         }

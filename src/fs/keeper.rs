@@ -8,6 +8,8 @@
 //! |---|---|
 //! | nothing | at the start: checks the mount point, and answers with its path |
 //! | `a` | attaches the mount; sends the descriptor after the `+` |
+//! | `o`, with the FUSE device and a file | registers the file, so that the kernel reads it itself; answers with its number or an `errno` |
+//! | `x` and a number, with the FUSE device | removes the file of that number |
 //! | `c` | checks that the mount answers, sets the kernel's read-ahead |
 //! | `d` | detaches the mount |
 //! | end of file | detaches the mount if it is still there, reaps the server, ends |
@@ -19,15 +21,17 @@
 //!
 //! Invariants:
 //! - The keeper takes the mount point and all options from before the split: the server cannot choose them.
-//! - The keeper reads single bytes from the server, and nothing from the network or from a torrent.
+//! - The keeper reads a few bytes from the server, and nothing from the network or from a torrent.
+//! - The keeper gives the server no access that it lacks: it registers only files that the server owns and has opened for
+//!   reading, and only for the mount of this server. (The kernel would take a descriptor that may not be read, too.)
 //! - Until the mount answers, keeper and server stay in the process group of the caller
 //!   ([`fork`](super::daemon::fork)).
-//! - The keeper holds no descriptor of the FUSE device: otherwise the kernel would wait for it after the server died.
+//! - The keeper holds no descriptor of the FUSE device beyond a request: otherwise the kernel would wait for it after the server died.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
@@ -35,15 +39,17 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use super::attach::{Attached, MountError, MountOptions, prepare};
+use super::attach::{Attached, MountError, MountOptions, device_number, prepare};
 use super::mountinfo::MountTable;
 use super::unmount::UnmountError;
 use crate::sys::privileges::{self, KILL, READ_SEARCH, SYS_ADMIN};
 use crate::sys::process::{Awaited, Process};
-use crate::sys::{mount, process};
+use crate::sys::{descriptors, file, passthrough, process};
 
 /// Time limit for an answer of the keeper; longer than all the waits that it consists of.
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
+/// Length of the longest request in bytes: its letter and a number.
+const REQUEST_LEN: usize = 5;
 /// Maximum length of the text of an answer, in bytes: room for any path or message.
 const MAX_TEXT: usize = 64 * 1024;
 
@@ -138,7 +144,7 @@ impl RunningKeeper {
 
     /// Waits for a signal, a request, or the end of the mount, and handles it. An error means that the server has ended.
     fn handle_next(&mut self) -> io::Result<()> {
-        let mut socket = &self.keeper.socket;
+        let socket = &self.keeper.socket;
         let events = [Awaited::Readable(self.signals.as_fd()), Awaited::Readable(socket.as_fd())];
         let (has_signal, has_request) = match &self.attached {
             Some((attached, table)) => {
@@ -165,25 +171,74 @@ impl RunningKeeper {
         if !has_request {
             return Ok(());
         }
-        let mut request = [0];
-        socket.read_exact(&mut request)?;
-        let result = match (request[0], &self.attached) {
-            (b'a', None) => match self.attach() {
+        let mut request = [0; REQUEST_LEN];
+        let (len, passed) = descriptors::receive(socket, &mut request)?;
+        let result = match (&request[..len], &self.attached) {
+            ([], _) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            (b"a", None) => match self.attach() {
                 Ok((attached, table, device)) => {
                     self.attached = Some((attached, table));
                     answer(socket, Ok(b""))?;
-                    return mount::send_descriptor(socket, device.as_fd());
+                    return descriptors::send_one(socket, device.as_fd());
                 }
                 Err(error) => Err(error.to_string()),
             },
-            (b'c', Some((attached, _))) => attached
+            (b"c", Some((attached, _))) => attached
                 .check(&self.options)
                 .map_err(|error| error.to_string())
                 .and_then(|()| process::new_session().map_err(|error| error.to_string())),
-            (b'd', Some((attached, _))) => attached.detach().map_err(|error| error.to_string()),
+            (b"d", Some((attached, _))) => attached.detach().map_err(|error| error.to_string()),
+            (b"o", Some((attached, _))) => {
+                let registered = self.register(attached, passed);
+                // Numbers of files are positive.
+                let number = registered.unwrap_or_else(|error| -error.raw_os_error().unwrap_or(libc::EINVAL));
+                return answer(socket, Ok(&number.to_le_bytes()));
+            }
+            ([b'x', id @ ..], Some((attached, _))) => {
+                unregister(attached, id, passed).map_err(|error| error.to_string())
+            }
             _ => Err("the keeper got an invalid request".to_owned()),
         };
         answer(socket, result.as_ref().map(|()| &b""[..]).map_err(String::as_bytes))
+    }
+
+    /// Registers a file for the kernel to read, given the FUSE device and the file.
+    fn register(&self, attached: &Attached, passed: Vec<OwnedFd>) -> io::Result<i32> {
+        let refused = |errno| Err(io::Error::from_raw_os_error(errno));
+        if !self.options.passthrough {
+            return refused(libc::EPERM);
+        }
+        let Ok([device, opened]) = <[OwnedFd; 2]>::try_from(passed) else { return refused(libc::EINVAL) };
+        let opened = File::from(opened);
+        let server = self.options.user.map_or_else(process::user, |(user, _)| user);
+        if device_number(&device) != Some(attached.device()) {
+            return refused(libc::EINVAL);
+        }
+        check_file(&opened, server)?;
+        let id = passthrough::register(device.as_fd(), opened.as_fd())?;
+        i32::try_from(id).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
+    }
+}
+
+/// Fails unless a file is one that the server has itself opened for reading: the kernel will open it again for each reader, with our
+/// credentials, whatever the descriptor is for.
+fn check_file(opened: &File, server: u32) -> io::Result<()> {
+    let about = opened.metadata()?;
+    let own = about.is_file() && about.uid() == server && file::is_readable(opened)?;
+    // There our credentials may be worth less than those of the server.
+    if own && !file::is_on_guarded_filesystem(opened)? {
+        Ok(())
+    } else {
+        Err(io::Error::from_raw_os_error(libc::EACCES))
+    }
+}
+
+/// Removes a file that was registered, given its number and the FUSE device.
+fn unregister(attached: &Attached, id: &[u8], passed: Vec<OwnedFd>) -> io::Result<()> {
+    let id = id.try_into().map(u32::from_le_bytes).map_err(|_| io::ErrorKind::InvalidInput)?;
+    match passed.as_slice() {
+        [device] if device_number(device) == Some(attached.device()) => passthrough::unregister(device.as_fd(), id),
+        _ => Err(io::ErrorKind::InvalidInput.into()),
     }
 }
 
@@ -254,7 +309,7 @@ impl KeeperClient {
     pub(super) fn attach(&self) -> Result<OwnedFd, MountError> {
         self.with_socket(|socket| {
             request(socket, b'a')?;
-            mount::receive_descriptor(socket).map_err(MountError::KeeperGone)
+            descriptors::receive_one(socket).map_err(MountError::KeeperGone)
         })
     }
 
@@ -272,6 +327,26 @@ impl KeeperClient {
     pub(super) fn detach(&self) -> Result<(), UnmountError> {
         let detached = self.with_socket(|socket| request(socket, b'd'));
         detached.map_err(|error| UnmountError::Detach { path: self.path().to_owned(), reason: error.to_string() })
+    }
+
+    /// Makes the keeper register a file, so that the kernel reads it itself. Returns its number.
+    pub(super) fn register(&self, device: BorrowedFd<'_>, file: BorrowedFd<'_>) -> io::Result<u32> {
+        let number = self.with_socket(|socket| {
+            descriptors::send(socket, b"o", &[device, file]).map_err(MountError::KeeperGone)?;
+            receive(socket)
+        });
+        // A keeper that has ended, or that refuses the request, will register no other file, either.
+        let number = number.ok().and_then(|number| number.try_into().ok()).map_or(-libc::EPERM, i32::from_le_bytes);
+        u32::try_from(number).map_err(|_| io::Error::from_raw_os_error(number.saturating_neg()))
+    }
+
+    /// Makes the keeper remove a file that it has registered.
+    pub(super) fn unregister(&self, device: BorrowedFd<'_>, id: u32) -> Result<(), MountError> {
+        let [a, b, c, d] = id.to_le_bytes();
+        self.with_socket(|socket| {
+            descriptors::send(socket, &[b'x', a, b, c, d], &[device]).map_err(MountError::KeeperGone)?;
+            receive(socket).map(drop)
+        })
     }
 
     /// Locks the socket, so that there is one request at a time.
@@ -317,8 +392,16 @@ mod tests {
         answer(&ours, Err(b"it is taken")).unwrap();
         assert_eq!(client.attach().unwrap_err().to_string(), "it is taken");
         answer(&ours, Ok(b"")).unwrap();
-        mount::send_descriptor(&ours, ours.as_fd()).unwrap();
+        descriptors::send_one(&ours, ours.as_fd()).unwrap();
         client.attach().unwrap();
+        let file = tempfile::tempfile().unwrap();
+        for (number, expected) in [(7, Ok(7)), (-libc::EACCES, Err(libc::EACCES)), (i32::MIN, Err(i32::MAX))] {
+            answer(&ours, Ok(&number.to_le_bytes())).unwrap();
+            let registered = client.register(file.as_fd(), file.as_fd());
+            assert_eq!(registered.map_err(|error| error.raw_os_error().unwrap()), expected);
+        }
+        answer(&ours, Err(b"no")).unwrap();
+        assert_eq!(client.register(file.as_fd(), file.as_fd()).unwrap_err().raw_os_error(), Some(libc::EPERM));
         answer(&ours, Err(&vec![b'x'; 2 * MAX_TEXT])).unwrap();
         assert_eq!(client.detach().unwrap_err().to_string().len(), "cannot unmount /mnt/\u{fffd}: ".len() + MAX_TEXT);
     }
@@ -330,5 +413,24 @@ mod tests {
         drop(ours);
         assert!(matches!(client.wait(), Err(MountError::KeeperGone(_))));
         assert!(client.attach().is_err() && client.check().is_err() && client.detach().is_err());
+        let file = tempfile::tempfile().unwrap();
+        assert!(client.register(file.as_fd(), file.as_fd()).is_err() && client.unregister(file.as_fd(), 1).is_err());
+    }
+
+    #[test]
+    fn only_files_that_the_server_may_read_are_registered() {
+        use std::os::unix::fs::OpenOptionsExt;
+
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let me = process::user();
+        let check =
+            |options: &mut fs::OpenOptions, server| check_file(&options.open(file.path()).unwrap(), server).is_ok();
+        assert!(check(File::options().read(true), me) && check(File::options().read(true).write(true), me));
+        // With O_PATH a server could open files that it may not read.
+        assert!(!check(File::options().read(true).custom_flags(libc::O_PATH), me));
+        assert!(!check(File::options().write(true), me) && !check(File::options().read(true), me + 1));
+        for other in ["/", "/dev/null"] {
+            assert!(check_file(&File::open(other).unwrap(), me).is_err(), "{other}");
+        }
     }
 }

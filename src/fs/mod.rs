@@ -9,6 +9,7 @@
 //! | [`mounted_torrents`] | adding and removing torrents while they are mounted, and invalidating the kernel's caches |
 //! | `callers` | programs that are to end while a read of theirs waits |
 //! | [`fuse`] | the thin layer from FUSE requests to [`vfs`]: hits are answered at once, misses become tasks |
+//! | `passthrough` | files that the kernel reads itself |
 //! | [`mountinfo`] | reading the kernel's list of mounts |
 //! | [`attach`] | checking a mount point, attaching a mount to the kernel, detaching it |
 //! | [`keeper`] | attaching on behalf of a process without privileges |
@@ -34,6 +35,7 @@ pub mod mount;
 pub mod mounted_torrents;
 pub mod mountinfo;
 mod names;
+mod passthrough;
 #[cfg(test)]
 mod testing;
 pub mod tree;

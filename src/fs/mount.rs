@@ -10,7 +10,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -22,17 +22,20 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
-use super::attach::{Attached, MountError, MountOptions, open_device, prepare};
+use super::attach::{Attached, MountError, MountOptions, device_number, open_device, prepare};
 use super::content::Content;
 use super::fuse::Fuse;
 use super::keeper::KeeperClient;
 use super::mounted_torrents::MountedTorrents;
 use super::mountinfo::{self, MountTable};
+use super::passthrough::{Passthrough, Registrar};
 use super::unmount::UnmountError;
 use crate::sys;
 
 /// Time limit for answering the waiting reads at the end; they only have to return EIO.
 const DRAIN_LIMIT: Duration = Duration::from_millis(500);
+/// Time limit for taking away the files that the kernel reads itself; each takes a fraction of a millisecond.
+const REVOKE_LIMIT: Duration = Duration::from_millis(500);
 /// Time limit for another process to attach the mount: a service manager may first start other steps.
 const ATTACH_LIMIT: Duration = Duration::from_secs(60);
 /// Interval for polling whether the mount is attached; too short to notice.
@@ -55,7 +58,7 @@ pub enum Attacher {
 #[derive(Debug)]
 enum Attachment {
     ThisProcess(Attached),
-    Keeper(KeeperClient),
+    Keeper(Arc<KeeperClient>),
     External { path: PathBuf, device: Option<(u32, u32)> },
 }
 
@@ -69,7 +72,7 @@ impl Attachment {
             }
             Attacher::Keeper(keeper) => {
                 let device = keeper.attach()?;
-                Ok((Self::Keeper(keeper), device))
+                Ok((Self::Keeper(Arc::new(keeper)), device))
             }
             Attacher::External(ready) => {
                 let device = open_device().map_err(MountError::Device)?;
@@ -103,6 +106,16 @@ impl Attachment {
         }
     }
 
+    /// Returns the process that can register files with the kernel, so that it reads them itself.
+    fn registrar(&self, device: &OwnedFd) -> Option<Registrar> {
+        let device = || device.try_clone().ok();
+        match self {
+            Self::ThisProcess(_) if sys::process::user() == 0 => Some(Registrar::ThisProcess(device()?)),
+            Self::Keeper(keeper) => Some(Registrar::Keeper(keeper.clone(), device()?)),
+            Self::ThisProcess(_) | Self::External { .. } => None,
+        }
+    }
+
     fn check(&self, options: &MountOptions) -> Result<(), MountError> {
         match self {
             Self::ThisProcess(attached) => attached.check(options),
@@ -132,14 +145,6 @@ fn wait_for_mount(device: &File) -> io::Result<()> {
     Ok(())
 }
 
-/// Returns the device number of the filesystem of a FUSE device, major and minor. Older kernels do not report it.
-fn device_number(device: &File) -> Option<(u32, u32)> {
-    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", device.as_raw_fd())).ok()?;
-    let number: u32 = info.lines().find_map(|line| line.strip_prefix("fuse_connection:"))?.trim().parse().ok()?;
-    // The kernel packs them as 12 and 20 bits.
-    Some((number >> 20, number & 0xF_FFFF))
-}
-
 /// A mount that works. Dropping it unmounts.
 #[derive(Debug)]
 pub struct Mounted {
@@ -149,6 +154,7 @@ pub struct Mounted {
     ended: watch::Receiver<bool>,
     /// Turns true when the filesystem has left the list of mounts.
     detached: watch::Receiver<bool>,
+    passthrough: Option<Arc<Passthrough>>,
 }
 
 impl Mounted {
@@ -177,7 +183,16 @@ impl Mounted {
     ) -> Result<Self, MountError> {
         let (attachment, device) = Attachment::new(attacher, mountpoint, options)?;
         let (shutdown, _) = watch::channel(false);
-        let fuse = Fuse::new(torrents.clone(), runtime.clone(), shutdown.clone());
+        let registrar = if options.passthrough { attachment.registrar(&device) } else { None };
+        let passthrough = registrar.map(|registrar| {
+            let (torrents, mountpoint) = (torrents.clone(), attachment.path().to_owned());
+            Passthrough::new(
+                registrar,
+                runtime.clone(),
+                Box::new(move |ino, why| torrents.look_up(ino, why, &mountpoint)),
+            )
+        });
+        let fuse = Fuse::new(torrents.clone(), runtime.clone(), shutdown.clone(), passthrough.clone());
         let ended = match spawn_session(fuse, &torrents, device, options) {
             Ok(ended) => ended,
             Err(source) => {
@@ -189,7 +204,7 @@ impl Mounted {
         };
         // Opened only now, so that the mount is in it if it is in this namespace at all.
         let detached = watch_table(&attachment, &runtime, ended.clone());
-        let mounted = Self { attachment, shutdown, ended, detached };
+        let mounted = Self { attachment, shutdown, ended, detached, passthrough };
         mounted.attachment.check(options)?;
         info!("mounted on {}", mounted.path().display());
         Ok(mounted)
@@ -237,7 +252,13 @@ impl Mounted {
             warn!("some reads were not answered before the unmount");
         }
         let mut ended = self.ended.clone();
-        let detached = tokio::task::spawn_blocking(move || self.detach()).await;
+        let detached = tokio::task::spawn_blocking(move || {
+            if let Some(passthrough) = self.passthrough.as_ref().filter(|_| !self.is_ended()) {
+                passthrough.end(REVOKE_LIMIT);
+            }
+            self.detach()
+        });
+        let detached = detached.await;
         if timeout(JOIN_LIMIT, ended.wait_for(|ended| *ended)).await.is_err() {
             // Without privileges the kernel keeps the connection while files are open. It ends with this process.
             debug!("files are still open in the mount");

@@ -12,15 +12,18 @@
 //! Reads of open files never take the lock of this module, so a change does not delay them.
 
 use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::SystemTime;
 
 use fuser::{INodeNo, Notifier};
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::attach::MountOptions;
 use super::content::Content;
+use super::passthrough::Reason;
 use super::tree::{ROOT, Subtree, TreeError};
+use super::unmount::{ANSWER_LIMIT, with_timeout};
 use super::vfs::{OpenHandles, Vfs, View};
 use crate::metainfo::InfoHash;
 use crate::sys;
@@ -97,6 +100,31 @@ impl<C: Content> MountedTorrents<C> {
     /// Makes later changes invalidate the kernel's caches.
     pub(super) fn set_notifier(&self, notifier: Notifier) {
         let _ = self.notifier.set(notifier);
+    }
+
+    /// Makes the kernel look up an inode by its name, because its generation has changed. Must not run on a FUSE thread.
+    pub(super) fn look_up(&self, ino: u64, why: Reason, mountpoint: &Path) {
+        let (parent, path) = {
+            let vfs = self.vfs();
+            let names: Option<PathBuf> = vfs.tree().path(ino).map(|names| names.iter().collect());
+            // Files of a removed torrent have no name any more.
+            let (Some(parent), Some(path)) = (vfs.tree().parent(ino), names) else { return };
+            (parent, path)
+        };
+        match why {
+            Reason::Damage => warn!(
+                "{} is damaged in the cache: programs that have it open get I/O errors, those that open it now get the right data",
+                path.display()
+            ),
+            Reason::Unmount => debug!("{} is still open", path.display()),
+        }
+        let (Some(kernel), Some(name)) = (self.notifier.get(), path.file_name()) else { return };
+        if let Err(error) = kernel.inval_entry(INodeNo(parent), name) {
+            debug!("cannot invalidate {}, probably because the kernel does not know it: {error}", path.display());
+        }
+        // The mount may have ended, or be in another namespace: then the next program that opens the file looks it up.
+        let path = mountpoint.join(path);
+        let _ = with_timeout(ANSWER_LIMIT, move || drop(path.symlink_metadata()));
     }
 
     /// Invalidates these names in the root, and its listing.

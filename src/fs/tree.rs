@@ -289,6 +289,24 @@ impl Tree {
         Some(if id.node == 0 { ROOT } else { ino(NodeId { node, ..id }) })
     }
 
+    /// Returns the names on the way from the root to an inode, or `None` if it cannot be reached.
+    pub fn path(&self, ino: u64) -> Option<Vec<&str>> {
+        if ino == ROOT {
+            return Some(Vec::new());
+        }
+        let mut id = self.id(ino)?;
+        let top = self.name(self.torrents.get(&id.prefix)?.subtree.info_hash)?;
+        let mut names = Vec::new();
+        while id.node != 0 {
+            let node = self.node(id)?;
+            names.push(&*node.name);
+            id.node = node.parent;
+        }
+        names.push(top);
+        names.reverse();
+        Some(names)
+    }
+
     /// Iterates over a directory, `.` and `..` first, starting at an offset that is 0 or the `next` of an earlier
     /// entry. Yields nothing for other kinds of inodes.
     ///

@@ -431,6 +431,11 @@ impl<R: Reader> Handle<R> {
         self.reader.read_now(span)
     }
 
+    /// Returns the reader.
+    pub fn reader(&self) -> &R {
+        &self.reader
+    }
+
     /// Reads bytes, waiting for them.
     pub async fn wait(&self, span: &R::Span) -> Result<Bytes, ReadError> {
         self.reader.wait(span).await

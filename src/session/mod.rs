@@ -14,6 +14,7 @@
 //! | `driver` | one torrent's task |
 //! | `magnet` | the search for the metadata of a magnet link |
 //! | `reader`, `stream` | an open file: reads, and how they wait |
+//! | `local_file`, `local_files` | a complete file that the kernel reads itself |
 //! | `torrent` | the handle to a torrent |
 //! | `sources` | finders of peers |
 //! | `context`, `registry`, `shares`, `queue` | what all torrents have in common |
@@ -27,6 +28,8 @@ mod config;
 mod context;
 mod driver;
 mod error;
+mod local_file;
+mod local_files;
 mod magnet;
 mod priorities;
 mod queue;
@@ -60,6 +63,7 @@ use crate::wire::PeerId;
 pub use crate::swarm::{MetadataProgress, PeerSource};
 pub use config::{PortMapping, SessionConfig, TorrentOptions};
 pub use error::SessionError;
+pub use local_file::LocalFile;
 pub use magnet::MetadataError;
 pub use priorities::Priority;
 pub use queue::ACTIVE_DOWNLOADS;

@@ -66,6 +66,7 @@ impl Span {
 pub struct Reader {
     torrent: Arc<Torrent>,
     id: ReaderId,
+    index: FileIndex,
     /// The file, as bytes of the torrent.
     file: Range<u64>,
     /// The last piece that was reported to the swarm, which needs to know of a read only when it enters another piece.
@@ -81,14 +82,14 @@ impl Torrent {
     /// Opens a file for reading; `None` if the index is not one of this torrent's.
     pub fn open(self: &Arc<Self>, file: FileIndex) -> Option<Reader> {
         let bytes = self.metainfo.layout.file(file)?.range();
-        Some(Reader::new(self.clone(), ReaderId(self.next_id()), bytes))
+        Some(Reader::new(self.clone(), ReaderId(self.next_id()), file, bytes))
     }
 }
 
 impl Reader {
-    fn new(torrent: Arc<Torrent>, id: ReaderId, file: Range<u64>) -> Self {
+    fn new(torrent: Arc<Torrent>, id: ReaderId, index: FileIndex, file: Range<u64>) -> Self {
         let (reported, opened, timed_out) = (AtomicU32::new(u32::MAX), OnceCell::new(), Mutex::default());
-        let reader = Self { torrent, id, file, reported, opened, timed_out };
+        let reader = Self { torrent, id, index, file, reported, opened, timed_out };
         if reader.torrent.try_send(reader.open_event()) {
             let _ = reader.opened.set(());
         }
@@ -103,6 +104,12 @@ impl Reader {
     #[allow(clippy::len_without_is_empty, reason = "a length on disk, not a collection")]
     pub fn len(&self) -> u64 {
         self.file.end - self.file.start
+    }
+
+    /// Returns the torrent and which of its files this is.
+    #[cfg(feature = "fs")]
+    pub(crate) fn file(&self) -> (&Arc<Torrent>, FileIndex) {
+        (&self.torrent, self.index)
     }
 
     /// Returns the part of the file that a read at `offset` covers.

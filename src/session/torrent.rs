@@ -17,6 +17,7 @@ use crate::webseed::{SkippedSeed, WebSeed};
 
 use super::awake::AwakeClock;
 use super::block_times::BlockTimes;
+use super::local_files::LocalFiles;
 use super::priorities::{Priority, piece_priorities};
 use super::reads::{ReadCounts, Reads};
 use super::report::{Report, WebSeedReport};
@@ -55,6 +56,7 @@ pub struct Torrent {
     pub(super) priorities: Mutex<BTreeMap<FileIndex, Priority>>,
     pub(super) verifier: Arc<Verifier>,
     pub(super) reads: Reads,
+    pub(super) local_files: LocalFiles,
     pub(super) block_times: Arc<BlockTimes>,
 }
 

@@ -32,6 +32,9 @@ const MAX_OPEN: usize = 128;
 /// as long when measured on a virtual machine, and locks the file meanwhile.
 const WRITE_LEN: usize = 128 << 10;
 
+/// Device and number of an inode.
+pub(super) type Inode = (u64, u64);
+
 /// The open files of all torrents, by torrent and file.
 pub(super) struct Handles {
     open: Mutex<LruCache<(u32, FileIndex), Handle>>,
@@ -291,6 +294,22 @@ impl Files {
             handles.close_one((self.pieces.id, file));
         }
         Ok(check)
+    }
+
+    /// Opens a file to be read without us. Returns it with its inode, or `None` if it is not exactly as we left it. If another
+    /// program changed it, its pieces are unverified when this returns.
+    pub fn open_unchanged(&self, handles: &Handles, file: FileIndex) -> Result<Option<(Arc<File>, Inode)>, DiskError> {
+        let opened = self.handle(handles, file, Access::Read)?.file;
+        let unchanged = self.check(handles, file, &opened).map_err(self.failed("examine", file))? == Check::Unchanged;
+        let about = opened.metadata().map_err(self.failed("examine", file))?;
+        let whole = self.file(file).is_stored() && about.len() == self.file(file).len && about.nlink() > 0;
+        let sound = unchanged && whole && self.stamps.is_steady(file);
+        Ok(sound.then(|| (opened, (about.dev(), about.ino()))))
+    }
+
+    /// Returns whether no other program's change of a file was noticed lately.
+    pub fn is_file_settled(&self, file: FileIndex) -> bool {
+        self.stamps.is_settled(file)
     }
 
     /// Fills `out` as [`Self::read`] does, but only from the page cache.

@@ -23,8 +23,8 @@ use crate::util::lock;
 ///
 /// If it is dropped without [`Self::close`], its pieces stay on the disk and are hashed before they are served again.
 pub struct TorrentStore {
-    cache: Arc<Cache>,
-    torrent: Arc<Torrent>,
+    pub(super) cache: Arc<Cache>,
+    pub(super) torrent: Arc<Torrent>,
 }
 
 /// The bytes of a piece whose hash was checked. Only [`TorrentStore::verify`] creates one (invariant 1).

@@ -16,6 +16,8 @@
 //!   [`TorrentStore::read_now`], [`TorrentStore::has`], [`TorrentStore::wait`]).
 //! - **Files outside the cache**: a torrent may be downloaded to a user's directory, or be the user's own files, which
 //!   are only read ([`Place`]). Neither is counted or evicted.
+//! - **A file that the kernel reads itself** ([`HeldFile`]) is complete and verified when it is handed out, and its pieces
+//!   are pinned. What other programs do to it afterwards is noticed a little later (see `held.rs`).
 //! - **Limits.** The memory limit covers the pieces of the memory tier and all other buffers handed out
 //!   ([`Cache::buffer`]). For those buffers, pieces that are also on the disk are dropped from memory; beyond that, the
 //!   owners of the buffers bound them. The disk limit covers the bytes of pieces. (State files, and up to a filesystem
@@ -38,6 +40,7 @@ mod files;
 mod handle;
 mod health;
 mod heap_trim;
+mod held;
 mod ledger;
 mod load;
 mod lock;
@@ -67,6 +70,7 @@ pub use cache::{Cache, CacheConfig, Usage};
 pub use download::{ExtraFiles, space_missing};
 pub use error::StoreError;
 pub use handle::{Lookup, TorrentStore, VerifiedPiece, VerifyError};
+pub use held::HeldFile;
 pub use peers::MAX_KEPT_PEERS;
 pub use place::Place;
-pub use spec::{EvictionSink, Progress, TorrentSpec};
+pub use spec::{EvictionSink, LossSink, Progress, TorrentSpec};

@@ -8,9 +8,9 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst, fence};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
-use super::spec::EvictionSink;
+use super::spec::{EvictionSink, LossSink};
 use crate::metainfo::{Lengths, PieceIndex};
 use crate::util::lock;
 
@@ -81,8 +81,35 @@ pub(super) struct Pieces {
     pub id: u32,
     pub lengths: Lengths,
     table: OnceLock<Table>,
-    pins: Mutex<Vec<Range<u32>>>,
+    pins: Mutex<Pins>,
     sink: EvictionSink,
+}
+
+/// Reasons why pieces are pinned.
+#[derive(Default)]
+struct Pins {
+    /// Readers need these pieces soon.
+    windows: Vec<Range<u32>>,
+    /// The kernel reads the files of these pieces itself.
+    holds: Vec<Hold>,
+    next_hold: u64,
+}
+
+struct Hold {
+    id: HoldId,
+    pieces: Range<u32>,
+    lost: Arc<LossSink>,
+}
+
+/// Identifies a hold on pieces of one torrent.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct HoldId(u64);
+
+impl Pins {
+    fn contains(&self, piece: u32) -> bool {
+        let mut holds = self.holds.iter().map(|hold| &hold.pieces);
+        self.windows.iter().any(|range| range.contains(&piece)) || holds.any(|range| range.contains(&piece))
+    }
 }
 
 /// Values by piece. The index of another torrent may be out of range; that piece counts as missing.
@@ -155,32 +182,66 @@ impl Pieces {
         }
     }
 
-    /// Replaces the set of pinned pieces. A piece that is unpinned counts as used now.
+    /// Replaces the set of pieces that are pinned for readers. A piece that is unpinned counts as used now.
     pub fn pin(&self, ranges: Vec<Range<u32>>, clock: &AtomicU64) {
-        let clip = |range: &Range<u32>| range.start..range.end.min(self.lengths.pieces());
-        let ranges: Vec<_> = ranges.iter().map(clip).filter(|range| !range.is_empty()).collect();
+        let ranges: Vec<_> = ranges.iter().map(|range| self.clip(range)).filter(|range| !range.is_empty()).collect();
         let mut pins = lock(&self.pins);
-        if *pins == ranges {
+        if pins.windows == ranges {
             return;
         }
+        self.set_pinned(&ranges);
+        let before = std::mem::replace(&mut pins.windows, ranges);
+        self.clear_pinned(&pins, &before, clock);
+    }
+
+    /// Pins pieces until [`Self::release`]. Calls `lost` with each of them that leaves the disk all the same, because its
+    /// bytes are wrong.
+    pub fn hold(&self, pieces: Range<u32>, lost: LossSink) -> HoldId {
+        let pieces = self.clip(&pieces);
+        let mut pins = lock(&self.pins);
+        self.set_pinned(std::slice::from_ref(&pieces));
+        let id = HoldId(pins.next_hold);
+        pins.next_hold += 1;
+        pins.holds.push(Hold { id, pieces, lost: Arc::new(lost) });
+        id
+    }
+
+    /// Ends a hold. A piece that is unpinned counts as used now.
+    pub fn release(&self, id: HoldId, clock: &AtomicU64) {
+        let mut pins = lock(&self.pins);
+        let Some(at) = pins.holds.iter().position(|hold| hold.id == id) else { return };
+        let released = pins.holds.swap_remove(at);
+        self.clear_pinned(&pins, &[released.pieces], clock);
+    }
+
+    fn clip(&self, range: &Range<u32>) -> Range<u32> {
+        range.start..range.end.min(self.lengths.pieces())
+    }
+
+    fn set_pinned(&self, ranges: &[Range<u32>]) {
         let words = &self.table().words;
         for piece in ranges.iter().cloned().flatten() {
             words[piece as usize].fetch_or(PINNED, SeqCst);
         }
-        for piece in pins.iter().cloned().flatten() {
-            if !ranges.iter().any(|range| range.contains(&piece)) {
-                if let Some(piece) = self.lengths.piece(piece) {
-                    self.touch(piece, clock);
-                }
-                words[piece as usize].fetch_and(!PINNED, SeqCst);
-            }
-        }
-        *pins = ranges;
     }
 
-    /// Notifies the owner that a piece is gone. Call it without holding a lock.
+    /// Unpins pieces that were pinned, unless there is still a reason.
+    fn clear_pinned(&self, pins: &Pins, ranges: &[Range<u32>], clock: &AtomicU64) {
+        let words = &self.table().words;
+        for piece in ranges.iter().cloned().flatten().filter(|piece| !pins.contains(*piece)) {
+            if let Some(piece) = self.lengths.piece(piece) {
+                self.touch(piece, clock);
+            }
+            words[piece as usize].fetch_and(!PINNED, SeqCst);
+        }
+    }
+
+    /// Notifies the owner, and those who hold it, that a piece is gone. Call it without holding a lock.
     pub fn notify_evicted(&self, piece: PieceIndex) {
         (self.sink)(piece);
+        let held = |hold: &&Hold| hold.pieces.contains(&piece.get());
+        let lost: Vec<_> = lock(&self.pins).holds.iter().filter(held).map(|hold| hold.lost.clone()).collect();
+        lost.iter().for_each(|lost| lost());
     }
 }
 
@@ -216,5 +277,36 @@ mod tests {
         assert!(pieces.advance(piece, State::Unverified, State::Disk) && !pieces.undisturbed(piece, before));
         let missing = pieces.lengths.piece(4).unwrap();
         assert!(!pieces.distrust(missing) && pieces.word(missing).state() == State::Missing);
+    }
+
+    #[test]
+    fn a_held_piece_stays_pinned_whatever_readers_need() {
+        let pieces = Pieces::new(0, Lengths::new(50, 10).unwrap(), Box::new(|_| {}));
+        let clock = AtomicU64::new(7);
+        let pinned = || (0..5).filter(|n| pieces.word(pieces.lengths.piece(*n).unwrap()).pinned()).collect::<Vec<_>>();
+        let lost = Arc::new(AtomicU32::new(0));
+        let sink = |step: u32| -> LossSink {
+            let lost = lost.clone();
+            Box::new(move || _ = lost.fetch_add(step, SeqCst))
+        };
+        pieces.pin(vec![0..2], &clock);
+        let (one, other) = (pieces.hold(1..4, sink(1)), pieces.hold(3..99, sink(100)));
+        assert_eq!(pinned(), [0, 1, 2, 3, 4]);
+        pieces.pin(vec![2..3], &clock);
+        assert_eq!(pinned(), [1, 2, 3, 4]);
+        pieces.pin(Vec::new(), &clock);
+        pieces.release(other, &clock);
+        assert_eq!(pinned(), [1, 2, 3]);
+        let third = pieces.hold(3..5, sink(100));
+        for (piece, expected) in [(0, 0), (1, 1), (3, 102), (4, 202)] {
+            pieces.notify_evicted(pieces.lengths.piece(piece).unwrap());
+            assert_eq!(lost.load(SeqCst), expected, "piece {piece}");
+        }
+        let before = clock.load(Relaxed);
+        pieces.release(one, &clock);
+        pieces.release(one, &clock);
+        assert_eq!((pinned(), pieces.last_use(pieces.lengths.piece(2).unwrap())), (vec![3, 4], before + 2));
+        pieces.release(third, &clock);
+        assert!(pinned().is_empty());
     }
 }

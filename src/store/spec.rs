@@ -8,6 +8,10 @@ use crate::metainfo::{InfoHash, Layout, Metainfo, PieceHashes, PieceIndex};
 /// Called with each piece that is gone, from the thread that caused it and without a lock held. It must not block.
 pub type EvictionSink = Box<dyn Fn(PieceIndex) + Send + Sync>;
 
+/// Called when a file that the kernel reads itself has lost a piece, from the thread that caused it and without a lock held.
+/// It must not block.
+pub type LossSink = Box<dyn Fn() + Send + Sync>;
+
 /// Called while pieces are hashed, with the number done and the total: first with 0, then once per piece.
 pub type Progress = Box<dyn Fn(u32, u32) + Send + Sync>;
 

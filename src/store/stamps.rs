@@ -28,7 +28,7 @@ use crate::util::lock;
 
 /// How long a file must have been unchanged for its pieces to be trusted after one hash. The kernel updates the times when
 /// a write begins, so a piece can be overwritten after it was hashed, with no sign of it. Longer than a usual write.
-const SETTLE_TIME: Duration = Duration::from_secs(1);
+pub(super) const SETTLE_TIME: Duration = Duration::from_secs(1);
 
 /// Size and times of a file. All zeros if the file does not exist.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
@@ -118,6 +118,11 @@ impl Stamps {
     pub fn is_settled(&self, file: FileIndex) -> bool {
         self.slots.get().is_none()
             || lock(&self.slot(file).expected).noticed.is_none_or(|noticed| noticed.elapsed() >= SETTLE_TIME)
+    }
+
+    /// Returns whether neither we nor, as far as was noticed, another program has been changing a file for [`SETTLE_TIME`].
+    pub fn is_steady(&self, file: FileIndex) -> bool {
+        self.is_settled(file) && !lock(&self.slot(file).expected).changing
     }
 
     /// Records that a file is not to be trusted for [`SETTLE_TIME`].

@@ -18,6 +18,7 @@ use crate::metainfo::{File, FileKind, InfoHash, Layout, Lengths, PieceHashes, Pi
 use crate::util::lock;
 
 mod changes;
+mod held;
 mod hostile;
 mod leftovers;
 mod model;

@@ -56,12 +56,43 @@ pub fn read_cached(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<Op
 
 /// Returns whether the file is on a tmpfs, so that a plain read never waits for a disk.
 pub fn is_on_tmpfs(file: &File) -> io::Result<bool> {
+    Ok(filesystem_type(file)? == i128::from(libc::TMPFS_MAGIC))
+}
+
+/// Returns whether the file's filesystem decides by itself who may read: a network filesystem or another FUSE mount. It may refuse
+/// to root what it gives to the file's owner.
+pub fn is_on_guarded_filesystem(file: &File) -> io::Result<bool> {
+    /// As in `linux/magic.h`, and those of SMB: NFS, SMB, CIFS, SMB2, FUSE, 9P, AFS, kAFS, Ceph, Coda.
+    const GUARDED: [u32; 10] = [
+        0x6969,
+        0x517B,
+        0xFF53_4D42,
+        0xFE53_4D42,
+        0x6573_5546,
+        0x0102_1997,
+        0x5346_414F,
+        0x6B41_4653,
+        0x00C3_6400,
+        0x7375_7245,
+    ];
+    // Magic numbers have 32 bits; some platforms extend their sign.
+    filesystem_type(file).map(|magic| GUARDED.contains(&(magic as u32)))
+}
+
+fn filesystem_type(file: &File) -> io::Result<i128> {
     // SAFETY: all-zero bytes are a valid `statfs`, which holds integers only.
     let mut about: libc::statfs = unsafe { std::mem::zeroed() };
     // SAFETY: `about` is writable and outlives the call; the descriptor is open.
     check(unsafe { libc::fstatfs(file.as_raw_fd(), &mut about) })?;
-    // The integer types of the two differ between platforms.
-    Ok(i128::from(about.f_type) == i128::from(libc::TMPFS_MAGIC))
+    // Its integer type differs between platforms.
+    Ok(i128::from(about.f_type))
+}
+
+/// Returns whether a descriptor may be read from. One that was opened with `O_PATH` may not.
+pub fn is_readable(file: &File) -> io::Result<bool> {
+    // SAFETY: the call takes integers; the descriptor is open.
+    let flags = check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) })?;
+    Ok(flags & libc::O_PATH == 0 && matches!(flags & libc::O_ACCMODE, libc::O_RDONLY | libc::O_RDWR))
 }
 
 /// Replaces a range of a file by a hole (`fallocate(PUNCH_HOLE | KEEP_SIZE)`): exactly these bytes read as zeros afterwards,
@@ -290,6 +321,16 @@ mod tests {
                 assert!(is_on_tmpfs(&file).unwrap());
             }
         }
+    }
+
+    #[test]
+    fn only_a_descriptor_opened_for_reading_is_readable() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let open = |options: &mut OpenOptions| is_readable(&options.open(file.path()).unwrap()).unwrap();
+        assert!(open(File::options().read(true)) && open(File::options().read(true).write(true)));
+        assert!(!open(File::options().write(true)) && !open(File::options().append(true)));
+        assert!(!open(File::options().read(true).custom_flags(libc::O_PATH)));
+        assert!(!is_on_guarded_filesystem(&File::open("/proc/version").unwrap()).unwrap());
     }
 
     #[test]

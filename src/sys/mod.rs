@@ -4,9 +4,11 @@
 //! policy lives here.
 
 pub mod datagrams;
+pub mod descriptors;
 mod errno;
 pub mod file;
 pub mod mount;
+pub mod passthrough;
 pub mod privileges;
 pub mod process;
 pub mod time;

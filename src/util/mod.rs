@@ -10,6 +10,4 @@ mod time;
 pub(crate) use addr::{is_lan, is_local};
 pub(crate) use sync::lock;
 pub(crate) use text::{is_hidden, printable, printable_name};
-#[cfg(test)]
-pub(crate) use time::TICK;
-pub(crate) use time::align_to_tick;
+pub(crate) use time::{TICK, align_to_tick};

@@ -13,6 +13,7 @@ mod http;
 mod large_pieces;
 mod many;
 mod many_pieces;
+mod passthrough;
 mod process;
 mod queue;
 mod tools;

@@ -6,3 +6,4 @@ mod support;
 mod mount_helper;
 mod names;
 mod package;
+mod passthrough;

@@ -12,24 +12,24 @@ use std::time::{Duration, Instant};
 
 use crate::support::*;
 
-const HELPER: &str = env!("CARGO_BIN_EXE_mount-torrentfs");
+pub const HELPER: &str = env!("CARGO_BIN_EXE_mount-torrentfs");
 /// Time limit of waits. Only a hang reaches it.
-const LIMIT: Duration = Duration::from_secs(60);
+pub const LIMIT: Duration = Duration::from_secs(60);
 /// Options that keep traffic on this machine.
-const ALONE: &str = "no_dht,no_lsd,no_port_mapping,port=0";
+pub const ALONE: &str = "no_dht,no_lsd,no_port_mapping,port=0";
 /// User id of `torrentfs` in the namespace.
 const SERVER: u32 = 987;
 
 const SETUP: &str = include_str!("../support/stage.sh");
 
 /// A mount namespace with our helper. Its mounts end with it.
-struct Stage {
+pub struct Stage {
     holder: Process,
     base: PathBuf,
 }
 
 /// Returns whether the test can run: the requirements of `can_run`, and root.
-fn can_stage(programs: &[&str]) -> bool {
+pub fn can_stage(programs: &[&str]) -> bool {
     let able = can_run(
         &[&["unshare", "nsenter", "setpriv", "getfattr", "mktorrent", "opentracker", "libtorrent"], programs].concat(),
     );
@@ -41,7 +41,7 @@ fn can_stage(programs: &[&str]) -> bool {
 }
 
 impl Stage {
-    fn new(base: &Path) -> Self {
+    pub fn new(base: &Path) -> Self {
         let stage = base.join("stage");
         fs::create_dir(&stage).unwrap();
         let mut command = Command::new("unshare");
@@ -55,14 +55,14 @@ impl Stage {
     }
 
     /// Runs a shell command in the namespace. `$BASE` is the directory of the test.
-    fn run(&self, line: &str) -> Output {
+    pub fn run(&self, line: &str) -> Output {
         let mut command = Command::new("nsenter");
         command.args([&format!("--mount=/proc/{}/ns/mnt", self.holder.0.id()), "sh", "-c", line]);
         command.env("BASE", &self.base).env_remove("TORRENTFS_LOG").stdin(Stdio::null()).output().unwrap()
     }
 
     /// Runs a shell command that must succeed. Returns its standard output.
-    fn sh(&self, line: &str) -> String {
+    pub fn sh(&self, line: &str) -> String {
         let output = self.run(line);
         assert!(output.status.success(), "{line}: {output:?}");
         String::from_utf8(output.stdout).unwrap()
@@ -80,7 +80,7 @@ impl Stage {
     }
 
     /// Returns the serving process and its keeper.
-    fn processes(&self, mountpoint: &str) -> (u32, u32) {
+    pub fn processes(&self, mountpoint: &str) -> (u32, u32) {
         let server = self.sh(&format!("getfattr --absolute-names --only-values -n user.torrentfs.pid {mountpoint}"));
         let server = server.trim().parse().unwrap();
         (server, status(server)["PPid"].parse().unwrap())
@@ -102,7 +102,7 @@ impl Stage {
         .collect()
     }
 
-    fn wait_until_clear(&self) {
+    pub fn wait_until_clear(&self) {
         wait_until("no mount and no process is left", LIMIT, || self.is_clear());
     }
 }
@@ -115,14 +115,14 @@ impl Drop for Stage {
     }
 }
 
-fn status(pid: u32) -> HashMap<String, String> {
+pub fn status(pid: u32) -> HashMap<String, String> {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let fields = text.lines().filter_map(|line| line.split_once(':'));
     fields.map(|(key, value)| (key.to_owned(), value.trim().to_owned())).collect()
 }
 
 /// Checks that a process has no capability, can gain none, and is restricted in its system calls.
-fn assert_powerless(pid: u32) {
+pub fn assert_powerless(pid: u32) {
     let of = status(pid);
     for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
         assert_eq!(of[set].trim_start_matches('0'), "", "{set}");
@@ -145,14 +145,14 @@ fn wait_for_open_film(process: &Process) {
 }
 
 /// A torrent and its seeder.
-struct Swarm {
-    lab: Lab,
-    data: Vec<u8>,
-    torrent: PathBuf,
-    seeder: Libtorrent,
+pub struct Swarm {
+    pub lab: Lab,
+    pub data: Vec<u8>,
+    pub torrent: PathBuf,
+    pub seeder: Libtorrent,
 }
 
-fn swarm(seed: u64) -> Swarm {
+pub fn swarm(seed: u64) -> Swarm {
     let mut lab = Lab::new();
     let data = noise(2 << 20, seed);
     let torrent = lab.publish("film.bin", &data, 16);

@@ -74,6 +74,26 @@ pub fn can_run(programs: &[&str]) -> bool {
     false
 }
 
+/// Returns whether the kernel can read complete files of a mount itself: as root, since Linux 6.9, if it was built for that, and
+/// where temporary files are on a filesystem of their own.
+pub fn can_pass_through() -> bool {
+    let version = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = version.split(['.', '-']).map(|number| number.parse().unwrap_or(0));
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    let root = fs::metadata("/proc/self").is_ok_and(|process| std::os::unix::fs::MetadataExt::uid(&process) == 0);
+    let config = "zcat /proc/config.gz 2>/dev/null || cat /boot/config-$(uname -r) 2>/dev/null || echo unknown";
+    let config = run("sh", &["-c", config]).stdout;
+    let config = String::from_utf8_lossy(&config);
+    let built = config.contains("CONFIG_FUSE_PASSTHROUGH=y") || config.trim() == "unknown";
+    let layered =
+        run("stat", &["-f", "-c", "%T", std::env::temp_dir().to_str().unwrap()]).stdout.starts_with(b"overlay");
+    let can = version >= (6, 9) && root && built && !layered;
+    if !can {
+        eprintln!("skipped: no passthrough here (version {version:?}, root {root}, built {built}, layered {layered})");
+    }
+    can
+}
+
 pub fn run(program: &str, args: &[&str]) -> Output {
     Command::new(program).args(args).output().unwrap_or_else(|error| panic!("{program}: {error}"))
 }

@@ -46,6 +46,7 @@ fn defaults() {
         foreground: false,
         on_demand: false,
         read_timeout: Some(Duration::from_secs(120)),
+        passthrough: true,
         cache_dir: CacheDir::Shared(None),
         cache_size: Some(20 << 30),
         memory: 32 << 20,
@@ -68,6 +69,7 @@ fn every_flag_and_the_option_of_its_name_mean_the_same() {
         foreground: true,
         on_demand: true,
         read_timeout: Some(Duration::from_secs(300)),
+        passthrough: false,
         cache_dir: CacheDir::Exclusive("/var/c".into()),
         cache_size: Some(1 << 30),
         memory: 64 << 20,
@@ -97,7 +99,7 @@ fn every_flag_and_the_option_of_its_name_mean_the_same() {
         log_format: Some(LogFormat::Json),
         ..mount_args("")
     };
-    let flags = "--foreground --on-demand --read-timeout 5min --cache-dir /var/c --cache-size 1GiB --memory 64MiB \
+    let flags = "--foreground --on-demand --no-passthrough --read-timeout 5min --cache-dir /var/c --cache-size 1GiB --memory 64MiB \
                  --verify --port 0 --bind 127.0.0.1 --peer 10.0.0.1:80 --peer [::1]:81 --download-limit 2MiB/s --active-downloads 3 \
                  --upload-limit 500KB --no-upload --no-dht --no-lsd --no-utp --no-port-mapping --encryption require --proxy socks5://me:secret@10.0.0.1:1080 --blocklist /etc/blocked --no-pex \
                  --http 127.0.0.1:8080 --http-token 0123456789abcdef --metadata-timeout 1min --seed-ratio 1.5 --seed-time 1h --log-format json";
@@ -125,7 +127,7 @@ fn a_boolean_flag_can_be_unset_and_takes_no_other_argument() {
     let command = Cli::definition();
     let is_boolean = |arg: &&Arg| arg.get_value_names().is_some_and(|names| names == ["BOOL"]);
     let switches: Vec<_> = command.find_subcommand("mount").unwrap().get_arguments().filter(is_boolean).collect();
-    assert_eq!(switches.len(), 10);
+    assert_eq!(switches.len(), 11);
     for name in switches.iter().filter_map(|arg| arg.get_long()) {
         let on = mount_args(&format!("-o {name}"));
         assert_ne!(on, mount_args(""), "{name}");

@@ -27,6 +27,11 @@ pub(in crate::cli) struct MountFlags {
     #[arg(long, value_name = "TIME", value_parser = timeout)]
     pub(in crate::cli) read_timeout: Option<Limit<Duration>>,
 
+    /// Answer every read; do not let the kernel read complete files itself
+    #[arg(long, value_name = "BOOL", value_parser = boolean)]
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(in crate::cli) no_passthrough: Option<bool>,
+
     /// Log format: human, json or journald [default: journald under systemd, else human]
     #[arg(long, value_name = "FORMAT", value_parser = LogFormat::parse)]
     pub(in crate::cli) log_format: Option<LogFormat>,
@@ -67,6 +72,7 @@ impl MountFlags {
             foreground: self.foreground.or(under.foreground),
             on_demand: self.on_demand.or(under.on_demand),
             read_timeout: self.read_timeout.or(under.read_timeout),
+            no_passthrough: self.no_passthrough.or(under.no_passthrough),
             log_format: self.log_format.or(under.log_format),
             cache_dir: self.cache_dir.or(under.cache_dir),
             cache_size: self.cache_size.or(under.cache_size),

@@ -20,7 +20,10 @@ other users.
 
 If a program hangs while it reads a file, look for the lines that begin with
 `waiting`: they name the file, the piece that is missing, and how many peers
-have it.";
+have it.
+
+A line that begins with `passthrough` names an open file that the kernel reads
+from the cache itself. Its reads are not counted.";
 
 const SECTIONS: &str = "\
 Flags of a peer:

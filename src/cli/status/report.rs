@@ -6,6 +6,8 @@ use crate::control::status::{CacheStatus, State, Status, TorrentStatus, TrackerS
 
 /// Largest number of waiting reads shown per torrent. More would hide the rest.
 const MAX_BLOCKED: usize = 5;
+/// Largest number of files read by passthrough shown per torrent.
+const MAX_PASSTHROUGH: usize = 5;
 
 /// Returns the status of a mount, in lines of at most `columns` columns.
 pub(super) fn mount(status: &Status, columns: usize) -> String {
@@ -91,6 +93,10 @@ fn torrent_lines(torrent: &TorrentStatus, columns: usize) -> Vec<String> {
         lines.push(format!("    {verb} {} of {} pieces{bad}", check.done, check.pieces));
     }
     lines.extend(torrent.priorities.iter().map(|file| format!("    priority {}: {}", file.priority.word(), file.path)));
+    lines.extend(torrent.passthrough.iter().take(MAX_PASSTHROUGH).map(|file| format!("    passthrough: {file}")));
+    if torrent.passthrough.len() > MAX_PASSTHROUGH {
+        lines.push(format!("    ... and passthrough of {} more files", torrent.passthrough.len() - MAX_PASSTHROUGH));
+    }
     let blocked = blocked(&torrent.blocked_reads);
     for [read, awaited] in blocked.iter().take(MAX_BLOCKED) {
         lines.extend([format!("    {read}"), format!("      {awaited}")]);

@@ -51,6 +51,8 @@ fn parents_lead_back_to_the_root() {
     assert_eq!(tree.parent(deep), Some(find(&tree, "album/cd1")));
     assert_eq!(tree.parent(find(&tree, "album")), Some(ROOT));
     assert_eq!(tree.parent(ROOT), Some(ROOT));
+    assert_eq!(tree.path(deep), Some(vec!["album", "cd1", "a.flac"]));
+    assert_eq!((tree.path(ROOT), tree.path(12345)), (Some(Vec::new()), None));
     let dots: Vec<_> = tree.entries(find(&tree, "album/cd1"), 0).take(2).map(|entry| entry.ino).collect();
     assert_eq!(dots, [find(&tree, "album/cd1"), find(&tree, "album")]);
 }

@@ -182,6 +182,7 @@ pub(crate) async fn start(
         priorities: Default::default(),
         verifier: Default::default(),
         reads: Reads::default(),
+        local_files: Default::default(),
         block_times,
     }))
 }

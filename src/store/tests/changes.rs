@@ -8,7 +8,7 @@ use super::*;
 const PIECE: u64 = 64 << 10;
 
 /// Waits until a change gets another time than the last one, on a kernel whose clock for files is coarse.
-fn tick() {
+pub(super) fn tick() {
     std::thread::sleep(Duration::from_millis(15));
 }
 
@@ -134,7 +134,7 @@ fn bytes_that_another_program_writes_are_never_served() {
     }
 }
 
-fn open_rw(path: &Path) -> fs::File {
+pub(super) fn open_rw(path: &Path) -> fs::File {
     fs::File::options().read(true).write(true).open(path).unwrap()
 }
 
