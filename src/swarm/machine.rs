@@ -17,7 +17,7 @@ use super::event::{Event, PeerKey};
 use super::peer::holepunch::Introductions;
 use super::peer::{Holding, Peer};
 use super::pieces::{BlockId, Pieces, Slot};
-use super::policy::Phase;
+use super::policy::{Need, Phase};
 use super::rate::Meter;
 use super::sched::readers::{Readers, Urgent};
 use super::stats::Stats;
@@ -47,6 +47,9 @@ pub struct Swarm {
     pub(super) needed: Vec<u32>,
     /// The pieces of blocked reads, sorted by number.
     pub(super) blocked: Vec<u32>,
+    /// These, and the pieces that their readers get to in a moment, sorted by number: late blocks of them are requested
+    /// twice.
+    pub(super) hedged: Vec<u32>,
     /// Readers or pieces have changed, so that `urgent` must be computed again.
     pub(super) stale: bool,
     /// `Pieces::freed` when `urgent` was computed.
@@ -106,6 +109,7 @@ impl Swarm {
             urgent: Vec::new(),
             needed: Vec::new(),
             blocked: Vec::new(),
+            hedged: Vec::new(),
             stale: false,
             freed: 0,
             pins: Vec::new(),
@@ -322,6 +326,16 @@ impl Swarm {
         self.blocked =
             self.urgent.iter().filter(|urgent| urgent.need.is_blocked()).map(|urgent| urgent.piece).collect();
         self.blocked.sort_unstable();
+        let ahead = self.readers.ahead_of_blocked();
+        let is_hedged = |urgent: &Urgent| {
+            let begins_in = |range: &Range<u64>| {
+                let piece = self.config.lengths.piece(urgent.piece);
+                piece.is_some_and(|piece| range.contains(&self.config.lengths.offset_of(piece)))
+            };
+            urgent.need.is_blocked() || urgent.need == Need::Soon && ahead.iter().any(begins_in)
+        };
+        self.hedged = self.urgent.iter().filter(|urgent| is_hedged(urgent)).map(|urgent| urgent.piece).collect();
+        self.hedged.sort_unstable();
         self.needed = self.urgent.iter().map(|urgent| urgent.piece).collect();
         self.needed.sort_unstable();
         self.set_phase(now);

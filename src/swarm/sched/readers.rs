@@ -214,6 +214,13 @@ impl Readers {
         self.wants.values().map(move |want| (want.bytes.clone(), now.saturating_duration_since(want.since)))
     }
 
+    /// Returns the bytes that blocked readers will read in a moment, unless they have just sought.
+    pub(in crate::swarm) fn ahead_of_blocked(&self) -> Vec<Range<u64>> {
+        let readers: BTreeSet<ReaderId> = self.wants.values().map(|want| want.reader).collect();
+        let readers = readers.iter().filter_map(|id| self.readers.get(id)).filter(|reader| !reader.sought);
+        readers.map(|reader| reader.position..reader.position.saturating_add(self.policy.near_distance)).collect()
+    }
+
     fn window(&self, reader: &Reader) -> Range<u64> {
         let end = reader.position.saturating_add(reader.window).min(reader.file.end);
         reader.position.min(end)..end

@@ -36,6 +36,8 @@ struct Candidate {
     eta: f64,
     /// Seconds that one block more adds to `eta`.
     block: f64,
+    /// It has sent something, so that the times are more than a guess.
+    known: bool,
 }
 
 impl Swarm {
@@ -80,7 +82,7 @@ impl Swarm {
         let able = self.peers.iter().filter(|(_, peer)| peer.may_ask(now));
         able.map(|(key, peer)| {
             let eta = peer.eta(now, peer.pipeline.outstanding() as f64 + f64::from(BLOCK_LEN));
-            Candidate { key: *key, room: 0.0, eta, block: peer.block_time() }
+            Candidate { key: *key, room: 0.0, eta, block: peer.block_time(), known: peer.pipeline.rate_is_known() }
         })
         .collect()
     }
@@ -127,8 +129,10 @@ impl Swarm {
         let mut left = partial.free;
         for block in partial.free_blocks() {
             let id = BlockId { piece, block };
+            // No block is left for a peer that may turn out to be slow.
             let sure = |at: &&usize| {
-                self.peers.get(&candidates[**at].key).is_some_and(|peer| !peer.asks.may_still_answer(now, id))
+                let Candidate { key, room, known, .. } = &candidates[**at];
+                (*room > 0.0 || *known) && self.peers.get(key).is_some_and(|peer| !peer.asks.may_still_answer(now, id))
             };
             let best = able.iter().filter(sure).min_by(|a, b| candidates[**a].eta.total_cmp(&candidates[**b].eta));
             let Some(candidate) = best.map(|at| &mut candidates[*at]) else { continue };
@@ -218,7 +222,8 @@ impl Swarm {
     }
 
     /// Hedges blocked reads: requests blocks that some peers owe from one more that is clearly sooner, once all blocks of
-    /// their piece are requested. All answers but one are wasted, so only reads that are blocked are worth it.
+    /// their piece are requested. All answers but one are wasted, so only reads that are blocked are worth it, and what
+    /// they get to next: otherwise a slow peer would hold up one piece after another.
     ///
     /// A peer that has not answered a moment ago may have stopped without a word, so it is hedged with by one block at a
     /// time. While a read waits, a silent peer counts as dead after a moment: then every idle peer is tried.
@@ -235,7 +240,7 @@ impl Swarm {
             for ask in peer.asks.iter() {
                 ahead += f64::from(BLOCK_LEN);
                 let is_asked = |piece| self.pieces.partial(piece).is_some_and(|part| part.free == 0 && !part.solo);
-                if self.blocked.binary_search(&ask.id.piece).is_err() || !is_asked(ask.id.piece) {
+                if self.hedged.binary_search(&ask.id.piece).is_err() || !is_asked(ask.id.piece) {
                     continue;
                 }
                 let one = owed.entry(ask.id).or_insert(Owed { eta: f64::INFINITY, silence: Duration::ZERO });
@@ -249,7 +254,8 @@ impl Swarm {
             return;
         }
         let mut owed: Vec<(BlockId, Owed)> = owed.into_iter().collect();
-        owed.sort_by(|(_, a), (_, b)| b.eta.total_cmp(&a.eta));
+        let is_blocked = |id: &BlockId| self.blocked.binary_search(&id.piece).is_ok();
+        owed.sort_by(|(a, x), (b, y)| is_blocked(b).cmp(&is_blocked(a)).then(y.eta.total_cmp(&x.eta)));
         let mut candidates = self.candidates(now);
         for (id, Owed { eta, silence }) in owed {
             let able = |candidate: &&mut Candidate| {
