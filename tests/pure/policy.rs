@@ -2,11 +2,13 @@
 
 use torrentfs::swarm::Policy;
 
+use crate::simulation::profile::{PROFILES, Profile};
 use crate::simulation::sweep::{THRESHOLD, fields, row, sweep};
-use crate::simulation::workload::{PROFILES, Profile, Results, Trial, play};
+use crate::simulation::workload::{Results, Trial, play};
 
 fn profile(name: &str) -> Profile {
-    *PROFILES.iter().find(|profile| profile.name == name).expect("a profile of that name")
+    let all = PROFILES.into_iter().chain(Profile::random());
+    all.into_iter().find(|profile| profile.name == name).expect("a profile of that name")
 }
 
 fn get(results: &Results, name: &str) -> f64 {
