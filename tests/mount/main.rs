@@ -12,6 +12,7 @@ mod hostile_http;
 mod http;
 mod large_pieces;
 mod many;
+mod many_pieces;
 mod process;
 mod queue;
 mod tools;

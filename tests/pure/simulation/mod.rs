@@ -147,7 +147,7 @@ pub fn config(lengths: Lengths, seed: u64) -> Config {
     Config {
         info_hash: InfoHash([7; 20]),
         lengths,
-        metadata: Bytes::new(),
+        metadata: Bytes::new().into(),
         seed,
         our_id: PeerId([0; 20]),
         on_demand: false,
@@ -548,7 +548,7 @@ impl World {
                     self.at(self.now + Duration::from_micros(500), node, Next::Checked(number, good, digests));
                 }
                 Action::Drop(piece) => drop(self.nodes[node].buffers.remove(&piece.get())),
-                Action::AddDhtNode(_) | Action::FindPeers | Action::RefuseWebSeed(..) => {}
+                Action::AddDhtNode(_) | Action::FindPeers | Action::LoadMetadata | Action::RefuseWebSeed(..) => {}
                 Action::Hold(_) | Action::Release(_) => {}
                 Action::Pin(pins) => self.nodes[node].pins = pins,
                 Action::Completed => {

@@ -160,6 +160,17 @@ impl Profile {
         self.peers.iter().map(|(_, rate)| f64::from(*rate) * 1e3).sum()
     }
 
+    /// Returns the least seconds in which all links together can deliver so many bytes after one round trip.
+    pub fn floor(&self, bytes: u64) -> f64 {
+        let (mut low, mut high) = (0.0, 1e4);
+        for _ in 0..60 {
+            let middle = (low + high) / 2.0;
+            let by_then = |(rtt, rate): &(u64, u32)| (middle - *rtt as f64 / 1e3).max(0.0) * f64::from(*rate) * 1e3;
+            if self.peers.iter().map(by_then).sum::<f64>() < bytes as f64 { low = middle } else { high = middle }
+        }
+        high
+    }
+
     /// Returns a world with the profile's peers, and these.
     pub(super) fn world(&self, seed: u64, size: u64) -> (World, Vec<usize>) {
         let lengths = Lengths::new(size, self.piece).expect("sizes of a torrent");

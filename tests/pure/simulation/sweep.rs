@@ -64,7 +64,7 @@ fields!(
     filling_queue,
     reading_queue,
     due_queue,
-    min_window,
+    first_window,
     rate_headroom,
     refill_level,
     rate_span,
