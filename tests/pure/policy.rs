@@ -4,12 +4,15 @@ use std::sync::Arc;
 
 use torrentfs::swarm::Policy;
 
+use crate::simulation::profile::{PROFILES, Profile};
+use crate::simulation::ratios::{Floor, GOALS, ratios, reaches};
 use crate::simulation::swarms::dead_addresses;
 use crate::simulation::sweep::{THRESHOLD, fields, row, sweep};
-use crate::simulation::workload::{PROFILES, Profile, Results, Trial, play};
+use crate::simulation::workload::{Results, Trial, play};
 
 fn profile(name: &str) -> Profile {
-    *PROFILES.iter().find(|profile| profile.name == name).expect("a profile of that name")
+    let all = PROFILES.into_iter().chain(Profile::random());
+    all.into_iter().find(|profile| profile.name == name).expect("a profile of that name")
 }
 
 fn get(results: &Results, name: &str) -> f64 {
@@ -23,35 +26,75 @@ fn results_depend_on_the_seed_alone() {
     assert_ne!(run(1), run(2));
 }
 
-#[test]
-fn starts_seeks_and_copies_over_links_stay_fast() {
+/// Results of the first seed, with a margin: they may not get worse. The columns are those of
+/// [`GOALS`](crate::simulation::ratios), where the goals are as well.
+const LIMITS: [(&str, [f64; GOALS.len()]); 12] = [
+    ("home", [0.99, 1.02, 1.33, 1.99, 1.02, 1.55, 0.0, 0.87, 0.92, 0.07, 0.04, 0.01]),
+    ("few", [1.06, 1.09, 1.23, 1.63, 1.09, 1.49, 0.0, 0.82, 0.93, 0.16, 0.05, 0.01]),
+    ("far", [1.42, 1.46, 1.27, 1.47, 1.46, 1.22, 0.0, 0.90, 0.84, 0.01, 0.01, 0.01]),
+    ("crowd", [1.95, 1.69, 1.73, 2.66, 1.69, 2.06, 0.0, 0.92, 0.87, 0.03, 0.07, 0.02]),
+    ("small", [0.57, 1.26, 1.34, 1.94, 1.17, 1.36, 0.0, 0.87, 0.91, 0.01, 0.03, 0.01]),
+    ("small few", [0.87, 1.21, 1.38, 2.19, 1.22, 1.40, 0.0, 0.89, 0.93, 0.01, 0.02, 0.01]),
+    ("small far", [1.37, 1.84, 1.29, 1.68, 1.82, 1.46, 0.0, 0.87, 0.85, 0.01, 0.01, 0.01]),
+    ("small crowd", [1.81, 2.33, 1.98, 2.77, 2.72, 2.08, 0.0, 0.92, 0.87, 0.01, 0.01, 0.02]),
+    ("unsteady", [0.99, 1.02, 0.49, 0.68, 1.02, 0.48, 0.0, 0.69, 0.80, 0.08, 0.07, 0.01]),
+    ("busy", [0.99, 1.03, 1.35, 1.73, 1.03, 1.38, 0.0, 0.84, 0.92, 0.08, 0.06, 0.01]),
+    ("hostile", [1.39, 2.02, 1.47, 2.31, 1.96, 1.32, 0.0, 0.45, 0.46, 0.03, 0.02, 0.02]),
+    ("bursts", [1.27, 1.19, 1.28, 1.44, 1.20, 1.26, 0.0, 0.93, 0.94, 0.02, 0.01, 0.01]),
+];
+
+fn check_limits(names: &[&str]) {
     let policy = Policy::default();
-    for (name, start, jump, p50, p90, copy) in
-        [("home", 1.2, 1.5, 0.6, 1.0, 0.9), ("few", 2.2, 2.8, 1.3, 1.5, 0.85), ("far", 2.4, 1.8, 0.9, 1.1, 0.9)]
-    {
-        let results = Trial::new(&profile(name), &policy, 1).measure();
-        println!("{name}: {results:?}");
-        assert!(get(&results, "start") <= start && get(&results, "jump") <= jump, "{name}: {results:?}");
-        assert!(get(&results, "seek p50") <= p50 && get(&results, "seek p90") <= p90, "{name}: {results:?}");
-        assert!(get(&results, "copy") >= copy && get(&results, "fill") >= 0.85, "{name}: {results:?}");
-        assert!(get(&results, "play") <= 1.0 && get(&results, "waste") <= 1.2, "{name}: {results:?}");
+    let mut over = Vec::new();
+    for (name, limits) in LIMITS.iter().filter(|(name, _)| names.contains(name)) {
+        let results = ratios(&Trial::new(&profile(name), &policy, 0));
+        println!("{name}, seed 0: {results:?}");
+        for ((result, value), limit) in results.into_iter().zip(limits) {
+            if !reaches(result, value, *limit) {
+                over.push(format!("{name} {result}: {value:.3}, limit {limit}"));
+            }
+        }
+    }
+    assert!(over.is_empty(), "`cargo bench --bench policy -- results` shows all: {over:#?}");
+}
+
+#[test]
+fn starts_seeks_and_copies_stay_near_what_a_bare_client_reaches() {
+    check_limits(&["home", "few", "far"]);
+}
+
+#[test]
+#[ignore = "takes a minute without optimization"]
+fn results_over_all_links_stay_near_what_a_bare_client_reaches() {
+    let names: Vec<&str> =
+        LIMITS.iter().map(|(name, _)| *name).filter(|name| !["home", "few", "far"].contains(name)).collect();
+    check_limits(&names);
+}
+
+/// Links that nobody has tuned for: no read hangs, and a player hardly stands still.
+#[test]
+#[ignore = "takes minutes without optimization"]
+fn random_links_play() {
+    for profile in Profile::random() {
+        for seed in 0..2 {
+            let results = play(&Trial::new(&profile, &Policy::default(), seed));
+            println!("{}, seed {seed}: {results:?}", profile.name);
+            assert!(get(&results, "play") <= 1.5, "{}, seed {seed}: {results:?}", profile.name);
+            assert!(get(&results, "waste") <= 1.2, "{}, seed {seed}: {results:?}", profile.name);
+        }
     }
 }
 
+/// The time of the bare client is what arithmetic says, and a little more.
 #[test]
-fn many_slow_peers_start_and_jump_soon() {
-    let results = play(&Trial::new(&profile("crowd"), &Policy::default(), 1));
-    println!("{results:?}");
-    assert!(get(&results, "start") <= 2.4 && get(&results, "jump") <= 2.4, "{results:?}");
-    assert!(get(&results, "play") <= 1.05 && get(&results, "waste") <= 1.05, "{results:?}");
-}
-
-#[test]
-fn dead_addresses_listed_first_delay_a_start_by_little() {
-    let policy = Arc::new(Policy::default());
-    let times: Vec<f64> = (1..=20).map(|seed| dead_addresses(&policy, seed)).collect();
-    println!("{times:.2?}");
-    assert!(times.iter().sum::<f64>() / 20.0 < 1.5 && times.iter().all(|time| *time < 4.0), "{times:?}");
+fn the_bare_client_reaches_the_arithmetic_floor() {
+    for name in ["home", "few", "far", "crowd"] {
+        let profile = profile(name);
+        let (floor, least) = (Floor::new(&profile, 0), profile.floor(2 << 20));
+        println!("{name}: {floor:?}, arithmetic {least:.3}");
+        assert!(floor.piece >= least && floor.piece <= 1.3 * least, "{name}: {floor:?}, arithmetic {least:.3}");
+        assert!(floor.first > floor.piece && floor.jump >= floor.piece, "{name}: {floor:?}");
+    }
 }
 
 /// Two of the best peers are silent, and one lies in the first piece, which is then left to one peer alone.

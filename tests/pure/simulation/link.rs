@@ -1,4 +1,7 @@
 //! A peer's access link: a rate, a delay with jitter, and a first-in-first-out queue.
+//!
+//! TCP's control of congestion is simple: what a router would drop waits at the sender, whose window fills the queue. With slow
+//! start the sender begins with ten segments, and doubles that each round trip, after a pause again.
 
 use std::time::Duration;
 
@@ -7,6 +10,11 @@ use rand::rngs::SmallRng;
 
 /// The longest queue of a link, as in a router. The sender's socket waits for place in it.
 const MAX_QUEUE: Duration = Duration::from_millis(250);
+
+/// TCP's initial window: ten segments, in bytes.
+const INITIAL_WINDOW: f64 = 10.0 * 1_448.0;
+/// Shortest timeout of a retransmission. A sender that sends nothing for so long begins with slow start again.
+const MIN_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// A link between a peer and everybody else.
 #[derive(Clone, Debug)]
@@ -21,6 +29,12 @@ pub struct Link {
     pub burst: Duration,
     /// From each of these times on, `rate` counts so many times. In ascending order.
     pub changes: Vec<(Duration, f64)>,
+    /// The peer's TCP begins slowly.
+    pub slow_start: bool,
+    /// The window, what of it is left to send in this round trip, and when that began.
+    window: f64,
+    left: f64,
+    round: Duration,
     /// When the last byte in the queue leaves.
     free: Duration,
     /// When the last message arrives, from and at the peer.
@@ -40,13 +54,31 @@ pub struct Transfer {
 impl Link {
     pub fn new(rate: f64, delay: Duration) -> Self {
         let (jitter, burst, zero) = (delay / 10, Duration::ZERO, Duration::ZERO);
-        Self { rate, delay, jitter, burst, changes: Vec::new(), free: zero, arrived: [zero; 2] }
+        Self {
+            rate,
+            delay,
+            jitter,
+            burst,
+            changes: Vec::new(),
+            slow_start: false,
+            window: INITIAL_WINDOW,
+            left: INITIAL_WINDOW,
+            round: zero,
+            free: zero,
+            arrived: [zero; 2],
+        }
+    }
+
+    /// Returns the bytes that are on their way when the queue is full.
+    pub fn window(&self) -> u64 {
+        (self.rate * (2 * self.delay + MAX_QUEUE).as_secs_f64()) as u64
     }
 
     /// The peer sends a block.
     pub fn send_block(&mut self, now: Duration, len: u32, rng: &mut SmallRng) -> Transfer {
         let begin = now.max(self.free);
-        self.free = self.end(begin, f64::from(len));
+        let ready = if self.slow_start { self.end_of_slow_start(begin, f64::from(len)) } else { begin };
+        self.free = self.end(begin, f64::from(len)).max(ready);
         let bursts = self.free.as_nanos().checked_div(self.burst.as_nanos()).map(|full| full as u32 + 1);
         let leaves = bursts.map_or(self.free, |bursts| self.burst * bursts);
         Transfer { sent: now.max(begin.saturating_sub(MAX_QUEUE)), left: leaves, arrives: self.arrival(0, leaves, rng) }
@@ -66,6 +98,31 @@ impl Link {
         let late = self.jitter.mul_f64(rng.random_range(0.0..1.0));
         self.arrived[direction] = self.arrived[direction].max(leaves + self.delay + late);
         self.arrived[direction]
+    }
+
+    /// Returns when TCP has handed the last of so many bytes to the link.
+    fn end_of_slow_start(&mut self, begin: Duration, mut bytes: f64) -> Duration {
+        let round_trip = 2 * self.delay;
+        let mut at = begin;
+        if begin > self.free + MIN_TIMEOUT.max(2 * round_trip) {
+            (self.window, self.left, self.round) = (INITIAL_WINDOW, INITIAL_WINDOW, begin);
+        }
+        while self.window < self.window() as f64 {
+            if at >= self.round + round_trip {
+                // The window grows by what is acknowledged.
+                let sent = self.window - self.left;
+                (self.window, self.round) = (self.window.max(2.0 * sent), at);
+                self.left = self.window;
+            }
+            let now = bytes.min(self.left);
+            self.left -= now;
+            bytes -= now;
+            if bytes <= 0.0 {
+                break;
+            }
+            at = self.round + round_trip;
+        }
+        at
     }
 
     /// Returns when `bytes` are through that start at `begin`.

@@ -8,9 +8,12 @@
 
 #![allow(dead_code, reason = "the tests and the benchmark of the policy each use a part of this")]
 
+pub mod bare;
 pub mod libtorrent;
 pub mod link;
 pub mod overlay;
+pub mod profile;
+pub mod ratios;
 pub mod script;
 pub mod swarms;
 pub mod sweep;
@@ -23,6 +26,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bare::Bare;
 use bytes::Bytes;
 use fixedbitset::FixedBitSet;
 use link::Link;
@@ -72,6 +76,8 @@ pub struct Node {
     link: Option<Link>,
     /// It follows a script; its swarm does nothing.
     script: Option<Scripted>,
+    /// It is a bare client; its swarm does nothing.
+    bare: Option<Bare>,
     /// Blocks in the send buffer.
     queue: VecDeque<(PeerKey, Request)>,
     sending: bool,
@@ -203,6 +209,7 @@ impl World {
             tick: Duration::ZERO,
             link: None,
             script: None,
+            bare: None,
             queue: VecDeque::new(),
             sending: false,
             credit: 0.0,
@@ -283,6 +290,9 @@ impl World {
     pub fn event(&mut self, node: usize, event: Event) {
         if self.nodes[node].script.is_some() {
             return self.scripted_event(node, event);
+        }
+        if self.nodes[node].bare.is_some() {
+            return self.bare_event(node, event);
         }
         let clock = self.clock();
         self.nodes[node].swarm.handle(clock, event);
@@ -369,6 +379,10 @@ impl World {
                 }
                 let Request { piece, begin, length } = request;
                 self.nodes[node].received += u64::from(length);
+                if self.nodes[node].bare.is_some() {
+                    self.bare_block(node, request);
+                    return true;
+                }
                 if self.nodes[node].swarm.block(clock, key, piece, begin, length).is_some() {
                     let index = self.lengths.piece(piece).expect("asked for");
                     let blocks = self.lengths.blocks_in(index) as usize;
@@ -401,6 +415,10 @@ impl World {
                     self.event(from, at_caller);
                 }
                 self.event(node, at_called);
+                if self.nodes[from].bare.is_some() {
+                    // It says so together with its handshake.
+                    self.event(node, Event::Message(called, Message::Interested));
+                }
             }
             Next::Opened(event) => self.event(node, event),
             Next::Sent(peer, request) => {

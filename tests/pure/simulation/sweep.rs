@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use torrentfs::swarm::Policy;
 
+use super::profile::Profile;
 use super::swarms;
-use super::workload::{Profile, Trial};
+use super::workload::Trial;
 
 /// Results that a constant must change by more than this, halved or doubled, to be worth having.
 pub const THRESHOLD: f64 = 0.03;

@@ -2,190 +2,29 @@
 //! in virtual time that depends on the seed alone.
 
 use std::ops::Range;
-use std::sync::Arc;
 use std::time::Duration;
 
 use rand::RngExt;
-use torrentfs::metainfo::Lengths;
 use torrentfs::swarm::Policy;
 
-use super::libtorrent::Libtorrent;
-use super::link::Link;
-use super::script::Script;
-use super::{Nature, World};
+use super::World;
+use super::profile::Profile;
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
+/// Size of a file that is played or read at random.
+pub const SIZE: u64 = 512 * MIB;
 /// Bytes of one read of a program.
 const CHUNK: u64 = 64 * KIB;
 /// Bytes that the kernel reads ahead by default.
 const READ_AHEAD: u64 = 128 * KIB;
+/// Bytes a second that a player plays, and the seconds of media with which it starts.
+pub const RATE: f64 = 1.5e6;
+pub const PREBUFFER: f64 = 2.0;
+/// The parts of the file at which the player jumps.
+pub const JUMPS: [f64; 4] = [0.5, 0.8, 0.3, 0.6];
 /// Longer than any read may take.
 const LIMIT: Duration = Duration::from_secs(120);
-
-/// The peers of a swarm, as a client sees them.
-#[derive(Clone, Copy, Debug)]
-pub struct Profile {
-    pub name: &'static str,
-    /// Round trip in milliseconds and rate in kB/s of each peer.
-    peers: &'static [(u64, u32)],
-    piece: u64,
-    kind: Kind,
-}
-
-#[derive(Clone, Copy, PartialEq, Debug)]
-enum Kind {
-    /// Links do not change.
-    Steady,
-    /// Now and then a peer stops for seconds, or slows down to a tenth.
-    Unsteady,
-    /// Peers send blocks out of order more often, as on a busy machine.
-    Busy,
-    /// Peers grant bandwidth every so many milliseconds.
-    Bursts(u64),
-    /// The first and the fourth peer never send a block, and the fifth sends wrong ones.
-    Hostile,
-}
-
-const HOME: &[(u64, u32)] = &[
-    (20, 2000),
-    (40, 1200),
-    (35, 800),
-    (60, 500),
-    (90, 400),
-    (120, 300),
-    (150, 200),
-    (30, 150),
-    (200, 100),
-    (250, 80),
-    (80, 50),
-    (300, 30),
-];
-
-const CROWD: &[(u64, u32)] = &[
-    (217, 123),
-    (88, 57),
-    (48, 168),
-    (141, 57),
-    (140, 202),
-    (150, 25),
-    (61, 244),
-    (185, 201),
-    (136, 83),
-    (257, 53),
-    (36, 91),
-    (251, 259),
-    (262, 231),
-    (152, 143),
-    (74, 27),
-    (126, 81),
-    (205, 249),
-    (287, 230),
-    (112, 81),
-    (42, 202),
-    (97, 257),
-    (104, 151),
-    (91, 42),
-    (168, 150),
-    (216, 33),
-    (213, 91),
-    (123, 250),
-    (265, 166),
-    (77, 31),
-    (58, 237),
-    (296, 170),
-    (26, 153),
-    (59, 100),
-    (105, 125),
-    (290, 146),
-    (191, 143),
-    (188, 191),
-    (66, 167),
-    (235, 38),
-    (127, 69),
-];
-
-/// The profiles: a home line's swarm, few peers, distant peers, many slow peers; then the first with small pieces, with
-/// unsteady links, with busy and with hostile peers; and fast peers nearby that send in bursts.
-pub const PROFILES: [Profile; 9] = [
-    Profile { name: "home", peers: HOME, piece: 2 * MIB, kind: Kind::Steady },
-    Profile { name: "few", peers: &[(45, 1500), (110, 900), (180, 400)], piece: 2 * MIB, kind: Kind::Steady },
-    Profile {
-        name: "far",
-        peers: &[(180, 1500), (220, 1200), (250, 900), (300, 700), (280, 500), (350, 400)],
-        piece: 2 * MIB,
-        kind: Kind::Steady,
-    },
-    Profile { name: "crowd", peers: CROWD, piece: 2 * MIB, kind: Kind::Steady },
-    Profile { name: "small", peers: HOME, piece: 256 * KIB, kind: Kind::Steady },
-    Profile { name: "unsteady", peers: HOME, piece: 2 * MIB, kind: Kind::Unsteady },
-    Profile { name: "busy", peers: HOME, piece: 2 * MIB, kind: Kind::Busy },
-    Profile { name: "hostile", peers: HOME, piece: 256 * KIB, kind: Kind::Hostile },
-    Profile { name: "bursts", peers: &[(1, 4000), (1, 4000), (5, 1000)], piece: MIB, kind: Kind::Bursts(20) },
-];
-
-impl Profile {
-    /// Returns the bytes a second of all links together.
-    pub fn rate(&self) -> f64 {
-        self.peers.iter().map(|(_, rate)| f64::from(*rate) * 1e3).sum()
-    }
-
-    /// Returns the least seconds in which all links together can deliver so many bytes after one round trip.
-    pub fn floor(&self, bytes: u64) -> f64 {
-        let (mut low, mut high) = (0.0, 1e4);
-        for _ in 0..60 {
-            let middle = (low + high) / 2.0;
-            let by_then = |(rtt, rate): &(u64, u32)| (middle - *rtt as f64 / 1e3).max(0.0) * f64::from(*rate) * 1e3;
-            if self.peers.iter().map(by_then).sum::<f64>() < bytes as f64 { low = middle } else { high = middle }
-        }
-        high
-    }
-
-    /// Returns a world with the profile's peers and a client, which is told of them at once.
-    fn world(&self, policy: &Policy, seed: u64, size: u64) -> (World, usize) {
-        let lengths = Lengths::new(size, self.piece).expect("sizes of a torrent");
-        let mut world = World::new(seed, lengths, Duration::ZERO);
-        let mut seeds = Vec::new();
-        for (rtt, rate) in self.peers {
-            let mut link = Link::new(f64::from(*rate) * 1e3, Duration::from_micros(rtt * 500));
-            let mut client = Libtorrent::lab();
-            match self.kind {
-                Kind::Busy => client.delayed_reads *= 2.0,
-                Kind::Steady | Kind::Hostile => {}
-                Kind::Bursts(millis) => link.burst = Duration::from_millis(millis),
-                Kind::Unsteady => {
-                    let mut at = 0.0;
-                    while at < 300.0 {
-                        at += world.rng.random_range(2.0..25.0);
-                        let lasts = world.rng.random_range(1.0..6.0);
-                        let factor = if world.rng.random_bool(0.5) { 0.0 } else { 0.1 };
-                        link.changes.push((Duration::from_secs_f64(at), factor));
-                        at += lasts;
-                        link.changes.push((Duration::from_secs_f64(at), 1.0));
-                    }
-                }
-            }
-            seeds.push(world.add_scripted(link, Script::libtorrent(client)));
-        }
-        if self.kind == Kind::Hostile {
-            world.nodes[seeds[0]].nature = Nature::Silent;
-            world.nodes[seeds[3]].nature = Nature::Silent;
-            world.nodes[seeds[4]].nature = Nature::Liar;
-        }
-        let policy = Arc::new(policy.clone());
-        let client = world.add(
-            1e6,
-            |_| false,
-            |config| {
-                config.policy = policy;
-                config.max_partial = 32 * MIB;
-            },
-        );
-        world.introduce_to(client, &seeds);
-        world.open(client, 1, 0..size);
-        (world, client)
-    }
-}
 
 /// One file handle as the kernel uses it: reads beyond the first of a sequence are read ahead.
 pub struct Handle {
@@ -253,7 +92,7 @@ impl<'a> Trial<'a> {
     }
 
     fn world(&self, size: u64) -> (World, usize) {
-        let (mut world, client) = self.profile.world(self.policy, self.seed, size);
+        let (mut world, client) = self.profile.world_with_client(self.policy, self.seed, size);
         world.trace = self.trace;
         (world, client)
     }
@@ -263,8 +102,8 @@ impl<'a> Trial<'a> {
         match workload {
             "play" => play(self),
             "seek" => seek(self),
-            "copy" => vec![("copy", copy(self))],
-            "fill" => vec![("fill", fill(self))],
+            "copy" => copy(self),
+            "fill" => fill(self),
             _ => panic!("the workloads are play, seek, copy and fill"),
         }
     }
@@ -278,9 +117,7 @@ impl<'a> Trial<'a> {
 /// A player of 1.5 MB/s with a buffer of 10 s starts once it has 2 s of media, plays, and jumps. `play` is the time that
 /// media of one second takes to play, without the start: 1 without stalls.
 pub fn play(trial: &Trial) -> Results {
-    const RATE: f64 = 1.5e6;
-    const PREBUFFER: f64 = 2.0;
-    let size = 512 * MIB;
+    let size = SIZE;
     let (mut world, client) = trial.world(size);
     let mut handle = Handle::new(&world, client);
     let (mut first, mut four) = (None, None);
@@ -322,21 +159,21 @@ pub fn play(trial: &Trial) -> Results {
         started.unwrap_or(f64::NAN)
     };
     let start = run(&mut world, 0, 10.0);
-    let parts = [0.5, 0.8, 0.3, 0.6];
-    let jumps: Vec<f64> = parts.iter().map(|part| run(&mut world, (size as f64 * part) as u64 & !4095, 4.0)).collect();
+    let jumps: Vec<f64> = JUMPS.iter().map(|part| run(&mut world, (size as f64 * part) as u64 & !4095, 4.0)).collect();
     vec![
         ("first", first.unwrap_or(f64::NAN)),
         ("4MiB", four.unwrap_or(f64::NAN)),
         ("start", start),
         ("play", 1.0 + stalled / played_in_sum),
         ("jump", jumps.iter().sum::<f64>() / jumps.len() as f64),
+        ("worst jump", jumps.iter().copied().fold(0.0, f64::max)),
         ("waste", waste(&world, client)),
     ]
 }
 
 /// 64 KiB at random places, one every half second, while the background fills.
-pub fn seek(trial: &Trial) -> Results {
-    let size = 512 * MIB;
+fn seek(trial: &Trial) -> Results {
+    let size = SIZE;
     let (mut world, client) = trial.world(size);
     let mut handle = Handle::new(&world, client);
     handle.read(&mut world, 0);
@@ -354,23 +191,24 @@ pub fn seek(trial: &Trial) -> Results {
 }
 
 /// A file copied in order by one program: its share of the links' rate.
-pub fn copy(trial: &Trial) -> f64 {
-    let size = 96 * MIB;
+fn copy(trial: &Trial) -> Results {
+    let size = 192 * MIB;
     let (mut world, client) = trial.world(size);
     let mut handle = Handle::new(&world, client);
     let mut at = 0;
     while at < size {
         at += handle.read(&mut world, at);
     }
-    size as f64 / world.now.as_secs_f64() / trial.profile.rate()
+    vec![("copy", size as f64 / world.now.as_secs_f64() / trial.profile.rate())]
 }
 
 /// A torrent fetched without readers: its share of the links' rate.
-pub fn fill(trial: &Trial) -> f64 {
+fn fill(trial: &Trial) -> Results {
     let size = 64 * MIB;
     let (mut world, client) = trial.world(size);
     world.run_until(LIMIT, |world| world.nodes[client].completed.is_some());
-    size as f64 / world.now.as_secs_f64() / trial.profile.rate()
+    let share = size as f64 / world.now.as_secs_f64() / trial.profile.rate();
+    vec![("fill", share), ("fill waste", waste(&world, client))]
 }
 
 /// Returns the part of the bytes received that came twice, plus one.
