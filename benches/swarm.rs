@@ -23,7 +23,7 @@ fn config(lengths: Lengths) -> Config {
     Config {
         info_hash: InfoHash([7; 20]),
         lengths,
-        metadata: Bytes::new(),
+        metadata: Bytes::new().into(),
         seed: 1,
         our_id: PeerId([0; 20]),
         on_demand: false,

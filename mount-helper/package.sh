@@ -3,6 +3,7 @@
 # cargo-generate-rpm.
 #   mount-helper/package.sh            a release build
 #   mount-helper/package.sh --debug    the debug build, for tests; not compressed
+#   mount-helper/package.sh --built    the programs in target/debug as they are: those that `cargo test` has built
 set -euo pipefail
 # As cargo takes it: relative to the directory of the call.
 target=$(realpath --canonicalize-missing "${CARGO_TARGET_DIR:-$(dirname "$0")/../target}")
@@ -10,8 +11,10 @@ export CARGO_TARGET_DIR=$target
 cd "$(dirname "$0")/.."
 
 profile=release flags=(--release) fast=() payload=()
-[ "${1:-}" = --debug ] && profile=debug flags=() fast=(--fast) payload=(--payload-compress none)
-cargo build --locked --bins "${flags[@]}"
+case "${1:-}" in
+--debug | --built) profile=debug flags=() fast=(--fast) payload=(--payload-compress none) ;;
+esac
+[ "${1:-}" = --built ] || cargo build --locked --bins "${flags[@]}"
 
 package=$target/package made=$target/package/release/made
 rm -rf "$package"

@@ -60,7 +60,7 @@ pub(super) fn run(args: &ShowArgs) -> Result<(), Failure> {
     let document = if args.source == STANDARD {
         let failed = |error: &dyn std::fmt::Display| Failure::of_torrent("show", "standard input", error);
         let bytes = read_torrent(io::stdin().lock()).map_err(|error| failed(&error))?;
-        Document::parse(&bytes).map_err(|error| failed(&error))?
+        Document::parse(bytes).map_err(|error| failed(&error))?
     } else {
         match sources::single("show", &args.source)? {
             Source::Torrent(metainfo) => Document::Torrent(metainfo),

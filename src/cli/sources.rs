@@ -131,7 +131,7 @@ pub(super) fn torrent_file(verb: &str, source: &OsStr) -> Result<(Metainfo, Vec<
         }
     };
     let bytes = bytes.map_err(|error| failed(&error))?;
-    match Document::parse(&bytes).map_err(|error| failed(&error))? {
+    match Document::parse(bytes.clone()).map_err(|error| failed(&error))? {
         Document::Torrent(metainfo) => Ok((*metainfo, bytes)),
         Document::Magnet(_) => Err(failed(&NO_HASHES)),
     }

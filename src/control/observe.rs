@@ -299,6 +299,7 @@ impl From<session::PeerSource> for status::Source {
             session::PeerSource::Manual => Self::Manual,
             session::PeerSource::Magnet => Self::Magnet,
             session::PeerSource::WebSeed => Self::WebSeed,
+            session::PeerSource::Remembered => Self::Remembered,
         }
     }
 }

@@ -131,7 +131,7 @@ pub(crate) fn source(new: &NewTorrent) -> Result<Source, Refusal> {
 
 /// Parses the contents of a `.torrent` file, or of a file that contains a magnet link.
 pub(crate) fn torrent_file(bytes: &[u8]) -> Result<Source, Refusal> {
-    Document::parse(bytes).map(Source::from).map_err(unusable)
+    Document::parse(bytes.to_vec()).map(Source::from).map_err(unusable)
 }
 
 fn unusable(error: impl std::fmt::Display) -> Refusal {

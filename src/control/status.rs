@@ -253,6 +253,8 @@ pub enum Source {
     Magnet,
     /// A web seed listed in the torrent.
     WebSeed,
+    /// Blocks came from it in an earlier run.
+    Remembered,
 }
 
 /// Transport protocol of a connection.

@@ -47,6 +47,17 @@ impl From<u16> for AnnouncedPort {
     }
 }
 
+/// How much more peers are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Want {
+    /// There are few.
+    Few,
+    /// There are few, and somebody reads.
+    Read,
+    /// A read is blocked, and no peer can serve it.
+    Blocked,
+}
+
 /// Transfer counters for announces. The session writes them, the announcer reads them for each announce.
 #[derive(Debug, Default)]
 pub struct Transferred {

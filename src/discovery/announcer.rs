@@ -14,7 +14,7 @@ use super::client::TrackerClient;
 use super::reply::Reply;
 use super::schedule::{Schedule, ScheduledAnnounce, StatusChange};
 use super::url::Query;
-use super::{Announce, AnnounceError, Scrape, TrackerStatus, TrackerUrl, Transferred};
+use super::{Announce, AnnounceError, Scrape, TrackerStatus, TrackerUrl, Transferred, Want};
 use crate::http::RequestError;
 use crate::util::lock;
 
@@ -51,7 +51,8 @@ pub struct Scraped {
 struct Shared {
     wake: Notify,
     completed: AtomicBool,
-    want_peers: AtomicBool,
+    /// How much more peers are wanted, since the task last looked.
+    wanted: Mutex<Option<Want>>,
     /// Somebody is reading the torrent: announce without waiting for a slot.
     urgent: AtomicBool,
     status: Mutex<Vec<TrackerStatus>>,
@@ -101,12 +102,14 @@ impl Announcer {
         self.shared.wake.notify_one();
     }
 
-    /// Asks for more peers before the announce interval is over, as early as the trackers allow. If `urgent`, because
-    /// somebody waits, also from trackers that state no minimum interval, and without waiting for a slot among other
-    /// torrents. May be called often.
-    pub fn want_peers(&self, urgent: bool) {
-        self.shared.urgent.store(urgent, Ordering::Relaxed);
-        self.shared.want_peers.store(true, Ordering::Release);
+    /// Asks for more peers before the announce interval is over, as early as the trackers allow. If somebody reads, also
+    /// from trackers that state no minimum interval, and without waiting for a slot among other torrents. If a read is
+    /// blocked, from all trackers. May be called often.
+    pub fn want_peers(&self, want: Want) {
+        self.shared.urgent.store(want >= Want::Read, Ordering::Relaxed);
+        let mut wanted = lock(&self.shared.wanted);
+        *wanted = (*wanted).max(Some(want));
+        drop(wanted);
         self.shared.wake.notify_one();
     }
 
@@ -257,13 +260,14 @@ impl Task {
         if self.shared.completed.swap(false, Ordering::Acquire) {
             self.schedule.completed();
         }
-        if self.shared.want_peers.swap(false, Ordering::Acquire) {
+        let wanted = lock(&self.shared.wanted).take();
+        if let Some(want) = wanted {
             // Pieces of a complete torrent that turned out bad.
             if self.announced_as_seed && self.requester.transferred.left.load(Ordering::Relaxed) > 0 {
                 self.announced_as_seed = false;
                 self.schedule.incomplete();
             }
-            self.schedule.want_peers(Instant::now().into_std(), self.shared.urgent.load(Ordering::Relaxed));
+            self.schedule.want_peers(Instant::now().into_std(), want);
         }
     }
 

@@ -45,5 +45,5 @@ pub async fn fetch_torrent(client: &HttpClient, url: &str, max_len: usize) -> Re
     if !status.is_success() {
         return Err(FetchError::Status(printable(status.to_string().as_bytes(), 100)));
     }
-    Ok(Document::parse(&body)?)
+    Ok(Document::parse(body)?)
 }

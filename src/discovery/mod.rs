@@ -32,7 +32,7 @@ mod scrape;
 mod udp;
 mod url;
 
-pub use announce::{Announce, AnnounceError, AnnouncedPort, Answer, Retry, Scrape, Transferred};
+pub use announce::{Announce, AnnounceError, AnnouncedPort, Answer, Retry, Scrape, Transferred, Want};
 pub use announcer::{Announcer, Scraped};
 pub use client::TrackerClient;
 pub use dht::{DHT_BOOTSTRAP, Dht, DhtConfig, DhtSearch, DhtStatus};

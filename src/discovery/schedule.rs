@@ -3,9 +3,10 @@
 //!
 //! A *round* goes through the tiers in order (BEP 12) until one tracker answers. That tracker moves to the front of its
 //! tier and its interval sets the time of the next round. A tracker that fails is skipped for a time that doubles with
-//! each failure. Because a reader may be waiting, the schedule departs from BEP 12 in two ways: a tracker that is slow
-//! to answer delays neither the next tracker nor the next round, and when peers are wanted, a round skips trackers that
-//! may not be asked again yet and thus reaches the backups.
+//! each failure. Because a reader may be waiting, the schedule departs from BEP 12 in three ways: a tracker that is slow
+//! to answer delays neither the next tracker nor the next round; when peers are wanted, a round skips trackers that may
+//! not be asked again yet and thus reaches the backups; and while a read is blocked without a peer, all trackers are asked,
+//! one shortly after the other, also when some have answered: their peers may be dead.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,7 @@ use rand::{RngExt, SeedableRng};
 
 use super::reply::Reply;
 use super::url::{Event, TrackerUrl};
-use super::{AnnounceError, Answer, Retry};
+use super::{AnnounceError, Answer, Retry, Want};
 
 /// Trackers used from a torrent's list; the rest is dropped.
 const MAX_TRACKERS: usize = 100;
@@ -37,6 +38,10 @@ const MIN_RETRY_IN: Duration = Duration::from_secs(60);
 const MAX_RETRY_IN: Duration = Duration::from_secs(24 * 3600);
 /// How long a tracker may take to answer before the next one is asked as well.
 const FALLBACK_DELAY: Duration = Duration::from_secs(3);
+/// The same while a read is blocked without a peer: longer than most answers take.
+const BLOCKED_DELAY: Duration = Duration::from_millis(250);
+/// How long [`Want::Blocked`] holds. It is repeated sooner while the read waits.
+const BLOCKED_FOR: Duration = Duration::from_secs(2);
 /// Minimum time between two rounds when more peers are wanted, and between two announces to a tracker that states no
 /// minimum while a read is blocked without peers.
 const WANT_PAUSE: Duration = Duration::from_secs(15);
@@ -131,7 +136,7 @@ struct Tracker {
 
 /// The round in progress, or the time of the next one.
 enum Round {
-    Active { last_asked: Option<Instant> },
+    Active,
     Next(When),
 }
 
@@ -143,6 +148,10 @@ pub(super) struct Schedule {
     /// Number of trackers that are not used.
     excess: usize,
     round: Round,
+    /// When a tracker was last asked in the current or last round.
+    last_asked: Option<Instant>,
+    /// When a read was last blocked without a peer.
+    blocked: Option<Instant>,
     /// A tracker has answered in the current or last round.
     answered: bool,
     /// End of the last round.
@@ -169,7 +178,17 @@ impl Schedule {
             members.shuffle(&mut rng);
             tier_order.push(members);
         }
-        Self { trackers, tiers: tier_order, excess, round: Round::Next(When::Any), answered: false, ended: None, rng }
+        Self {
+            trackers,
+            tiers: tier_order,
+            excess,
+            round: Round::Next(When::Any),
+            last_asked: None,
+            blocked: None,
+            answered: false,
+            ended: None,
+            rng,
+        }
     }
 
     /// Returns how many trackers are not used, because there are too many.
@@ -194,18 +213,15 @@ impl Schedule {
         }
         if let Round::Next(when) = self.round {
             if !when.reached(now) {
-                return None;
+                let (index, _) = self.backup(now).filter(|(_, at)| *at <= now)?;
+                return Some(self.ask(now, index));
             }
             self.trackers.iter_mut().for_each(|tracker| tracker.asked = tracker.in_flight);
-            self.round = Round::Active { last_asked: None };
+            (self.round, self.last_asked) = (Round::Active, None);
             self.answered = false;
         }
         match self.candidate(now) {
-            Some((index, at)) if at <= now => {
-                self.round = Round::Active { last_asked: Some(now) };
-                self.trackers[index].asked = true;
-                Some(self.start_announce(index))
-            }
+            Some((index, at)) if at <= now => Some(self.ask(now, index)),
             // All trackers were tried and none has answered. Start again as soon as the first of them may be asked,
             // which may be now. A tracker that is still silent may yet answer.
             None if self.fallback_at(now) <= now => {
@@ -220,10 +236,11 @@ impl Schedule {
     pub fn wakeup(&self, now: Instant) -> Option<Instant> {
         let round = match self.round {
             Round::Next(when) => when.from(now),
-            Round::Active { .. } => Some(self.candidate(now).map_or_else(|| self.fallback_at(now), |(_, at)| at)),
+            Round::Active => Some(self.candidate(now).map_or_else(|| self.fallback_at(now), |(_, at)| at)),
         };
+        let backup = self.backup(now).map(|(_, at)| at);
         let completed = self.trackers.iter().filter_map(|tracker| tracker.completed_at(now));
-        completed.chain(round).min()
+        completed.chain(round).chain(backup).min()
     }
 
     /// Records the outcome of a [`ScheduledAnnounce`].
@@ -321,11 +338,15 @@ impl Schedule {
         self.ended = None;
     }
 
-    /// Advances the next round to the earliest time at which a tracker may be asked, because more peers are wanted. If it
-    /// is `urgent`, because a read is blocked without them, a tracker is asked again as soon as it does not forbid it.
-    pub fn want_peers(&mut self, now: Instant, urgent: bool) {
-        if urgent {
+    /// Advances the next round to the earliest time at which a tracker may be asked, because more peers are wanted. If
+    /// somebody reads, a tracker is asked again as soon as it does not forbid it. If a read is blocked, the trackers of the
+    /// last round that were not asked are asked, too.
+    pub fn want_peers(&mut self, now: Instant, want: Want) {
+        if want >= Want::Read {
             self.trackers.iter_mut().for_each(|tracker| tracker.when = tracker.urgent_when);
+        }
+        if want == Want::Blocked {
+            self.blocked = Some(now);
         }
         let Round::Next(next) = self.round else { return };
         let Some(allowed) = self.first_allowed(now) else { return };
@@ -347,7 +368,7 @@ impl Schedule {
     pub fn status(&self, now: Instant) -> Vec<TrackerStatus> {
         let round = match self.round {
             Round::Next(when) => when.from(now),
-            Round::Active { .. } => None,
+            Round::Active => None,
         };
         let status = |tracker: &Tracker| TrackerStatus {
             url: tracker.url.clone(),
@@ -364,21 +385,34 @@ impl Schedule {
 
     /// Returns the next tracker to ask in the current round, and when; `None` if all were asked.
     fn candidate(&self, now: Instant) -> Option<(usize, Instant)> {
-        let Round::Active { .. } = self.round else { return None };
-        let next = self.tiers.iter().flatten().copied().find(|&index| {
+        matches!(self.round, Round::Active).then(|| self.unasked(now))?.map(|index| (index, self.fallback_at(now)))
+    }
+
+    /// Returns the next tracker to ask although the last round is over, and when.
+    fn backup(&self, now: Instant) -> Option<(usize, Instant)> {
+        let is_over = matches!(self.round, Round::Next(_)) && self.ended.is_some();
+        let index = (is_over && self.is_blocked(now)).then(|| self.unasked(now))??;
+        Some((index, self.last_asked.map_or(now, |asked| now.max(asked + BLOCKED_DELAY))))
+    }
+
+    /// Returns the first tracker that was not asked in this round and may be.
+    fn unasked(&self, now: Instant) -> Option<usize> {
+        self.tiers.iter().flatten().copied().find(|&index| {
             let tracker = &self.trackers[index];
             !tracker.asked && !tracker.in_flight && tracker.when.reached(now)
-        })?;
-        Some((next, self.fallback_at(now)))
+        })
+    }
+
+    /// Returns whether a read is blocked without a peer.
+    fn is_blocked(&self, now: Instant) -> bool {
+        self.blocked.is_some_and(|at| now < at + BLOCKED_FOR)
     }
 
     /// Returns until when the round waits for trackers that were asked; `now` if there is none to wait for.
     fn fallback_at(&self, now: Instant) -> Instant {
         let waiting = self.trackers.iter().any(|tracker| tracker.asked && tracker.in_flight);
-        match self.round {
-            Round::Active { last_asked: Some(asked) } if waiting => now.max(asked + FALLBACK_DELAY),
-            _ => now,
-        }
+        let delay = if self.is_blocked(now) { BLOCKED_DELAY } else { FALLBACK_DELAY };
+        self.last_asked.filter(|_| waiting).map_or(now, |asked| now.max(asked + delay))
     }
 
     /// Returns when the first tracker that is not being asked may be asked again.
@@ -394,6 +428,13 @@ impl Schedule {
     fn end_round(&mut self, now: Instant, next: When) {
         self.ended = Some(now);
         self.round = Round::Next(next);
+    }
+
+    /// Asks a tracker as part of the round.
+    fn ask(&mut self, now: Instant, index: usize) -> ScheduledAnnounce {
+        self.last_asked = Some(now);
+        self.trackers[index].asked = true;
+        self.start_announce(index)
     }
 
     fn start_announce(&mut self, index: usize) -> ScheduledAnnounce {

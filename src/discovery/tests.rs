@@ -373,7 +373,8 @@ async fn http_and_udp_trackers_replace_each_other() {
     let (sender, mut peers) = mpsc::channel(1);
     let announcer = Announcer::spawn(announce(tiers), Arc::default(), client, sender);
     assert_eq!(peers.recv().await.unwrap(), ["127.0.0.1:6881".parse().unwrap()]);
-    assert_eq!(silent.actions(), [CONNECT]);
+    let actions = silent.actions();
+    assert!(!actions.is_empty() && actions.iter().all(|action| *action == CONNECT), "{actions:?}");
     let status = announcer.status();
     assert!(status[0].announcing && matches!(status[1].last, Some(Err(AnnounceError::Refused { .. }))));
     // The silent tracker may count us too, but it delays the stop only briefly.

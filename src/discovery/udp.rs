@@ -41,7 +41,8 @@ const MAX_CACHED: usize = 64;
 pub(super) struct UdpLimits {
     /// Time to resolve the tracker's name.
     pub resolve: Duration,
-    /// Time after which a request without a reply is sent again; it doubles with each repetition.
+    /// Time after which a request without a reply is sent again; it doubles with each repetition. BEP 15 says 15 s, but a
+    /// reader may be waiting, and one datagram in a hundred is lost.
     pub retry: Duration,
     /// Requests without a reply after which the tracker is given up.
     pub tries: u32,
@@ -55,8 +56,8 @@ impl Default for UdpLimits {
     fn default() -> Self {
         Self {
             resolve: Duration::from_secs(10),
-            retry: Duration::from_secs(15),
-            tries: 2,
+            retry: Duration::from_secs(3),
+            tries: 4,
             grace: Duration::from_secs(1),
             id_lifetime: Duration::from_secs(60),
         }

@@ -43,6 +43,6 @@ pub fn metainfo(seed: u8, name: &str, mut files: Vec<File>) -> Metainfo {
         source: None,
         layout: Layout::new(Lengths::new(total, 4).unwrap(), files).into(),
         hashes: PieceHashes::v1(Vec::new()),
-        info: bytes::Bytes::new(),
+        info: bytes::Bytes::new().into(),
     }
 }

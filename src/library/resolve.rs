@@ -97,8 +97,13 @@ impl Resolver<'_> {
         peers.extend(self.peers);
         let limit = self.limit.unwrap_or(Duration::MAX);
         let (metainfo, peers) = self.session.resolve(magnet, peers, limit, progress).await?;
-        let (torrent, cache, hash) = (magnet.torrent(&metainfo.info), self.cache.clone(), metainfo.info_hash);
-        let saved = tokio::task::spawn_blocking(move || cache.keep_metainfo(&hash, &torrent)).await;
+        let (info, magnet, cache) = (metainfo.info.clone(), magnet.clone(), self.cache.clone());
+        let saved = tokio::task::spawn_blocking(move || {
+            // It has just arrived, and so is in memory.
+            let torrent = magnet.torrent(&info.resident().unwrap_or_default());
+            cache.keep_metainfo(&info.info_hash(), &torrent)
+        });
+        let saved = saved.await;
         if let Ok(Err(error)) = saved {
             tracing::warn!("cannot save the metadata, the next mount must fetch it again: {error}");
         }
@@ -110,7 +115,7 @@ impl Resolver<'_> {
 async fn cached_metainfo(cache: &Arc<Cache>, magnet: &Magnet) -> Option<Metainfo> {
     let (cache, hash) = (cache.clone(), magnet.info_hash);
     let bytes = tokio::task::spawn_blocking(move || cache.metainfo(&hash)).await.ok()??;
-    Metainfo::parse(&bytes).ok().filter(|metainfo| metainfo.info_hash == hash)
+    Metainfo::parse_owned(bytes.into()).ok().filter(|metainfo| metainfo.info_hash == hash)
 }
 
 /// Returns the addresses of the peers of a magnet link.

@@ -152,7 +152,7 @@ impl OpenedSource {
                 path.read_dir()?;
                 Ok(Source::Directory(path))
             }
-            Self::File { file, is_magnet } => Ok(parse(&read_torrent(file)?, is_magnet)?.into()),
+            Self::File { file, is_magnet } => Ok(parse(read_torrent(file)?, is_magnet)?.into()),
         }
     }
 }
@@ -165,11 +165,11 @@ impl Source {
 
     /// Reads a `.torrent` or `.magnet` file. Its content decides which it is, its name only how an error speaks of it.
     pub(super) fn read_file(path: &Path) -> Result<Self, SourceError> {
-        Ok(parse(&read_torrent(File::open(path)?)?, is_magnet_file(path))?.into())
+        Ok(parse(read_torrent(File::open(path)?)?, is_magnet_file(path))?.into())
     }
 }
 
-fn parse(bytes: &[u8], is_magnet: bool) -> Result<Document, DocumentError> {
+fn parse(bytes: Vec<u8>, is_magnet: bool) -> Result<Document, DocumentError> {
     if is_magnet { Document::parse_link_file(bytes) } else { Document::parse(bytes) }
 }
 

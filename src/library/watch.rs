@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
@@ -47,6 +47,11 @@ const MAGNET_MIN_AGE: Duration = Duration::from_millis(300);
 const MAX_FILES: usize = 100_000;
 /// Maximum number of torrents being added at a time: adding reads the disk, so more would only compete for it.
 const MAX_CONCURRENT_ADDS: usize = 16;
+/// Maximum number of torrents that were read and not added yet: bounds the memory of their metainfo, of which some have
+/// megabytes of piece hashes.
+const MAX_READ: usize = 64;
+/// Number of files that are read at a time.
+const READ_BATCH: usize = 16;
 /// Maximum number of magnet links being resolved at a time: each opens connections to peers.
 const MAX_CONCURRENT_LOOKUPS: usize = 16;
 /// Time limit for resolving one link before another gets its turn, unless the user sets one.
@@ -71,6 +76,7 @@ impl Watch {
             delete,
             files: HashMap::new(),
             adds: Arc::new(Semaphore::new(MAX_CONCURRENT_ADDS)),
+            reads: Arc::new(Semaphore::new(MAX_READ)),
             lookups: Arc::new(Semaphore::new(MAX_CONCURRENT_LOOKUPS)),
             is_unreadable: false,
             is_too_large: false,
@@ -119,6 +125,8 @@ struct Directory {
     delete: bool,
     files: HashMap<OsString, FileState>,
     adds: Arc<Semaphore>,
+    /// A permit for each torrent, from before it is read until the first attempt to add it.
+    reads: Arc<Semaphore>,
     lookups: Arc<Semaphore>,
     /// Whether the directory cannot be read, which was logged.
     is_unreadable: bool,
@@ -188,34 +196,43 @@ impl Directory {
             }
             due.push((name, stamp, since, modified, age));
         }
-        let (dir, names) = (self.dir.clone(), due.iter().map(|(name, ..)| name.clone()).collect());
-        let sources = spawn_blocking(move || read_all(&dir, names)).await.unwrap_or_default();
         let mut replaced = Vec::new();
-        for ((name, stamp, since, modified, age), source) in due.into_iter().zip(sources) {
-            let path = self.dir.join(&name);
-            let (reported, torrent) = match source {
-                // A link under another name than `.magnet`, which may be half written.
-                Ok(Source::Magnet(_)) if age < MAGNET_MIN_AGE => {
-                    rescan = earlier(rescan, MAGNET_MIN_AGE - age);
-                    continue;
-                }
-                Ok(source) => (false, self.start_adding(&path, source, modified, &maybe_renamed)),
-                // The file was deleted meanwhile.
-                Err(SourceError::Io(error)) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(_) if since.elapsed().max(age) < MALFORMED_GRACE => {
-                    rescan = earlier(rescan, REREAD_INTERVAL);
-                    let before = self.files.remove(&name).and_then(|file| file.torrent);
-                    self.files.insert(name, FileState { stamp, since, reported: false, torrent: None });
-                    replaced.extend(before.map(|torrent| (path, torrent)));
-                    continue;
-                }
-                Err(error) => {
-                    tracing::warn!("{}: {error}; left out", path.display());
-                    (true, None)
-                }
-            };
-            let before = self.files.insert(name, FileState { stamp, since, reported, torrent });
-            replaced.extend(before.and_then(|file| file.torrent).map(|torrent| (path, torrent)));
+        let mut due = due.into_iter().peekable();
+        while due.peek().is_some() {
+            let batch: Vec<_> = due.by_ref().take(READ_BATCH).collect();
+            // Cannot fail: the semaphore is never closed.
+            let mut permits = self.reads.clone().acquire_many_owned(READ_BATCH as u32).await.ok();
+            let (dir, names) = (self.dir.clone(), batch.iter().map(|(name, ..)| name.clone()).collect());
+            let sources = spawn_blocking(move || read_all(&dir, names)).await.unwrap_or_default();
+            for ((name, stamp, since, modified, age), source) in batch.into_iter().zip(sources) {
+                let path = self.dir.join(&name);
+                let (reported, torrent) = match source {
+                    // A link under another name than `.magnet`, which may be half written.
+                    Ok(Source::Magnet(_)) if age < MAGNET_MIN_AGE => {
+                        rescan = earlier(rescan, MAGNET_MIN_AGE - age);
+                        continue;
+                    }
+                    Ok(source) => {
+                        let permit = permits.as_mut().and_then(|permits| permits.split(1));
+                        (false, self.start_adding(&path, source, modified, &maybe_renamed, permit))
+                    }
+                    // The file was deleted meanwhile.
+                    Err(SourceError::Io(error)) if error.kind() == io::ErrorKind::NotFound => continue,
+                    Err(_) if since.elapsed().max(age) < MALFORMED_GRACE => {
+                        rescan = earlier(rescan, REREAD_INTERVAL);
+                        let before = self.files.remove(&name).and_then(|file| file.torrent);
+                        self.files.insert(name, FileState { stamp, since, reported: false, torrent: None });
+                        replaced.extend(before.map(|torrent| (path, torrent)));
+                        continue;
+                    }
+                    Err(error) => {
+                        tracing::warn!("{}: {error}; left out", path.display());
+                        (true, None)
+                    }
+                };
+                let before = self.files.insert(name, FileState { stamp, since, reported, torrent });
+                replaced.extend(before.and_then(|file| file.torrent).map(|torrent| (path, torrent)));
+            }
         }
         // Remove old torrents after adding new ones, so that a torrent whose file was renamed stays.
         for name in gone {
@@ -277,6 +294,7 @@ impl Directory {
         source: Source,
         modified: SystemTime,
         maybe_renamed: &HashSet<InfoHash>,
+        permit: Option<OwnedSemaphorePermit>,
     ) -> Option<NamedTorrent> {
         let (library, path, origin) = (self.library.clone(), path.to_owned(), Origin::File(path.to_owned()));
         match source {
@@ -285,6 +303,7 @@ impl Directory {
                 let renamed = maybe_renamed.contains(&info_hash);
                 let (attempt, attempted) = oneshot::channel();
                 let task = tokio::spawn(async move {
+                    let attempt = Attempt { _done: attempt, _permit: permit };
                     add_torrent(&library, &path, &metainfo, (origin, modified), renamed, attempt, &adds).await;
                 });
                 Some(NamedTorrent { info_hash, attempted: Some(attempted), task })
@@ -302,6 +321,12 @@ impl Directory {
     }
 }
 
+/// The first attempt to add a torrent, until it is dropped.
+struct Attempt {
+    _done: oneshot::Sender<()>,
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
 /// Adds a torrent, retrying while the cache has no room. Drops `attempt` after the first attempt. With `renamed`, only
 /// the name of the file is new, so nothing is logged if the torrent is in the library already.
 async fn add_torrent(
@@ -310,7 +335,7 @@ async fn add_torrent(
     metainfo: &Metainfo,
     (origin, since): (Origin, SystemTime),
     renamed: bool,
-    attempt: oneshot::Sender<()>,
+    attempt: Attempt,
     adds: &Semaphore,
 ) {
     let (mut attempt, mut pause) = (Some(attempt), FIRST_RETRY_PAUSE);

@@ -1,5 +1,7 @@
 //! The content of a file or a download that names a torrent: all of its metainfo, or a magnet link.
 
+use bytes::Bytes;
+
 use super::bencode::{Field, Limits, decode_prefix, dict};
 use super::error::MetainfoError;
 use super::gzip::{gunzip, is_gzip};
@@ -42,8 +44,9 @@ dict! {
 
 impl Document {
     /// Parses the content of a file, which may be compressed with gzip.
-    pub fn parse(bytes: &[u8]) -> Result<Self, DocumentError> {
-        let fault = match Metainfo::parse(bytes) {
+    pub fn parse(bytes: impl Into<Bytes>) -> Result<Self, DocumentError> {
+        let bytes = &bytes.into();
+        let fault = match Metainfo::parse_owned(bytes.clone()) {
             Ok(metainfo) => return Ok(Self::Torrent(Box::new(metainfo))),
             Err(fault @ (MetainfoError::Other(_) | MetainfoError::Missing { key: "info", .. })) => fault,
             Err(fault) => return Err(fault.into()),
@@ -67,9 +70,10 @@ impl Document {
     }
 
     /// Parses the content of a file whose name says that it contains a magnet link.
-    pub fn parse_link_file(bytes: &[u8]) -> Result<Self, DocumentError> {
-        Self::parse(bytes).map_err(|error| match error {
-            DocumentError::Metainfo(MetainfoError::Other(_)) => MagnetError::NoLink(sniff::kind(bytes)).into(),
+    pub fn parse_link_file(bytes: impl Into<Bytes>) -> Result<Self, DocumentError> {
+        let bytes = bytes.into();
+        Self::parse(bytes.clone()).map_err(|error| match error {
+            DocumentError::Metainfo(MetainfoError::Other(_)) => MagnetError::NoLink(sniff::kind(&bytes)).into(),
             error => error,
         })
     }
@@ -124,7 +128,7 @@ mod tests {
     const HASH: &str = "0123456789012345678901234567890123456789";
 
     fn link(bytes: &[u8]) -> Result<String, String> {
-        match Document::parse(bytes) {
+        match Document::parse(bytes.to_vec()) {
             Ok(Document::Magnet(magnet)) => Ok(magnet.to_string()),
             Ok(Document::Torrent(torrent)) => Err(format!("torrent {}", torrent.name)),
             Err(error) => Err(error.to_string()),
@@ -172,7 +176,7 @@ mod tests {
         assert!(link(b"<html>magnet:?xt=urn:btih:").unwrap_err().contains("web page"));
         assert!(link(b"").unwrap_err().contains("empty"));
         assert!(link(format!("read this\nmagnet:?xt=urn:btih:{HASH}").as_bytes()).unwrap_err().contains("text"));
-        let named = |bytes: &[u8]| Document::parse_link_file(bytes).unwrap_err().to_string();
+        let named = |bytes: &[u8]| Document::parse_link_file(bytes.to_vec()).unwrap_err().to_string();
         assert_eq!(named(b""), "the file contains no magnet link: it is empty");
         assert_eq!(named(b"# only\n"), "the file contains no magnet link: it looks like text");
         assert!(named(b"magnet:?dn=x").contains("names no torrent"));
@@ -181,7 +185,7 @@ mod tests {
     proptest! {
         #[test]
         fn random_files_do_not_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300), text in "(magnet:[?])?[\\PC\n]{0,80}") {
-            let _ = (Document::parse(&bytes).is_ok(), Document::parse(text.as_bytes()).is_ok());
+            let _ = (Document::parse(bytes).is_ok(), Document::parse(text).is_ok());
         }
     }
 }

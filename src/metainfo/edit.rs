@@ -302,7 +302,7 @@ mod tests {
             prop_assert_eq!(edit.trackers(), tiers.iter().filter(|tier| !tier.is_empty()).cloned().collect::<Vec<_>>());
             prop_assert_eq!(edit.web_seeds(), seeds);
             let read = Metainfo::parse(&built).unwrap();
-            prop_assert_eq!(&read.info, &raw_info);
+            prop_assert_eq!(&read.info.load().unwrap(), &raw_info);
             prop_assert_eq!(read.info_hash, InfoHash::of(&raw_info));
             prop_assert_eq!((read.comment.as_deref(), read.creation_date), (Some("c"), Some(1)));
             let again = Edit::new(&built).unwrap();

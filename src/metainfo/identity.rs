@@ -1,12 +1,9 @@
-//! Info hashes and piece hashes.
+//! Info hashes.
 
 use std::fmt;
 use std::str::FromStr;
 
-use bytes::Bytes;
 use sha1::{Digest, Sha1};
-
-use super::lengths::{BlockIndex, PieceIndex};
 
 /// SHA-1 of a torrent's raw `info` value, which identifies it on the network (BEP 3).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -46,51 +43,6 @@ impl FromStr for InfoHash {
             *byte = (nibble(pair[0])? << 4 | nibble(pair[1])?) as u8;
         }
         Ok(Self(hash))
-    }
-}
-
-/// The result of checking a piece.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// The data matches the torrent.
-    Good,
-    /// The data does not match.
-    Bad {
-        /// Blocks proven wrong; empty if one hash covers the whole piece (BitTorrent v1).
-        blocks: Vec<BlockIndex>,
-    },
-}
-
-/// The hashes that verify a torrent's pieces: a SHA-1 per piece (BitTorrent v1).
-#[derive(Clone)]
-pub struct PieceHashes {
-    /// 20 bytes per piece. For a parsed torrent it shares the memory of `info`, of which it is the largest part.
-    v1: Bytes,
-}
-
-impl PieceHashes {
-    /// Takes one SHA-1 per piece, in order (BEP 3 `pieces`). An incomplete hash at the end is ignored.
-    pub fn v1(hashes: impl Into<Bytes>) -> Self {
-        Self { v1: hashes.into() }
-    }
-
-    /// Checks the data of a whole piece. Takes about 0.5 ms per MiB, so do not call it on an async thread.
-    pub fn check(&self, piece: PieceIndex, data: &[u8]) -> Verdict {
-        match self.matches(piece, &Sha1::digest(data).into()) {
-            true => Verdict::Good,
-            false => Verdict::Bad { blocks: Vec::new() },
-        }
-    }
-
-    /// Returns whether `digest` is the SHA-1 of a whole piece.
-    pub fn matches(&self, piece: PieceIndex, digest: &[u8; 20]) -> bool {
-        self.v1.as_chunks::<20>().0.get(piece.index()) == Some(digest)
-    }
-}
-
-impl fmt::Debug for PieceHashes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "PieceHashes({} pieces)", self.v1.len() / 20)
     }
 }
 

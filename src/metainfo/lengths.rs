@@ -162,12 +162,15 @@ impl Lengths {
 
     /// Returns the bytes in a set of pieces, given by piece number.
     pub fn bytes_in(&self, set: &FixedBitSet) -> u64 {
-        let count = set.count_ones(..) as u64;
-        let shortfall = match self.iter().next_back() {
-            Some(last) if set.contains(last.index()) => self.piece_len - self.len_of(last),
-            _ => 0,
-        };
-        count * u64::from(self.piece_len) - u64::from(shortfall)
+        let has_last = self.iter().next_back().is_some_and(|last| set.contains(last.index()));
+        self.bytes_of(set.count_ones(..) as u32, has_last)
+    }
+
+    /// Returns the bytes in `count` different pieces, one of them the last one of the torrent if `has_last`.
+    pub fn bytes_of(&self, count: u32, has_last: bool) -> u64 {
+        let last = self.iter().next_back().filter(|_| has_last);
+        let shortfall = last.map_or(0, |last| self.piece_len - self.len_of(last));
+        (u64::from(count) * u64::from(self.piece_len)).saturating_sub(shortfall.into())
     }
 
     /// Returns the number of pieces.

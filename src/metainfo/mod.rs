@@ -36,6 +36,8 @@ mod lengths;
 mod magnet;
 mod names;
 mod original;
+mod piece_hashes;
+mod raw_info;
 mod sniff;
 mod text;
 mod torrent;
@@ -45,13 +47,15 @@ pub use document::{Document, DocumentError};
 pub use edit::Edit;
 pub use error::{Location, MetainfoError};
 pub use gzip::{GunzipError, gunzip, is_gzip};
-pub use identity::{InfoHash, PieceHashes, Verdict};
+pub use identity::InfoHash;
 pub use layout::{File, FileIndex, FileKind, Layout, MAX_FILES};
 pub use lengths::{
     BLOCK_LEN, Block, BlockIndex, Lengths, LengthsError, MAX_PIECE_LEN, MAX_PIECES, PieceIndex, PieceRange,
 };
 pub use magnet::{Magnet, MagnetError};
 pub use original::OriginalPaths;
+pub use piece_hashes::{PieceHashes, Verdict};
+pub use raw_info::{InfoSource, RawInfo};
 pub use sniff::Kind;
 pub use text::unquote;
 pub use torrent::{MAX_DATE, MAX_TORRENT_LEN, Metainfo};

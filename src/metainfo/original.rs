@@ -3,7 +3,7 @@
 //! [`File::path`](super::File::path) is made safe for display: other bytes than UTF-8 are decoded, control characters
 //! replaced, long names cut. A web server has the file under the name that its maker gave it.
 
-use bytes::Bytes;
+use std::io;
 
 use super::bencode::{Reader, Value};
 use super::layout::FileIndex;
@@ -12,38 +12,41 @@ use super::torrent::Metainfo;
 /// Finds the original path of each file. Keeps one number per file, because a torrent may have half a million.
 #[derive(Debug)]
 pub struct OriginalPaths {
-    info: Bytes,
+    /// The list of files, as in `info`.
+    files: Vec<u8>,
     /// The torrent's name.
     name: Vec<u8>,
-    /// Where the entry of each file begins in `info`; empty if the torrent is a single file.
+    /// Where the entry of each file begins in `files`; empty if the torrent is a single file.
     entries: Vec<u32>,
 }
 
 impl Metainfo {
-    /// Returns the original paths. Walks over the whole list of files.
-    pub fn original_paths(&self) -> OriginalPaths {
-        let info = self.info.clone();
-        let (mut name, mut name_utf8, mut entries) = (None, None, Vec::new());
+    /// Returns the original paths. Walks over the whole list of files. May block: see [`RawInfo::load`](super::RawInfo::load).
+    pub fn original_paths(&self) -> io::Result<OriginalPaths> {
+        let info = self.info.load()?;
+        let (mut name, mut name_utf8, mut list, mut entries) = (None, None, &[][..], Vec::new());
         if let Some(Value::Dict(dict)) = Reader::new(&info).next() {
             for (key, value) in dict.pairs() {
                 match (key, value) {
                     (b"name", Value::String(text)) => name = Some(text),
                     (b"name.utf-8", Value::String(text)) => name_utf8 = Some(text).filter(|text| is_utf8(text)),
                     (b"files", Value::List(mut files)) => {
-                        // The rest of the list before each item is a slice of `info`.
-                        let offset = |rest: &[u8]| (rest.as_ptr() as usize - info.as_ptr() as usize) as u32;
-                        let mut start = offset(files.rest());
+                        list = files.rest();
+                        // The rest of the list before each item is a slice of the whole.
+                        let at = |files: &Reader| (files.rest().as_ptr() as usize - list.as_ptr() as usize) as u32;
+                        let mut start = at(&files);
                         while files.next().is_some() {
                             entries.push(start);
-                            start = offset(files.rest());
+                            start = at(&files);
                         }
+                        list = &list[..start as usize];
                     }
                     _ => {}
                 }
             }
         }
         let name = name_utf8.or(name).unwrap_or_default().to_vec();
-        OriginalPaths { info, name, entries }
+        Ok(OriginalPaths { files: list.to_vec(), name, entries })
     }
 }
 
@@ -55,7 +58,7 @@ impl OriginalPaths {
         if self.entries.is_empty() {
             return (file.index() == 0).then_some(path);
         }
-        let entry = self.info.get(*self.entries.get(file.index())? as usize..)?;
+        let entry = self.files.get(*self.entries.get(file.index())? as usize..)?;
         let Some(Value::Dict(entry)) = Reader::new(entry).next() else { return None };
         let (mut raw, mut utf8) = (None, None);
         for (key, value) in entry.pairs() {
@@ -90,7 +93,7 @@ mod tests {
 
     fn paths(info: &[&[u8]]) -> Vec<Option<String>> {
         let metainfo = torrent(info);
-        let paths = metainfo.original_paths();
+        let paths = metainfo.original_paths().unwrap();
         let show = |path: Vec<Vec<u8>>| path.iter().map(|part| part.escape_ascii().to_string()).collect::<Vec<_>>();
         (0..=metainfo.layout.files().len() as u32)
             .map(|file| Some(show(paths.of(FileIndex(file))?).join("/")))

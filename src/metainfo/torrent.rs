@@ -19,11 +19,13 @@ use super::error::{Location, MetainfoError};
 use super::file_tree::FileTree;
 use super::files::{self, required, size};
 use super::gzip;
-use super::identity::{InfoHash, PieceHashes};
+use super::identity::InfoHash;
 use super::layout::{File, FileIndex, FileKind, Layout, MAX_FILES};
 use super::legacy::{self, Decoder};
 use super::lengths::{Lengths, LengthsError};
 use super::names;
+use super::piece_hashes::PieceHashes;
+use super::raw_info::RawInfo;
 use super::sniff::{self, Kind};
 
 /// Size limit of a `.torrent` file in bytes. The hashes of the largest accepted number of pieces fit.
@@ -71,7 +73,7 @@ pub struct Metainfo {
     /// Hashes that verify the pieces.
     pub hashes: PieceHashes,
     /// The raw `info` value, as hashed. Peers that have only a magnet link download it (BEP 9).
-    pub info: Bytes,
+    pub info: RawInfo,
 }
 
 dict! {
@@ -95,7 +97,6 @@ dict! {
         name: Vec<u8> = "name",
         name_utf8: Vec<u8> = "name.utf-8",
         piece_length: i64 = "piece length",
-        pieces: Vec<u8> = "pieces",
         length: i64 = "length",
         attr: Vec<u8> = "attr",
         files: List<files::Entry, MAX_FILES> = "files",
@@ -111,23 +112,51 @@ impl Metainfo {
     /// white space, zeros or the output of a script.
     pub fn parse(bytes: &[u8]) -> Result<Self, MetainfoError> {
         let bytes = &*dictionary(bytes)?;
-        let span = bencode::span_of(bytes, b"info", &Limits::TORRENT)?;
-        let top = bencode::decode::<Field<Top>>(bytes, &Limits::TORRENT)?.ok().ok_or(MetainfoError::NotADictionary)?;
+        Self::parse_dictionary(bytes, |info| Bytes::copy_from_slice(&bytes[info]))
+    }
+
+    /// Parses like [`Self::parse`], but makes no copy of the largest part of the file.
+    pub fn parse_owned(bytes: Bytes) -> Result<Self, MetainfoError> {
+        let plain = match dictionary(&bytes)? {
+            Cow::Borrowed(plain) => bytes.slice_ref(plain),
+            Cow::Owned(plain) => plain.into(),
+        };
+        // The hashes of a hybrid's other half are not kept in memory.
+        let share = |info: Range<usize>| match info.len() >= plain.len() / 4 * 3 {
+            true => plain.slice(info),
+            false => Bytes::copy_from_slice(&plain[info]),
+        };
+        Self::parse_dictionary(&plain, share)
+    }
+
+    /// Parses the dictionary that takes up all of `bytes`; `take` returns a part of them.
+    fn parse_dictionary(bytes: &[u8], take: impl FnOnce(Range<usize>) -> Bytes) -> Result<Self, MetainfoError> {
+        let (top, span) = bencode::decode_without::<Field<Top>>(bytes, b"info", &Limits::TORRENT)?;
+        let top = top.ok().ok_or(MetainfoError::NotADictionary)?;
         let span = span.ok_or_else(|| match sniff::kind(bytes) {
             kind @ (Kind::TrackerReply(_) | Kind::Resume) => MetainfoError::Other(kind),
             _ => MetainfoError::Missing { location: Location::Top, key: "info" },
         })?;
-        let raw_info = Bytes::copy_from_slice(&bytes[span]);
-        let info = required(bencode::decode::<Field<Info>>(&raw_info, &Limits::TORRENT)?, Location::Top, "info")?;
+        let raw = take(span);
+        let (info, pieces) = bencode::decode_without::<Field<Info>>(&raw, b"pieces", &Limits::TORRENT)?;
+        let info = required(info, Location::Top, "info")?;
+        let pieces = match pieces {
+            None => Field::Absent,
+            Some(value) => match bencode::string_in(&raw[value.clone()]) {
+                Some(content) => Field::Is(value.start + content.start..value.start + content.end),
+                None => Field::Wrong,
+            },
+        };
 
-        let info_hash = InfoHash::of(&raw_info);
+        let raw_info = RawInfo::new(raw);
+        let info_hash = raw_info.info_hash();
         let stated = legacy::stated(top.encoding.ok().as_deref(), top.codepage.ok());
         let decoder = Decoder::new(stated, info.legacy_names());
         let text = |raw: Field<Vec<u8>>| text(raw, &decoder);
         let name = info.name(info_hash, &decoder)?;
         let private = info.private == Field::Is(1);
         let source = text(info.source.clone());
-        let (layout, hashes) = info.into_content(&name, &decoder, &raw_info)?;
+        let (layout, hashes) = info.into_content(&name, &decoder, pieces)?;
         Ok(Self {
             info_hash,
             name,
@@ -147,7 +176,7 @@ impl Metainfo {
             created_by: text(top.created_by),
             source,
             layout: layout.into(),
-            hashes,
+            hashes: PieceHashes::in_info(raw_info.clone(), hashes),
             info: raw_info,
         })
     }
@@ -183,15 +212,18 @@ fn dictionary_span(bytes: &[u8]) -> Result<Range<usize>, MetainfoError> {
 }
 
 impl Metainfo {
-    /// Returns whether the torrent also has a BitTorrent v2 half.
+    /// Returns whether the torrent also has a BitTorrent v2 half. May block, like what follows: see [`RawInfo::load`].
     pub fn is_hybrid(&self) -> bool {
-        matches!(bencode::span_of(&self.info, b"file tree", &Limits::TORRENT), Ok(Some(_)))
+        let info = self.info.load().unwrap_or_default();
+        matches!(bencode::span_of(&info, b"file tree", &Limits::TORRENT), Ok(Some(_)))
     }
 
     /// Returns the original paths, below the torrent's name, of files whose paths were changed to be safe. Another program
     /// may have written the files under them. Paths that leave the torrent's directory are omitted.
     pub fn raw_paths(&self) -> HashMap<FileIndex, PathBuf> {
-        let info = bencode::decode::<Field<Info>>(&self.info, &Limits::TORRENT).ok().and_then(Field::ok);
+        let info = self.info.load().unwrap_or_default();
+        let info = bencode::decode_without::<Field<Info>>(&info, b"pieces", &Limits::TORRENT).ok();
+        let info = info.and_then(|(info, _)| info.ok());
         let entries = info.and_then(|info| info.files.ok()).map_or_else(Vec::new, |files| files.items);
         let raw = |(entry, file): (Field<files::Entry>, &File)| {
             let path: PathBuf = entry.ok()?.raw_path()?.into_iter().map(OsString::from_vec).collect();
@@ -231,7 +263,13 @@ impl Info {
         Ok(if is_blank { info_hash.to_string() } else { names::safe(&decoder.decode(name)) })
     }
 
-    fn into_content(self, name: &str, decoder: &Decoder, raw: &Bytes) -> Result<(Layout, PieceHashes), MetainfoError> {
+    /// Returns the files, and where in `info` the piece hashes are; `pieces` is the range of that string.
+    fn into_content(
+        self,
+        name: &str,
+        decoder: &Decoder,
+        pieces: Field<Range<usize>>,
+    ) -> Result<(Layout, Range<usize>), MetainfoError> {
         let location = Location::Info;
         let tree = match self.file_tree {
             Field::Absent => None,
@@ -240,7 +278,7 @@ impl Info {
             Field::Is(tree) => Some(tree),
         };
         let is_v2 = tree.is_some() || matches!(self.meta_version, Field::Is(2..));
-        if is_v2 && self.pieces == Field::Absent {
+        if is_v2 && pieces == Field::Absent {
             return Err(MetainfoError::V2Only);
         }
 
@@ -280,14 +318,15 @@ impl Info {
         let total = files.last().map_or(0, |last| last.offset.saturating_add(last.len));
         let lengths = Lengths::new(total, piece_len)?;
 
-        let pieces = required(self.pieces, location, "pieces")?;
+        let pieces = match pieces {
+            Field::Is(pieces) => pieces,
+            Field::Absent => return Err(MetainfoError::Missing { location, key: "pieces" }),
+            Field::Wrong => return Err(MetainfoError::Kind { location, key: "pieces", wanted: Vec::<u8>::KIND }),
+        };
         if pieces.len() as u64 != u64::from(lengths.pieces()) * 20 {
             return Err(MetainfoError::Pieces { found: pieces.len(), pieces: lengths.pieces() });
         }
-        // The value `LEN:HASHES` ends with the hashes themselves.
-        let span = bencode::span_of(raw, b"pieces", &Limits::TORRENT)?;
-        let held = span.map(|span| raw.slice(span.end - pieces.len()..span.end)).filter(|held| *held == pieces);
-        Ok((Layout::new(lengths, files), PieceHashes::v1(held.unwrap_or_else(|| pieces.into()))))
+        Ok((Layout::new(lengths, files), pieces))
     }
 }
 

@@ -1,8 +1,13 @@
 //! Dialing: from an address to a peer, over TCP or uTP, plain or encrypted.
 //!
-//! TCP starts first. uTP follows when TCP fails or takes long. The two never exchange handshakes at the same time,
-//! because a peer that receives both keeps one connection, and not always the one that we keep. What worked for an
-//! address is tried first the next time.
+//! TCP starts first. uTP follows when TCP fails or takes long, as in Happy Eyeballs (RFC 8305), and the first complete
+//! handshake ends the other attempt. The two do not exchange handshakes at the same time, because a peer that receives both
+//! keeps one connection, and not always the one that we keep. What worked for an address is tried first the next time.
+//!
+//! Most attempts of a swarm fail, slowly. Each is an entry in the connection table of the home's router, of which some have
+//! only a thousand for the whole household and keep one for minutes, and too many at once look like a scan. Therefore the
+//! attempts of a session are limited, in number and by time. Those of torrents that somebody reads never wait for those of
+//! others.
 
 use std::io;
 use std::net::SocketAddr;
@@ -13,8 +18,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use lru::LruCache;
-use tokio::sync::Semaphore;
-use tokio::time::{sleep, timeout};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::Config;
 use super::blocklist::Blocklist;
@@ -37,15 +42,28 @@ const PROXY_LIMIT: Duration = Duration::from_secs(20);
 /// Time limit for all attempts at one address, so that a peer which closes second_may_start does not block a slot for long.
 const DIAL_LIMIT: Duration = Duration::from_secs(30);
 
-/// Time that the preferred transport has to connect before the other one starts.
-const HEAD_START: Duration = Duration::from_millis(500);
+/// Time that the preferred transport has to connect before the other one starts: what RFC 8305 recommends, more than the
+/// round trip to most peers.
+const HEAD_START: Duration = Duration::from_millis(250);
 
 /// Time that one transport waits while the other exchanges handshakes. The other end drops a uTP connection without
 /// data soon after.
 const HANDSHAKE_WAIT: Duration = Duration::from_millis(600);
 
-/// Concurrent dials of all torrents: the half-open limit.
+/// Concurrent dials of all torrents: the half-open limit. One torrent with a reader may have nearly all of them.
 const MAX_DIALS: usize = 128;
+
+/// Concurrent dials of torrents that nobody waits for. The rest is for those with a reader.
+const MAX_IDLE_DIALS: usize = 64;
+
+/// Time between two dials of torrents that nobody waits for: libtorrent begins 30 a second.
+const IDLE_SPACING: Duration = Duration::from_millis(33);
+
+/// Time between two dials of torrents with a reader. Their number is limited anyway, unless addresses refuse at once.
+const SPACING: Duration = Duration::from_millis(5);
+
+/// Dials that may start at once after a pause.
+const BURST: u32 = 30;
 
 /// Addresses for which the last success is remembered.
 const MAX_REMEMBERED: NonZeroUsize = NonZeroUsize::new(2048).unwrap();
@@ -66,7 +84,10 @@ pub struct Dialer {
     /// Whether the proxy failed last time, so that the failure is logged only once.
     proxy_failing: AtomicBool,
     blocklist: Arc<Blocklist>,
-    slots: Semaphore,
+    /// For torrents with a reader, and for all.
+    slots: Lane,
+    /// For torrents that nobody waits for, in addition.
+    idle_slots: Lane,
     preferences: Mutex<LruCache<SocketAddr, Preference>>,
 }
 
@@ -79,7 +100,8 @@ impl Dialer {
             proxy: config.route.proxy.clone(),
             proxy_failing: AtomicBool::new(false),
             blocklist: config.blocklist.clone(),
-            slots: Semaphore::new(MAX_DIALS),
+            slots: Lane::new(MAX_DIALS, SPACING),
+            idle_slots: Lane::new(MAX_IDLE_DIALS, IDLE_SPACING),
             preferences: Mutex::new(LruCache::new(MAX_REMEMBERED)),
         }
     }
@@ -94,10 +116,26 @@ impl Dialer {
         if self.blocklist.blocks(addr.ip()) {
             return Err(DialError::Blocked);
         }
-        // The semaphore is never closed.
-        let _slot = self.slots.acquire().await;
+        let _slot = self.slots.enter().await;
         let dial = timeout(DIAL_LIMIT, self.race(addr, ours)).await;
         dial.unwrap_or(Err(DialError::NoHandshake(DIAL_LIMIT)))
+    }
+
+    /// Does the same in turn with the dials of other torrents, unless it is `hurried`, or until then, because somebody waits
+    /// for this one.
+    pub async fn connect_in_turn(
+        &self,
+        addr: SocketAddr,
+        ours: &Handshake,
+        mut hurried: watch::Receiver<bool>,
+    ) -> Result<Handshaken, DialError> {
+        let _idle_slot = tokio::select! {
+            biased;
+            // An error: nobody is left who could hurry, or wait.
+            _ = hurried.wait_for(|hurried| *hurried) => None,
+            slot = self.idle_slots.enter() => slot,
+        };
+        self.connect(addr, ours).await
     }
 
     /// Races the two transports.
@@ -117,7 +155,7 @@ impl Dialer {
         };
         let second_may_start = async {
             sleep(HEAD_START).await;
-            handshake_lock.wait().await;
+            drop(handshake_lock.take().await);
         };
         tokio::select! {
             result = &mut leading => match result {
@@ -240,18 +278,111 @@ impl Dialer {
     }
 }
 
-/// The lock that lets only one transport exchange handshakes with an address at a time.
-#[derive(Default)]
-struct HandshakeLock(tokio::sync::Mutex<()>);
+/// Dials in progress of one kind: their number is limited, and they begin one after the other, but for a burst.
+#[derive(Debug)]
+struct Lane {
+    slots: Arc<Semaphore>,
+    spacing: Duration,
+    /// When the next dial would begin if there were no bursts.
+    next: Mutex<Option<Instant>>,
+}
 
-impl HandshakeLock {
-    /// Waits for the other transport, but not for long: it may have connected to something that never answers.
-    async fn take(&self) -> Option<tokio::sync::MutexGuard<'_, ()>> {
-        timeout(HANDSHAKE_WAIT, self.0.lock()).await.ok()
+impl Lane {
+    fn new(slots: usize, spacing: Duration) -> Self {
+        Self { slots: Arc::new(Semaphore::new(slots)), spacing, next: Mutex::default() }
     }
 
-    /// Waits in the same way without taking the lock.
-    async fn wait(&self) {
-        drop(self.take().await);
+    /// Waits for a slot, and then for the time to begin.
+    async fn enter(&self) -> Option<OwnedSemaphorePermit> {
+        // The semaphore is never closed.
+        let slot = self.slots.clone().acquire_owned().await.ok();
+        let begin = self.reserve(Instant::now());
+        sleep_until(begin).await;
+        slot
+    }
+
+    /// Returns the time at which the next dial may begin.
+    fn reserve(&self, now: Instant) -> Instant {
+        let mut next = lock(&self.next);
+        let earliest = now.checked_sub(self.spacing * (BURST - 1)).unwrap_or(now);
+        let begin = next.map_or(earliest, |next| next.max(earliest));
+        *next = Some(begin + self.spacing);
+        begin.max(now)
+    }
+}
+
+/// The lock that lets only one transport exchange handshakes with an address at a time.
+#[derive(Default)]
+struct HandshakeLock {
+    lock: tokio::sync::Mutex<()>,
+    /// When the exchange in progress began.
+    since: Mutex<Option<Instant>>,
+}
+
+impl HandshakeLock {
+    /// Waits for the other transport, but not for long in all: it may have connected to something that never answers.
+    async fn take(&self) -> Option<tokio::sync::MutexGuard<'_, ()>> {
+        let since = *lock(&self.since);
+        let guard = match since {
+            Some(since) => tokio::time::timeout_at(since + HANDSHAKE_WAIT, self.lock.lock()).await.ok(),
+            None => Some(self.lock.lock().await),
+        };
+        if guard.is_some() {
+            *lock(&self.since) = Some(Instant::now());
+        }
+        guard
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dials_begin_in_a_burst_and_then_one_by_one() {
+        let lane = Lane::new(1, IDLE_SPACING);
+        let now = Instant::now();
+        let waits = |now: Instant| -> Vec<Duration> { (0..100).map(|_| lane.reserve(now) - now).collect() };
+        let first = waits(now);
+        assert!(first[..BURST as usize].iter().all(Duration::is_zero));
+        assert_eq!(first[99], IDLE_SPACING * (100 - BURST));
+        let later = waits(now + Duration::from_secs(3600));
+        assert_eq!(later.iter().filter(|wait| wait.is_zero()).count(), BURST as usize, "pauses do not add up");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_transport_waits_for_the_other_once_and_not_for_long() {
+        let handshakes = HandshakeLock::default();
+        let begun = Instant::now();
+        let stuck = handshakes.take().await;
+        assert!(stuck.is_some() && begun.elapsed().is_zero());
+        sleep(HEAD_START).await;
+        assert!(handshakes.take().await.is_none());
+        assert!(handshakes.take().await.is_none());
+        assert_eq!(begun.elapsed(), HANDSHAKE_WAIT);
+        drop(stuck);
+        assert!(handshakes.take().await.is_some());
+        assert_eq!(begun.elapsed(), HANDSHAKE_WAIT);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn dials_for_a_reader_do_not_wait_for_others() {
+        let (dialer, _sockets) = Config { utp: false, ..Config::default() }.open().unwrap();
+        let dialer = Arc::new(dialer);
+        let idle: Vec<_> = std::iter::repeat_with(|| dialer.idle_slots.slots.clone().try_acquire_owned())
+            .take(MAX_IDLE_DIALS)
+            .collect();
+        let (hurry, hurried) = watch::channel(false);
+        let refused = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let dialing = tokio::spawn({
+            let dialer = dialer.clone();
+            let ours = Handshake::new(crate::metainfo::InfoHash([1; 20]), crate::wire::PeerId([2; 20]));
+            async move { dialer.connect_in_turn(refused, &ours, hurried).await.is_err() }
+        });
+        sleep(Duration::from_secs(60)).await;
+        assert!(!dialing.is_finished(), "all slots are taken");
+        hurry.send_replace(true);
+        assert!(timeout(Duration::from_secs(60), dialing).await.unwrap().unwrap());
+        drop(idle);
     }
 }

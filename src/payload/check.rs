@@ -141,7 +141,9 @@ pub fn check(metainfo: &Metainfo, path: &Path, done: &(dyn Fn(u32, PieceState) +
     let content = Paths(files.iter().map(|file| (file.index, file.path.as_path())).collect());
     hash(layout, lengths.iter().filter(is_present), &content, &|piece, result| {
         match result {
-            Ok(digest) if metainfo.hashes.matches(piece, &digest) => set_state(piece, PieceState::Good),
+            Ok(digest) if metainfo.hashes.matches(piece, &digest).unwrap_or_default() => {
+                set_state(piece, PieceState::Good)
+            }
             Ok(_) => set_state(piece, PieceState::Bad),
             Err(error) => {
                 faults.lock().unwrap_or_else(PoisonError::into_inner).insert(error.file, error.why.to_string());

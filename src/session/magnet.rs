@@ -17,8 +17,8 @@ use crate::discovery::Transferred;
 use crate::metainfo::{InfoHash, MAX_PIECES, Magnet, Metainfo, MetainfoError};
 use crate::net::{Connection, DialError, Handshaken, Incoming};
 use crate::swarm::{
-    Direction, DisconnectReason, MetadataProgress, NewPeer, PeerKey, Resolver, ResolverAction, ResolverConfig,
-    ResolverEvent,
+    Direction, DisconnectReason, MetadataProgress, NewPeer, PeerKey, PeerSource, Resolver, ResolverAction,
+    ResolverConfig, ResolverEvent,
 };
 
 /// Maximum number of messages from peers, and of dialed connections, waiting to be handled.
@@ -68,7 +68,13 @@ pub(super) async fn resolve(
     let mut driver = ResolverDriver {
         context,
         info_hash,
-        resolver: Resolver::new(ResolverConfig { info_hash, our_id, pex, policy: Arc::default() }),
+        resolver: Resolver::new(ResolverConfig {
+            info_hash,
+            our_id,
+            pex,
+            seed: rand::random(),
+            policy: Arc::default(),
+        }),
         peers: HashMap::new(),
         next_peer: 0,
         inbox: inbox_tx,
@@ -131,7 +137,7 @@ impl ResolverDriver<'_> {
         progress: &watch::Sender<MetadataProgress>,
     ) -> Bytes {
         let mut timer = tokio::time::interval(TICK);
-        let mut done = self.dispatch(ResolverEvent::PeersFound(peers));
+        let mut done = self.dispatch(ResolverEvent::PeersFound { addrs: peers, source: PeerSource::Manual });
         loop {
             if let Some(info) = done {
                 return info;
@@ -149,10 +155,11 @@ impl ResolverDriver<'_> {
                 },
                 Some(call) = inputs.incoming.recv() => match call {
                     Call::Connected(peer) => self.connected(*peer, Direction::Incoming),
-                    Call::Refused(addr) if addr.port() != 0 => self.dispatch(ResolverEvent::PeersFound(vec![addr])),
-                    Call::Refused(_) => None,
+                    Call::Refused(addr) => self.dispatch(ResolverEvent::Refused(addr)),
                 },
-                Some((_, addrs)) = inputs.found.recv() => self.dispatch(ResolverEvent::PeersFound(addrs)),
+                Some((source, addrs)) = inputs.found.recv() => {
+                    self.dispatch(ResolverEvent::PeersFound { addrs, source })
+                }
                 _ = timer.tick() => self.dispatch(ResolverEvent::Tick),
             };
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::context::Context;
-use crate::discovery::{Announce, Announcer, DhtSearch, LsdTorrent, Transferred};
+use crate::discovery::{Announce, Announcer, DhtSearch, LsdTorrent, Transferred, Want};
 use crate::metainfo::InfoHash;
 use crate::swarm::PeerSource;
 
@@ -79,9 +79,10 @@ impl Sources {
         Self { announcer, dht, lsd }
     }
 
-    /// Asks for more peers, because there are few; `urgent` if somebody reads. May be called often.
-    pub(super) fn want_peers(&self, urgent: bool) {
-        self.announcer.want_peers(urgent);
+    /// Asks all finders for more peers at once. May be called often.
+    pub(super) fn want_peers(&self, want: Want) {
+        let urgent = want >= Want::Read;
+        self.announcer.want_peers(want);
         if let Some(dht) = &self.dht {
             dht.want_peers(urgent);
         }

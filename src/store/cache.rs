@@ -9,15 +9,17 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::buffer::{BufferPool, PieceBuf};
-use super::dir::{DirLock, make_cache_dir, scan, take_lock};
+use super::dir::{make_cache_dir, scan};
 use super::error::{StoreError, io_error};
 use super::files::Handles;
 use super::health::{DiskError, DiskState, Health};
 use super::heap_trim::HeapTrim;
 use super::ledger::{InactiveTorrent, Ledger, Victim, on_disk};
+use super::lock::{DirLock, take_lock};
 use super::memory::{Lost, Memory};
+use super::spill::SpillFile;
 use super::torrent::{Save, Torrent};
-use crate::metainfo::{InfoHash, PieceIndex};
+use crate::metainfo::{InfoHash, PieceIndex, RawInfo};
 use crate::sys::process::trim_heap;
 use crate::util::lock;
 
@@ -64,6 +66,7 @@ pub struct Cache {
     pub(super) pool: Arc<BufferPool>,
     pub(super) handles: Handles,
     pub(super) health: Health,
+    spill: SpillFile,
     /// Counter of piece uses; see `Pieces::touch`.
     pub(super) clock: AtomicU64,
     /// Whether it stores no torrents of its own; see [`Cache::open_shared`].
@@ -140,6 +143,7 @@ impl Cache {
             pool: Arc::new(BufferPool::new(memory)),
             handles: Handles::new(),
             health: Health::default(),
+            spill: SpillFile::default(),
             // Pieces that no state knows count as used at `clock + 1`; all of them, so that is not the time of the last use.
             clock: AtomicU64::new(clock.saturating_add(2)),
             shared: dir_lock.is_none(),
@@ -155,6 +159,14 @@ impl Cache {
     pub fn buffer(&self, len: usize) -> PieceBuf {
         self.memory.evict_copies(self.pool.excess(len));
         self.pool.buffer(len)
+    }
+
+    /// Frees the memory of a torrent's `info` value, which is read back from the disk when it is needed. If the disk does
+    /// not take it, it stays in memory. Blocking.
+    pub fn spill(&self, info: &RawInfo) {
+        if let Err(error) = self.spill.store(&self.dir, info) {
+            tracing::debug!("cannot move piece hashes from memory to a file in {}: {error}", self.dir.display());
+        }
     }
 
     /// Syncs the data and state of all torrents to the disk. Blocking.
@@ -407,7 +419,9 @@ impl Cache {
 
     /// Runs one round of maintenance: writes changed state, enforces the limit, and retries failed writes.
     pub(super) fn maintain(&self, now: Instant) {
-        for torrent in self.torrents() {
+        let needs_maintenance = |torrent: &&Arc<Torrent>| torrent.needs_maintenance();
+        let torrents: Vec<_> = lock(&self.ledger).torrents.iter().filter(needs_maintenance).cloned().collect();
+        for torrent in torrents {
             self.ok_or_report(torrent.start_writeback(&self.handles));
             if self.health.state(now) == DiskState::Working {
                 self.ok_or_report(torrent.save_hint(&self.handles, &self.clock, now));

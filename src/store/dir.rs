@@ -1,8 +1,8 @@
-//! Cache directories: created, locked against other processes, and counted at start.
+//! Cache directories: created, and counted at start.
 
 use std::collections::HashMap;
-use std::fs::{self, DirBuilder, File, Metadata, TryLockError};
-use std::io::{self, Read, Write};
+use std::fs::{self, DirBuilder, Metadata};
+use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -10,7 +10,6 @@ use super::error::{StoreError, io_error};
 use super::ledger::InactiveTorrent;
 use super::state::Saved;
 use crate::metainfo::InfoHash;
-use crate::sys::file::open_regular;
 use crate::sys::process::user;
 
 /// Limit on the files examined to size a directory without a readable state file, to bound the time of a start.
@@ -43,50 +42,6 @@ fn check_owner(dir: &Path, about: &Metadata) -> Result<(), StoreError> {
         return Err(StoreError::Owner { dir: dir.to_owned(), user: about.uid() });
     }
     Ok(())
-}
-
-/// The lock of a directory, released on drop.
-#[derive(Debug)]
-pub(super) struct DirLock(File);
-
-#[cfg(test)]
-impl DirLock {
-    /// Returns a copy of the descriptor, as a forked process has it.
-    pub fn copy(&self) -> File {
-        self.0.try_clone().unwrap()
-    }
-}
-
-impl Drop for DirLock {
-    /// Unlocks the file before it is closed: a program that another thread is just starting has a copy of every descriptor
-    /// until it executes, and a lock lasts until the last copy is closed.
-    fn drop(&mut self) {
-        // Closing the file unlocks it as well, only later.
-        let _ = self.0.unlock();
-    }
-}
-
-/// Locks a directory, because only one process at a time may count and evict in it.
-pub(super) fn take_lock(dir: &Path) -> Result<DirLock, StoreError> {
-    let path = dir.join("lock");
-    let mut options = File::options();
-    let opened = open_regular(&path, options.read(true).write(true).create(true).truncate(false));
-    let mut file = opened.map_err(io_error("open", &path))?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            let mut pid = String::new();
-            let _ = (&file).take(20).read_to_string(&mut pid);
-            let pid = pid.trim();
-            let known = !pid.is_empty() && pid.bytes().all(|byte| byte.is_ascii_digit());
-            let holder = if known { format!("process {pid}") } else { "another process".into() };
-            return Err(StoreError::InUse { dir: dir.to_owned(), holder });
-        }
-        Err(TryLockError::Error(source)) => return Err(io_error("lock", &path)(source)),
-    }
-    let written = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
-    written.map_err(io_error("write", &path))?;
-    Ok(DirLock(file))
 }
 
 /// Returns what every torrent in the directory has, and the latest use of any piece.

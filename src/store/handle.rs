@@ -1,5 +1,6 @@
 //! The store's interface to one torrent.
 
+use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
@@ -14,7 +15,7 @@ use super::load;
 use super::pieces::{State, Word};
 use super::spec::{EvictionSink, TorrentSpec};
 use super::torrent::{Save, Torrent};
-use crate::metainfo::{BlockIndex, PieceIndex, Verdict};
+use crate::metainfo::{BlockIndex, InfoHash, PieceIndex, Verdict};
 use crate::util::lock;
 
 /// The pieces of one open torrent. Once closed, it returns no piece and accepts none.
@@ -49,11 +50,16 @@ pub enum Lookup {
     Missing,
 }
 
-/// The bytes of a piece are wrong.
+/// Why a piece is not verified.
 #[derive(Debug)]
-pub struct BadPiece {
-    /// Blocks proven wrong; empty if one hash covers the whole piece.
-    pub blocks: Vec<BlockIndex>,
+pub enum VerifyError {
+    /// Its bytes are wrong.
+    Bad {
+        /// Blocks proven wrong; empty if one hash covers the whole piece.
+        blocks: Vec<BlockIndex>,
+    },
+    /// Its hash cannot be read.
+    Hashes(io::Error),
 }
 
 /// The tiers that a read may access.
@@ -118,13 +124,13 @@ impl TorrentStore {
     }
 
     /// Hashes a whole piece. Do not call it on an async thread.
-    pub fn verify(&self, piece: PieceIndex, bytes: Bytes) -> Result<VerifiedPiece, BadPiece> {
+    pub fn verify(&self, piece: PieceIndex, bytes: Bytes) -> Result<VerifiedPiece, VerifyError> {
         if bytes.len() != self.torrent.lengths.len_of(piece) as usize {
-            return Err(BadPiece { blocks: Vec::new() });
+            return Err(VerifyError::Bad { blocks: Vec::new() });
         }
-        match self.torrent.hashes.check(piece, &bytes) {
+        match self.torrent.hashes.check(piece, &bytes).map_err(VerifyError::Hashes)? {
             Verdict::Good => Ok(VerifiedPiece { torrent: self.torrent.pieces.id, piece, bytes }),
-            Verdict::Bad { blocks } => Err(BadPiece { blocks }),
+            Verdict::Bad { blocks } => Err(VerifyError::Bad { blocks }),
         }
     }
 
@@ -180,6 +186,11 @@ impl TorrentStore {
         self.cache.room(&self.torrent)
     }
 
+    /// Returns the torrent's info hash.
+    pub fn info_hash(&self) -> InfoHash {
+        self.torrent.info_hash
+    }
+
     /// Returns the cache that the torrent is in.
     #[cfg(test)]
     pub fn cache(&self) -> &Arc<Cache> {
@@ -226,9 +237,16 @@ impl TorrentStore {
             // It was unreadable and therefore dropped, or evicted meanwhile.
             return (!self.has(piece)).then_some(false);
         }
-        if torrent.hashes.check(piece, &buffer) == Verdict::Good {
-            torrent.trust(piece, word);
-            return Some(true);
+        match torrent.hashes.check(piece, &buffer) {
+            Ok(Verdict::Good) => {
+                torrent.trust(piece, word);
+                return Some(true);
+            }
+            Ok(Verdict::Bad { .. }) => {}
+            Err(error) => {
+                torrent.report_unreadable_hashes(piece, &error);
+                return None;
+            }
         }
         // Evicted meanwhile, and perhaps put again. If it is only distrusted, its bytes are wrong.
         let now = torrent.pieces.word(piece);
@@ -352,7 +370,12 @@ impl TorrentStore {
         if !self.fill_from_disk(piece, 0, &mut buffer) {
             return None;
         }
-        if torrent.hashes.check(piece, &buffer) != Verdict::Good {
+        let verdict = torrent.hashes.check(piece, &buffer).inspect_err(|error| {
+            // Nothing can be read of a piece without a hash. A reader must not wait for it without end.
+            torrent.report_unreadable_hashes(piece, error);
+            cache.discard(torrent, piece);
+        });
+        if verdict.ok()? != Verdict::Good {
             if torrent.pieces.word(piece).state() == State::Unverified {
                 tracing::info!(
                     "piece {piece} of torrent {} has changed on the disk; it will be downloaded again",

@@ -8,10 +8,11 @@ use std::{fs, io, thread};
 use fixedbitset::FixedBitSet;
 
 use super::cache::Cache;
-use super::dir::{make_own_dir, take_lock};
+use super::dir::make_own_dir;
 use super::download;
 use super::error::{StoreError, io_error};
 use super::files::Files;
+use super::lock::take_lock;
 use super::pieces::{Pieces, State};
 use super::place::{Place, Root};
 use super::recover::{DataOnDisk, Extent};

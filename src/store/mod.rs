@@ -22,6 +22,8 @@
 //!   ([`Cache::buffer`]). For those buffers, pieces that are also on the disk are dropped from memory; beyond that, the
 //!   owners of the buffers bound them. The disk limit covers the bytes of pieces. (State files, and up to a filesystem
 //!   block at each end of an unaligned piece, come on top.) Only pinned pieces may exceed the limit.
+//! - **Piece hashes of idle torrents are on the disk** ([`Cache::spill`]) and read back, and checked, when a piece is. If they
+//!   cannot be read, a piece that has just arrived is fetched again, and an unverified one on the disk is dropped.
 //! - **A name that the filesystem refuses** is the fault of one file alone, which is stored under another (`substitute.rs`).
 //! - **A full or failing disk** is not an error of a read or a put. Pieces then stay in memory only, the fault is
 //!   logged once and shown in [`Usage::fault`], there is no room for background fetching, and writing is retried every
@@ -41,12 +43,14 @@ mod heap_trim;
 mod held;
 mod ledger;
 mod load;
+mod lock;
 mod memory;
 mod metainfo;
 mod pieces;
 mod place;
 mod recover;
 mod spec;
+mod spill;
 mod stamps;
 mod state;
 mod substitute;
@@ -64,7 +68,7 @@ pub use buffer::PieceBuf;
 pub use cache::{Cache, CacheConfig, Usage};
 pub use download::{ExtraFiles, space_missing};
 pub use error::StoreError;
-pub use handle::{BadPiece, Lookup, TorrentStore, VerifiedPiece};
+pub use handle::{Lookup, TorrentStore, VerifiedPiece, VerifyError};
 pub use held::HeldFile;
 pub use place::Place;
 pub use spec::{EvictionSink, LossSink, Progress, TorrentSpec};

@@ -17,6 +17,7 @@
 //! a state that could be wrong is never trusted.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
@@ -24,14 +25,14 @@ use std::time::{Duration, Instant};
 
 use fixedbitset::FixedBitSet;
 
-use super::dir::DirLock;
 use super::files::{Files, Handles};
 use super::health::DiskError;
+use super::lock::DirLock;
 use super::memory::Memory;
 use super::pieces::{Pieces, State, Word};
 use super::state::{self, Saved};
 use super::waiters::Waiters;
-use crate::metainfo::{FileIndex, InfoHash, Lengths, PieceHashes, PieceIndex};
+use crate::metainfo::{FileIndex, InfoHash, Lengths, PieceHashes, PieceIndex, Verdict};
 use crate::util::lock;
 
 /// Minimum time between two hints, to bound the writing. [`HINT_SHARE`] may extend it, so that writing hints takes at most
@@ -60,6 +61,8 @@ pub(super) struct Torrent {
     pub dir_lock: Mutex<Option<DirLock>>,
     /// Changes to the files, for the next state file.
     file_changes: Mutex<FileChanges>,
+    /// Whether there ever were any.
+    has_file_changes: AtomicBool,
     /// Read-locked while data changes; closing write-locks it and sets it.
     closed: RwLock<bool>,
     /// Whether the state file has the mark of a clean close.
@@ -114,6 +117,7 @@ impl Torrent {
             remove_state: AtomicBool::new(false),
             dir_lock: Mutex::default(),
             file_changes: Mutex::default(),
+            has_file_changes: AtomicBool::new(false),
             files,
             torrent_dir,
             closed: RwLock::new(false),
@@ -147,6 +151,7 @@ impl Torrent {
         self.clear_closed_mark()?;
         {
             let mut changes = lock(&self.file_changes);
+            self.has_file_changes.store(true, SeqCst);
             for file in self.files.of_piece(piece) {
                 changes.unsynced.insert(file);
                 changes.dirty.insert(file);
@@ -215,7 +220,18 @@ impl Torrent {
     /// Reads a whole piece from the disk and checks its hash.
     pub fn check_on_disk(&self, handles: &Handles, piece: PieceIndex, buffer: &mut [u8]) -> Result<bool, DiskError> {
         self.files.read(handles, self.lengths.offset_of(piece), buffer)?;
-        Ok(self.hashes.check(piece, buffer) == crate::metainfo::Verdict::Good)
+        let unreadable =
+            DiskError::new("read piece hashes from a file in", self.torrent_dir.clone().unwrap_or_default());
+        Ok(self.hashes.check(piece, buffer).map_err(unreadable)? == Verdict::Good)
+    }
+
+    /// Logs that a stored piece cannot be checked.
+    pub fn report_unreadable_hashes(&self, piece: PieceIndex, error: &io::Error) {
+        tracing::error!(
+            "cannot read the hashes of torrent {} from the cache directory: {error}; piece {piece} cannot be checked and is not \
+             served; check the disk",
+            self.info_hash
+        );
     }
 
     /// Trusts an unverified piece whose hash matched, unless it was disturbed since `word` was loaded, before its bytes were
@@ -232,6 +248,11 @@ impl Torrent {
     /// Records that the state file is out of date.
     pub fn mark_changed(&self) {
         self.changed.store(true, SeqCst);
+    }
+
+    /// Returns whether a round of maintenance has to look at the torrent: of thousands, nothing was done to most.
+    pub fn needs_maintenance(&self) -> bool {
+        self.changed.load(SeqCst) || self.has_file_changes.load(SeqCst)
     }
 
     /// Writes the state as a hint, if it is out of date and a hint is due.

@@ -58,6 +58,9 @@ pub enum Action {
         /// The piece failed before: send the digests even if it is good, so that the liar is found.
         digests: bool,
     },
+    /// Load [`Config::metadata`](super::Config::metadata) into memory; answer with `MetadataLoaded`. May be repeated before
+    /// that.
+    LoadMetadata,
     /// A partial piece is abandoned: free its buffer. (After `Checked { good: false }` the driver does so unasked.)
     Drop(PieceIndex),
     /// The pieces that readers need now and soon have changed: these, and only these, must not be evicted.

@@ -8,8 +8,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+
+use super::attempts::{Attempts, Group};
 use super::event::PeerSource;
-use crate::util::is_lan;
 use crate::wire::PeerId;
 
 /// Maximum number of addresses kept.
@@ -60,9 +63,17 @@ struct Entry {
     /// It had every piece when last seen: useless while we lack nothing.
     seed: bool,
     source: PeerSource,
+    /// The end of its last useful connection.
+    useful: Option<Instant>,
+    /// Decides between addresses that are equal otherwise.
+    chance: u32,
 }
 
 impl Entry {
+    fn group(&self, addr: SocketAddr) -> Group {
+        Group::of(addr, self.source, self.useful.is_some() || self.source == PeerSource::Remembered)
+    }
+
     /// Returns whether it may be dialed before its time.
     fn may_hurry(&self, now: Instant) -> bool {
         let wait = HURRIED_RETRY * self.failures.clamp(1, MAX_HURRIED);
@@ -70,13 +81,15 @@ impl Entry {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Addresses {
     entries: BTreeMap<SocketAddr, Entry>,
     /// Idle addresses by the time from which they may be dialed.
     due: BTreeSet<(Instant, SocketAddr)>,
-    /// Number of connection attempts under way.
-    dialing: usize,
+    attempts: Attempts,
+    /// An address was found that was not known.
+    news: bool,
+    rng: SmallRng,
     /// Addresses that turned out to be ourselves.
     ours: BTreeSet<SocketAddr>,
     banned: BTreeSet<SocketAddr>,
@@ -88,6 +101,20 @@ pub(super) struct Addresses {
 }
 
 impl Addresses {
+    pub(super) fn new(seed: u64) -> Self {
+        Self {
+            entries: BTreeMap::new(),
+            due: BTreeSet::new(),
+            attempts: Attempts::default(),
+            news: false,
+            rng: SmallRng::seed_from_u64(seed),
+            ours: BTreeSet::new(),
+            banned: BTreeSet::new(),
+            banned_ids: BTreeSet::new(),
+            bans: BTreeMap::new(),
+        }
+    }
+
     /// Adds an address, unless it is known, banned, ourselves or cannot be dialed.
     pub(super) fn found(&mut self, now: Instant, addr: SocketAddr, source: PeerSource) {
         let addr = SocketAddr::new(addr.ip().to_canonical(), addr.port());
@@ -98,19 +125,43 @@ impl Addresses {
             return;
         }
         if self.entries.len() >= MAX_ADDRESSES {
-            let hopeless = |entry: &Entry| entry.state == State::Idle && entry.failures >= HOPELESS;
-            // The one with the longest wait; only after failures is a wait long.
-            let Some(replaced) =
-                self.due.iter().rev().find(|(_, addr)| self.entries.get(addr).is_some_and(hopeless)).copied()
-            else {
-                return;
-            };
-            self.due.remove(&replaced);
-            self.entries.remove(&replaced.1);
+            let Some(replaced) = self.hopeless().or_else(|| self.excessive(source)) else { return };
+            self.remove(replaced);
         }
-        let entry = Entry { state: State::Idle, after: now, dialed: None, failures: 0, seed: false, source };
+        let entry = Entry {
+            state: State::Idle,
+            after: now,
+            dialed: None,
+            failures: 0,
+            seed: false,
+            source,
+            useful: None,
+            chance: self.rng.random(),
+        };
         self.entries.insert(addr, entry);
         self.due.insert((now, addr));
+        self.news = true;
+    }
+
+    /// Returns an address that is not worth keeping.
+    fn hopeless(&self) -> Option<SocketAddr> {
+        // The one with the longest wait; only after failures is a wait long.
+        let is_hopeless = |entry: &Entry| entry.state == State::Idle && entry.failures >= HOPELESS;
+        self.due.iter().rev().map(|(_, addr)| *addr).find(|addr| self.entries.get(addr).is_some_and(is_hopeless))
+    }
+
+    /// Returns an address of the source that has most addresses, if `source` has fewer: no source may keep others out of
+    /// the book.
+    fn excessive(&self, source: PeerSource) -> Option<SocketAddr> {
+        let mut counts: BTreeMap<PeerSource, usize> = BTreeMap::new();
+        self.entries.values().for_each(|entry| *counts.entry(entry.source).or_default() += 1);
+        let (largest, most) = counts.iter().max_by_key(|(_, count)| **count)?;
+        if counts.get(&source).is_some_and(|count| count + 1 >= *most) {
+            return None;
+        }
+        let is_spare = |entry: &Entry| entry.state == State::Idle && entry.source == *largest && entry.useful.is_none();
+        let spare = self.entries.iter().filter(|(_, entry)| is_spare(entry));
+        spare.max_by_key(|(_, entry)| (entry.failures, entry.chance)).map(|(addr, _)| *addr)
     }
 
     /// Records that somebody at this IP address called us, was refused and is there: adds the address, if the port is
@@ -152,24 +203,55 @@ impl Addresses {
         self.entries.get(&addr).map_or(PeerSource::Pex, |entry| entry.source)
     }
 
-    /// Returns the next address to dial, one in our own network first. It counts as being dialed until `failed` or
+    /// Returns the next address to dial; see [`Attempts`] for the order. It counts as being dialed until `failed` or
     /// `connected`.
     pub(super) fn next_to_dial(&mut self, now: Instant, want_seeds: bool) -> Option<SocketAddr> {
-        let useful = |addr: &SocketAddr| self.entries.get(addr).is_some_and(|entry| want_seeds || !entry.seed);
-        let mut ready = self.due.iter().take_while(|(after, _)| *after <= now).filter(|(_, addr)| useful(addr));
-        let first = ready.next().copied()?;
-        let in_lan = |(_, addr): &&(Instant, SocketAddr)| is_lan(addr.ip());
-        let place = if in_lan(&&first) { first } else { ready.find(in_lan).copied().unwrap_or(first) };
+        let ready = self.due.iter().take_while(|(after, _)| *after <= now);
+        let ranked = ready.filter_map(|place| {
+            let entry = self.entries.get(&place.1).filter(|entry| want_seeds || !entry.seed)?;
+            Some((self.attempts.rank(place.1, entry.group(place.1), entry.failures, entry.chance), *place))
+        });
+        let (_, place) = ranked.min()?;
+        self.begin(now, place)
+    }
+
+    /// Returns an address of a group with no attempt under way, if any was found since the last call: the first of a new
+    /// source does not wait for others that do not answer.
+    pub(super) fn next_of_new_group(&mut self, now: Instant, want_seeds: bool) -> Option<SocketAddr> {
+        if !std::mem::take(&mut self.news) {
+            return None;
+        }
+        let ready = self.due.iter().take_while(|(after, _)| *after <= now).copied();
+        let is_new = |(_, addr): &(Instant, SocketAddr)| {
+            self.entries.get(addr).is_some_and(|entry| {
+                entry.dialed.is_none() && (want_seeds || !entry.seed) && !self.attempts.has(entry.group(*addr))
+            })
+        };
+        let place = ready.filter(is_new).min_by_key(|(_, addr)| self.entries.get(addr).map(|entry| entry.chance))?;
+        self.begin(now, place)
+    }
+
+    /// Begins an attempt.
+    fn begin(&mut self, now: Instant, place: (Instant, SocketAddr)) -> Option<SocketAddr> {
         self.due.remove(&place);
         let entry = self.entries.get_mut(&place.1)?;
         (entry.state, entry.dialed) = (State::Dialing, Some(now));
-        self.dialing += 1;
+        self.attempts.begin(now, place.1, entry.group(place.1));
         Some(place.1)
     }
 
-    /// Returns the number of connection attempts under way.
-    pub(super) fn dialing(&self) -> usize {
-        self.dialing
+    /// Returns the connection attempts under way.
+    pub(super) fn attempts(&self) -> &Attempts {
+        &self.attempts
+    }
+
+    /// Returns the number of addresses.
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = SocketAddr> {
+        self.entries.keys().copied()
     }
 
     /// Returns when the next address may be dialed.
@@ -177,10 +259,28 @@ impl Addresses {
         self.due.first().map(|(after, _)| *after)
     }
 
+    /// Returns the addresses from which blocks have come over connections that are no more, the latest first.
+    pub(super) fn proven(&self) -> Vec<SocketAddr> {
+        let peers = self.entries.iter().filter(|(_, entry)| entry.source != PeerSource::WebSeed);
+        let useful = peers.filter_map(|(addr, entry)| Some((entry.useful?, entry.chance, *addr)));
+        let mut proven: Vec<(Instant, u32, SocketAddr)> = useful.collect();
+        proven.sort_unstable_by(|a, b| b.cmp(a));
+        proven.into_iter().map(|(_, _, addr)| addr).collect()
+    }
+
+    /// Ends the attempt at an address that is being dialed.
+    fn end_attempt(&mut self, addr: SocketAddr) {
+        if let Some(entry) = self.entries.get(&addr).filter(|entry| entry.state == State::Dialing)
+            && let Some(dialed) = entry.dialed
+        {
+            self.attempts.end(dialed, addr, entry.group(addr));
+        }
+    }
+
     /// Records that a connection attempt failed.
     pub(super) fn failed(&mut self, now: Instant, addr: SocketAddr) {
+        self.end_attempt(addr);
         let Some(entry) = self.entries.get_mut(&addr).filter(|entry| entry.state == State::Dialing) else { return };
-        self.dialing -= 1;
         entry.failures = entry.failures.saturating_add(1);
         let wait = match entry.failures {
             1 => FIRST_RETRY,
@@ -191,12 +291,9 @@ impl Addresses {
 
     /// Records that a connection to this address was made.
     pub(super) fn connected(&mut self, addr: SocketAddr) {
+        self.end_attempt(addr);
         if let Some(entry) = self.entries.get_mut(&addr) {
-            match entry.state {
-                State::Dialing => self.dialing -= 1,
-                State::Idle => drop(self.due.remove(&(entry.after, addr))),
-                State::Connected => {}
-            }
+            self.due.remove(&(entry.after, addr));
             entry.state = State::Connected;
         }
     }
@@ -206,6 +303,9 @@ impl Addresses {
         let Some(entry) = self.entries.get_mut(&addr).filter(|entry| entry.state == State::Connected) else { return };
         entry.failures = if useful { 0 } else { entry.failures.saturating_add(1) };
         entry.seed = seed;
+        if useful {
+            entry.useful = Some(now);
+        }
         let wait = if useful { FIRST_RETRY * 2 } else { (RETRY * (1 << entry.failures.min(10))).min(MAX_RETRY) };
         self.set_idle(addr, now + wait);
     }
@@ -267,9 +367,9 @@ impl Addresses {
     }
 
     fn remove(&mut self, addr: SocketAddr) {
+        self.end_attempt(addr);
         if let Some(entry) = self.entries.remove(&addr) {
             self.due.remove(&(entry.after, addr));
-            self.dialing -= usize::from(entry.state == State::Dialing);
         }
     }
 
@@ -277,7 +377,8 @@ impl Addresses {
         assert!(
             self.entries.len() <= MAX_ADDRESSES && self.ours.len() <= MAX_ADDRESSES && self.banned.len() <= MAX_BANS
         );
-        assert_eq!(self.dialing, self.entries.values().filter(|entry| entry.state == State::Dialing).count());
+        let dialing = self.entries.iter().filter(|(_, entry)| entry.state == State::Dialing);
+        self.attempts.check(dialing.filter_map(|(addr, entry)| Some((entry.dialed?, *addr, entry.group(*addr)))));
         let idle = self.entries.iter().filter(|(_, entry)| entry.state == State::Idle);
         assert_eq!(self.due, idle.map(|(addr, entry)| (entry.after, *addr)).collect());
     }
@@ -294,7 +395,7 @@ mod tests {
     #[test]
     fn waits_grow_and_an_address_is_dialed_once_at_a_time() {
         let mut now = Instant::now();
-        let mut book = Addresses::default();
+        let mut book = Addresses::new(1);
         book.found(now, addr(1), PeerSource::Dht);
         book.found(now, addr(1), PeerSource::Dht);
         assert_eq!(book.next_to_dial(now, true), Some(addr(1)));
@@ -315,7 +416,7 @@ mod tests {
     #[test]
     fn a_blocked_read_cuts_waits_short_and_still_spares_each_address() {
         let start = Instant::now();
-        let mut book = Addresses::default();
+        let mut book = Addresses::new(1);
         (1..=39).for_each(|port| book.found(start, addr(port), PeerSource::Dht));
         let dial = |book: &mut Addresses, now| -> Vec<u16> {
             let dialed: Vec<SocketAddr> = std::iter::from_fn(|| book.next_to_dial(now, true)).collect();
@@ -340,7 +441,7 @@ mod tests {
     #[test]
     fn a_refused_caller_is_dialed_wherever_it_may_be() {
         let now = Instant::now();
-        let mut book = Addresses::default();
+        let mut book = Addresses::new(1);
         // Known, and unreachable so far.
         for (port, other) in [(1, addr(1)), (2, SocketAddr::from(([127, 0, 0, 2], 1)))] {
             book.found(now, other, PeerSource::Tracker);
@@ -368,21 +469,22 @@ mod tests {
     #[test]
     fn a_peer_that_called_us_is_dialed_when_it_is_gone() {
         let now = Instant::now();
-        let mut book = Addresses::default();
+        let mut book = Addresses::new(1);
         book.left(now, addr(1), true, false);
         book.check();
         assert_eq!(book.next_to_dial(now, true), None);
         assert_eq!(book.next_to_dial(now + FIRST_RETRY * 2, true), Some(addr(1)));
         book.left(now, addr(1), true, false);
-        assert_eq!(book.dialing(), 1, "known already");
+        assert_eq!(book.attempts().len(), 1, "known already");
         book.check();
     }
 
     #[test]
     fn ports_of_one_address_are_different_peers_until_too_many_lie() {
         let now = Instant::now();
-        let mut book = Addresses::default();
+        let mut book = Addresses::new(1);
         (1..=20).for_each(|port| book.found(now, addr(port), PeerSource::Dht));
+        let mut dialed: Vec<SocketAddr> = Vec::new();
         for port in 1..=5 {
             assert_eq!(book.ban(addr(port), PeerId([port as u8; 20])), port == 5);
             assert!(book.is_banned(addr(port)) && book.is_banned_id(addr(9).ip(), PeerId([port as u8; 20])));
@@ -390,22 +492,23 @@ mod tests {
             assert_eq!(book.is_banned(addr(19)), port == 5);
             if port == 4 {
                 // At the time of the fifth ban two are connected and one is being dialed.
-                let dialed = [5, 6, 7].map(|_| book.next_to_dial(now, true));
-                assert_eq!(dialed, [5, 6, 7].map(|port| Some(addr(port))));
-                [5, 6].into_iter().for_each(|port| book.connected(addr(port)));
+                dialed = std::iter::from_fn(|| book.next_to_dial(now, true)).take(3).collect();
+                dialed[..2].iter().for_each(|addr| book.connected(*addr));
             }
         }
-        book.disconnected(now, addr(6), true, true);
-        book.failed(now, addr(7));
-        assert_eq!(book.next_due(), None, "no address there is dialed again");
-        assert_eq!(book.dialing(), 0);
+        book.check();
+        book.disconnected(now, dialed[1], true, true);
+        book.failed(now, dialed[2]);
+        let connected = book.entries.len();
+        assert!(connected <= 1 && book.next_due().is_none(), "no address there is dialed again");
+        assert_eq!(book.attempts().len(), 0);
         book.check();
     }
 
     #[test]
     fn is_bounded() {
         let now = Instant::now();
-        let mut book = Addresses::default();
+        let mut book = Addresses::new(1);
         (1..=9_000).for_each(|port| book.found(now, addr(port), PeerSource::Dht));
         assert_eq!(book.entries.len(), MAX_ADDRESSES);
         book.check();
@@ -414,7 +517,7 @@ mod tests {
     #[test]
     fn the_first_source_of_an_address_is_kept_and_local_addresses_are_dialed_first() {
         let now = Instant::now();
-        let mut book = Addresses::default();
+        let mut book = Addresses::new(1);
         let (far, web_seed) = (SocketAddr::from(([1, 2, 3, 4], 1)), SocketAddr::from(([240, 0, 0, 1], 80)));
         book.found(now, far, PeerSource::Dht);
         book.found(now, far, PeerSource::Tracker);
@@ -424,5 +527,74 @@ mod tests {
         assert_eq!((book.source(addr(9)), book.source(addr(8))), (PeerSource::Lsd, PeerSource::Pex));
         let order = std::iter::from_fn(|| book.next_to_dial(now, true));
         assert_eq!(order.collect::<Vec<_>>(), [addr(9), far, web_seed]);
+    }
+
+    #[test]
+    fn groups_and_networks_take_turns() {
+        let now = Instant::now();
+        for seed in 0..20 {
+            let mut book = Addresses::new(seed);
+            let of_network = |network: u8, host: u8| SocketAddr::from(([network, 1, 1, host], 6881));
+            (0..200).for_each(|host| book.found(now, of_network(90, host), PeerSource::Tracker));
+            book.found(now, of_network(91, 1), PeerSource::Tracker);
+            book.found(now, of_network(92, 1), PeerSource::Dht);
+            book.found(now, of_network(93, 1), PeerSource::Remembered);
+            book.found(now, of_network(10, 1), PeerSource::Pex);
+            let dialed: Vec<u8> = std::iter::from_fn(|| book.next_to_dial(now, true))
+                .take(6)
+                .map(|addr| if let IpAddr::V4(ip) = addr.ip() { ip.octets()[0] } else { 0 })
+                .collect();
+            assert_eq!(dialed[..2], [10, 93], "our own network, then what is known to be good");
+            let mut others = dialed[2..5].to_vec();
+            others.sort_unstable();
+            assert_eq!(others, [90, 91, 92], "{dialed:?}");
+            book.check();
+        }
+    }
+
+    #[test]
+    fn what_failed_comes_after_what_was_never_tried_except_good_addresses() {
+        let now = Instant::now();
+        let mut book = Addresses::new(1);
+        let far = |host: u8| SocketAddr::from(([90, 1, 1, host], 6881));
+        for (host, source) in [(1, PeerSource::Tracker), (2, PeerSource::Remembered)] {
+            book.found(now, far(host), source);
+            assert_eq!(book.next_to_dial(now, true), Some(far(host)));
+            book.failed(now, far(host));
+        }
+        let now = now + FIRST_RETRY;
+        (3..6).for_each(|host| book.found(now, far(host), PeerSource::Tracker));
+        let order: Vec<SocketAddr> = std::iter::from_fn(|| book.next_to_dial(now, true)).collect();
+        assert!(order.first() != Some(&far(1)) && order.last() == Some(&far(1)), "{order:?}");
+        assert!(order[..2].contains(&far(2)), "{order:?}");
+    }
+
+    #[test]
+    fn no_source_keeps_others_out_of_the_book() {
+        let now = Instant::now();
+        let mut book = Addresses::new(1);
+        let flood = |n: u32| SocketAddr::from(([90, (n >> 16) as u8, (n >> 8) as u8, n as u8], 6881));
+        (0..5_000).for_each(|n| book.found(now, flood(n), PeerSource::Dht));
+        (0..50).for_each(|n| book.found(now, SocketAddr::from(([91, 1, 1, n], 6881)), PeerSource::Tracker));
+        let of_tracker = book.entries.values().filter(|entry| entry.source == PeerSource::Tracker).count();
+        assert_eq!((book.entries.len(), of_tracker), (MAX_ADDRESSES, 50));
+        book.check();
+    }
+
+    #[test]
+    fn the_addresses_of_useful_peers_are_proven_the_latest_first() {
+        let now = Instant::now();
+        let mut book = Addresses::new(1);
+        for (n, (source, useful)) in
+            [(PeerSource::Dht, true), (PeerSource::WebSeed, true), (PeerSource::Dht, false), (PeerSource::Pex, true)]
+                .into_iter()
+                .enumerate()
+        {
+            let peer = addr(n as u16 + 1);
+            book.found(now, peer, source);
+            book.connected(peer);
+            book.disconnected(now + FIRST_RETRY * n as u32, peer, useful, true);
+        }
+        assert_eq!(book.proven(), [addr(4), addr(1)]);
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::policy::Policy;
-use crate::metainfo::{InfoHash, Lengths};
+use crate::metainfo::{InfoHash, Lengths, RawInfo};
 use crate::wire::PeerId;
 
 /// The order in which background fetching starts pieces.
@@ -27,7 +27,7 @@ pub struct Config {
     /// The torrent's sizes.
     pub lengths: Lengths,
     /// The raw `info` value, served to peers (BEP 9). Empty: not served.
-    pub metadata: Bytes,
+    pub metadata: RawInfo,
     /// Seed of the generator behind every random choice.
     pub seed: u64,
     /// Our own id: a peer with the same id is ourselves.
@@ -59,7 +59,7 @@ impl Config {
         Self {
             info_hash,
             lengths,
-            metadata: Bytes::new(),
+            metadata: Bytes::new().into(),
             seed,
             our_id,
             on_demand: false,

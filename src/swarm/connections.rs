@@ -12,6 +12,9 @@ use crate::wire::{Message, PeerId, allowed_fast_set, bitfield_to_wire};
 
 /// How long we may send nothing before a keep-alive is due (BEP 3: peers hang up after two minutes).
 const KEEP_ALIVE: Duration = Duration::from_secs(100);
+/// Wait for the first keep-alive to a peer without the fast extension that we have sent nothing since the opening
+/// messages. rtorrent looks at these, if it got all of them at once and encrypted, only when the next message comes.
+const FIRST_KEEP_ALIVE: Duration = Duration::from_secs(1);
 /// How long a peer may send nothing before we hang up: longer than two keep-alives of a punctual peer.
 const IDLE: Duration = Duration::from_secs(180);
 /// Age below which two connections to the same peer may have been opened at the same time, one by each side.
@@ -64,6 +67,10 @@ impl Swarm {
         }
         if let Some(port) = new.our_dht_port {
             self.send(now, key, Message::Port(port));
+        }
+        if !new.fast && (self.super_seed.is_some() || self.pieces.have_count() == 0) {
+            // rtorrent waits for a bitfield, or for a message that excludes one: neither of the last two does.
+            self.send(now, key, Message::KeepAlive);
         }
     }
 
@@ -179,18 +186,48 @@ impl Swarm {
         self.actions.push_back(Action::FindPeers);
     }
 
-    /// Dials as many addresses as there are free connection slots.
+    /// Dials as many addresses as there are free connection slots. An attempt that takes long holds up no other.
     pub(super) fn dial_more(&mut self, now: Instant) {
+        self.next_dial = None;
         // Complete and not serving: no peer is useful.
         if self.paused || self.pieces.complete() && !self.config.upload {
             return;
         }
-        while self.addresses.dialing() < self.config.policy.dial_limit as usize
-            && self.connections() < self.config.max_peers.min(self.max_connections)
-        {
-            let Some(addr) = self.addresses.next_to_dial(now, !self.pieces.complete()) else { return };
+        let want_seeds = !self.pieces.complete();
+        let (moment, attempts) = (self.config.policy.dial_moment(), self.addresses.attempts());
+        let mut fresh = attempts.fresh(now, moment);
+        let free = self.config.max_peers.min(self.max_connections).saturating_sub(self.peers.len());
+        let slots = self.config.policy.dial_slots(attempts.len() - fresh).min(free);
+        while fresh < slots {
+            let Some(addr) = self.addresses.next_to_dial(now, want_seeds) else { return };
+            fresh += 1;
             self.actions.push_back(Action::Connect(addr));
         }
+        if fresh < free
+            && let Some(addr) = self.addresses.next_of_new_group(now, want_seeds)
+        {
+            self.actions.push_back(Action::Connect(addr));
+        }
+        if fresh > 0 && self.addresses.next_due().is_some_and(|due| due <= now) {
+            self.next_dial = self.addresses.attempts().next_stale(now, moment);
+        }
+    }
+
+    /// Returns addresses that are likely to answer another time, the best first: those of peers that send much, then those
+    /// of peers that have sent something and left.
+    pub fn good_addresses(&self, now: Instant, limit: usize) -> Vec<SocketAddr> {
+        let mut senders: Vec<&Peer> = self.peers.values().filter(|peer| peer.pipeline.rate_is_known()).collect();
+        senders.sort_by(|a, b| b.down.rate(now).total_cmp(&a.down.rate(now)));
+        let mut good: Vec<SocketAddr> = Vec::new();
+        for addr in senders.into_iter().filter_map(Peer::dial_addr).chain(self.addresses.proven()) {
+            if good.len() >= limit {
+                break;
+            }
+            if !good.contains(&addr) && !self.addresses.is_banned(addr) {
+                good.push(addr);
+            }
+        }
+        good
     }
 
     /// Applies this torrent's share of what all torrents have together.
@@ -219,8 +256,12 @@ impl Swarm {
         for key in silent {
             self.disconnect(now, key, DisconnectReason::Idle);
         }
-        let quiet: Vec<PeerKey> =
-            self.peers.iter().filter(|(_, peer)| since(peer.last_sent) >= KEEP_ALIVE).map(|(key, _)| *key).collect();
+        let keep_alive = |peer: &Peer| match peer.fast || peer.last_sent > peer.connected {
+            true => KEEP_ALIVE,
+            false => FIRST_KEEP_ALIVE,
+        };
+        let quiet = self.peers.iter().filter(|(_, peer)| since(peer.last_sent) >= keep_alive(peer));
+        let quiet: Vec<PeerKey> = quiet.map(|(key, _)| *key).collect();
         for key in quiet {
             self.send(now, key, Message::KeepAlive);
         }

@@ -30,7 +30,7 @@ pub enum Direction {
 }
 
 /// Where a peer's address came from.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum PeerSource {
     /// A tracker.
     Tracker,
@@ -48,6 +48,8 @@ pub enum PeerSource {
     Magnet,
     /// The torrent's list of web seeds.
     WebSeed,
+    /// Blocks came from it in an earlier run.
+    Remembered,
 }
 
 /// A connection whose handshakes are done.
@@ -159,6 +161,8 @@ pub enum Event {
         /// A digest of each block, if the piece was bad or `Action::Check` asked for it; empty otherwise.
         digests: Vec<u64>,
     },
+    /// The answer to `Action::LoadMetadata`: the metadata is in memory, or cannot be read.
+    MetadataLoaded,
     /// The store dropped a piece that we had.
     Evicted(PieceIndex),
     /// How many more bytes background fetching may add to the store (partial pieces not yet counted).

@@ -70,7 +70,7 @@ impl Swarm {
         let Some(MetadataMessage::Request { piece }) = message else { return };
         let Some(peer) = self.peers.get_mut(&key).filter(|peer| peer.extensions.metadata != 0) else { return };
         let id = peer.extensions.metadata;
-        if !peer.extensions.metadata_uploads.accept(&self.config.metadata, piece) {
+        if !peer.extensions.metadata_uploads.accept(self.config.metadata.len(), piece) {
             self.send(now, key, Message::Extended { id, payload: MetadataMessage::Reject { piece }.encode() });
         }
         self.send_metadata(now, key);
@@ -78,10 +78,35 @@ impl Swarm {
 
     /// Sends requested pieces of the metadata, a few at a time: a peer that does not read must not fill memory.
     fn send_metadata(&mut self, now: Instant, key: PeerKey) {
+        let is_waiting = |peer: &Peer| peer.extensions.metadata_uploads.is_waiting();
+        if !self.peers.get(&key).is_some_and(is_waiting) {
+            return;
+        }
+        let Some(metadata) = self.config.metadata.resident() else {
+            return self.actions.push_back(Action::LoadMetadata);
+        };
         while let Some(peer) = self.peers.get_mut(&key).filter(|peer| peer.extensions.unsent < MAX_UNSENT) {
             let id = peer.extensions.metadata;
-            let Some(data) = peer.extensions.metadata_uploads.next(&self.config.metadata) else { return };
+            let Some(data) = peer.extensions.metadata_uploads.next(&metadata) else { return };
             self.send(now, key, Message::Extended { id, payload: data.encode() });
+        }
+    }
+
+    /// Answers the requests that waited for the metadata. It may be that it could not be read.
+    pub(super) fn metadata_loaded(&mut self, now: Instant) {
+        let available = self.config.metadata.resident().is_some();
+        let keys: Vec<PeerKey> = self.peers.keys().copied().collect();
+        for key in keys {
+            if available {
+                self.send_metadata(now, key);
+                continue;
+            }
+            while let Some(peer) = self.peers.get_mut(&key)
+                && let Some(piece) = peer.extensions.metadata_uploads.withdraw()
+            {
+                let id = peer.extensions.metadata;
+                self.send(now, key, Message::Extended { id, payload: MetadataMessage::Reject { piece }.encode() });
+            }
         }
     }
 

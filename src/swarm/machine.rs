@@ -73,6 +73,8 @@ pub struct Swarm {
     next_tick: Instant,
     /// When a blocked read without a peer next has addresses dialed.
     pub(super) next_search: Instant,
+    /// When another address may be dialed, although those being dialed have not answered.
+    pub(super) next_dial: Option<Instant>,
     down: Meter,
     up: Meter,
     pub(super) downloaded: u64,
@@ -93,7 +95,7 @@ impl Swarm {
         Self {
             rng,
             peers: BTreeMap::new(),
-            addresses: Addresses::default(),
+            addresses: Addresses::new(config.seed),
             introductions: Introductions::new(now),
             blame: Blame::default(),
             choker: Choker::new(now, config.policy.clone()),
@@ -118,6 +120,7 @@ impl Swarm {
             work: false,
             next_tick: now,
             next_search: now,
+            next_dial: None,
             down: Meter::new(now),
             up: Meter::new(now),
             downloaded: 0,
@@ -151,6 +154,7 @@ impl Swarm {
             Event::Checked { piece, good, bad_blocks, digests } => {
                 self.checked(now, piece.get(), good, &bad_blocks, digests);
             }
+            Event::MetadataLoaded => self.metadata_loaded(now),
             Event::Evicted(piece) => self.evicted(now, piece.get()),
             Event::Room(bytes) => {
                 self.work |= bytes > self.room;
@@ -191,8 +195,10 @@ impl Swarm {
 
     /// Returns when `Event::Tick` is due unless another event comes first; `None`: never.
     pub fn next_wakeup(&self) -> Option<Instant> {
-        let idle = self.peers.is_empty() && self.addresses.dialing() == 0;
-        if idle { self.addresses.next_due().map(|due| due.max(self.next_tick)) } else { Some(self.next_tick) }
+        if self.peers.is_empty() && self.addresses.attempts().len() == 0 {
+            return self.addresses.next_due().map(|due| due.max(self.next_tick));
+        }
+        Some(self.next_dial.map_or(self.next_tick, |dial| dial.min(self.next_tick)))
     }
 
     /// Returns whether we have every piece.
@@ -212,7 +218,7 @@ impl Swarm {
 
     /// Returns the number of connections, including those being made.
     pub fn connections(&self) -> usize {
-        self.peers.len() + self.addresses.dialing()
+        self.peers.len() + self.addresses.attempts().len()
     }
 
     /// Returns the bytes that background fetching may still add: those of the last `Event::Room`, less the pieces that

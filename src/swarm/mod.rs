@@ -59,7 +59,7 @@
 //! | `peer`, `uploads`, `rate` | one connection |
 //! | `pieces`, `availability` | each piece's state; the missing ones, rarest first |
 //! | `policy` | [`Policy`]: every tuning constant, and how long a queue each need is allowed |
-//! | `blame`, `addresses` | which peers lied; which addresses to dial, and which never again |
+//! | `blame`, `addresses`, `attempts` | which peers lied; which addresses to dial, in which order, and which never again |
 //! | `event`, `action`, `config`, `stats` | the interface |
 //!
 //! # Cost
@@ -70,6 +70,7 @@
 
 mod action;
 mod addresses;
+mod attempts;
 mod availability;
 mod blame;
 mod choker;

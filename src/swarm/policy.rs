@@ -18,7 +18,7 @@
 //! | `filling_queue` | – | swarm crowd +8 % |
 //! | `reading_queue` | crowd seek p50 -4 %, small seek p50 -3 % | unsteady seek p90 -13 %, bursts seek p50 +12 %, small seek p50 +11 % |
 //! | `due_queue` | crowd 4MiB +48 %, crowd start +48 %, crowd seek p90 +28 % | crowd first +10 %, far first -4 %, few first +3 % |
-//! | `min_window` | small 4MiB -10 %, crowd first -6 %, swarm fast seed -5 % | crowd seek p90 +58 %, hostile first +44 %, crowd seek p50 +33 % |
+//! | `first_window` | small 4MiB -10 %, crowd first -6 %, swarm fast seed -5 % | crowd seek p90 +58 %, hostile first +44 %, crowd seek p50 +33 % |
 //! | `rate_headroom` | far fill -31 %, far copy -6 %, small 4MiB -5 % | far seek p90 +46 %, far seek p50 +31 %, far jump +20 % |
 //! | `refill_level` | far fill -29 %, crowd fill -9 %, small seek p50 -9 % | bursts seek p50 +12 %, swarm crowd +5 %, hostile first +3 % |
 //! | `rate_span` | crowd seek p90 +11 %, swarm crowd +11 %, far 4MiB -4 % | far 4MiB +4 %, far start +4 % |
@@ -81,6 +81,8 @@ pub(super) enum Phase {
     Yielding,
     /// A reader is active.
     Reading,
+    /// A read blocked where it had sought less than [`Policy::silence_timeout`] ago, so the next seek may come soon.
+    Seeking,
     /// A read blocked less than [`Policy::blocked_moment`] ago.
     JustBlocked,
 }
@@ -97,9 +99,9 @@ pub struct Policy {
     /// Queue at a peer for blocks that a reader waits for now. A block that is held back costs another round trip, and a
     /// peer that grants bandwidth in bursts sends this much at once.
     pub due_queue: Duration,
-    /// Bytes that may be outstanding at any peer, and all that may be at one that has sent nothing yet. Fewer make a slow
-    /// peer pause between two requests; with more, a slow peer holds up a reader that trusts it before it is known.
-    pub min_window: u64,
+    /// Bytes that may be outstanding at a peer that has sent nothing yet. With fewer, it is known later; with more, a slow
+    /// peer holds up a reader that trusts it before it is known.
+    pub first_window: u64,
     /// Window in terms of the measured rate while blocks come back soon, so that a rate that our own window limits is
     /// found by growth. More stands in the way of the next seek.
     pub rate_headroom: f64,
@@ -121,7 +123,7 @@ pub struct Policy {
     /// Time of silence after which nothing more is expected of a peer or a reader: no answer to a lost request comes any more,
     /// and a torrent does not count as being read. Ten seconds outlast a pause of a player and of most lines.
     /// Follow from it: `snub_timeout`, `dead_timeout`, `repeat_timeout`, `reject_pause`, `doubt_timeout`, `abandoned_moment`,
-    /// `useless_timeout`, `base_validity`.
+    /// `useless_timeout`, `base_validity`, `dial_moment`.
     pub silence_timeout: Duration,
 
     /// Bytes around a reader's position within which a read is no seek, because the kernel reads ahead and out of order in
@@ -146,7 +148,9 @@ pub struct Policy {
     /// the current one is complete.
     pub open_offers: u32,
 
-    /// Connections being made at a time. Most addresses of a tracker do not answer, and each of those takes some seconds.
+    /// Addresses dialed in one [`Policy::dial_moment`], less those that answer in it. Most addresses of a tracker do not
+    /// answer, so with fewer a reader waits for the first that does. libtorrent dials as many a second; a burst of more
+    /// fills the connection tables of some home routers. Follows from it: `dial_slots`.
     pub dial_limit: u32,
 
     /// Metadata pieces requested from one peer at a time: bridges the round trip without overloading a peer.
@@ -162,9 +166,9 @@ impl Policy {
         match (need, phase) {
             (Need::Due | Need::Next, _) => Some(self.due_queue),
             (Need::Background, Phase::JustBlocked | Phase::Yielding) => None,
-            (Need::Speculative, Phase::JustBlocked) => Some(Duration::ZERO),
+            (Need::Speculative, Phase::JustBlocked) | (Need::Background, Phase::Seeking) => Some(Duration::ZERO),
             (_, Phase::Filling) => Some(self.filling_queue),
-            (_, Phase::Reading | Phase::JustBlocked | Phase::Yielding) => Some(self.reading_queue),
+            (_, _) => Some(self.reading_queue),
         }
     }
 
@@ -213,6 +217,20 @@ impl Policy {
         6 * self.silence_timeout
     }
 
+    /// Time in which an address that can be reached usually answers: after it, an attempt no longer keeps others from
+    /// beginning.
+    pub(super) fn dial_moment(&self) -> Duration {
+        self.silence_timeout / 10
+    }
+
+    /// Attempts that may have begun in the last [`Policy::dial_moment`] while `old` others are under way. Old ones cost a
+    /// router an entry each in its table, of which cheap ones have a thousand for all, so their number has a limit. Some
+    /// attempts remain for the addresses of a source that answers late.
+    pub(super) fn dial_slots(&self, old: usize) -> usize {
+        let (limit, most) = (self.dial_limit as usize, 4 * self.dial_limit as usize);
+        (limit * most.saturating_sub(old)).div_ceil(most.max(1))
+    }
+
     /// Time for which a measured base latency of so many seconds is valid. To measure it again idles the peer for some three
     /// latencies, so it lasts for at least three hundred: that costs one per cent.
     pub(super) fn base_validity(&self, latency: f64) -> Duration {
@@ -257,7 +275,7 @@ impl Default for Policy {
             filling_queue: Duration::from_millis(200),
             reading_queue: Duration::from_millis(25),
             due_queue: Duration::from_millis(250),
-            min_window: 3 * BLOCK,
+            first_window: 3 * BLOCK,
             rate_headroom: 1.25,
             refill_level: 0.75,
 
@@ -280,7 +298,7 @@ impl Default for Policy {
             slot_rate: 30_000,
             open_offers: 2,
 
-            dial_limit: 16,
+            dial_limit: 30,
 
             metadata_pipeline: 4,
             metadata_late: Duration::from_secs(3),

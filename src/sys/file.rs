@@ -211,6 +211,22 @@ pub fn create_anew(path: &Path) -> io::Result<File> {
     File::options().write(true).create_new(true).mode(0o600).open(path)
 }
 
+/// Creates a file for this user alone that has no name in `dir`, and ends with its last descriptor.
+pub fn create_unnamed(dir: &Path) -> io::Result<File> {
+    let mut options = File::options();
+    options.read(true).write(true).mode(0o600);
+    match options.clone().custom_flags(libc::O_TMPFILE).open(dir) {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EISDIR | libc::EINVAL)) => {}
+        opened => return opened,
+    }
+    // As some network filesystems need it.
+    let path = dir.join(format!("unnamed-{}", std::process::id()));
+    let _ = std::fs::remove_file(&path);
+    let file = options.create_new(true).open(&path)?;
+    std::fs::remove_file(&path)?;
+    Ok(file)
+}
+
 /// Opens a directory without following a symbolic link in its last component.
 pub fn open_dir(path: &Path) -> io::Result<File> {
     File::options().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_DIRECTORY).open(path)

@@ -52,6 +52,7 @@ impl<K: Copy> Fetch<K> {
                 Part::File(index, bytes) => {
                     // No part follows the last one, so it may continue beyond the run if the server sends more.
                     self.file(&mut blocks, index, bytes, if number == last { None } else { Some(run.end) }).await?;
+                    self.server.mark_file_working(index);
                 }
                 Part::Piece(piece, bytes) => self.piece(&mut blocks, piece, bytes).await?,
             }
@@ -98,13 +99,14 @@ impl<K: Copy> Fetch<K> {
                 if at >= end {
                     break;
                 }
-                let Some(mut chunk) = self.chunk(&mut answer.response).await? else { break };
+                let chunk = self.chunk(&mut answer.response).await.map_err(|why| Fault::retry_file(index, why))?;
+                let Some(mut chunk) = chunk else { break };
                 chunk.truncate(usize::try_from(end - at).unwrap_or(usize::MAX));
                 at += chunk.len() as u64;
                 self.deliver(blocks, chunk).await;
             }
             if at <= before || whole && at < bytes.end.min(end) {
-                return Err(Fault::retry("its answer ends too early"));
+                return Err(Fault::retry_file(index, "its answer ends too early"));
             }
             finish(answer.response).await;
         }
@@ -118,7 +120,7 @@ impl<K: Copy> Fetch<K> {
             if !lock(&self.queue).contains_start_in(blocks.pending()..end) && end - blocks.at() > MAX_DRAIN {
                 return Ok(());
             }
-            let Some(mut chunk) = self.chunk(&mut answer.response).await? else {
+            let Some(mut chunk) = self.chunk(&mut answer.response).await.map_err(Fault::retry)? else {
                 return Err(Fault::retry("its answer ends too early"));
             };
             chunk.truncate(usize::try_from(end - blocks.at()).unwrap_or(usize::MAX));
@@ -128,9 +130,10 @@ impl<K: Copy> Fetch<K> {
         Ok(())
     }
 
-    async fn chunk(&self, response: &mut Response) -> Result<Option<Bytes>, Fault> {
-        let chunk = timeout(STALL_LIMIT, response.chunk()).await.map_err(|_| Fault::retry("it stopped sending"))?;
-        let chunk = chunk.map_err(|error| Fault::retry(describe(&error)))?;
+    /// Returns the next bytes of a body, `None` at its end. An error says why it breaks off.
+    async fn chunk(&self, response: &mut Response) -> Result<Option<Bytes>, String> {
+        let chunk = timeout(STALL_LIMIT, response.chunk()).await.map_err(|_| "it stopped sending".to_owned())?;
+        let chunk = chunk.map_err(|error| describe(&error))?;
         if let Some(chunk) = &chunk {
             self.limits.down.take(chunk.len()).await;
         }

@@ -12,7 +12,10 @@
 //! - What a server lacks (a file that is missing, the end of one that is shorter there or served only from the start,
 //!   pieces that failed their hash) is remembered until the torrent is removed, and not offered when the connection is
 //!   next made. One file that differs does not affect the others.
-//! - A server that is busy or unreachable chokes us until it is time to try again.
+//! - A file that the server fails to deliver (an internal error, a body that breaks off) is not requested for a while;
+//!   requests for it are rejected meanwhile.
+//! - A server that is busy or unreachable, or fails to deliver one file after the other, chokes us until it is time to
+//!   try again.
 //!
 //! FTP is not supported. Whether and by which route a URL may be requested is decided by the [`HttpClient`], and
 //! whether the data is right by the swarm.
@@ -25,6 +28,7 @@
 //! | `server` | one server: redirects, checks of answers, what it lacks |
 //! | `head` | the head of an answer: which bytes its body holds |
 //! | `missing` | a set of byte ranges |
+//! | `pauses` | files that fail for now |
 //! | `fetch` | the download of one run of requests |
 //! | `task` | the connection: incoming messages, starting fetches, choke and unchoke |
 
@@ -32,6 +36,7 @@ mod blocks;
 mod fetch;
 mod head;
 mod missing;
+mod pauses;
 mod queue;
 mod server;
 mod task;

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use fixedbitset::FixedBitSet;
@@ -13,6 +13,7 @@ use tokio::time::timeout;
 
 use super::head::{Head, Placed, seconds, text};
 use super::missing::Missing;
+use super::pauses::{Consequence, Pauses};
 use super::url::{SeedKind, SeedUrl};
 use crate::http::{HttpClient, Purpose, RequestError};
 use crate::metainfo::{File, FileIndex, FileKind, Metainfo, OriginalPaths, PieceIndex};
@@ -46,6 +47,8 @@ pub(super) struct Fault {
 pub(super) enum Remedy {
     /// The server is busy or unreachable. Retry later, and not before the time that it specified.
     Retry(Option<Duration>),
+    /// The server fails to deliver this file. Others may be well.
+    RetryFile(FileIndex),
     /// The server does not have these bytes of the torrent.
     Missing(Range<u64>),
 }
@@ -53,6 +56,10 @@ pub(super) enum Remedy {
 impl Fault {
     pub(super) fn retry(why: impl Into<String>) -> Self {
         Self { why: why.into(), remedy: Remedy::Retry(None) }
+    }
+
+    pub(super) fn retry_file(file: FileIndex, why: impl Into<String>) -> Self {
+        Self { why: why.into(), remedy: Remedy::RetryFile(file) }
     }
 
     fn missing(why: impl Into<String>, bytes: Range<u64>) -> Self {
@@ -88,9 +95,11 @@ pub(super) enum Availability {
 pub(super) struct Server {
     metainfo: Arc<Metainfo>,
     /// Made when the first file is requested; shared by the web seeds of a torrent.
-    paths: Arc<OnceLock<OriginalPaths>>,
+    paths: Arc<OnceLock<Option<OriginalPaths>>>,
     url: SeedUrl,
     http: HttpClient,
+    /// Number of files that are requested: neither empty nor padding.
+    wanted_files: usize,
     state: Mutex<State>,
 }
 
@@ -110,6 +119,8 @@ struct State {
     no_ranges: bool,
     /// Why the server cannot be used now.
     failing: Option<String>,
+    /// Files that it cannot deliver now.
+    pauses: Pauses,
     /// Why the server does not have some bytes; only the first reason.
     missing_reason: Option<String>,
 }
@@ -117,11 +128,12 @@ struct State {
 impl Server {
     pub(super) fn new(
         metainfo: Arc<Metainfo>,
-        paths: Arc<OnceLock<OriginalPaths>>,
+        paths: Arc<OnceLock<Option<OriginalPaths>>>,
         url: SeedUrl,
         http: HttpClient,
     ) -> Self {
-        Self { metainfo, paths, url, http, state: Mutex::default() }
+        let wanted_files = metainfo.layout.files().iter().filter(|file| file.len > 0 && !file.is_pad()).count();
+        Self { metainfo, paths, url, http, wanted_files, state: Mutex::default() }
     }
 
     pub(super) fn metainfo(&self) -> &Metainfo {
@@ -138,7 +150,12 @@ impl Server {
 
     pub(super) fn fault(&self) -> Option<String> {
         let state = self.state();
-        state.failing.clone().or_else(|| state.missing_reason.clone())
+        let paused = || state.pauses.fault().map(|(file, why)| format!("{} fails: {why}", self.shown_name(file)));
+        state.failing.clone().or_else(paused).or_else(|| state.missing_reason.clone())
+    }
+
+    fn shown_name(&self, file: FileIndex) -> String {
+        printable(self.metainfo.layout.file(file).map_or("", name).as_bytes(), 200)
     }
 
     /// Returns the pieces that the server offers; `None` if there are none.
@@ -159,6 +176,14 @@ impl Server {
     /// Returns whether the server lacks any of these bytes of the torrent.
     pub(super) fn is_missing(&self, bytes: &Range<u64>) -> bool {
         self.state().missing.touches(bytes)
+    }
+
+    /// Returns whether any of these bytes of the torrent belong to a file that is not to be requested now.
+    pub(super) fn is_paused(&self, bytes: &Range<u64>) -> bool {
+        let state = self.state();
+        let now = Instant::now();
+        !state.pauses.is_empty()
+            && self.metainfo.layout.extents(bytes.clone()).any(|(file, _)| state.pauses.is_paused(now, file))
     }
 
     pub(super) fn has_ranges(&self) -> bool {
@@ -206,6 +231,30 @@ impl Server {
             tracing::warn!(seed = %self.url, "web seed fails: {why}; retrying in {:.0} s", wait.as_secs_f64());
         } else {
             tracing::debug!(seed = %self.url, ?wait, "web seed still fails: {why}");
+        }
+    }
+
+    /// Records that a file failed. Logged as a warning the first time.
+    pub(super) fn mark_file_failing(&self, file: FileIndex, why: &str) -> Consequence {
+        let mut state = self.state();
+        let known = state.pauses.fault().is_some();
+        let consequence = state.pauses.failed(Instant::now(), file, self.wanted_files, why);
+        drop(state);
+        if let Consequence::Pause(wait) = consequence {
+            let (name, wait) = (self.shown_name(file), wait.as_secs_f64());
+            if known {
+                tracing::debug!(seed = %self.url, "web seed fails for {name}: {why}; retrying in {wait:.0} s");
+            } else {
+                tracing::warn!(seed = %self.url, "web seed fails for {name}: {why}; retrying in {wait:.0} s");
+            }
+        }
+        consequence
+    }
+
+    /// Records that bytes of a file came.
+    pub(super) fn mark_file_working(&self, file: FileIndex) {
+        if self.state().pauses.delivered(file) {
+            tracing::info!(seed = %self.url, "web seed delivers {} again", self.shown_name(file));
         }
     }
 
@@ -282,7 +331,8 @@ impl Server {
     /// Returns the URLs of a file: with the path as it is in the torrent, byte for byte, and with the displayed one.
     fn urls_of(&self, index: FileIndex, file: &File) -> (Option<Url>, Option<Url>) {
         let layout = &self.metainfo.layout;
-        let original = self.paths.get_or_init(|| self.metainfo.original_paths()).of(index);
+        let paths = self.paths.get_or_init(|| self.metainfo.original_paths().ok());
+        let original = paths.as_ref().and_then(|paths| paths.of(index));
         let original = original.filter(|path| path.len() == file.path.len()).map(|mut path| {
             for (part, displayed) in path.iter_mut().zip(&file.path) {
                 // In a URL such a component would lead elsewhere, however it is encoded.
@@ -306,6 +356,7 @@ impl Server {
         let missing = |why: String| Fault::missing(why, file.range());
         let (response, redirected) = self.get(url, Some(bytes)).await.map_err(|failure| match failure {
             RequestFailure::Retry(why) => Fault::retry(why),
+            RequestFailure::Silent => Fault::retry_file(index, RequestFailure::SILENT),
             RequestFailure::Permanent(why) => missing(why),
         })?;
         let head = Head::of(&response);
@@ -313,7 +364,12 @@ impl Server {
             StatusCode::PARTIAL_CONTENT | StatusCode::OK => head.place(bytes, file.len, name(file)).map_err(missing)?,
             status if is_temporary(status) => {
                 let after = text(response.headers(), RETRY_AFTER).and_then(seconds);
-                return Err(Fault { why: format!("it answers {status}"), remedy: Remedy::Retry(after) });
+                let why = format!("it answers {status}");
+                // A client error, such as too many requests, is about us. A server error may be about the file.
+                return Err(match after {
+                    None if status.is_server_error() => Fault::retry_file(index, why),
+                    after => Fault { why, remedy: Remedy::Retry(after) },
+                });
             }
             status => match head.unsatisfied() {
                 Some(len) if len < file.len => return Err(shorter(len, file)),
@@ -359,6 +415,7 @@ impl Server {
         let url = self.url.of_piece(&self.metainfo.info_hash, piece, (!whole).then_some(bytes));
         let (mut response, _) = self.get(url, None).await.map_err(|failure| match failure {
             RequestFailure::Retry(why) => Fault::retry(why),
+            RequestFailure::Silent => Fault::retry(RequestFailure::SILENT),
             RequestFailure::Permanent(why) => Fault::missing(why, 0..self.metainfo.layout.lengths().total()),
         })?;
         match response.status() {
@@ -400,7 +457,7 @@ impl Server {
                 Err(RequestFailure::Permanent(error.to_string()))
             }
             Ok(Err(error)) => Err(RequestFailure::Retry(error.to_string())),
-            Err(_) => Err(RequestFailure::Retry("no answer in time".into())),
+            Err(_) => Err(RequestFailure::Silent),
         }
     }
 }
@@ -408,7 +465,13 @@ impl Server {
 /// The reason why there is no response.
 enum RequestFailure {
     Retry(String),
+    /// The server accepted the request and does not answer.
+    Silent,
     Permanent(String),
+}
+
+impl RequestFailure {
+    const SILENT: &str = "no answer in time";
 }
 
 /// Returns the fault of a file that is shorter on the server.
@@ -432,147 +495,4 @@ fn is_temporary(status: StatusCode) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::metainfo::{InfoHash, Layout, Lengths, PieceHashes};
-    use proptest::prelude::*;
-
-    /// Returns a server of a torrent with files of these sizes. A negative size stands for a pad file.
-    fn server(kind: SeedKind, sizes: &[i64], piece_len: u64) -> Option<Server> {
-        let mut offset = 0;
-        let files = sizes.iter().enumerate().map(|(n, len)| {
-            let kind = if *len < 0 { FileKind::Pad } else { FileKind::Regular { executable: false } };
-            let file = File { path: vec!["t".into(), n.to_string()], offset, len: len.unsigned_abs(), kind };
-            offset += file.len;
-            file
-        });
-        let files: Vec<File> = files.collect();
-        let lengths = Lengths::new(offset, piece_len).ok()?;
-        let metainfo = Metainfo {
-            info_hash: InfoHash([0; 20]),
-            name: "t".into(),
-            private: false,
-            trackers: Vec::new(),
-            web_seeds: Vec::new(),
-            http_seeds: Vec::new(),
-            nodes: Vec::new(),
-            creation_date: None,
-            comment: None,
-            created_by: None,
-            source: None,
-            hashes: PieceHashes::v1(vec![0; 20 * lengths.pieces() as usize]),
-            layout: Layout::new(lengths, files).into(),
-            info: Bytes::new(),
-        };
-        let url = SeedUrl::parse(kind, "http://127.0.0.1/").unwrap();
-        Some(Server::new(Arc::new(metainfo), Arc::default(), url, HttpClient::new().unwrap()))
-    }
-
-    #[test]
-    fn parts_end_with_files_and_pads_are_not_requested() {
-        let server = server(SeedKind::Files, &[10, -6, 0, 20], 16).unwrap();
-        let parts = server.parts(&(4..30));
-        assert_eq!(parts, [Part::File(FileIndex(0), 4..10), Part::Zeros(6), Part::File(FileIndex(3), 0..14)]);
-    }
-
-    #[test]
-    fn missing_bytes_are_not_offered_again() {
-        let server = server(SeedKind::Files, &[100, 100, 100], 50).unwrap();
-        assert!(matches!(server.availability(), Some(Availability::All)) && server.fault().is_none());
-        server.mark_missing(100..200, "it answers 404");
-        let Some(Availability::Some(bits)) = server.availability() else { panic!("no bitfield") };
-        assert_eq!(bits[..], [0b1100_1100]);
-        assert!(server.is_missing(&(199..250)) && server.is_missing(&(0..101)));
-        assert!(!server.is_missing(&(0..100)) && !server.is_missing(&(200..201)));
-        server.mark_missing(150..200, "once more");
-        assert!(server.is_missing(&(120..130)) && server.is_missing(&(160..170)));
-        server.mark_missing(0..100, "it answers 404");
-        server.mark_missing(200..300, "it answers 404");
-        assert!(server.availability().is_none());
-        assert_eq!(server.fault().as_deref(), Some("it answers 404"));
-    }
-
-    #[test]
-    fn bad_pieces_cost_a_file_only_when_they_repeat() {
-        // Pieces of 50 bytes: the third and the fifth belong to two files.
-        let server = server(SeedKind::Files, &[120, 120, 1000], 50).unwrap();
-        let mark = |piece| server.mark_bad(server.metainfo.layout.lengths().piece(piece).unwrap());
-        let has = || match server.availability() {
-            Some(Availability::Some(bits)) => format!("{:08b}", bits[0]),
-            _ => panic!("no bitfield"),
-        };
-        mark(3);
-        assert_eq!(has(), "11101111");
-        // Of two files, nobody knows which is wrong.
-        mark(4);
-        mark(2);
-        assert_eq!(has(), "11000111");
-        mark(0);
-        assert_eq!(has(), "01000111");
-        mark(1);
-        assert_eq!(has(), "00000111");
-        assert_eq!(server.fault().as_deref(), Some("its 1 does not have the torrent's hash"));
-    }
-
-    #[test]
-    fn a_server_with_too_many_bad_pieces_is_given_up() {
-        let server = server(SeedKind::Files, &[1; 1000], 1).unwrap();
-        for piece in 0..MAX_BAD {
-            assert!(server.availability().is_some());
-            server.mark_bad(server.metainfo.layout.lengths().piece(piece).unwrap());
-        }
-        assert!(server.availability().is_none());
-    }
-
-    #[test]
-    fn a_failure_is_cleared_when_the_server_works() {
-        let server = server(SeedKind::Files, &[100], 50).unwrap();
-        server.mark_failing("it answers 503", Duration::from_secs(1));
-        assert_eq!(server.fault().as_deref(), Some("it answers 503"));
-        server.mark_working();
-        assert_eq!(server.fault(), None);
-    }
-
-    proptest! {
-        #[test]
-        fn parts_cover_the_run_exactly(
-            sizes in proptest::collection::vec(-30i64..60, 1..12),
-            piece_len in 1u64..64,
-            start in 0u64..300,
-            len in 1u64..200,
-        ) {
-            let Some(files) = server(SeedKind::Files, &sizes, piece_len) else { return Ok(()) };
-            let layout = &files.metainfo.layout;
-            let run = start..(start + len).min(layout.lengths().total());
-            prop_assume!(!run.is_empty());
-            let mut at = run.start;
-            for part in files.parts(&run) {
-                at += match part {
-                    Part::Zeros(len) => {
-                        let is_pad = |index| layout.file(index).unwrap().kind == FileKind::Pad;
-                        prop_assert!(layout.extents(at..at + len).all(|(index, _)| is_pad(index)));
-                        len
-                    }
-                    Part::File(index, bytes) => {
-                        let file = layout.file(index).unwrap();
-                        prop_assert_eq!(file.offset + bytes.start, at);
-                        prop_assert!(bytes.end <= file.len && file.kind != FileKind::Pad);
-                        bytes.end - bytes.start
-                    }
-                    Part::Piece(..) => unreachable!(),
-                };
-            }
-            prop_assert_eq!(at, run.end);
-            prop_assert!(files.run_limit(run.start) > run.start);
-
-            let script = server(SeedKind::Script, &sizes, piece_len).unwrap();
-            let lengths = script.metainfo.layout.lengths();
-            let limit = script.run_limit(run.start);
-            let piece = lengths.piece_at(run.start).unwrap();
-            prop_assert_eq!(limit, lengths.range_of(piece).end);
-            let offset = lengths.offset_of(piece);
-            let bytes = (run.start - offset) as u32..(limit - offset) as u32;
-            prop_assert_eq!(script.parts(&(run.start..limit)), [Part::Piece(piece, bytes)]);
-        }
-    }
-}
+mod tests;

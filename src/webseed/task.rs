@@ -10,6 +10,7 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
 use super::fetch::Fetch;
+use super::pauses::{Consequence, wait_after};
 use super::queue::{FetchId, Queue};
 use super::server::{Availability, Fault, Remedy, Server};
 use super::url::SeedKind;
@@ -28,10 +29,6 @@ const MAX_SCRIPT_FETCHES: usize = 2;
 const MAX_QUEUE: usize = 2_000;
 /// Pieces rejected because the server lacks them, after which the connection is made anew to announce the right pieces.
 const MAX_MISSING: usize = 32;
-/// Wait after the second consecutive failure; it doubles with each further one. The first failure is retried at once.
-const FIRST_WAIT: Duration = Duration::from_secs(1);
-/// Maximum to which the wait doubles, so that a server which is back is used again within minutes.
-const LONGEST_WAIT: Duration = Duration::from_secs(300);
 /// Interval of keep-alive messages: half of the two minutes that BEP 3 allows.
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
 
@@ -147,7 +144,7 @@ impl<K: Copy + Send + Sync + 'static> Task<K> {
             return reject;
         }
         let mut requests = lock(&self.requests);
-        if self.paused_until.is_some() || requests.len() >= MAX_QUEUE {
+        if self.paused_until.is_some() || requests.len() >= MAX_QUEUE || self.fetch.server.is_paused(&bytes) {
             return reject;
         }
         requests.push(bytes.start, request);
@@ -199,6 +196,18 @@ impl<K: Copy + Send + Sync + 'static> Task<K> {
             }
             Ok(()) => self.on_failure("its answer is incomplete".into(), None, Some(&run)),
             Err(Fault { why, remedy: Remedy::Retry(after) }) => self.on_failure(why, after, Some(&run)),
+            Err(Fault { why, remedy: Remedy::RetryFile(file) }) => {
+                match self.fetch.server.mark_file_failing(file, &why) {
+                    Consequence::Again => Vec::new(),
+                    Consequence::Whole => self.on_failure(why, None, Some(&run)),
+                    Consequence::Pause(_) => {
+                        let layout = &self.fetch.server.metainfo().layout;
+                        let bytes = layout.file(file).map_or(0..0, |file| file.range());
+                        // The swarm asks again, and until the pause is over gets the same answer.
+                        lock(&self.requests).take_touching(&bytes).into_iter().map(Message::Reject).collect()
+                    }
+                }
+            }
             Err(Fault { why, remedy: Remedy::Missing(bytes) }) => {
                 self.fetch.server.mark_missing(bytes.clone(), &why);
                 let requests = lock(&self.requests).take_touching(&bytes);
@@ -216,10 +225,7 @@ impl<K: Copy + Send + Sync + 'static> Task<K> {
             tracing::debug!(seed = %self.fetch.server.url(), ?run, "web seed is retried: {why}");
             return Vec::new();
         }
-        let wait = after.unwrap_or_else(|| {
-            let doubled = FIRST_WAIT * (1 << self.failures.saturating_sub(2).min(10));
-            doubled.min(LONGEST_WAIT).mul_f64(rand::random_range(0.75..1.25))
-        });
+        let wait = after.or_else(|| wait_after(self.failures.max(2))).unwrap_or_default();
         self.fetch.server.mark_failing(&why, wait);
         self.paused_until = Some(Instant::now() + wait);
         // Aborts the fetches.

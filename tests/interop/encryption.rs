@@ -55,16 +55,18 @@ fn transmission_requires_encryption() {
     let mut lab = Lab::new();
     let data = noise(LEN, 2);
     let torrent = lab.publish("film.bin", &data, 18);
-    let _seeder = Process::start(
-        Command::new("transmission-cli")
-            .arg("-g")
-            .arg(lab.path("transmission"))
-            .args(["-er", "-M", "-v", "-U", "-D", "-p", &free_port().to_string(), "-w"])
-            .args([&lab.path("payload"), &torrent])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null()),
-    );
-    wait_until("transmission announces itself", LIMIT, || lab.scrape() != (0, 0));
+    let start = || {
+        Process::start(
+            Command::new("transmission-cli")
+                .arg("-g")
+                .arg(lab.path("transmission"))
+                .args(["-er", "-M", "-v", "-U", "-D", "-p", &free_port().to_string(), "-w"])
+                .args([&lab.path("payload"), &torrent])
+                .stdout(Stdio::null())
+                .stderr(Stdio::null()),
+        )
+    };
+    let _seeder = start_until_known(start, || lab.scrape() != (0, 0));
     let mount = lab.mount("m", &torrent, &["--read-timeout", "30s"]);
     assert!(mount.read("film.bin") == data);
     mount.stop();

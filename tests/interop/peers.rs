@@ -31,9 +31,8 @@ fn transfers_both_ways(program: &str, connects: Connects, client: Client) {
     let mut lab = Lab::new();
     let data = noise(LEN, 1);
     let torrent = lab.publish("film.bin", &data, 18);
-    let seeder = client(&lab, &lab.path("payload"), &torrent);
     // Trackers are asked every half hour, so a peer that started first learns of others only by their connections.
-    wait_until(&format!("{program} announces itself"), LIMIT, || lab.scrape() != (0, 0));
+    let seeder = start_until_known(|| client(&lab, &lab.path("payload"), &torrent), || lab.scrape() != (0, 0));
     let mut mount = lab.mount("m", &torrent, &["--read-timeout", "60s"]);
     assert!(mount.read("film.bin") == data, "{program} has uploaded other bytes");
     drop(seeder);
@@ -46,8 +45,7 @@ fn transfers_both_ways(program: &str, connects: Connects, client: Client) {
     } else {
         mount.stop();
         let (_, before) = lab.scrape();
-        _leech = client(&lab, &leech_dir, &torrent);
-        wait_until(&format!("{program} announces itself"), LIMIT, || lab.scrape().1 > before);
+        _leech = start_until_known(|| client(&lab, &leech_dir, &torrent), || lab.scrape().1 > before);
         mount = lab.mount("m", &torrent, &[]);
     }
     wait_until(&format!("{program} downloads from us; {}", mount.log()), LIMIT, || {

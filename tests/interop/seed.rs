@@ -73,14 +73,16 @@ fn five_leechers_of_four_programs_complete_after_the_seeder_has_left() {
     };
     // Transmission does not connect to loopback addresses. It starts first, so that the others connect to it.
     let config = lab.path("transmission-config");
-    let _transmission = quiet(
-        Command::new("transmission-cli")
-            .arg("-g")
-            .arg(config)
-            .args(["-M", "-U", "-D", "-p", &free_port().to_string(), "-w"])
-            .args([&out("transmission"), &torrent]),
-    );
-    wait_until("transmission announces itself", LIMIT, || tracker.peers().1 == 1);
+    let start = || {
+        quiet(
+            Command::new("transmission-cli")
+                .arg("-g")
+                .arg(&config)
+                .args(["-M", "-U", "-D", "-p", &free_port().to_string(), "-w"])
+                .args([&out("transmission"), &torrent]),
+        )
+    };
+    let _transmission = start_until_known(start, || tracker.peers().1 == 1);
     let mut seeder = seed(
         &lab.path("seeder"),
         &["--bind", "127.0.0.2", "--upload-limit", "2MiB"],

@@ -14,7 +14,7 @@ fn two_of_three_stop(settings: &[&str]) {
     if !can_run(&["opentracker", "mktorrent", "libtorrent"]) {
         return;
     }
-    let _turn = turn();
+    let _turn = lone_turn();
     let mut lab = Lab::new();
     let data = noise(LEN, 4);
     let torrent = lab.publish("film.bin", &data, 18);

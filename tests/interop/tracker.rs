@@ -45,14 +45,16 @@ fn clients_meet(scheme: &str) {
 
     // Transmission does not connect to loopback addresses, so the mount has to connect to it.
     let (save, config) = (lab.path("transmission"), lab.path("config"));
-    let transmission = Process::start(
-        Command::new("transmission-cli")
-            .args(["-M", "-v", "-U", "-D", "-p", &free_port().to_string(), "-g", config.to_str().unwrap(), "-w"])
-            .args([save.to_str().unwrap(), file])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null()),
-    );
-    wait_until("transmission announces itself", LONG, || tracker.peers() == (1, 1));
+    let start = || {
+        Process::start(
+            Command::new("transmission-cli")
+                .args(["-M", "-v", "-U", "-D", "-p", &free_port().to_string(), "-g", config.to_str().unwrap(), "-w"])
+                .args([save.to_str().unwrap(), file])
+                .stdout(Stdio::null())
+                .stderr(Stdio::null()),
+        )
+    };
+    let transmission = start_until_known(start, || tracker.peers() == (1, 1));
     let mount = lab.mount("m", &torrent, &[]);
     assert!(mount.read("film.bin") == data, "{}", mount.log());
     wait_until("transmission is complete", LONG, || fs::read(save.join("film.bin")).is_ok_and(|got| got == data));

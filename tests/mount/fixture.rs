@@ -96,7 +96,7 @@ pub fn torrent(name: &str, parts: Vec<FakeFile>) -> Arc<FakeContent> {
         source: None,
         layout: Layout::new(Lengths::new(offset, 16 * 1024).unwrap(), files).into(),
         hashes: PieceHashes::v1(Vec::new()),
-        info: Bytes::new(),
+        info: Bytes::new().into(),
     };
     Arc::new(FakeContent {
         metainfo,

@@ -13,8 +13,8 @@ use crate::support::*;
 const LIMIT: Duration = Duration::from_secs(60);
 /// The memory that a mount may use whatever servers send.
 const MAX_RSS_MIB: u64 = 150;
-/// After so many bytes from all servers, the program has shown how it copes. The servers pause then, because they would
-/// take all of the processor.
+/// After so many bytes from all servers, the program has shown how it copes. The servers then keep their connections open
+/// and send nothing, because they would take all of the processor.
 const ENOUGH: u64 = 512 << 20;
 /// Torrents that use all servers at the same time.
 const TORRENTS: usize = 4;
@@ -41,7 +41,7 @@ fn answer(mut stream: TcpStream, start: &[u8], more: &[u8], sent: &AtomicU64) ->
     loop {
         stream.write_all(more)?;
         if sent.fetch_add(more.len() as u64, Ordering::Relaxed) > ENOUGH {
-            std::thread::sleep(Duration::from_millis(500));
+            std::thread::sleep(LIMIT);
         }
     }
 }

@@ -12,6 +12,7 @@ mod hostile_http;
 mod http;
 mod large_pieces;
 mod many;
+mod many_pieces;
 mod passthrough;
 mod process;
 mod queue;

@@ -27,7 +27,7 @@ const LONG: Duration = Duration::from_secs(60);
 const PIECE_LEN: usize = 32 << 10;
 
 /// Makes the `.torrent` file of a single file with these piece hashes.
-fn torrent_of(name: &str, len: usize, piece_len: usize, pieces: &[u8], announce: Option<&str>) -> Vec<u8> {
+pub(crate) fn torrent_of(name: &str, len: usize, piece_len: usize, pieces: &[u8], announce: Option<&str>) -> Vec<u8> {
     let announce = announce.map_or(String::new(), |url| format!("8:announce{}:{url}", url.len()));
     let info =
         format!("6:lengthi{len}e4:name{}:{name}12:piece lengthi{piece_len}e6:pieces{}:", name.len(), pieces.len());
@@ -426,7 +426,7 @@ impl CountingTracker {
 }
 
 /// Returns the resident memory in KiB and the processor time of a process.
-fn usage(pid: u32) -> (u64, Duration) {
+pub(crate) fn usage(pid: u32) -> (u64, Duration) {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
     let resident = resident.trim().trim_end_matches(" kB").parse().unwrap();

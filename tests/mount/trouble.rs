@@ -336,7 +336,7 @@ fn a_small_cache_reads_a_large_torrent() {
     }
     let _turn = turn();
     let mut lab = Lab::new();
-    let data = noise(1 << 30, 11);
+    let data = noise(512 << 20, 11);
     let torrent = lab.publish("film.bin", &data, 20);
     let _seeder = lab.libtorrent("seed", 2, 0, &lab.path("payload"), &torrent);
     let mount = lab.mount("m", &torrent, &["-v", "--cache-size", "64MiB"]);

@@ -252,3 +252,40 @@ async fn a_stopped_session_has_released_its_cache() {
     programs.join().unwrap();
     assert_eq!(readers[0].1.read(5, 100).await, Err(ReadError::Closed));
 }
+
+#[tokio::test]
+async fn the_hashes_of_an_idle_torrent_leave_memory_and_come_back() {
+    // Enough pieces for a metainfo of more than a block of the disk.
+    let data: Vec<u8> = (0..300 << 14u32).map(|n: u32| (n ^ (n >> 9)) as u8).collect();
+    let (hashes, len) = hash_pieces(&data[..], 1 << 14).unwrap();
+    let file = NewFile { path: Vec::new(), len, kind: FileKind::Regular { executable: false } };
+    let torrent =
+        NewTorrent { name: "film.bin".into(), piece_len: 1 << 14, files: vec![file], ..NewTorrent::default() };
+    let (data, metainfo) = (Arc::new(data), Metainfo::parse(&torrent.build(&hashes).unwrap()).unwrap());
+    let dir = tempfile::tempdir().unwrap();
+    let peer = fake::peer("127.0.0.1", &metainfo, &data, Behaviour::Honest);
+    let lab = start(dir.path(), &metainfo, Duration::from_secs(60), &[&peer]).await;
+    let info = lab.torrent.metainfo().info.clone();
+    assert_eq!(info.resident(), None, "nobody has read anything");
+    assert_eq!(*lab.open().read(1_000_000, 100_000).await.unwrap(), data[1_000_000..1_100_000]);
+    assert!(info.resident().is_some(), "pieces were checked");
+
+    // Disconnects.
+    lab.torrent.set_paused(true).await;
+    let begun = std::time::Instant::now();
+    while info.resident().is_some() {
+        assert!(begun.elapsed() < Duration::from_secs(120), "still in memory");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    // What is here needs no hash.
+    assert_eq!(*lab.open().read(1_050_000, 1_000).await.unwrap(), data[1_050_000..1_051_000]);
+    assert_eq!(info.resident(), None);
+    lab.torrent.verify();
+    while lab.torrent.verification().is_none_or(|state| state.running) {
+        assert!(begun.elapsed() < Duration::from_secs(120), "still checking");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(info.resident().is_some());
+    assert_eq!(lab.torrent.verification().unwrap().bad, 0);
+    lab.session.remove(&lab.torrent).await;
+}

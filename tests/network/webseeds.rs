@@ -5,7 +5,7 @@ use std::fs;
 use std::io::Write;
 use std::net::TcpStream;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -356,6 +356,92 @@ async fn retry_after_is_respected() {
     assert_eq!(driver.check(&data), data.len());
     // The fault is cleared when the last answer has ended, just after its last block.
     wait_until("the fault is cleared", LONG, || driver.seed.fault().is_none());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_fails_on_the_server_pauses_alone() {
+    // Each way in which a file fails, and what the status says about it. The arguments are the requested bytes.
+    type Answer = fn(usize, usize, &mut TcpStream) -> std::io::Result<bool>;
+    let cases: [(&str, Answer); 4] = [
+        ("it answers 500 Internal Server Error", |_, _, stream| respond_empty(stream, "500 Internal Server Error")),
+        ("it answers 503 Service Unavailable", |_, _, stream| respond_empty(stream, "503 Service Unavailable")),
+        ("its answer ends too early", |from, end, stream| {
+            // A body without a length that ends at once.
+            let range = content_range(from, end, 200_000);
+            write!(stream, "HTTP/1.1 206 Partial Content\r\n{range}Connection: close\r\n\r\n").map(|()| false)
+        }),
+        ("", |from, end, stream| {
+            write_head(stream, "206 Partial Content", &content_range(from, end, 200_000), end - from)?;
+            stream.write_all(&[7; 100]).map(|()| false)
+        }),
+    ];
+    for (why, answer) in cases {
+        let (metainfo, data) = torrent(&[("a", 196_608), ("b", 200_000), ("c", 300_000)], 65_536);
+        let files: Vec<(u64, u64)> =
+            metainfo.layout.files().iter().map(|file| (file.range().start, file.range().end)).collect();
+        let (bytes, ranges, broken) = (data.clone(), files.clone(), Arc::new(AtomicBool::new(true)));
+        let is_broken = broken.clone();
+        let server = FakeServer::start(move |request, stream| {
+            let file = match request.path.as_str() {
+                "/t/b" if is_broken.load(Ordering::Relaxed) => {
+                    let (from, to) = request.range.unwrap();
+                    return answer(from as usize, (to as usize + 1).min(200_000), stream);
+                }
+                "/t/a" => ranges[0],
+                "/t/b" => ranges[1],
+                _ => ranges[2],
+            };
+            serve_range(request, stream, &bytes[file.0 as usize..file.1 as usize])
+        });
+        let mut driver = Driver::files(metainfo, &format!("{}/", server.url));
+        driver.until(|driver| !driver.choked).await;
+        driver.request_all();
+        driver.wait_for_answers().await;
+        assert!(!driver.choked && driver.closed.is_none(), "{why}: the whole server is paused");
+        let fault = driver.seed.fault().unwrap();
+        assert!(fault.starts_with("b fails: ") && fault.contains(why), "{fault}");
+        let rejected = driver.rejected.len();
+        assert!(rejected > 0 && driver.rejected.iter().all(|request| (3..=6).contains(&request.piece)), "{why}");
+        assert_eq!(driver.check(&data), data.len() - rejected * 16_384);
+        // A paused file costs the server no requests.
+        let requests = |server: &FakeServer| server.requests().iter().filter(|one| one.path == "/t/b").count();
+        let before = requests(&server);
+        let (from, to) = (files[1].0 + 65_536, files[1].0 + 131_072);
+        driver.request(driver.blocks_in(from, to));
+        driver.wait_for_answers().await;
+        assert_eq!(requests(&server), before, "{why}");
+        // Once the server has it again, so have we.
+        broken.store(false, Ordering::Relaxed);
+        driver.blocks.clear();
+        let begun = Instant::now();
+        while driver.blocks.is_empty() {
+            assert!(begun.elapsed() < LONG, "{why}: it is never requested again");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            driver.request(driver.blocks_in(from, to));
+            driver.wait_for_answers().await;
+        }
+        driver.check(&data);
+        wait_until("the fault is cleared", LONG, || driver.seed.fault().is_none());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_pauses_whole_if_it_says_so_or_delivers_no_file() {
+    for headers in ["Retry-After: 1\r\n", ""] {
+        let (metainfo, data) = torrent(&[("a", 196_608), ("b", 200_000)], 65_536);
+        let bytes = data.clone();
+        let server = FakeServer::start(move |request, stream| match request.path.as_str() {
+            // With a time given by the server for one of its files, the other is not requested either.
+            "/t/a" if !headers.is_empty() => serve_range(request, stream, &bytes[..196_608]),
+            _ => write_head(stream, "503 Service Unavailable", headers, 0).map(|()| true),
+        });
+        let mut driver = Driver::files(metainfo, &format!("{}/", server.url));
+        driver.until(|driver| !driver.choked).await;
+        driver.request_all();
+        driver.until(|driver| driver.choked && driver.outstanding == 0).await;
+        assert_eq!(driver.seed.fault().unwrap(), "it answers 503 Service Unavailable");
+        driver.check(&data);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

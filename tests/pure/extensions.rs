@@ -3,18 +3,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use fixedbitset::FixedBitSet;
 use rand::RngExt;
-use torrentfs::metainfo::{InfoHash, Lengths};
+use torrentfs::metainfo::{InfoHash, InfoSource, Lengths, RawInfo};
 use torrentfs::swarm::{
     Action, Config, Direction, DisconnectReason, Event, NewPeer, PeerKey, PeerSource, Policy, Swarm,
 };
 use torrentfs::wire::{
-    ExtensionHandshake, Holepunch, METADATA_PIECE_LEN, Message, PeerId, Pex, PexFlags, UT_HOLEPUNCH, UT_METADATA,
-    UT_PEX,
+    ExtensionHandshake, Holepunch, METADATA_PIECE_LEN, Message, MetadataMessage, PeerId, Pex, PexFlags, UT_HOLEPUNCH,
+    UT_METADATA, UT_PEX,
 };
 
 use crate::simulation::overlay::{Overlay, Sent};
@@ -49,7 +51,8 @@ fn sent(swarm: &mut Swarm) -> Vec<Message> {
 #[test]
 fn a_connection_starts_with_our_pieces_then_our_extensions_then_our_dht_port() {
     let (now, lengths) = (Instant::now(), Lengths::new(1 << 20, 1 << 18).unwrap());
-    let mut swarm = Swarm::new(Config { metadata: metadata(0, 500), ..config(lengths, 1) }, FixedBitSet::new(), now);
+    let mut swarm =
+        Swarm::new(Config { metadata: metadata(0, 500).into(), ..config(lengths, 1) }, FixedBitSet::new(), now);
     let addr = Overlay::public(1);
     let new = NewPeer::new(PeerKey(1), addr, Direction::Incoming, PeerId([1; 20]));
     swarm.handle(now, Event::Connected(NewPeer { our_port: 7_000, our_dht_port: Some(7_001), ..new }));
@@ -61,10 +64,11 @@ fn a_connection_starts_with_our_pieces_then_our_extensions_then_our_dht_port() {
     assert_eq!((ours.port, ours.metadata_size, ours.your_ip), (Some(7_000), Some(500), Some(addr.ip())));
     assert_eq!(ours.extensions.keys().collect::<Vec<_>>(), [UT_HOLEPUNCH, UT_METADATA, UT_PEX]);
     assert!(!ours.upload_only);
-    // Without the extension protocol there is no handshake for it, and without a DHT node no port.
+    // Without the extension protocol there is no handshake for it, and without a DHT node no port. Without the fast
+    // extension a keep-alive states that no bitfield follows.
     let new = NewPeer::new(PeerKey(2), Overlay::public(2), Direction::Incoming, PeerId([2; 20]));
     swarm.handle(now, Event::Connected(NewPeer { extended: false, fast: false, ..new }));
-    assert_eq!(sent(&mut swarm), []);
+    assert_eq!(sent(&mut swarm), [Message::KeepAlive]);
     swarm.handle(now, Event::Message(PeerKey(2), Message::Port(9)));
     assert_eq!(swarm.poll(), Some(Action::AddDhtNode(SocketAddr::new(Overlay::public(2).ip(), 9))));
 }
@@ -221,7 +225,7 @@ fn metadata_arrives_from_liars_and_honest_peers() {
                     metadata(host as u8, len + longer * 900)
                 }
             };
-            overlay.add_swarm(addr, |config| config.metadata = content);
+            overlay.add_swarm(addr, |config| config.metadata = content.into());
             if hidden.contains(&host) {
                 continue;
             }
@@ -236,6 +240,72 @@ fn metadata_arrives_from_liars_and_honest_peers() {
         let mut banned = overlay.hosts[resolver].closed.iter().filter(|(_, reason)| *reason == DisconnectReason::Liar);
         assert!(banned.all(|(addr, _)| liars.contains(addr)), "an honest peer was banned");
     });
+}
+
+/// Has the metadata as long as the disk works.
+struct Disk(Arc<AtomicBool>, Bytes);
+
+impl InfoSource for Disk {
+    fn read(&self) -> std::io::Result<Vec<u8>> {
+        if self.0.load(Relaxed) { Ok(self.1.to_vec()) } else { Err(std::io::ErrorKind::NotFound.into()) }
+    }
+}
+
+#[test]
+fn metadata_that_is_not_in_memory_is_loaded_for_peers() {
+    let (now, lengths) = (Instant::now(), Lengths::new(1 << 20, 1 << 18).unwrap());
+    let content = metadata(0, METADATA_PIECE_LEN + 500);
+    let (info, works) = (RawInfo::new(content.clone()), Arc::new(AtomicBool::new(true)));
+    info.store_in(Arc::new(Disk(works.clone(), content.clone())));
+    info.release();
+    let mut swarm = Swarm::new(Config { metadata: info.clone(), ..config(lengths, 1) }, FixedBitSet::new(), now);
+    let keys = [PeerKey(1), PeerKey(2)];
+    for key in keys {
+        let addr = Overlay::public(key.0 as usize);
+        let new = NewPeer::new(key, addr, Direction::Incoming, PeerId([key.0 as u8; 20]));
+        swarm.handle(now, Event::Connected(new));
+        let theirs =
+            ExtensionHandshake { extensions: [(UT_METADATA.into(), 7)].into(), ..ExtensionHandshake::default() };
+        swarm.handle(now, Event::Message(key, Message::Extended { id: 0, payload: theirs.encode() }));
+    }
+    let ours = sent(&mut swarm).into_iter().find_map(|message| match message {
+        Message::Extended { id: 0, payload } => ExtensionHandshake::decode(&payload).ok(),
+        _ => None,
+    });
+    let ours = ours.unwrap();
+    assert_eq!(ours.metadata_size, Some(METADATA_PIECE_LEN + 500), "its length is known without it");
+    let request = |swarm: &mut Swarm, key, piece| {
+        let payload = MetadataMessage::Request { piece }.encode();
+        swarm.handle(now, Event::Message(key, Message::Extended { id: ours.extensions[UT_METADATA], payload }));
+    };
+    let answers = |swarm: &mut Swarm| -> Vec<MetadataMessage> {
+        let payloads = sent(swarm).into_iter().filter_map(|message| match message {
+            Message::Extended { id: 7, payload } => MetadataMessage::decode(&payload).unwrap(),
+            _ => None,
+        });
+        payloads.collect()
+    };
+
+    keys.into_iter().for_each(|key| request(&mut swarm, key, 1));
+    let actions: Vec<Action> = std::iter::from_fn(|| swarm.poll()).collect();
+    assert!(!actions.is_empty() && actions.iter().all(|action| *action == Action::LoadMetadata), "{actions:?}");
+    info.load().unwrap();
+    swarm.handle(now, Event::MetadataLoaded);
+    let data = MetadataMessage::Data {
+        piece: 1,
+        total: Some(METADATA_PIECE_LEN + 500),
+        data: content.slice(METADATA_PIECE_LEN as usize..),
+    };
+    assert_eq!(answers(&mut swarm), [data.clone(), data]);
+
+    info.release();
+    works.store(false, Relaxed);
+    keys.into_iter().for_each(|key| request(&mut swarm, key, 0));
+    assert!(info.load().is_err());
+    swarm.handle(now, Event::MetadataLoaded);
+    assert_eq!(answers(&mut swarm), [MetadataMessage::Reject { piece: 0 }, MetadataMessage::Reject { piece: 0 }]);
+    swarm.handle(now, Event::MetadataLoaded);
+    assert_eq!(answers(&mut swarm), []);
 }
 
 #[test]

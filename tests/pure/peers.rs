@@ -234,3 +234,38 @@ fn a_super_seed_goes_on_when_a_peer_does_not_announce_what_it_got() {
         }
     }
 }
+
+#[test]
+fn a_peer_without_the_fast_extension_is_told_at_once_that_no_bitfield_follows() {
+    // rtorrent's handshake ends with the first message that is neither an extension handshake nor a DHT port.
+    let first = |change: &dyn Fn(&mut Config), extended| {
+        let mut lab = Lab::new(false, change);
+        let addr = ([10, 0, 0, 1], 6881).into();
+        let new = NewPeer::new(PeerKey(1), addr, Direction::Incoming, PeerId([1; 20]));
+        lab.event(Event::Connected(NewPeer { fast: false, extended, our_dht_port: Some(7_001), ..new }));
+        let sent = lab.actions().into_iter().filter_map(|action| match action {
+            Action::Send(_, Message::Extended { .. } | Message::Port(_)) => None,
+            Action::Send(_, message) => Some(message),
+            _ => None,
+        });
+        sent.collect::<Vec<_>>()
+    };
+    assert_eq!(first(&|_| {}, true), [Message::KeepAlive]);
+    assert_eq!(first(&|_| {}, false), [Message::KeepAlive]);
+}
+
+#[test]
+fn a_peer_without_the_fast_extension_gets_one_more_message_soon() {
+    // rtorrent does not look at what it read together with an encrypted handshake before something else comes.
+    let mut lab = Lab::new(true, |_| {});
+    lab.connect(1, false);
+    lab.connect(2, true);
+    lab.actions();
+    let mut sent = Vec::new();
+    for _ in 0..90 {
+        lab.now += Duration::from_secs(1);
+        lab.event(Event::Tick);
+        sent.extend(lab.actions());
+    }
+    assert_eq!(sent, [sends(PeerKey(1), Message::KeepAlive)]);
+}

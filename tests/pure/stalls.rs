@@ -145,19 +145,17 @@ fn a_peer_that_drops_what_is_over_its_queue_is_read_without_a_pause() {
 
 #[test]
 fn requests_that_are_dropped_now_and_then_are_asked_for_again() {
-    let (mut longest, mut trusted) = (Longest::default(), Longest::default());
+    let mut longest = Longest::default();
     for seed in seeds(100) {
         let mut world = world(seed);
         let drops = world.rng.random_range(0.05..0.2);
         let script = Script { fast: seed % 2 == 0, rejects: seed % 4 == 0, drops, ..Script::default() };
         let peer = world.add_scripted(Link::new(2e6, millis(10)), script);
         let client = add_client(&mut world, &[peer], seed % 4 != 0);
-        let waits = random_reads(&mut world, client, 12);
-        if seed % 4 == 2 { &mut trusted } else { &mut longest }.add(seed, &waits);
+        longest.add(seed, &random_reads(&mut world, client, 12));
     }
-    longest.check(LONGEST);
-    // The peer has promised to reject what it drops (BEP 6). It is trusted for a second.
-    trusted.check(LONGEST + secs(1));
+    // Repeated requests are dropped as well. A peer that has promised to reject what it drops (BEP 6) is trusted for a second.
+    longest.check(LONGEST + secs(1));
 }
 
 /// A peer that chokes for a second in four and forgets its queue is used for almost all of the rest of the time.

@@ -167,7 +167,7 @@ fn config() -> Config {
     Config {
         info_hash: InfoHash([7; 20]),
         lengths: Lengths::new(TOTAL, PIECE).expect("sizes of a torrent"),
-        metadata: Bytes::from(vec![1; 20_000]),
+        metadata: Bytes::from(vec![1; 20_000]).into(),
         seed: 1,
         our_id: PeerId([0; 20]),
         on_demand: false,
@@ -234,6 +234,7 @@ impl Driver {
                 | Action::Drop(_)
                 | Action::AddDhtNode(_)
                 | Action::FindPeers
+                | Action::LoadMetadata
                 | Action::RefuseWebSeed(..) => {}
                 Action::Hold(_) | Action::Release(_) => {}
             }
@@ -351,7 +352,7 @@ impl Driver {
 #[test]
 fn a_second_bitfield_adds_pieces() {
     // A window with room for every block of the torrent.
-    let policy = Arc::new(Policy { min_window: TOTAL, ..Policy::default() });
+    let policy = Arc::new(Policy { first_window: TOTAL, ..Policy::default() });
     let mut driver = Driver::new(Config { policy, ..config() }, FixedBitSet::with_capacity(PIECES as usize));
     let (peer, port, id) = (0, 100, 100);
     driver.step(Step::Connect { peer, port, id, fast: true, outgoing: false, serves: false });

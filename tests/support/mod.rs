@@ -7,6 +7,7 @@
 pub mod fake;
 pub mod faulty;
 pub mod picture;
+mod ports;
 pub mod signals;
 pub mod terminal;
 pub mod tracker;
@@ -14,14 +15,16 @@ pub mod transfer;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::{LazyLock, Mutex, MutexGuard};
+use std::sync::{LazyLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
+pub use ports::free_port;
 use tempfile::TempDir;
+use torrentfs::internals::fs::mountinfo;
 use torrentfs::internals::net;
 use torrentfs::internals::route::{Bind, Route};
 use torrentfs::internals::session::{Session, SessionConfig, Torrent, TorrentOptions};
@@ -31,12 +34,20 @@ use torrentfs::metainfo::{InfoHash, Metainfo};
 /// Time limit of whatever a program does at once. Only a hang reaches it, however busy the machine is.
 const LONG: Duration = Duration::from_secs(120);
 
-/// Waits until no other test of this binary holds the lock. Tests that start programs take it, because several at a time
-/// would exceed their time limits on a small machine.
-pub fn turn() -> MutexGuard<'static, ()> {
-    static TURN: Mutex<()> = Mutex::new(());
+/// Held by tests that start programs. The test runner starts as many tests at a time as there are processors.
+static TURN: RwLock<()> = RwLock::new(());
+
+/// Prepares a test that starts programs, and waits until no other test of this binary has a [`lone_turn`].
+pub fn turn() -> RwLockReadGuard<'static, ()> {
     signals::use_defaults();
-    TURN.lock().unwrap_or_else(|failed| failed.into_inner())
+    TURN.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Waits until no other test of this binary has a turn, and lets none begin: for tests that measure time, or that examine
+/// all mounts of the machine.
+pub fn lone_turn() -> RwLockWriteGuard<'static, ()> {
+    signals::use_defaults();
+    TURN.write().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Returns whether the test can run: `/dev/fuse` and these programs exist. `libtorrent` stands for its Python bindings.
@@ -112,16 +123,6 @@ pub fn wait_until(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {
     }
 }
 
-/// Returns a port that is free for TCP and UDP.
-pub fn free_port() -> u16 {
-    loop {
-        let port = TcpListener::bind("0.0.0.0:0").unwrap().local_addr().unwrap().port();
-        if UdpSocket::bind(("0.0.0.0", port)).is_ok() {
-            return port;
-        }
-    }
-}
-
 /// Returns incompressible bytes that depend on the seed alone (xorshift).
 pub fn noise(len: usize, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
@@ -167,6 +168,24 @@ impl Drop for Process {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+/// Starts a client until a tracker knows it.
+///
+/// Transmission sends `stopped` just before `started`. If they reach the tracker the other way round, it announces itself
+/// again only after half an hour.
+pub fn start_until_known(start: impl Fn() -> Process, mut is_known: impl FnMut() -> bool) -> Process {
+    for _ in 0..5 {
+        let process = start();
+        let end = Instant::now() + Duration::from_secs(20);
+        while Instant::now() < end {
+            if is_known() {
+                return process;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+    panic!("the tracker does not know the client");
 }
 
 /// A directory with a torrent, and a tracker for it.
@@ -449,11 +468,7 @@ pub async fn in_process(
 }
 
 pub fn is_mounted(dir: &Path) -> bool {
-    let dir = dir.to_str().unwrap();
-    fs::read_to_string("/proc/self/mountinfo")
-        .unwrap()
-        .lines()
-        .any(|line| line.split(' ').nth(4).is_some_and(|at| at == dir))
+    mountinfo::mount_at(dir).unwrap().is_some()
 }
 
 /// Removes what is mounted at a directory; its processes end with it.
@@ -491,11 +506,9 @@ impl std::ops::Deref for TestDir {
 
 impl Drop for TestDir {
     fn drop(&mut self) {
-        let base = self.0.path().to_str().unwrap().to_owned();
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        for line in mounts.lines() {
-            if let Some(at) = line.split(' ').nth(4).filter(|at| at.starts_with(&base)) {
-                detach(Path::new(at));
+        for mount in mountinfo::mounts().unwrap_or_default() {
+            if mount.path.starts_with(self.0.path()) {
+                detach(&mount.path);
             }
         }
     }

@@ -45,6 +45,7 @@ impl Source {
             Self::Manual => "manual",
             Self::Magnet => "magnet",
             Self::WebSeed => "web seed",
+            Self::Remembered => "earlier",
         }
     }
 }

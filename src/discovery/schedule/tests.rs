@@ -200,7 +200,7 @@ fn a_tracker_says_when_to_retry() {
         let scheduled = clocked.ask();
         clocked.answer(&scheduled, refused(retry));
         assert_eq!(clocked.idle_time(), expected);
-        clocked.schedule.want_peers(clocked.now, false);
+        clocked.schedule.want_peers(clocked.now, Want::Few);
         assert_eq!(clocked.idle_time(), expected);
     }
 }
@@ -247,13 +247,13 @@ fn a_blocked_read_asks_again_as_soon_as_the_tracker_allows() {
         let mut clocked = Clocked::new(&tiers(&[&["a"]]), 1);
         let scheduled = clocked.ask();
         clocked.answer(&scheduled, Ok(Reply { min_interval: min, ..ok().unwrap() }));
-        clocked.schedule.want_peers(clocked.now, true);
+        clocked.schedule.want_peers(clocked.now, Want::Read);
         assert_eq!(clocked.idle_time(), Some(expected));
         clocked.now += expected;
         let scheduled = clocked.ask();
         assert_eq!(scheduled.event, None);
         clocked.answer(&scheduled, fail());
-        clocked.schedule.want_peers(clocked.now, true);
+        clocked.schedule.want_peers(clocked.now, Want::Read);
         assert!(clocked.idle_time().unwrap() >= FIRST_BACK_OFF.mul_f64(0.8), "a failure is not urgent");
     }
 }
@@ -268,12 +268,12 @@ fn a_seed_that_lost_pieces_starts_again_at_once() {
     clocked.answer(&scheduled, ok());
     assert!(clocked.idle_time().unwrap() > 1700 * SECOND);
     clocked.schedule.incomplete();
-    clocked.schedule.want_peers(clocked.now, true);
+    clocked.schedule.want_peers(clocked.now, Want::Read);
     let scheduled = clocked.ask();
     assert_eq!((name(&scheduled), scheduled.event), ("a", Some(Event::Started)));
     clocked.answer(&scheduled, ok());
     // Once.
-    clocked.schedule.want_peers(clocked.now, true);
+    clocked.schedule.want_peers(clocked.now, Want::Read);
     clocked.now += 600 * SECOND;
     assert!(
         std::iter::from_fn(|| clocked.schedule.poll(clocked.now))
@@ -282,18 +282,66 @@ fn a_seed_that_lost_pieces_starts_again_at_once() {
 }
 
 #[test]
+fn a_silent_tracker_delays_no_other_while_a_read_is_blocked() {
+    let trackers = tiers(&[&["silent"], &["quiet"], &["c"]]);
+    for (want, delay) in [(Want::Few, FALLBACK_DELAY), (Want::Read, FALLBACK_DELAY), (Want::Blocked, BLOCKED_DELAY)] {
+        let mut clocked = Clocked::new(&trackers, 1);
+        assert_eq!(name(&clocked.ask()), "silent");
+        clocked.schedule.want_peers(clocked.now, want);
+        for next in ["quiet", "c"] {
+            assert_eq!(clocked.idle_time(), Some(delay), "{want:?}");
+            clocked.now += delay;
+            assert_eq!(name(&clocked.ask()), next);
+        }
+    }
+}
+
+#[test]
+fn all_trackers_are_asked_while_a_read_is_blocked_although_some_have_answered() {
+    let mut clocked = Clocked::new(&tiers(&[&["a"], &["b"], &["c"], &["d"]]), 1);
+    let scheduled = clocked.ask();
+    clocked.answer(&scheduled, ok());
+    assert_eq!(clocked.idle_time(), Some(1800 * SECOND));
+    // The peers of the first are dead.
+    clocked.now += 10 * SECOND;
+    clocked.schedule.want_peers(clocked.now, Want::Blocked);
+    let scheduled = clocked.ask();
+    assert_eq!(name(&scheduled), "b");
+    assert_eq!(clocked.idle_time(), Some(BLOCKED_DELAY));
+    clocked.now += BLOCKED_DELAY;
+    assert_eq!(name(&clocked.ask()), "c");
+    // The peers of the second are good: the last one is left alone.
+    clocked.answer(&scheduled, ok());
+    clocked.now += BLOCKED_FOR;
+    let next_round = clocked.idle_time().unwrap();
+    assert!(next_round > SECOND, "{next_round:?}");
+    // Each is asked once a round, however long the read waits.
+    let mut asked = Vec::new();
+    let end = clocked.now + 500 * SECOND;
+    while clocked.now < end {
+        clocked.schedule.want_peers(clocked.now, Want::Blocked);
+        while let Some(scheduled) = clocked.schedule.poll(clocked.now) {
+            asked.push(name(&scheduled).to_owned());
+            clocked.answer(&scheduled, ok());
+        }
+        clocked.now += BLOCKED_DELAY;
+    }
+    assert_eq!(asked, ["d"]);
+}
+
+#[test]
 fn more_peers_come_from_backups_first_and_from_all_by_their_min_interval() {
     let mut clocked = Clocked::new(&tiers(&[&["a"], &["b"]]), 1);
     let scheduled = clocked.ask();
     clocked.answer(&scheduled, ok());
-    clocked.schedule.want_peers(clocked.now, false);
+    clocked.schedule.want_peers(clocked.now, Want::Few);
     assert_eq!(clocked.idle_time(), Some(WANT_PAUSE));
     clocked.now += WANT_PAUSE;
     let scheduled = clocked.ask();
     assert_eq!(name(&scheduled), "b");
     clocked.answer(&scheduled, ok());
-    clocked.schedule.want_peers(clocked.now, false);
-    clocked.schedule.want_peers(clocked.now, false);
+    clocked.schedule.want_peers(clocked.now, Want::Few);
+    clocked.schedule.want_peers(clocked.now, Want::Few);
     assert_eq!(clocked.idle_time(), Some(600 * SECOND - WANT_PAUSE));
     clocked.now += 600 * SECOND - WANT_PAUSE;
     assert_eq!(name(&clocked.ask()), "a");
@@ -372,7 +420,7 @@ enum Step {
     Pass(u16),
     Answer(usize),
     Fail(usize),
-    Want(bool),
+    Want(Want),
     Completed,
 }
 
@@ -382,7 +430,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (0..4000u16).prop_map(Step::Pass),
         4 => any::<usize>().prop_map(Step::Answer),
         3 => any::<usize>().prop_map(Step::Fail),
-        2 => any::<bool>().prop_map(Step::Want),
+        2 => prop::sample::select(vec![Want::Few, Want::Read, Want::Blocked]).prop_map(Step::Want),
         1 => Just(Step::Completed),
     ]
 }
@@ -422,7 +470,7 @@ proptest! {
                     clocked.answer(&scheduled, fail());
                 }
                 Step::Answer(_) | Step::Fail(_) => {}
-                Step::Want(urgent) => clocked.schedule.want_peers(clocked.now, urgent),
+                Step::Want(want) => clocked.schedule.want_peers(clocked.now, want),
                 Step::Completed => clocked.schedule.completed(),
             }
         }

@@ -96,6 +96,27 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8], limits: &Limits) -> Result<T, B
     decode_scanned(bytes)
 }
 
+/// Decodes the dictionary that takes up all of `bytes` as if `key` were not in it. Returns it with the byte range of the
+/// value of `key`. For a value so large that no copy of it should be made, as decoding does even of what it ignores.
+pub fn decode_without<T: DeserializeOwned>(
+    bytes: &[u8],
+    key: &[u8],
+    limits: &Limits,
+) -> Result<(T, Option<Range<usize>>), BencodeError> {
+    let Some(span) = span_of(bytes, key, limits)? else { return Ok((decode_scanned(bytes)?, None)) };
+    // The scan accepts a length only without leading zeros.
+    let key_len = key.len().to_string().len() + 1 + key.len();
+    let rest = [&bytes[..span.start - key_len], &bytes[span.end..]].concat();
+    Ok((decode_scanned(&rest)?, Some(span)))
+}
+
+/// Returns the content of the string that takes up all of `bytes`, as a range of them. Returns `None` if it is another value.
+pub fn string_in(bytes: &[u8]) -> Option<Range<usize>> {
+    let mut end = 0;
+    let content = string(bytes, &mut end).ok().filter(|_| end == bytes.len())?;
+    Some(end - content.len()..end)
+}
+
 /// Decodes the value at the start of `bytes`, and returns it with its length in bytes. For messages in which raw bytes follow
 /// a dictionary (BEP 9).
 pub fn decode_prefix<T: DeserializeOwned>(bytes: &[u8], limits: &Limits) -> Result<(T, usize), BencodeError> {
@@ -391,6 +412,23 @@ mod tests {
         let limits = Limits { bytes: 4, values: 4 };
         assert_eq!(decode_prefix::<i64>(b"i42e and raw bytes", &limits), Ok((42, 4)));
         assert_eq!(decode_prefix::<i64>(b"i421e", &limits), Err(BencodeError::TooLarge(4)));
+    }
+
+    #[test]
+    fn a_large_value_is_left_out() {
+        let decode = |bytes: &[u8]| {
+            decode_without::<std::collections::BTreeMap<String, i64>>(bytes, b"pieces", &Limits::PEER)
+                .map(|(rest, span)| (rest.into_iter().collect::<Vec<_>>(), span))
+        };
+        let bytes = b"d1:ai1e6:pieces4:abcd1:zi2ee";
+        assert_eq!(decode(bytes), Ok((vec![("a".into(), 1), ("z".into(), 2)], Some(15..21))));
+        assert_eq!(string_in(&bytes[15..21]), Some(2..6));
+        assert_eq!(decode(b"d1:ai1ee"), Ok((vec![("a".into(), 1)], None)));
+        assert_eq!(decode(b"d6:pieceslee"), Ok((vec![], Some(9..11))));
+        assert!(decode(b"d6:pieces4:abce").is_err() && decode(b"li1ee").is_err());
+        for other in [&b"le"[..], b"4:abc", b"4:abcde", b"i1e", b""] {
+            assert_eq!(string_in(other), None);
+        }
     }
 
     #[test]

@@ -46,7 +46,7 @@ fn the_info_hash_is_of_the_raw_bytes() {
     let raw = &torrent.as_bytes()[start..torrent.len() - 1];
     let read = parse(&torrent).unwrap();
     assert_eq!(read.info_hash, InfoHash::of(raw));
-    assert_eq!(read.info, raw);
+    assert_eq!(read.info.load().unwrap(), raw);
 }
 
 #[test]
@@ -323,8 +323,12 @@ fn what_surrounds_the_dictionary_is_ignored() {
     let expected = Metainfo::parse(&plain).unwrap();
     let after: [&[u8]; 6] = [b"\r\n", &[0; 16], b"errot: no is id", b"e", b"d4:infodee", &[0xff; 1000]];
     for extra in after {
-        let read = Metainfo::parse(&[&plain, extra].concat()).unwrap();
-        assert_eq!((read.info_hash, read.info), (expected.info_hash, expected.info.clone()));
+        let surrounded = [&plain, extra].concat();
+        for read in [Metainfo::parse(&surrounded), Metainfo::parse_owned(surrounded.clone().into())] {
+            let read = read.unwrap();
+            assert_eq!((read.info_hash, &read.info), (expected.info_hash, &expected.info));
+            assert_eq!(read.info.load().unwrap(), expected.info.load().unwrap());
+        }
     }
     for extra in [&b"\xef\xbb\xbf"[..], b"\r\n ", b"\xef\xbb\xbf\n"] {
         assert_eq!(Metainfo::parse(&[extra, &plain].concat()).unwrap().info_hash, expected.info_hash);

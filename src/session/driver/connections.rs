@@ -19,10 +19,10 @@ impl Driver {
             return self.connect_web_seed(&seed);
         }
         let (done, dialer) = (self.done.clone(), self.dialer.clone());
-        let ours = self.handshake;
+        let (ours, hurried) = (self.handshake, self.hurried.subscribe());
         tokio::spawn(async move {
             tokio::select! {
-                dialed = dialer.connect(addr, &ours) => {
+                dialed = dialer.connect_in_turn(addr, &ours, hurried) => {
                     let _ = done.send(Done::Dialed(addr, dialed.map(Box::new))).await;
                 }
                 // The torrent has ended.
@@ -181,7 +181,7 @@ impl Driver {
     pub(super) fn woke(&mut self) {
         self.peers.values().for_each(|peer| peer.connection.probe());
         if !self.swarm.complete() && !self.swarm.is_paused() {
-            self.sources.want_peers(self.swarm.is_read(self.now()));
+            self.want_peers();
         }
         self.dispatch(Event::Tick);
     }

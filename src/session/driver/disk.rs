@@ -1,15 +1,37 @@
 //! Work in the blocking pool: hashing and storing pieces, reading blocks for uploads.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use sha1::{Digest, Sha1};
 
 use super::{Done, Driver};
 use crate::metainfo::{BLOCK_LEN, PieceIndex, Verdict};
-use crate::store::Lookup;
+use crate::store::{Lookup, VerifyError};
 use crate::swarm::{Event, PeerKey};
 use crate::wire::{Message, Request};
 
+/// Pause before a piece that could not be checked is fetched again: a faulty disk must not use up the link.
+const HASHES_RETRY: Duration = Duration::from_secs(5);
+
 impl Driver {
+    /// Loads the metadata for peers, unless that is under way.
+    pub(super) fn load_metadata(&mut self) {
+        if std::mem::replace(&mut self.loading, true) {
+            return;
+        }
+        let (info, done) = (self.metainfo.info.clone(), self.done.clone());
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = info.load() {
+                let hash = info.info_hash();
+                tracing::error!(
+                    "cannot read the metadata of torrent {hash} from the cache directory: {error}; check the disk"
+                );
+            }
+            let _ = done.blocking_send(Done::MetadataLoaded);
+        });
+    }
+
     /// Hashes a piece whose blocks are all here, and stores it if it is good.
     pub(super) fn check(&mut self, piece: PieceIndex, digests: bool) {
         let Some(buffer) = self.partials.take(piece) else {
@@ -27,7 +49,17 @@ impl Driver {
                     store.put(verified);
                     (Verdict::Good, if digests { block_digests(&data) } else { Vec::new() })
                 }
-                Err(bad) => (Verdict::Bad { blocks: bad.blocks }, block_digests(&data)),
+                Err(VerifyError::Bad { blocks }) => (Verdict::Bad { blocks }, block_digests(&data)),
+                Err(VerifyError::Hashes(error)) => {
+                    tracing::error!(
+                        "cannot read the hashes of torrent {} from the cache directory: {error}; piece {piece} cannot be \
+                         checked and will be downloaded again; check the disk",
+                        store.info_hash()
+                    );
+                    // Its senders are not to blame. It counts as stored and lost, and not at once, for the fault may last.
+                    std::thread::sleep(HASHES_RETRY);
+                    (Verdict::Good, Vec::new())
+                }
             };
             // The task drains this channel until no check is under way.
             let _ = done.blocking_send(Done::Checked { piece, verdict, digests });

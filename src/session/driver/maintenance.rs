@@ -19,11 +19,11 @@ const IDLE_INTERVAL: Duration = Duration::from_secs(5 * 60);
 /// With fewer peers than this, trackers are asked for more before their interval is over, as far as they allow.
 const FEW_PEERS: usize = 10;
 
-/// Returns the bytes that are still missing.
-pub(super) fn bytes_left(store: &TorrentStore, metainfo: &Metainfo) -> u64 {
+/// Returns the bytes that are missing if we have `have` pieces. Does not look at each: a torrent may have millions.
+pub(super) fn bytes_left(store: &TorrentStore, metainfo: &Metainfo, have: u32) -> u64 {
     let lengths = metainfo.layout.lengths();
-    let have: u64 = lengths.iter().filter(|piece| store.has(*piece)).map(|p| u64::from(lengths.len_of(p))).sum();
-    lengths.total() - have
+    let has_last = lengths.iter().next_back().is_some_and(|last| store.has(last));
+    lengths.total().saturating_sub(lengths.bytes_of(have, has_last))
 }
 
 impl Driver {
@@ -33,6 +33,10 @@ impl Driver {
         self.dispatch(Event::Tick);
         if now < self.maintenance_due {
             return;
+        }
+        if self.maintenance_interval != INTERVAL {
+            // Nobody has needed a hash for a while.
+            self.metainfo.info.release();
         }
         // The random part keeps a thousand idle torrents from waking all at once.
         self.maintenance_due = match self.maintenance_interval {
@@ -46,7 +50,7 @@ impl Driver {
         self.update_serving(now);
         let peers = self.peers.values().filter(|peer| !self.web_seeds.contains_key(&peer.addr)).count();
         if peers < FEW_PEERS && !self.swarm.complete() && !self.swarm.is_paused() {
-            self.sources.want_peers(self.swarm.is_read(now));
+            self.want_peers();
         }
     }
 
@@ -56,7 +60,7 @@ impl Driver {
         self.transferred.uploaded.store(stats.uploaded, Ordering::Relaxed);
         self.transferred.downloaded.store(stats.downloaded, Ordering::Relaxed);
         if stats.have != self.stats.borrow().have {
-            self.transferred.left.store(bytes_left(&self.store, &self.metainfo), Ordering::Relaxed);
+            self.transferred.left.store(bytes_left(&self.store, &self.metainfo, stats.have), Ordering::Relaxed);
         }
         self.stats.send_replace(stats);
     }
@@ -102,6 +106,7 @@ impl Driver {
             // A new reader may have no peers to read from.
             self.maintenance_due = now;
         }
+        self.hurried.send_if_modified(|hurried| std::mem::replace(hurried, is_read) != is_read);
         self.share.set(connections, partial, is_read, self.place.waits());
         let busy = connections > 0 || is_read || self.checking > 0 || self.place.counts();
         if busy && self.maintenance_interval != INTERVAL {

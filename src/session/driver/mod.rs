@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 
-use crate::discovery::{AnnouncedPort, Dht, Transferred};
+use crate::discovery::{AnnouncedPort, Dht, Transferred, Want};
 use crate::metainfo::{Metainfo, PieceIndex, Verdict};
 use crate::net::{Connection, DialError, Dialer, Handshaken, Incoming, Limits, Transport};
 use crate::store::TorrentStore;
@@ -60,6 +60,8 @@ enum Done {
     Dialed(SocketAddr, Result<Box<Handshaken>, DialError>),
     /// A piece was hashed, and stored if it is good.
     Checked { piece: PieceIndex, verdict: Verdict, digests: Vec<u64> },
+    /// The metadata was loaded, or could not be read.
+    MetadataLoaded,
     /// A block was read for an upload; `None`: the store does not have it.
     Read { peer: PeerKey, request: Request, data: Option<Bytes> },
 }
@@ -103,6 +105,8 @@ pub(super) struct Driver {
     /// The session may serve others.
     upload: bool,
     dialer: Arc<Dialer>,
+    /// Whether somebody reads, so that dials do not wait behind those of other torrents.
+    hurried: watch::Sender<bool>,
     limits: Arc<Limits>,
     /// `None` for a private torrent, too.
     dht: Option<Arc<Dht>>,
@@ -120,6 +124,8 @@ pub(super) struct Driver {
     banned: HashSet<SocketAddr>,
     /// Number of pieces being checked in the blocking pool.
     checking: usize,
+    /// The metadata is being loaded there.
+    loading: bool,
     inbox: mpsc::Sender<(PeerKey, Incoming)>,
     done: mpsc::Sender<Done>,
     stats: watch::Sender<Stats>,
@@ -164,7 +170,7 @@ impl Driver {
                     Call::Connected(peer) => self.connected(*peer, Direction::Incoming),
                     Call::Refused(addr) => {
                         // Its address may be known elsewhere.
-                        self.sources.want_peers(false);
+                        self.sources.want_peers(Want::Few);
                         self.dispatch(Event::Refused(addr));
                     }
                 },
@@ -236,7 +242,7 @@ impl Driver {
             Action::FindPeers => {
                 // Trackers are told whether something is missing, and seeds get no seeds.
                 self.update_transferred();
-                self.sources.want_peers(true);
+                self.sources.want_peers(Want::Blocked);
             }
             Action::Send(key, message) => {
                 tracing::trace!(peer = key.0, ?message, "sending");
@@ -262,6 +268,7 @@ impl Driver {
             }
             Action::Upload(key, request) => self.read_for_upload(key, request),
             Action::Check { piece, digests } => self.check(piece, digests),
+            Action::LoadMetadata => self.load_metadata(),
             Action::Drop(piece) => self.partials.remove(piece),
             Action::Pin(ranges) => self.store.pin(ranges),
             Action::Completed => {
@@ -293,6 +300,10 @@ impl Driver {
                 self.dispatch(Event::ConnectFailed(addr));
             }
             Done::Checked { piece, verdict, digests } => self.checked(piece, verdict, digests),
+            Done::MetadataLoaded => {
+                self.loading = false;
+                self.dispatch(Event::MetadataLoaded);
+            }
             Done::Read { peer, request, data } => {
                 self.upload(peer, request, data);
                 self.act();
@@ -303,6 +314,11 @@ impl Driver {
     /// Returns the time on the clock of the swarm, which leaves out what the process slept.
     fn now(&self) -> Instant {
         self.clock.now()
+    }
+
+    /// Searches for more peers, because there are few.
+    fn want_peers(&self) {
+        self.sources.want_peers(if self.swarm.is_read(self.now()) { Want::Read } else { Want::Few });
     }
 
     fn peers_found(&mut self, addrs: Vec<SocketAddr>, source: PeerSource) {

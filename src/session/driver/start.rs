@@ -22,7 +22,7 @@ use crate::session::seeding::Seeding;
 use crate::session::shares::{Demand, MAX_PARTIAL, MAX_PEERS, Share};
 use crate::session::sources::{Finders, Sources};
 use crate::session::torrent::Torrent;
-use crate::store::{self, Place, TorrentSpec, TorrentStore};
+use crate::store::{self, Place, StoreError, TorrentSpec, TorrentStore};
 use crate::swarm::{self, PeerSource, Stats, Swarm};
 use crate::webseed::WebSeed;
 
@@ -57,15 +57,15 @@ pub(crate) async fn start(
     // The user's own files: nothing is fetched, because nothing may be written.
     let partial_seed = matches!(options.place, Place::Seed(_));
     let spec = TorrentSpec { verify: options.verify, place: options.place, progress, ..TorrentSpec::from(&*metainfo) };
-    let cache = context.config.cache.clone();
+    let (cache, info) = (context.config.cache.clone(), metainfo.info.clone());
     let opening = tokio::task::spawn_blocking(move || {
-        TorrentStore::open(
-            &cache,
-            spec,
-            Box::new(move |piece| {
-                let _ = evicted_tx.send(piece);
-            }),
-        )
+        let evicted = Box::new(move |piece| {
+            let _ = evicted_tx.send(piece);
+        });
+        let store = TorrentStore::open(&cache, spec, evicted)?;
+        // Most torrents are idle from the start.
+        cache.spill(&info);
+        Ok::<_, StoreError>(store)
     });
     let store = opening.await.map_err(|_| SessionError::Ending)??;
     let have = store.have();
@@ -92,7 +92,8 @@ pub(crate) async fn start(
         policy: Arc::default(),
     };
     let clock = context.clock.clone();
-    transferred.left.store(bytes_left(&store, &metainfo), Ordering::Relaxed);
+    let left = bytes_left(&store, &metainfo, have.count_ones(..) as u32);
+    transferred.left.store(left, Ordering::Relaxed);
     let swarm = Swarm::new(config, have, clock.now());
     let sources = Sources::start(
         context,
@@ -123,6 +124,7 @@ pub(crate) async fn start(
         announced: context.announced.clone(),
         upload: context.config.upload,
         dialer: context.dialer.clone(),
+        hurried: watch::Sender::new(false),
         limits: context.config.limits.clone(),
         dht: context.dht.clone().filter(|_| !metainfo.private),
         sources,
@@ -135,6 +137,7 @@ pub(crate) async fn start(
         partials: Partials::new(lengths, context.config.cache.clone(), block_times.clone()),
         banned: HashSet::new(),
         checking: 0,
+        loading: false,
         inbox: inbox_tx,
         done: done_tx,
         stats: stats_tx,

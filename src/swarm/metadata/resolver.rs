@@ -4,10 +4,10 @@
 //! Sans-io, and driven like [`Swarm`](crate::swarm::Swarm). Everything is bounded: connections, connection attempts,
 //! addresses. The addresses found on the way are kept for the torrent's swarm.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 
@@ -15,18 +15,15 @@ use super::FetchAction;
 use super::fetch::MetadataFetch;
 use crate::metainfo::InfoHash;
 use crate::swarm::action::DisconnectReason;
-use crate::swarm::event::{Direction, NewPeer, PeerKey};
+use crate::swarm::addresses::Addresses;
+use crate::swarm::event::{Direction, NewPeer, PeerKey, PeerSource};
 use crate::swarm::peer::extensions::{METADATA, PEX, our_handshake};
 use crate::swarm::peer::pex::{PeerExchange, may_share};
 use crate::swarm::policy::Policy;
 use crate::wire::{ExtensionHandshake, Message, MetadataMessage, PeerId, Pex, UT_METADATA};
 
-/// Maximum number of connections, those being made included: enough to find the few peers that answer quickly.
+/// Maximum number of connections: enough to find the few peers that answer quickly.
 const MAX_PEERS: usize = 50;
-/// Maximum number of addresses kept: as many as a swarm keeps.
-const MAX_ADDRESSES: usize = 2000;
-/// Wait before an address is dialed again, which spares other hosts.
-const RETRY: Duration = Duration::from_secs(15);
 
 /// Settings of a resolver.
 #[derive(Clone, Debug)]
@@ -37,6 +34,8 @@ pub struct ResolverConfig {
     pub our_id: PeerId,
     /// Take addresses from peers (BEP 11). None are sent, because the torrent may turn out to be private.
     pub pex: bool,
+    /// Seed of the random order of dialing.
+    pub seed: u64,
     /// How many addresses are dialed and pieces requested at a time.
     pub policy: Arc<Policy>,
 }
@@ -47,7 +46,15 @@ pub enum ResolverEvent {
     /// Time has passed. Due once a second.
     Tick,
     /// Peers' addresses to try.
-    PeersFound(Vec<SocketAddr>),
+    PeersFound {
+        /// The addresses.
+        addrs: Vec<SocketAddr>,
+        /// Where they came from.
+        source: PeerSource,
+    },
+    /// A peer called us and was refused, because it did not use the encryption that is required; port 0: its own is not
+    /// known.
+    Refused(SocketAddr),
     /// `ResolverAction::Connect` failed.
     ConnectFailed(SocketAddr),
     /// A connection was made, by whichever side.
@@ -100,14 +107,10 @@ struct Peer {
 pub struct Resolver {
     config: ResolverConfig,
     fetch: MetadataFetch,
-    /// Addresses to dial, and when at the earliest. The newest come first.
-    waiting: VecDeque<(Instant, SocketAddr)>,
-    known: BTreeSet<SocketAddr>,
+    addresses: Addresses,
     /// Addresses at which a peer answered, in order.
     answered: Vec<SocketAddr>,
     peers: BTreeMap<PeerKey, Peer>,
-    /// Number of connections being made.
-    dialing: usize,
     actions: VecDeque<ResolverAction>,
 }
 
@@ -116,12 +119,10 @@ impl Resolver {
     pub fn new(config: ResolverConfig) -> Self {
         Self {
             fetch: MetadataFetch::new(config.info_hash, config.policy.clone()),
+            addresses: Addresses::new(config.seed),
             config,
-            waiting: VecDeque::new(),
-            known: BTreeSet::new(),
             answered: Vec::new(),
             peers: BTreeMap::new(),
-            dialing: 0,
             actions: VecDeque::new(),
         }
     }
@@ -130,11 +131,9 @@ impl Resolver {
     pub fn handle(&mut self, now: Instant, event: ResolverEvent) {
         match event {
             ResolverEvent::Tick => self.tick(now),
-            ResolverEvent::PeersFound(addrs) => self.found(now, addrs),
-            ResolverEvent::ConnectFailed(addr) => {
-                self.dialing = self.dialing.saturating_sub(1);
-                self.waiting.push_back((now + RETRY, addr));
-            }
+            ResolverEvent::PeersFound { addrs, source } => self.found(now, addrs, source),
+            ResolverEvent::Refused(addr) => self.addresses.refused(now, addr),
+            ResolverEvent::ConnectFailed(addr) => self.addresses.failed(now, addr),
             ResolverEvent::Connected(peer) => self.connected(now, &peer),
             ResolverEvent::Disconnected(key) => self.remove(now, key),
             ResolverEvent::Message(key, message) => self.message(now, key, message),
@@ -151,37 +150,41 @@ impl Resolver {
     /// Returns how far the search has come.
     pub fn progress(&self) -> MetadataProgress {
         let (received, pieces) = self.fetch.progress();
-        let (found, answered, peers) = (self.known.len(), self.answered.len(), self.peers.len());
+        let (found, answered, peers) = (self.addresses.len(), self.answered.len(), self.peers.len());
         MetadataProgress { found, answered, peers, received, pieces }
     }
 
     /// Returns the addresses found, those at which a peer answered first.
     pub fn into_addresses(self) -> Vec<SocketAddr> {
-        let rest = self.known.iter().filter(|addr| !self.answered.contains(addr));
-        self.answered.iter().chain(rest).copied().collect()
+        let rest = self.addresses.iter().filter(|addr| !self.answered.contains(addr));
+        self.answered.iter().copied().chain(rest).collect()
     }
 
-    fn found(&mut self, now: Instant, addrs: Vec<SocketAddr>) {
-        for addr in addrs {
-            if self.known.len() < MAX_ADDRESSES && self.known.insert(addr) {
-                self.waiting.push_front((now, addr));
-            }
-        }
+    fn found(&mut self, now: Instant, addrs: Vec<SocketAddr>, source: PeerSource) {
+        addrs.into_iter().for_each(|addr| self.addresses.found(now, addr, source));
     }
 
     /// Dials as many addresses as there are free connection slots.
     fn dial_more(&mut self, now: Instant) {
-        while self.dialing < self.config.policy.dial_limit as usize && self.dialing + self.peers.len() < MAX_PEERS {
-            let Some(next) = self.waiting.iter().position(|(at, _)| *at <= now) else { return };
-            let Some((_, addr)) = self.waiting.remove(next) else { return };
-            self.dialing += 1;
+        let (policy, attempts) = (&self.config.policy, self.addresses.attempts());
+        let mut fresh = attempts.fresh(now, policy.dial_moment());
+        let free = MAX_PEERS.saturating_sub(self.peers.len());
+        let slots = policy.dial_slots(attempts.len() - fresh).min(free);
+        while fresh < slots {
+            let Some(addr) = self.addresses.next_to_dial(now, true) else { return };
+            fresh += 1;
+            self.actions.push_back(ResolverAction::Connect(addr));
+        }
+        if fresh < free
+            && let Some(addr) = self.addresses.next_of_new_group(now, true)
+        {
             self.actions.push_back(ResolverAction::Connect(addr));
         }
     }
 
     fn connected(&mut self, now: Instant, new: &NewPeer) {
         if new.direction == Direction::Outgoing {
-            self.dialing = self.dialing.saturating_sub(1);
+            self.addresses.connected(new.addr);
             if !self.answered.contains(&new.addr) {
                 self.answered.push(new.addr);
             }
@@ -196,6 +199,9 @@ impl Resolver {
             None
         };
         if let Some(reason) = refused {
+            if reason == DisconnectReason::Crowded {
+                self.addresses.disconnected(now, new.addr, false, false);
+            }
             return self.actions.push_back(ResolverAction::Disconnect(new.key, reason));
         }
         let peer = Peer { addr: new.addr, since: now, metadata: 0, exchange: PeerExchange::new(now) };
@@ -205,15 +211,17 @@ impl Resolver {
         }
         let payload = our_handshake(new.addr.ip(), new.our_port, None, self.config.pex, false);
         self.actions.push_back(ResolverAction::Send(new.key, Message::Extended { id: 0, payload }));
+        if !new.fast {
+            // Without the fast extension, this excludes that a bitfield follows: rtorrent waits for it.
+            self.actions.push_back(ResolverAction::Send(new.key, Message::KeepAlive));
+        }
     }
 
     /// Forgets a connection that is gone. An address that answered is dialed again later.
     fn remove(&mut self, now: Instant, key: PeerKey) {
         let Some(peer) = self.peers.remove(&key) else { return };
         self.fetch.gone(now, key);
-        if self.answered.contains(&peer.addr) {
-            self.waiting.push_back((now + RETRY, peer.addr));
-        }
+        self.addresses.disconnected(now, peer.addr, false, false);
     }
 
     fn message(&mut self, now: Instant, key: PeerKey, message: Message) {
@@ -265,15 +273,19 @@ impl Resolver {
         if peer.exchange.may_receive(now) {
             let from = peer.addr.ip();
             let named = pex.added.iter().map(|(addr, _)| *addr);
-            self.found(now, named.filter(|addr| may_share(from, addr.ip())).collect());
+            self.found(now, named.filter(|addr| may_share(from, addr.ip())).collect(), PeerSource::Pex);
         }
     }
 
-    /// Closes a connection without metadata to offer, if others wait for the slot.
+    /// Dials again while there is no peer, because somebody waits for the metadata. Closes a connection without metadata to
+    /// offer, if others wait for the slot.
     fn tick(&mut self, now: Instant) {
         let info = self.fetch.tick(now);
         self.actions.extend(info.map(ResolverAction::Resolved));
-        let crowded = self.peers.len() + self.dialing >= MAX_PEERS;
+        if self.peers.is_empty() {
+            self.addresses.hurry(now);
+        }
+        let crowded = self.peers.len() >= MAX_PEERS;
         let offer_timeout = self.config.policy.silence_timeout;
         let useless = |peer: &Peer| peer.metadata == 0 && now.saturating_duration_since(peer.since) > offer_timeout;
         if crowded && let Some(key) = self.peers.iter().find(|(_, peer)| useless(peer)).map(|(key, _)| *key) {

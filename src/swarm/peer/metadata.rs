@@ -20,16 +20,27 @@ pub(in crate::swarm) struct MetadataUploads {
 }
 
 impl MetadataUploads {
-    /// Queues a request for a piece of `metadata`. Returns false if it does not exist or the peer has fetched enough.
-    pub(in crate::swarm) fn accept(&mut self, metadata: &Bytes, piece: u32) -> bool {
+    /// Queues a request for a piece of metadata of `len` bytes. Returns false if it does not exist or the peer has fetched
+    /// enough.
+    pub(in crate::swarm) fn accept(&mut self, len: usize, piece: u32) -> bool {
         // It fits: a torrent file is at most 96 MiB.
-        let pieces = (metadata.len() as u32).div_ceil(METADATA_PIECE_LEN);
+        let pieces = (len as u32).div_ceil(METADATA_PIECE_LEN);
         if piece >= pieces || self.accepted >= MAX_COPIES * pieces {
             return false;
         }
         self.accepted += 1;
         self.waiting.push_back(piece);
         true
+    }
+
+    /// Returns whether a request is not answered.
+    pub(in crate::swarm) fn is_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Withdraws a request that is not answered.
+    pub(in crate::swarm) fn withdraw(&mut self) -> Option<u32> {
+        self.waiting.pop_front()
     }
 
     /// Returns the next piece to send.
@@ -49,11 +60,11 @@ mod tests {
     fn a_peer_gets_each_piece_a_few_times_and_none_that_does_not_exist() {
         let metadata = Bytes::from(vec![7; METADATA_PIECE_LEN as usize + 1]);
         let mut uploads = MetadataUploads::default();
-        assert!(!uploads.accept(&metadata, 2) && !uploads.accept(&metadata, u32::MAX));
+        assert!(!uploads.accept(metadata.len(), 2) && !uploads.accept(metadata.len(), u32::MAX));
         for _ in 0..MAX_COPIES {
-            assert!(uploads.accept(&metadata, 0) && uploads.accept(&metadata, 1));
+            assert!(uploads.accept(metadata.len(), 0) && uploads.accept(metadata.len(), 1));
         }
-        assert!(!uploads.accept(&metadata, 0));
+        assert!(!uploads.accept(metadata.len(), 0));
         let total = Some(METADATA_PIECE_LEN + 1);
         for _ in 0..MAX_COPIES {
             let data = metadata.slice(..METADATA_PIECE_LEN as usize);
@@ -62,6 +73,6 @@ mod tests {
             assert_eq!(uploads.next(&metadata), Some(MetadataMessage::Data { piece: 1, total, data }));
         }
         assert_eq!(uploads.next(&metadata), None);
-        assert!(!MetadataUploads::default().accept(&Bytes::new(), 0));
+        assert!(!MetadataUploads::default().accept(0, 0));
     }
 }

@@ -214,7 +214,7 @@ impl Swarm {
             let partial = self.pieces.partial(id.piece).filter(|partial| !partial.solo);
             partial.is_some_and(|partial| partial.slots[id.block as usize] == Slot::Asked(1))
         };
-        let most = (self.config.policy.min_window / u64::from(BLOCK_LEN)) as usize;
+        let most = (self.config.policy.first_window / u64::from(BLOCK_LEN)) as usize;
         let ids: Vec<BlockId> = later
             .iter()
             .flat_map(|(_, other)| other.asks.iter().map(|ask| ask.id))

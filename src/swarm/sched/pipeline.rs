@@ -123,12 +123,11 @@ impl Pipeline {
         if self.snubbed || !need.is_due() && (self.probing || self.is_stale(now)) {
             return one;
         }
-        let least = self.policy.min_window as f64;
         if !self.known {
-            return least;
+            return self.policy.first_window as f64;
         }
-        let headroom = if self.growing { self.policy.rate_headroom } else { 1.0 };
-        (headroom * self.rate() * (self.base() + queue.as_secs_f64())).max(least)
+        let headroom = if self.growing && !queue.is_zero() { self.policy.rate_headroom } else { 1.0 };
+        (headroom * self.rate() * (self.base() + queue.as_secs_f64())).max(one)
     }
 
     /// Returns whether enough of the window has run empty for the next batch of requests.

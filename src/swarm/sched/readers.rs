@@ -75,12 +75,21 @@ pub(in crate::swarm) struct Readers {
     readers: BTreeMap<ReaderId, Reader>,
     wants: BTreeMap<WantId, Want>,
     last_read: Option<Instant>,
+    /// When a read last blocked where it had sought.
+    last_sought: Option<Instant>,
 }
 
 impl Readers {
     pub(in crate::swarm) fn new(lengths: Lengths, max_partial: u64, policy: Arc<Policy>) -> Self {
-        let mut readers =
-            Self { policy, lengths, budget: 0, readers: BTreeMap::new(), wants: BTreeMap::new(), last_read: None };
+        let mut readers = Self {
+            policy,
+            lengths,
+            budget: 0,
+            readers: BTreeMap::new(),
+            wants: BTreeMap::new(),
+            last_read: None,
+            last_sought: None,
+        };
         readers.set_budget(max_partial);
         readers
     }
@@ -155,6 +164,9 @@ impl Readers {
     pub(in crate::swarm) fn want(&mut self, now: Instant, want: WantId, reader: ReaderId, bytes: Range<u64>) {
         let sought = self.read(now, reader, &bytes) || self.wants.get(&want).is_some_and(|want| want.sought);
         let left = self.wants.get(&want).and_then(|want| want.left);
+        if sought {
+            self.last_sought = Some(now);
+        }
         self.wants.insert(want, Want { reader, bytes, since: now, sought, left });
     }
 
@@ -172,6 +184,8 @@ impl Readers {
         let moment = self.policy.blocked_moment;
         if self.wants.values().any(|want| now.saturating_duration_since(want.since) < moment) {
             Phase::JustBlocked
+        } else if self.last_sought.is_some_and(|at| now.saturating_duration_since(at) < self.policy.silence_timeout) {
+            Phase::Seeking
         } else if self.is_active(now) {
             Phase::Reading
         } else {

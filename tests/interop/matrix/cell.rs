@@ -95,20 +95,20 @@ pub fn listens(port: u16) -> bool {
     TcpStream::connect(("127.0.0.1", port)).is_ok()
 }
 
-struct Cell {
+pub struct Cell {
     way: Way,
     base: PathBuf,
     data: Vec<u8>,
     /// The part that a partial seed has.
     half: Range<usize>,
     torrent: PathBuf,
-    magnet: String,
+    pub magnet: String,
     ours: PathBuf,
-    theirs: PathBuf,
+    pub theirs: PathBuf,
 }
 
 impl Cell {
-    fn new(base: &Path, way: Way, announce: &str) -> Self {
+    pub fn new(base: &Path, way: Way, announce: &str) -> Self {
         let (piece, len) = way.sizes();
         let data = noise(len, 77 + piece as u64);
         let cell = Self {
@@ -200,6 +200,11 @@ impl Cell {
 
     /// Starts a seeder of ours.
     fn seed(&self, job: &Job, via: &[&str]) -> Transfer {
+        self.seed_at(free_port(), job, via)
+    }
+
+    /// Starts a seeder of ours that listens at a port.
+    pub fn seed_at(&self, port: u16, job: &Job, via: &[&str]) -> Transfer {
         self.write(&self.ours, self.way == Way::PartialSeed);
         let mut args = via.to_vec();
         match self.way {
@@ -207,11 +212,11 @@ impl Cell {
             Way::PartialSeed => args.push("--partial"),
             _ => {}
         }
-        self.start("seed", free_port(), &args, &[&self.torrent, &self.ours.join("film.bin")], job)
+        self.start("seed", port, &args, &[&self.torrent, &self.ours.join("film.bin")], job)
     }
 
     /// Waits until the client has downloaded from our seeder.
-    fn serve(&self, seed: &mut Transfer) -> Result<(), String> {
+    pub fn serve(&self, seed: &mut Transfer) -> Result<(), String> {
         let done = wait_for(LIMIT, || !seed.is_running() || self.has_data(&self.theirs));
         let outcome = match done {
             Ok(()) if self.has_data(&self.theirs) => Ok(()),

@@ -9,6 +9,7 @@
 
 mod cell;
 mod clients;
+mod segments;
 mod table;
 
 use std::sync::Mutex;

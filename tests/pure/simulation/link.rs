@@ -31,6 +31,8 @@ pub struct Link {
 pub struct Transfer {
     /// It leaves the sender's socket.
     pub sent: Duration,
+    /// It leaves the queue of the link.
+    pub left: Duration,
     /// It is completely received.
     pub arrives: Duration,
 }
@@ -47,7 +49,7 @@ impl Link {
         self.free = self.end(begin, f64::from(len));
         let bursts = self.free.as_nanos().checked_div(self.burst.as_nanos()).map(|full| full as u32 + 1);
         let leaves = bursts.map_or(self.free, |bursts| self.burst * bursts);
-        Transfer { sent: now.max(begin.saturating_sub(MAX_QUEUE)), arrives: self.arrival(0, leaves, rng) }
+        Transfer { sent: now.max(begin.saturating_sub(MAX_QUEUE)), left: leaves, arrives: self.arrival(0, leaves, rng) }
     }
 
     /// The peer sends a small message, behind the blocks in the queue.

@@ -8,11 +8,13 @@
 
 #![allow(dead_code, reason = "the tests and the benchmark of the policy each use a part of this")]
 
+pub mod libtorrent;
 pub mod link;
 pub mod overlay;
 pub mod script;
 pub mod swarms;
 pub mod sweep;
+pub mod trace;
 pub mod workload;
 
 use std::cmp::Reverse;
@@ -131,13 +133,15 @@ pub struct World {
     pub lengths: Lengths,
     pub rng: SmallRng,
     pub check: bool,
+    /// Prints every request, cancel, reject and block.
+    pub trace: bool,
 }
 
 pub fn config(lengths: Lengths, seed: u64) -> Config {
     Config {
         info_hash: InfoHash([7; 20]),
         lengths,
-        metadata: Bytes::new(),
+        metadata: Bytes::new().into(),
         seed,
         our_id: PeerId([0; 20]),
         on_demand: false,
@@ -168,6 +172,7 @@ impl World {
             lengths,
             rng: SmallRng::seed_from_u64(seed),
             check: false,
+            trace: false,
         }
     }
 
@@ -350,11 +355,15 @@ impl World {
                 self.event(node, Event::Tick);
             }
             Next::Deliver(key, message) => {
-                if self.nodes[node].links.contains_key(&key) {
+                if let Some((other, _)) = self.nodes[node].links.get(&key).copied() {
+                    self.trace(node, other, &message);
                     self.event(node, Event::Message(key, message));
                 }
             }
             Next::Block(key, request, lie) => {
+                if let Some((other, _)) = self.nodes[node].links.get(&key).copied() {
+                    self.trace_block(other, 'C', request);
+                }
                 if !self.nodes[node].links.contains_key(&key) {
                     return true;
                 }
@@ -394,7 +403,10 @@ impl World {
                 self.event(node, at_called);
             }
             Next::Opened(event) => self.event(node, event),
-            Next::Sent(peer, request) => self.event(node, Event::Uploaded { peer, request, sent: true }),
+            Next::Sent(peer, request) => {
+                self.trace_block(node, 'S', request);
+                self.event(node, Event::Uploaded { peer, request, sent: true });
+            }
             Next::Send => self.send_on(node),
             Next::Checked(piece, good, digests) => {
                 let index = self.lengths.piece(piece).expect("checked");
@@ -518,7 +530,7 @@ impl World {
                     self.at(self.now + Duration::from_micros(500), node, Next::Checked(number, good, digests));
                 }
                 Action::Drop(piece) => drop(self.nodes[node].buffers.remove(&piece.get())),
-                Action::AddDhtNode(_) | Action::FindPeers | Action::RefuseWebSeed(..) => {}
+                Action::AddDhtNode(_) | Action::FindPeers | Action::LoadMetadata | Action::RefuseWebSeed(..) => {}
                 Action::Hold(_) | Action::Release(_) => {}
                 Action::Pin(pins) => self.nodes[node].pins = pins,
                 Action::Completed => {

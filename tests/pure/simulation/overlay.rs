@@ -138,7 +138,8 @@ impl Overlay {
     /// Adds a resolver.
     pub fn add_resolver(&mut self, addr: SocketAddr, info_hash: InfoHash, policy: Policy) -> usize {
         let id = PeerId(self.rng.random());
-        let resolver = Resolver::new(ResolverConfig { info_hash, our_id: id, pex: true, policy: Arc::new(policy) });
+        let resolver =
+            Resolver::new(ResolverConfig { info_hash, our_id: id, pex: true, seed: 1, policy: Arc::new(policy) });
         self.add(addr, id, Machine::Resolver(Box::new(resolver)))
     }
 
@@ -300,7 +301,7 @@ impl Overlay {
                 match input {
                     Input::ExtensionSent(_) => return,
                     Input::Tick => ResolverEvent::Tick,
-                    Input::Found(addrs) => ResolverEvent::PeersFound(addrs),
+                    Input::Found(addrs) => ResolverEvent::PeersFound { addrs, source: PeerSource::Tracker },
                     Input::DialFailed(addr) => ResolverEvent::ConnectFailed(addr),
                     Input::Connected(peer) => ResolverEvent::Connected(peer),
                     Input::Gone(key) => ResolverEvent::Disconnected(key),
@@ -358,6 +359,7 @@ impl Overlay {
                 Action::Ban(_)
                 | Action::AddDhtNode(_)
                 | Action::FindPeers
+                | Action::LoadMetadata
                 | Action::RefuseWebSeed(..)
                 | Action::Pin(_)
                 | Action::Drop(_) => {}

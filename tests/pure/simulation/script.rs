@@ -1,6 +1,6 @@
 //! Seeds that follow a script instead of a swarm: other clients, with their queues and their faults.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use fixedbitset::FixedBitSet;
@@ -8,8 +8,9 @@ use rand::RngExt;
 use torrentfs::swarm::{Event, PeerKey};
 use torrentfs::wire::{ExtensionHandshake, Message, Request, bitfield_to_wire};
 
-use super::link::Link;
-use super::{Next, World};
+use super::libtorrent::{Libtorrent, Sending};
+use super::link::{Link, Transfer};
+use super::{Nature, Next, World};
 
 /// Blocks that it hands to its socket before the first of them has left.
 const IN_FLIGHT: usize = 4;
@@ -32,6 +33,15 @@ pub struct Script {
     pub stops: Option<(Duration, Duration)>,
     /// Mean time between two times that it closes its connections.
     pub closes: Option<Duration>,
+    /// It sends blocks as libtorrent does. Otherwise it sends them in the order of the requests, a few at a time.
+    pub libtorrent: Option<Libtorrent>,
+}
+
+impl Script {
+    /// Returns a seed that sends blocks as libtorrent does.
+    pub fn libtorrent(settings: Libtorrent) -> Self {
+        Self { queue: 5_000, libtorrent: Some(settings), ..Self::default() }
+    }
 }
 
 impl Default for Script {
@@ -45,6 +55,7 @@ impl Default for Script {
             chokes: None,
             stops: None,
             closes: None,
+            libtorrent: None,
         }
     }
 }
@@ -60,14 +71,25 @@ pub struct Scripted {
     stopped: bool,
     /// Events that came while it was stopped.
     waiting: Vec<Event>,
+    /// Turns that it would have taken meanwhile.
+    due: Vec<Turn>,
     connections: BTreeMap<PeerKey, Connection>,
+    hashes: Hashes,
 }
 
 #[derive(Default)]
-struct Connection {
+pub(super) struct Connection {
     interested: bool,
-    queue: VecDeque<Request>,
+    pub(super) queue: VecDeque<Request>,
     in_flight: Vec<Request>,
+    pub(super) sending: Sending,
+}
+
+/// The pieces that a seed in seed mode has hashed, and those that it hashes.
+#[derive(Default)]
+pub(super) struct Hashes {
+    pub(super) verified: BTreeSet<u32>,
+    pub(super) verifying: BTreeSet<u32>,
 }
 
 /// An action that a script takes by itself.
@@ -77,6 +99,12 @@ pub enum Turn {
     Choke(bool),
     Stop(bool),
     Close,
+    /// A piece is hashed.
+    Hashed(PeerKey, u32),
+    /// A block is read.
+    ReadDone(PeerKey, Request),
+    /// The other side acknowledges what it has got.
+    Acked(PeerKey),
 }
 
 impl Scripted {
@@ -86,6 +114,11 @@ impl Scripted {
 
     pub fn is_stopped(&self) -> bool {
         self.stopped
+    }
+
+    /// Returns the settings and state of a connection if it sends blocks as libtorrent does.
+    pub(super) fn libtorrent(&mut self, key: PeerKey) -> Option<(&Libtorrent, &mut Hashes, &mut Connection)> {
+        Some((self.script.libtorrent.as_ref()?, &mut self.hashes, self.connections.get_mut(&key)?))
     }
 }
 
@@ -123,13 +156,17 @@ impl World {
         self.at(self.now + time, node, Next::Turn(turn));
     }
 
-    fn scripted(&mut self, node: usize) -> &mut Scripted {
+    pub(super) fn scripted(&mut self, node: usize) -> &mut Scripted {
         self.nodes[node].script.as_mut().expect("a scripted peer")
     }
 
     pub(super) fn turn(&mut self, node: usize, turn: Turn) {
         let script = self.scripted(node).script.clone();
         match turn {
+            Turn::Hashed(..) | Turn::ReadDone(..) if self.scripted(node).stopped => self.scripted(node).due.push(turn),
+            Turn::Hashed(key, piece) => self.hashed(node, key, piece),
+            Turn::ReadDone(key, request) => self.read_done(node, key, request),
+            Turn::Acked(key) => self.acknowledged_late(node, key),
             Turn::Hello(key) => {
                 let theirs =
                     ExtensionHandshake { request_queue: Some(script.queue as u32), ..ExtensionHandshake::default() };
@@ -149,6 +186,9 @@ impl World {
                 if !stop {
                     for event in std::mem::take(&mut self.scripted(node).waiting) {
                         self.scripted_event(node, event);
+                    }
+                    for turn in std::mem::take(&mut self.scripted(node).due) {
+                        self.turn(node, turn);
                     }
                 }
                 if let Some((good, bad)) = script.stops {
@@ -199,6 +239,9 @@ impl World {
             return self.scripted(node).waiting.push(event);
         }
         let (script, choking) = (self.scripted(node).script.clone(), self.scripted(node).choking);
+        if let Event::Message(key, _) = event {
+            self.acknowledged(node, key);
+        }
         match event {
             Event::Connected(new) => {
                 self.scripted(node).connections.insert(new.key, Connection::default());
@@ -220,12 +263,17 @@ impl World {
                 }
             }
             Event::Message(key, Message::Request(request)) => {
-                let lost = script.drops > 0.0 && self.rng.random_bool(script.drops);
+                let silent = self.nodes[node].nature == Nature::Silent;
+                let lost = silent || script.drops > 0.0 && self.rng.random_bool(script.drops);
                 let Some(connection) = self.scripted(node).connections.get_mut(&key) else { return };
                 if !lost && !choking && connection.queue.len() + connection.in_flight.len() < script.queue.max(1) {
                     connection.queue.push_back(request);
-                    self.send_scripted(node, key);
-                } else if script.fast && script.rejects {
+                    if script.libtorrent.is_some() {
+                        self.fill_send_buffer(node, key);
+                    } else {
+                        self.send_scripted(node, key);
+                    }
+                } else if !silent && script.fast && script.rejects {
                     self.post(node, key, Message::Reject(request));
                 }
             }
@@ -236,6 +284,9 @@ impl World {
                 if connection.queue.len() < before && script.fast && script.rejects {
                     self.post(node, key, Message::Reject(request));
                 }
+            }
+            Event::Uploaded { peer, request, .. } if script.libtorrent.is_some() => {
+                self.left_socket(node, peer, request);
             }
             Event::Uploaded { peer, request, .. } => {
                 if let Some(connection) = self.scripted(node).connections.get_mut(&peer) {
@@ -248,19 +299,24 @@ impl World {
     }
 
     fn send_scripted(&mut self, node: usize, key: PeerKey) {
-        let now = self.now;
         while let Some(connection) = self.scripted(node).connections.get_mut(&key)
             && connection.in_flight.len() < IN_FLIGHT
             && let Some(request) = connection.queue.pop_front()
         {
             connection.in_flight.push(request);
-            let link = self.nodes[node].link.as_mut().expect("a link");
-            let delay = link.delay;
-            let transfer = link.send_block(now, request.length, &mut self.rng);
-            self.at(transfer.arrives.saturating_sub(delay).max(now), node, Next::Sent(key, request));
-            if let Some((other, theirs)) = self.nodes[node].links.get(&key).copied() {
-                self.at(transfer.arrives, other, Next::Block(theirs, request, false));
-            }
+            let left = self.send_through_link(node, key, request).left;
+            self.at(left, node, Next::Sent(key, request));
         }
+    }
+
+    /// Hands a block to the socket.
+    pub(super) fn send_through_link(&mut self, node: usize, key: PeerKey, request: Request) -> Transfer {
+        let (now, lies) = (self.now, self.nodes[node].nature == Nature::Liar);
+        let link = self.nodes[node].link.as_mut().expect("a link");
+        let transfer = link.send_block(now, request.length, &mut self.rng);
+        if let Some((other, theirs)) = self.nodes[node].links.get(&key).copied() {
+            self.at(transfer.arrives, other, Next::Block(theirs, request, lies));
+        }
+        transfer
     }
 }

@@ -74,18 +74,17 @@ pub fn first_copy(policy: &Arc<Policy>, seed: u64, super_seed: bool) -> (f64, f6
     (copies, seconds(world.run_until(LIMIT, all)) / 16.0)
 }
 
-/// Sixty addresses that do not answer, which come before those of four seeds: the time to the first 64 KiB.
-fn dead_addresses(policy: &Arc<Policy>, seed: u64) -> f64 {
+/// Two hundred addresses that do not answer, listed before those of ten seeds: the time to the first 64 KiB.
+pub fn dead_addresses(policy: &Arc<Policy>, seed: u64) -> f64 {
     let lengths = Lengths::new(16 * MIB, 256 * KIB).expect("sizes of a torrent");
     let mut world = World::new(seed, lengths, Duration::from_millis(30));
-    world.dial_timeout = Duration::from_secs(3);
-    let seeds: Vec<usize> = (0..4).map(|_| world.add_seed(1e6)).collect();
+    world.dial_timeout = Duration::from_secs(8);
+    let seeds: Vec<usize> = (0..10).map(|_| world.add_seed(1e6)).collect();
     let client = world.add(1e6, |_| false, |config| config.policy = policy.clone());
-    // Addresses are dialed in order.
-    let dead = (1..=60).map(|port| ([127, 0, 0, 1], port).into()).collect();
-    world.event(client, Event::PeersFound { addrs: dead, source: PeerSource::Tracker });
-    world.introduce_to(client, &seeds);
+    let dead = (1..=200).map(|port| ([127, 0, 0, 1], port).into());
+    let listed = dead.chain(seeds.into_iter().map(World::addr)).collect();
     world.open(client, 1, 0..16 * MIB);
+    world.event(client, Event::PeersFound { addrs: listed, source: PeerSource::Tracker });
     seconds(world.read_now(client, 1, 0..64 * KIB, LIMIT))
 }
 
@@ -95,7 +94,7 @@ fn metadata(policy: &Policy, seed: u64, silent: usize) -> f64 {
     let mut overlay = Overlay::new(seed);
     let resolver = overlay.add_resolver(Overlay::public(0), InfoHash::of(&truth), policy.clone());
     for host in 1..=1 + silent {
-        let added = overlay.add_swarm(Overlay::public(host), |config| config.metadata = truth.clone());
+        let added = overlay.add_swarm(Overlay::public(host), |config| config.metadata = truth.clone().into());
         if host > 1 {
             overlay.silence(added);
         }

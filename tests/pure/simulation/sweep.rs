@@ -6,7 +6,7 @@ use std::time::Duration;
 use torrentfs::swarm::Policy;
 
 use super::swarms;
-use super::workload::{Profile, measure};
+use super::workload::{Profile, Trial};
 
 /// Results that a constant must change by more than this, halved or doubled, to be worth having.
 pub const THRESHOLD: f64 = 0.03;
@@ -63,7 +63,7 @@ fields!(
     filling_queue,
     reading_queue,
     due_queue,
-    min_window,
+    first_window,
     rate_headroom,
     refill_level,
     rate_span,
@@ -111,7 +111,10 @@ pub fn sample(policy: &Policy, profiles: &[Profile], seeds: u64) -> Vec<Sample> 
     };
     for seed in 0..seeds {
         for profile in profiles {
-            measure(profile, policy, seed).into_iter().for_each(|(result, value)| add(profile.name, result, value));
+            Trial::new(profile, policy, seed)
+                .measure()
+                .into_iter()
+                .for_each(|(result, value)| add(profile.name, result, value));
         }
         swarms::measure(policy, seed).into_iter().for_each(|(result, value)| add("swarm", result, value));
     }

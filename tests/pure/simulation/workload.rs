@@ -9,7 +9,9 @@ use rand::RngExt;
 use torrentfs::metainfo::Lengths;
 use torrentfs::swarm::Policy;
 
+use super::libtorrent::Libtorrent;
 use super::link::Link;
+use super::script::Script;
 use super::{Nature, World};
 
 const KIB: u64 = 1 << 10;
@@ -37,6 +39,8 @@ enum Kind {
     Steady,
     /// Now and then a peer stops for seconds, or slows down to a tenth.
     Unsteady,
+    /// Peers send blocks out of order more often, as on a busy machine.
+    Busy,
     /// Peers grant bandwidth every so many milliseconds.
     Bursts(u64),
     /// The first and the fourth peer never send a block, and the fifth sends wrong ones.
@@ -102,8 +106,8 @@ const CROWD: &[(u64, u32)] = &[
 ];
 
 /// The profiles: a home line's swarm, few peers, distant peers, many slow peers; then the first with small pieces, with
-/// unsteady links and with hostile peers; and fast peers nearby that send in bursts.
-pub const PROFILES: [Profile; 8] = [
+/// unsteady links, with busy and with hostile peers; and fast peers nearby that send in bursts.
+pub const PROFILES: [Profile; 9] = [
     Profile { name: "home", peers: HOME, piece: 2 * MIB, kind: Kind::Steady },
     Profile { name: "few", peers: &[(45, 1500), (110, 900), (180, 400)], piece: 2 * MIB, kind: Kind::Steady },
     Profile {
@@ -115,6 +119,7 @@ pub const PROFILES: [Profile; 8] = [
     Profile { name: "crowd", peers: CROWD, piece: 2 * MIB, kind: Kind::Steady },
     Profile { name: "small", peers: HOME, piece: 256 * KIB, kind: Kind::Steady },
     Profile { name: "unsteady", peers: HOME, piece: 2 * MIB, kind: Kind::Unsteady },
+    Profile { name: "busy", peers: HOME, piece: 2 * MIB, kind: Kind::Busy },
     Profile { name: "hostile", peers: HOME, piece: 256 * KIB, kind: Kind::Hostile },
     Profile { name: "bursts", peers: &[(1, 4000), (1, 4000), (5, 1000)], piece: MIB, kind: Kind::Bursts(20) },
 ];
@@ -137,13 +142,15 @@ impl Profile {
     }
 
     /// Returns a world with the profile's peers and a client, which is told of them at once.
-    fn world(&self, policy: &Policy, seed: u64, size: u64, on_demand: bool) -> (World, usize) {
+    fn world(&self, policy: &Policy, seed: u64, size: u64) -> (World, usize) {
         let lengths = Lengths::new(size, self.piece).expect("sizes of a torrent");
         let mut world = World::new(seed, lengths, Duration::ZERO);
         let mut seeds = Vec::new();
         for (rtt, rate) in self.peers {
             let mut link = Link::new(f64::from(*rate) * 1e3, Duration::from_micros(rtt * 500));
+            let mut client = Libtorrent::lab();
             match self.kind {
+                Kind::Busy => client.delayed_reads *= 2.0,
                 Kind::Steady | Kind::Hostile => {}
                 Kind::Bursts(millis) => link.burst = Duration::from_millis(millis),
                 Kind::Unsteady => {
@@ -158,7 +165,7 @@ impl Profile {
                     }
                 }
             }
-            seeds.push(world.add_seed_behind(link));
+            seeds.push(world.add_scripted(link, Script::libtorrent(client)));
         }
         if self.kind == Kind::Hostile {
             world.nodes[seeds[0]].nature = Nature::Silent;
@@ -171,7 +178,6 @@ impl Profile {
             |_| false,
             |config| {
                 config.policy = policy;
-                config.on_demand = on_demand;
                 config.max_partial = 32 * MIB;
             },
         );
@@ -231,22 +237,51 @@ impl Handle {
 /// Results by name. Seconds, except shares of the links' rate where more is better.
 pub type Results = Vec<(&'static str, f64)>;
 
-/// Runs every workload once.
-pub fn measure(profile: &Profile, policy: &Policy, seed: u64) -> Results {
-    let mut results = play(profile, policy, seed);
-    results.extend(seek(profile, policy, seed));
-    results.push(("copy", copy(profile, policy, seed)));
-    results.push(("fill", fill(profile, policy, seed)));
-    results
+/// One run of a workload.
+#[derive(Clone, Copy, Debug)]
+pub struct Trial<'a> {
+    pub profile: &'a Profile,
+    pub policy: &'a Policy,
+    pub seed: u64,
+    /// Prints every request and block.
+    pub trace: bool,
+}
+
+impl<'a> Trial<'a> {
+    pub fn new(profile: &'a Profile, policy: &'a Policy, seed: u64) -> Self {
+        Self { profile, policy, seed, trace: false }
+    }
+
+    fn world(&self, size: u64) -> (World, usize) {
+        let (mut world, client) = self.profile.world(self.policy, self.seed, size);
+        world.trace = self.trace;
+        (world, client)
+    }
+
+    /// Runs one workload.
+    pub fn run(&self, workload: &str) -> Results {
+        match workload {
+            "play" => play(self),
+            "seek" => seek(self),
+            "copy" => vec![("copy", copy(self))],
+            "fill" => vec![("fill", fill(self))],
+            _ => panic!("the workloads are play, seek, copy and fill"),
+        }
+    }
+
+    /// Runs every workload once.
+    pub fn measure(&self) -> Results {
+        ["play", "seek", "copy", "fill"].into_iter().flat_map(|workload| self.run(workload)).collect()
+    }
 }
 
 /// A player of 1.5 MB/s with a buffer of 10 s starts once it has 2 s of media, plays, and jumps. `play` is the time that
 /// media of one second takes to play, without the start: 1 without stalls.
-pub fn play(profile: &Profile, policy: &Policy, seed: u64) -> Results {
+pub fn play(trial: &Trial) -> Results {
     const RATE: f64 = 1.5e6;
     const PREBUFFER: f64 = 2.0;
     let size = 512 * MIB;
-    let (mut world, client) = profile.world(policy, seed, size, false);
+    let (mut world, client) = trial.world(size);
     let mut handle = Handle::new(&world, client);
     let (mut first, mut four) = (None, None);
     let (mut stalled, mut played_in_sum) = (0.0, 0.0);
@@ -300,9 +335,9 @@ pub fn play(profile: &Profile, policy: &Policy, seed: u64) -> Results {
 }
 
 /// 64 KiB at random places, one every half second, while the background fills.
-fn seek(profile: &Profile, policy: &Policy, seed: u64) -> Results {
+pub fn seek(trial: &Trial) -> Results {
     let size = 512 * MIB;
-    let (mut world, client) = profile.world(policy, seed, size, false);
+    let (mut world, client) = trial.world(size);
     let mut handle = Handle::new(&world, client);
     handle.read(&mut world, 0);
     world.run(Duration::from_secs(8));
@@ -315,27 +350,27 @@ fn seek(profile: &Profile, policy: &Policy, seed: u64) -> Results {
         world.run(Duration::from_millis(500));
     }
     waits.sort_by(f64::total_cmp);
-    vec![("seek p50", (waits[9] + waits[10]) / 2.0), ("seek p90", waits[18])]
+    vec![("seek p50", (waits[9] + waits[10]) / 2.0), ("seek p90", waits[18]), ("seek waste", waste(&world, client))]
 }
 
 /// A file copied in order by one program: its share of the links' rate.
-fn copy(profile: &Profile, policy: &Policy, seed: u64) -> f64 {
+pub fn copy(trial: &Trial) -> f64 {
     let size = 96 * MIB;
-    let (mut world, client) = profile.world(policy, seed, size, false);
+    let (mut world, client) = trial.world(size);
     let mut handle = Handle::new(&world, client);
     let mut at = 0;
     while at < size {
         at += handle.read(&mut world, at);
     }
-    size as f64 / world.now.as_secs_f64() / profile.rate()
+    size as f64 / world.now.as_secs_f64() / trial.profile.rate()
 }
 
 /// A torrent fetched without readers: its share of the links' rate.
-fn fill(profile: &Profile, policy: &Policy, seed: u64) -> f64 {
+pub fn fill(trial: &Trial) -> f64 {
     let size = 64 * MIB;
-    let (mut world, client) = profile.world(policy, seed, size, false);
+    let (mut world, client) = trial.world(size);
     world.run_until(LIMIT, |world| world.nodes[client].completed.is_some());
-    size as f64 / world.now.as_secs_f64() / profile.rate()
+    size as f64 / world.now.as_secs_f64() / trial.profile.rate()
 }
 
 /// Returns the part of the bytes received that came twice, plus one.

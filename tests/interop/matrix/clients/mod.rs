@@ -15,6 +15,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+pub use rtorrent::Rtorrent;
+
 use super::cell::{START_LIMIT, listens};
 use super::{Role, Way};
 use crate::support::Process;

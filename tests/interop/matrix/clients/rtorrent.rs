@@ -21,7 +21,6 @@ impl Client for Rtorrent {
     fn cannot(&self, way: Way, role: Role) -> Option<&'static str> {
         match (way, role) {
             (Way::Utp, _) => Some(NO_UTP),
-            (Way::SuperSeed, Role::Seed) => Some("its initial seeding to a single peer stops"),
             _ => None,
         }
     }
@@ -29,6 +28,7 @@ impl Client for Rtorrent {
     fn start(&self, job: &Job) -> Process {
         fs::create_dir_all(job.work.join("session")).unwrap();
         let encryption = job.if_way(Way::Mse, "require,require_RC4", "allow_incoming,try_outgoing,enable_retry");
+        let seeding = job.if_way(Way::SuperSeed, "initial_seed", "seed");
         let (mode, port) = (if job.dht.is_some() { "on" } else { "disable" }, job.port);
         let mut config = format!(
             "system.daemon.set = true\n\
@@ -40,6 +40,7 @@ impl Client for Rtorrent {
              trackers.use_udp.set = no\n\
              protocol.pex.set = yes\n\
              protocol.encryption.set = {encryption}\n\
+             protocol.connection.seed.set = {seeding}\n\
              dht.mode.set = {mode}\n\
              dht.port.set = {port}\n\
              log.open_file = \"log\", {work}/log.txt\n\
