@@ -97,6 +97,14 @@ fn the_bare_client_reaches_the_arithmetic_floor() {
     }
 }
 
+#[test]
+fn dead_addresses_listed_first_delay_a_start_by_little() {
+    let policy = Arc::new(Policy::default());
+    let times: Vec<f64> = (1..=20).map(|seed| dead_addresses(&policy, seed)).collect();
+    println!("{times:.2?}");
+    assert!(times.iter().sum::<f64>() / 20.0 < 1.5 && times.iter().all(|time| *time < 4.0), "{times:?}");
+}
+
 /// Two of the best peers are silent, and one lies in the first piece, which is then left to one peer alone.
 #[test]
 fn silent_peers_and_a_liar_delay_no_start_however_unknown_peers_are_trusted() {
