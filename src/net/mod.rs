@@ -16,6 +16,8 @@ mod handshake;
 mod limit;
 mod listen;
 mod mse;
+mod outbox;
+mod outgoing;
 mod proxy;
 mod stream;
 mod tcp;
@@ -28,12 +30,13 @@ use std::io;
 pub use accept::{Host, Listener};
 pub use blocklist::{Blocklist, Ranges, Unread};
 pub use config::Config;
-pub use connection::{Connection, Incoming, Outbox, OutboxFull};
+pub use connection::{Connection, Incoming};
 pub use dial::Dialer;
 pub use handshake::{DialError, Encryption, Handshaken};
 pub use limit::{Limits, RateLimit};
 pub use listen::{PortChoice, Sockets};
 pub use mse::MseError;
+pub use outbox::{Outbox, OutboxFull};
 pub use stream::{Stream, Transport};
 
 impl Config {
