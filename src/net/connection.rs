@@ -3,16 +3,17 @@
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::wire::{self, Decoder, Message, Request, WireError};
 
+use super::outbox::{self, Outbox, Queue};
+use super::outgoing::{Outgoing, WRITE_LEN};
 use super::stream::{ReadHalf, WriteHalf};
 use super::{Handshaken, Limits, RateLimit};
 
@@ -20,12 +21,6 @@ use super::{Handshaken, Limits, RateLimit};
 const BUFFER_MIN: usize = 16 * 1024;
 /// Size to which the receive buffer of a fast peer grows, in bytes.
 const BUFFER_MAX: usize = 128 * 1024;
-
-/// Capacity of an outbox, in batches of messages.
-const OUTBOX_CAPACITY: usize = 128;
-/// Maximum number of messages in an outbox, if they are in more than one batch: answers to a peer that sends and does not
-/// read must not fill memory.
-const OUTBOX_MESSAGES: usize = 4096;
 
 /// Messages per batch to the driver. A flood of tiny messages then neither grows the inbox nor occupies the driver for
 /// long.
@@ -54,8 +49,8 @@ const PROBE_LIMIT: Duration = Duration::from_secs(4);
 pub enum Incoming {
     /// Received messages, in order.
     Messages(Vec<Message>),
-    /// A block was written to the socket.
-    Sent(Request),
+    /// These blocks were written to the socket.
+    Sent(Vec<Request>),
     /// This number of extension messages was written to the socket.
     ExtensionsSent(usize),
     /// The connection has ended, for this reason. No event follows.
@@ -72,59 +67,6 @@ pub struct Connection {
     tasks: Vec<AbortHandle>,
 }
 
-/// The queue of messages to a peer.
-#[derive(Clone, Debug)]
-pub struct Outbox {
-    batches: mpsc::Sender<Vec<Message>>,
-    /// Number of messages in the queue; `None` without a socket.
-    unsent: Option<Arc<AtomicUsize>>,
-}
-
-/// The outbox is full, or the connection has ended, which [`Incoming::Closed`] reports. Returns the messages.
-#[derive(Debug)]
-pub struct OutboxFull(pub Vec<Message>);
-
-impl Outbox {
-    /// Queues messages, in order. Never blocks. An empty outbox takes any number.
-    pub fn send(&self, messages: Vec<Message>) -> Result<(), OutboxFull> {
-        let count = messages.len();
-        if let Some(unsent) = &self.unsent {
-            // Only this side adds.
-            let before = unsent.load(Relaxed);
-            if before > 0 && before + count > OUTBOX_MESSAGES {
-                return Err(OutboxFull(messages));
-            }
-            unsent.fetch_add(count, Relaxed);
-        }
-        self.batches.try_send(messages).map_err(|error| {
-            if let Some(unsent) = &self.unsent {
-                unsent.fetch_sub(count, Relaxed);
-            }
-            OutboxFull(error.into_inner())
-        })
-    }
-}
-
-/// The other end of an [`Outbox`].
-struct Queue {
-    batches: mpsc::Receiver<Vec<Message>>,
-    unsent: Arc<AtomicUsize>,
-}
-
-impl Queue {
-    async fn recv(&mut self) -> Option<Vec<Message>> {
-        let batch = self.batches.recv().await?;
-        self.unsent.fetch_sub(batch.len(), Relaxed);
-        Some(batch)
-    }
-
-    fn try_recv(&mut self) -> Option<Vec<Message>> {
-        let batch = self.batches.try_recv().ok()?;
-        self.unsent.fetch_sub(batch.len(), Relaxed);
-        Some(batch)
-    }
-}
-
 impl Connection {
     /// Starts the two tasks. They send their events to `inbox` under `key`.
     pub fn start<K: Copy + Send + 'static>(
@@ -135,9 +77,7 @@ impl Connection {
         inbox: mpsc::Sender<(K, Incoming)>,
     ) -> Self {
         let (read, write) = peer.stream.into_split();
-        let (batches, queue) = mpsc::channel(OUTBOX_CAPACITY);
-        let unsent = Arc::new(AtomicUsize::new(0));
-        let outbox = Outbox { batches, unsent: Some(unsent.clone()) };
+        let (outbox, queue) = outbox::channel();
         let decoder = Decoder::new(pieces);
         let probe = Arc::new(Notify::new());
         let (held, may_read) = watch::channel(false);
@@ -151,7 +91,7 @@ impl Connection {
         });
         let probes = probe.clone();
         let writing = tokio::spawn(async move {
-            if let Err(error) = transmit(write, Queue { batches: queue, unsent }, &probes, &limits, key, &inbox).await {
+            if let Err(error) = transmit(write, queue, &probes, &limits, key, &inbox).await {
                 let _ = inbox.send((key, Incoming::Closed(error.to_string()))).await;
             }
         });
@@ -161,8 +101,7 @@ impl Connection {
     /// Creates a connection without a socket. `spawn` starts a task that receives the messages to the peer and acts as
     /// the peer. The task is aborted when the connection is dropped.
     pub fn without_socket(spawn: impl FnOnce(mpsc::Receiver<Vec<Message>>) -> AbortHandle) -> Self {
-        let (batches, queue) = mpsc::channel(OUTBOX_CAPACITY);
-        let outbox = Outbox { batches, unsent: None };
+        let (outbox, queue) = Outbox::unbounded_by_messages();
         Self { outbox, probe: Arc::default(), held: watch::Sender::new(false), tasks: vec![spawn(queue)] }
     }
 
@@ -307,10 +246,21 @@ async fn transmit<K: Copy>(
                 probe_ends = None;
             }
             () = limits.up.take(next_len), if !blocks.is_empty() => {
-                if let Some((request, data)) = blocks.pop_front() {
-                    pending.extend_from_slice(&wire::encode_piece_header(request));
-                    in_time(socket.write_block(&mut pending, data)).await?;
-                    let _ = inbox.send((key, Incoming::Sent(request))).await;
+                let mut outgoing = Outgoing::new(&mut pending);
+                while let Some((request, data)) = blocks.pop_front() {
+                    outgoing.push(request, data);
+                    // Under a limit other connections have their turn in between.
+                    if outgoing.remaining() >= WRITE_LEN || limits.up.rate() != 0 {
+                        break;
+                    }
+                }
+                socket.encrypt(&mut outgoing);
+                while outgoing.has_remaining() {
+                    in_time(socket.write_some(&mut outgoing)).await?;
+                    let sent = outgoing.take_written();
+                    if !sent.is_empty() {
+                        let _ = inbox.send((key, Incoming::Sent(sent))).await;
+                    }
                 }
             }
         }
@@ -346,6 +296,7 @@ mod tests {
 
     use super::*;
     use crate::metainfo::InfoHash;
+    use crate::net::OutboxFull;
     use crate::net::stream::{Socket, Stream};
     use crate::net::{Handshaken, utp};
     use crate::wire::{Handshake, PeerId};
@@ -427,7 +378,8 @@ mod tests {
         // The first block passes at once; the next one would wait for hours.
         let (connection, mut inbox, mut peer) = connection(Limits::new(0, 1)).await;
         connection.outbox().send(vec![block(1), block(2)]).unwrap();
-        assert!(matches!(inbox.recv().await, Some(((), Incoming::Sent(Request { piece: 1, .. })))));
+        let sent = inbox.recv().await;
+        assert!(matches!(sent, Some(((), Incoming::Sent(sent))) if matches!(sent[..], [Request { piece: 1, .. }])));
         connection.outbox().send(vec![Message::Have(3)]).unwrap();
         let mut got = vec![0; encoded(&[block(1), Message::Have(3)]).len()];
         peer.read_exact(&mut got).await.unwrap();

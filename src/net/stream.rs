@@ -13,16 +13,17 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, BytesMut};
 use librqbit_utp::{UtpStream, UtpStreamReadHalf, UtpStreamWriteHalf};
 use socket2::SockRef;
-use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use super::mse::{Cipher, Ciphers};
+use super::outgoing::Outgoing;
 use super::utp;
 
 /// Time that a uTP reader waits for data after it may have emptied a full buffer, before it requests a keep-alive.
@@ -250,26 +251,19 @@ impl WriteHalf {
         }
     }
 
-    /// Sends a message header and its block, with one system call if the socket takes both. The block is shared, so it
-    /// is copied only to be encrypted.
-    pub(super) async fn write_block(&mut self, head: &mut BytesMut, data: Bytes) -> io::Result<()> {
-        if self.cipher.is_some() {
-            head.extend_from_slice(&data);
-            return self.write_all(head).await;
-        }
-        let both = head.split().chain(data);
-        match &mut self.socket {
-            WriteSocket::Tcp(socket) => write_chain(socket, both).await,
-            WriteSocket::Utp(socket, _) => write_chain(socket, both).await,
+    /// Encrypts messages, if the connection is encrypted. They must be sent next.
+    pub(super) fn encrypt(&mut self, outgoing: &mut Outgoing) {
+        if let Some(cipher) = &mut self.cipher {
+            outgoing.encrypt(|bytes| cipher.apply(bytes));
         }
     }
-}
 
-async fn write_chain(socket: &mut (impl AsyncWrite + Unpin), mut bytes: impl Buf) -> io::Result<()> {
-    while bytes.has_remaining() {
-        if socket.write_buf(&mut bytes).await? == 0 {
-            return Err(io::ErrorKind::WriteZero.into());
-        }
+    /// Sends and consumes what the socket takes now, or after a wait: at least a byte.
+    pub(super) async fn write_some(&mut self, outgoing: &mut Outgoing) -> io::Result<()> {
+        let written = match &mut self.socket {
+            WriteSocket::Tcp(socket) => socket.write_buf(outgoing).await?,
+            WriteSocket::Utp(socket, _) => socket.write_buf(outgoing).await?,
+        };
+        if written == 0 { Err(io::ErrorKind::WriteZero.into()) } else { Ok(()) }
     }
-    Ok(())
 }

@@ -175,9 +175,10 @@ impl Swarm {
         if self.blocked.is_empty() || now < self.next_search || self.paused {
             return;
         }
-        // A peer that owes blocks and sends none is no peer that a read can rely on.
-        let serving: Vec<&Peer> = self.peers.values().filter(|peer| !peer.has_stopped(now)).collect();
-        let is_served = |piece: &u32| serving.iter().any(|peer| peer.serves(now, *piece));
+        // A peer that owes blocks and sends none is no peer that a read can rely on. Asked on every event, so that it must not
+        // take a look at each peer.
+        let is_served =
+            |piece: &u32| self.peers.values().any(|peer| peer.serves(now, *piece) && !peer.has_stopped(now));
         if self.blocked.iter().all(|piece| self.pieces.state(*piece) == State::Checking || is_served(piece)) {
             return;
         }

@@ -93,7 +93,11 @@ impl Driver {
         }
         match incoming {
             Incoming::Messages(messages) => self.messages(key, messages),
-            Incoming::Sent(request) => self.dispatch(Event::Uploaded { peer: key, request, sent: true }),
+            Incoming::Sent(requests) => {
+                for request in requests {
+                    self.dispatch(Event::Uploaded { peer: key, request, sent: true });
+                }
+            }
             Incoming::ExtensionsSent(count) => self.dispatch(Event::ExtensionsSent { peer: key, count }),
             Incoming::Closed(why) => self.lost(key, &why),
         }
@@ -153,20 +157,30 @@ impl Driver {
         }
     }
 
+    /// Adds a message to those that a peer is sent at the end of this turn.
+    pub(super) fn queue_message(&mut self, key: PeerKey, message: Message) {
+        if let Some(peer) = self.peers.get_mut(&key) {
+            if peer.outgoing.is_empty() {
+                self.unflushed.push(key);
+            }
+            peer.outgoing.push(message);
+        }
+    }
+
     /// Sends each peer its messages of this turn.
     pub(super) fn flush(&mut self) {
-        let mut full = Vec::new();
-        for (key, peer) in &mut self.peers {
-            if peer.outgoing.is_empty() {
-                continue;
-            }
+        let (mut full, mut later) = (Vec::new(), Vec::new());
+        for key in std::mem::take(&mut self.unflushed) {
+            let Some(peer) = self.peers.get_mut(&key) else { continue };
             if let Err(OutboxFull(unsent)) = peer.connection.outbox().send(std::mem::take(&mut peer.outgoing)) {
                 if unsent.len() > MAX_UNSENT {
-                    full.push(*key);
+                    full.push(key);
                 }
                 peer.outgoing = unsent;
+                later.push(key);
             }
         }
+        self.unflushed = later;
         if full.is_empty() {
             return;
         }

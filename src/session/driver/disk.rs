@@ -108,12 +108,11 @@ impl Driver {
 
     /// Queues a block for a peer; without `data`, reports that it could not be read.
     pub(super) fn upload(&mut self, key: PeerKey, request: Request, data: Option<Bytes>) {
-        match (data, self.peers.get_mut(&key)) {
-            (Some(data), Some(peer)) => {
-                peer.outgoing.push(Message::Piece { piece: request.piece, begin: request.begin, data });
+        match data {
+            Some(data) => {
+                self.queue_message(key, Message::Piece { piece: request.piece, begin: request.begin, data });
             }
-            (None, Some(_)) => self.enqueue(Event::Uploaded { peer: key, request, sent: false }),
-            (_, None) => {}
+            None => self.enqueue(Event::Uploaded { peer: key, request, sent: false }),
         }
     }
 }

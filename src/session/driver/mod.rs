@@ -114,6 +114,8 @@ pub(super) struct Driver {
     transferred: Arc<Transferred>,
     peers: HashMap<PeerKey, Peer>,
     next_peer: u64,
+    /// Peers with messages in `outgoing`: of hundreds of peers few have any in one turn.
+    unflushed: Vec<PeerKey>,
     /// Peers that are no longer held and have a backlog.
     released: Vec<PeerKey>,
     /// By the addresses that stand for them.
@@ -255,9 +257,7 @@ impl Driver {
             }
             Action::Send(key, message) => {
                 tracing::trace!(peer = key.0, ?message, "sending");
-                if let Some(peer) = self.peers.get_mut(&key) {
-                    peer.outgoing.push(message);
-                }
+                self.queue_message(key, message);
             }
             Action::Disconnect(key, reason) => self.disconnect(key, reason),
             Action::Hold(key) => self.hold(key),

@@ -134,6 +134,7 @@ pub(crate) async fn start(
         transferred,
         peers: HashMap::new(),
         next_peer: 0,
+        unflushed: Vec::new(),
         released: Vec::new(),
         web_seeds: web_seeds.iter().map(|seed| (seed.addr(), seed.clone())).collect(),
         seeding: Seeding::new(context.config.seed),
