@@ -117,14 +117,16 @@ impl Session {
         let direct = proxy.is_none();
         let dht = config.dht.as_ref().filter(|_| direct).and_then(|bootstrap| {
             let shared = sockets.take_bencoded().into_iter();
-            let shared = shared.map(|Bencoded { socket, received }| SharedSocket { socket, received });
+            let shared: Vec<SharedSocket> =
+                shared.map(|Bencoded { socket, received }| SharedSocket { socket, received }).collect();
             let config = DhtConfig {
                 port,
                 bind: bind.clone(),
                 bootstrap: bootstrap.clone(),
                 state_dir: Some(config.cache.dir().to_owned()),
             };
-            let started = Dht::start_on(shared.collect(), config);
+            // Without uTP it has the UDP port for itself.
+            let started = if shared.is_empty() { Dht::start(config) } else { Dht::start_on(shared, config) };
             started
                 .inspect_err(|error| tracing::warn!("cannot open a UDP port for the DHT: {error}; it is not used"))
                 .ok()

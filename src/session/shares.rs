@@ -24,8 +24,8 @@ use std::time::{Duration, Instant};
 
 use crate::util::{align_to_tick, lock};
 
-/// Maximum number of connections of a session, those being made included: well below the usual limit of 1,024 open
-/// files.
+/// Maximum number of connections of a session, including those being made that have just begun. With all others being made,
+/// whose number `net::dial` limits, well below the usual limit of 1,024 open files.
 const CONNECTIONS: usize = 500;
 /// Connections reserved for torrents that are being read.
 const RESERVED: usize = 100;

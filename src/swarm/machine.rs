@@ -225,6 +225,12 @@ impl Swarm {
         self.peers.len() + self.addresses.attempts().len()
     }
 
+    /// Returns what counts against the limit of [`Event::Share`]: the connections, and those being made that began a moment
+    /// ago. Older ones rarely succeed.
+    pub fn slots_taken(&self, now: Instant) -> usize {
+        self.peers.len() + self.addresses.attempts().fresh(now, self.config.policy.dial_moment())
+    }
+
     /// Returns the bytes that background fetching may still add: those of the last `Event::Room`, less the pieces that
     /// have arrived since.
     pub fn room(&self) -> u64 {

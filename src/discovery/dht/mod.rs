@@ -77,21 +77,20 @@ pub struct DhtSearch {
 impl Dht {
     /// Opens the port and starts the task on the current tokio runtime. Fails only if no socket can be opened.
     pub fn start(config: DhtConfig) -> io::Result<Self> {
-        Self::start_on(Vec::new(), config)
+        Ok(Self::run(Sockets::bind(config.port, &config.bind)?, config))
     }
 
-    /// Does the same on these sockets of one port, at most one for IPv4 and one for IPv6. Without any, opens its own.
-    pub fn start_on(shared_sockets: Vec<SharedSocket>, config: DhtConfig) -> io::Result<Self> {
-        let sockets = if shared_sockets.is_empty() {
-            Sockets::bind(config.port, &config.bind)?
-        } else {
-            Sockets::share(shared_sockets)?
-        };
+    /// Does the same on these sockets of one port: one for IPv4, one for IPv6, or both.
+    pub fn start_on(shared: Vec<SharedSocket>, config: DhtConfig) -> io::Result<Self> {
+        Ok(Self::run(Sockets::share(shared)?, config))
+    }
+
+    fn run(sockets: Sockets, config: DhtConfig) -> Self {
         let port = sockets.port();
         let shared = Arc::new(Shared::default());
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(task::Task::new(sockets, config, shared.clone()).run(stopped));
-        Ok(Self { shared, port, running: Mutex::new(Some((stop, task))) })
+        Self { shared, port, running: Mutex::new(Some((stop, task))) }
     }
 
     /// Returns the UDP port, for the `port` message to peers.

@@ -128,15 +128,15 @@ impl Driver {
     /// Tells the other torrents how much this one uses, and keeps the short interval while there is anything to do.
     pub(super) fn update_share(&mut self) {
         let now = self.now();
-        let (connections, partial, is_read) =
-            (self.swarm.connections(), self.swarm.partial_bytes(), self.swarm.is_read(now));
+        let (taken, partial, is_read) =
+            (self.swarm.slots_taken(now), self.swarm.partial_bytes(), self.swarm.is_read(now));
         if is_read && !self.share.is_read() {
             // A new reader may have no peers to read from.
             self.maintenance_due = now;
         }
         self.hurried.send_if_modified(|hurried| std::mem::replace(hurried, is_read) != is_read);
-        self.share.set(connections, partial, is_read, self.place.waits());
-        let busy = connections > 0 || is_read || self.checking > 0 || self.place.counts();
+        self.share.set(taken, partial, is_read, self.place.waits());
+        let busy = self.swarm.connections() > 0 || is_read || self.checking > 0 || self.place.counts();
         if busy && self.maintenance_interval != INTERVAL {
             self.maintenance_interval = INTERVAL;
             self.maintenance_due = self.maintenance_due.min(now + INTERVAL);
