@@ -35,8 +35,8 @@ Mounts of the system:
   unprivileged user, and may make only the system calls it needs: it can run
   no program. A small process of root remains to unmount when that process
   ends, even if it is killed, and to let the kernel read complete files itself
-  (see Passthrough in `torrentfs help mount`). A .torrent file may be readable by root
-  alone; the file of blocklist=FILE must be readable by the user.
+  (see Passthrough in `torrentfs help mount`). A .torrent file may be readable
+  by root alone; the file of blocklist=FILE must be readable by the user.
 
   All users can read the files, which belong to root unless uid=, gid= or umask=
   say otherwise. The cache is a directory named after the mountpoint, in the

@@ -18,7 +18,7 @@ use tracing::{debug, info};
 
 use super::mountinfo::{self, FSTYPE, Mount};
 use super::tree::{ROOT, TreeError};
-use super::unmount::{self, ANSWER_LIMIT, UnmountError, is_dead, with_timeout};
+use super::unmount::{self, ANSWER_LIMIT, ConnectionAbort, UnmountError, is_dead, with_timeout};
 use crate::sys;
 
 /// Maximum number of stacked dead mounts to detach before mounting; more than a crash loop leaves in practice.
@@ -184,7 +184,7 @@ pub enum MountError {
 
 /// An attached mount of ours.
 #[derive(Debug)]
-pub(super) struct Attached(Mount);
+pub(super) struct Attached(Mount, ConnectionAbort);
 
 impl Attached {
     /// Mounts on a directory that [`prepare`] has checked. Also returns the descriptor of the FUSE device.
@@ -210,7 +210,9 @@ impl Attached {
             let _ = sys::mount::detach_and_abort(path);
             MountError::NotAnswering { path: path.to_owned(), source }
         })?;
-        Ok((Self(mount), device))
+        // The device is open, so the connection exists.
+        let connection = ConnectionAbort::of(&mount);
+        Ok((Self(mount, connection), device))
     }
 
     /// Returns the mount point, canonical.
@@ -241,10 +243,10 @@ impl Attached {
     /// Detaches the mount, if it is still there and still ours.
     pub(super) fn detach(&self) -> Result<(), UnmountError> {
         match mountinfo::mount_at(&self.0.path).map_err(UnmountError::MountInfo)? {
-            Some(top) if (top.id, top.device) == (self.0.id, self.0.device) => unmount::detach(&self.0),
+            Some(top) if (top.id, top.device) == (self.0.id, self.0.device) => unmount::detach(&self.0, &self.1),
             // It was detached by another process, or something is mounted over it: unmounting by path would be wrong.
             _ => {
-                unmount::abort(&self.0);
+                self.1.abort();
                 Ok(())
             }
         }
@@ -263,7 +265,7 @@ pub fn prepare(mountpoint: &Path) -> Result<PathBuf, MountError> {
         match unmount::attribute(&path, "pid") {
             Err(error) if is_dead(&error) => {
                 info!("removing a dead mount on {}", path.display());
-                unmount::detach(&mount).map_err(MountError::Clear)?;
+                unmount::detach_found(&mount).map_err(MountError::Clear)?;
             }
             Err(error) if error.kind() == io::ErrorKind::TimedOut => return Err(MountError::Hanging(path)),
             // Any other answer comes from a process that serves the mount.

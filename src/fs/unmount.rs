@@ -4,8 +4,8 @@
 //! its departure to trackers. `user.torrentfs.pid` names the process; we verify it, send SIGTERM and wait. If that is
 //! not possible (the process is dead, hangs, or belongs to another user), we detach the mount.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -94,7 +94,7 @@ pub fn unmount_path(path: &Path) -> Result<(), UnmountError> {
     }
     // The process did not unmount, or it died of the signal and left a dead mount.
     if is_mounted()? {
-        detach(&mount)?;
+        detach_found(&mount)?;
     }
     match server {
         Some((pid, process)) if !process.wait(END_LIMIT).unwrap_or(true) => {
@@ -145,22 +145,53 @@ fn serves(pid: u32, mount: &Mount) -> bool {
 /// Detaches a mount and aborts its connection, even if files are open in it. Without privileges it does what
 /// `fusermount3` and the kernel allow to the owner. The caller must have checked that the mount is the topmost at its
 /// path.
-pub(super) fn detach(mount: &Mount) -> Result<(), UnmountError> {
+pub(super) fn detach(mount: &Mount, connection: &ConnectionAbort) -> Result<(), UnmountError> {
     let detached = match sys::mount::detach_and_abort(&mount.path) {
         Err(error) if error.raw_os_error() == Some(libc::EPERM) => detach_by_helper(&mount.path),
         other => other.map_err(|error| error.to_string()),
     };
     // Detaching alone keeps the connection alive while files are open.
-    abort(mount);
+    connection.abort();
     detached.map_err(|reason| UnmountError::Detach { path: mount.path.clone(), reason })
 }
 
-/// Aborts the connection of a mount through the kernel's fusectl filesystem, if that is mounted. The owner may do this.
-pub(super) fn abort(mount: &Mount) {
-    let (major, minor) = mount.device;
-    let connection = u64::from(major) << 20 | u64::from(minor);
-    if let Err(error) = fs::write(format!("/sys/fs/fuse/connections/{connection}/abort"), "1") {
-        debug!("cannot abort connection {connection}: {error}");
+/// Detaches a mount that was found in the list of mounts, unless it has left the list since then.
+pub(super) fn detach_found(mount: &Mount) -> Result<(), UnmountError> {
+    let connection = ConnectionAbort::of(mount);
+    let now = mountinfo::mount_at(&mount.path).map_err(UnmountError::MountInfo)?;
+    if now.is_some_and(|now| (now.id, now.device) == (mount.id, mount.device)) {
+        detach(mount, &connection)?;
+    }
+    Ok(())
+}
+
+/// The file by which the kernel aborts the connection of one mount (`abort` in the fusectl filesystem). The owner may do
+/// this.
+///
+/// The file is opened while the mount exists, and belongs to its connection from then on. By its name it could be another
+/// one: the kernel gives the number of a mount that is gone to the next mount of any process.
+#[derive(Debug)]
+pub(super) struct ConnectionAbort {
+    number: u64,
+    /// `None` if it cannot be opened, for example because fusectl is not mounted.
+    file: Option<File>,
+}
+
+impl ConnectionAbort {
+    /// Opens the file of a mount. The caller must know that the mount still exists, or check it afterwards.
+    pub(super) fn of(mount: &Mount) -> Self {
+        let (major, minor) = mount.device;
+        let number = u64::from(major) << 20 | u64::from(minor);
+        let file = File::options().write(true).open(format!("/sys/fs/fuse/connections/{number}/abort"));
+        let file = file.inspect_err(|error| debug!("cannot abort connection {number} later: {error}")).ok();
+        Self { number, file }
+    }
+
+    /// Aborts the connection. Has no effect if it has ended.
+    pub(super) fn abort(&self) {
+        if let Some(Err(error)) = self.file.as_ref().map(|mut file| file.write_all(b"1")) {
+            debug!("cannot abort connection {}: {error}", self.number);
+        }
     }
 }
 

@@ -177,9 +177,16 @@ impl Torrent {
     pub fn write(&self, handles: &Handles, piece: PieceIndex, bytes: &[u8]) -> Result<bool, DiskError> {
         self.change_data(piece, || {
             let start = self.lengths.offset_of(piece);
+            let before = self.pieces.distrusted();
             let written = self.files.write(handles, start, bytes);
             match &written {
-                Ok(()) => drop(self.pieces.advance(piece, State::Memory, State::Disk)),
+                Ok(()) => {
+                    self.pieces.advance(piece, State::Memory, State::Disk);
+                    // Another program's change may have been noticed after the write, before the piece counted as on the disk.
+                    if self.pieces.distrusted() != before {
+                        self.pieces.distrust(piece);
+                    }
+                }
                 // Part of the piece may have been written: free that. The piece is not on the disk either way.
                 Err(_) => drop(self.files.punch(handles, self.lengths.range_of(piece))),
             }

@@ -55,7 +55,8 @@ impl Pauses {
             return Consequence::Whole;
         }
         let pause = self.files.entry(file).or_insert(Pause { failures: 0, until: None, why: String::new() });
-        if let Some(left) = pause.until.and_then(|until| until.checked_duration_since(now)) {
+        if let Some(left) = pause.until.map(|until| until.saturating_duration_since(now)).filter(|left| !left.is_zero())
+        {
             // Another request for the file, made before the pause.
             return Consequence::Pause(left);
         }
@@ -110,7 +111,8 @@ mod tests {
             assert_eq!(pauses.fault(), Some((FileIndex(1), "500")));
             // Requests that were under way count once.
             assert!(seconds(&pauses.failed(now + SECOND / 2, FileIndex(1), 3, "500")) < wait);
-            now += Duration::from_secs_f64(wait);
+            // A little more, because the wait was rounded.
+            now += Duration::from_secs_f64(wait) + SECOND / 1_000;
             assert!(!pauses.is_paused(now, FileIndex(1)));
             assert!(!pauses.delivered(FileIndex(0)), "another file");
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::support::*;
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(180);
 
 /// Returns the command with its own configuration and cache directories.
 fn torrentfs(home: &Path, args: &[&str], environment: &[(&str, &str)]) -> Command {

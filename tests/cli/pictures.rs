@@ -16,7 +16,7 @@ const ROWS: u16 = 24;
 /// Width of the demo's terminal, in which the temporary path does not wrap its lines.
 const WIDE: u16 = 120;
 /// Time limit for a screen to look like its picture.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(180);
 
 fn is_writing() -> bool {
     std::env::var_os("TORRENTFS_PICTURES").is_some_and(|value| value == "write")

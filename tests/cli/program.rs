@@ -12,7 +12,7 @@ use torrentfs::internals::fs::mountinfo;
 use torrentfs::metainfo::{FileKind, Metainfo};
 
 /// Time limit of operations that take milliseconds. Only a hang reaches it, however busy the machine is.
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_secs(180);
 /// Most memory that the program may use for a torrent of a few KiB.
 const MEMORY_KIB: u64 = 64 << 10;
 

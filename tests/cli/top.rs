@@ -8,7 +8,7 @@ use crate::support::terminal::Terminal;
 use crate::support::*;
 use serde_json::Value;
 
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_secs(180);
 
 fn status(mounted: &Mounted) -> Value {
     let output = Command::new(TORRENTFS).args(["status", "--json"]).arg(&mounted.dir).output().unwrap();

@@ -12,7 +12,7 @@ use torrentfs::internals::session::ReadError;
 use torrentfs::metainfo::FileIndex;
 
 const LEN: usize = 8 << 20;
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(180);
 
 /// Settings of libtorrent: RC4 required, only an encrypted handshake allowed, and no encryption.
 const FORCED_RC4: [&str; 4] = ["in_enc_policy=0", "out_enc_policy=0", "allowed_enc_level=2", "prefer_rc4=1"];

@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::support::transfer::Transfer;
 use crate::support::*;
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(180);
 
 /// Lets a program download until it has written some MiB, and kills it.
 fn interrupt(program: &mut Command, file: &Path, len: u64) {

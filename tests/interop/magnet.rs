@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::support::*;
 
 const LEN: usize = 8 << 20;
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(180);
 
 fn swarm(seed: u64) -> (Lab, Vec<u8>, PathBuf, Libtorrent) {
     let mut lab = Lab::new();

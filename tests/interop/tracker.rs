@@ -19,7 +19,7 @@ use torrentfs::internals::route::Route;
 use torrentfs::metainfo::{InfoHash, Metainfo};
 use torrentfs::wire::PeerId;
 
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_secs(180);
 
 fn info_hash(torrent: &Path) -> InfoHash {
     Metainfo::parse(&fs::read(torrent).unwrap()).unwrap().info_hash

@@ -15,7 +15,7 @@ use torrentfs::internals::web::socket;
 
 use crate::support::*;
 
-pub const LONG: Duration = Duration::from_secs(60);
+pub const LONG: Duration = Duration::from_secs(180);
 pub const SLOW: u64 = 200_000;
 
 // ---- requests

@@ -69,7 +69,12 @@ fn the_status_is_correct() {
     if let Some(piece) = read["pieces"].as_array().unwrap().first() {
         assert_eq!((number(&piece["peers"]), number(&piece["blocks"])), (1, 4), "{piece}");
     }
-    let lines = stdout_of(&["status", text(&mounted.dir)]);
+    // Between two reads of the kernel none is blocked.
+    let mut lines = String::new();
+    wait_until("a blocked read is printed", LONG, || {
+        lines = stdout_of(&["status", text(&mounted.dir)]);
+        lines.contains("show/film.mkv at 2.") && lines.contains("1 peer has it") || reading.is_finished()
+    });
     assert!(lines.contains("show/film.mkv at 2.") && lines.contains("1 peer has it"), "{lines}");
     assert_eq!(reading.join().unwrap(), noise(3 << 20, 1)[2 << 20..]);
 

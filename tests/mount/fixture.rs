@@ -23,7 +23,7 @@ use crate::support::{TestDir, signals};
 use torrentfs::metainfo::{self, FileIndex, FileKind, InfoHash, Layout, Lengths, Metainfo, PieceHashes};
 
 /// Time limit of waits. Only a hang reaches it.
-pub const LONG: Duration = Duration::from_secs(60);
+pub const LONG: Duration = Duration::from_secs(180);
 
 // ---- contents
 

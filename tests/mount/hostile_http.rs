@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::support::*;
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(180);
 /// The memory that a mount may use whatever servers send.
 const MAX_RSS_MIB: u64 = 150;
 /// After so many bytes from all servers, the program has shown how it copes. The servers then keep their connections open

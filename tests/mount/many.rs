@@ -22,7 +22,7 @@ use torrentfs::internals::store::{Cache, CacheConfig};
 use torrentfs::metainfo::{InfoHash, Metainfo};
 
 /// Time limit of waits. Only a hang reaches it.
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_secs(180);
 
 const PIECE_LEN: usize = 32 << 10;
 

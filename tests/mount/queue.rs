@@ -10,7 +10,7 @@ use crate::many::{Seeder, WatchedDirectory, torrent};
 use crate::support::*;
 
 /// Time limit of waits. Only a hang reaches it.
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_secs(180);
 const LEN: usize = 1 << 20;
 
 /// Returns the names of the torrents in this state.

@@ -16,7 +16,7 @@ const TOOLS: [&str; 3] = ["opentracker", "mktorrent", "libtorrent"];
 /// or two; a block that waited for the disconnection of such a peer would take a minute.
 const UNHINDERED: Duration = Duration::from_secs(30);
 /// Time limit of whatever happens at once. Only a hang reaches it.
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_secs(180);
 
 /// Makes a torrent without a tracker.
 fn untracked(lab: &Lab, name: &str, data: &[u8], piece_log2: u32) -> PathBuf {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::api::{status, stdout_of};
 use crate::support::*;
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(180);
 
 /// Starts nginx for a directory. Returns the process and its URL.
 fn nginx(base: &Path, root: &Path) -> (Process, String) {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::*;
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(180);
 
 /// Starts a libtorrent node of the DHT on 127.0.0.`host`.
 fn node(host: u8) -> (Process, String) {

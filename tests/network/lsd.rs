@@ -14,7 +14,7 @@ use torrentfs::internals::route::Bind;
 use torrentfs::metainfo::InfoHash;
 
 /// Time limit of a discovery. Generous, because the machine may be busy.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(180);
 
 fn ours(host: u8) -> Lsd {
     Lsd::start(&Bind::Address([127, 0, 0, host].into()))

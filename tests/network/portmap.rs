@@ -12,7 +12,7 @@ use crate::support;
 use tokio::time::timeout;
 use torrentfs::internals::portmap::{Mapping, PortMapConfig, PortMapStatus, PortMapper};
 
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_secs(180);
 const PORT: NonZeroU16 = NonZeroU16::new(6881).unwrap();
 
 /// Mappings of a router: from protocol and external port to internal port and lease in seconds.

@@ -20,7 +20,7 @@ use torrentfs::internals::route::{Bind, Route};
 use torrentfs::metainfo::{InfoHash, Metainfo};
 use torrentfs::wire::PeerId;
 
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_secs(180);
 
 /// Publishes a file and waits until the tracker knows it over UDP as well. `Lab` waits for the TCP port only.
 fn publish(lab: &mut Lab, name: &str, data: &[u8]) -> PathBuf {

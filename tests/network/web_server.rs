@@ -22,7 +22,7 @@ use torrentfs::wire::{Message, Request};
 use crate::support;
 
 /// Limit of every wait in these tests. None should come near it.
-pub const LONG: Duration = Duration::from_secs(60);
+pub const LONG: Duration = Duration::from_secs(180);
 
 /// Makes a torrent `t` of these files. A single file without a directory makes a single-file torrent.
 /// Returns the torrent and its bytes.

@@ -14,7 +14,7 @@ use crate::support::*;
 
 pub const HELPER: &str = env!("CARGO_BIN_EXE_mount-torrentfs");
 /// Time limit of waits. Only a hang reaches it.
-pub const LIMIT: Duration = Duration::from_secs(60);
+pub const LIMIT: Duration = Duration::from_secs(180);
 /// Options that keep traffic on this machine.
 pub const ALONE: &str = "no_dht,no_lsd,no_port_mapping,port=0";
 /// User id of `torrentfs` in the namespace.

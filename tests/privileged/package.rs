@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::support::*;
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(180);
 const ALONE: &str = "no_dht,no_lsd,no_port_mapping,port=0";
 
 /// Sets up the root filesystem. `$BASE` is the only directory that is the same inside and outside.

@@ -39,7 +39,7 @@ pub struct FakePeer {
     pub addr: SocketAddr,
     /// Connections accepted.
     pub connections: Arc<AtomicUsize>,
-    /// Connections on which it has offered every piece and unchoked us.
+    /// Connections on which it has sent its first messages: that it has every piece, and that we are unchoked.
     pub offers: Arc<AtomicUsize>,
     /// Requests received.
     pub requests: Arc<AtomicUsize>,
@@ -91,6 +91,7 @@ fn serve(
     stream.read_exact(&mut theirs)?;
     stream.write_all(&Handshake::new(metainfo.info_hash, PeerId(id)).encode())?;
     if behaviour == Behaviour::Garbage {
+        offers.fetch_add(1, Ordering::Relaxed);
         return stream.write_all(&[0xFF; 4096]);
     }
     let mut out = BytesMut::new();

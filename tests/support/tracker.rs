@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::{Lab, Process, TORRENTFS, drain, run, wait_until};
 
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_secs(180);
 
 /// A `torrentfs tracker` that listens.
 pub struct TrackerServer {

