@@ -13,6 +13,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Instant;
 
 use lru::LruCache;
 
@@ -305,6 +306,11 @@ impl Files {
         let whole = self.file(file).is_stored() && about.len() == self.file(file).len && about.nlink() > 0;
         let sound = unchanged && whole && self.stamps.is_steady(file);
         Ok(sound.then(|| (opened, (about.dev(), about.ino()))))
+    }
+
+    /// Returns whether another program's change of a piece's files was noticed since then.
+    pub fn was_changed_since(&self, piece: PieceIndex, since: Instant) -> bool {
+        self.of_piece(piece).into_iter().any(|file| self.stamps.was_changed_since(file, since))
     }
 
     /// Returns whether no other program's change of a file was noticed lately.

@@ -81,8 +81,6 @@ pub(super) struct Pieces {
     pub id: u32,
     pub lengths: Lengths,
     table: OnceLock<Table>,
-    /// How often pieces were distrusted.
-    distrusted: AtomicU64,
     pins: Mutex<Pins>,
     sink: EvictionSink,
 }
@@ -123,7 +121,7 @@ struct Table {
 
 impl Pieces {
     pub fn new(id: u32, lengths: Lengths, sink: EvictionSink) -> Self {
-        Self { id, lengths, table: OnceLock::new(), distrusted: AtomicU64::new(0), pins: Mutex::default(), sink }
+        Self { id, lengths, table: OnceLock::new(), pins: Mutex::default(), sink }
     }
 
     /// Returns the table, which it allocates for the first change. A thread that learns of the change, by a lock or a
@@ -159,15 +157,8 @@ impl Pieces {
         self.change(piece, to, |word| word.state() == from).is_some()
     }
 
-    /// Returns a number that changes before any piece is distrusted. A piece that is written meanwhile cannot be: compare
-    /// the number from before the write after the piece is on the disk.
-    pub fn distrusted(&self) -> u64 {
-        self.distrusted.load(SeqCst)
-    }
-
     /// Makes a piece on the disk unverified, and disturbs whoever reads it. Returns whether it was verified.
     pub fn distrust(&self, piece: PieceIndex) -> bool {
-        self.distrusted.fetch_add(1, SeqCst);
         let on_disk = |word: Word| matches!(word.state(), State::Disk | State::Unverified);
         self.change(piece, State::Unverified, on_disk).is_some_and(|before| before.state() == State::Disk)
     }

@@ -120,6 +120,11 @@ impl Stamps {
             || lock(&self.slot(file).expected).noticed.is_none_or(|noticed| noticed.elapsed() >= SETTLE_TIME)
     }
 
+    /// Returns whether another program's change was noticed since then. Its pieces are distrusted right after it is noticed.
+    pub fn was_changed_since(&self, file: FileIndex, since: Instant) -> bool {
+        lock(&self.slot(file).expected).noticed.is_some_and(|noticed| noticed >= since)
+    }
+
     /// Returns whether neither we nor, as far as was noticed, another program has been changing a file for [`SETTLE_TIME`].
     pub fn is_steady(&self, file: FileIndex) -> bool {
         self.is_settled(file) && !lock(&self.slot(file).expected).changing

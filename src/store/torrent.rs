@@ -177,13 +177,13 @@ impl Torrent {
     pub fn write(&self, handles: &Handles, piece: PieceIndex, bytes: &[u8]) -> Result<bool, DiskError> {
         self.change_data(piece, || {
             let start = self.lengths.offset_of(piece);
-            let before = self.pieces.distrusted();
+            let begun = Instant::now();
             let written = self.files.write(handles, start, bytes);
             match &written {
                 Ok(()) => {
                     self.pieces.advance(piece, State::Memory, State::Disk);
                     // Another program's change may have been noticed after the write, before the piece counted as on the disk.
-                    if self.pieces.distrusted() != before {
+                    if self.files.was_changed_since(piece, begun) {
                         self.pieces.distrust(piece);
                     }
                 }

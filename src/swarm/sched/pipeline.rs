@@ -325,7 +325,8 @@ mod tests {
         let probe = |pipeline: &mut Pipeline, now, clean| {
             assert!(pipeline.wants_refill(now, PHASE) && (0.0..=BLOCK).contains(&pipeline.room(now, NEED, PHASE)));
             pipeline.requested(now, BLOCK_LEN, clean);
-            assert_eq!(clean, pipeline.room(now, NEED, PHASE) <= 0.0);
+            assert_eq!(clean, pipeline.probing);
+            assert!(!clean || pipeline.room(now, NEED, PHASE) <= 0.0, "alone");
         };
         let is_over = |pipeline: &Pipeline, now| !pipeline.probing && !pipeline.is_stale(now);
         probe(&mut pipeline, now, true);
