@@ -92,7 +92,7 @@ impl Drop for Registered {
     }
 }
 
-/// What the open handles of an inode are.
+/// The kind of an inode's open handles: all are of one kind, as FUSE demands.
 #[derive(Debug, Default)]
 enum Mode {
     /// There are none.

@@ -62,7 +62,7 @@ const MAX_BENCODED: usize = 2048;
 pub struct Bencoded {
     /// The socket, to send from.
     pub socket: Arc<UdpSocket>,
-    /// What was received, and from where.
+    /// The datagrams received, and their senders.
     pub received: mpsc::Receiver<(SocketAddr, Bytes)>,
 }
 

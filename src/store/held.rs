@@ -92,7 +92,7 @@ impl HeldFile {
         let on_disk = || self.store.is_file_on_disk(self.file);
         let opened = on_disk().then(|| torrent.files.open_unchanged(&cache.handles, self.file))?;
         let opened = match opened {
-            // Whoever removed it did no harm to the disk.
+            // A removed file is no fault of the disk.
             Err(error) if error.is_gone() => None,
             opened => cache.ok_or_report(opened).flatten(),
         };

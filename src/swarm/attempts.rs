@@ -98,7 +98,7 @@ impl Attempts {
     /// Returns the rank of an address that failed so many times in a row, and has this number by chance.
     pub(super) fn rank(&self, addr: SocketAddr, group: Group, failures: u32, chance: u32) -> Rank {
         let in_group = self.groups.get(&group).copied().unwrap_or(0) * group.weight();
-        // What has failed comes after all that was never tried.
+        // An address that has failed comes after all that were never tried.
         let tried = u32::from(failures > 0 && !group.is_preferred()) << 31;
         let in_network = self.networks.get(&Network::of(addr.ip())).copied().unwrap_or(0);
         (tried | in_group, group, failures.saturating_mul(1 << 10).saturating_add(in_network), chance)

@@ -238,7 +238,7 @@ fn no_new_reader_gets_bytes_that_another_program_wrote() {
         for reader in readers {
             assert!(reader.join().is_ok(), "round {round}: {}", mounted.log());
         }
-        // Whoever had it open learns that something is wrong.
+        // Reads of the open handle fail.
         wait_until("old handles fail", LONG, || {
             read_all(&old, data.len()).is_err_and(|error| error.raw_os_error() == Some(libc::EIO))
         });

@@ -277,7 +277,7 @@ async fn the_hashes_of_an_idle_torrent_leave_memory_and_come_back() {
         assert!(begun.elapsed() < Duration::from_secs(120), "still in memory");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    // What is here needs no hash.
+    // A stored piece needs no hash.
     assert_eq!(*lab.open().read(1_050_000, 1_000).await.unwrap(), data[1_050_000..1_051_000]);
     assert_eq!(info.resident(), None);
     lab.torrent.verify();

@@ -24,7 +24,7 @@ const RECEIVE_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 struct Port {
     socket: Arc<UdpSocket>,
-    /// What somebody else receives for us.
+    /// Datagrams that the owner of a shared socket passes on to us.
     received: Option<mpsc::Receiver<(SocketAddr, Bytes)>>,
 }
 

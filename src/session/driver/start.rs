@@ -162,7 +162,7 @@ pub(crate) async fn start(
     let mut inputs = Inputs { inbox, done, commands, incoming, found, evicted, sleeps: clock.sleeps() };
     tokio::spawn(async move {
         driver.run(&mut inputs, closed_tx).await;
-        // Whoever waits for the end finds the task's parts of the cache released.
+        // The task's parts of the cache are released before the end is announced.
         drop(driver);
         drop(inputs);
     });

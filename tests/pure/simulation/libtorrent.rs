@@ -64,7 +64,7 @@ impl Libtorrent {
     }
 }
 
-/// What such a seed remembers of one connection.
+/// State of one connection of such a seed.
 #[derive(Default)]
 pub(super) struct Sending {
     /// Bytes of the blocks that are being read.

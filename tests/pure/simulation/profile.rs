@@ -142,7 +142,7 @@ impl Profile {
     }
 
     fn random_of(name: &'static str, seed: u64) -> Self {
-        /// What all links together can carry at least, in kB/s: enough to play without stalls.
+        /// Least rate of all links together in kB/s: enough to play without stalls.
         const LEAST: f64 = 3_000.0;
         let mut rng = SmallRng::seed_from_u64(seed);
         let mut log = |low: f64, high: f64| (rng.random_range(low.ln()..high.ln())).exp();

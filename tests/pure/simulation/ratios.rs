@@ -51,7 +51,7 @@ pub fn reaches(result: &str, value: f64, limit: f64) -> bool {
     if is_share(result) { value >= limit } else { value <= limit + 1e-9 }
 }
 
-/// What the bare client reaches, in seconds.
+/// Results of the bare client, in seconds.
 #[derive(Clone, Copy, Debug)]
 pub struct Floor {
     pub first: f64,
