@@ -213,7 +213,7 @@ impl Cache {
 
     /// Returns the bytes that can be added to a torrent without evicting a piece of an open one.
     pub(super) fn room(&self, torrent: &Torrent) -> u64 {
-        if self.health.fault().is_some() {
+        if self.health.has_fault(torrent.pieces.id) {
             return 0;
         }
         if !torrent.evictable {
@@ -236,8 +236,11 @@ impl Cache {
         if error.is_refusal() && !self.shared {
             return self.health.report_refusal(error);
         }
-        // A shared cache logs nothing: downloads cannot continue without the disk, and the command reports that itself.
-        self.health.report_failure(&self.dir, error, Instant::now(), !self.shared);
+        if self.shared {
+            // Downloads cannot continue without the disk, and the command reports that itself.
+            return self.health.report_failure(&self.dir, error, Instant::now(), false);
+        }
+        self.health.report(&self.dir, error, Instant::now());
     }
 
     pub(super) fn notify_lost(lost: Vec<Lost>) {
@@ -267,6 +270,10 @@ impl Cache {
             DiskState::Full if reserve == Reserve::OverLimit => self.evict_bytes(len),
             DiskState::Full | DiskState::Failing => return false,
         }
+        let files = || torrent.files.of_piece(piece);
+        if self.health.is_failing(begun, torrent.pieces.id, files()) {
+            return false;
+        }
         if torrent.evictable && !self.reserve(len, reserve) {
             return false;
         }
@@ -279,6 +286,9 @@ impl Cache {
                 written = torrent.write(&self.handles, piece, bytes);
             }
             _ => {}
+        }
+        if written.is_ok() {
+            self.health.report_files_success(begun, torrent.pieces.id, files());
         }
         let on_disk = self.ok_or_report(written).unwrap_or(false);
         if !on_disk && torrent.evictable {
@@ -415,6 +425,7 @@ impl Cache {
         drop(lock(&torrent.dir_lock).take());
         self.memory.remove_torrent(torrent.pieces.id);
         self.handles.close(torrent.pieces.id);
+        self.health.forget(torrent.pieces.id);
     }
 
     /// Runs one round of maintenance: writes changed state, enforces the limit, and retries failed writes.

@@ -13,7 +13,6 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Instant;
 
 use lru::LruCache;
 
@@ -21,7 +20,7 @@ use super::error::StoreError;
 use super::health::{DiskError, is_gone};
 use super::pieces::Pieces;
 use super::place::{Access, Root};
-use super::stamps::{Check, Stamp, Stamps};
+use super::stamps::{Check, Reason, Stamp, Stamps};
 use super::substitute;
 use crate::metainfo::{self, FileIndex, FileKind, Layout, PieceIndex};
 use crate::sys::file as sys;
@@ -279,7 +278,7 @@ impl Files {
             read.map_err(|error| {
                 if is_gone(&error) {
                     handles.close_one((self.pieces.id, file));
-                    self.distrust(file);
+                    self.distrust(file, Reason::Changed);
                 }
                 self.failed("read", file)(error)
             })?;
@@ -290,7 +289,7 @@ impl Files {
 
     /// Compares a file with its stamp. One that another program changed is closed, because it may be another file now.
     fn check(&self, handles: &Handles, file: FileIndex, opened: &File) -> io::Result<Check> {
-        let check = self.stamps.check(file, opened, || self.distrust(file))?;
+        let check = self.stamps.check(file, opened, |reason| self.distrust(file, reason))?;
         if check == Check::Changed {
             handles.close_one((self.pieces.id, file));
         }
@@ -306,11 +305,6 @@ impl Files {
         let whole = self.file(file).is_stored() && about.len() == self.file(file).len && about.nlink() > 0;
         let sound = unchanged && whole && self.stamps.is_steady(file);
         Ok(sound.then(|| (opened, (about.dev(), about.ino()))))
-    }
-
-    /// Returns whether another program's change of a piece's files was noticed since then.
-    pub fn was_changed_since(&self, piece: PieceIndex, since: Instant) -> bool {
-        self.of_piece(piece).into_iter().any(|file| self.stamps.was_changed_since(file, since))
     }
 
     /// Returns whether no other program's change of a file was noticed lately.
@@ -439,7 +433,7 @@ impl Files {
     /// Distrusts a file of which written bytes are lost.
     fn lost(&self, file: FileIndex) -> impl FnOnce(io::Error) -> DiskError {
         self.stamps.notice(file);
-        self.distrust(file);
+        self.distrust(file, Reason::Changed);
         self.failed("bring to the disk what was written to", file)
     }
 
@@ -493,7 +487,7 @@ impl Files {
             if !about.is_file() {
                 return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
             }
-            let _ = self.stamps.check(file, &opened, || self.distrust(file))?;
+            let _ = self.stamps.check(file, &opened, |reason| self.distrust(file, reason))?;
             if access == Access::Create {
                 self.resize(file, &opened, &about)?;
             }
@@ -501,7 +495,7 @@ impl Files {
         });
         let handle = opened.map_err(|error| {
             if is_gone(&error) {
-                self.distrust(file);
+                self.distrust(file, Reason::Changed);
             }
             self.failed("open", file)(error)
         })?;
@@ -548,13 +542,13 @@ impl Files {
 
     /// Changes a file, which is not a change by another program.
     fn change<T>(&self, file: FileIndex, opened: &File, change: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-        self.stamps.change(file, opened, || self.distrust(file), change)
+        self.stamps.change(file, opened, |reason| self.distrust(file, reason), change)
     }
 
     /// Marks all pieces of a changed file as unverified, so that each is hashed before it is served.
-    fn distrust(&self, file: FileIndex) {
+    fn distrust(&self, file: FileIndex, reason: Reason) {
         let of_file = self.layout.pieces_of(file);
-        if of_file.filter(|piece| self.pieces.distrust(*piece)).count() > 0 {
+        if of_file.filter(|piece| self.pieces.distrust(*piece, reason == Reason::Changed)).count() > 0 {
             let path = self.path(file);
             tracing::warn!(
                 "another program changed {}: its pieces are hashed again before they are served",
@@ -564,8 +558,7 @@ impl Files {
     }
 
     fn failed(&self, action: &'static str, file: FileIndex) -> impl FnOnce(io::Error) -> DiskError {
-        let path = self.path(file);
-        DiskError::new(action, path)
+        DiskError::of_file(action, self.path(file), (self.pieces.id, file))
     }
 
     /// Keeps the store from changing a file.

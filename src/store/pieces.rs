@@ -18,6 +18,7 @@ use crate::util::lock;
 ///
 /// ```text
 /// Missing ─put─▶ Memory ─written─▶ Disk ─evict─▶ Evicting ─punched─▶ Missing
+///                  ├─ written, its file was touched meanwhile ─▶ Unverified
 ///                  └─ no room in memory, disk failed ─▶ Missing
 /// (found at start, or its file was touched) Unverified ─hash matched─▶ Disk     Unverified ─hash differs, evict─▶ Evicting
 /// ```
@@ -157,8 +158,24 @@ impl Pieces {
         self.change(piece, to, |word| word.state() == from).is_some()
     }
 
-    /// Makes a piece on the disk unverified, and disturbs whoever reads it. Returns whether it was verified.
-    pub fn distrust(&self, piece: PieceIndex) -> bool {
+    /// Records that a piece in memory was written to the disk since `before` was loaded. If one of its files was distrusted
+    /// meanwhile, what is there may not be what was written.
+    pub fn written(&self, piece: PieceIndex, before: Word) {
+        let same = |now: Word| now.state() == State::Memory && now.generation() == before.generation();
+        if self.change(piece, State::Disk, same).is_none() {
+            self.advance(piece, State::Memory, State::Unverified);
+        }
+    }
+
+    /// Makes a piece on the disk unverified, and disturbs whoever reads it; with `writing`, also whoever is just writing it.
+    /// Returns whether it was verified.
+    pub fn distrust(&self, piece: PieceIndex, writing: bool) -> bool {
+        if writing && let Some(word) = self.table.get().and_then(|table| table.words.get(piece.index())) {
+            let disturbed = |now: u32| (Word(now).state() == State::Memory).then(|| now.wrapping_add(GENERATION));
+            if word.fetch_update(SeqCst, SeqCst, disturbed).is_ok() {
+                return false;
+            }
+        }
         let on_disk = |word: Word| matches!(word.state(), State::Disk | State::Unverified);
         self.change(piece, State::Unverified, on_disk).is_some_and(|before| before.state() == State::Disk)
     }
@@ -273,10 +290,18 @@ mod tests {
         }
         assert!(!pieces.undisturbed(piece, before), "it was evicted and put again");
         let before = pieces.word(piece);
-        assert!(pieces.distrust(piece) && !pieces.distrust(piece));
+        assert!(pieces.distrust(piece, true) && !pieces.distrust(piece, true));
         assert!(pieces.advance(piece, State::Unverified, State::Disk) && !pieces.undisturbed(piece, before));
+        let written = pieces.lengths.piece(2).unwrap();
+        for (distrusted, state) in [(false, State::Disk), (true, State::Unverified)] {
+            pieces.advance(written, pieces.word(written).state(), State::Memory);
+            let before = pieces.word(written);
+            assert!(!pieces.distrust(written, distrusted));
+            pieces.written(written, before);
+            assert_eq!(pieces.word(written).state(), state);
+        }
         let missing = pieces.lengths.piece(4).unwrap();
-        assert!(!pieces.distrust(missing) && pieces.word(missing).state() == State::Missing);
+        assert!(!pieces.distrust(missing, true) && pieces.word(missing).state() == State::Missing);
     }
 
     #[test]

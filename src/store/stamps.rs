@@ -11,8 +11,9 @@
 //! - One by another program that writes in a single system call for longer than [`SETTLE_TIME`], behind a piece that was
 //!   hashed meanwhile.
 //! - One through a shared mapping: the kernel updates the times only when a page becomes dirty, on tmpfs never.
-//! - One in the same tick of the filesystem's clock as our last write: 1 to 10 ms before Linux 6.13, which gives times out
-//!   more finely, but 2 s on FAT. On network filesystems, one by another machine while the attributes are cached.
+//! - One in the same tick of the filesystem's clock as our last write: 1 to 10 ms before Linux 6.13, and 2 s on FAT. From
+//!   6.13 on, ext4, XFS, Btrfs and tmpfs give a file that was examined a new time with its next change, however soon that
+//!   comes. On network filesystems, one by another machine while the attributes are cached.
 //! - One below the filesystem: bit rot, or a write to the block device.
 //!
 //! `torrentfs verify` finds those.
@@ -61,6 +62,15 @@ impl Seen {
     fn of(about: &Metadata) -> Self {
         Self { stamp: Stamp::of(about), inode: about.ino() }
     }
+}
+
+/// Why the pieces of a file are not to be trusted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Reason {
+    /// The file was never examined.
+    New,
+    /// Another program changed it, or written bytes are lost: pieces that are just being written are concerned, too.
+    Changed,
 }
 
 /// The result of a comparison.
@@ -120,11 +130,6 @@ impl Stamps {
             || lock(&self.slot(file).expected).noticed.is_none_or(|noticed| noticed.elapsed() >= SETTLE_TIME)
     }
 
-    /// Returns whether another program's change was noticed since then. Its pieces are distrusted right after it is noticed.
-    pub fn was_changed_since(&self, file: FileIndex, since: Instant) -> bool {
-        lock(&self.slot(file).expected).noticed.is_some_and(|noticed| noticed >= since)
-    }
-
     /// Returns whether neither we nor, as far as was noticed, another program has been changing a file for [`SETTLE_TIME`].
     pub fn is_steady(&self, file: FileIndex) -> bool {
         self.is_settled(file) && !lock(&self.slot(file).expected).changing
@@ -140,10 +145,11 @@ impl Stamps {
         lock(&self.slot(file).expected).seen = Some(Seen::of(about));
     }
 
-    /// Compares a file that was just read, or opened. Calls `distrust` if another program changed it.
+    /// Compares a file that was just read, or opened. Calls `distrust` if another program changed it, or with
+    /// [`Reason::New`] if it was never examined.
     ///
     /// While a window of ours is open there is nothing to compare: the stamp was right when it began.
-    pub fn check(&self, file: FileIndex, opened: &File, distrust: impl FnOnce()) -> io::Result<Check> {
+    pub fn check(&self, file: FileIndex, opened: &File, distrust: impl FnOnce(Reason)) -> io::Result<Check> {
         let slot = self.slot(file);
         let now = Seen::of(&opened.metadata()?);
         {
@@ -165,7 +171,7 @@ impl Stamps {
         &self,
         file: FileIndex,
         opened: &File,
-        distrust: impl Fn(),
+        distrust: impl Fn(Reason),
         change: impl FnOnce() -> io::Result<T>,
     ) -> io::Result<T> {
         let slot = self.slot(file);
@@ -188,7 +194,7 @@ impl Stamps {
             }
             Err(error) => {
                 expected.seen = None;
-                distrust();
+                distrust(Reason::Changed);
                 changed.and(Err(error))
             }
         }
@@ -204,16 +210,16 @@ impl Stamps {
 }
 
 impl Expected {
-    fn compare(&mut self, now: Seen, distrust: impl FnOnce()) -> Check {
+    fn compare(&mut self, now: Seen, distrust: impl FnOnce(Reason)) -> Check {
         match self.seen.replace(now) {
             Some(before) if before == now => Check::Unchanged,
             Some(_) => {
                 self.noticed = Some(Instant::now());
-                distrust();
+                distrust(Reason::Changed);
                 Check::Changed
             }
             None => {
-                distrust();
+                distrust(Reason::New);
                 Check::Unchanged
             }
         }
@@ -235,7 +241,7 @@ mod tests {
         let ours = File::options().read(true).write(true).create(true).truncate(false).open(&path).unwrap();
         let theirs = File::options().write(true).open(&path).unwrap();
         let distrusted = Cell::new(0);
-        let distrust = || distrusted.set(distrusted.get() + 1);
+        let distrust = |_| distrusted.set(distrusted.get() + 1);
         let write = |at| stamps.change(file, &ours, distrust, || ours.write_all_at(b"x", at)).unwrap();
         let check = || stamps.check(file, &ours, distrust).unwrap();
         assert_eq!(stamps.expected(file), Stamp::default());
@@ -266,11 +272,33 @@ mod tests {
         assert_eq!(stamps.expected(file), Stamp::of(&ours.metadata().unwrap()));
     }
 
+    /// A change in the same tick of the clock as ours, without a pause between them.
+    #[test]
+    fn a_change_right_after_ours_is_seen_where_the_kernel_gives_fine_times() {
+        let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+        let mut numbers = release.split(['.', '-']).map_while(|number| number.parse::<u32>().ok());
+        if (numbers.next(), numbers.next()) < (Some(6), Some(13)) {
+            eprintln!("skipped: Linux {} has coarse times", release.trim());
+            return;
+        }
+        let (stamps, file) = (Stamps::new(1), FileIndex(0));
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let ours = File::options().read(true).write(true).create(true).truncate(false).open(&path).unwrap();
+        let theirs = File::options().write(true).open(&path).unwrap();
+        stamps.set(file, &ours.metadata().unwrap());
+        for n in 0..1000 {
+            stamps.change(file, &ours, |_| panic!("a change of ours"), || ours.write_all_at(b"x", 0)).unwrap();
+            theirs.write_all_at(b"y", 0).unwrap();
+            assert_eq!(stamps.check(file, &ours, |_| ()).unwrap(), Check::Changed, "change {n}");
+        }
+    }
+
     #[test]
     fn our_own_writes_never_count_as_changes() {
         let (stamps, index, opened) = (Stamps::new(1), FileIndex(0), tempfile::tempfile().unwrap());
         stamps.set(index, &opened.metadata().unwrap());
-        let distrust = || panic!("a change of ours");
+        let distrust = |_| panic!("a change of ours");
         std::thread::scope(|scope| {
             let (stamps, opened) = (&stamps, &opened);
             for writer in 0..2u64 {

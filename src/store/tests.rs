@@ -358,6 +358,50 @@ fn a_failing_disk_is_reported_and_retried() {
 }
 
 #[test]
+fn the_fault_of_one_file_is_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let [other, sick] = [2, 1].map(|name| Sample::one_file(name, 1000, 20));
+    let cache = open(dir.path(), None, 6 * (1000 + 256));
+    let (well, _) = add(&cache, &other);
+    let (store, _) = add(&cache, &sick);
+    let torrent = cache.torrents().into_iter().find(|torrent| torrent.info_hash == sick.info_hash).unwrap();
+    for (round, errno) in [libc::EFBIG, libc::EIO, libc::ENAMETOOLONG, libc::EACCES].into_iter().enumerate() {
+        torrent.files.injected_errno.store(errno, SeqCst);
+        let (first, disk) = (2 * round as u32 + 1, cache.usage().disk);
+        sick.put(&store, first);
+        assert!(sick.reads(&store, first), "from memory");
+        assert!(cache.usage().fault.unwrap().contains("this file"), "{errno}");
+        assert_eq!(store.room(), 0);
+        // Another file is written as if nothing was, and does not end the fault.
+        other.put(&well, round as u32);
+        assert_eq!((cache.usage().disk, well.room()), (disk + 1000, u64::MAX), "{errno}");
+        assert!(cache.usage().fault.is_some());
+        torrent.files.injected_errno.store(0, SeqCst);
+        sick.put(&store, first - 1);
+        assert_eq!(cache.usage().disk, disk + 1000, "nothing is written to the file for a while");
+        cache.health.retry_now();
+        cache.maintain(Instant::now());
+        assert_eq!((cache.usage().fault, cache.usage().disk), (None, disk + 3000), "{errno}");
+    }
+}
+
+#[test]
+fn a_full_disk_concerns_all_files() {
+    for errno in [libc::ENOSPC, libc::EDQUOT, libc::EROFS] {
+        let dir = tempfile::tempdir().unwrap();
+        let [other, sick] = [2, 1].map(|name| Sample::one_file(name, 1000, 20));
+        let cache = open(dir.path(), None, 6 * (1000 + 256));
+        let (well, _) = add(&cache, &other);
+        let (store, _) = add(&cache, &sick);
+        let torrent = cache.torrents().into_iter().find(|torrent| torrent.info_hash == sick.info_hash).unwrap();
+        torrent.files.injected_errno.store(errno, SeqCst);
+        sick.put(&store, 0);
+        other.put(&well, 0);
+        assert_eq!((cache.usage().disk, well.room(), store.room()), (0, 0, 0), "{errno}");
+    }
+}
+
+#[test]
 fn on_a_full_disk_pinned_pieces_replace_old_ones() {
     let dir = tempfile::tempdir().unwrap();
     let process = std::process::Command::new("mount")

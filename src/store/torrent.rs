@@ -177,16 +177,10 @@ impl Torrent {
     pub fn write(&self, handles: &Handles, piece: PieceIndex, bytes: &[u8]) -> Result<bool, DiskError> {
         self.change_data(piece, || {
             let start = self.lengths.offset_of(piece);
-            let begun = Instant::now();
+            let before = self.pieces.word(piece);
             let written = self.files.write(handles, start, bytes);
             match &written {
-                Ok(()) => {
-                    self.pieces.advance(piece, State::Memory, State::Disk);
-                    // Another program's change may have been noticed after the write, before the piece counted as on the disk.
-                    if self.files.was_changed_since(piece, begun) {
-                        self.pieces.distrust(piece);
-                    }
-                }
+                Ok(()) => self.pieces.written(piece, before),
                 // Part of the piece may have been written: free that. The piece is not on the disk either way.
                 Err(_) => drop(self.files.punch(handles, self.lengths.range_of(piece))),
             }

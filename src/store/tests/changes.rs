@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::*;
+use crate::metainfo::FileIndex;
 
 /// Length of a piece in bytes.
 const PIECE: u64 = 64 << 10;
@@ -178,6 +179,37 @@ fn a_file_that_keeps_changing_is_hashed_until_it_rests() {
     assert_eq!((state(3), state(4)), (pieces::State::Disk, pieces::State::Unverified));
     store.check_unverified();
     assert_eq!(state(4), pieces::State::Disk);
+}
+
+/// A piece is in two files, and the first is changed after our write to it and before the one to the second.
+#[test]
+fn a_change_of_a_piece_that_is_being_written_is_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let sample = &sample();
+    let cache = open(dir.path(), None, 0);
+    let store = &add(&cache, sample).0;
+    (0..8).for_each(|n| sample.put(store, n));
+    let (files, path) = (&cache_torrent(&cache).files, sample.path(dir.path(), 0));
+    let second = files.pause_changes(FileIndex(1));
+    std::thread::scope(|scope| {
+        scope.spawn(|| sample.put(store, 8));
+        let begin = |path| {
+            let mut begin = [0; 777];
+            fs::File::open(path)
+                .and_then(|file| file.read_exact_at(&mut begin, 8 * PIECE))
+                .is_ok_and(|()| begin == sample.content(8)[..777])
+        };
+        while !begin(&path) {
+            std::thread::yield_now();
+        }
+        tick();
+        let first = files.pause_changes(FileIndex(0));
+        open_rw(&path).write_all_at(b"bad", 8 * PIECE + 9).unwrap();
+        assert_eq!(store.recheck(sample.piece(0)), Some(true), "it notices the change");
+        drop((first, second));
+    });
+    assert_eq!(cache_torrent(&cache).pieces.word(sample.piece(8)).state(), pieces::State::Unverified);
+    assert_eq!(store.recheck(sample.piece(8)), Some(false));
 }
 
 #[test]
