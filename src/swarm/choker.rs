@@ -21,8 +21,6 @@ const MAX_SLOTS: usize = 50;
 const ROUND: Duration = Duration::from_secs(10);
 /// Interval at which the optimistic slot moves on (BEP 3).
 const OPTIMISTIC_ROUND: Duration = Duration::from_secs(30);
-/// A peer that owes us blocks and sends none for this long has snubbed us: only the optimistic slot serves it (BEP 3).
-pub(super) const SNUBBED: Duration = Duration::from_secs(60);
 
 /// A peer that is interested in our pieces.
 #[derive(Debug)]
@@ -32,7 +30,7 @@ pub(super) struct Candidate {
     pub(super) in_lan: bool,
     /// The rate by which it is ranked, in bytes per second.
     pub(super) rate: f64,
-    /// It has snubbed us.
+    /// It owes us blocks and is silent, so that only the optimistic slot serves it (BEP 3): it has snubbed us.
     pub(super) snubbed: bool,
 }
 
@@ -49,7 +47,7 @@ pub(super) struct Choker {
 
 /// Returns the number of ordinary slots at an upload rate in bytes per second.
 fn slots(policy: &Policy, up_rate: f64) -> usize {
-    let slots = (up_rate / policy.slot_rate.max(1) as f64).sqrt() as usize;
+    let slots = (up_rate / policy.slot_rate().max(1) as f64).sqrt() as usize;
     slots.max(policy.upload_slots as usize).min(MAX_SLOTS)
 }
 
@@ -125,6 +123,6 @@ mod tests {
     #[test]
     fn slots_grow_with_the_square_root_of_the_rate() {
         let policy = Policy::default();
-        assert_eq!([0.0, 3e6, 12e6, 1e12].map(|rate| slots(&policy, rate)), [4, 10, 20, MAX_SLOTS]);
+        assert_eq!([0.0, 2.5e6, 10e6, 1e12].map(|rate| slots(&policy, rate)), [4, 10, 20, MAX_SLOTS]);
     }
 }

@@ -15,26 +15,25 @@
 //!
 //! | constant | half | double |
 //! |---|---|---|
-//! | `filling_queue` | – | swarm crowd +8 % |
-//! | `reading_queue` | crowd seek p50 -4 %, small seek p50 -3 % | unsteady seek p90 -13 %, bursts seek p50 +12 %, small seek p50 +11 % |
-//! | `due_queue` | crowd 4MiB +48 %, crowd start +48 %, crowd seek p90 +28 % | crowd first +10 %, far first -4 %, few first +3 % |
-//! | `first_window` | small 4MiB -10 %, crowd first -6 %, swarm fast seed -5 % | crowd seek p90 +58 %, hostile first +44 %, crowd seek p50 +33 % |
-//! | `rate_headroom` | far fill -31 %, far copy -6 %, small 4MiB -5 % | far seek p90 +46 %, far seek p50 +31 %, far jump +20 % |
-//! | `refill_level` | far fill -29 %, crowd fill -9 %, small seek p50 -9 % | bursts seek p50 +12 %, swarm crowd +5 %, hostile first +3 % |
-//! | `rate_span` | crowd seek p90 +11 %, swarm crowd +11 %, far 4MiB -4 % | far 4MiB +4 %, far start +4 % |
-//! | `min_rate_span` | unsteady seek p90 -19 %, hostile first -10 %, hostile start -6 % | unsteady seek p90 -16 %, small first +8 %, far first +7 % |
-//! | `unknown_rate` | crowd seek p90 +10 %, small start -10 %, small 4MiB -7 % | small first +26 %, hostile first -16 %, crowd seek p90 +9 % |
-//! | `unknown_latency` | unsteady 4MiB +17 %, unsteady start +17 %, home 4MiB +15 % | hostile first +20 %, small 4MiB -14 %, unsteady seek p90 -14 % |
-//! | `hedge_advantage` | unsteady seek p90 -12 %, crowd seek p90 -9 %, small first -9 % | small first +47 %, crowd seek p90 +40 %, crowd first +32 % |
-//! | `silence_timeout` | crowd 4MiB +59 %, crowd start +59 %, crowd seek p90 +22 % | – |
-//! | `near_distance` | hostile jump +4 %, small jump +3 % | unsteady seek p90 -10 %, small jump -4 % |
-//! | `blocked_moment` | unsteady seek p90 -12 %, hostile first -11 % | far first +11 %, far 4MiB +7 %, far start +7 % |
-//! | `random_first` | – | small 4MiB -22 %, small start -14 %, swarm crowd +4 % |
-//! | `blocked_tick` | – | unsteady seek p90 -12 %, small 4MiB +5 %, far copy -4 % |
-//! | `upload_slots` | swarm slow crowd -18 %, swarm crowd -4 % | swarm slow crowd +43 %, swarm crowd +23 % |
-//! | `slot_rate` | swarm crowd +4 % | – |
-//! | `open_offers` | swarm super-seed copies -5 %, swarm super-seed time -4 % | swarm super-seed time +3 % |
-//! | `dial_limit` | swarm dead addresses +130 %, crowd 4MiB +27 %, crowd start +27 % | swarm dead addresses -65 %, crowd first -11 %, crowd 4MiB -11 % |
+//! | `filling_queue` | small far fill -4 %, far fill -4 % | swarm crowd +3 % |
+//! | `reading_queue` | small far 4MiB +10 %, small far start +6 %, small few 4MiB +5 % | bursts seek p90 +47 %, small seek p90 +21 %, small far jump +10 % |
+//! | `due_queue` | bursts first +25 %, home 4MiB +13 %, home start +13 % | far seek p90 +8 %, busy first +7 %, unsteady first +7 % |
+//! | `first_window` | crowd seek p90 -18 %, small far first +13 %, bursts first +12 % | hostile first +75 %, small crowd first +26 %, crowd 4MiB +15 % |
+//! | `rate_headroom` | far fill -29 %, small far fill -28 %, small first +17 % | far seek p90 +33 %, small seek p90 +28 %, small far worst jump +23 % |
+//! | `refill_level` | far fill -29 %, small far fill -29 %, small seek p90 +16 % | bursts first +9 %, small crowd seek p50 +8 %, unsteady 4MiB +4 % |
+//! | `rate_span` | crowd seek p50 +11 %, small far worst jump +9 %, small far start -8 % | small crowd worst jump -17 %, swarm slow crowd -8 %, crowd worst jump -8 % |
+//! | `min_rate_span` | bursts seek p90 +36 %, unsteady worst jump +14 %, unsteady seek p50 -6 % | small first +29 %, small start +23 %, small few first +18 % |
+//! | `unknown_rate` | hostile first +90 %, hostile start +13 %, hostile 4MiB +11 % | small first +27 %, hostile first -27 %, unsteady seek p90 -11 % |
+//! | `unknown_latency` | small first +20 %, small start +19 %, crowd seek p90 -12 % | hostile first +25 %, small start -11 %, home first +9 % |
+//! | `hedge_advantage` | bursts seek p90 +25 %, crowd seek p90 -25 %, unsteady seek p90 -11 % | crowd first +39 %, crowd 4MiB +39 %, crowd start +39 % |
+//! | `silence_timeout` | far seek p90 +24 %, crowd 4MiB +19 %, crowd start +19 % | small far worst jump +9 %, small crowd jump -3 % |
+//! | `near_distance` | small far worst jump +20 %, crowd seek p90 -17 %, small far jump +17 % | bursts seek p90 +39 %, small crowd worst jump -25 %, small crowd jump -14 % |
+//! | `blocked_moment` | crowd seek p90 -19 %, small first +17 %, unsteady seek p90 -12 % | small far jump +10 % |
+//! | `random_first` | unsteady seek p90 -8 %, unsteady seek p50 -6 % | unsteady seek p50 -9 % |
+//! | `blocked_tick` | unsteady seek p90 -14 %, small start +6 % | bursts first +22 %, bursts seek p90 +9 %, small first +6 % |
+//! | `upload_slots` | swarm slow crowd -20 %, swarm fast seed -8 % | swarm slow crowd +33 %, swarm crowd +20 %, swarm fast seed +6 % |
+//! | `open_offers` | – | swarm super-seed time +4 % |
+//! | `dial_limit` | crowd seek p90 -19 %, crowd 4MiB +18 %, crowd start +18 % | small crowd worst jump -6 %, small crowd start -5 % |
 //! | `metadata_pipeline` | swarm metadata +91 % | swarm metadata -45 % |
 //! | `metadata_late` | swarm metadata, silent peers -47 % | swarm metadata, silent peers +71 % |
 
@@ -141,9 +140,6 @@ pub struct Policy {
 
     /// Number of peers served at a time while we send little: enough that some of them return the favour.
     pub upload_slots: u32,
-    /// Bytes a second for each peer served, times their number, below which no further peer is served: with more slots each
-    /// peer would wait longer for a whole piece to pass on.
-    pub slot_rate: u64,
     /// Pieces that a super-seed offers to a peer before one of them appears at another peer: the next one is known before
     /// the current one is complete.
     pub open_offers: u32,
@@ -253,6 +249,12 @@ impl Policy {
         self.silence_timeout / 10
     }
 
+    /// Bytes a second for each peer served, times their number, below which no further peer is served: with more slots each
+    /// peer would wait longer for a whole piece to pass on. An eighth of what is assumed of a peer.
+    pub(super) fn slot_rate(&self) -> u64 {
+        self.unknown_rate / 8
+    }
+
     /// Least bytes read ahead of a reader.
     pub(super) fn min_read_ahead(&self) -> u64 {
         self.near_distance / 2
@@ -306,7 +308,6 @@ impl Default for Policy {
             blocked_tick: Duration::from_millis(25),
 
             upload_slots: 4,
-            slot_rate: 30_000,
             open_offers: 2,
 
             dial_limit: 30,

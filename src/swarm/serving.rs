@@ -5,7 +5,7 @@ use std::time::Instant;
 use rand::seq::IndexedRandom;
 
 use super::action::{Action, DisconnectReason};
-use super::choker::{Candidate, SNUBBED};
+use super::choker::Candidate;
 use super::event::PeerKey;
 use super::machine::Swarm;
 use super::uploads::MAX_LENGTH;
@@ -24,9 +24,13 @@ impl Swarm {
         let seeding = self.pieces.complete();
         let mut candidates: Vec<Candidate> = Vec::new();
         for (key, peer) in self.peers.iter().filter(|(_, peer)| peer.interested_in_us) {
-            let owes = !peer.asks.is_empty() && now.saturating_duration_since(peer.last_progress) >= SNUBBED;
             let rate = if seeding { peer.up.rate(now) } else { peer.down.rate(now) };
-            candidates.push(Candidate { key: *key, in_lan: peer.in_lan, rate, snubbed: owes && !seeding });
+            candidates.push(Candidate {
+                key: *key,
+                in_lan: peer.in_lan,
+                rate,
+                snubbed: peer.pipeline.snubbed && !seeding,
+            });
         }
         let up_rate = self.up_rate(now);
         let served = self.choker.assign(now, &mut self.rng, up_rate, &candidates, self.peers.len());

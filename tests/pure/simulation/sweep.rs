@@ -78,7 +78,6 @@ fields!(
     random_first,
     blocked_tick,
     upload_slots,
-    slot_rate,
     open_offers,
     dial_limit,
     metadata_pipeline,
