@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 use sha1::{Digest, Sha1};
 use torrentfs::metainfo::Metainfo;
 
-use super::program::{Process, Torrent, noise, program};
+use super::noise::noise;
+use super::program::{Process, Torrent, program};
 
 const LEECHERS: u8 = 50;
 const LEN: usize = 256 << 20;

@@ -10,6 +10,8 @@
 //! `TORRENTFS_PROGRAM` names another build of the program, to compare two of them. Everything is on loopback.
 
 mod leechers;
+#[path = "../../tests/support/noise.rs"]
+mod noise;
 mod pieces;
 mod program;
 mod torrents;

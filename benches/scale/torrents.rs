@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
-use super::program::{Mount, Torrent, mib, noise};
+use super::noise::noise;
+use super::program::{Mount, Torrent, mib};
 
 /// 1.2 GiB in pieces of 512 KiB.
 const PIECES: usize = 2_500;

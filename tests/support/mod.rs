@@ -6,6 +6,7 @@
 
 pub mod fake;
 pub mod faulty;
+mod noise;
 pub mod picture;
 mod ports;
 pub mod signals;
@@ -22,6 +23,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::{LazyLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc};
 use std::time::{Duration, Instant};
 
+pub use noise::noise;
 pub use ports::free_port;
 use tempfile::TempDir;
 use torrentfs::internals::fs::mountinfo;
@@ -121,20 +123,6 @@ pub fn wait_until(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {
         assert!(Instant::now() < end, "not within {limit:?}: {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
-}
-
-/// Returns incompressible bytes that depend on the seed alone (xorshift).
-pub fn noise(len: usize, seed: u64) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut out = Vec::with_capacity(len + 8);
-    while out.len() < len {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        out.extend_from_slice(&state.wrapping_mul(0x2545_F491_4F6C_DD1D).to_le_bytes());
-    }
-    out.truncate(len);
-    out
 }
 
 /// A process that is killed when its handle is dropped.
