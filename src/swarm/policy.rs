@@ -144,7 +144,7 @@ pub struct Policy {
     /// the current one is complete.
     pub open_offers: u32,
 
-    /// Addresses dialed in one [`Policy::dial_moment`], less those that answer in it. Most addresses of a tracker do not
+    /// Addresses dialed in one moment (`dial_moment`), less those that answer in it. Most addresses of a tracker do not
     /// answer, so with fewer a reader waits for the first that does. libtorrent dials as many a second; a burst of more
     /// fills the connection tables of some home routers. Follows from it: `dial_slots`.
     pub dial_limit: u32,
