@@ -5,6 +5,7 @@
 //! stored, because they are zeros (BEP 47).
 
 use std::borrow::Cow;
+use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
 use std::fs::{File, Metadata};
 use std::io;
@@ -109,7 +110,7 @@ pub(super) struct Files {
     renamed: Mutex<HashMap<FileIndex, metainfo::File>>,
     /// Files that would be the same as another one on a filesystem that ignores case.
     twins: HashMap<FileIndex, FileIndex>,
-    /// Held while a file is created.
+    /// Held while a file is created in a torrent that has such files.
     creating: Mutex<()>,
     /// The other paths of the files of a download.
     portable: OnceLock<HashMap<FileIndex, Vec<String>>>,
@@ -212,15 +213,18 @@ impl Files {
         about.nlink() == 1 && other.is_ok_and(|other| (other.dev(), other.ino()) == (about.dev(), about.ino()))
     }
 
+    fn is_twins(&self, file: FileIndex, opened: &File) -> io::Result<bool> {
+        Ok(self.twins.contains_key(&file) && self.is_of_twin(file, &opened.metadata()?))
+    }
+
     /// Opens a file under its own name, or under the other one if the filesystem refuses that.
     pub fn open(&self, file: FileIndex, access: Access) -> io::Result<(File, bool)> {
         let create = access == Access::Create;
-        let _turn = create.then(|| lock(&self.creating));
-        let own = self.locate(file);
+        let _turn = (create && !self.twins.is_empty()).then(|| lock(&self.creating));
+        // A new file without a twin has another name only if its own is refused.
+        let own = if create && !self.twins.contains_key(&file) { self.placed(file) } else { self.locate(file) };
         let error = match self.root.open(&own, access) {
-            Ok((opened, _))
-                if create && matches!(own, Cow::Borrowed(_)) && self.is_of_twin(file, &opened.metadata()?) =>
-            {
+            Ok((opened, _)) if create && own.path == self.file(file).path && self.is_twins(file, &opened)? => {
                 // It was created just now, and it is the other file's.
                 std::fs::remove_file(self.root.path(&own))?;
                 io::ErrorKind::AlreadyExists.into()
@@ -289,7 +293,7 @@ impl Files {
 
     /// Compares a file with its stamp. One that another program changed is closed, because it may be another file now.
     fn check(&self, handles: &Handles, file: FileIndex, opened: &File) -> io::Result<Check> {
-        let check = self.stamps.check(file, opened, |reason| self.distrust(file, reason))?;
+        let check = self.stamps.check(file, opened, &opened.metadata()?, |reason| self.distrust(file, reason))?;
         if check == Check::Changed {
             handles.close_one((self.pieces.id, file));
         }
@@ -347,7 +351,12 @@ impl Files {
                 let handle = self.handle(handles, file, Access::Create)?;
                 self.compare_undecided(file, &handle.file, bytes, at).map_err(self.failed("overwrite", file))?;
                 let mut places = (at..).step_by(WRITE_LEN).zip(bytes.chunks(WRITE_LEN));
-                let mut write = |(at, part)| self.change(file, &handle.file, || handle.file.write_all_at(part, at));
+                let mut write = |(at, part)| {
+                    self.change(file, &handle.file, |before| {
+                        self.resize(file, &handle.file, before)?;
+                        handle.file.write_all_at(part, at)
+                    })
+                };
                 let written = self.injected_fault(Faulty::Write).and_then(|()| places.try_for_each(&mut write));
                 written.map_err(self.failed("write to", file))?;
             }
@@ -378,7 +387,7 @@ impl Files {
         for (file, part) in self.layout.extents(range).filter(|(file, _)| self.file(*file).is_stored()) {
             match self.handle(handles, file, Access::Change) {
                 Ok(handle) => {
-                    let punch = || {
+                    let punch = |_: &Metadata| {
                         self.injected_fault(Faulty::Punch)?;
                         sys::punch_hole(&handle.file, part.start, part.end - part.start)
                     };
@@ -473,9 +482,6 @@ impl Files {
                 let about = handle.file.metadata().map_err(self.failed("examine", file))?;
                 // Bytes written to a deleted file would be lost.
                 if about.nlink() > 0 {
-                    if access == Access::Create {
-                        self.resize(file, &handle.file, &about).map_err(self.failed("resize", file))?;
-                    }
                     return Ok(handle);
                 }
                 handles.close_one(key);
@@ -487,10 +493,7 @@ impl Files {
             if !about.is_file() {
                 return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
             }
-            let _ = self.stamps.check(file, &opened, |reason| self.distrust(file, reason))?;
-            if access == Access::Create {
-                self.resize(file, &opened, &about)?;
-            }
+            let _ = self.stamps.check(file, &opened, &about, |reason| self.distrust(file, reason))?;
             Ok(Handle { in_memory: sys::is_on_tmpfs(&opened)?, writable, file: Arc::new(opened) })
         });
         let handle = opened.map_err(|error| {
@@ -503,21 +506,17 @@ impl Files {
         Ok(handle)
     }
 
-    /// Gives a file its whole length. A new file becomes a hole. One that another program truncated does, too, but the
-    /// stamp then shows the change, so its zeros are not taken for our pieces.
-    fn resize(&self, file: FileIndex, opened: &File, about: &Metadata) -> io::Result<()> {
+    /// Gives a file its whole length before it is written to. A new file becomes a hole. One that another program truncated
+    /// does, too, but the stamp then shows the change, so its zeros are not taken for our pieces.
+    fn resize(&self, file: FileIndex, opened: &File, before: &Metadata) -> io::Result<()> {
         let len = self.file(file).len;
-        if about.len() == len {
-            return Ok(());
-        }
-        self.change(file, opened, || {
-            let now = opened.metadata()?.len();
-            if now > len && !self.root.is_own() {
-                return Err(io::Error::other("it is longer than the torrent says, so another program writes to it"));
+        match before.len().cmp(&len) {
+            Ordering::Equal => Ok(()),
+            Ordering::Greater if !self.root.is_own() => {
+                Err(io::Error::other("it is longer than the torrent says, so another program writes to it"))
             }
-            // Another of our threads may have been first.
-            if now == len { Ok(()) } else { opened.set_len(len) }
-        })
+            _ => opened.set_len(len),
+        }
     }
 
     /// Makes an existing file in a download directory the torrent's: cuts off what it has beyond the torrent's length, and
@@ -531,7 +530,7 @@ impl Files {
         if about.len() <= len && !executable {
             return Ok(());
         }
-        self.change(file, &opened, || {
+        self.change(file, &opened, |_| {
             if executable {
                 // Some filesystems have no executable bit.
                 let _ = sys::make_executable(&opened);
@@ -540,8 +539,13 @@ impl Files {
         })
     }
 
-    /// Changes a file, which is not a change by another program.
-    fn change<T>(&self, file: FileIndex, opened: &File, change: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    /// Changes a file, as it is before, which is not a change by another program.
+    fn change<T>(
+        &self,
+        file: FileIndex,
+        opened: &File,
+        change: impl FnOnce(&Metadata) -> io::Result<T>,
+    ) -> io::Result<T> {
         self.stamps.change(file, opened, |reason| self.distrust(file, reason), change)
     }
 

@@ -145,13 +145,19 @@ impl Stamps {
         lock(&self.slot(file).expected).seen = Some(Seen::of(about));
     }
 
-    /// Compares a file that was just read, or opened. Calls `distrust` if another program changed it, or with
+    /// Compares a file that was just read, or opened, and is `now` like this. Calls `distrust` if another program changed it, or with
     /// [`Reason::New`] if it was never examined.
     ///
     /// While a window of ours is open there is nothing to compare: the stamp was right when it began.
-    pub fn check(&self, file: FileIndex, opened: &File, distrust: impl FnOnce(Reason)) -> io::Result<Check> {
+    pub fn check(
+        &self,
+        file: FileIndex,
+        opened: &File,
+        now: &Metadata,
+        distrust: impl FnOnce(Reason),
+    ) -> io::Result<Check> {
         let slot = self.slot(file);
-        let now = Seen::of(&opened.metadata()?);
+        let now = Seen::of(now);
         {
             let expected = lock(&slot.expected);
             if expected.changing || expected.seen == Some(now) {
@@ -172,18 +178,18 @@ impl Stamps {
         file: FileIndex,
         opened: &File,
         distrust: impl Fn(Reason),
-        change: impl FnOnce() -> io::Result<T>,
+        change: impl FnOnce(&Metadata) -> io::Result<T>,
     ) -> io::Result<T> {
         let slot = self.slot(file);
         let _turn = lock(&slot.turn);
-        let before = Seen::of(&opened.metadata()?);
+        let before = opened.metadata()?;
         {
             let mut expected = lock(&slot.expected);
-            let _ = expected.compare(before, &distrust);
+            let _ = expected.compare(Seen::of(&before), &distrust);
             // After the comparison, so that whoever sees the window also sees the distrust.
             expected.changing = true;
         }
-        let changed = change();
+        let changed = change(&before);
         let after = opened.metadata();
         let mut expected = lock(&slot.expected);
         expected.changing = false;
@@ -242,8 +248,8 @@ mod tests {
         let theirs = File::options().write(true).open(&path).unwrap();
         let distrusted = Cell::new(0);
         let distrust = |_| distrusted.set(distrusted.get() + 1);
-        let write = |at| stamps.change(file, &ours, distrust, || ours.write_all_at(b"x", at)).unwrap();
-        let check = || stamps.check(file, &ours, distrust).unwrap();
+        let write = |at| stamps.change(file, &ours, distrust, |_| ours.write_all_at(b"x", at)).unwrap();
+        let check = || stamps.check(file, &ours, &ours.metadata().unwrap(), distrust).unwrap();
         assert_eq!(stamps.expected(file), Stamp::default());
         stamps.set(file, &ours.metadata().unwrap());
         for n in 0..1000 {
@@ -288,9 +294,10 @@ mod tests {
         let theirs = File::options().write(true).open(&path).unwrap();
         stamps.set(file, &ours.metadata().unwrap());
         for n in 0..1000 {
-            stamps.change(file, &ours, |_| panic!("a change of ours"), || ours.write_all_at(b"x", 0)).unwrap();
+            stamps.change(file, &ours, |_| panic!("a change of ours"), |_| ours.write_all_at(b"x", 0)).unwrap();
             theirs.write_all_at(b"y", 0).unwrap();
-            assert_eq!(stamps.check(file, &ours, |_| ()).unwrap(), Check::Changed, "change {n}");
+            let about = ours.metadata().unwrap();
+            assert_eq!(stamps.check(file, &ours, &about, |_| ()).unwrap(), Check::Changed, "change {n}");
         }
     }
 
@@ -304,14 +311,16 @@ mod tests {
             for writer in 0..2u64 {
                 scope.spawn(move || {
                     for n in 0..2000u64 {
-                        stamps.change(index, opened, distrust, || opened.write_all_at(&[1; 99], n * writer)).unwrap();
+                        stamps.change(index, opened, distrust, |_| opened.write_all_at(&[1; 99], n * writer)).unwrap();
                     }
                 });
             }
             for _ in 0..2 {
                 scope.spawn(move || {
-                    (0..5000)
-                        .for_each(|_| assert_eq!(stamps.check(index, opened, distrust).unwrap(), Check::Unchanged));
+                    for _ in 0..5000 {
+                        let about = opened.metadata().unwrap();
+                        assert_eq!(stamps.check(index, opened, &about, distrust).unwrap(), Check::Unchanged);
+                    }
                 });
             }
         });
