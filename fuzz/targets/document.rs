@@ -6,11 +6,11 @@ use libfuzzer_sys::fuzz_target;
 use torrentfs::metainfo::{Document, Edit, gunzip};
 
 fuzz_target!(|bytes: &[u8]| {
-    match Document::parse(bytes) {
+    match Document::parse(bytes.to_vec()) {
         // An edited torrent is the same torrent.
         Ok(Document::Torrent(torrent)) => {
             let edited = Edit::new(bytes).expect("what is read can be edited").build();
-            let Ok(Document::Torrent(again)) = Document::parse(&edited) else { panic!("our own torrent") };
+            let Ok(Document::Torrent(again)) = Document::parse(edited) else { panic!("our own torrent") };
             assert_eq!(again.info_hash, torrent.info_hash);
         }
         Ok(Document::Magnet(_)) => {}
