@@ -213,7 +213,7 @@ impl Files {
         about.nlink() == 1 && other.is_ok_and(|other| (other.dev(), other.ino()) == (about.dev(), about.ino()))
     }
 
-    fn is_twins(&self, file: FileIndex, opened: &File) -> io::Result<bool> {
+    fn opened_twin(&self, file: FileIndex, opened: &File) -> io::Result<bool> {
         Ok(self.twins.contains_key(&file) && self.is_of_twin(file, &opened.metadata()?))
     }
 
@@ -224,7 +224,7 @@ impl Files {
         // A new file without a twin has another name only if its own is refused.
         let own = if create && !self.twins.contains_key(&file) { self.placed(file) } else { self.locate(file) };
         let error = match self.root.open(&own, access) {
-            Ok((opened, _)) if create && own.path == self.file(file).path && self.is_twins(file, &opened)? => {
+            Ok((opened, _)) if create && matches!(own, Cow::Borrowed(_)) && self.opened_twin(file, &opened)? => {
                 // It was created just now, and it is the other file's.
                 std::fs::remove_file(self.root.path(&own))?;
                 io::ErrorKind::AlreadyExists.into()
@@ -539,7 +539,7 @@ impl Files {
         })
     }
 
-    /// Changes a file, as it is before, which is not a change by another program.
+    /// Changes a file, which is not a change by another program. `change` gets its metadata before that.
     fn change<T>(
         &self,
         file: FileIndex,

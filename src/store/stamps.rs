@@ -145,8 +145,8 @@ impl Stamps {
         lock(&self.slot(file).expected).seen = Some(Seen::of(about));
     }
 
-    /// Compares a file that was just read, or opened, and is `now` like this. Calls `distrust` if another program changed it, or with
-    /// [`Reason::New`] if it was never examined.
+    /// Compares a file that was just read, or opened, with its stamp; `now` is its metadata after that. Calls `distrust` if
+    /// another program changed it, or with [`Reason::New`] if it was never examined.
     ///
     /// While a window of ours is open there is nothing to compare: the stamp was right when it began.
     pub fn check(
